@@ -1,0 +1,52 @@
+# `make demo` and `make test` do everything on a fresh machine with Python 3.11+, venv and make.
+PYTHON       ?= python3
+VENV         ?= .venv
+REQUIREMENTS ?= cpu#       cpu | gpu
+BIN          := $(VENV)/bin
+UV           := $(BIN)/uv
+READY        := $(VENV)/.ready-$(REQUIREMENTS)
+export PYTHONUNBUFFERED = 1
+
+.PHONY: demo test test-fast lint format setup lock clean
+.DEFAULT_GOAL := help
+
+help:
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+
+demo: setup ## run the whole mission in miniature, on two CPU cores
+	$(BIN)/vcot demo $(ARGS)
+
+test: setup ## run every test that this machine can, the real vLLM and TRL included
+	$(BIN)/pytest --durations=10 $(ARGS)
+
+test-fast: setup ## the tests without real servers: seconds
+	$(BIN)/pytest -m "not e2e and not compose" $(ARGS)
+
+lint: setup ## ruff, types, import rules
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: setup ## mend what ruff can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+setup: $(READY) ## make .venv from the pinned requirements
+
+$(READY): requirements/$(REQUIREMENTS).txt requirements/bootstrap.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit("vcot needs Python 3.11 or newer, this is " + sys.version.split()[0] + "; set PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/bootstrap.txt
+	$(UV) pip sync --quiet --python $(BIN)/python requirements/$(REQUIREMENTS).txt
+	$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
+	rm -f $(VENV)/.ready-* && touch $@
+
+COMPILE = $(UV) pip compile --quiet --generate-hashes --no-header --python-version 3.11
+lock: setup ## pin requirements/*.txt anew
+	$(COMPILE) requirements/bootstrap.in -o requirements/bootstrap.txt
+	$(COMPILE) --overrides requirements/overrides.txt requirements/cpu.in -o requirements/cpu.txt
+	$(COMPILE) requirements/gpu.in -o requirements/gpu.txt
+
+clean: ## remove the environment (runs are kept)
+	rm -rf $(VENV)

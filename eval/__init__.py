@@ -1,0 +1,1 @@
+"""Benchmarks and statistics: prompts, parsers, intervals and the paper's table."""

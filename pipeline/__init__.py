@@ -1,0 +1,1 @@
+"""The base of vcot: records, and the steps that turn tasks into preference data."""

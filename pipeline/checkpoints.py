@@ -1,0 +1,92 @@
+"""Checkpoints on disk: what identifies one, and whether a directory can be served.
+
+A checkpoint is a directory in the Hugging Face layout with `checkpoint.json` (a `CheckpointManifest`) beside the weights.
+Its digest covers every file that can change an answer: weights, model config, tokenizer, processor and chat template. The
+generation config is left out, since vLLM is told to ignore it. Only safetensors are taken (a pickle runs code).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from pipeline.errors import CheckpointError
+from pipeline.records import CheckpointManifest
+
+MANIFEST = "checkpoint.json"
+_IDENTITY_PATTERNS = (
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "config.json",
+    "adapter_config.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "*processor*.json",
+    "chat_template*",
+)
+
+
+def compute_digest(directory: Path) -> str:
+    """`sha256:<64 hex>` over the names and contents of the files that determine the checkpoint's answers.
+
+    Raises CheckpointError where the directory or its weights are missing.
+    """
+    check_layout(directory)
+    files = sorted({path for pattern in _IDENTITY_PATTERNS for path in directory.glob(pattern) if path.is_file()})
+    listing = "".join(f"{_file_digest(path)}  {path.name}\n" for path in files)
+    return f"sha256:{hashlib.sha256(listing.encode()).hexdigest()}"
+
+
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_layout(directory: Path) -> None:
+    """Raise CheckpointError unless `directory` holds a config and complete safetensors weights."""
+    if not directory.is_dir():
+        raise CheckpointError(f"checkpoint {directory} does not exist; give a directory, a bundled name or a hub id")
+    if not any((directory / name).is_file() for name in ("config.json", "adapter_config.json")):
+        raise CheckpointError(f"checkpoint {directory} has no config.json; it is not a Hugging Face checkpoint")
+    if not any(directory.glob("*.safetensors")):
+        raise CheckpointError(f"checkpoint {directory} has no *.safetensors weights; copy them there or name another")
+    for index in directory.glob("*.safetensors.index.json"):
+        shards = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
+        missing = sorted(shard for shard in shards if not (directory / shard).is_file())
+        if missing:
+            raise CheckpointError(f"checkpoint {directory} lacks {missing[0]}, which {index.name} lists; copy it again")
+
+
+def read_manifest(directory: Path) -> CheckpointManifest:
+    """The manifest of a checkpoint directory, as written; `verify_checkpoint` also recomputes the digest."""
+    path = directory / MANIFEST
+    try:
+        return CheckpointManifest.model_validate_json(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"checkpoint {directory} has no {MANIFEST}; run `vcot checkpoints add`") from None
+    except ValidationError as error:
+        raise CheckpointError(f"{path} is not a checkpoint manifest: {error.errors()[0]['msg']}") from None
+
+
+def verify_checkpoint(directory: Path) -> CheckpointManifest:
+    """The manifest, after recomputing the digest from the files. Raises CheckpointError where they differ."""
+    manifest = read_manifest(directory)
+    digest = compute_digest(directory)
+    if digest != manifest.checkpoint.digest:
+        raise CheckpointError(
+            f"checkpoint {directory} has digest {digest[:19]}, but its {MANIFEST} says {manifest.checkpoint.digest[:19]}; "
+            "its files were changed after it was made: restore them, or make it again"
+        )
+    return manifest
+
+
+def write_manifest(directory: Path, manifest: CheckpointManifest) -> None:
+    """Write `checkpoint.json` in one step: a reader sees the old one or the new one."""
+    partial = directory / f".{MANIFEST}.partial"
+    partial.write_text(manifest.model_dump_json(indent=2) + "\n", "utf-8")
+    os.replace(partial, directory / MANIFEST)

@@ -1,0 +1,88 @@
+"""The exceptions of vcot, one tree.
+
+    VcotError                 anything vcot says to its user; `exit_code` is the process's
+    ├── InputError            bad input, nothing was changed: value, place and remedy (exit code 2)
+    │   ├── RecipeError       a recipe field that is unknown, of the wrong type or out of bounds
+    │   ├── DataError         a data set, a task or an image that cannot be used
+    │   ├── CheckpointError   a checkpoint that is missing, incomplete, altered or unknown
+    │   └── MachineError      this machine or its environment lacks something: a key, a port, a build
+    ├── ServerError           a process of ours (vLLM, gateway, trainer) died or never became ready (exit code 1)
+    ├── SwapError             a swap was refused or rolled back (exit code 1)
+    ├── StageError            a stage ended with work still owed (exit code 1)
+    └── RequestError          one request to a model failed; carries what the retry layer needs to decide
+        ├── WrongCheckpoint   the answer is stamped with weights other than those asked for: never kept, never repeated
+        └── BadAnswer         the upstream answered 200 with something that is not an answer
+
+A message is one sentence that holds the value, the place and the remedy.
+"""
+
+from __future__ import annotations
+
+
+class VcotError(Exception):
+    """Anything vcot says to its user in one sentence."""
+
+    exit_code = 1
+
+
+class InputError(VcotError):
+    """Bad input; nothing was changed."""
+
+    exit_code = 2
+
+
+class RecipeError(InputError):
+    """A recipe field that is unknown, of the wrong type or out of bounds."""
+
+
+class DataError(InputError):
+    """A data set, a task or an image that cannot be used."""
+
+
+class CheckpointError(InputError):
+    """A checkpoint that is missing, incomplete, altered or unknown."""
+
+
+class MachineError(InputError):
+    """This machine or its environment lacks something that the command needs."""
+
+
+class ServerError(VcotError):
+    """A process of ours died or never became ready."""
+
+
+class SwapError(VcotError):
+    """A swap was refused or rolled back; the checkpoint that was live still is."""
+
+
+class StageError(VcotError):
+    """A stage ended with work still owed; the same command again does the rest."""
+
+
+class RequestError(VcotError):
+    """One request to a model failed.
+
+    `status` is the HTTP status, or None where no answer came. `retryable` says whether the same request may succeed
+    later; `retry_after_s` is the server's own wish, in seconds.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int | None = None,
+        retryable: bool = False,
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.retryable = retryable
+        self.retry_after_s = retry_after_s
+
+
+class WrongCheckpoint(RequestError):
+    """The answer is stamped with other weights than those asked for."""
+
+
+class BadAnswer(RequestError):
+    """The upstream answered 200 with something that is not an answer (no choices, fewer than n, no stamp)."""

@@ -1,0 +1,93 @@
+"""Images, normalised once at the source and stored by content.
+
+What a model sees must not depend on who decodes it: vLLM turns EXIF-rotated images upright and puts transparency on
+white, plain Pillow does neither. So every image is made upright RGB here, before anything else reads it. A file that
+already is so keeps its bytes; any other is written anew as PNG.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from pathlib import Path
+
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from pipeline.errors import DataError
+from pipeline.records import ImageRef
+
+_EXIF_ORIENTATION = 0x0112
+_SUFFIXES = {"PNG": ".png", "JPEG": ".jpg"}
+
+
+class ImageStore:
+    """Images under `<run>/images/<sha256>.<png|jpg>`; a write is atomic and repeating it changes nothing."""
+
+    def __init__(self, run_directory: Path) -> None:
+        self._root = run_directory
+
+    def put_bytes(self, data: bytes, *, where: str) -> ImageRef:
+        """Store an encoded image. Raises DataError, naming `where`, if it is corrupt or empty."""
+        try:
+            with Image.open(io.BytesIO(data)) as image:
+                image.load()
+                if image.format in _SUFFIXES and image.mode == "RGB" and _is_upright(image):
+                    return self._write(data, _SUFFIXES[image.format], image.size)
+                return self.put_png(normalise(image))
+        except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise DataError(f"image {where} cannot be read ({error}); replace the file or leave the task out") from None
+
+    def put_file(self, path: Path) -> ImageRef:
+        """Store an image file. Raises DataError if it is missing or corrupt."""
+        try:
+            return self.put_bytes(path.read_bytes(), where=str(path))
+        except OSError as error:
+            raise DataError(f"image {path} cannot be opened ({error.strerror}); check the data set's folder") from None
+
+    def put_png(self, image: Image.Image) -> ImageRef:
+        """Store a decoded RGB image losslessly."""
+        buffer = io.BytesIO()
+        image.save(buffer, "PNG")
+        return self._write(buffer.getvalue(), ".png", image.size)
+
+    def read(self, ref: ImageRef) -> bytes:
+        """The stored bytes. Raises DataError where the file is gone or was altered."""
+        path = self._root / ref.path
+        try:
+            data = path.read_bytes()
+        except OSError:
+            raise DataError(f"image {path} is gone from the run; delete the run's tasks/ folder to load it again") from None
+        if hashlib.sha256(data).hexdigest() != ref.sha256:
+            raise DataError(f"image {path} was altered after it was stored; delete it and the run's tasks/ folder")
+        return data
+
+    def _write(self, data: bytes, suffix: str, size: tuple[int, int]) -> ImageRef:
+        sha256 = hashlib.sha256(data).hexdigest()
+        path = Path("images") / f"{sha256}{suffix}"
+        target = self._root / path
+        if not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            partial = target.with_suffix(f".{os.getpid()}.partial")
+            partial.write_bytes(data)
+            os.replace(partial, target)
+        return ImageRef(sha256=sha256, path=path.as_posix(), width=size[0], height=size[1])
+
+
+def normalise(image: Image.Image) -> Image.Image:
+    """An upright RGB copy, transparency on white, as vLLM sees it."""
+    upright = ImageOps.exif_transpose(image)
+    if upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info:
+        rgba = upright.convert("RGBA")
+        canvas = Image.new("RGBA", rgba.size, "white")
+        return Image.alpha_composite(canvas, rgba).convert("RGB")
+    return upright.convert("RGB")
+
+
+def _is_upright(image: Image.Image) -> bool:
+    return image.getexif().get(_EXIF_ORIENTATION, 1) == 1
+
+
+def media_type(ref: ImageRef) -> str:
+    """For a data URL: `image/png` or `image/jpeg`."""
+    return "image/png" if ref.path.endswith(".png") else "image/jpeg"

@@ -1,0 +1,96 @@
+"""The run's ledger: what was answered, judged and scored, and what is still owed.
+
+One SQLite file. A record is durable before it counts as done (full synchronous commits), so `kill -9` at any moment loses
+at most work in flight, and the same command again finds every finished record by its key. An error is kept, so that it
+can be read, but its key is still owed: a later good record replaces it, and nothing ever replaces a good record.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import TypeVar
+
+from pipeline.errors import InputError
+from pipeline.records import Judgment, Response
+
+LedgerRecord = Response | Judgment
+R = TypeVar("R", Response, Judgment)
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS records (
+    kind TEXT NOT NULL,
+    key  TEXT NOT NULL,
+    ok   INTEGER NOT NULL,
+    body TEXT NOT NULL,
+    PRIMARY KEY (kind, key)
+) WITHOUT ROWID
+"""
+_PUT = """
+INSERT INTO records (kind, key, ok, body) VALUES (?, ?, ?, ?)
+ON CONFLICT (kind, key) DO UPDATE SET ok = excluded.ok, body = excluded.body WHERE records.ok = 0
+"""
+_MAX_VARIABLES = 500
+
+
+class Ledger:
+    """Records by kind and key. Safe to use from several threads; one process writes at a time (`pipeline.run.exclusive`)."""
+
+    def __init__(self, path: Path) -> None:
+        """Open or create the file. Raises InputError where it is not a ledger."""
+        self._lock = threading.Lock()
+        self._connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+        try:
+            self._connection.execute("PRAGMA journal_mode = WAL")
+            self._connection.execute("PRAGMA synchronous = FULL")
+            self._connection.execute(_SCHEMA)
+        except sqlite3.DatabaseError as error:
+            self._connection.close()
+            raise InputError(f"{path} is not a ledger ({error}); restore it or begin a new run directory") from None
+
+    def put(self, records: Sequence[LedgerRecord]) -> None:
+        """Store `records` in one transaction: after it returns all of them are on disk, or none."""
+        rows = [(type(r).__name__, r.key, int(r.error is None), r.model_dump_json(exclude_none=True)) for r in records]
+        with self._lock:
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                self._connection.executemany(_PUT, rows)
+            except BaseException:
+                self._connection.execute("ROLLBACK")
+                raise
+            self._connection.execute("COMMIT")
+
+    def get(self, kind: type[R], keys: Iterable[str]) -> dict[str, R]:
+        """The stored records among `keys`, errors included."""
+        found: dict[str, R] = {}
+        for chunk in _chunks(keys):
+            marks = ", ".join("?" * len(chunk))
+            query = f"SELECT key, body FROM records WHERE kind = ? AND key IN ({marks})"  # noqa: S608 - only marks
+            with self._lock:
+                rows = self._connection.execute(query, (kind.__name__, *chunk)).fetchall()
+            found |= {key: kind.model_validate_json(body) for key, body in rows}
+        return found
+
+    def done(self, kind: type[R], keys: Iterable[str]) -> set[str]:
+        """Those of `keys` whose record is good; the others are owed."""
+        done: set[str] = set()
+        for chunk in _chunks(keys):
+            marks = ", ".join("?" * len(chunk))
+            query = f"SELECT key FROM records WHERE kind = ? AND ok = 1 AND key IN ({marks})"  # noqa: S608 - only marks
+            with self._lock:
+                done |= {key for (key,) in self._connection.execute(query, (kind.__name__, *chunk))}
+        return done
+
+    def close(self) -> None:
+        """Close the file."""
+        self._connection.close()
+
+
+def _chunks(keys: Iterable[str]) -> Iterator[tuple[str, ...]]:
+    """`keys` in tuples of at most `_MAX_VARIABLES`, SQLite's bound on the variables of a statement."""
+    iterator = iter(keys)
+    while chunk := tuple(islice(iterator, _MAX_VARIABLES)):
+        yield chunk

@@ -1,0 +1,140 @@
+"""Preference pairs -> a Parquet data set that TRL and `datasets` read, with its card.
+
+The columns are TRL's vision preference format (images, prompt, chosen, rejected as conversations) and, beside it, where
+each row comes from. The folder is a hub data set as it is: `load_dataset(folder)` gives the two splits.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.images import ImageStore
+from pipeline.records import PreferencePair, content_key
+
+if TYPE_CHECKING:
+    from datasets import Features
+
+_SPLITS = ("train", "validation")
+_ROW_GROUP = 256
+
+
+def pairs_digest(train: Sequence[PreferencePair], validation: Sequence[PreferencePair]) -> str:
+    """SHA-256 of the rows of both splits, paths left out."""
+    rows = [[pair.model_dump(mode="json", exclude={"image": {"path"}}) for pair in split] for split in (train, validation)]
+    return content_key(rows=rows)
+
+
+def publish_pairs(
+    train: Sequence[PreferencePair],
+    validation: Sequence[PreferencePair],
+    images: ImageStore,
+    directory: Path,
+    *,
+    card: str,
+) -> None:
+    """Write `train.parquet`, `validation.parquet` and `README.md` to `directory`, renamed into place when complete."""
+    if directory.is_dir():
+        return
+    partial = directory.with_name(f".{directory.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    for name, pairs in zip(_SPLITS, (train, validation), strict=True):
+        _write_parquet(partial / f"{name}.parquet", pairs, images)
+    (partial / "README.md").write_text(card, "utf-8")
+    os.replace(partial, directory)
+
+
+def _write_parquet(path: Path, pairs: Sequence[PreferencePair], images: ImageStore) -> None:
+    """In row groups, so that memory holds one group's images only."""
+    import pyarrow as pa  # noqa: PLC0415 - with datasets, a second that `--help` need not pay
+    import pyarrow.parquet as pq  # noqa: PLC0415
+
+    schema = _features().arrow_schema
+    with pq.ParquetWriter(path, schema) as writer:
+        for start in range(0, len(pairs), _ROW_GROUP):
+            rows = list(_rows(pairs[start : start + _ROW_GROUP], images))
+            writer.write_table(pa.Table.from_pylist(rows, schema=schema))
+
+
+def _features() -> Features:
+    from datasets import Features, Image, List, Value  # noqa: PLC0415
+
+    turn = List({"role": Value("string"), "content": List({"type": Value("string"), "text": Value("string")})})
+    text, score = Value("string"), Value("float64")
+    return Features(
+        images=List(Image()),
+        prompt=turn,
+        chosen=turn,
+        rejected=turn,
+        task=text,
+        chosen_score=score,
+        rejected_score=score,
+        judge=text,
+        policy=text,
+    )
+
+
+def _rows(pairs: Sequence[PreferencePair], images: ImageStore) -> Iterator[dict[str, Any]]:
+    for pair in pairs:
+        yield {
+            "images": [{"bytes": images.read(pair.image), "path": Path(pair.image.path).name}],
+            "prompt": [
+                {"role": "user", "content": [{"type": "image", "text": None}, {"type": "text", "text": pair.prompt}]}
+            ],
+            "chosen": [{"role": "assistant", "content": [{"type": "text", "text": pair.chosen}]}],
+            "rejected": [{"role": "assistant", "content": [{"type": "text", "text": pair.rejected}]}],
+            "task": pair.task,
+            "chosen_score": pair.chosen_score,
+            "rejected_score": pair.rejected_score,
+            "judge": pair.judge,
+            "policy": pair.policy,
+        }
+
+
+def render_card(
+    train: Sequence[PreferencePair], validation: Sequence[PreferencePair], *, source: str, model: str, recipe_toml: str
+) -> str:
+    """The data card: what the rows are, where they come from, and the recipe that made them."""
+    pairs = [*train, *validation]
+    gap = sum(pair.chosen_score - pair.rejected_score for pair in pairs) / len(pairs)
+    return f"""---
+configs:
+- config_name: default
+  data_files:
+  - split: train
+    path: train.parquet
+  - split: validation
+    path: validation.parquet
+task_categories:
+- visual-question-answering
+tags:
+- preference
+- dpo
+- trl
+- vcot
+---
+# Preference pairs from AI feedback
+
+{len(train)} training and {len(validation)} validation pairs; no image is in both. Each row holds the best and the worst
+of several sampled chains of thought on one question; ties are left out.
+
+| | |
+|---|---|
+| questions | {source} |
+| sampled from | {model} (`{pairs[0].policy}`) |
+| judge | {pairs[0].judge} |
+| mean score gap | {gap:.3f} |
+
+Columns: `images, prompt, chosen, rejected` as TRL's vision preference format takes them; `task, chosen_score,
+rejected_score, judge, policy` say where a row comes from. The images and questions keep the licence of their source.
+
+## Recipe
+
+```toml
+{recipe_toml.strip()}
+```
+"""

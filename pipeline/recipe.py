@@ -1,0 +1,339 @@
+"""A recipe: one typed tree for a whole run, read from TOML; flags override the file.
+
+The sentence under each field is its documentation (`vcot recipe NAME` prints them). A key is named by its environment
+variable and never stored. Every step takes only its own section.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pipeline.errors import RecipeError
+from pipeline.records import PromptName, SamplingParams, Split
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+Source = Literal["nano", "aokvqa", "scienceqa"]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """A part of a recipe: frozen, and closed to unknown fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class ModelSection(Section):
+    """The model that is taught."""
+
+    source: str
+    """A bundled checkpoint (`nano`), a checkpoint directory, or a model id on the hub."""
+    revision: str | None = None
+    """The hub revision (a commit for a run that can be repeated)."""
+    name: str = "base"
+    """What the untaught checkpoint is called in tables and at the gateway."""
+
+
+class ServeSection(Section):
+    """The vLLM server and the gateway in front of it."""
+
+    dtype: Dtype = "bfloat16"
+    """The type that vLLM computes in; never `auto`, which turns float32 weights into bfloat16 silently."""
+    max_model_len: Count = 2048
+    """Longest prompt plus response, in tokens, image tokens included."""
+    host: str = "127.0.0.1"
+    """Where the gateway listens."""
+    port: Annotated[int, Field(ge=0, le=65535)] = 8100
+    """The gateway's port; 0 takes a free one."""
+    gpu_memory_utilization: Fraction = 0.9
+    """Share of the GPU's memory that vLLM takes (GPU builds)."""
+    kv_cache_gib: Annotated[float, Field(gt=0)] = 1.0
+    """Memory for keys and values, in GiB (CPU builds)."""
+    start_timeout_s: Annotated[float, Field(gt=0)] = 900.0
+    """How long the server may take to load before it counts as stuck."""
+
+
+class TasksSection(Section):
+    """Where questions come from."""
+
+    source: Source
+    """The data set."""
+    path: str | None = None
+    """Its official on-disk layout; without it, the hub's copy is read (nano is drawn, and needs neither)."""
+    split: Split = "train"
+    """The source's split."""
+    num_tasks: Count | None = None
+    """How many; without it, all."""
+    seed: int = 0
+    """Which tasks are drawn when there are more than `num_tasks`."""
+
+
+class SampleSection(Section):
+    """The responses that are drawn for each task."""
+
+    prompt: PromptName = "thought_specific"
+    """The prompt that asks for a thought before the answer."""
+    k: Annotated[int, Field(ge=2)] = 8
+    """Responses per task."""
+    temperature: Annotated[float, Field(ge=0)] = 0.5
+    """Sampling temperature."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Nucleus mass."""
+    max_tokens: Count = 512
+    """Longest response, in tokens."""
+    seed: int = 0
+    """Every request's own seed is derived from it."""
+    max_concurrency: Count = 8
+    """Requests in flight."""
+
+    def params(self) -> SamplingParams:
+        """The settings that enter the keys."""
+        return SamplingParams(
+            temperature=self.temperature, top_p=self.top_p, max_tokens=self.max_tokens, n=self.k, seed=self.seed
+        )
+
+
+class JudgeSection(Section):
+    """Who scores the responses."""
+
+    kind: Literal["verifier", "pointwise"] = "verifier"
+    """`verifier` is a program that checks against the scene's truth; `pointwise` asks a model for a score."""
+    model: str | None = None
+    """The judge model's name (pointwise)."""
+    base_url: str | None = None
+    """An OpenAI-compatible API; without it, OpenAI's."""
+    api_key_env: str = "OPENAI_API_KEY"
+    """The environment variable that holds the key."""
+    image_detail: Literal["low", "high", "auto"] = "low"
+    """How closely an OpenAI judge looks at the image; it sets the price."""
+    max_tokens: Count = 512
+    """Longest verdict, in tokens."""
+    max_concurrency: Count = 16
+    """Requests in flight."""
+
+
+class PairsSection(Section):
+    """How judgments become preference pairs."""
+
+    policy: Literal["best_worst"] = "best_worst"
+    """The best against the worst response of a task; equal scores are dropped and counted."""
+    validation_fraction: Fraction = 0.1
+    """Share of the pairs held out for validation, split by image."""
+    seed: int = 0
+    """Which images are held out."""
+
+
+class TrainSection(Section):
+    """The trainer's job."""
+
+    method: Literal["dpo"] = "dpo"
+    """The objective (Rafailov et al. 2023)."""
+    beta: Annotated[float, Field(gt=0)] = 0.1
+    """Strength of the pull towards the reference."""
+    lora_r: Count = 64
+    """Rank of the adapter."""
+    lora_alpha: Count = 128
+    """Scale of the adapter: updates are multiplied by alpha / r."""
+    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Dropout on the adapter's input."""
+    target_modules: Literal["all-linear", "language-model"] = "all-linear"
+    """`all-linear` adapts tower, projector and language model; `language-model` leaves the first two as they are."""
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-5
+    """Peak learning rate."""
+    epochs: Annotated[float, Field(gt=0)] = 2
+    """Passes over the pairs."""
+    batch_size: Count = 8
+    """Pairs per device and step."""
+    gradient_accumulation: Count = 1
+    """Steps that are added up before an update."""
+    max_image_side: Annotated[int, Field(ge=14)] = 336
+    """Longer images are scaled down to this side, in pixels, to bound memory."""
+    max_length: Count = 2048
+    """Longest row in tokens, image tokens included; longer rows are refused before training, never cut."""
+    dtype: Dtype = "bfloat16"
+    """The type that training computes in."""
+    gradient_checkpointing: bool = True
+    """Recompute activations to save memory."""
+    num_evaluations: Count = 10
+    """How often the validation loss is measured over the whole training."""
+    seed: int = 0
+    """Of the adapter's start, the order of pairs, and dropout."""
+    report_to: tuple[Literal["wandb", "trackio"], ...] = ()
+    """Trackers besides the run's own files."""
+
+
+class MergeSection(Section):
+    """How the adapter becomes a servable checkpoint."""
+
+    dtype: Dtype = "bfloat16"
+    """The type that merged weights are written in; bfloat16 can round a small update away."""
+
+
+class EvalSection(Section):
+    """The benchmark: each prompt at each temperature, for base and policy."""
+
+    source: Source
+    """The data set."""
+    path: str | None = None
+    """Its official on-disk layout; without it, the hub's copy is read."""
+    split: Split = "test"
+    """The source's split."""
+    num_tasks: Count | None = None
+    """How many questions; without it, all that have an image."""
+    prompts: tuple[PromptName, ...] = ("zero_shot", "cot")
+    """Prompts to compare."""
+    temperatures: tuple[Annotated[float, Field(ge=0)], ...] = (0.4, 0.8)
+    """Sampling temperatures."""
+    num_samples: Count = 1
+    """Responses per question."""
+    max_tokens: Count = 512
+    """Longest response, in tokens."""
+    seed: int = 0
+    """Of the drawn questions and of the sampling."""
+    max_concurrency: Count = 16
+    """Requests in flight."""
+
+    def params(self, temperature: float) -> SamplingParams:
+        """The settings that enter the keys."""
+        return SamplingParams(
+            temperature=temperature, max_tokens=self.max_tokens, n=self.num_samples, seed=self.seed
+        )
+
+    def tasks(self) -> TasksSection:
+        """The benchmark's questions, as a task source."""
+        return TasksSection(
+            source=self.source, path=self.path, split=self.split, num_tasks=self.num_tasks, seed=self.seed
+        )
+
+
+class Recipe(Section):
+    """A whole run."""
+
+    name: str
+    """What the run is called."""
+    model: ModelSection
+    serve: ServeSection
+    tasks: TasksSection
+    sample: SampleSection
+    judge: JudgeSection
+    pairs: PairsSection
+    train: TrainSection
+    merge: MergeSection
+    eval: EvalSection
+
+
+def list_recipes() -> list[str]:
+    """Names of the recipes that come with vcot."""
+    folder = resources.files("pipeline").joinpath("recipes")
+    return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
+
+
+def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
+    """A bundled recipe by name, or one from a `.toml` path, with `section.field=value` overrides applied.
+
+    Raises RecipeError, naming the field and the nearest valid one.
+    """
+    path = Path(name)
+    if name in list_recipes():
+        text = resources.files("pipeline").joinpath("recipes", f"{name}.toml").read_text("utf-8")
+    elif path.suffix == ".toml" and path.is_file():
+        text = path.read_text("utf-8")
+    elif path.suffix == ".toml":
+        raise RecipeError(f"recipe file {name} does not exist")
+    else:
+        raise RecipeError(f"no recipe {name!r}{_nearest(name, list_recipes())}; or give the path of a .toml file")
+    return parse_recipe(text, overrides, where=name)
+
+
+def parse_recipe(text: str, overrides: Sequence[str] = (), *, where: str = "recipe") -> Recipe:
+    """A recipe from TOML text. Raises RecipeError with every wrong field in one sentence."""
+    try:
+        tree = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(f"{where} is not TOML: {error}") from None
+    for override in overrides:
+        _apply(tree, override)
+    try:
+        return Recipe.model_validate(tree)
+    except ValidationError as error:
+        faults = "; ".join(_explain(fault) for fault in error.errors())
+        raise RecipeError(f"{where}: {faults}") from None
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    """Set `section.field=value` in `tree`; the value is TOML, or else a plain string."""
+    dotted, separator, text = override.partition("=")
+    if not separator:
+        raise RecipeError(f"--set {override!r} has no '='; write it as section.field=value")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    *parents, field = dotted.strip().replace("-", "_").split(".")
+    node = tree
+    for parent in parents:
+        node = node.setdefault(parent, {})
+        if not isinstance(node, dict):
+            raise RecipeError(f"--set {override!r}: {parent} is a field, not a section")
+    node[field] = value
+
+
+def _explain(fault: Mapping[str, Any]) -> str:
+    """One pydantic error as a clause that names the field, the value and the remedy."""
+    location = [str(part) for part in fault["loc"]]
+    dotted = ".".join(location)
+    if fault["type"] == "extra_forbidden":
+        return f"unknown field {dotted}{_nearest(location[-1], _fields_at(location[:-1]))}"
+    if fault["type"] == "missing":
+        return f"{dotted} is missing"
+    return f"{dotted} = {fault['input']!r}: {fault['msg'][0].lower()}{fault['msg'][1:]}"
+
+
+def _fields_at(location: Sequence[str]) -> list[str]:
+    section: type[BaseModel] = Recipe
+    for name in location:
+        annotation = section.model_fields[name].annotation
+        assert isinstance(annotation, type)
+        section = annotation
+    return list(section.model_fields)
+
+
+def _nearest(name: str, valid: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
+    return f" (did you mean {close[0]}?)" if close else f" (valid: {', '.join(valid)})"
+
+
+def render_recipe(recipe: Recipe) -> str:
+    """The recipe as TOML with each field's documentation above it; parses back to an equal recipe."""
+    lines = [f"name = {_toml(recipe.name)}"]
+    for section_name in type(recipe).model_fields:
+        section = getattr(recipe, section_name)
+        if not isinstance(section, Section):
+            continue
+        lines += ["", f"[{section_name}]"]
+        for name, field in type(section).model_fields.items():
+            value = getattr(section, name)
+            comment = f"# {field.description}"
+            lines += [comment, f"# {name} =" if value is None else f"{name} = {_toml(value)}"]
+    return "\n".join(lines) + "\n"
+
+
+def _toml(value: object) -> str:
+    """A scalar or a flat tuple as TOML."""
+    match value:
+        case bool():
+            return "true" if value else "false"
+        case str():
+            escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+            return f'"{escaped}"'
+        case tuple():
+            return f"[{', '.join(_toml(item) for item in value)}]"
+        case _:
+            return repr(value)

@@ -1,0 +1,279 @@
+"""The records that cross disk or HTTP: frozen, closed and addressed by what determines them.
+
+A key is a hash of what determines a record: weights digest, image hash, rendered prompt, sampling settings, seed and
+sample index (a judgment adds the judge and its prompt). No path, clock or machine name enters a key, so a record made on
+one machine is found again on another, and nothing is ever reused across weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Subject = Literal["NAT", "SOC", "LAN"]
+"""ScienceQA's subjects: natural, social and language science (Lu et al. 2022, Table 2)."""
+
+Split = Literal["train", "validation", "test"]
+PromptName = Literal["thought_specific", "thought_generic", "zero_shot", "cot"]
+Outcome = Literal["correct", "incorrect", "no_answer"]
+
+
+def content_key(**parts: Any) -> str:
+    """The SHA-256 hex digest of `parts` as canonical JSON. Models are dumped; the order of keywords does not matter."""
+    plain = {k: v.model_dump(mode="json") if isinstance(v, BaseModel) else v for k, v in parts.items()}
+    text = json.dumps(plain, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+class Record(BaseModel):
+    """A frozen record that refuses unknown fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ImageRef(Record):
+    """An image in a run's image store, normalised once at the source (RGB, upright, PNG or JPEG)."""
+
+    sha256: str
+    """Of the stored file's bytes; what every key uses."""
+    path: str
+    """Relative to the run directory; never part of a key."""
+    width: Annotated[int, Field(ge=1)]
+    height: Annotated[int, Field(ge=1)]
+
+
+class Task(Record):
+    """One multiple-choice question, with its image and, where the source has it, its gold answer."""
+
+    id: str
+    question: str
+    choices: tuple[str, ...]
+    answer: int | None
+    """Index into `choices`; None where the source keeps it secret."""
+    rationale: str = ""
+    facts: tuple[str, ...] = ()
+    """Statements known to be true of the image (nano world only); what the verifier checks a thought against."""
+    image: ImageRef | None = None
+    subject: Subject | None = None
+    family: str = ""
+    """The source's finer label: a nano question family, a ScienceQA topic; empty where it has none."""
+    source: str
+    split: Split
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not 2 <= len(self.choices) <= 26:
+            raise ValueError(f"task {self.id} has {len(self.choices)} choice(s); a question needs 2 to 26")
+        if self.answer is not None and not 0 <= self.answer < len(self.choices):
+            raise ValueError(f"task {self.id}: answer {self.answer} is not an index into {len(self.choices)} choices")
+        return self
+
+    @property
+    def answer_letter(self) -> str | None:
+        """The gold option's letter, A for the first."""
+        return None if self.answer is None else chr(ord("A") + self.answer)
+
+
+class SamplingParams(Record):
+    """How a response is drawn."""
+
+    temperature: Annotated[float, Field(ge=0)]
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    max_tokens: Annotated[int, Field(ge=1)]
+    n: Annotated[int, Field(ge=1)] = 1
+    seed: int
+
+
+class Canary(Record):
+    """A fixed question about a fixed image with the greedy answer that the Hugging Face model gave (float32 log-probs).
+
+    The gateway asks it after every swap. `logprobs[i]` is log p(tokens[i] | image, prompt, tokens[:i]).
+    """
+
+    image_png_base64: str
+    prompt: str
+    tokens: tuple[str, ...]
+    logprobs: tuple[float, ...]
+    tolerance: Annotated[float, Field(gt=0)]
+    """Largest absolute difference of a log-prob that the serving dtype explains."""
+
+
+class CheckpointRef(Record):
+    """Which weights: a readable name, and the digest that identifies them."""
+
+    name: str
+    digest: str
+    kind: Literal["base", "adapter", "merged"]
+    parent: str | None = None
+    """Digest of the checkpoint that it was trained from."""
+
+
+class CheckpointManifest(Record):
+    """`checkpoint.json`, beside the weights: what they are, where they come from, and how to recognise them."""
+
+    checkpoint: CheckpointRef
+    job: str | None = None
+    """Key of the training job that made it; None for a base."""
+    canary: Canary | None = None
+
+
+class Usage(Record):
+    """Tokens billed for one request."""
+
+    prompt_tokens: int
+    completion_tokens: int
+
+
+class Response(Record):
+    """One sampled response of a group of `n`, or the error that came instead."""
+
+    key: str
+    group: str
+    """Key of the request that it came in; the n responses of a group share it."""
+    task: str
+    index: int
+    checkpoint: CheckpointRef
+    prompt: PromptName
+    sampling: SamplingParams
+    text: str | None = None
+    thought: str | None = None
+    answer: str | None = None
+    """The part of `text` after the thought, unparsed; None where the response did not keep the prompt's format."""
+    finish_reason: str | None = None
+    usage: Usage | None = None
+    """The whole group's, on its first response only."""
+    latency_s: float | None = None
+    error: str | None = None
+    refused: bool = False
+    """The server will never answer this request (it does not fit the context, say)."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.text is None) == (self.error is None):
+            raise ValueError("a response has either a text or an error")
+        return self
+
+
+class Judgment(Record):
+    """A judge's score of one response, or the error that came instead. Higher is better."""
+
+    key: str
+    response: str
+    task: str
+    judge: str
+    """The judge and its version, for example `verifier/1` or `pointwise/1:gpt-4o-mini`."""
+    score: float | None = None
+    rationale: str = ""
+    usage: Usage | None = None
+    error: str | None = None
+    refused: bool = False
+    """The judge will never answer this request."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.score is None) == (self.error is None):
+            raise ValueError("a judgment has either a score or an error")
+        return self
+
+
+class PreferencePair(Record):
+    """Best against worst response to one task."""
+
+    task: str
+    image: ImageRef
+    prompt: str
+    """The rendered user turn, without the image placeholder."""
+    chosen: str
+    rejected: str
+    chosen_key: str
+    rejected_key: str
+    chosen_score: float
+    rejected_score: float
+    judge: str
+    policy: str
+    """Digest of the weights that sampled both."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.chosen == self.rejected:
+            raise ValueError(f"pair of task {self.task}: chosen and rejected are the same text")
+        if self.chosen_score <= self.rejected_score:
+            raise ValueError(f"pair of task {self.task}: chosen scores {self.chosen_score}, rejected {self.rejected_score}")
+        return self
+
+
+class Score(Record):
+    """One response of an evaluation, scored against gold. A failed request has an error and no value."""
+
+    key: str
+    """The response's."""
+    task: str
+    subject: Subject | None
+    image: str | None
+    """The image's hash: the cluster of the statistics."""
+    checkpoint: str
+    """Weights digest."""
+    prompt: PromptName
+    temperature: float
+    value: Outcome | None = None
+    answer: str | None = None
+    """The letter that was parsed."""
+    target: str
+    num_choices: int
+    error: str | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.value is None) == (self.error is None):
+            raise ValueError("a score has either a value or an error")
+        return self
+
+
+class Interval(Record):
+    """An estimate in [0, 1] (or a difference in [-1, 1]) with its 95 % confidence interval."""
+
+    value: float
+    low: float
+    high: float
+    n: Annotated[int, Field(ge=0)]
+    """Independent clusters behind it (images, or questions without one)."""
+
+
+class EvalResult(Record):
+    """One row of the paper's Table 1: one checkpoint, prompt and temperature."""
+
+    checkpoint: CheckpointRef
+    prompt: PromptName
+    temperature: float
+    seed: int
+    num_samples: int
+    """Responses per question."""
+    accuracy: dict[str, Interval]
+    """By `Avg`, `NAT`, `SOC`, `LAN`; a subject without questions is absent. An unparsable answer counts as not correct."""
+    no_answer: float
+    """Share of answered requests whose answer could not be parsed."""
+    chance: float
+    """Expected accuracy of a uniform guess on the same questions."""
+    num_scored: int
+    num_failed: int
+
+
+class StageCount(Record):
+    """The accounting equation of one stage: requested = ok + cached + failed + refused."""
+
+    stage: str
+    requested: int
+    ok: int = 0
+    cached: int = 0
+    failed: int = 0
+    refused: int = 0
+    """Not tried, with the reason said: a dropped tie, a row that would not fit."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.requested != self.ok + self.cached + self.failed + self.refused:
+            raise ValueError(f"stage {self.stage} does not add up: {self.requested} requested, but {self!r}")
+        return self

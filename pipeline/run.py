@@ -1,0 +1,96 @@
+"""A run directory: everything that one run asked, was answered, trained and measured.
+
+    recipe.toml          the recipe with its overrides
+    ledger.sqlite        responses, judgments and scores (pipeline/ledger.py)
+    tasks/<key>.jsonl    the questions, as loaded once from their source
+    images/              their images, by content
+    pairs/<key>/         train.parquet, validation.parquet and the data card
+    checkpoints/<name>/  merged checkpoints, and the base's manifest
+    training/<key>/      the worker's job directory (training/job.py)
+    report/              the page and its data
+    logs/                one file per process
+    serving.json         where the run's gateway answers, while one runs
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from pipeline.errors import InputError, RecipeError
+from pipeline.images import ImageStore
+from pipeline.ledger import Ledger
+from pipeline.recipe import Recipe, load_recipe, parse_recipe, render_recipe
+
+RECIPE = "recipe.toml"
+
+
+@dataclass(frozen=True)
+class Run:
+    """An opened run; its parts are made when first used."""
+
+    directory: Path
+    recipe: Recipe
+
+    @cached_property
+    def images(self) -> ImageStore:
+        """The run's image store."""
+        return ImageStore(self.directory)
+
+    @cached_property
+    def ledger(self) -> Ledger:
+        """The run's ledger."""
+        return Ledger(self.directory / "ledger.sqlite")
+
+    def path(self, *parts: str) -> Path:
+        """A path in the run, with its parent folder made."""
+        path = self.directory.joinpath(*parts)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+
+def open_run(directory: Path, recipe: str | None = None, overrides: Sequence[str] = ()) -> Run:
+    """Open a run, or begin one with `recipe`. Overrides are kept in the run's own recipe.
+
+    Raises RecipeError before anything is written: for a wrong field, for a new run without a recipe, and for a run that
+    was begun with another one.
+    """
+    stored = directory / RECIPE
+    if not stored.is_file():
+        if recipe is None:
+            raise RecipeError(f"{directory} is not a run yet; begin it with --recipe nano, or another recipe")
+        resolved = load_recipe(recipe, overrides)
+    else:
+        resolved = parse_recipe(stored.read_text("utf-8"), overrides, where=str(stored))
+        if recipe is not None and (begun := load_recipe(recipe).name) != resolved.name:
+            raise RecipeError(f"run {directory} was begun with recipe {resolved.name}, not {begun}; use another directory")
+    text = render_recipe(resolved)
+    if not stored.is_file() or stored.read_text("utf-8") != text:
+        _write_recipe(stored, text)
+    return Run(directory, resolved)
+
+
+def _write_recipe(path: Path, text: str) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial")
+        partial.write_text(text, "utf-8")
+        os.replace(partial, path)
+    except OSError as error:
+        raise InputError(f"run directory {path.parent} cannot be written ({error.strerror}); choose another") from None
+
+
+@contextmanager
+def exclusive(run: Run) -> Iterator[None]:
+    """Hold the run for one writer; a second one is told so. The lock goes with the process, however it ends."""
+    with run.path("lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"another vcot command is writing to {run.directory}; wait for it, or stop it") from None
+        yield

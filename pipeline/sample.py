@@ -1,0 +1,142 @@
+"""Drawing responses: k per task, one request with `n=k`, several requests in flight.
+
+A request's key says all that determines its answer, so planning is pure: the same tasks, prompt, weights and settings give
+the same keys, the ledger says which are answered, and only the rest are asked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.client import ChatClient, Completion, user_message
+from pipeline.concurrency import with_retry
+from pipeline.errors import RequestError, StageError, WrongCheckpoint
+from pipeline.images import ImageStore
+from pipeline.ledger import Ledger
+from pipeline.prompts import render_prompt, split_thought
+from pipeline.records import (
+    CheckpointRef,
+    PromptName,
+    Response,
+    SamplingParams,
+    StageCount,
+    Task,
+    content_key,
+)
+from pipeline.stage import OnProgress, Tally, work_off
+
+
+@dataclass(frozen=True)
+class SampleRequest:
+    """One request: the group of `sampling.n` responses to one task."""
+
+    task: Task
+    prompt: PromptName
+    text: str
+    """The rendered user turn."""
+    checkpoint: CheckpointRef
+    sampling: SamplingParams
+    """With the request's own seed."""
+    key: str
+
+    def response_key(self, index: int) -> str:
+        """Key of the response with this index."""
+        return content_key(group=self.key, index=index)
+
+    def response_keys(self) -> list[str]:
+        """Keys of the whole group."""
+        return [self.response_key(index) for index in range(self.sampling.n)]
+
+
+def plan_requests(
+    tasks: Iterable[Task], prompt: PromptName, checkpoint: CheckpointRef, sampling: SamplingParams
+) -> list[SampleRequest]:
+    """What is asked of `checkpoint`, with keys and seeds. Pure."""
+    return [_plan(task, prompt, checkpoint, sampling) for task in tasks]
+
+
+def _plan(task: Task, prompt: PromptName, checkpoint: CheckpointRef, sampling: SamplingParams) -> SampleRequest:
+    text = render_prompt(prompt, task)
+    image = task.image.sha256 if task.image else None
+    key = content_key(weights=checkpoint.digest, task=task.id, image=image, prompt=text, sampling=sampling)
+    own_seed = sampling.model_copy(update={"seed": int(key[:8], 16) >> 1})
+    return SampleRequest(task, prompt, text, checkpoint, own_seed, key)
+
+
+async def sample(
+    requests: Sequence[SampleRequest],
+    client: ChatClient,
+    ledger: Ledger,
+    images: ImageStore,
+    *,
+    max_concurrency: int,
+    on_progress: OnProgress,
+) -> StageCount:
+    """Ask what is owed of `requests`; every answer is in the ledger before it counts. Counts are of responses."""
+
+    async def answer(request: SampleRequest) -> Sequence[Response]:
+        responses = await _ask(request, client, images)
+        await asyncio.to_thread(ledger.put, responses)
+        return responses
+
+    owed = owed_requests(requests, ledger)
+    tally = Tally("sample", total=sum(request.sampling.n for request in requests))
+    tally.add("cached", tally.total - sum(request.sampling.n for request in owed))
+    return await work_off(owed, answer, tally, limit=max_concurrency, on_progress=on_progress)
+
+
+def owed_requests(requests: Sequence[SampleRequest], ledger: Ledger) -> list[SampleRequest]:
+    """Those whose group is not wholly answered."""
+    done = ledger.done(Response, (key for request in requests for key in request.response_keys()))
+    return [request for request in requests if not done.issuperset(request.response_keys())]
+
+
+async def _ask(request: SampleRequest, client: ChatClient, images: ImageStore) -> list[Response]:
+    """The group's responses, or n records of the error that came instead."""
+    image = request.task.image
+    data = await asyncio.to_thread(images.read, image) if image else None
+    messages = [user_message(request.text, image, data)]
+
+    async def call() -> Completion:
+        digest = request.checkpoint.digest
+        return await client.complete(request.checkpoint.name, messages, request.sampling, expect=digest)
+
+    try:
+        completion = await with_retry(call)
+    except WrongCheckpoint as error:
+        raise StageError(f"{error}; swap the checkpoint in, then repeat the command") from None
+    except RequestError as error:
+        message = str(error)
+        return [_response(request, i, error=message, refused=not error.retryable) for i in range(request.sampling.n)]
+    return [_answered(request, i, completion) for i in range(request.sampling.n)]
+
+
+def _answered(request: SampleRequest, index: int, completion: Completion) -> Response:
+    choice = completion.choices[index]
+    thought, answer = split_thought(request.prompt, choice.text)
+    return _response(
+        request,
+        index,
+        text=choice.text,
+        thought=thought,
+        answer=answer,
+        finish_reason=choice.finish_reason,
+        usage=completion.usage if index == 0 else None,
+        latency_s=completion.latency_s,
+    )
+
+
+def _response(request: SampleRequest, index: int, **outcome: Any) -> Response:
+    return Response(
+        key=request.response_key(index),
+        group=request.key,
+        task=request.task.id,
+        index=index,
+        checkpoint=request.checkpoint,
+        prompt=request.prompt,
+        sampling=request.sampling,
+        **outcome,
+    )

@@ -1,0 +1,94 @@
+"""Sources of tasks: the nano world, A-OKVQA and ScienceQA, each as a list of `Task` records.
+
+Tasks are loaded once per run and kept in `<run>/tasks/<key>.jsonl`. The key says which data it is (the hash of a
+source's question lists, or its name on the hub), which split and which draw; where the files lie is not part of it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from pipeline.errors import DataError
+from pipeline.images import ImageStore
+from pipeline.recipe import TasksSection
+from pipeline.records import Task, content_key
+from pipeline.sources import aokvqa, scienceqa
+from pipeline.sources.drafts import draw, explain
+from pipeline.sources.nano import generate_nano
+
+_log = logging.getLogger(__name__)
+
+
+def load_tasks(section: TasksSection, run_directory: Path, store: ImageStore) -> list[Task]:
+    """The questions that `section` names, images stored; the second time, as kept in the run.
+
+    Raises DataError, with no task kept, for a source that is missing, empty or malformed.
+    """
+    kept = run_directory / "tasks" / f"{_key(section)}.jsonl"
+    if kept.is_file():
+        return _read(kept)
+    tasks = _load(section, store)
+    if not tasks:
+        raise DataError(f"{_describe(section)} holds no question with an image; set another split or path")
+    if section.num_tasks is not None and len(tasks) < section.num_tasks:
+        _log.warning("%s holds %d questions, not the %d asked for", _describe(section), len(tasks), section.num_tasks)
+    _write(kept, tasks)
+    return tasks
+
+
+def _load(section: TasksSection, store: ImageStore) -> list[Task]:
+    if section.source == "nano":
+        if section.num_tasks is None or section.path is not None:
+            raise DataError("nano tasks are drawn, not read: set num_tasks, and no path")
+        return list(generate_nano(section.split, section.num_tasks, section.seed, store))
+    listing = scienceqa if section.source == "scienceqa" else aokvqa
+    drafts = listing.list_questions(_path(section), section.split)
+    return [draft.build(store) for draft in draw(drafts, section.num_tasks, section.seed)]
+
+
+def _path(section: TasksSection) -> Path | None:
+    """Where the source's files are; None for the hub. Raises DataError where nothing is there."""
+    if section.path is None:
+        return None
+    path = Path(section.path).expanduser()
+    if not path.exists():
+        raise DataError(f"{section.source} path {section.path} does not exist; give the folder of the official files")
+    return path
+
+
+def _key(section: TasksSection) -> str:
+    """Which data, which draw; how a file is sorted and where it lies change nothing."""
+    match section.source:
+        case "nano":
+            data = "nano"
+        case "scienceqa":
+            data = scienceqa.data_key(_path(section))
+        case "aokvqa":
+            data = aokvqa.data_key(_path(section), section.split)
+    return content_key(
+        source=section.source, data=data, split=section.split, num_tasks=section.num_tasks, seed=section.seed
+    )
+
+
+def _describe(section: TasksSection) -> str:
+    return f"{section.source} {section.path or 'from the hub'}, split {section.split},"
+
+
+def _read(path: Path) -> list[Task]:
+    try:
+        return [Task.model_validate_json(line) for line in path.read_bytes().splitlines()]
+    except ValidationError as error:
+        raise DataError(f"{path} was altered ({explain(error)}); delete it, and it is loaded again") from None
+
+
+def _write(path: Path, tasks: Sequence[Task]) -> None:
+    """Keep `tasks` in one step: after a crash the file is whole or absent."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(f".{os.getpid()}.partial")
+    partial.write_text("".join(f"{task.model_dump_json()}\n" for task in tasks), "utf-8")
+    partial.replace(path)

@@ -1,0 +1,127 @@
+"""A-OKVQA v1.0 (Schwenk et al. 2022): questions about COCO 2017 photos, from the official files or the hub's copy.
+
+Official layout: the list `aokvqa_v1p0_<split>.json`, and COCO's images as `<image_id, 12 digits>.jpg` in one of the
+usual folders beside it. `path` is that folder, or one such list (an extract, say). On the hub, `HuggingFaceM4/A-OKVQA`
+has the same fields as columns and the image beside them. Both keep the test split's answers secret: there, tasks have
+none.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from pydantic import Field
+
+from pipeline.errors import DataError
+from pipeline.images import ImageStore
+from pipeline.records import ImageRef, Split
+from pipeline.sources.drafts import Draft, Row, StoreImage, digest_files, read_json, read_row
+from pipeline.sources.hub import iterate_hub
+
+HUB_NAME = "HuggingFaceM4/A-OKVQA"
+_log = logging.getLogger(__name__)
+_OFFICIAL_SPLIT = {"train": "train", "validation": "val", "test": "test"}
+_IMAGE_FOLDERS = (
+    "images",
+    "{split}2017",
+    "images/{split}2017",
+    "coco/{split}2017",
+    "coco/images/{split}2017",
+    "../coco/{split}2017",
+    ".",
+)
+
+
+class Annotation(Row):
+    """What is read of an annotation; the official list and the hub agree on these names."""
+
+    question_id: str = Field(min_length=1)
+    question: str = Field(min_length=1)
+    choices: tuple[str, ...]
+    correct_choice_idx: int | None = None
+    rationales: tuple[str, ...] = ()
+
+
+class OfficialAnnotation(Annotation):
+    """An annotation of the official list, which names its COCO image and, in most copies, its split."""
+
+    image_id: int = Field(ge=0)
+    split: str | None = None
+
+
+def data_key(path: Path | None, split: Split) -> str:
+    """Which data stands behind `path`: the hash of its list, or the hub's name."""
+    return HUB_NAME if path is None else digest_files([_find_list(path, split)])
+
+
+def list_questions(path: Path | None, split: Split) -> list[Draft]:
+    """The questions of `split`. Raises DataError for a list that is missing or malformed."""
+    return _list_hub(split) if path is None else _list_official(_find_list(path, split), split)
+
+
+def _find_list(path: Path, split: Split) -> Path:
+    """`path` itself if it is a file, else the split's official list in that folder."""
+    return path if path.is_file() else path / f"aokvqa_v1p0_{_OFFICIAL_SPLIT[split]}.json"
+
+
+def _list_official(path: Path, split: Split) -> list[Draft]:
+    official = _OFFICIAL_SPLIT[split]
+    folders = [path.parent / folder.format(split=official) for folder in _IMAGE_FOLDERS]
+    folders = [folder for folder in folders if folder.is_dir()]
+    rows = read_json(path, list)
+    annotations = [read_row(OfficialAnnotation, row, f"{path}, row {number}") for number, row in enumerate(rows)]
+    distinct = list(dict.fromkeys(annotations))
+    if len(distinct) < len(annotations):
+        _log.warning("%s repeats %d rows word for word; each counts once", path, len(annotations) - len(distinct))
+    for annotation in distinct:
+        if annotation.split not in (None, official):
+            raise DataError(
+                f"{path}: question {annotation.question_id} is of split {annotation.split}, not {official}; set split"
+            )
+    return [_draft(annotation, split, str(path), _find_image(annotation, folders, path)) for annotation in distinct]
+
+
+def _find_image(annotation: OfficialAnnotation, folders: list[Path], where: Path) -> StoreImage:
+    """Stores the annotation's image from the first folder that has it."""
+
+    def store_image(store: ImageStore) -> ImageRef:
+        name = f"{annotation.image_id:012d}.jpg"
+        for folder in folders:
+            if (folder / name).is_file():
+                return store.put_file(folder / name)
+        raise DataError(
+            f"image {name} of question {annotation.question_id} in {where} is in none of "
+            f"{', '.join(_IMAGE_FOLDERS)} beside it; put COCO's 2017 images there, or name a list of those you have"
+        )
+
+    return store_image
+
+
+def _list_hub(split: Split) -> list[Draft]:
+    drafts = []
+    for row in iterate_hub(HUB_NAME, split):
+        where = f"{HUB_NAME}, split {split}, row {row.number}"
+        annotation = read_row(Annotation, row.columns, where)
+        if row.store_image is None:
+            raise DataError(f"{where}: question {annotation.question_id} has no image; set path to the official files")
+        drafts.append(_draft(annotation, split, HUB_NAME, row.store_image))
+    return drafts
+
+
+def _draft(annotation: Annotation, split: Split, where: str, store_image: StoreImage) -> Draft:
+    if split != "test" and annotation.correct_choice_idx is None:
+        raise DataError(f"{where}: question {annotation.question_id} has no correct_choice_idx; only test may lack it")
+    return Draft(
+        id=f"aokvqa/{annotation.question_id}",
+        question=annotation.question,
+        choices=annotation.choices,
+        answer=None if split == "test" else annotation.correct_choice_idx,
+        rationale=" ".join(annotation.rationales),
+        subject=None,
+        family="",
+        source="aokvqa",
+        split=split,
+        where=where,
+        store_image=store_image,
+    )

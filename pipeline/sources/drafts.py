@@ -1,0 +1,136 @@
+"""A question before its image is read: what every source yields, and how a draft becomes a task.
+
+A source lists all its questions cheaply; only the drawn ones have their images read. Every fault of the data (one
+choice, an answer out of range, a broken image, an id twice) is a DataError of one sentence with the value, the place
+and the remedy.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from pipeline.errors import DataError
+from pipeline.images import ImageStore
+from pipeline.records import ImageRef, Split, Subject, Task
+
+
+class Row(BaseModel):
+    """What we read of a source's row; a source's other columns are passed over."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+RowT = TypeVar("RowT", bound=Row)
+JsonT = TypeVar("JsonT", list[Any], dict[str, Any])
+StoreImage = Callable[[ImageStore], ImageRef]
+"""Reads an image and stores it, when called."""
+
+
+@dataclass(frozen=True)
+class Draft:
+    """One question of a source, its image not read yet."""
+
+    id: str
+    question: str
+    choices: tuple[str, ...]
+    answer: int | None
+    rationale: str
+    subject: Subject | None
+    family: str
+    source: str
+    split: Split
+    where: str
+    """The file or data set that it stands in, for messages."""
+    store_image: StoreImage
+
+    def build(self, store: ImageStore) -> Task:
+        """The task, its image in `store`. Raises DataError for an image or a question that cannot be used."""
+        try:
+            task = Task(
+                id=self.id,
+                question=self.question,
+                choices=self.choices,
+                answer=self.answer,
+                rationale=self.rationale,
+                subject=self.subject,
+                family=self.family,
+                source=self.source,
+                split=self.split,
+            )
+        except ValidationError as error:
+            raise DataError(f"{self.where}: {explain(error)}; correct the question or leave it out") from None
+        return task.model_copy(update={"image": self.store_image(store)})
+
+
+def draw(drafts: Sequence[Draft], num_tasks: int | None, seed: int) -> list[Draft]:
+    """`num_tasks` of `drafts`, or all, in an order that depends on `seed` and the ids alone.
+
+    So the same questions are drawn however a file is sorted, and the first 100 of 200 are the 100. Raises DataError for
+    an id that occurs twice.
+    """
+    seen: set[str] = set()
+    for draft in drafts:
+        if draft.id in seen:
+            raise DataError(f"{draft.where}: id {draft.id} occurs twice; keep one of the two questions")
+        seen.add(draft.id)
+    ordered = sorted(drafts, key=lambda draft: hashlib.sha256(f"{seed}:{draft.id}".encode()).digest())
+    return ordered[:num_tasks]
+
+
+def read_json(path: Path, kind: type[JsonT]) -> JsonT:
+    """The JSON list or object in `path`. Raises DataError where it is missing, unreadable or of another kind."""
+    try:
+        content = json.loads(path.read_bytes())
+    except OSError as error:
+        raise DataError(f"{path} cannot be opened ({error.strerror}); check the data set's path") from None
+    except ValueError as error:
+        raise DataError(f"{path} is not JSON ({error}); download it again") from None
+    if not isinstance(content, kind):
+        raise DataError(f"{path} holds a JSON {type(content).__name__}, not a {kind.__name__}; name the official file")
+    return content
+
+
+def read_row(model: type[RowT], row: object, where: str) -> RowT:
+    """`row` as `model`. Raises DataError, naming the field and the place."""
+    try:
+        return model.model_validate(row)
+    except ValidationError as error:
+        raise DataError(f"{where}: {explain(error)}; correct the row or leave it out") from None
+
+
+def explain(error: ValidationError) -> str:
+    """The first fault of a pydantic error as a clause."""
+    fault = error.errors(include_url=False)[0]
+    message = fault["msg"].removeprefix("Value error, ")
+    field = ".".join(str(part) for part in fault["loc"])
+    if not field:
+        return message
+    if fault["type"] == "missing":
+        return f"field {field} is missing"
+    return f"{field} = {fault['input']!r}: {message[0].lower()}{message[1:]}"
+
+
+def file_image(path: Path) -> StoreImage:
+    """Stores the image file at `path` when called."""
+    return lambda store: store.put_file(path)
+
+
+def digest_files(paths: Sequence[Path]) -> str:
+    """SHA-256 over the contents of `paths`, in order. Raises DataError where one cannot be read."""
+    return hashlib.sha256("".join(_digests(paths)).encode()).hexdigest()
+
+
+def _digests(paths: Sequence[Path]) -> Iterator[str]:
+    for path in paths:
+        try:
+            with path.open("rb") as file:
+                yield hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise DataError(f"{path} cannot be opened ({error.strerror}); check the data set's path") from None

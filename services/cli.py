@@ -1,0 +1,219 @@
+"""The vcot command. Only names and help live here: a command's work is imported when it runs, so that help is instant."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import App, CycloptsError, Group, Parameter
+
+_STEPS = Group("The steps of a run", sort_key=1)
+_RUNS = Group("Whole runs", sort_key=0)
+_TOOLS = Group("Tools", sort_key=2)
+
+app = App(
+    name="vcot",
+    help="Teach a small vision-language model to reason better from AI feedback, and measure whether it worked.",
+    version_flags=["--version"],
+    result_action="return_value",
+)
+nano = App(name="nano", help="The embedded nano-LLaVA.", group=_TOOLS)
+app.command(nano)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """Which run a command works on."""
+
+    run: Annotated[Path | None, Parameter(alias="-r")] = None
+    """Run directory (default: runs/RECIPE); all a run makes is in it."""
+    recipe: str | None = None
+    """A bundled recipe (nano, paper) or a .toml file; needed only to begin a run (default: nano)."""
+    set: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative=(), show_default=False)] = ()
+    """Override fields, as section.field=value; kept in the run. `vcot recipe` lists them."""
+
+
+_DEFAULT = Target()
+
+
+@app.command(group=_RUNS)
+def demo(target: Target = _DEFAULT) -> None:
+    """Run the whole mission in miniature on two CPU cores, with real parts, and print the table."""
+    run(target)
+
+
+@app.command(name="run", group=_RUNS)
+def run(target: Target = _DEFAULT) -> None:
+    """Run every step: sample, judge, pair, train, merge, swap, evaluate, report. What is done is not done again."""
+    from services import commands
+
+    commands.execute(target.run, target.recipe, target.set, commands.run_all)
+
+
+@app.command(group=_STEPS, sort_key=0)
+def serve(target: Target = _DEFAULT) -> None:
+    """Serve the run's model behind one OpenAI-compatible URL, until Ctrl-C."""
+    from services import commands
+
+    commands.serve(target.run, target.recipe, target.set)
+
+
+@app.command(group=_STEPS, sort_key=1)
+def sample(target: Target = _DEFAULT, *, source: str | None = None, path: Path | None = None) -> None:
+    """Draw k responses per task.
+
+    Parameters
+    ----------
+    source
+        Where the questions come from: nano, aokvqa or scienceqa (short for --set tasks.source=...).
+    path
+        The data set's official on-disk layout (short for --set tasks.path=...).
+    """
+    from services import commands
+
+    commands.execute(target.run, target.recipe, commands.with_source(target.set, source, path), commands.sample)
+
+
+@app.command(group=_STEPS, sort_key=2)
+def judge(target: Target = _DEFAULT) -> None:
+    """Score every response."""
+    from services import commands
+
+    commands.execute(target.run, target.recipe, target.set, commands.judge)
+
+
+@app.command(group=_STEPS, sort_key=3)
+def pair(target: Target = _DEFAULT) -> None:
+    """Make preference pairs of best and worst responses, as a Parquet data set."""
+    from services import commands
+
+    commands.execute(target.run, target.recipe, target.set, commands.pair)
+
+
+@app.command(group=_STEPS, sort_key=4)
+def train(target: Target = _DEFAULT) -> None:
+    """Train the policy on the pairs, in a process of its own."""
+    from services import commands
+
+    commands.execute(target.run, target.recipe, target.set, commands.train)
+
+
+@app.command(group=_STEPS, sort_key=5)
+def merge(target: Target = _DEFAULT) -> None:
+    """Merge the trained adapter into a servable checkpoint with manifest and canary."""
+    from services import commands
+
+    commands.execute(target.run, target.recipe, target.set, commands.merge)
+
+
+@app.command(group=_STEPS, sort_key=6)
+def swap(alias: str, checkpoint: str, *, target: Target = _DEFAULT) -> None:
+    """Make a checkpoint live behind the running gateway, verified, without a restart.
+
+    Parameters
+    ----------
+    alias
+        The name that clients ask for, for example policy.
+    checkpoint
+        The name of a registered checkpoint, for example base.
+    """
+    from services import commands
+
+    commands.execute(target.run, target.recipe, target.set, lambda session: commands.swap(session, alias, checkpoint))
+
+
+@app.command(name="eval", group=_STEPS, sort_key=7)
+def evaluate(*checkpoints: str, target: Target = _DEFAULT) -> None:
+    """Evaluate checkpoints, each prompt at each temperature, and print the table.
+
+    Parameters
+    ----------
+    checkpoints
+        Names of registered checkpoints (default: the base and the recipe's policy, if it is trained).
+    """
+    from services import commands
+
+    commands.execute(target.run, target.recipe, target.set, lambda session: commands.evaluate(session, checkpoints))
+
+
+@app.command(group=_STEPS, sort_key=8)
+def report(target: Target = _DEFAULT) -> None:
+    """Write the report page and print the table."""
+    from services import commands
+
+    commands.execute(target.run, target.recipe, target.set, commands.report)
+
+
+@app.command(group=_TOOLS)
+def doctor(target: Target = _DEFAULT) -> None:
+    """Say what this machine can run, and what is missing for a recipe."""
+    from services import doctor as checks
+
+    sys.exit(checks.examine(target.run, target.recipe, target.set))
+
+
+@app.command(group=_TOOLS)
+def recipe(name: str = "nano", *, set: tuple[str, ...] = ()) -> None:  # noqa: A002 - the flag's name
+    """Print a recipe with every field's documentation.
+
+    Parameters
+    ----------
+    name
+        A bundled recipe or a .toml file.
+    set
+        Overrides, as section.field=value.
+    """
+    from pipeline.recipe import load_recipe, render_recipe
+
+    sys.stdout.write(render_recipe(load_recipe(name, set)))
+
+
+@app.command(group=_TOOLS)
+def checkpoints(target: Target = _DEFAULT) -> None:
+    """List the run's registered checkpoints."""
+    from services import commands
+
+    commands.execute(target.run, target.recipe, target.set, commands.checkpoints)
+
+
+@nano.command
+def build(out: Path = Path("runs/nano-checkpoint")) -> None:
+    """Build the nano-LLaVA from scratch; the same command resumes.
+
+    Parameters
+    ----------
+    out
+        Where the checkpoint goes.
+    """
+    from services import commands
+
+    commands.build_nano(out)
+
+
+def main() -> None:
+    """The entry point: one sentence and an exit code for whatever goes wrong."""
+    try:
+        app(exit_on_error=False, print_error=True)
+    except CycloptsError:
+        sys.exit(2)
+    except KeyboardInterrupt:
+        _say("stopped; the same command goes on where it was")
+        sys.exit(130)
+    except Exception as error:
+        from pipeline.errors import VcotError
+
+        if not isinstance(error, VcotError):
+            raise
+        _say(str(error))
+        sys.exit(error.exit_code)
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"vcot: {text}\n")
+
+
+if __name__ == "__main__":
+    main()

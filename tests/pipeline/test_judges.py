@@ -1,0 +1,169 @@
+import json
+
+import httpx2
+import pytest
+from PIL import Image
+
+from pipeline import concurrency
+from pipeline.errors import MachineError, RecipeError
+from pipeline.images import ImageStore
+from pipeline.judges import judge_responses, judgment_key
+from pipeline.judges.pointwise import PointwiseJudge
+from pipeline.judges.verifier import Verifier, verify
+from pipeline.ledger import Ledger
+from pipeline.recipe import JudgeSection
+from pipeline.records import CheckpointRef, Judgment, Response, SamplingParams, Task
+
+CHECKPOINT = CheckpointRef(name="base", digest="sha256:aa", kind="base")
+SAMPLING = SamplingParams(temperature=0.5, max_tokens=8, n=8, seed=0)
+FACTS = ("The circle is red.", "There are two shapes.")
+SECTION = JudgeSection(kind="pointwise", model="gpt-4o-mini", api_key_env="VCOT_TEST_KEY")
+
+
+def make_task(**changes):
+    fields = {
+        "id": "t",
+        "question": "q?",
+        "choices": ("red", "blue"),
+        "answer": 0,
+        "facts": FACTS,
+        "source": "nano",
+        "split": "train",
+    }
+    return Task(**(fields | changes))
+
+
+def make_response(thought="The circle is red.", answer="The answer is (A).", key="r", **changes):
+    fields = {"text": f"{thought} <R> {answer}", "thought": thought, "answer": answer}
+    return Response(
+        key=key, group="g", task="t", index=0, checkpoint=CHECKPOINT, prompt="thought_specific", sampling=SAMPLING,
+        **(fields | changes),
+    )
+
+
+@pytest.mark.parametrize(
+    ("thought", "answer", "score"),
+    [
+        ("The circle is red. There are two shapes.", "The answer is (A).", 1.0),
+        ("the circle  is RED .", "The answer is (A).", 1.0),
+        ("The circle is red. The circle is blue.", "The answer is (A).", 0.75),
+        ("The circle is red. The circle is red. The circle is red. The circle is blue.", "The answer is (A).", 0.75),
+        ("The circle is red.", "The answer is (B).", 0.5),
+        ("", "The answer is (A).", 0.5),
+        ("The circle is red.", "no idea", 0.5),
+        ("The circle is blue.", "The answer is (B).", 0.0),
+    ],
+)
+def test_the_verifier_checks_statements_and_answer(thought, answer, score):
+    assert verify(make_task(), make_response(thought, answer))[0] == score
+
+
+def test_a_broken_format_scores_nothing_and_says_so():
+    assert verify(make_task(), make_response(thought=None, answer=None, text="The answer is (A).")) == (0.0, "format not kept")
+
+
+def test_the_verifier_names_the_first_false_statement():
+    assert verify(make_task(), make_response("The circle is blue."))[1].endswith("false: the circle is blue")
+
+
+def test_without_facts_the_answer_alone_decides():
+    assert verify(make_task(facts=()), make_response("Anything at all."))[0] == 1.0
+
+
+async def test_a_task_without_gold_is_refused_not_scored():
+    judgment = await Verifier().score(make_task(answer=None), make_response(), "k")
+    assert judgment.refused
+    assert judgment.score is None
+    assert "no gold answer" in judgment.error
+
+
+def test_a_judgments_key_depends_on_judge_prompt_response_and_gold(tmp_path):
+    images = ImageStore(tmp_path)
+    task, response = make_task(), make_response()
+    low = PointwiseJudge(SECTION, images)
+    high = PointwiseJudge(SECTION.model_copy(update={"image_detail": "high"}), images)
+    other = PointwiseJudge(SECTION.model_copy(update={"model": "gpt-4o"}), images)
+    keys = [judgment_key(judge, task, response) for judge in (low, high, other, Verifier())]
+    keys += [judgment_key(low, make_task(answer=1), response), judgment_key(low, task, make_response(key="s"))]
+    assert len(set(keys)) == 6
+
+
+def answer(content, status=200, **error):
+    if status != 200:
+        return httpx2.Response(status, json={"error": {"message": "no", **error}})
+    choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": content}}
+    usage = {"prompt_tokens": 100, "completion_tokens": 7, "total_tokens": 107}
+    body = {"id": "x", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice], "usage": usage}
+    return httpx2.Response(200, json=body)
+
+
+async def ask(monkeypatch, tmp_path, reply):
+    monkeypatch.setenv("VCOT_TEST_KEY", "sk-test")
+    monkeypatch.setattr(concurrency, "retry_delay_s", lambda *_: 0.0)
+    seen = []
+
+    def upstream(request):
+        seen.append((json.loads(request.content), request.headers["authorization"]))
+        return reply
+
+    store = ImageStore(tmp_path)
+    task = make_task(image=store.put_png(Image.new("RGB", (4, 4))))
+    async with PointwiseJudge(SECTION, store, transport=httpx2.MockTransport(upstream)) as judge:
+        return await judge.score(task, make_response(), "k"), seen
+
+
+async def test_the_pointwise_judge_sees_image_question_and_chain_but_not_gold(monkeypatch, tmp_path):
+    judgment, seen = await ask(monkeypatch, tmp_path, answer('{"rationale": "fine", "score": 7}'))
+    assert (judgment.score, judgment.rationale, judgment.usage.prompt_tokens) == (7.0, "fine", 100)
+    body, authorization = seen[0]
+    image, text = body["messages"][0]["content"]
+    assert image["image_url"]["detail"] == "low"
+    assert "Options: (A) red (B) blue" in text["text"]
+    assert "The circle is red. <R> The answer is (A)." in text["text"]
+    assert "gold" not in text["text"].lower()
+    assert (body["model"], authorization) == ("gpt-4o-mini", "Bearer sk-test")
+
+
+@pytest.mark.parametrize("content", ["7", '{"rationale": "x", "score": 11}', '{"rationale": "x"}', "", '{"score": "7"}'])
+async def test_a_verdict_that_cannot_be_read_is_an_error_with_its_usage(monkeypatch, tmp_path, content):
+    judgment, _ = await ask(monkeypatch, tmp_path, answer(content))
+    assert judgment.score is None
+    assert "cannot be read" in judgment.error
+    assert judgment.usage.completion_tokens == 7
+
+
+async def test_a_wrong_key_is_not_retried_and_an_empty_purse_neither(monkeypatch, tmp_path):
+    judgment, seen = await ask(monkeypatch, tmp_path, answer("", status=401))
+    assert (judgment.refused, len(seen)) == (True, 1)
+    judgment, seen = await ask(monkeypatch, tmp_path, answer("", status=429, code="insufficient_quota"))
+    assert (judgment.refused, len(seen)) == (True, 1)
+
+
+async def test_a_missing_key_is_named_before_anything_is_asked(monkeypatch, tmp_path):
+    monkeypatch.delenv("VCOT_TEST_KEY", raising=False)
+    with pytest.raises(MachineError, match="set VCOT_TEST_KEY in the environment"):
+        async with PointwiseJudge(SECTION, ImageStore(tmp_path)):
+            pass
+
+
+def test_a_pointwise_judge_without_a_model_is_a_wrong_recipe(tmp_path):
+    with pytest.raises(RecipeError, match=r"needs judge\.model"):
+        PointwiseJudge(JudgeSection(kind="pointwise"), ImageStore(tmp_path))
+
+
+async def test_a_judged_response_is_not_judged_again_and_a_failed_one_not_at_all(tmp_path):
+    ledger = Ledger(tmp_path / "l.sqlite")
+    good = make_response()
+    failed = make_response(key="f", text=None, thought=None, answer=None, error="reset")
+    tasks = {"t": make_task()}
+
+    async def judge():
+        return await judge_responses(
+            Verifier(), tasks, [good, failed], ledger, max_concurrency=2, on_progress=lambda _: None
+        )
+
+    first, second = await judge(), await judge()
+    assert (first.requested, first.ok) == (1, 1)
+    assert (second.requested, second.cached) == (1, 1)
+    key = judgment_key(Verifier(), tasks["t"], good)
+    assert ledger.get(Judgment, [key])[key].score == 1.0

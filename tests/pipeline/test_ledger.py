@@ -1,0 +1,68 @@
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from pipeline.errors import InputError
+from pipeline.ledger import Ledger
+from pipeline.records import Judgment
+
+
+def judgment(key, score=1.0, error=None):
+    return Judgment(key=key, response=key, task="t", judge="j", score=None if error else score, error=error)
+
+
+def test_records_come_back_by_kind_and_key(tmp_path):
+    ledger = Ledger(tmp_path / "l.sqlite")
+    ledger.put([judgment("a"), judgment("b", error="no")])
+    assert ledger.get(Judgment, ["a", "b", "c"]) == {"a": judgment("a"), "b": judgment("b", error="no")}
+
+
+def test_an_error_is_owed_until_a_good_record_replaces_it(tmp_path):
+    ledger = Ledger(tmp_path / "l.sqlite")
+    ledger.put([judgment("a", error="reset")])
+    assert ledger.done(Judgment, ["a"]) == set()
+    ledger.put([judgment("a", 0.5)])
+    assert ledger.done(Judgment, ["a"]) == {"a"}
+
+
+def test_nothing_replaces_a_good_record(tmp_path):
+    ledger = Ledger(tmp_path / "l.sqlite")
+    ledger.put([judgment("a", 0.5)])
+    ledger.put([judgment("a", error="late failure")])
+    ledger.put([judgment("a", 0.9)])
+    assert ledger.get(Judgment, ["a"])["a"].score == 0.5
+
+
+def test_more_keys_than_a_statement_may_hold(tmp_path):
+    ledger = Ledger(tmp_path / "l.sqlite")
+    keys = [str(i) for i in range(1203)]
+    ledger.put([judgment(key) for key in keys])
+    assert ledger.done(Judgment, iter([*keys, "other"])) == set(keys)
+    assert len(ledger.get(Judgment, iter(keys))) == 1203
+
+
+def test_a_file_that_is_no_ledger_is_named(tmp_path):
+    path = tmp_path / "l.sqlite"
+    path.write_bytes(b"not a database" * 100)
+    with pytest.raises(InputError, match=r"l\.sqlite is not a ledger"):
+        Ledger(path)
+
+
+def test_what_was_put_survives_kill_9(tmp_path):
+    path = tmp_path / "l.sqlite"
+    code = f"""
+import os, pathlib
+from pipeline.ledger import Ledger
+from pipeline.records import Judgment
+ledger = Ledger(pathlib.Path({str(path)!r}))
+for i in range(50):
+    ledger.put([Judgment(key=str(i), response="r", task="t", judge="j", score=1.0)])
+    print(i, flush=True)
+os.kill(os.getpid(), {signal.SIGKILL})
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=os.environ)
+    assert done.returncode == -signal.SIGKILL
+    assert len(Ledger(path).done(Judgment, [str(i) for i in range(50)])) == 50

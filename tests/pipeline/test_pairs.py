@@ -1,0 +1,120 @@
+import pytest
+from datasets import load_dataset
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from pipeline.errors import DataError
+from pipeline.images import ImageStore
+from pipeline.pairs import build_pairs, split_pairs
+from pipeline.publish import pairs_digest, publish_pairs, render_card
+from pipeline.records import CheckpointRef, ImageRef, Judgment, PreferencePair, Response, SamplingParams, Task
+
+CHECKPOINT = CheckpointRef(name="base", digest="sha256:aa", kind="base")
+SAMPLING = SamplingParams(temperature=0.5, max_tokens=8, n=8, seed=0)
+
+
+def make_task(name, image=None):
+    image = image or ImageRef(sha256=name, path=f"images/{name}.png", width=4, height=4)
+    return Task(id=name, question="q?", choices=("a", "b"), answer=0, image=image, source="nano", split="train")
+
+
+def make_group(task, scores, texts=None):
+    responses, judgments = [], {}
+    for index, score in enumerate(scores):
+        key = f"{task.id}/{index}"
+        response = Response(
+            key=key,
+            group=task.id,
+            task=task.id,
+            index=index,
+            checkpoint=CHECKPOINT,
+            prompt="thought_specific",
+            sampling=SAMPLING,
+            text=texts[index] if texts else f"text {index}",
+        )
+        responses.append(response)
+        if score is not None:
+            judgments[key] = Judgment(key=key, response=key, task=task.id, judge="verifier/1", score=score)
+    return responses, judgments
+
+
+def test_best_against_worst_and_the_first_of_equals():
+    task = make_task("t")
+    responses, judgments = make_group(task, [0.5, 1.0, 0.0, 1.0, 0.0])
+    (pair,) = build_pairs([task], responses, judgments).pairs
+    assert (pair.chosen_key, pair.rejected_key) == ("t/1", "t/2")
+    assert (pair.chosen_score, pair.rejected_score, pair.policy) == (1.0, 0.0, "sha256:aa")
+
+
+def test_ties_same_texts_and_unjudged_tasks_are_dropped_and_counted():
+    tasks = [make_task(name) for name in ("tie", "same", "lone", "none", "good")]
+    groups = [
+        make_group(tasks[0], [0.5, 0.5]),
+        make_group(tasks[1], [1.0, 0.0], ["x", "x"]),
+        make_group(tasks[2], [1.0, None]),
+        ([], {}),
+        make_group(tasks[4], [1.0, 0.0]),
+    ]
+    responses = [response for group, _ in groups for response in group]
+    judgments = {key: judgment for _, group in groups for key, judgment in group.items()}
+    pair_set = build_pairs(tasks, responses, judgments)
+    assert [pair.task for pair in pair_set.pairs] == ["good"]
+    assert (pair_set.count.requested, pair_set.count.refused, pair_set.count.failed) == (5, 2, 2)
+
+
+@given(st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0]), min_size=2, max_size=8))
+def test_a_pair_always_spans_the_scores_or_does_not_exist(scores):
+    task = make_task("t")
+    pairs = build_pairs([task], *make_group(task, scores)).pairs
+    assert [(p.chosen_score, p.rejected_score) for p in pairs] == (
+        [(max(scores), min(scores))] if max(scores) > min(scores) else []
+    )
+
+
+def make_pair(task):
+    return build_pairs([task], *make_group(task, [1.0, 0.0])).pairs[0]
+
+
+def test_no_image_is_in_both_splits_and_the_fraction_is_kept():
+    tasks = [make_task(f"t{i}", ImageRef(sha256=f"im{i // 2}", path="p", width=1, height=1)) for i in range(200)]
+    pairs = [make_pair(task) for task in tasks]
+    train, validation = split_pairs(pairs, 0.1, seed=0)
+    assert (len(train), len(validation)) == (180, 20)
+    assert not {p.image.sha256 for p in train} & {p.image.sha256 for p in validation}
+    assert split_pairs(pairs[::-1], 0.1, seed=0)[1] == validation[::-1]
+    assert split_pairs(pairs, 0.1, seed=1)[1] != validation
+
+
+def test_too_little_to_split_is_said():
+    with pytest.raises(DataError, match=r"1 preference pair\(s\) on 1 image.*sample more tasks"):
+        split_pairs([make_pair(make_task("t"))], 0.1, seed=0)
+
+
+def test_the_published_data_set_is_what_datasets_reads(tmp_path):
+    store = ImageStore(tmp_path)
+    tasks = [make_task(f"t{i}", store.put_png(Image.new("RGB", (4, 4), (i, 0, 0)))) for i in range(5)]
+    pairs = [make_pair(task) for task in tasks]
+    train, validation = split_pairs(pairs, 0.2, seed=0)
+    card = render_card(train, validation, source="nano", model="nano", recipe_toml='name = "x"')
+    folder = tmp_path / "pairs" / pairs_digest(train, validation)[:12]
+    publish_pairs(train, validation, store, folder, card=card)
+    data = load_dataset(str(folder), cache_dir=str(tmp_path / "cache"))
+    assert {name: split.num_rows for name, split in data.items()} == {"train": 4, "validation": 1}
+    row = data["train"][0]
+    assert row["images"][0].getpixel((0, 0))[1:] == (0, 0)
+    assert [part["type"] for part in row["prompt"][0]["content"]] == ["image", "text"]
+    assert row["chosen"] == [{"role": "assistant", "content": [{"type": "text", "text": "text 0"}]}]
+    assert row["rejected"][0]["content"][0]["text"] == "text 1"
+
+
+def test_the_digest_is_of_the_rows_not_of_where_images_lie():
+    pair = make_pair(make_task("t"))
+    moved = pair.model_copy(update={"image": pair.image.model_copy(update={"path": "elsewhere.png"})})
+    other = pair.model_copy(update={"chosen": "other"})
+    assert pairs_digest([pair], []) == pairs_digest([moved], [])
+    assert len({pairs_digest([pair], []), pairs_digest([], [pair]), pairs_digest([other], [])}) == 3
+
+
+def test_every_field_of_a_published_pair_is_in_the_digest():
+    assert set(PreferencePair.model_fields) == set(make_pair(make_task("t")).model_dump())

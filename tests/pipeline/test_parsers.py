@@ -1,0 +1,168 @@
+"""The parser reads what is said and never guesses."""
+
+import string
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.parsers import parse_choice
+
+COLOURS = ("red", "blue", "dark blue", "green")
+
+READ = [
+    ("The answer is (B)", "B"),
+    ("The answer is (B).", "B"),
+    ("The answer is (b).", "B"),
+    ("The answer is B", "B"),
+    ("The answer is B.", "B"),
+    ("The answer is: B", "B"),
+    ("the answer is **B**.", "B"),
+    ('The answer is "B".', "B"),
+    ("THE ANSWER IS (D)!", "D"),
+    ("The answer is\n(B)", "B"),
+    ("The answer is B because the sky is.", "B"),
+    ("The answer is B, since it is blue", "B"),
+    ("The answer is (B) blue.", "B"),
+    ("The answer is (B) because of it, not (A).", "B"),
+    ("The answer is B. blue", "B"),
+    ("The answer is (B. blue)", "B"),
+    ("The answer is ( B )", "B"),
+    ("The answer is (blue)", "B"),
+    ("The answer is (Blue).", "B"),
+    ("The answer is blue", "B"),
+    ("The answer is BLUE. I am sure.", "B"),
+    ("The answer is dark blue.", "C"),
+    ("The answer is (dark  blue)", "C"),
+    ("The answer is 'red'.", "A"),
+    ("The sky is blue. The answer is (A). Wait. The answer is (B).", "B"),
+    ("The answer is (A). The answer is (B).", "B"),
+    ("B", "B"),
+    (" B. ", "B"),
+    ("(B)", "B"),
+    ("(B).", "B"),
+    ("B. blue", "B"),
+    ("B: blue", "B"),
+    ("(B) blue.", "B"),
+]
+
+NOT_READ = [
+    "",
+    "blue",
+    "b",
+    "I think it is (B)",
+    "B. Let me look at the picture.",
+    "A red thing",
+    "The answer is",
+    "The answer is ()",
+    "The answer is (",
+    "The answer is (B",
+    "The answer is (blue",
+    "The answer is not (B)",
+    "The answer is unclear.",
+    "The answer is a blue one",
+    "The answer is A blue one",
+    "The answer is b",
+    "The answer is (E)",
+    "The answer is E.",
+    "The answer is Z",
+    "E",
+    "(E)",
+    "The answer is (A) or (B)",
+    "The answer is A or B.",
+    "The answer is (A), (B)",
+    "The answer is A and B.",
+    "The answer is A/B",
+    "The answer is (A and B)",
+    "The answer is (red) or (blue)",
+    "The answer is red or blue",
+    "The answer is red blue",
+    "The answer is (B) red.",
+    "The answer is B. red",
+    "B. red",
+    "The answer is Blueberry",
+    "The answer is (B). No: the answer is hard to tell.",
+    "The answer is (answer)",
+    "The final answer: B",
+]
+
+
+@pytest.mark.parametrize(("text", "letter"), READ)
+def test_read(text, letter):
+    assert parse_choice(text, COLOURS) == letter
+
+
+@pytest.mark.parametrize("text", NOT_READ)
+def test_not_read(text):
+    assert parse_choice(text, COLOURS) is None
+
+
+@pytest.mark.parametrize(
+    ("said", "choices", "letter"),
+    [
+        ("(F)", ("F", "f"), "A"),  # beyond the letters: the option's text
+        ("(f)", ("F", "f"), "B"),
+        ("(B)", ("B", "A"), "B"),  # the prompt's letters win over one-letter options
+        ("C. elegans", ("C. elegans", "E. coli", "D. melanogaster"), "A"),
+        ("A breath of Fresh Air.", ("A breath of fresh air", "A breath of Fresh Air"), "B"),
+        ("a breath of fresh air", ("A breath of fresh air", "A breath of Fresh Air"), None),
+        ("1.5", ("1", "1.5"), "B"),
+        ("1.5", ("1", "2"), None),
+        ("Dr. Grey. He is old.", ("Dr. Grey", "Dr. White"), "A"),
+        ("(2, 3)", ("(3, 2)", "(2, 3)"), "B"),
+        ("((2, 3))", ("(3, 2)", "(2, 3)"), "B"),
+        ("(red (dark))", ("red", "red (dark)"), "B"),
+        ("Hello!", ("Hello.", "Hello!"), "B"),
+        ("hello", ("Hello.", "Hello!"), None),
+        (".", ("?", "stop"), None),
+        ("?", ("?", "!"), None),
+        ("same", ("same", "same"), None),
+        ("A and B", ("A", "B", "A and B"), "C"),
+        ("(Boston)", ("Plymouth", "Albany", "Wichita", "Boston"), "D"),
+    ],
+)
+def test_unusual_options(said, choices, letter):
+    assert parse_choice(f"The answer is {said}", choices) == letter
+
+
+words = st.text(string.ascii_lowercase, min_size=2, max_size=8)
+options = st.lists(words, min_size=2, max_size=8, unique=True).map(tuple)
+
+
+@given(st.text(max_size=200), options)
+def test_any_text_gives_an_option_or_none(text, choices):
+    for said in (text, f"The answer is {text}"):
+        letter = parse_choice(said, choices)
+        assert letter is None or letter in string.ascii_uppercase[: len(choices)]
+
+
+@given(options, st.data(), st.text(max_size=60))
+def test_every_option_can_be_said(choices, data, thought):
+    index = data.draw(st.integers(0, len(choices) - 1))
+    letter = string.ascii_uppercase[index]
+    for said in (
+        f"({letter})",
+        f"{letter}.",
+        choices[index],
+        f"({choices[index].upper()})",
+        f"({letter}) {choices[index]}",
+    ):
+        assert parse_choice(f"{thought}\nThe answer is {said}", choices) == letter
+
+
+@given(options, st.sampled_from(string.ascii_uppercase))
+def test_letter_beyond_the_options_is_no_answer(choices, letter):
+    known = letter in string.ascii_uppercase[: len(choices)]
+    assert parse_choice(f"The answer is ({letter})", choices) == (letter if known else None)
+
+
+@given(st.text(string.ascii_lowercase + " .,()\n", max_size=100), options)
+def test_words_without_a_statement_are_no_answer(text, choices):
+    assert parse_choice(text, choices) is None
+
+
+@given(options, st.data())
+def test_two_letters_are_no_answer(choices, data):
+    first, second = data.draw(st.permutations(string.ascii_uppercase[: len(choices)]))[:2]
+    for said in (f"({first}) or ({second})", f"{first} and {second}", f"({first}), ({second})"):
+        assert parse_choice(f"The answer is {said}", choices) is None

@@ -1,0 +1,51 @@
+import pytest
+
+from pipeline.prompts import load_prompt, render_options, render_prompt, split_thought
+from pipeline.records import Task
+
+TASK = Task(id="t", question="What <options> is\nthis <image>?", choices=("a cat", "a dog"), answer=0, source="nano", split="train")
+
+
+def test_the_papers_prompts_are_kept_word_for_word():
+    assert load_prompt("zero_shot") == (
+        "Given the question, please choose the answer from one of the following options.\n"
+        "Then write your final response in the 'The answer is (answer)' format.\n"
+        "Question: <question>\nOptions: <options>"
+    )
+    assert load_prompt("cot") == (
+        "Please select the correct answer from one of the following options based on the question and the image.\n"
+        "First, write down your internal thoughts. This must include your draft response and its evaluations.\n"
+        "Then write your final response in the 'The answer is (answer)' format.\n"
+        "Question: <question>\nOptions: <options>"
+    )
+    assert load_prompt("thought_specific") == (
+        "Respond to the following user query in a comprehensive and detailed way. But first write down your internal "
+        "thoughts. This must include your draft response and its evaluation. After this, write your final response "
+        'after "<R>".\nUser query: {user instruction}'
+    )
+
+
+def test_options_are_lettered():
+    assert render_options(("x", "y", "z")) == "(A) x (B) y (C) z"
+
+
+def test_a_prompt_is_filled_in_one_pass_and_holds_no_second_image():
+    text = render_prompt("zero_shot", TASK)
+    assert text.endswith("Question: What <options> is this ?\nOptions: (A) a cat (B) a dog")
+    assert "<image>" not in text
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "parts"),
+    [
+        ("thought_specific", "It is red. <R> The answer is (B).", ("It is red.", "The answer is (B).")),
+        ("thought_specific", "It is red. The answer is (B).", (None, None)),
+        ("thought_specific", "It is red. <R>  ", (None, None)),
+        ("thought_generic", "Here is my thought process: hm. Here is my response: B", ("hm.", "B")),
+        ("cot", "Draft: the answer is (A). No. The answer is (B).", ("Draft: the answer is (A). No.", "The answer is (B).")),
+        ("cot", "I do not know.", (None, None)),
+        ("zero_shot", " The answer is (B).", ("", "The answer is (B).")),
+    ],
+)
+def test_thought_and_answer_are_parsed_apart(name, text, parts):
+    assert split_thought(name, text) == parts

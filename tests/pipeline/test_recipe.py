@@ -1,0 +1,62 @@
+import pytest
+
+from pipeline.errors import RecipeError
+from pipeline.recipe import Recipe, Section, list_recipes, load_recipe, parse_recipe, render_recipe
+
+
+@pytest.mark.parametrize("name", list_recipes())
+def test_every_bundled_recipe_is_valid_and_survives_rendering(name):
+    recipe = load_recipe(name)
+    assert recipe.name == name
+    assert parse_recipe(render_recipe(recipe)) == recipe
+
+
+def test_every_field_is_documented():
+    sections = [f.annotation for f in Recipe.model_fields.values() if isinstance(f.annotation, type)]
+    for section in sections:
+        if issubclass(section, Section):
+            assert all(field.description for field in section.model_fields.values()), section
+
+
+def test_the_papers_numbers():
+    paper = load_recipe("paper")
+    assert (paper.sample.k, paper.sample.temperature, paper.judge.model) == (8, 0.5, "gpt-4o-mini")
+    train = paper.train
+    assert (train.lora_r, train.lora_alpha, train.lora_dropout, train.target_modules) == (64, 128, 0.1, "all-linear")
+    assert (train.learning_rate, train.epochs, paper.pairs.validation_fraction) == (1e-5, 2, 0.1)
+    assert (paper.eval.temperatures, paper.eval.prompts) == ((0.4, 0.8), ("zero_shot", "cot"))
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("train.epoch=3", r"unknown field train\.epoch \(did you mean epochs\?\)"),
+        ("trian.epochs=3", r"unknown field trian \(did you mean train\?\)"),
+        ("sample.k=1", r"sample\.k = 1: input should be greater than or equal to 2"),
+        ("train.learning_rate=fast", r"train\.learning_rate = 'fast'"),
+        ("sample.k", "has no '='"),
+        ("name.x=1", "name is a field"),
+    ],
+)
+def test_a_wrong_override_names_field_value_and_nearest(override, said):
+    with pytest.raises(RecipeError, match=said):
+        load_recipe("nano", [override])
+
+
+def test_overrides_are_toml_values_or_plain_strings():
+    recipe = load_recipe("nano", ["sample.k=4", "eval.temperatures=[0.1]", "tasks.path=/some/where", "train.batch-size=2"])
+    assert (recipe.sample.k, recipe.eval.temperatures) == (4, (0.1,))
+    assert (recipe.tasks.path, recipe.train.batch_size) == ("/some/where", 2)
+
+
+@pytest.mark.parametrize(("name", "said"), [("nanno", "did you mean nano"), ("none.toml", "does not exist")])
+def test_an_unknown_recipe_names_the_nearest(name, said):
+    with pytest.raises(RecipeError, match=said):
+        load_recipe(name)
+
+
+def test_a_missing_field_and_broken_toml_are_said(tmp_path):
+    with pytest.raises(RecipeError, match="model is missing"):
+        parse_recipe('name = "x"')
+    with pytest.raises(RecipeError, match="is not TOML"):
+        parse_recipe("name = ")

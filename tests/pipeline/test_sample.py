@@ -1,0 +1,188 @@
+"""The client and the sampling stage against a faulty upstream, faked at the transport."""
+
+import asyncio
+import json
+
+import httpx2
+import pytest
+from PIL import Image
+
+from pipeline import concurrency
+from pipeline.client import EXPECT_HEADER, STAMP_HEADER, ChatClient
+from pipeline.errors import StageError
+from pipeline.images import ImageStore
+from pipeline.ledger import Ledger
+from pipeline.records import CheckpointRef, Response, SamplingParams, Task
+from pipeline.sample import plan_requests, sample
+
+DIGEST = "sha256:" + "a" * 64
+CHECKPOINT = CheckpointRef(name="base", digest=DIGEST, kind="base")
+SAMPLING = SamplingParams(temperature=0.5, max_tokens=8, n=2, seed=0)
+
+
+class Upstream:
+    """Answers chat completions; `faults` are used up first, one per request."""
+
+    def __init__(self, faults=()):
+        self.faults = list(faults)
+        self.requests = []
+
+    async def __call__(self, request):
+        body = json.loads(request.content)
+        self.requests.append((body, request.headers))
+        if self.faults:
+            fault = self.faults.pop(0)
+            if isinstance(fault, Exception):
+                raise fault
+            if fault is not None:
+                return fault
+        return self.answer(body)
+
+    @staticmethod
+    def answer(body, n=None, stamp=DIGEST, finish_reason="stop"):
+        choices = [
+            {"index": i, "finish_reason": finish_reason, "message": {"role": "assistant", "content": f"It is {i}. <R> B"}}
+            for i in range(n if n is not None else body["n"])
+        ]
+        usage = {"prompt_tokens": 5, "completion_tokens": 6, "total_tokens": 11}
+        completion = {"id": "x", "object": "chat.completion", "created": 0, "model": "m", "choices": choices, "usage": usage}
+        return httpx2.Response(200, json=completion, headers={STAMP_HEADER: stamp} if stamp else {})
+
+
+def error(status, headers=None, **body):
+    return httpx2.Response(status, json={"error": {"message": "no", **body}}, headers=headers or {})
+
+
+@pytest.fixture
+def store(tmp_path):
+    return ImageStore(tmp_path)
+
+
+@pytest.fixture
+def tasks(store):
+    image = store.put_png(Image.new("RGB", (4, 4), "red"))
+    return [
+        Task(id=f"t{i}", question=f"q{i}?", choices=("a", "b"), answer=1, image=image, source="nano", split="train")
+        for i in range(6)
+    ]
+
+
+@pytest.fixture
+def ledger(tmp_path):
+    return Ledger(tmp_path / "ledger.sqlite")
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch):
+    monkeypatch.setattr(concurrency, "retry_delay_s", lambda *_: 0.0)
+
+
+async def draw(upstream, tasks, ledger, store, params=SAMPLING, concurrency=2):
+    requests = plan_requests(tasks, "thought_specific", CHECKPOINT, params)
+    async with ChatClient("http://fake/v1", "key", max_connections=2, transport=httpx2.MockTransport(upstream)) as client:
+        count = await sample(requests, client, ledger, store, max_concurrency=concurrency, on_progress=lambda _: None)
+    keys = [key for request in requests for key in request.response_keys()]
+    return count, ledger.get(Response, keys)
+
+
+async def test_one_request_per_task_gives_k_responses_parsed_apart(tasks, ledger, store):
+    upstream = Upstream()
+    count, responses = await draw(upstream, tasks, ledger, store)
+    assert (count.requested, count.ok) == (12, 12)
+    assert len(upstream.requests) == 6
+    body, headers = upstream.requests[0]
+    assert (body["n"], body["model"], headers[EXPECT_HEADER]) == (2, "base", DIGEST)
+    assert body["messages"][0]["content"][0]["image_url"]["url"].startswith("data:image/png;base64,")
+    assert {(r.thought, r.answer) for r in responses.values()} == {("It is 0.", "B"), ("It is 1.", "B")}
+    assert len({body["seed"] for body, _ in upstream.requests}) == 6
+
+
+async def test_the_same_command_again_sends_nothing_and_other_settings_owe_new_work(tasks, ledger, store):
+    await draw(Upstream(), tasks, ledger, store)
+    again = Upstream()
+    count, _ = await draw(again, tasks, ledger, store)
+    assert (count.cached, again.requests) == (12, [])
+    hotter = SAMPLING.model_copy(update={"temperature": 0.8})
+    count, _ = await draw(again, tasks, ledger, store, params=hotter)
+    assert (count.ok, len(again.requests)) == (12, 6)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        httpx2.ConnectError("refused"),
+        httpx2.ReadError("reset after the first byte"),
+        httpx2.ReadTimeout("hang"),
+        error(500),
+        error(503),
+        error(429),
+        error(429, {"retry-after": "3"}),
+        httpx2.Response(200, content=b'{"id": "x", "choi', headers={"content-type": "application/json"}),
+        Upstream.answer({}, n=1),
+        Upstream.answer({}, n=0),
+        Upstream.answer({}, n=2, finish_reason="abort"),
+    ],
+    ids=["refused", "reset", "hang", "500", "503", "429", "429-after", "half-json", "fewer", "none", "abort"],
+)
+async def test_a_passing_fault_costs_nothing_but_time(fault, tasks, ledger, store):
+    upstream = Upstream([fault])
+    count, responses = await draw(upstream, tasks, ledger, store)
+    assert (count.ok, len(upstream.requests)) == (12, 7)
+    assert all(response.error is None for response in responses.values())
+
+
+async def test_a_fault_that_stays_is_recorded_as_failed_and_owed_again(tasks, ledger, store):
+    upstream = Upstream([error(503)] * concurrency.MAX_ATTEMPTS)
+    count, responses = await draw(upstream, tasks, ledger, store, concurrency=1)
+    assert (count.ok, count.failed) == (10, 2)
+    assert sum(r.error is not None for r in responses.values()) == 2
+    again = Upstream()
+    count, responses = await draw(again, tasks, ledger, store)
+    assert (count.cached, count.ok, len(again.requests)) == (10, 2, 1)
+    assert all(response.error is None for response in responses.values())
+
+
+async def test_a_request_that_can_never_succeed_is_refused_at_once(tasks, ledger, store):
+    upstream = Upstream([error(400)])
+    count, _ = await draw(upstream, tasks, ledger, store)
+    assert (count.ok, count.refused, len(upstream.requests)) == (10, 2, 6)
+
+
+@pytest.mark.parametrize(
+    "lie", [Upstream.answer({}, n=2, stamp="sha256:" + "b" * 64), Upstream.answer({}, n=2, stamp=None), error(409)]
+)
+async def test_an_answer_of_other_weights_stops_the_stage_and_is_not_kept(lie, tasks, ledger, store):
+    with pytest.raises(StageError, match="swap the checkpoint in"):
+        await draw(Upstream([lie]), tasks[:1], ledger, store)
+    keys = plan_requests(tasks[:1], "thought_specific", CHECKPOINT, SAMPLING)[0].response_keys()
+    assert ledger.get(Response, keys) == {}
+
+
+async def test_a_server_that_is_gone_ends_the_stage_early(tasks, ledger, store):
+    upstream = Upstream([httpx2.ConnectError("gone")] * 1000)
+    with pytest.raises(StageError, match="in a row failed.*repeat the command"):
+        await draw(upstream, tasks, ledger, store, concurrency=1)
+    assert len(upstream.requests) == 3 * concurrency.MAX_ATTEMPTS
+
+
+async def test_a_stopped_stage_goes_on_where_it_was(tasks, ledger, store):
+    gate = asyncio.Event()
+    first = Upstream()
+
+    async def hang_after_two(request):
+        if len(first.requests) >= 2:
+            await gate.wait()
+        return await first(request)
+
+    running = asyncio.ensure_future(draw(hang_after_two, tasks, ledger, store, concurrency=1))
+    while len(first.requests) < 2 or not ledger.done(
+        Response, plan_requests(tasks, "thought_specific", CHECKPOINT, SAMPLING)[1].response_keys()
+    ):
+        await asyncio.sleep(0.01)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    second = Upstream()
+    count, responses = await draw(second, tasks, ledger, store)
+    assert (count.cached, count.ok, len(second.requests)) == (4, 8, 4)
+    assert len(responses) == 12

@@ -1,0 +1,162 @@
+"""The canary: a fixed image and question, and how the Hugging Face model answers, so that served weights are recognised.
+
+The image is drawn here, in code; the question is one that a small and a large model can both answer. Tokens are greedy,
+log-probs are computed in float32 from the checkpoint's stored weights, so that they do not depend on what serves it.
+
+    python -m training.canary CHECKPOINT_DIR --out FILE [--name base] [--serve-dtype float32]
+
+writes a base checkpoint's manifest, and beside it `chat_template.jinja` where the checkpoint's own had to be mended.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import io
+import sys
+from pathlib import Path
+from typing import get_args
+
+import torch
+from PIL import Image, ImageDraw
+from transformers import GenerationConfig
+
+from pipeline.checkpoints import compute_digest
+from pipeline.errors import VcotError
+from pipeline.recipe import Dtype
+from pipeline.records import Canary, CheckpointManifest, CheckpointRef
+from training.models import Batch, Model, Processor, load_model, load_processor, quiet_libraries, served_tokens
+from training.template import render
+
+PROMPT = (
+    "Please select the correct answer from one of the following options based on the question and the image.\n"
+    "First, write down your internal thoughts. This must include your draft response and its evaluations.\n"
+    "Then write your final response in the 'The answer is (answer)' format.\n"
+    "Question: What is the colour of the circle?\n"
+    "Options: (A) red (B) blue (C) green (D) yellow"
+)
+MAX_TOKENS = 16
+TOLERANCES: dict[Dtype, float] = {"float32": 1e-3, "float16": 0.02, "bfloat16": 0.15}
+"""By serving dtype. Measured between HF in float32 and vLLM: 3e-6, 0.004 and 0.061 on tiny models, teacher-forced; these
+leave room for deeper models and other kernels, and stay far below what other weights do to a log-prob."""
+_MAX_SIDE = 336
+_COLOURS = {"red": (205, 30, 40), "blue": (35, 80, 205), "green": (30, 145, 60), "yellow": (235, 205, 40)}
+
+
+def draw_canary(side: int) -> Image.Image:
+    """Circle, square, diamond and cross in a 2 x 2 grid, as an RGB image of `side` pixels."""
+    image = Image.new("RGB", (side, side), (246, 246, 240))
+    draw, half, pad = ImageDraw.Draw(image), side // 2, side // 14
+    low, high, middle, bar = pad, half - pad - 1, half // 2, max(1, side // 20)
+    draw.ellipse((low, low, high, high), fill=_COLOURS["red"])
+    draw.rectangle((half + low, low, half + high, high), fill=_COLOURS["blue"])
+    diamond = [(middle, half + low), (high, half + middle), (middle, half + high), (low, half + middle)]
+    draw.polygon(diamond, fill=_COLOURS["green"])
+    draw.rectangle((half + low, half + middle - bar, half + high, half + middle + bar), fill=_COLOURS["yellow"])
+    draw.rectangle((half + middle - bar, half + low, half + middle + bar, half + high), fill=_COLOURS["yellow"])
+    return image
+
+
+def build_canary(model: Model, processor: Processor, serve_dtype: Dtype) -> Canary:
+    """Ask `model` (float32) the fixed question and keep the greedy answer as far as no token is nearly tied.
+
+    Two tokens whose log-probs are within twice the tolerance may change places when served, so the answer ends before
+    the first such token (but has one at least), before EOS, and before half a character.
+    """
+    image = draw_canary(_image_side(processor))
+    ids, logprobs, margins = _answer(model, processor, image)
+    tokens, tolerance = served_tokens(processor.tokenizer, ids), TOLERANCES[serve_dtype]
+    length = 1
+    while length < len(ids) and margins[length] > 2 * tolerance and _is_whole(tokens[length], ids[length], processor):
+        length += 1
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return Canary(
+        image_png_base64=base64.b64encode(buffer.getvalue()).decode(),
+        prompt=PROMPT,
+        tokens=tuple(tokens[:length]),
+        logprobs=tuple(logprobs[:length]),
+        tolerance=tolerance,
+    )
+
+
+def canary_batch(processor: Processor) -> Batch:
+    """The canary's prompt as vLLM's chat endpoint tokenizes it, with the image's tensors."""
+    return _prompt_batch(processor, draw_canary(_image_side(processor)))
+
+
+def _prompt_batch(processor: Processor, image: Image.Image) -> Batch:
+    turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": PROMPT}]}
+    text = render(processor, [turn], prompt=True)
+    return dict(processor(images=[[image]], text=[text], add_special_tokens=False, return_tensors="pt"))
+
+
+def _answer(model: Model, processor: Processor, image: Image.Image) -> tuple[list[int], list[float], list[float]]:
+    """Greedy token ids, their log-probs, and by how much each leads the runner-up."""
+    inputs = {key: value.to(model.device) for key, value in _prompt_batch(processor, image).items()}
+    tokenizer = processor.tokenizer
+    settings = GenerationConfig(
+        do_sample=False,
+        max_new_tokens=MAX_TOKENS,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        return_dict_in_generate=True,
+        output_logits=True,
+    )
+    with torch.inference_mode():
+        output = model.generate(**inputs, generation_config=settings)
+    best = torch.cat(output.logits).float().log_softmax(dim=-1).topk(2)
+    ids = best.indices[:, 0].tolist()
+    return ids, best.values[:, 0].tolist(), (best.values[:, 0] - best.values[:, 1]).tolist()
+
+
+def _is_whole(token: str, token_id: int, processor: Processor) -> bool:
+    return token_id != processor.tokenizer.eos_token_id and not token.endswith("\ufffd")
+
+
+def _image_side(processor: Processor) -> int:
+    crop = getattr(processor.image_processor, "crop_size", None)
+    return min(int(crop["height"]), _MAX_SIDE) if crop else _MAX_SIDE
+
+
+def describe_base(directory: Path, name: str, serve_dtype: Dtype) -> tuple[CheckpointManifest, str | None]:
+    """A base checkpoint's manifest, and the chat template to serve it with where its own had to be mended.
+
+    Raises CheckpointError for a directory that is not a servable checkpoint.
+    """
+    digest = compute_digest(directory)
+    processor, mended = load_processor(directory)
+    canary = build_canary(load_model(directory, torch.float32), processor, serve_dtype)
+    ref = CheckpointRef(name=name, digest=digest, kind="base")
+    return CheckpointManifest(checkpoint=ref, canary=canary), processor.chat_template if mended else None
+
+
+def _write(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, "utf-8")
+    partial.replace(path)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    parser = argparse.ArgumentParser(prog="training.canary", description="Write a base checkpoint's manifest.")
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--name", default="base")
+    parser.add_argument("--serve-dtype", choices=get_args(Dtype), default="float32")
+    options = parser.parse_args(arguments)
+    quiet_libraries()
+    try:
+        manifest, template = describe_base(options.checkpoint, options.name, options.serve_dtype)
+    except VcotError as error:
+        print(error, file=sys.stderr)  # noqa: T201 - the command's own output
+        return error.exit_code
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    if template is not None:
+        _write(options.out.with_name("chat_template.jinja"), template)
+    _write(options.out, manifest.model_dump_json(indent=2) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

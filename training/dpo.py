@@ -1,0 +1,249 @@
+"""DPO (Rafailov et al. 2023) with LoRA, by TRL's trainer, exactly as the recipe says, and with its silent traps shut.
+
+What is checked, since TRL does not: that at the start policy and reference agree (the loss is log 2), that as many
+optimizer steps were done as the rows and the recipe ask for (an error in the data loader ends training early without a
+word), that the adapter learned something, that no row was cut and that the recipe's dropout is on.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TextIO, TypeAlias
+
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+from transformers import PrinterCallback, TrainerCallback
+from trl import DPOConfig, DPOTrainer
+
+from pipeline.errors import MachineError, ServerError
+from pipeline.recipe import TrainSection
+from training.job import ADAPTER, PROGRESS, STEPS, TrainProgress, fresh_directory, publish_directory
+from training.models import DTYPES, Model, Processor, load_model
+from training.pairs import PairCollator
+from training.resume import find_last_complete, mark_complete, step_of, truncate_progress
+
+START_LOSS = math.log(2)
+START_TOLERANCE = 1e-3
+MIN_SAVE_INTERVAL_S = 10.0
+"""At least this long between two of TRL's checkpoints, and at most a twentieth of the time is spent on writing them."""
+State: TypeAlias = Any
+"""A transformers TrainerState, TrainerControl or TrainingArguments; the library ships no types."""
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """The size of what is trained."""
+
+    num_modules: int
+    num_parameters: int
+
+
+def count_steps(num_rows: int, recipe: TrainSection, num_processes: int = 1) -> int:
+    """Optimizer steps of a whole training: the last batch of an epoch may be smaller, and so may its accumulation."""
+    num_batches = math.ceil(num_rows / (recipe.batch_size * num_processes))
+    return math.ceil(recipe.epochs * math.ceil(num_batches / recipe.gradient_accumulation))
+
+
+def evaluation_steps(num_steps: int, num_evaluations: int) -> frozenset[int]:
+    """The steps after which the validation loss is measured: evenly spread, the last step always among them."""
+    count = min(num_steps, num_evaluations)
+    return frozenset(round(i * num_steps / count) for i in range(1, count + 1))
+
+
+def build_trainer(
+    base: Path,
+    train: Dataset,
+    validation: Dataset,
+    processor: Processor,
+    recipe: TrainSection,
+    job_directory: Path,
+    run_name: str,
+) -> DPOTrainer:
+    """TRL's trainer for the checked rows, its adapter not yet trained.
+
+    Raises MachineError for a dtype that this machine cannot train in, CheckpointError for a base that cannot be loaded.
+    """
+    if recipe.dtype == "float16" and not torch.cuda.is_available():
+        raise MachineError("train.dtype = float16 needs a GPU; use float32 or bfloat16 here")
+    model = load_model(base, DTYPES[recipe.dtype])
+    trainer = DPOTrainer(
+        model=model,
+        args=_arguments(recipe, job_directory / STEPS, run_name),
+        data_collator=PairCollator(processor, recipe.max_image_side),
+        train_dataset=train,
+        eval_dataset=validation if len(validation) else None,
+        processing_class=processor,
+        peft_config=LoraConfig(
+            r=recipe.lora_r,
+            lora_alpha=recipe.lora_alpha,
+            lora_dropout=recipe.lora_dropout,
+            target_modules=_targets(model, recipe),
+            task_type="CAUSAL_LM",
+        ),
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def measure(trainer: DPOTrainer) -> Adapted:
+    """How many modules carry an adapter, and how many parameters are trained."""
+    modules = [module for module in trainer.model.modules() if hasattr(module, "lora_B")]
+    parameters = [p for p in trainer.model.parameters() if p.requires_grad]
+    return Adapted(num_modules=len(modules), num_parameters=sum(p.numel() for p in parameters))
+
+
+def run_training(trainer: DPOTrainer, recipe: TrainSection, job_directory: Path) -> int:
+    """Train from the last complete checkpoint, or the start, and put the adapter into place; returns the step count.
+
+    Raises ServerError where one of the module's checks fails.
+    """
+    checkpoint = find_last_complete(job_directory / STEPS)
+    expected = count_steps(len(trainer.train_dataset), recipe, trainer.accelerator.num_processes)
+    spent_s = truncate_progress(job_directory / PROGRESS, step_of(checkpoint) if checkpoint else -1)
+    trainer.args.eval_on_start = checkpoint is None and trainer.eval_dataset is not None
+    if checkpoint is not None:
+        _log.info("resuming after step %d of %d", step_of(checkpoint), expected)
+    with (job_directory / PROGRESS).open("a", encoding="utf-8") as file:
+        trainer.add_callback(_Curves(file, spent_s, fresh=checkpoint is None))
+        trainer.add_callback(
+            _Pace(evaluation_steps(expected, recipe.num_evaluations), has_validation=bool(trainer.eval_dataset))
+        )
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    _check_end(trainer, expected)
+    partial = fresh_directory(job_directory / f".{ADAPTER}.partial")
+    trainer.accelerator.unwrap_model(trainer.model).save_pretrained(partial)
+    publish_directory(partial, job_directory / ADAPTER)
+    return expected
+
+
+def _check_end(trainer: DPOTrainer, expected: int) -> None:
+    done = trainer.state.global_step
+    if done != expected:
+        raise ServerError(
+            f"training ended after {done} of {expected} steps; a row broke the data loader, see worker.log"
+        )
+    learned = [bool(p.any()) for name, p in trainer.model.named_parameters() if "lora_B" in name]
+    if not any(learned):
+        raise ServerError(f"after {done} steps all {len(learned)} adapter matrices are still zero: nothing was learned")
+    if not all(torch.isfinite(p).all() for p in trainer.model.parameters() if p.requires_grad):
+        raise ServerError(
+            f"after {done} steps the adapter holds values that are not numbers; lower train.learning_rate"
+        )
+    _log.info("%d of %d adapted modules learned", sum(learned), len(learned))
+
+
+def _arguments(recipe: TrainSection, steps: Path, run_name: str) -> DPOConfig:
+    return DPOConfig(
+        output_dir=str(steps),
+        run_name=run_name,
+        beta=recipe.beta,
+        learning_rate=recipe.learning_rate,
+        num_train_epochs=recipe.epochs,
+        per_device_train_batch_size=recipe.batch_size,
+        per_device_eval_batch_size=recipe.batch_size,
+        gradient_accumulation_steps=recipe.gradient_accumulation,
+        gradient_checkpointing=recipe.gradient_checkpointing,
+        bf16=recipe.dtype == "bfloat16",
+        fp16=recipe.dtype == "float16",
+        seed=recipe.seed,
+        max_length=None,  # the preflight has refused long rows; cutting one loses image tokens or the whole response
+        disable_dropout=False,  # TRL's default would make the recipe's dropout 0
+        remove_unused_columns=False,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        eval_strategy="no",  # _Pace decides
+        save_strategy="no",
+        save_total_limit=2,
+        report_to=list(recipe.report_to) or "none",
+        disable_tqdm=True,
+        dataloader_pin_memory=torch.cuda.is_available(),
+    )
+
+
+def _targets(model: Model, recipe: TrainSection) -> str:
+    """PEFT's target: every linear layer, or a pattern for those of the language model (lm_head is in neither)."""
+    if recipe.target_modules == "all-linear":
+        return "all-linear"
+    decoder = model.get_decoder()
+    prefix = next(name for name, module in model.named_modules() if module is decoder)
+    leaves = {
+        name.rpartition(".")[2] for name, module in decoder.named_modules() if isinstance(module, torch.nn.Linear)
+    }
+    return rf"{prefix.replace('.', chr(92) + '.')}\..*\.({'|'.join(sorted(leaves))})"
+
+
+class _Curves(TrainerCallback):  # type: ignore[misc]
+    """Writes each logged step and evaluation as one TrainProgress line, and checks the loss at the start."""
+
+    def __init__(self, file: TextIO, spent_s: float, *, fresh: bool) -> None:
+        self._file = file
+        self._begin_s = time.monotonic() - spent_s
+        self._fresh = fresh
+
+    def on_log(self, args: object, state: State, control: object, logs: Mapping[str, float], **_: object) -> None:
+        """TRL logs `loss` after a step, and `eval_loss` after an evaluation."""
+        if "loss" in logs:
+            self._write("train", "", state, logs)
+        elif "eval_loss" in logs:
+            self._write("validation", "eval_", state, logs)
+
+    def _write(
+        self, kind: Literal["train", "validation"], prefix: str, state: State, logs: Mapping[str, float]
+    ) -> None:
+        point = TrainProgress(
+            kind=kind,
+            step=state.global_step,
+            num_steps=state.max_steps,
+            epoch=state.epoch or 0.0,
+            loss=logs[f"{prefix}loss"],
+            reward_margin=logs.get(f"{prefix}rewards/margins"),
+            reward_accuracy=logs.get(f"{prefix}rewards/accuracies"),
+            learning_rate=logs.get("learning_rate"),
+            elapsed_s=time.monotonic() - self._begin_s,
+        )
+        self._file.write(point.model_dump_json() + "\n")
+        self._file.flush()
+        if kind == "validation":
+            _log.info("step %d of %d: validation loss %.4f", point.step, point.num_steps, point.loss)
+        self._check_start(point)
+
+    def _check_start(self, point: TrainProgress) -> None:
+        """Before its first update the policy is the reference: the adapter's output is zero, with or without dropout."""
+        first = self._fresh and point.step == (1 if point.kind == "train" else 0)
+        if first and not abs(point.loss - START_LOSS) <= START_TOLERANCE:
+            raise ServerError(
+                f"the first {point.kind} loss is {point.loss:.4f}, not log 2 = {START_LOSS:.4f}: policy and reference "
+                "differ before training; the base has dropout of its own, or an adapter already"
+            )
+
+
+class _Pace(TrainerCallback):  # type: ignore[misc]
+    """Decides after which steps to evaluate and to save; marks a saved checkpoint as complete."""
+
+    def __init__(self, evaluations: frozenset[int], *, has_validation: bool) -> None:
+        self._evaluations = evaluations if has_validation else frozenset()
+        self._saved_s = time.monotonic()
+        self._interval_s = MIN_SAVE_INTERVAL_S
+
+    def on_step_end(self, args: object, state: State, control: State, **_: object) -> None:
+        """Called after each optimizer step; the trainer evaluates first, then saves."""
+        control.should_evaluate = state.global_step in self._evaluations
+        control.should_save = (
+            time.monotonic() - self._saved_s >= self._interval_s and state.global_step < state.max_steps
+        )
+        if control.should_save:
+            self._saved_s = time.monotonic()
+
+    def on_save(self, args: State, state: State, control: object, **_: object) -> None:
+        """Called when TRL has written a checkpoint."""
+        mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+        now = time.monotonic()
+        self._interval_s = max(MIN_SAVE_INTERVAL_S, 20 * (now - self._saved_s))
+        self._saved_s = now

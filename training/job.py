@@ -1,0 +1,192 @@
+"""A training job: what the worker is told, and what it tells back. Free of torch, so that any process can read it.
+
+A job directory holds
+
+    job.json          the TrainJob
+    preflight.json    the Preflight: which rows are trained, which are refused and why
+    progress.jsonl    one TrainProgress per logged step or evaluation, appended by the worker
+    status.json       the TrainStatus, replaced in one step
+    steps/            TRL's own checkpoints, for resuming
+    adapter/          the trained adapter, renamed into place when complete
+    merge.json        the MergeReport of the last merge
+    worker.lock       held by the one process that works on the job
+    worker.log        the worker's output (whoever starts the worker directs it there)
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from pydantic import ValidationError
+
+from pipeline.errors import InputError
+from pipeline.recipe import Dtype, MergeSection, TrainSection
+from pipeline.records import CheckpointRef, Record, content_key
+
+JOB, PREFLIGHT, PROGRESS, STATUS = "job.json", "preflight.json", "progress.jsonl", "status.json"
+STEPS, ADAPTER, MERGE_REPORT = "steps", "adapter", "merge.json"
+
+_R = TypeVar("_R", bound=Record)
+
+
+class TrainJob(Record):
+    """Everything that determines the trained weights."""
+
+    base: CheckpointRef
+    base_path: str
+    """Directory of the base's weights; not part of the key."""
+    pairs_path: str
+    """Directory with train.parquet and validation.parquet; not part of the key."""
+    pairs_digest: str
+    """SHA-256 of the two files' rows."""
+    train: TrainSection
+    merge: MergeSection
+    serve_dtype: Dtype | None = None
+    """What vLLM will compute in; it sets the canary's tolerance. Without it, the merge's. Not part of the key."""
+
+    @property
+    def key(self) -> str:
+        """What the job is known by, wherever it runs."""
+        return content_key(
+            base=self.base.digest,
+            pairs=self.pairs_digest,
+            train=self.train.model_dump(mode="json", exclude={"report_to"}),
+        )
+
+    @property
+    def checkpoint_name(self) -> str:
+        """The name of the merged checkpoint; the merge settings are part of it."""
+        return f"{self.train.method}-{content_key(job=self.key, merge=self.merge)[:10]}"
+
+
+class TrainProgress(Record):
+    """One point of the loss curves."""
+
+    kind: Literal["train", "validation"]
+    step: int
+    num_steps: int
+    epoch: float
+    loss: float
+    reward_margin: float | None = None
+    """Mean of beta * (log-ratio of chosen - log-ratio of rejected)."""
+    reward_accuracy: float | None = None
+    """Share of pairs whose chosen response has the higher implicit reward."""
+    learning_rate: float | None = None
+    elapsed_s: float
+
+
+class TrainStatus(Record):
+    """How far a job is."""
+
+    state: Literal["preparing", "running", "done", "failed"]
+    message: str = ""
+    """For `failed`: one sentence for the user; for `preparing`: what is being done."""
+    num_train: int = 0
+    num_validation: int = 0
+    num_steps: int = 0
+    num_adapted_modules: int = 0
+    num_trainable_parameters: int = 0
+
+
+class PairSummary(Record):
+    """What the preflight found in one split: requested = kept + refused."""
+
+    num_rows: int
+    num_kept: int
+    refused: tuple[tuple[str, str], ...]
+    """Task and reason of each row that cannot be trained whole."""
+    min_length: int
+    median_length: int
+    max_length: int
+    """In tokens, image tokens included; the longer response of each kept pair."""
+    example: str
+    """The first kept row as the model reads it, before image tokens are expanded."""
+
+
+class Preflight(Record):
+    """What was found before any training time was spent."""
+
+    train: PairSummary
+    validation: PairSummary
+
+
+class MergeReport(Record):
+    """What merging did to the policy, on fixed rows, in natural log-probs of single tokens."""
+
+    checkpoint: CheckpointRef
+    num_changed_tensors: int
+    """Weight tensors that differ from the base's in the dtype that was written."""
+    max_abs_logprob: float
+    """Largest difference between base + adapter and the merged checkpoint."""
+    differs_from_base: float
+    """Largest difference between the base and the merged checkpoint."""
+    retention: float
+    """Share of the policy's change in the responses' log-probs that the merged checkpoint keeps; 1 is all of it."""
+
+
+def read_record(path: Path, kind: type[_R]) -> _R:
+    """A record from a JSON file. Raises InputError naming the file."""
+    try:
+        return kind.model_validate_json(path.read_text("utf-8"))
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}); give the directory of a training job") from None
+    except ValidationError as error:
+        fault = error.errors()[0]
+        where = ".".join(str(part) for part in fault["loc"])
+        raise InputError(f"{path} is not a {kind.__name__} ({where}: {fault['msg']}); submit the job again") from None
+
+
+def write_record(path: Path, record: Record) -> None:
+    """Replace a JSON file in one step: a reader sees the old record or the new one."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(record.model_dump_json(indent=2) + "\n", "utf-8")
+    partial.replace(path)
+
+
+@contextmanager
+def exclusive(job_directory: Path) -> Iterator[None]:
+    """Hold the job for one process; raises InputError for a second. The lock goes with the process, however it ends."""
+    try:
+        file = (job_directory / "worker.lock").open("w")
+    except OSError as error:
+        raise InputError(
+            f"job directory {job_directory} cannot be used ({error.strerror}); submit the job again"
+        ) from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"another worker holds {job_directory}; follow that one, or wait for it") from None
+        yield
+
+
+def publish_directory(partial: Path, target: Path) -> None:
+    """Rename a finished directory into place, its files on disk first, so that `target` is complete whenever it exists."""
+    for path in sorted(partial.rglob("*")):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+    _sync_directory(partial)
+    partial.replace(target)
+    _sync_directory(target.parent)
+
+
+def fresh_directory(path: Path) -> Path:
+    """An empty directory at `path`; what an interrupted process left there is removed."""
+    shutil.rmtree(path, ignore_errors=True)
+    path.mkdir(parents=True)
+    return path
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,123 @@
+"""Adapter -> servable checkpoint, and the gate that it passes before it exists.
+
+    python -m training.merge JOB_DIR OUT_DIR
+
+Base and adapter are added in float32 and written in the recipe's dtype under the names that the base's own files use
+(vLLM loads those and silently drops others); processor, tokenizer and chat template go with them, and a generation
+config that sets no sampling. What was written is then loaded again and asked: it must answer as base + adapter does,
+within the dtype's tolerance, and not as the base. Only then is the directory, with its manifest, renamed into place.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+from pipeline.checkpoints import MANIFEST, compute_digest, read_manifest, verify_checkpoint, write_manifest
+from pipeline.errors import CheckpointError, VcotError
+from pipeline.records import CheckpointManifest, CheckpointRef
+from training.job import ADAPTER, JOB, MERGE_REPORT, MergeReport, TrainJob, exclusive, fresh_directory
+from training.job import publish_directory, read_record, write_record
+
+_log = logging.getLogger(__name__)
+
+
+def find_merged(job: TrainJob, out: Path) -> CheckpointManifest | None:
+    """The manifest of this job's checkpoint at `out`, its weights verified; None where nothing is there.
+
+    Raises CheckpointError where `out` holds something else, or an altered checkpoint.
+    """
+    if not out.exists():
+        return None
+    if not (out / MANIFEST).is_file():
+        raise CheckpointError(f"{out} exists and is no checkpoint of vcot; give a directory that does not exist yet")
+    if (found := read_manifest(out)).job != job.key or found.checkpoint.name != job.checkpoint_name:
+        raise CheckpointError(
+            f"{out} holds checkpoint {found.checkpoint.name}, not {job.checkpoint_name}; give another"
+        )
+    return verify_checkpoint(out)
+
+
+def merge_job(job: TrainJob, job_directory: Path, out: Path) -> CheckpointManifest:
+    """Merge the job's adapter into `out`, or return what is there from before.
+
+    Raises CheckpointError, leaving `out` as it was, where the merged weights do not pass the gate.
+    """
+    if (manifest := find_merged(job, out)) is not None:
+        return manifest
+    adapter = job_directory / ADAPTER
+    if not (adapter / "adapter_config.json").is_file():
+        raise CheckpointError(
+            f"job {job_directory} has no trained adapter; run `python -m training.worker` on it first"
+        )
+    if adapter.resolve() in (out.resolve(), *out.resolve().parents):
+        raise CheckpointError(
+            f"{out} lies in the adapter's folder, where loading would apply the adapter twice; give another"
+        )
+    if compute_digest(Path(job.base_path)) != job.base.digest:
+        raise CheckpointError(f"base {job.base_path} is not the one that the adapter was trained on; restore it")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = fresh_directory(out.with_name(f".{out.name}.partial"))
+    manifest, report = _build(job, adapter, partial)
+    write_manifest(partial, manifest)
+    write_record(job_directory / MERGE_REPORT, report)
+    publish_directory(partial, out)
+    _log.info("merged %s: %s", manifest.checkpoint.name, report.model_dump_json(exclude={"checkpoint"}))
+    return manifest
+
+
+def _build(job: TrainJob, adapter: Path, partial: Path) -> tuple[CheckpointManifest, MergeReport]:
+    """Write the merged checkpoint to `partial`, load it again and let it through the gate."""
+    import torch  # noqa: PLC0415 - imported only where there is work to do
+
+    from training.canary import build_canary  # noqa: PLC0415
+    from training.export import attach_adapter, count_changed_tensors, write_merged  # noqa: PLC0415
+    from training.models import DTYPES, load_model, load_processor, quiet_libraries  # noqa: PLC0415
+    from training.parity import ask, check_merge, load_probe, retention  # noqa: PLC0415
+
+    quiet_libraries()
+    base_path, dtype = Path(job.base_path), job.merge.dtype
+    processor, _ = load_processor(base_path)
+    probe = load_probe(Path(job.pairs_path), processor, job.train)
+    model = load_model(base_path, torch.float32)
+    base = ask(model, probe)
+    model = attach_adapter(model, adapter)
+    policy = ask(model, probe)
+    write_merged(model, processor, DTYPES[dtype], partial)
+    del model  # before the next is loaded: at 7B each takes 28 GB
+    model = load_model(partial, torch.float32)
+    merged = ask(model, probe)
+    ref = CheckpointRef(name=job.checkpoint_name, digest=compute_digest(partial), kind="merged", parent=job.base.digest)
+    report = MergeReport(
+        checkpoint=ref,
+        num_changed_tensors=count_changed_tensors(base_path, partial),
+        max_abs_logprob=merged.difference(policy),
+        differs_from_base=merged.difference(base),
+        retention=retention(base, policy, merged),
+    )
+    check_merge(report, dtype)
+    canary = build_canary(model, processor, job.serve_dtype or dtype)
+    return CheckpointManifest(checkpoint=ref, job=job.key, canary=canary), report
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    parser = argparse.ArgumentParser(prog="training.merge", description="Merge a trained job into a checkpoint.")
+    parser.add_argument("job", type=Path, help="the job's directory")
+    parser.add_argument("out", type=Path, help="the checkpoint directory to make")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", stream=sys.stdout)
+    try:
+        job = read_record(options.job / JOB, TrainJob)
+        with exclusive(options.job):
+            merge_job(job, options.job, options.out)
+    except VcotError as error:
+        _log.error("%s", error)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,97 @@
+"""Loading a checkpoint's model and processor, and asking how likely a response is: the few model calls that all share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers.utils import logging
+
+from pipeline.checkpoints import check_layout
+from pipeline.errors import CheckpointError
+from pipeline.recipe import Dtype
+from training.template import Processor, ensure_template
+
+Model: TypeAlias = Any
+"""A transformers or PEFT model; neither library ships types."""
+Tokenizer: TypeAlias = Any
+Batch: TypeAlias = dict[str, torch.Tensor]
+DTYPES: dict[Dtype, torch.dtype] = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+}
+
+
+def device() -> torch.device:
+    """The GPU where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def quiet_libraries() -> None:
+    """No progress bars and no warnings for library users: a command's output is read by people, or is a log."""
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def load_processor(directory: Path) -> tuple[Processor, bool]:
+    """The checkpoint's processor with a sound chat template and a padding token, and whether its template was mended.
+
+    Raises CheckpointError.
+    """
+    try:
+        processor = AutoProcessor.from_pretrained(directory, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"checkpoint {directory} has no usable processor ({_first_line(error)})") from None
+    if not hasattr(processor, "image_token_id"):
+        raise CheckpointError(
+            f"checkpoint {directory} has no processor of images; only vision-language models are taught"
+        )
+    mended = ensure_template(processor)
+    if processor.tokenizer.pad_token is None:
+        processor.tokenizer.pad_token = processor.tokenizer.eos_token
+    return processor, mended
+
+
+def load_model(directory: Path, dtype: torch.dtype) -> Model:
+    """The checkpoint's weights in `dtype`, on the device, in evaluation mode. Raises CheckpointError."""
+    check_layout(directory)
+    try:
+        model = AutoModelForImageTextToText.from_pretrained(directory, dtype=dtype, local_files_only=True)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"checkpoint {directory} cannot be loaded ({_first_line(error)})") from None
+    return model.to(device()).eval()
+
+
+def completion_logprobs(model: Model, batch: Batch) -> torch.Tensor:
+    """The log-prob of each completion token given what stands before it: float32, (rows, length - 1), 0 elsewhere.
+
+    `batch` is a PairCollator's.
+    """
+    inputs = {key: value.to(model.device) for key, value in batch.items() if key != "completion_mask"}
+    with torch.inference_mode():
+        logits = model(**inputs, use_cache=False).logits[:, :-1].float()
+    labels = inputs["input_ids"][:, 1:].unsqueeze(-1)
+    logprobs = logits.log_softmax(dim=-1).gather(-1, labels).squeeze(-1).cpu()
+    return logprobs * batch["completion_mask"][:, 1:]
+
+
+def served_tokens(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
+    """The strings that vLLM returns in `logprobs.content[i].token`: each token decoded alone.
+
+    A SentencePiece tokenizer's decoder drops a piece's leading space; vLLM puts it back (its detokenizer_utils), and so
+    do we.
+    """
+    tokens = []
+    for token_id in ids:
+        text, piece = tokenizer.decode([token_id]), tokenizer.convert_ids_to_tokens(int(token_id))
+        spaces = len(piece) - len(piece.lstrip("\u2581"))
+        tokens.append(" " * max(0, spaces - (len(text) - len(text.lstrip(" ")))) + text)
+    return tokens
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0]

@@ -1,0 +1,233 @@
+"""Builds the nano-LLaVA from scratch on one core: `python -m training.nano --out DIR`.
+
+Four stages. *tower*: the vision tower alone learns to name what is in each cell (without it the whole model learns the
+text and stays blind). *lookup*: the language model alone learns to bind an option's word to its letter. *joint*: all of
+it learns to reason about scenes and to answer, with a share of both kept in. *careless*: it goes on with responses that
+often misread the scene, as a model does that was taught by a noisy teacher, so that it knows better than it answers
+and preference training has something to win.
+
+A batch is a function of (seed, stage, step) and a stage is saved every so often in one atomic step, so a build that was
+killed goes on where it stopped and ends with the same weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import random
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+from torch.nn import functional
+from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
+
+from pipeline.errors import CheckpointError
+from training.nano_card import write_card
+from training.nano_data import IGNORED, THINGS, Batch, build_corpus, draw_conversations, draw_descriptions, draw_lookups
+from training.nano_eval import draw_examples, measure_accuracy, measure_nano, sample_responses
+from training.nano_model import build_model, build_processor, build_tokenizer, save_checkpoint
+from training.nano_plan import PROMPT_SHARES, STAGES, NanoPlan
+
+
+def print_line(line: str) -> None:
+    """To standard output at once, so that a pipe shows progress."""
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
+class CellHeads(nn.Module):
+    """Names each cell's thing, colour and count from the tower's patch features; used in training only."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.heads = nn.ModuleList(nn.Linear(width, size) for size in (len(THINGS), 7, 5))
+
+    def forward(self, patches: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
+        """Mean cross-entropy; patches (rows, 16, width) in reading order, cells (rows, 4, 3)."""
+        rows, _, width = patches.shape
+        grid = patches.view(rows, 2, 2, 2, 2, width).mean(dim=(2, 4)).reshape(rows, 4, width)
+        losses = [
+            functional.cross_entropy(head(grid).flatten(0, 1), cells[..., i].flatten())
+            for i, head in enumerate(self.heads)
+        ]
+        return torch.stack(losses).sum()
+
+
+@dataclass
+class Build:
+    """What a build changes as it goes."""
+
+    model: LlavaForConditionalGeneration
+    heads: CellHeads
+    tokenizer: PreTrainedTokenizerFast
+    plan: NanoPlan
+
+    def patch_features(self, pixels: torch.Tensor) -> torch.Tensor:
+        """(rows, 16, width): the tower's last layer but one, without CLS, as LLaVA takes it."""
+        tower = self.model.model.vision_tower(pixels, output_hidden_states=True)
+        return cast("torch.Tensor", tower.hidden_states[-2][:, 1:])
+
+    def response_loss(self, batch: Batch, patches: torch.Tensor | None) -> torch.Tensor:
+        """Weighted mean cross-entropy of the labelled tokens: LLaVA's own forward pass, heads where a label is only."""
+        embeddings = self.model.get_input_embeddings()(batch.ids)
+        if patches is not None:
+            features = self.model.model.multi_modal_projector(patches)
+            where = (batch.ids == self.model.config.image_token_index).unsqueeze(-1)
+            embeddings = embeddings.masked_scatter(where, features)
+        hidden = self.model.model.language_model(inputs_embeds=embeddings, use_cache=False).last_hidden_state
+        labelled = batch.labels != IGNORED
+        logits = self.model.lm_head(hidden[labelled])
+        losses = functional.cross_entropy(logits, batch.labels[labelled], reduction="none")
+        weights = batch.weights[labelled]
+        mean: torch.Tensor = (losses * weights).sum() / weights.sum()
+        return mean
+
+    def loss(self, stage: str, step: int) -> torch.Tensor:
+        """Of the batch that (seed, stage, step) determines."""
+        rng = random.Random(f"{self.plan.seed}/{stage}/{step}")
+        rows = self.plan.rows[stage]
+        if stage == "lookup":
+            return self.response_loss(draw_lookups(rng, self.tokenizer, rows), None)
+        if stage in ("tower", "describe"):
+            batch = draw_descriptions(rng, self.tokenizer, rows)
+        else:
+            misread = self.plan.misread if stage == "careless" else {}
+            batch = draw_conversations(rng, self.tokenizer, rows, PROMPT_SHARES, misread)
+        patches = self.patch_features(batch.pixels)
+        named = self.heads(patches, batch.cells)
+        if stage == "tower":
+            return named
+        lookups = self.response_loss(draw_lookups(rng, self.tokenizer, max(2, rows // 4)), None)
+        return self.response_loss(batch, patches) + 0.1 * named + 0.2 * lookups
+
+
+class Progress:
+    """The saved state of an unfinished build: one file, replaced in one step, so a killed build finds the last one whole."""
+
+    def __init__(self, work: Path) -> None:
+        self._path = work / "progress.pt"
+
+    def save(self, build: Build, stage: str, step: int, optimizer: torch.optim.Optimizer) -> None:
+        """After `step` steps of `stage`. The batches need no random state: (seed, stage, step) determines them."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        partial = self._path.with_suffix(".partial")
+        state = {
+            "plan": repr(build.plan),
+            "stage": stage,
+            "step": step,
+            "model": build.model.state_dict(),
+            "heads": build.heads.state_dict(),
+            "optimizer": optimizer.state_dict(),
+        }
+        torch.save(state, partial)
+        os.replace(partial, self._path)
+
+    def load(self, build: Build) -> tuple[str, int, dict[str, Any]]:
+        """Fill `build` and return (stage, steps done, optimizer state); the very beginning where nothing is saved."""
+        if not self._path.exists():
+            return STAGES[0], 0, {}
+        state = torch.load(self._path, weights_only=True)
+        if state["plan"] != repr(build.plan):
+            raise CheckpointError(f"{self._path} belongs to a build with another plan; delete it, or name another --work")
+        build.model.load_state_dict(state["model"])
+        build.heads.load_state_dict(state["heads"])
+        return state["stage"], state["step"], state["optimizer"]
+
+
+def build_nano(
+    out: Path,
+    *,
+    work: Path | None = None,
+    plan: NanoPlan | None = None,
+    report: Callable[[str], None] = print_line,
+) -> None:
+    """Train the nano-LLaVA and save it, with its card, to `out`; the same call again goes on where a killed one stopped.
+
+    `work` (by default `<out>.work`) keeps the state of an unfinished build. `report` gets one line at a time. Raises
+    CheckpointError where `work` belongs to a build with another plan.
+    """
+    torch.set_num_threads(1)
+    begun = time.monotonic()
+    plan = plan or NanoPlan()
+    progress = Progress(work or out.with_name(f"{out.name}.work"))
+    torch.manual_seed(plan.seed)
+    tokenizer = build_tokenizer(build_corpus(plan.seed))
+    model = build_model(tokenizer)
+    build = Build(model, CellHeads(model.config.vision_config.hidden_size), tokenizer, plan)
+    stage, step, optimizer_state = progress.load(build)
+    for name in STAGES[STAGES.index(stage) :]:
+        _train_stage(build, name, step, optimizer_state, progress, report)
+        step, optimizer_state = 0, {}
+    model.eval()
+    processor = build_processor(tokenizer)
+    save_checkpoint(model, processor, out)
+    report(f"saved {out} after {time.monotonic() - begun:.0f} s; measuring it")
+    write_card(out, measure_nano(model, processor, plan.num_eval_tasks), plan)
+
+
+def _train_stage(
+    build: Build,
+    stage: str,
+    first_step: int,
+    optimizer_state: dict[str, Any],
+    progress: Progress,
+    report: Callable[[str], None],
+) -> None:
+    plan, num_steps = build.plan, build.plan.steps[stage]
+    parameters = [*build.model.parameters(), *build.heads.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=plan.learning_rate[stage], betas=(0.9, 0.98), weight_decay=0.01)
+    if optimizer_state:
+        optimizer.load_state_dict(optimizer_state)
+    begun = time.monotonic()
+    for step in range(first_step, num_steps):
+        for group in optimizer.param_groups:
+            group["lr"] = plan.learning_rate[stage] * _schedule(step, num_steps)
+        loss = build.loss(stage, step)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        done = step + 1
+        if done % 50 == 0 or done == num_steps:
+            left_s = (time.monotonic() - begun) / (done - first_step) * (num_steps - done)
+            report(f"{stage} {done}/{num_steps} loss {loss.item():.3f}, {left_s:.0f} s to go")
+        if done % plan.save_every == 0 or done == num_steps:
+            progress.save(build, stage, done, optimizer)
+        if done % plan.eval_every == 0 and stage in ("joint", "careless"):
+            _report_accuracy(build, done, report)
+
+
+def _schedule(step: int, num_steps: int) -> float:
+    """Share of the peak learning rate: 50 steps of warm-up, then a cosine down to a tenth."""
+    return min(1.0, (step + 1) / 50) * (0.55 + 0.45 * math.cos(math.pi * step / num_steps))
+
+
+def _report_accuracy(build: Build, step: int, report: Callable[[str], None]) -> None:
+    examples = draw_examples("validation", 90, seed=1)
+    build.model.eval()
+    for prompt in ("zero_shot", "cot"):
+        texts = sample_responses(build.model, build_processor(build.tokenizer), examples, prompt, temperature=0)
+        shares = ", ".join(f"{name} {share:.0%}" for name, share in measure_accuracy(examples, texts).items())
+        report(f"  step {step} {prompt}: {shares}")
+    build.model.train()
+
+
+def main() -> None:
+    """`python -m training.nano --out DIR [--work DIR] [--seed N]`."""
+    parser = argparse.ArgumentParser(description="Build the nano-LLaVA from scratch.")
+    parser.add_argument("--out", type=Path, required=True, help="where the checkpoint goes")
+    parser.add_argument("--work", type=Path, help="where the state of an unfinished build is kept (OUT.work)")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    build_nano(arguments.out, work=arguments.work, plan=NanoPlan(seed=arguments.seed))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""Which of TRL's checkpoints is whole, and the curves up to it: what a worker needs to go on after `kill -9`.
+
+TRL writes a checkpoint file by file, and resumes without complaint from one whose optimizer or random state is missing,
+with other weights at the end. So a checkpoint counts only with our marker, written last, that lists every file's size.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from training.job import TrainProgress
+
+MARKER = "complete.json"
+_PREFIX = "checkpoint-"
+_NEEDED = ("adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json")
+
+
+def mark_complete(checkpoint: Path) -> None:
+    """Put every file of a finished checkpoint on disk, then the marker."""
+    sizes = {}
+    for path in _files(checkpoint):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+        sizes[path.name] = path.stat().st_size
+    partial = checkpoint / f".{MARKER}.partial"
+    with partial.open("w", encoding="utf-8") as file:
+        json.dump(sizes, file)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(checkpoint / MARKER)
+
+
+def find_last_complete(steps: Path) -> Path | None:
+    """The checkpoint with the most steps whose marker agrees with its files; None where there is none."""
+    found = [path for path in steps.glob(f"{_PREFIX}*") if path.name.removeprefix(_PREFIX).isdigit()]
+    return next((path for path in sorted(found, key=step_of, reverse=True) if _is_complete(path)), None)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The optimizer step that a checkpoint was saved after."""
+    return int(checkpoint.name.removeprefix(_PREFIX))
+
+
+def truncate_progress(path: Path, step: int) -> float:
+    """Drop the points after `step`, and a torn last line; returns the training time spent until then, in seconds."""
+    points = [point for point in _read_points(path) if point.step <= step]
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text("".join(f"{point.model_dump_json()}\n" for point in points), "utf-8")
+    partial.replace(path)
+    return points[-1].elapsed_s if points else 0.0
+
+
+def _read_points(path: Path) -> Iterator[TrainProgress]:
+    if not path.is_file():
+        return
+    for line in path.read_text("utf-8").splitlines():
+        try:
+            yield TrainProgress.model_validate_json(line)
+        except ValidationError:
+            return
+
+
+def _is_complete(checkpoint: Path) -> bool:
+    try:
+        sizes: dict[str, int] = json.loads((checkpoint / MARKER).read_text("utf-8"))
+    except (OSError, ValueError):
+        return False
+    if not all(name in sizes for name in _NEEDED) or not any(name.startswith("rng_state") for name in sizes):
+        return False
+    return sizes == {path.name: path.stat().st_size for path in _files(checkpoint)}
+
+
+def _files(checkpoint: Path) -> Iterator[Path]:
+    return (path for path in sorted(checkpoint.iterdir()) if path.is_file() and MARKER not in path.name)
