@@ -1,4 +1,4 @@
-"""Scores one response against gold. A failed request is an error and never a wrong answer; no answer is never a guess."""
+"""Scores one response against gold: a failed request is an error, not a wrong answer, and nothing is guessed."""
 
 from __future__ import annotations
 

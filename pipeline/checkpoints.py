@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -89,4 +88,4 @@ def write_manifest(directory: Path, manifest: CheckpointManifest) -> None:
     """Write `checkpoint.json` in one step: a reader sees the old one or the new one."""
     partial = directory / f".{MANIFEST}.partial"
     partial.write_text(manifest.model_dump_json(indent=2) + "\n", "utf-8")
-    os.replace(partial, directory / MANIFEST)
+    partial.replace(directory / MANIFEST)

@@ -45,7 +45,9 @@ class Completion:
     latency_s: float
 
 
-def user_message(text: str, image: ImageRef | None = None, data: bytes | None = None, **image_options: str) -> dict[str, Any]:
+def user_message(
+    text: str, image: ImageRef | None = None, data: bytes | None = None, **image_options: str
+) -> dict[str, Any]:
     """A user turn: the image first, as a data URL, then the text."""
     content: list[dict[str, Any]] = [{"type": "text", "text": text}]
     if image is not None and data is not None:
@@ -66,8 +68,8 @@ class ChatClient:
         transport: httpx2.AsyncBaseTransport | None = None,
     ) -> None:
         """`base_url` ends in /v1; None is OpenAI's own. `transport` replaces the network in tests."""
-        import httpx2  # noqa: PLC0415 - with openai, a third of a second that `--help` need not pay
-        import openai  # noqa: PLC0415
+        import httpx2  # with openai, a third of a second that `--help` need not pay
+        import openai
 
         limits = httpx2.Limits(max_connections=max_connections, max_keepalive_connections=max_connections)
         timeout = httpx2.Timeout(_TIMEOUT_S, connect=10.0)
@@ -105,22 +107,19 @@ class ChatClient:
 
         Raises RequestError: WrongCheckpoint for another stamp (or none), BadAnswer for an incomplete answer.
         """
-        import openai  # noqa: PLC0415
+        import openai
 
         started = time.monotonic()
-        extra = {"response_format": response_format} if response_format else {}
+        request: dict[str, Any] = {
+            "model": model,
+            "messages": messages,
+            **params.model_dump(),
+            "extra_headers": {EXPECT_HEADER: expect} if expect else None,
+        }
+        if response_format is not None:
+            request["response_format"] = response_format
         try:
-            raw = await self._openai.chat.completions.with_raw_response.create(
-                model=model,
-                messages=messages,  # type: ignore[arg-type]
-                temperature=params.temperature,
-                top_p=params.top_p,
-                max_tokens=params.max_tokens,
-                n=params.n,
-                seed=params.seed,
-                extra_headers={EXPECT_HEADER: expect} if expect else None,
-                **extra,
-            )
+            raw = await self._openai.chat.completions.with_raw_response.create(**request)
             completion = raw.parse()
         except openai.APIStatusError as error:
             raise _explain_status(error) from None
@@ -142,7 +141,9 @@ def _explain_status(error: Any) -> RequestError:
     if status == 409:
         return WrongCheckpoint(message, status=status)
     retryable = status not in _REFUSED and body.get("code") != "insufficient_quota"
-    return RequestError(message, status=status, retryable=retryable, retry_after_s=_retry_after_s(error.response.headers))
+    return RequestError(
+        message, status=status, retryable=retryable, retry_after_s=_retry_after_s(error.response.headers)
+    )
 
 
 def _retry_after_s(headers: Any) -> float | None:
@@ -160,7 +161,9 @@ def _check(completion: ChatCompletion, n: int, latency_s: float) -> Completion:
         raise BadAnswer(f"asked for {n} choices, the answer holds {len(choices)}", retryable=True)
     for choice in choices:
         if choice.message.content is None or choice.finish_reason not in ("stop", "length"):
-            raise BadAnswer(f"choice {choice.index} ended with {choice.finish_reason!r} and no usable text", retryable=True)
+            raise BadAnswer(
+                f"choice {choice.index} ended with {choice.finish_reason!r} and no usable text", retryable=True
+            )
     usage = completion.usage
     return Completion(
         choices=tuple(Choice(choice.message.content or "", choice.finish_reason) for choice in choices),

@@ -57,7 +57,9 @@ class ImageStore:
         try:
             data = path.read_bytes()
         except OSError:
-            raise DataError(f"image {path} is gone from the run; delete the run's tasks/ folder to load it again") from None
+            raise DataError(
+                f"image {path} is gone from the run; delete the run's tasks/ folder to load it again"
+            ) from None
         if hashlib.sha256(data).hexdigest() != ref.sha256:
             raise DataError(f"image {path} was altered after it was stored; delete it and the run's tasks/ folder")
         return data
@@ -70,7 +72,7 @@ class ImageStore:
             target.parent.mkdir(parents=True, exist_ok=True)
             partial = target.with_suffix(f".{os.getpid()}.partial")
             partial.write_bytes(data)
-            os.replace(partial, target)
+            partial.replace(target)
         return ImageRef(sha256=sha256, path=path.as_posix(), width=size[0], height=size[1])
 
 
@@ -85,7 +87,7 @@ def normalise(image: Image.Image) -> Image.Image:
 
 
 def _is_upright(image: Image.Image) -> bool:
-    return image.getexif().get(_EXIF_ORIENTATION, 1) == 1
+    return bool(image.getexif().get(_EXIF_ORIENTATION, 1) == 1)
 
 
 def media_type(ref: ImageRef) -> str:

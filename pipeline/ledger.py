@@ -66,6 +66,7 @@ class Ledger:
     def get(self, kind: type[R], keys: Iterable[str]) -> dict[str, R]:
         """The stored records among `keys`, errors included."""
         found: dict[str, R] = {}
+        chunk: tuple[str, ...]
         for chunk in _chunks(keys):
             marks = ", ".join("?" * len(chunk))
             query = f"SELECT key, body FROM records WHERE kind = ? AND key IN ({marks})"  # noqa: S608 - only marks
@@ -77,6 +78,7 @@ class Ledger:
     def done(self, kind: type[R], keys: Iterable[str]) -> set[str]:
         """Those of `keys` whose record is good; the others are owed."""
         done: set[str] = set()
+        chunk: tuple[str, ...]
         for chunk in _chunks(keys):
             marks = ", ".join("?" * len(chunk))
             query = f"SELECT key FROM records WHERE kind = ? AND ok = 1 AND key IN ({marks})"  # noqa: S608 - only marks
@@ -92,5 +94,8 @@ class Ledger:
 def _chunks(keys: Iterable[str]) -> Iterator[tuple[str, ...]]:
     """`keys` in tuples of at most `_MAX_VARIABLES`, SQLite's bound on the variables of a statement."""
     iterator = iter(keys)
-    while chunk := tuple(islice(iterator, _MAX_VARIABLES)):
+    while True:
+        chunk = tuple(islice(iterator, _MAX_VARIABLES))
+        if not chunk:
+            return
         yield chunk

@@ -23,9 +23,7 @@ class PairSet:
     """Of tasks: refused are ties, failed are those with fewer than two judged responses."""
 
 
-def build_pairs(
-    tasks: Sequence[Task], responses: Sequence[Response], judgments: Mapping[str, Judgment]
-) -> PairSet:
+def build_pairs(tasks: Sequence[Task], responses: Sequence[Response], judgments: Mapping[str, Judgment]) -> PairSet:
     """Best against worst response by score, a pair per task; equal scores are dropped and counted.
 
     `judgments` are by response key. Where several responses share the best (or worst) score, the first by index is taken,
@@ -80,7 +78,9 @@ def split_pairs(
     pairs: Sequence[PreferencePair], validation_fraction: float, seed: int
 ) -> tuple[list[PreferencePair], list[PreferencePair]]:
     """(train, validation), split by image: no image is in both. Raises DataError where there is too little to split."""
-    images = sorted({pair.image.sha256 for pair in pairs}, key=lambda sha: hashlib.sha256(f"{seed}:{sha}".encode()).digest())
+    images = sorted(
+        {pair.image.sha256 for pair in pairs}, key=lambda sha: hashlib.sha256(f"{seed}:{sha}".encode()).digest()
+    )
     if len(images) < 2:
         raise DataError(
             f"{len(pairs)} preference pair(s) on {len(images)} image(s) cannot be split into train and validation; "

@@ -6,7 +6,6 @@ each row comes from. The folder is a hub data set as it is: `load_dataset(folder
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -24,7 +23,9 @@ _ROW_GROUP = 256
 
 def pairs_digest(train: Sequence[PreferencePair], validation: Sequence[PreferencePair]) -> str:
     """SHA-256 of the rows of both splits, paths left out."""
-    rows = [[pair.model_dump(mode="json", exclude={"image": {"path"}}) for pair in split] for split in (train, validation)]
+    rows = [
+        [pair.model_dump(mode="json", exclude={"image": {"path"}}) for pair in split] for split in (train, validation)
+    ]
     return content_key(rows=rows)
 
 
@@ -45,13 +46,13 @@ def publish_pairs(
     for name, pairs in zip(_SPLITS, (train, validation), strict=True):
         _write_parquet(partial / f"{name}.parquet", pairs, images)
     (partial / "README.md").write_text(card, "utf-8")
-    os.replace(partial, directory)
+    partial.replace(directory)
 
 
 def _write_parquet(path: Path, pairs: Sequence[PreferencePair], images: ImageStore) -> None:
     """In row groups, so that memory holds one group's images only."""
-    import pyarrow as pa  # noqa: PLC0415 - with datasets, a second that `--help` need not pay
-    import pyarrow.parquet as pq  # noqa: PLC0415
+    import pyarrow as pa  # with datasets, a second that `--help` need not pay
+    import pyarrow.parquet as pq
 
     schema = _features().arrow_schema
     with pq.ParquetWriter(path, schema) as writer:
@@ -61,7 +62,7 @@ def _write_parquet(path: Path, pairs: Sequence[PreferencePair], images: ImageSto
 
 
 def _features() -> Features:
-    from datasets import Features, Image, List, Value  # noqa: PLC0415
+    from datasets import Features, Image, List, Value
 
     turn = List({"role": Value("string"), "content": List({"type": Value("string"), "text": Value("string")})})
     text, score = Value("string"), Value("float64")

@@ -202,9 +202,7 @@ class EvalSection(Section):
 
     def params(self, temperature: float) -> SamplingParams:
         """The settings that enter the keys."""
-        return SamplingParams(
-            temperature=temperature, max_tokens=self.max_tokens, n=self.num_samples, seed=self.seed
-        )
+        return SamplingParams(temperature=temperature, max_tokens=self.max_tokens, n=self.num_samples, seed=self.seed)
 
     def tasks(self) -> TasksSection:
         """The benchmark's questions, as a task source."""

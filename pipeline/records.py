@@ -201,7 +201,9 @@ class PreferencePair(Record):
         if self.chosen == self.rejected:
             raise ValueError(f"pair of task {self.task}: chosen and rejected are the same text")
         if self.chosen_score <= self.rejected_score:
-            raise ValueError(f"pair of task {self.task}: chosen scores {self.chosen_score}, rejected {self.rejected_score}")
+            raise ValueError(
+                f"pair of task {self.task}: chosen scores {self.chosen_score}, rejected {self.rejected_score}"
+            )
         return self
 
 
@@ -277,3 +279,22 @@ class StageCount(Record):
         if self.requested != self.ok + self.cached + self.failed + self.refused:
             raise ValueError(f"stage {self.stage} does not add up: {self.requested} requested, but {self!r}")
         return self
+
+
+class Difference(Record):
+    """Two checkpoints on the same questions, under one prompt and temperature: `policy` minus `base`."""
+
+    base: CheckpointRef
+    policy: CheckpointRef
+    prompt: PromptName
+    temperature: float
+    accuracy: Interval
+    """The paired difference of the accuracies, in [-1, 1]."""
+    p_value: float
+    """Two-sided, that the two are equally good."""
+    p_holm: float
+    """`p_value` after Holm's correction for all the differences that are reported together."""
+    mde: float
+    """The smallest true difference that this benchmark finds with 80 % power at the 5 % level."""
+    num_questions: Annotated[int, Field(ge=1)]
+    """Questions that both answered, readably or not."""

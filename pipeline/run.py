@@ -1,21 +1,20 @@
 """A run directory: everything that one run asked, was answered, trained and measured.
 
-    recipe.toml          the recipe with its overrides
-    ledger.sqlite        responses, judgments and scores (pipeline/ledger.py)
-    tasks/<key>.jsonl    the questions, as loaded once from their source
-    images/              their images, by content
-    pairs/<key>/         train.parquet, validation.parquet and the data card
-    checkpoints/<name>/  merged checkpoints, and the base's manifest
-    training/<key>/      the worker's job directory (training/job.py)
-    report/              the page and its data
-    logs/                one file per process
-    serving.json         where the run's gateway answers, while one runs
+recipe.toml          the recipe with its overrides
+ledger.sqlite        responses, judgments and scores (pipeline/ledger.py)
+tasks/<key>.jsonl    the questions, as loaded once from their source
+images/              their images, by content
+pairs/<key>/         train.parquet, validation.parquet and the data card
+checkpoints/<name>/  merged checkpoints, and the base's manifest
+training/<key>/      the worker's job directory (training/job.py)
+report/              the page and its data
+logs/                one file per process
+serving.json         where the run's gateway answers, while one runs
 """
 
 from __future__ import annotations
 
 import fcntl
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -54,25 +53,41 @@ class Run:
         return path
 
 
-def open_run(directory: Path, recipe: str | None = None, overrides: Sequence[str] = ()) -> Run:
+@contextmanager
+def open_run(directory: Path, recipe: str | None = None, overrides: Sequence[str] = ()) -> Iterator[Run]:
     """Open a run, or begin one with `recipe`. Overrides are kept in the run's own recipe.
 
-    Raises RecipeError before anything is written: for a wrong field, for a new run without a recipe, and for a run that
-    was begun with another one.
+    An InputError inside the block puts the recipe back as it was: what turned out to be bad input is not kept.
+
+    Raises RecipeError before anything is written: for a wrong field, for a new run without a recipe, and for a run that was
+    begun with another one.
     """
     stored = directory / RECIPE
-    if not stored.is_file():
+    before = stored.read_text("utf-8") if stored.is_file() else None
+    resolved = _resolve(directory, before, recipe, overrides)
+    text = render_recipe(resolved)
+    if text != before:
+        _write_recipe(stored, text)
+    try:
+        yield Run(directory, resolved)
+    except InputError:
+        if before is None:
+            stored.unlink(missing_ok=True)
+        elif text != before:
+            _write_recipe(stored, before)
+        raise
+
+
+def _resolve(directory: Path, before: str | None, recipe: str | None, overrides: Sequence[str]) -> Recipe:
+    """The run's recipe with the overrides; nothing is written yet."""
+    if before is None:
         if recipe is None:
             raise RecipeError(f"{directory} is not a run yet; begin it with --recipe nano, or another recipe")
-        resolved = load_recipe(recipe, overrides)
-    else:
-        resolved = parse_recipe(stored.read_text("utf-8"), overrides, where=str(stored))
-        if recipe is not None and (begun := load_recipe(recipe).name) != resolved.name:
-            raise RecipeError(f"run {directory} was begun with recipe {resolved.name}, not {begun}; use another directory")
-    text = render_recipe(resolved)
-    if not stored.is_file() or stored.read_text("utf-8") != text:
-        _write_recipe(stored, text)
-    return Run(directory, resolved)
+        return load_recipe(recipe, overrides)
+    resolved = parse_recipe(before, overrides, where=str(directory / RECIPE))
+    if recipe is not None and (begun := load_recipe(recipe).name) != resolved.name:
+        raise RecipeError(f"run {directory} was begun with recipe {resolved.name}, not {begun}; use another directory")
+    return resolved
 
 
 def _write_recipe(path: Path, text: str) -> None:
@@ -80,7 +95,7 @@ def _write_recipe(path: Path, text: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".partial")
         partial.write_text(text, "utf-8")
-        os.replace(partial, path)
+        partial.replace(path)
     except OSError as error:
         raise InputError(f"run directory {path.parent} cannot be written ({error.strerror}); choose another") from None
 

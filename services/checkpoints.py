@@ -1,12 +1,37 @@
-"""The registry. SKELETON, signatures final."""
+"""The checkpoints that a run knows, and which of them answers to which name.
+
+Model: `<run>/checkpoints/registry.json` maps names to directories and manifests, and aliases to names; it also holds which
+checkpoint is live. It is replaced in one step under a lock, so several processes may use it, and it is read again when it
+has changed. A digest is recomputed only where a file's size or time of change did: 14 GB are not read at each command.
+
+Limits: a checkpoint's files stay where they are; only a base's manifest, which the hub does not have, is kept in the run.
+"""
 
 from __future__ import annotations
 
+import fcntl
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 
-from pipeline.recipe import ModelSection
-from pipeline.records import CheckpointManifest, CheckpointRef
+from pydantic import ValidationError
+
+from pipeline.checkpoints import MANIFEST, compute_digest, read_manifest
+from pipeline.errors import CheckpointError
+from pipeline.recipe import Dtype, ModelSection
+from pipeline.records import CheckpointManifest, CheckpointRef, Record
+
+BASE_ALIAS = "base"
+POLICY_ALIAS = "policy"
+_SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_HUB_FILES = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt")
+_TEMPLATE = "chat_template.jinja"
 
 
 @dataclass(frozen=True)
@@ -15,6 +40,8 @@ class Checkpoint:
 
     directory: Path
     manifest: CheckpointManifest
+    chat_template: Path | None = None
+    """What to serve it with where its own template had to be mended."""
 
     @property
     def ref(self) -> CheckpointRef:
@@ -22,24 +49,236 @@ class Checkpoint:
         return self.manifest.checkpoint
 
 
+class Entry(Record):
+    """One registered checkpoint."""
+
+    directory: str
+    manifest: CheckpointManifest
+    chat_template: str | None = None
+    files: tuple[tuple[str, int, int], ...]
+    """Name, size and time of change (ns) of each file when the digest was computed."""
+
+    def checkpoint(self) -> Checkpoint:
+        """As the rest of the program sees it."""
+        template = Path(self.chat_template) if self.chat_template else None
+        return Checkpoint(Path(self.directory), self.manifest, template)
+
+
+class RegistryFile(Record):
+    """`registry.json`."""
+
+    checkpoints: dict[str, Entry] = {}
+    aliases: dict[str, str] = {}
+    live: str | None = None
+    """What the gateway serves, or is to serve when it starts."""
+
+
 class Registry:
-    """The checkpoints of one run, in `<run>/checkpoints/registry.json`; safe to use from several processes."""
+    """The registry of one run; cheap to make, safe to use from several processes at once."""
 
     def __init__(self, run_directory: Path) -> None:
-        raise NotImplementedError
+        self._folder = run_directory.absolute() / "checkpoints"
+        self._path = self._folder / "registry.json"
+        self._read_at: tuple[int, int] | None = None
+        self._content = RegistryFile()
 
-    def base(self, model: ModelSection) -> Checkpoint:
-        """The recipe's untaught model under `model.name`, found, digested and registered at first use. Slow for big models."""
-        raise NotImplementedError
+    def base(
+        self, model: ModelSection, serve_dtype: Dtype = "float32", progress: Callable[[str], None] = lambda _: None
+    ) -> Checkpoint:
+        """The untaught model under `model.name`, found, described and registered at first use (slow for a big one).
+
+        `serve_dtype` sets the canary's tolerance where the manifest is made here. Raises CheckpointError.
+        """
+        known = self._read().checkpoints.get(check_name(model.name))
+        if known is not None:
+            return self.verify(model.name)
+        directory = find_model(model, progress)
+        if (directory / MANIFEST).is_file():
+            own, template = read_manifest(directory), None
+            ref = own.checkpoint.model_copy(update={"name": model.name})
+            manifest = own.model_copy(update={"checkpoint": ref})
+        else:
+            manifest, template = self._describe(directory, model.name, serve_dtype, progress)
+        checkpoint = self._add(directory, manifest, template)
+        with self._changing() as content:
+            aliases = {BASE_ALIAS: model.name, POLICY_ALIAS: model.name} | content.aliases
+            self._write(content.model_copy(update={"aliases": aliases, "live": content.live or model.name}))
+        return checkpoint
 
     def register(self, directory: Path) -> Checkpoint:
-        """Verify and add a directory with checkpoint.json; adding the same one again changes nothing. CheckpointError."""
-        raise NotImplementedError
+        """Verify and add a directory that holds a manifest; adding it again changes nothing. Raises CheckpointError."""
+        directory = directory.absolute()
+        return self._add(directory, read_manifest(directory), None)
 
     def resolve(self, name: str) -> Checkpoint:
         """The checkpoint of that name or alias. Raises CheckpointError, naming the nearest."""
-        raise NotImplementedError
+        content = self._read()
+        entry = content.checkpoints.get(content.aliases.get(name, name))
+        if entry is None:
+            known = [*content.aliases, *content.checkpoints]
+            close = get_close_matches(name, known, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(dict.fromkeys(known)) or 'none'}"
+            raise CheckpointError(f"no checkpoint or alias {name!r} in {self._path}; {hint}")
+        return entry.checkpoint()
+
+    def verify(self, name: str) -> Checkpoint:
+        """The checkpoint, after making sure that its files are those that were registered. Raises CheckpointError."""
+        checkpoint = self.resolve(name)
+        entry = self._read().checkpoints[checkpoint.ref.name]
+        if not checkpoint.directory.is_dir():
+            raise CheckpointError(
+                f"checkpoint {name} is gone: {checkpoint.directory} does not exist; restore or remake it"
+            )
+        if (files := _stat_files(checkpoint.directory)) != entry.files:
+            _check_digest(checkpoint.directory, checkpoint.ref)
+            with self._changing() as content:
+                entry = entry.model_copy(update={"files": files})
+                checkpoints = content.checkpoints | {checkpoint.ref.name: entry}
+                self._write(content.model_copy(update={"checkpoints": checkpoints}))
+        return checkpoint
 
     def list(self) -> list[Checkpoint]:
         """All registered checkpoints, in the order of registration."""
-        raise NotImplementedError
+        return [entry.checkpoint() for entry in self._read().checkpoints.values()]
+
+    def aliases(self) -> dict[str, str]:
+        """Alias to checkpoint name."""
+        return dict(self._read().aliases)
+
+    def live(self) -> str | None:
+        """Name of the checkpoint that is to be live."""
+        return self._read().live
+
+    def set_live(self, alias: str, name: str) -> None:
+        """Record, durably, that `name` is live and that `alias` means it. Raises CheckpointError."""
+        check_name(alias)
+        with self._changing() as content:
+            if alias in content.checkpoints and alias != name:
+                raise CheckpointError(f"{alias} is a checkpoint's own name and cannot mean {name}; take another alias")
+            self._write(content.model_copy(update={"aliases": content.aliases | {alias: name}, "live": name}))
+
+    def _add(self, directory: Path, manifest: CheckpointManifest, template: Path | None) -> Checkpoint:
+        ref, files = manifest.checkpoint, _stat_files(directory)
+        known = self._read().checkpoints.get(check_name(ref.name))
+        if known is not None and known.manifest.checkpoint.digest != ref.digest:
+            raise CheckpointError(
+                f"checkpoint {ref.name} is registered already with weights {known.manifest.checkpoint.digest[:19]}, and those "
+                f"in {directory} are {ref.digest[:19]}; give it another name"
+            )
+        if known is None or known.files != files:
+            _check_digest(directory, ref)
+        entry = Entry(
+            directory=str(directory), manifest=manifest, chat_template=str(template) if template else None, files=files
+        )
+        if entry != known:
+            with self._changing() as content:
+                self._write(content.model_copy(update={"checkpoints": content.checkpoints | {ref.name: entry}}))
+        return entry.checkpoint()
+
+    def _describe(
+        self, directory: Path, name: str, serve_dtype: Dtype, progress: Callable[[str], None]
+    ) -> tuple[CheckpointManifest, Path | None]:
+        """Have the training side write a base's manifest (it takes torch) into the run."""
+        folder = self._folder / name
+        if not (folder / MANIFEST).is_file():
+            progress(f"asking {directory.name} the canary")
+            command = [sys.executable, "-m", "training.canary", str(directory), "--out", str(folder / MANIFEST)]
+            command += ["--name", name, "--serve-dtype", serve_dtype]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode:
+                lines = done.stderr.strip().splitlines() or [f"status {done.returncode}"]
+                raise CheckpointError(f"checkpoint {directory} could not be described: {lines[-1]}")
+        template = folder / _TEMPLATE
+        return read_manifest(folder), template if template.is_file() else None
+
+    def _read(self) -> RegistryFile:
+        try:
+            status = self._path.stat()
+            if self._read_at != (status.st_mtime_ns, status.st_ino):
+                self._content = RegistryFile.model_validate_json(self._path.read_text("utf-8"))
+                self._read_at = (status.st_mtime_ns, status.st_ino)
+        except FileNotFoundError:
+            return RegistryFile()
+        except ValidationError as error:
+            raise CheckpointError(f"{self._path} is not a registry ({error.errors()[0]['msg']}); restore it") from None
+        return self._content
+
+    @contextmanager
+    def _changing(self) -> Iterator[RegistryFile]:
+        """Hold the registry's lock; gives its present content."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with self._path.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield self._read()
+
+    def _write(self, content: RegistryFile) -> None:
+        partial = self._path.with_suffix(".partial")
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(content.model_dump_json(indent=2) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, self._path)
+
+
+def check_name(name: str) -> str:
+    """The name, if it can be a file's, a URL's and an API model's. Raises CheckpointError."""
+    if not _SAFE_NAME.fullmatch(name):
+        raise CheckpointError(
+            f"checkpoint name {name!r} is not letters, digits, '.', '_' and '-' (at most 100, a letter first)"
+        )
+    return name
+
+
+def find_model(model: ModelSection, progress: Callable[[str], None] = lambda _: None) -> Path:
+    """The directory of a bundled name, a plain path or a hub id, downloaded if need be. Raises CheckpointError."""
+    bundled = _bundled_folder() / model.source
+    if _SAFE_NAME.fullmatch(model.source) and bundled.is_dir():
+        return bundled
+    path = Path(model.source).expanduser()
+    if path.is_dir():
+        return path.absolute()
+    if path.is_absolute() or model.source.startswith((".", "~")) or not re.fullmatch(r"[\w.-]+/[\w.-]+", model.source):
+        names = sorted(p.name for p in _bundled_folder().glob("*/")) or ["none"]
+        raise CheckpointError(
+            f"checkpoint {model.source!r} is no directory, hub id or bundled name ({', '.join(names)})"
+        )
+    progress(f"looking up {model.source} on the hub")
+    return _download(model)
+
+
+def _bundled_folder() -> Path:
+    import training  # noqa: PLC0415 - only where it lies; the package itself imports nothing
+
+    return Path(training.__path__[0]) / "checkpoints"
+
+
+def _download(model: ModelSection) -> Path:
+    from huggingface_hub import snapshot_download  # noqa: PLC0415 - half a second, and only for hub models
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError  # noqa: PLC0415
+
+    try:
+        return Path(snapshot_download(model.source, revision=model.revision, allow_patterns=list(_HUB_FILES)))
+    except RepositoryNotFoundError:
+        why = "the hub has no such model, or it needs a login (HF_TOKEN)"
+    except LocalEntryNotFoundError:
+        why = "the hub cannot be reached and the model is not in its cache; give a directory instead"
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        why = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+    raise CheckpointError(f"model {model.source} could not be fetched: {why}")
+
+
+def _check_digest(directory: Path, ref: CheckpointRef) -> None:
+    digest = compute_digest(directory)
+    if digest != ref.digest:
+        raise CheckpointError(
+            f"checkpoint {ref.name} in {directory} has weights {digest[:19]}, but was {ref.digest[:19]} when it was made; "
+            "its files were changed: restore them, or make it again"
+        )
+
+
+def _stat_files(directory: Path) -> tuple[tuple[str, int, int], ...]:
+    """Every file but the manifest, with what would change if it were written again."""
+    stats = (
+        (path.name, path.stat()) for path in sorted(directory.glob("*")) if path.is_file() and path.name != MANIFEST
+    )
+    return tuple((name, status.st_size, status.st_mtime_ns) for name, status in stats)

@@ -71,6 +71,7 @@ def sample(target: Target = _DEFAULT, *, source: str | None = None, path: Path |
         Where the questions come from: nano, aokvqa or scienceqa (short for --set tasks.source=...).
     path
         The data set's official on-disk layout (short for --set tasks.path=...).
+
     """
     from services import commands
 
@@ -119,6 +120,7 @@ def swap(alias: str, checkpoint: str, *, target: Target = _DEFAULT) -> None:
         The name that clients ask for, for example policy.
     checkpoint
         The name of a registered checkpoint, for example base.
+
     """
     from services import commands
 
@@ -133,6 +135,7 @@ def evaluate(*checkpoints: str, target: Target = _DEFAULT) -> None:
     ----------
     checkpoints
         Names of registered checkpoints (default: the base and the recipe's policy, if it is trained).
+
     """
     from services import commands
 
@@ -150,9 +153,10 @@ def report(target: Target = _DEFAULT) -> None:
 @app.command(group=_TOOLS)
 def doctor(target: Target = _DEFAULT) -> None:
     """Say what this machine can run, and what is missing for a recipe."""
-    from services import doctor as checks
+    from services import commands
 
-    sys.exit(checks.examine(target.run, target.recipe, target.set))
+    if not commands.doctor(target.run, target.recipe, target.set):
+        sys.exit(2)
 
 
 @app.command(group=_TOOLS)
@@ -165,6 +169,7 @@ def recipe(name: str = "nano", *, set: tuple[str, ...] = ()) -> None:  # noqa: A
         A bundled recipe or a .toml file.
     set
         Overrides, as section.field=value.
+
     """
     from pipeline.recipe import load_recipe, render_recipe
 
@@ -187,6 +192,7 @@ def build(out: Path = Path("runs/nano-checkpoint")) -> None:
     ----------
     out
         Where the checkpoint goes.
+
     """
     from services import commands
 

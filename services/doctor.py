@@ -15,7 +15,7 @@ from typing import Literal
 
 from rich.table import Table
 
-from pipeline.errors import CheckpointError, InputError
+from pipeline.errors import CheckpointError
 from pipeline.recipe import Recipe, TasksSection
 from services.terminal import Terminal
 
@@ -44,7 +44,9 @@ def examine(recipe: Recipe, directory: Path, terminal: Terminal) -> bool:
         table.add_row(finding.what, _MARKS[finding.verdict], finding.found, finding.remedy)
     terminal.show(table)
     missing = [finding.what for finding in findings if finding.verdict == "missing"]
-    terminal.show(f"missing for {recipe.name}: {', '.join(missing)}" if missing else f"this machine can run {recipe.name}")
+    terminal.show(
+        f"missing for {recipe.name}: {', '.join(missing)}" if missing else f"this machine can run {recipe.name}"
+    )
     return not missing
 
 
@@ -104,7 +106,9 @@ def _gpu(recipe: Recipe, gpus: list[tuple[str, float]]) -> Finding:
     if _is_bundled(recipe):
         return Finding("GPU", "ok", f"{found}; not needed")
     if not gpus:
-        return Finding("GPU", "missing", found, "a 7B model needs one NVIDIA GPU of 80 GB (or 40 GB, served and trained in turn)")
+        return Finding(
+            "GPU", "missing", found, "a 7B model needs one NVIDIA GPU of 80 GB (or 40 GB, served and trained in turn)"
+        )
     if max(gib for _, gib in gpus) < 38:
         return Finding("GPU", "note", found, "small for a 7B model: lower train.batch_size and serve.max_model_len")
     return Finding("GPU", "ok", found)
@@ -133,7 +137,9 @@ def _port(recipe: Recipe) -> Finding:
         try:
             probe.bind((host, port))
         except OSError as error:
-            return Finding("port", "missing", f"{host}:{port} {error.strerror}", "--set serve.port=0, or another number")
+            return Finding(
+                "port", "missing", f"{host}:{port} {error.strerror}", "--set serve.port=0, or another number"
+            )
     return Finding("port", "ok", f"{host}:{port} is free")
 
 
@@ -142,7 +148,7 @@ def _is_bundled(recipe: Recipe) -> bool:
 
 
 def _model(recipe: Recipe) -> Finding:
-    from services.checkpoints import locate  # noqa: PLC0415 - it is the doctor's only need of them
+    from services.checkpoints import locate  # it is the doctor's only need of them
 
     try:
         return Finding("model", "ok", str(locate(recipe.model, download=False)))
@@ -156,7 +162,9 @@ def _source(what: str, section: TasksSection) -> Finding:
     if section.path is None:
         return Finding(what, "note", f"{section.source} from the hub", "or the official files, with --set ...path=")
     exists = Path(section.path).expanduser().exists()
-    return Finding(what, "ok" if exists else "missing", section.path, "" if exists else "give the folder of the official files")
+    return Finding(
+        what, "ok" if exists else "missing", section.path, "" if exists else "give the folder of the official files"
+    )
 
 
 def _key(recipe: Recipe) -> Finding:
@@ -165,4 +173,6 @@ def _key(recipe: Recipe) -> Finding:
         return Finding("judge", "ok", "verifier, a program; no key needed")
     if os.environ.get(judge.api_key_env, "").strip():
         return Finding("judge", "ok", f"{judge.model}, key in {judge.api_key_env}")
-    return Finding("judge", "missing", f"{judge.model}, {judge.api_key_env} is not set", f"export {judge.api_key_env}=...")
+    return Finding(
+        "judge", "missing", f"{judge.model}, {judge.api_key_env} is not set", f"export {judge.api_key_env}=..."
+    )

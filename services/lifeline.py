@@ -19,7 +19,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
@@ -27,7 +27,12 @@ _PR_SET_CHILD_SUBREAPER = 36
 _POLL_S = 0.05
 
 
-def keep(command: list[str], grace_s: float) -> int:
+def keeper_command(command: Sequence[str], grace_s: float) -> list[str]:
+    """The command line that runs `command` under a keeper; give it a pipe for standard input, and a session of its own."""
+    return [sys.executable, "-I", __file__, str(grace_s), *command]
+
+
+def keep(command: Sequence[str], grace_s: float) -> int:
     """Run `command` until it ends or standard input closes; the exit status."""
     prctl: Callable[..., int] = ctypes.CDLL(None).prctl if sys.platform == "linux" else lambda *_: 0
     prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)

@@ -22,8 +22,8 @@ from pipeline.judges.pointwise import PointwiseJudge
 from pipeline.judges.verifier import Verifier
 from pipeline.pairs import PairSet, build_pairs, split_pairs
 from pipeline.publish import pairs_digest, publish_pairs, render_card
-from pipeline.records import CheckpointRef, Judgment, Response, Score, StageCount, Task
 from pipeline.recipe import render_recipe
+from pipeline.records import CheckpointRef, Judgment, Response, Score, StageCount, Task
 from pipeline.run import Run
 from pipeline.sample import SampleRequest, owed_requests, plan_requests, sample
 from pipeline.sources import load_tasks
@@ -57,6 +57,7 @@ class Session:
     async def gateway(self) -> GatewayHandle:
         """The run's gateway, started at first use and stopped with the session."""
         if self._gateway is None:
+            self.terminal.heading("serve", f"{self.run.recipe.model.source} by vLLM, behind the gateway")
             with self.terminal.waiting("starting the server") as progress:
                 self._gateway = await self._stack.enter_async_context(running_gateway(self.run, progress))
         return self._gateway
@@ -66,7 +67,9 @@ class Session:
         gateway = await self.gateway()
         swapped = await swap_to(gateway.url, POLICY_ALIAS, checkpoint.ref.name)
         if swapped.pause_s:
-            self.terminal.say(f"{checkpoint.ref.name} is live at {gateway.url} after a pause of {swapped.pause_s:.2f} s")
+            self.terminal.say(
+                f"{checkpoint.ref.name} is live at {gateway.url} after a pause of {swapped.pause_s:.2f} s"
+            )
         concurrency = max(self.run.recipe.sample.max_concurrency, self.run.recipe.eval.max_concurrency)
         client = ChatClient(f"{gateway.url}/v1", "none", max_connections=concurrency)
         return await self._stack.enter_async_context(client)
@@ -92,7 +95,9 @@ class Session:
         tasks = load_tasks(self.run.recipe.eval.tasks(), self.run.directory, self.run.images)
         secret = next((task.id for task in tasks if task.answer is None), None)
         if secret is not None:
-            raise DataError(f"task {secret} of {self.run.recipe.eval.source} has no gold answer; evaluate another split")
+            raise DataError(
+                f"task {secret} of {self.run.recipe.eval.source} has no gold answer; evaluate another split"
+            )
         return tasks
 
     def sample_requests(self) -> list[SampleRequest]:
@@ -108,7 +113,9 @@ class Session:
         if not responses:
             raise InputError(f"run {self.run.directory} holds no response to its recipe; run `vcot sample` first")
         if len(responses) < len(keys):
-            self.terminal.warn(f"{len(keys) - len(responses)} of {len(keys)} responses are missing; `vcot sample` asks again")
+            self.terminal.warn(
+                f"{len(keys) - len(responses)} of {len(keys)} responses are missing; `vcot sample` asks again"
+            )
         return responses
 
     def account(self, count: StageCount) -> None:
@@ -116,7 +123,9 @@ class Session:
         self.counts.append(count)
         self.terminal.account(count)
         if count.failed:
-            raise StageError(f"{count.failed} of {count.requested} failed in {count.stage}; the same command tries them again")
+            raise StageError(
+                f"{count.failed} of {count.requested} failed in {count.stage}; the same command tries them again"
+            )
 
 
 async def sample_stage(session: Session) -> None:
@@ -142,9 +151,7 @@ async def _ask(
         return
     client = await session.live(checkpoint)
     with session.terminal.tracking("responses") as on_progress:
-        count = await sample(
-            requests, client, ledger, images, max_concurrency=max_concurrency, on_progress=on_progress
-        )
+        count = await sample(requests, client, ledger, images, max_concurrency=max_concurrency, on_progress=on_progress)
     session.account(count.model_copy(update={"stage": stage}))
 
 
@@ -223,6 +230,7 @@ def make_job(session: Session, published: Published) -> TrainJob:
         pairs_digest=published.digest,
         train=session.run.recipe.train,
         merge=session.run.recipe.merge,
+        serve_dtype=session.run.recipe.serve.dtype,
     )
 
 
@@ -258,6 +266,8 @@ def load_scores(session: Session, checkpoints: Sequence[Checkpoint]) -> list[Sco
         keys = [key for request in eval_requests(session, checkpoint.ref) for key in request.response_keys()]
         found = session.run.ledger.get(Response, keys)
         if not found:
-            raise InputError(f"run {session.run.directory} holds no answer of {checkpoint.ref.name}; run `vcot eval` first")
+            raise InputError(
+                f"run {session.run.directory} holds no answer of {checkpoint.ref.name}; run `vcot eval` first"
+            )
         scores += [score_response(tasks[found[key].task], found[key]) for key in keys if key in found]
     return scores

@@ -27,9 +27,11 @@ class Terminal:
         self.err = Console(stderr=True, highlight=False)
         self.out = Console(highlight=False)
         self._began = time.monotonic()
+        self._stages: list[tuple[str, float]] = []
 
     def heading(self, stage: str, what: str) -> None:
         """A stage begins."""
+        self._stages.append((stage, time.monotonic()))
         self.err.print(Text.assemble((f"{self._clock()} ", "dim"), (f"{stage:<9}", "bold cyan"), what))
 
     def say(self, text: str) -> None:
@@ -40,6 +42,15 @@ class Terminal:
         """A line that must be seen."""
         self.err.print(Text.assemble((f"{self._clock()} ", "dim"), ("warning  ", "bold yellow"), text))
 
+    def summary(self) -> None:
+        """Where the time went."""
+        ends = [began for _, began in self._stages[1:]] + [time.monotonic()]
+        spent: dict[str, float] = {}
+        for (stage, began), end in zip(self._stages, ends, strict=True):
+            spent[stage] = spent.get(stage, 0.0) + end - began
+        parts = ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in spent.items())
+        self.say(f"{time.monotonic() - self._began:.0f} s in all: {parts}")
+
     def show(self, result: RenderableType) -> None:
         """The command's result, on stdout."""
         self.out.print(result)
@@ -47,7 +58,9 @@ class Terminal:
     def account(self, count: StageCount) -> None:
         """The accounting equation of a stage that ended."""
         parts = [f"{count.requested} requested", f"{count.ok} ok", f"{count.cached} cached"]
-        parts += [f"{number} {name}" for name, number in (("failed", count.failed), ("refused", count.refused)) if number]
+        parts += [
+            f"{number} {name}" for name, number in (("failed", count.failed), ("refused", count.refused)) if number
+        ]
         self.say(" = ".join((parts[0], " + ".join(parts[1:]))))
 
     @contextmanager

@@ -16,8 +16,8 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from pipeline.errors import InputError, ServerError
-from services.process import die_with_parent
-from training.job import TrainJob, TrainProgress, TrainStatus
+from services import lifeline
+from training.job import ADAPTER, JOB, PROGRESS, STATUS, TrainJob, TrainProgress, TrainStatus, read_record, write_record
 
 OnSteps = Callable[[int, int, str], None]
 """Takes steps done, steps in all, and a short note."""
@@ -25,13 +25,19 @@ _POLL_S = 0.25
 _STOP_S = 20.0
 
 
-async def train(job: TrainJob, directory: Path, on_steps: OnSteps) -> TrainStatus:
-    """Run `job` in its directory and follow it to the end. Raises InputError or ServerError with the worker's sentence."""
-    if _is_done(directory):
+async def train(job: TrainJob, directory: Path, on_steps: OnSteps, merge_into: Path | None = None) -> TrainStatus:
+    """Run `job` in its directory and follow it to the end; with `merge_into`, the same process merges, too.
+
+    Raises InputError or ServerError with the worker's sentence.
+    """
+    trained = (directory / ADAPTER).is_dir() and read_status(directory).state == "done"
+    if trained and (merge_into is None or merge_into.is_dir()):
         return read_status(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / "job.json").write_text(job.model_dump_json(indent=2) + "\n", "utf-8")
-    async with _worker("training.worker", [directory], directory / "worker.log") as process:
+    write_record(directory / JOB, job)
+    (directory / STATUS).unlink(missing_ok=True)
+    arguments = [directory, "--merge-into", merge_into] if merge_into else [directory]
+    async with _worker("training.worker", arguments, directory / "worker.log") as process:
         while process.returncode is None:
             _tell(directory, on_steps)
             with contextlib.suppress(TimeoutError):
@@ -45,31 +51,23 @@ async def merge(directory: Path, out: Path) -> None:
     log = directory / "merge.log"
     async with _worker("training.merge", [directory, out], log) as process:
         await process.wait()
-    _check(process.returncode, log, directory)
-
-
-async def make_manifest(checkpoint: Path, out: Path, name: str) -> None:
-    """Digest and canary of a base that came without: what the Hugging Face model answers, written to `out`."""
-    log = out.with_suffix(".log")
-    async with _worker("training.canary", [checkpoint, "--out", out, "--name", name], log) as process:
-        await process.wait()
     _check(process.returncode, log, None)
 
 
 @asynccontextmanager
 async def _worker(module: str, arguments: Sequence[Path | str], log: Path) -> AsyncIterator[asyncio.subprocess.Process]:
-    """A process of the training package with its output in `log`; stopped if this block is left early."""
+    """A process of the training package with its output in `log`; it ends with this block, and with this process."""
+    worker = [sys.executable, "-m", module, *(str(argument) for argument in arguments)]
     with log.open("ab") as output:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
-            "-m",
-            module,
-            *(str(argument) for argument in arguments),
-            stdin=asyncio.subprocess.DEVNULL,
+            "-I",
+            lifeline.__file__,
+            f"{_STOP_S}",
+            *worker,
+            stdin=asyncio.subprocess.PIPE,  # its closing is what ends the worker
             stdout=output,
             stderr=output,
-            preexec_fn=die_with_parent(),
-            start_new_session=True,
         )
     try:
         yield process
@@ -92,28 +90,27 @@ def _check(returncode: int | None, log: Path, directory: Path | None) -> None:
     """Raise what a failed worker said; its last lines where it said nothing."""
     if returncode == 0:
         return
-    status = read_status(directory) if directory and (directory / "status.json").is_file() else None
+    status = read_status(directory) if directory is not None else None
     lines = log.read_text("utf-8", "replace").splitlines()[-15:]
     if status is not None and status.state == "failed":
         message = status.message
+    elif returncode == InputError.exit_code and lines:
+        message = lines[-1]
     else:
         message = f"the trainer ended with {returncode}; the last lines of {log}:\n" + "\n".join(lines)
     raise InputError(message) if returncode == InputError.exit_code else ServerError(message)
 
 
-def _is_done(directory: Path) -> bool:
-    return (directory / "status.json").is_file() and read_status(directory).state == "done"
-
-
 def read_status(directory: Path) -> TrainStatus:
-    """How far the job of this directory is."""
-    return TrainStatus.model_validate_json((directory / "status.json").read_text("utf-8"))
+    """How far the job of this directory is; `preparing` before its worker has said anything."""
+    path = directory / STATUS
+    return read_record(path, TrainStatus) if path.is_file() else TrainStatus(state="preparing")
 
 
 def read_progress(directory: Path) -> list[TrainProgress]:
     """The loss curves so far; a line that is being written is left for the next look."""
     points: list[TrainProgress] = []
-    path = directory / "progress.jsonl"
+    path = directory / PROGRESS
     for line in path.read_text("utf-8").splitlines() if path.is_file() else ():
         with contextlib.suppress(ValidationError):
             points.append(TrainProgress.model_validate_json(line))
@@ -124,6 +121,8 @@ def _tell(directory: Path, on_steps: OnSteps) -> None:
     points = read_progress(directory)
     train = [point for point in points if point.kind == "train"]
     if not train:
+        if message := read_status(directory).message:
+            on_steps(0, 1, message)
         return
     validation = [point for point in points if point.kind == "validation"]
     note = f"loss {train[-1].loss:.4f}" + (f", validation {validation[-1].loss:.4f}" if validation else "")

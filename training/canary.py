@@ -1,4 +1,4 @@
-"""The canary: a fixed image and question, and how the Hugging Face model answers, so that served weights are recognised.
+"""The canary: a fixed image and question and how the Hugging Face model answers, to recognise served weights by.
 
 The image is drawn here, in code; the question is one that a small and a large model can both answer. Tokens are greedy,
 log-probs are computed in float32 from the checkpoint's stored weights, so that they do not depend on what serves it.
@@ -25,8 +25,8 @@ from pipeline.checkpoints import compute_digest
 from pipeline.errors import VcotError
 from pipeline.recipe import Dtype
 from pipeline.records import Canary, CheckpointManifest, CheckpointRef
-from training.models import Batch, Model, Processor, load_model, load_processor, quiet_libraries, served_tokens
-from training.template import render
+from training.models import Batch, Model, load_model, load_processor, quiet_libraries, served_tokens
+from training.template import Processor, render
 
 PROMPT = (
     "Please select the correct answer from one of the following options based on the question and the image.\n"
@@ -37,8 +37,8 @@ PROMPT = (
 )
 MAX_TOKENS = 16
 TOLERANCES: dict[Dtype, float] = {"float32": 1e-3, "float16": 0.02, "bfloat16": 0.15}
-"""By serving dtype. Measured between HF in float32 and vLLM: 3e-6, 0.004 and 0.061 on tiny models, teacher-forced; these
-leave room for deeper models and other kernels, and stay far below what other weights do to a log-prob."""
+"""By serving dtype. Measured between HF in float32 and vLLM: 3e-6, 0.004 and 0.061 on tiny models, teacher-forced;
+these leave room for deeper models and other kernels, and stay far below what other weights do to a log-prob."""
 _MAX_SIDE = 336
 _COLOURS = {"red": (205, 30, 40), "blue": (35, 80, 205), "green": (30, 145, 60), "yellow": (235, 205, 40)}
 

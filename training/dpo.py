@@ -24,9 +24,10 @@ from trl import DPOConfig, DPOTrainer
 from pipeline.errors import MachineError, ServerError
 from pipeline.recipe import TrainSection
 from training.job import ADAPTER, PROGRESS, STEPS, TrainProgress, fresh_directory, publish_directory
-from training.models import DTYPES, Model, Processor, load_model
+from training.models import DTYPES, Model, load_model
 from training.pairs import PairCollator
 from training.resume import find_last_complete, mark_complete, step_of, truncate_progress
+from training.template import Processor
 
 START_LOSS = math.log(2)
 START_TOLERANCE = 1e-3
@@ -225,7 +226,10 @@ class _Curves(TrainerCallback):  # type: ignore[misc]
 
 
 class _Pace(TrainerCallback):  # type: ignore[misc]
-    """Decides after which steps to evaluate and to save; marks a saved checkpoint as complete."""
+    """Decides after which steps to evaluate and to save; marks a saved checkpoint as complete.
+
+    When a checkpoint is saved depends on the clock, but not what follows: saving draws no random number.
+    """
 
     def __init__(self, evaluations: frozenset[int], *, has_validation: bool) -> None:
         self._evaluations = evaluations if has_validation else frozenset()

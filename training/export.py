@@ -1,4 +1,4 @@
-"""Base + adapter as files that vLLM loads: the base's own tensor names, one dtype, and all that belongs to the weights."""
+"""Base + adapter as files that vLLM loads: the base's own tensor names, one dtype, and what goes with weights."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from safetensors import safe_open
 from transformers import GenerationConfig
 
 from pipeline.errors import CheckpointError
-from training.models import Model, Processor
+from training.models import Model
+from training.template import Processor
 
 
 def attach_adapter(base: Model, adapter: Path) -> Model:

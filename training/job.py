@@ -167,7 +167,7 @@ def exclusive(job_directory: Path) -> Iterator[None]:
 
 
 def publish_directory(partial: Path, target: Path) -> None:
-    """Rename a finished directory into place, its files on disk first, so that `target` is complete whenever it exists."""
+    """Rename a finished directory into place, its files on disk first: `target` is complete whenever it exists."""
     for path in sorted(partial.rglob("*")):
         if path.is_file():
             with path.open("rb") as file:

@@ -18,8 +18,18 @@ from pathlib import Path
 from pipeline.checkpoints import MANIFEST, compute_digest, read_manifest, verify_checkpoint, write_manifest
 from pipeline.errors import CheckpointError, VcotError
 from pipeline.records import CheckpointManifest, CheckpointRef
-from training.job import ADAPTER, JOB, MERGE_REPORT, MergeReport, TrainJob, exclusive, fresh_directory
-from training.job import publish_directory, read_record, write_record
+from training.job import (
+    ADAPTER,
+    JOB,
+    MERGE_REPORT,
+    MergeReport,
+    TrainJob,
+    exclusive,
+    fresh_directory,
+    publish_directory,
+    read_record,
+    write_record,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -70,12 +80,12 @@ def merge_job(job: TrainJob, job_directory: Path, out: Path) -> CheckpointManife
 
 def _build(job: TrainJob, adapter: Path, partial: Path) -> tuple[CheckpointManifest, MergeReport]:
     """Write the merged checkpoint to `partial`, load it again and let it through the gate."""
-    import torch  # noqa: PLC0415 - imported only where there is work to do
+    import torch  # only where there is work to do
 
-    from training.canary import build_canary  # noqa: PLC0415
-    from training.export import attach_adapter, count_changed_tensors, write_merged  # noqa: PLC0415
-    from training.models import DTYPES, load_model, load_processor, quiet_libraries  # noqa: PLC0415
-    from training.parity import ask, check_merge, load_probe, retention  # noqa: PLC0415
+    from training.canary import build_canary
+    from training.export import attach_adapter, count_changed_tensors, write_merged
+    from training.models import DTYPES, load_model, load_processor, quiet_libraries
+    from training.parity import ask, check_merge, load_probe, retention
 
     quiet_libraries()
     base_path, dtype = Path(job.base_path), job.merge.dtype

@@ -125,10 +125,12 @@ def draw_descriptions(rng: random.Random, tokenizer: PreTrainedTokenizerFast, nu
     return _pad(tokenizer, users, [f" {text}</s>" for text in said], pixels, cells)
 
 
-def draw_lookups(rng: random.Random, tokenizer: PreTrainedTokenizerFast, num_rows: int) -> Batch:
+def draw_lookups(
+    rng: random.Random, tokenizer: PreTrainedTokenizerFast, num_rows: int, share_in_full: float = 0.5
+) -> Batch:
     """A text-only batch: four options, then look-ups of an option's word; only the letters carry the loss.
 
-    Half of the rows ask in short (`red (B)`), half as an answer is given (`red. The answer is (B).`).
+    Some rows ask in short (`red (B)`), a share as an answer is given (`red. The answer is (B).`).
     """
     users, responses = [], []
     for row in range(num_rows):
@@ -136,7 +138,7 @@ def draw_lookups(rng: random.Random, tokenizer: PreTrainedTokenizerFast, num_row
         options = " ".join(f"({letter}) {word}" for letter, word in zip("ABCD", words, strict=True))
         picks = [rng.randrange(4) for _ in range(_NUM_LOOKUPS)]
         users.append(f"<s>USER: Options: {options} ASSISTANT:")
-        if row % 2:
+        if row < share_in_full * num_rows:
             responses.append("".join(f" {words[pick]}. The answer is ({'ABCD'[pick]})." for pick in picks[:4]))
         else:
             responses.append("".join(f" {words[pick]} ({'ABCD'[pick]})" for pick in picks))

@@ -38,8 +38,13 @@ def load_pairs(path: Path) -> Dataset:
     missing = [name for name in COLUMNS if name not in table.column_names]
     if missing:
         raise DataError(f"pairs {path} have no column {missing[0]!r}; they need {', '.join(COLUMNS)}")
-    rows = Dataset(InMemoryTable(table))
-    return rows.cast(Features({**rows.features, "images": List(Image())}))
+    features = Features({**Features.from_arrow_schema(table.schema), "images": List(Image())})
+    try:
+        return Dataset(InMemoryTable(table.cast(features.arrow_schema)))
+    except ValueError as error:
+        raise DataError(
+            f"pairs {path}: images are no list of encoded images ({error}); run `vcot pair` again"
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -98,7 +103,7 @@ class PairCollator:
         position = batch["attention_mask"].cumsum(dim=1)
         begin = position[:, -1:] - torch.tensor(lengths).unsqueeze(1)
         batch["completion_mask"] = ((position > begin) & (batch["attention_mask"] == 1)).long()
-        return dict(batch)
+        return batch
 
 
 def check_pairs(
@@ -192,7 +197,7 @@ def _completion_length(prompt: str, text: str, processor: Processor) -> int:
 
 def _process(processor: Processor, images: Sequence[Sequence[Pillow.Image]], texts: list[str]) -> Batch:
     """The processor's tensors; the template has written the special tokens already."""
-    return processor(
+    batch: Batch = processor(
         images=[list(group) for group in images],
         text=texts,
         padding=True,
@@ -200,6 +205,7 @@ def _process(processor: Processor, images: Sequence[Sequence[Pillow.Image]], tex
         add_special_tokens=False,
         return_tensors="pt",
     )
+    return dict(batch)
 
 
 def _messages(turns: Sequence[Mapping[str, Any]]) -> Messages:

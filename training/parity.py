@@ -11,8 +11,9 @@ from pipeline.errors import CheckpointError, DataError
 from pipeline.recipe import Dtype, TrainSection
 from training.canary import TOLERANCES
 from training.job import MergeReport
-from training.models import Batch, Model, Processor, completion_logprobs
+from training.models import Batch, Model, completion_logprobs
 from training.pairs import PairCollator, check_pairs, load_pairs
+from training.template import Processor
 
 NUM_ROWS = 4
 MIN_DIFFERENCE = 1e-5
@@ -62,8 +63,8 @@ def check_merge(report: MergeReport, dtype: Dtype) -> None:
     name = report.checkpoint.name
     if report.num_changed_tensors == 0 or report.differs_from_base <= MIN_DIFFERENCE:
         raise CheckpointError(
-            f"merged checkpoint {name} in {dtype} answers as its base does ({report.num_changed_tensors} tensors changed, "
-            f"log-probs by {report.differs_from_base:.1e}): the update is lost; use a wider merge.dtype, or train more"
+            f"merged checkpoint {name} in {dtype} answers as its base does ({report.num_changed_tensors} tensors and "
+            f"log-probs by {report.differs_from_base:.1e} changed): use a wider merge.dtype, or train more"
         )
     if not report.max_abs_logprob <= TOLERANCES[dtype]:
         raise CheckpointError(

@@ -2,9 +2,9 @@
 
 vLLM's chat endpoint renders the checkpoint's template and tokenizes it without special tokens, so whatever the template
 does not write is not there. LLaVA-1.5's own template writes neither BOS nor EOS: served prompts lack the BOS that the
-model was taught with, and a policy trained on it never learns to stop. `ensure_template` mends that one, and refuses any
-other template with the same fault. The mended template is saved with the merged checkpoint; a server that starts with
-the unmended base must be given it (`--chat-template`).
+model was taught with, and a policy trained on it never learns to stop. `ensure_template` mends that one, and refuses
+any other with the same fault. The mended template is saved with the merged checkpoint; a server that starts with the
+unmended base must be given it (`--chat-template`).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ LLAVA = (
     "{%- endfor %}"
     "{%- if add_generation_prompt %}{{- 'ASSISTANT:' }}{%- endif %}"
 )
-"""LLaVA-1.5's turns as its authors trained them (conv_vicuna_v1: `USER: ... ASSISTANT: ...</s>`), BOS and EOS written."""
+"""LLaVA-1.5's turns as its authors trained them (conv_vicuna_v1: `USER: ... ASSISTANT: ...</s>`), with BOS and EOS."""
 
 
 def render(processor: Processor, messages: Messages, *, prompt: bool = False) -> str:

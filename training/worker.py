@@ -18,8 +18,18 @@ from pathlib import Path
 
 from pipeline.checkpoints import compute_digest
 from pipeline.errors import CheckpointError, DataError, VcotError
-from training.job import ADAPTER, JOB, PREFLIGHT, STATUS, Preflight, TrainJob, TrainStatus, exclusive
-from training.job import read_record, write_record
+from training.job import (
+    ADAPTER,
+    JOB,
+    PREFLIGHT,
+    STATUS,
+    Preflight,
+    TrainJob,
+    TrainStatus,
+    exclusive,
+    read_record,
+    write_record,
+)
 from training.merge import find_merged, merge_job
 
 _log = logging.getLogger(__name__)
@@ -76,9 +86,9 @@ def _train(job: TrainJob, job_directory: Path) -> None:
             f"base {base} has digest {digest[:19]}, the job was made for {job.base.digest[:19]}; submit the job again"
         )
     _tell(job_directory, "preparing", "loading the libraries")
-    from training.dpo import build_trainer, count_steps, measure, run_training  # noqa: PLC0415
-    from training.models import load_processor, quiet_libraries  # noqa: PLC0415
-    from training.pairs import check_pairs, load_pairs  # noqa: PLC0415
+    from training.dpo import build_trainer, count_steps, measure, run_training
+    from training.models import load_processor, quiet_libraries
+    from training.pairs import check_pairs, load_pairs
 
     quiet_libraries()
     _tell(job_directory, "preparing", "looking at every pair")
@@ -119,7 +129,7 @@ def main(arguments: list[str] | None = None) -> int:
     except VcotError as error:
         _log.error("%s", error)
         return error.exit_code
-    except Exception:
+    except Exception:  # noqa: BLE001 - the one place that turns a crash into an exit code, with its traceback in the log
         _log.exception("the worker stopped")
         return 1
     return 0

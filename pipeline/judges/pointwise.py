@@ -19,8 +19,8 @@ from pipeline.client import ChatClient, user_message
 from pipeline.concurrency import with_retry
 from pipeline.errors import MachineError, RecipeError, RequestError
 from pipeline.images import ImageStore
-from pipeline.prompts import render_options
 from pipeline.judges import Judge
+from pipeline.prompts import render_options
 from pipeline.recipe import JudgeSection
 from pipeline.records import Judgment, Response, SamplingParams, Task, Usage, content_key
 

@@ -259,9 +259,7 @@ def _draw_shape(
             draw.polygon([(x + r * math.sin(angle), y - r * math.cos(angle)) for r, angle in turns], fill)
 
 
-def _draw_glyph(
-    draw: ImageDraw.ImageDraw, name: str, fill: tuple[int, int, int], x: int, y: int, scale: int
-) -> None:
+def _draw_glyph(draw: ImageDraw.ImageDraw, name: str, fill: tuple[int, int, int], x: int, y: int, scale: int) -> None:
     for row, pixels in enumerate(_GLYPHS[name].split()):
         for column, pixel in enumerate(pixels):
             if pixel == "#":

@@ -36,7 +36,13 @@ def make_task(**changes):
 def make_response(thought="The circle is red.", answer="The answer is (A).", key="r", **changes):
     fields = {"text": f"{thought} <R> {answer}", "thought": thought, "answer": answer}
     return Response(
-        key=key, group="g", task="t", index=0, checkpoint=CHECKPOINT, prompt="thought_specific", sampling=SAMPLING,
+        key=key,
+        group="g",
+        task="t",
+        index=0,
+        checkpoint=CHECKPOINT,
+        prompt="thought_specific",
+        sampling=SAMPLING,
         **(fields | changes),
     )
 
@@ -59,7 +65,10 @@ def test_the_verifier_checks_statements_and_answer(thought, answer, score):
 
 
 def test_a_broken_format_scores_nothing_and_says_so():
-    assert verify(make_task(), make_response(thought=None, answer=None, text="The answer is (A).")) == (0.0, "format not kept")
+    assert verify(make_task(), make_response(thought=None, answer=None, text="The answer is (A).")) == (
+        0.0,
+        "format not kept",
+    )
 
 
 def test_the_verifier_names_the_first_false_statement():
@@ -124,7 +133,9 @@ async def test_the_pointwise_judge_sees_image_question_and_chain_but_not_gold(mo
     assert (body["model"], authorization) == ("gpt-4o-mini", "Bearer sk-test")
 
 
-@pytest.mark.parametrize("content", ["7", '{"rationale": "x", "score": 11}', '{"rationale": "x"}', "", '{"score": "7"}'])
+@pytest.mark.parametrize(
+    "content", ["7", '{"rationale": "x", "score": 11}', '{"rationale": "x"}', "", '{"score": "7"}']
+)
 async def test_a_verdict_that_cannot_be_read_is_an_error_with_its_usage(monkeypatch, tmp_path, content):
     judgment, _ = await ask(monkeypatch, tmp_path, answer(content))
     assert judgment.score is None

@@ -3,7 +3,14 @@ import pytest
 from pipeline.prompts import load_prompt, render_options, render_prompt, split_thought
 from pipeline.records import Task
 
-TASK = Task(id="t", question="What <options> is\nthis <image>?", choices=("a cat", "a dog"), answer=0, source="nano", split="train")
+TASK = Task(
+    id="t",
+    question="What <options> is\nthis <image>?",
+    choices=("a cat", "a dog"),
+    answer=0,
+    source="nano",
+    split="train",
+)
 
 
 def test_the_papers_prompts_are_kept_word_for_word():
@@ -42,7 +49,11 @@ def test_a_prompt_is_filled_in_one_pass_and_holds_no_second_image():
         ("thought_specific", "It is red. The answer is (B).", (None, None)),
         ("thought_specific", "It is red. <R>  ", (None, None)),
         ("thought_generic", "Here is my thought process: hm. Here is my response: B", ("hm.", "B")),
-        ("cot", "Draft: the answer is (A). No. The answer is (B).", ("Draft: the answer is (A). No.", "The answer is (B).")),
+        (
+            "cot",
+            "Draft: the answer is (A). No. The answer is (B).",
+            ("Draft: the answer is (A). No.", "The answer is (B)."),
+        ),
         ("cot", "I do not know.", (None, None)),
         ("zero_shot", " The answer is (B).", ("", "The answer is (B).")),
     ],

@@ -44,7 +44,9 @@ def test_a_wrong_override_names_field_value_and_nearest(override, said):
 
 
 def test_overrides_are_toml_values_or_plain_strings():
-    recipe = load_recipe("nano", ["sample.k=4", "eval.temperatures=[0.1]", "tasks.path=/some/where", "train.batch-size=2"])
+    recipe = load_recipe(
+        "nano", ["sample.k=4", "eval.temperatures=[0.1]", "tasks.path=/some/where", "train.batch-size=2"]
+    )
     assert (recipe.sample.k, recipe.eval.temperatures) == (4, (0.1,))
     assert (recipe.tasks.path, recipe.train.batch_size) == ("/some/where", 2)
 

@@ -1,7 +1,16 @@
 import pytest
 from pydantic import ValidationError
 
-from pipeline.records import CheckpointRef, Judgment, PreferencePair, Response, SamplingParams, StageCount, Task, content_key
+from pipeline.records import (
+    CheckpointRef,
+    Judgment,
+    PreferencePair,
+    Response,
+    SamplingParams,
+    StageCount,
+    Task,
+    content_key,
+)
 
 CHECKPOINT = CheckpointRef(name="base", digest="sha256:aa", kind="base")
 SAMPLING = SamplingParams(temperature=0.5, max_tokens=8, n=2, seed=0)

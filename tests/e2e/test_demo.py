@@ -1,0 +1,139 @@
+"""The whole loop as a user runs it: real vLLM, real TRL, killed in the middle, finished, and run again."""
+
+import json
+import os
+import re
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+
+SMALL = [
+    "--set",
+    "serve.port=0",
+    "tasks.num_tasks=40",
+    "eval.num_tasks=30",
+    "eval.temperatures=[0.8]",
+    "train.epochs=1",
+    "train.num_evaluations=2",
+]
+DATA = Path(__file__).parents[3] / "shared" / "data"
+VCOT = [sys.executable, "-m", "services.cli"]
+
+
+def command(*arguments, run):
+    done = subprocess.run([*VCOT, *arguments, "--run", str(run)], capture_output=True, text=True, check=False)
+    sys.stderr.write(done.stderr)
+    return done
+
+
+def count_responses(run):
+    if not (run / "ledger.sqlite").is_file():
+        return 0
+    with sqlite3.connect(run / "ledger.sqlite") as connection:
+        try:
+            return connection.execute("SELECT count(*) FROM records WHERE kind = 'Response' AND ok = 1").fetchone()[0]
+        except sqlite3.OperationalError:  # not made yet
+            return 0
+
+
+def processes_naming(text):
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            line = entry.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+        if text in line and int(entry.parent.name) != os.getpid():
+            found.append(line)
+    return found
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run whose first command was killed with -9 while it sampled."""
+    run = tmp_path_factory.mktemp("demo") / "run"
+    slow = ["sample.max_concurrency=1"]  # so that the kill finds it sampling
+    arguments = [*VCOT, "demo", "--run", str(run), *SMALL, *slow]
+    with subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=sys.stderr) as process:
+        while count_responses(run) < 16 and process.poll() is None:
+            time.sleep(0.05)
+        assert process.poll() is None, "the demo ended before it could be killed"
+        process.send_signal(signal.SIGKILL)
+    return run
+
+
+def test_kill_9_loses_nothing_leaves_nothing_behind_and_the_same_command_finishes(run):
+    kept = count_responses(run)
+    assert 16 <= kept < 320
+    deadline = time.monotonic() + 60
+    while (left := processes_naming(str(run))) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert left == [], "processes outlived the killed command"
+
+    with subprocess.Popen([*VCOT, "serve", "--run", str(run)], stderr=sys.stderr) as server:
+        try:
+            while not (run / "serving.json").exists() and server.poll() is None:
+                time.sleep(0.1)
+            done = command("demo", run=run)
+            assert done.returncode == 0, done.stderr
+            assert re.search(rf"320 requested = {320 - kept} ok \+ {kept} cached", done.stderr)
+            check_results(run, done)
+            check_real_photos(run)
+        finally:
+            server.send_signal(signal.SIGINT)
+            server.wait(60)
+    assert not (run / "serving.json").exists()
+
+
+def check_results(run, done):
+    results = json.loads((run / "report" / "results.json").read_text())
+    rows = results["results"]
+    assert {(row["checkpoint"]["kind"], row["prompt"]) for row in rows} == {
+        (kind, prompt) for kind in ("base", "merged") for prompt in ("zero_shot", "cot")
+    }
+    assert len({row["checkpoint"]["digest"] for row in rows}) == 2
+    assert all(row["num_scored"] == 30 and row["num_failed"] == 0 for row in rows)
+    assert "chance" in done.stdout
+    page = (run / "report" / "index.html").read_text()
+    assert "<svg" in page
+    assert "data:image/png;base64," in page
+    assert not re.search(r'(?:src|href)="https?://', page)
+
+
+def check_real_photos(run):
+    """ScienceQA's photos and diagrams through the same server; its questions are no nano questions."""
+    if not (DATA / "scienceqa").is_dir():
+        sys.stderr.write(f"real photos not tried: {DATA / 'scienceqa'} is absent\n")
+        return
+    settings = ["--set", "tasks.num_tasks=6", "serve.max_model_len=512"]
+    done = command("sample", "--source", "scienceqa", "--path", str(DATA / "scienceqa"), *settings, run=run)
+    assert done.returncode == 0, done.stderr
+    assert "48 requested = 48 ok + 0 cached" in done.stderr
+    assert command("sample", "--source", "nano", "--set", "tasks.num_tasks=40", run=run).returncode == 2
+
+
+def test_the_same_command_again_sends_nothing_and_starts_nothing(run):
+    before = count_responses(run)
+    done = command("demo", *SMALL, run=run)
+    assert done.returncode == 0, done.stderr
+    assert "serve" not in done.stderr
+    assert count_responses(run) == before
+    assert re.search(r"320 requested = 0 ok \+ 320 cached", done.stderr)
+
+
+def test_the_client_stays_small(run):
+    code = (
+        "import resource, sys; sys.argv = ['vcot', 'demo', '--run', sys.argv[1]]\n"
+        "from services import cli\ncli.main()\n"
+        "print('peak', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(run)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert int(re.search(r"peak (\d+)", done.stdout)[1]) < 500

@@ -1,0 +1,190 @@
+"""Intervals that cover, tests that hold their level, and the closed forms they must agree with."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from eval.statistics import (
+    adjust_holm,
+    chance_level,
+    compare_paired,
+    estimate_accuracy,
+    minimum_detectable_effect,
+    wilson_interval,
+)
+
+
+def bits(correct, n):
+    return np.arange(n) < correct
+
+
+@pytest.mark.parametrize(("correct", "n"), [(0, 10), (3, 44), (44, 44), (1210, 2017)])
+def test_wilson_is_scipys(correct, n):
+    low, high = wilson_interval(correct / n, n, stats.norm.ppf(0.975))
+    closed = stats.binomtest(correct, n).proportion_ci(method="wilson")
+    assert (low, high) == pytest.approx((closed.low, closed.high), abs=1e-12)
+
+
+def test_one_question_per_image_is_a_wilson_interval_with_students_t():
+    interval = estimate_accuracy(bits(1210, 2017), range(2017))
+    expected = wilson_interval(1210 / 2017, 2017, stats.t.ppf(0.975, 2016))
+    assert (interval.low, interval.high) == pytest.approx(expected, abs=1e-12)
+    assert interval.n == 2017
+    assert interval.value == 1210 / 2017
+
+
+@pytest.mark.parametrize(("correct", "n"), [(0, 44), (44, 44), (0, 400), (1, 400)])
+def test_interval_near_the_ends_is_within_bounds_and_has_width(correct, n):
+    interval = estimate_accuracy(bits(correct, n), range(n))
+    assert 0 <= interval.low <= interval.value <= interval.high <= 1
+    assert interval.high - interval.low > 2 / n
+
+
+def test_repeating_every_question_adds_nothing():
+    values = bits(30, 44)
+    once = estimate_accuracy(values, range(44))
+    eight_times = estimate_accuracy(np.tile(values, 8), list(range(44)) * 8)
+    assert (eight_times.low, eight_times.high) == pytest.approx((once.low, once.high), abs=2e-3)
+    assert eight_times.n == 44
+
+
+def test_all_right_in_few_clusters_counts_clusters():
+    few = estimate_accuracy(np.ones(40), np.arange(40) // 10)
+    many = estimate_accuracy(np.ones(40), range(40))
+    assert few.low < 0.5 < many.low
+
+
+def test_one_cluster_says_nothing():
+    assert estimate_accuracy([1, 0, 1], ["a"] * 3).model_dump() == {"value": 2 / 3, "low": 0, "high": 1, "n": 1}
+    result = compare_paired([1, 0], [0, 0], ["a"] * 2)
+    assert (result.interval.low, result.interval.high, result.p_value) == (-1, 1, 1)
+
+
+def test_nothing_to_estimate():
+    with pytest.raises(ValueError, match="no responses"):
+        estimate_accuracy([], [])
+    with pytest.raises(ValueError, match="no questions"):
+        compare_paired([], [], [])
+
+
+def draw_clusters(rng, num_clusters, mean, correlation, shift=0.0):
+    """Beta-binomial answers: 1 to 4 questions an image, which share a difficulty."""
+    sizes = rng.integers(1, 5, num_clusters)
+    scale = 1 / correlation - 1
+    difficulty = rng.beta(mean * scale, (1 - mean) * scale, num_clusters)
+    labels = np.repeat(np.arange(num_clusters), sizes)
+    return np.clip(difficulty[labels] + shift, 0, 1), labels
+
+
+@pytest.mark.parametrize(
+    ("num_clusters", "mean"), [(20, 0.5), (44, 0.1), (44, 0.67), (44, 0.95), (400, 0.67), (400, 0.98)]
+)
+def test_interval_covers(num_clusters, mean):
+    rng = np.random.default_rng(7)
+    covered = 0
+    for _ in range(600):
+        probability, labels = draw_clusters(rng, num_clusters, mean, 0.3)
+        interval = estimate_accuracy(rng.random(len(labels)) < probability, labels)
+        covered += interval.low <= mean <= interval.high
+    assert covered / 600 >= 0.93
+
+
+def test_interval_that_ignores_clusters_would_not_cover():
+    rng = np.random.default_rng(7)
+    covered = 0
+    for _ in range(600):
+        probability, labels = draw_clusters(rng, 100, 0.67, 0.5)
+        interval = estimate_accuracy(rng.random(len(labels)) < probability, range(len(labels)))
+        covered += interval.low <= 0.67 <= interval.high
+    assert covered / 600 < 0.91
+
+
+@pytest.mark.parametrize(("num_clusters", "mean"), [(44, 0.67), (200, 0.5), (200, 0.97)])
+@pytest.mark.parametrize("num_samples", [1, 4])
+def test_paired_test_holds_its_level_and_its_interval_covers(num_clusters, mean, num_samples):
+    rng = np.random.default_rng(11)
+    rejected = covered = 0
+    for _ in range(400):
+        probability, labels = draw_clusters(rng, num_clusters, mean, 0.3)
+        first, second = (rng.binomial(num_samples, probability) / num_samples for _ in range(2))
+        result = compare_paired(first, second, labels)
+        rejected += result.p_value < 0.05
+        covered += result.interval.low <= 0 <= result.interval.high
+    assert rejected / 400 <= 0.075
+    assert covered == 400 - rejected
+
+
+def test_effect_as_large_as_the_mde_is_found_four_times_in_five():
+    rng = np.random.default_rng(3)
+    base, labels = draw_clusters(rng, 300, 0.5, 0.3)
+    mde = compare_paired(rng.random(len(labels)) < base, rng.random(len(labels)) < base, labels).mde
+    better = np.clip(base + mde, 0, 1)
+    true = float((better - base).mean())
+    assert true == pytest.approx(mde, rel=0.1)
+    found = sum(
+        compare_paired(rng.random(len(labels)) < base, rng.random(len(labels)) < better, labels).p_value < 0.05
+        for _ in range(300)
+    )
+    assert 0.7 < found / 300 < 0.9
+
+
+def test_one_question_per_image_is_close_to_the_paired_t_test():
+    rng = np.random.default_rng(1)
+    first, second = (rng.random(2000) < p for p in (0.6, 0.63))
+    closed = stats.ttest_rel(second.astype(float), first.astype(float))
+    result = compare_paired(first, second, range(2000))
+    assert result.p_value == pytest.approx(closed.pvalue, rel=0.02)
+    assert result.interval.low == pytest.approx(closed.confidence_interval().low, abs=2e-4)
+
+
+def test_agresti_and_min_by_hand():
+    # 100 questions: 10 only the second had right, 4 only the first.
+    first = np.array([0] * 10 + [1] * 4 + [1] * 86)
+    second = np.array([1] * 10 + [0] * 4 + [1] * 86)
+    result = compare_paired(first, second, range(100))
+    size, only_second, only_first = 102, 10.5, 4.5
+    centre = (only_second - only_first) / size
+    error = math.sqrt(only_second + only_first - (only_second - only_first) ** 2 / size) / size
+    half = stats.t.ppf(0.975, 99) * error
+    assert (result.interval.low, result.interval.high) == pytest.approx((centre - half, centre + half), abs=1e-3)
+    assert result.interval.value == pytest.approx(0.06)
+
+
+def test_checkpoints_that_agree_everywhere_are_not_certainly_equal():
+    result = compare_paired(bits(200, 400), bits(200, 400), range(400))
+    assert result.p_value == 1
+    assert result.interval.low == -result.interval.high < -0.004
+    assert result.mde > 0.005
+
+
+@given(
+    st.lists(st.tuples(st.booleans(), st.booleans(), st.integers(0, 9)), min_size=1, max_size=40),
+)
+def test_invariants(rows):
+    first, second, labels = zip(*rows, strict=True)
+    interval = estimate_accuracy(first, labels)
+    assert 0 <= interval.low <= interval.value <= interval.high <= 1
+    forward, backward = compare_paired(first, second, labels), compare_paired(second, first, labels)
+    assert forward.interval.value == -backward.interval.value
+    assert forward.p_value == backward.p_value
+    assert -1 <= forward.interval.low <= forward.interval.high <= 1
+    assert (forward.p_value < 0.05) == (not forward.interval.low <= 0 <= forward.interval.high)
+
+
+def test_mde_of_the_standard_error():
+    assert minimum_detectable_effect(0.01, 10**6) == pytest.approx(0.028016, abs=1e-5)
+    assert minimum_detectable_effect(0.9, 5) == 1
+
+
+def test_chance_level():
+    assert chance_level([2, 4, 4]) == pytest.approx(1 / 3)
+
+
+def test_holm():
+    assert adjust_holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert adjust_holm([0.9, 0.8]) == [1, 1]
+    assert adjust_holm([]) == []

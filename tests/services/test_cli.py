@@ -1,0 +1,188 @@
+"""The command line: help, and one sentence with exit code 2 for bad input, before any server is started."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from pipeline.run import RECIPE
+from services import cli
+
+
+@pytest.fixture
+def vcot(monkeypatch, capsys, tmp_path):
+    """Runs a command in this process; gives (exit code, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "300")
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["vcot", *map(str, arguments)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as error:
+            code = error.code or 0
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+def scienceqa(folder, question=None, image=None):
+    """A ScienceQA layout with one question (an image of `image` bytes; None leaves the file out)."""
+    fields = {
+        "question": "Which?",
+        "choices": ["a", "b"],
+        "answer": 0,
+        "hint": "",
+        "image": "image.png",
+        "task": "",
+        "grade": "grade2",
+        "subject": "natural science",
+        "topic": "t",
+        "category": "c",
+        "skill": "s",
+        "lecture": "",
+        "solution": "",
+        "split": "train",
+    }
+    folder.mkdir()
+    (folder / "problems.json").write_text(json.dumps({"7": fields | question} if question is not None else {}))
+    splits = {"train": ["7"] if question is not None else [], "val": [], "test": []}
+    (folder / "pid_splits.json").write_text(json.dumps(splits))
+    if image is not None:
+        path = folder / "images" / "train" / "7"
+        path.mkdir(parents=True)
+        (path / "image.png").write_bytes(image)
+    return folder
+
+
+def png(tmp_path):
+    path = tmp_path / "one.png"
+    Image.new("RGB", (8, 8), "red").save(path)
+    return path.read_bytes()
+
+
+def test_help_lists_every_step_and_imports_nothing_heavy():
+    code = (
+        "import sys; sys.argv = ['vcot', '--help']\nfrom services import cli\ncli.main()\n"
+        "heavy = {'torch', 'openai', 'datasets', 'scipy', 'matplotlib', 'aiohttp', 'pydantic'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for step in (
+        "serve",
+        "sample",
+        "judge",
+        "pair",
+        "train",
+        "merge",
+        "swap",
+        "eval",
+        "report",
+        "run",
+        "doctor",
+        "demo",
+    ):
+        assert f" {step} " in done.stdout
+
+
+def test_an_unknown_command_names_the_nearest(vcot):
+    code, out, err = vcot("smaple")
+    assert code == 2
+    assert 'Did you mean "sample"' in out + err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["sample", "--set", "sample.temprature=1"], "unknown field sample.temprature (did you mean temperature?)"),
+        (["sample", "--recipe", "papr"], "no recipe 'papr' (did you mean paper?)"),
+        (["sample", "--source", "scienceqa", "--path", "nowhere"], "does not exist"),
+        (["sample", "--source", "sciencqa"], "tasks.source = 'sciencqa'"),
+        (["sample", "--set", "model.source=/nowhere/at/all"], "/nowhere/at/all"),
+        (["judge"], "run `vcot sample` first"),
+        (["pair"], "run `vcot sample` first"),
+        (["train"], "run `vcot sample` first"),
+        (["swap", "policy", "none"], "no checkpoint"),
+    ],
+)
+def test_bad_input_gives_one_sentence_and_code_2_and_begins_no_run(vcot, tmp_path, arguments, said):
+    code, _, err = vcot(*arguments)
+    assert code == 2
+    last = err.strip().splitlines()[-1]
+    assert last.startswith("vcot: ")
+    assert said in last
+    assert not list(tmp_path.rglob(RECIPE))
+
+
+@pytest.mark.parametrize(
+    ("question", "image", "said"),
+    [
+        (None, None, "holds no question"),
+        ({}, None, "image.png"),
+        ({}, b"not an image", "cannot be read"),
+        ({"choices": ["only"]}, "good", "1 choice"),
+        ({"answer": 5}, "good", "answer 5"),
+    ],
+    ids=["empty", "missing-image", "corrupt-image", "one-choice", "answer-out-of-range"],
+)
+def test_bad_data_names_the_place_and_leaves_the_run_as_it_was(vcot, tmp_path, question, image, said):
+    assert vcot("judge", "--run", "r")[0] == 2
+    (tmp_path / "r").mkdir(exist_ok=True)
+    (tmp_path / "r" / RECIPE).write_text(vcot("recipe", "nano")[1])
+    before = (tmp_path / "r" / RECIPE).read_bytes()
+    folder = scienceqa(tmp_path / "data", question, png(tmp_path) if image == "good" else image)
+    code, _, err = vcot("sample", "--run", "r", "--source", "scienceqa", "--path", folder)
+    last = err.strip().splitlines()[-1]
+    assert code == 2, err
+    assert said in last
+    assert (tmp_path / "r" / RECIPE).read_bytes() == before
+
+
+def nano_copy(tmp_path):
+    source = Path(cli.__file__).parents[1] / "training" / "checkpoints" / "nano"
+    return Path(shutil.copytree(source, tmp_path / "copy"))
+
+
+def test_a_checkpoint_without_weights_is_named(vcot, tmp_path):
+    copy = nano_copy(tmp_path)
+    (copy / "model.safetensors").unlink()
+    code, _, err = vcot("sample", "--set", f"model.source={copy}")
+    assert code == 2
+    assert "has no *.safetensors weights" in err
+
+
+def test_a_checkpoint_that_was_altered_is_refused(vcot, tmp_path):
+    copy = nano_copy(tmp_path)
+    with (copy / "model.safetensors").open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"\x7f")
+    code, _, err = vcot("sample", "--set", f"model.source={copy}")
+    assert code == 2
+    assert "were changed after it was made" in err
+
+
+def test_a_key_that_is_not_set_is_named_before_anything_is_asked(vcot, monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    code, out, _ = vcot("doctor", "--recipe", "paper")
+    assert code == 2
+    assert "OPENAI_API_KEY is not set" in out
+
+
+def test_the_doctor_finds_nothing_missing_for_nano(vcot):
+    code, out, err = vcot("doctor", "--set", "serve.port=0")
+    assert code == 0, out + err
+    assert "this machine can run nano" in out
+
+
+def test_a_rendered_recipe_begins_the_same_run(vcot, tmp_path):
+    code, out, _ = vcot("recipe", "nano", "--set", "sample.k=4")
+    (tmp_path / "mine.toml").write_text(out)
+    assert code == 0
+    assert vcot("recipe", "mine.toml")[1] == out
