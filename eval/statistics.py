@@ -23,7 +23,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+from scipy import special
 
 from pipeline.records import Interval
 
@@ -90,7 +90,7 @@ def compare_paired(first: ArrayLike, second: ArrayLike, clusters: Sequence[Hasha
     freedom = num_clusters - 1
     half = _critical(freedom, _TAIL) * error
     interval = Interval(value=mean, low=max(-1.0, centre - half), high=min(1.0, centre + half), n=num_clusters)
-    p_value = float(2 * stats.t.sf(abs(centre) / error, freedom))
+    p_value = float(2 * special.stdtr(freedom, -abs(centre) / error))
     return PairedDifference(interval, p_value, minimum_detectable_effect(error, freedom))
 
 
@@ -138,4 +138,5 @@ def _number(clusters: Sequence[Hashable]) -> NDArray[np.intp]:
 
 
 def _critical(freedom: int, level: float) -> float:
-    return float(stats.t.ppf(level, freedom))
+    # scipy.stats has the same as t.ppf, and takes ten times as long to import.
+    return float(special.stdtrit(freedom, level))

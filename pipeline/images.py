@@ -32,11 +32,13 @@ class ImageStore:
         try:
             with Image.open(io.BytesIO(data)) as image:
                 image.load()
-                if image.format in _SUFFIXES and image.mode == "RGB" and _is_upright(image):
-                    return self._write(data, _SUFFIXES[image.format], image.size)
-                return self.put_png(normalise(image))
+                kept = image.format if _is_normal(image) else None
+                size, upright = image.size, normalise(image)
         except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise DataError(f"image {where} cannot be read ({error}); replace the file or leave the task out") from None
+            raise DataError(
+                f"image {where} cannot be read ({error}); replace the file or leave the task out"
+            ) from None
+        return self._write(data, _SUFFIXES[kept], size) if kept else self.put_png(upright)
 
     def put_file(self, path: Path) -> ImageRef:
         """Store an image file. Raises DataError if it is missing or corrupt."""
@@ -79,6 +81,8 @@ class ImageStore:
 def normalise(image: Image.Image) -> Image.Image:
     """An upright RGB copy, transparency on white, as vLLM sees it."""
     upright = ImageOps.exif_transpose(image)
+    if upright.mode.startswith("I;16"):  # Pillow would clip 16 bits of grey to white
+        upright = upright.convert("I").point(lambda value: value / 256).convert("L")
     if upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info:
         rgba = upright.convert("RGBA")
         canvas = Image.new("RGBA", rgba.size, "white")
@@ -86,8 +90,10 @@ def normalise(image: Image.Image) -> Image.Image:
     return upright.convert("RGB")
 
 
-def _is_upright(image: Image.Image) -> bool:
-    return bool(image.getexif().get(_EXIF_ORIENTATION, 1) == 1)
+def _is_normal(image: Image.Image) -> bool:
+    """Whether every decoder sees this file alike, so that its bytes can be kept."""
+    is_upright = image.getexif().get(_EXIF_ORIENTATION, 1) == 1
+    return image.format in _SUFFIXES and image.mode == "RGB" and is_upright and "transparency" not in image.info
 
 
 def media_type(ref: ImageRef) -> str:

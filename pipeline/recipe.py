@@ -44,6 +44,8 @@ class ModelSection(Section):
 class ServeSection(Section):
     """The vLLM server and the gateway in front of it."""
 
+    url: str | None = None
+    """A gateway that serves already, elsewhere; without it the run's own is used, and started when it is needed."""
     dtype: Dtype = "bfloat16"
     """The type that vLLM computes in; never `auto`, which turns float32 weights into bfloat16 silently."""
     max_model_len: Count = 2048
@@ -266,7 +268,7 @@ def parse_recipe(text: str, overrides: Sequence[str] = (), *, where: str = "reci
 
 
 def _apply(tree: dict[str, Any], override: str) -> None:
-    """Set `section.field=value` in `tree`; the value is TOML, or else a plain string."""
+    """Set `section.field=value` in `tree`; the value is TOML, or else a plain string; none goes back to the default."""
     dotted, separator, text = override.partition("=")
     if not separator:
         raise RecipeError(f"--set {override!r} has no '='; write it as section.field=value")
@@ -280,7 +282,10 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         node = node.setdefault(parent, {})
         if not isinstance(node, dict):
             raise RecipeError(f"--set {override!r}: {parent} is a field, not a section")
-    node[field] = value
+    if text.strip():
+        node[field] = value
+    else:
+        node.pop(field, None)
 
 
 def _explain(fault: Mapping[str, Any]) -> str:

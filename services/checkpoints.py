@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from pipeline.checkpoints import MANIFEST, compute_digest, read_manifest
 from pipeline.errors import CheckpointError
@@ -55,6 +55,8 @@ class Entry(Record):
     directory: str
     manifest: CheckpointManifest
     chat_template: str | None = None
+    source: str | None = None
+    """What the recipe called a base that was found by `Registry.base`."""
     files: tuple[tuple[str, int, int], ...]
     """Name, size and time of change (ns) of each file when the digest was computed."""
 
@@ -67,8 +69,8 @@ class Entry(Record):
 class RegistryFile(Record):
     """`registry.json`."""
 
-    checkpoints: dict[str, Entry] = {}
-    aliases: dict[str, str] = {}
+    checkpoints: dict[str, Entry] = Field(default_factory=dict)
+    aliases: dict[str, str] = Field(default_factory=dict)
     live: str | None = None
     """What the gateway serves, or is to serve when it starts."""
 
@@ -89,8 +91,13 @@ class Registry:
 
         `serve_dtype` sets the canary's tolerance where the manifest is made here. Raises CheckpointError.
         """
+        source = f"{model.source}@{model.revision}" if model.revision else model.source
         known = self._read().checkpoints.get(check_name(model.name))
         if known is not None:
+            if known.source != source:
+                raise CheckpointError(
+                    f"{model.name} is {known.source} in {self._path}, and the recipe's model is {source}; use another run"
+                )
             return self.verify(model.name)
         directory = find_model(model, progress)
         if (directory / MANIFEST).is_file():
@@ -99,7 +106,7 @@ class Registry:
             manifest = own.model_copy(update={"checkpoint": ref})
         else:
             manifest, template = self._describe(directory, model.name, serve_dtype, progress)
-        checkpoint = self._add(directory, manifest, template)
+        checkpoint = self._add(directory, manifest, template, source)
         with self._changing() as content:
             aliases = {BASE_ALIAS: model.name, POLICY_ALIAS: model.name} | content.aliases
             self._write(content.model_copy(update={"aliases": aliases, "live": content.live or model.name}))
@@ -108,7 +115,7 @@ class Registry:
     def register(self, directory: Path) -> Checkpoint:
         """Verify and add a directory that holds a manifest; adding it again changes nothing. Raises CheckpointError."""
         directory = directory.absolute()
-        return self._add(directory, read_manifest(directory), None)
+        return self._add(directory, read_manifest(directory))
 
     def resolve(self, name: str) -> Checkpoint:
         """The checkpoint of that name or alias. Raises CheckpointError, naming the nearest."""
@@ -149,26 +156,35 @@ class Registry:
         """Name of the checkpoint that is to be live."""
         return self._read().live
 
+    def check_alias(self, alias: str, name: str) -> None:
+        """Raise CheckpointError unless `alias` may mean `name`."""
+        if check_name(alias) in self._read().checkpoints and alias != name:
+            raise CheckpointError(f"{alias} is a checkpoint's own name and cannot mean {name}; take another alias")
+
     def set_live(self, alias: str, name: str) -> None:
         """Record, durably, that `name` is live and that `alias` means it. Raises CheckpointError."""
-        check_name(alias)
+        self.check_alias(alias, name)
         with self._changing() as content:
-            if alias in content.checkpoints and alias != name:
-                raise CheckpointError(f"{alias} is a checkpoint's own name and cannot mean {name}; take another alias")
             self._write(content.model_copy(update={"aliases": content.aliases | {alias: name}, "live": name}))
 
-    def _add(self, directory: Path, manifest: CheckpointManifest, template: Path | None) -> Checkpoint:
+    def _add(
+        self, directory: Path, manifest: CheckpointManifest, template: Path | None = None, source: str | None = None
+    ) -> Checkpoint:
         ref, files = manifest.checkpoint, _stat_files(directory)
         known = self._read().checkpoints.get(check_name(ref.name))
         if known is not None and known.manifest.checkpoint.digest != ref.digest:
             raise CheckpointError(
-                f"checkpoint {ref.name} is registered already with weights {known.manifest.checkpoint.digest[:19]}, and those "
-                f"in {directory} are {ref.digest[:19]}; give it another name"
+                f"checkpoint {ref.name} is registered already with weights {known.manifest.checkpoint.digest[:19]}, "
+                f"and those in {directory} are {ref.digest[:19]}; give it another name"
             )
         if known is None or known.files != files:
             _check_digest(directory, ref)
         entry = Entry(
-            directory=str(directory), manifest=manifest, chat_template=str(template) if template else None, files=files
+            directory=str(directory),
+            manifest=manifest,
+            chat_template=str(template) if template else None,
+            source=source,
+            files=files,
         )
         if entry != known:
             with self._changing() as content:
@@ -217,7 +233,7 @@ class Registry:
             file.write(content.model_dump_json(indent=2) + "\n")
             file.flush()
             os.fsync(file.fileno())
-        os.replace(partial, self._path)
+        partial.replace(self._path)
 
 
 def check_name(name: str) -> str:
@@ -247,14 +263,14 @@ def find_model(model: ModelSection, progress: Callable[[str], None] = lambda _: 
 
 
 def _bundled_folder() -> Path:
-    import training  # noqa: PLC0415 - only where it lies; the package itself imports nothing
+    import training  # only where it lies; the package itself imports nothing
 
     return Path(training.__path__[0]) / "checkpoints"
 
 
 def _download(model: ModelSection) -> Path:
-    from huggingface_hub import snapshot_download  # noqa: PLC0415 - half a second, and only for hub models
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError  # noqa: PLC0415
+    from huggingface_hub import snapshot_download  # half a second, and only for hub models
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     try:
         return Path(snapshot_download(model.source, revision=model.revision, allow_patterns=list(_HUB_FILES)))

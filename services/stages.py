@@ -56,6 +56,8 @@ class Session:
 
     async def gateway(self) -> GatewayHandle:
         """The run's gateway, started at first use and stopped with the session."""
+        if self._gateway is None and self.run.recipe.serve.url:
+            self._gateway = GatewayHandle(self.run.recipe.serve.url.rstrip("/").removesuffix("/v1"), started_here=False)
         if self._gateway is None:
             self.terminal.heading("serve", f"{self.run.recipe.model.source} by vLLM, behind the gateway")
             with self.terminal.waiting("starting the server") as progress:

@@ -16,7 +16,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from pipeline.errors import InputError, ServerError
-from services import lifeline
+from services.lifeline import keeper_command
 from training.job import ADAPTER, JOB, PROGRESS, STATUS, TrainJob, TrainProgress, TrainStatus, read_record, write_record
 
 OnSteps = Callable[[int, int, str], None]
@@ -60,14 +60,11 @@ async def _worker(module: str, arguments: Sequence[Path | str], log: Path) -> As
     worker = [sys.executable, "-m", module, *(str(argument) for argument in arguments)]
     with log.open("ab") as output:
         process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-I",
-            lifeline.__file__,
-            f"{_STOP_S}",
-            *worker,
+            *keeper_command(worker, _STOP_S),
             stdin=asyncio.subprocess.PIPE,  # its closing is what ends the worker
             stdout=output,
             stderr=output,
+            start_new_session=True,
         )
     try:
         yield process

@@ -202,7 +202,8 @@ class VllmServer:
         faults = [match[1] for line in lines if (match := _FAULT.match(line))]
         cause = f" ({faults[0]})" if faults else " (killed: out of memory?)" if what.endswith("137") else ""
         tail = "\n".join(f"  | {line}" for line in lines[-_TAIL_LINES:])
-        message = f"vLLM with checkpoint {self.checkpoint.ref.name} {what} while {self._phase()}{cause}; its log is {self.log}"
+        who = f"vLLM with checkpoint {self.checkpoint.ref.name}"
+        message = f"{who} {what} while {self._phase()}{cause}; its log is {self.log}"
         return ServerError(f"{message}, and ends:\n{tail}" if tail else message)
 
 

@@ -1,7 +1,8 @@
-"""A small LLaVA with random weights in the hub's layout, and preference pairs of the nano world as the pipeline writes them."""
+"""A small LLaVA with random weights in the hub's layout, and nano pairs as the pipeline writes them."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,10 +26,31 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    tokenizer = build_tokenizer(["The circle is red. The square is blue. So the answer is (A) red.", "USER: ASSISTANT:"])
+    tokenizer = build_tokenizer(
+        ["The circle is red. The square is blue. So the answer is (A) red.", "USER: ASSISTANT:"]
+    )
     directory = tmp_path_factory.mktemp("checkpoint") / "tiny"
     save_checkpoint(build_model(tokenizer, width=32, num_layers=2), build_processor(tokenizer), directory)
     return directory
+
+
+@pytest.fixture
+def stock_template() -> str:
+    """What llava-hf/llava-1.5-7b-hf ships: neither BOS nor EOS."""
+    return (
+        "{% for message in messages %}{% if message['role'] != 'system' %}{{ message['role'].upper() + ': '}}{% endif %}"
+        "{% for content in message['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>\n' }}{% endfor %}"
+        "{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}{{ content['text'] + ' '}}"
+        "{% endfor %}{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+    )
+
+
+@pytest.fixture
+def processor(checkpoint: Path):
+    """The small checkpoint's, loaded anew: a test may change it."""
+    from transformers import AutoProcessor
+
+    return AutoProcessor.from_pretrained(checkpoint)
 
 
 @pytest.fixture(scope="session")
@@ -61,7 +83,7 @@ def _pairs(store: ImageStore, count: int, seed: int) -> list[PreferencePair]:
             judge="verifier/1",
             policy="sha256:0",
         )
-        for task, other in zip(tasks, tasks[1:], strict=False)
+        for task, other in itertools.pairwise(tasks)
     ]
 
 

@@ -149,7 +149,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         manifest, template = describe_base(options.checkpoint, options.name, options.serve_dtype)
     except VcotError as error:
-        print(error, file=sys.stderr)  # noqa: T201 - the command's own output
+        sys.stderr.write(f"{error}\n")
         return error.exit_code
     options.out.parent.mkdir(parents=True, exist_ok=True)
     if template is not None:

@@ -24,7 +24,7 @@ from trl import DPOConfig, DPOTrainer
 from pipeline.errors import MachineError, ServerError
 from pipeline.recipe import TrainSection
 from training.job import ADAPTER, PROGRESS, STEPS, TrainProgress, fresh_directory, publish_directory
-from training.models import DTYPES, Model, load_model
+from training.models import DTYPES, Model, device, load_model
 from training.pairs import PairCollator
 from training.resume import find_last_complete, mark_complete, step_of, truncate_progress
 from training.template import Processor
@@ -153,6 +153,7 @@ def _arguments(recipe: TrainSection, steps: Path, run_name: str) -> DPOConfig:
         gradient_checkpointing=recipe.gradient_checkpointing,
         bf16=recipe.dtype == "bfloat16",
         fp16=recipe.dtype == "float16",
+        use_cpu=device().type == "cpu",
         seed=recipe.seed,
         max_length=None,  # the preflight has refused long rows; cutting one loses image tokens or the whole response
         disable_dropout=False,  # TRL's default would make the recipe's dropout 0

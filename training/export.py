@@ -51,6 +51,11 @@ def count_changed_tensors(base: Path, merged: Path) -> int:
     return changed
 
 
+def stored_dtypes(directory: Path) -> set[torch.dtype]:
+    """The dtypes that the checkpoint's weights are written in."""
+    return {tensor.dtype for _, tensor in _tensors(directory)}
+
+
 def _names(shard: Path) -> list[str]:
     with safe_open(shard, "pt") as file:
         return list(file.keys())

@@ -125,7 +125,7 @@ class MergeReport(Record):
     max_abs_logprob: float
     """Largest difference between base + adapter and the merged checkpoint."""
     differs_from_base: float
-    """Largest difference between the base and the merged checkpoint."""
+    """Largest difference between the merged checkpoint and the base rounded to the same dtype."""
     retention: float
     """Share of the policy's change in the responses' log-probs that the merged checkpoint keeps; 1 is all of it."""
 

@@ -83,20 +83,24 @@ def _build(job: TrainJob, adapter: Path, partial: Path) -> tuple[CheckpointManif
     import torch  # only where there is work to do
 
     from training.canary import build_canary
-    from training.export import attach_adapter, count_changed_tensors, write_merged
-    from training.models import DTYPES, load_model, load_processor, quiet_libraries
+    from training.export import attach_adapter, count_changed_tensors, stored_dtypes, write_merged
+    from training.models import DTYPES, free_memory, load_model, load_processor, quiet_libraries
     from training.parity import ask, check_merge, load_probe, retention
 
     quiet_libraries()
+    free_memory()
     base_path, dtype = Path(job.base_path), job.merge.dtype
     processor, _ = load_processor(base_path)
     probe = load_probe(Path(job.pairs_path), processor, job.train)
     model = load_model(base_path, torch.float32)
     base = ask(model, probe)
+    same = stored_dtypes(base_path) == {DTYPES[dtype]}
+    rounded = base if same else ask(load_model(base_path, DTYPES[dtype]).float(), probe)
     model = attach_adapter(model, adapter)
     policy = ask(model, probe)
     write_merged(model, processor, DTYPES[dtype], partial)
     del model  # before the next is loaded: at 7B each takes 28 GB
+    free_memory()
     model = load_model(partial, torch.float32)
     merged = ask(model, probe)
     ref = CheckpointRef(name=job.checkpoint_name, digest=compute_digest(partial), kind="merged", parent=job.base.digest)
@@ -104,8 +108,8 @@ def _build(job: TrainJob, adapter: Path, partial: Path) -> tuple[CheckpointManif
         checkpoint=ref,
         num_changed_tensors=count_changed_tensors(base_path, partial),
         max_abs_logprob=merged.difference(policy),
-        differs_from_base=merged.difference(base),
-        retention=retention(base, policy, merged),
+        differs_from_base=merged.difference(rounded),
+        retention=retention(base, policy, rounded, merged),
     )
     check_merge(report, dtype)
     canary = build_canary(model, processor, job.serve_dtype or dtype)
@@ -124,7 +128,7 @@ def main(arguments: list[str] | None = None) -> int:
         with exclusive(options.job):
             merge_job(job, options.job, options.out)
     except VcotError as error:
-        _log.error("%s", error)
+        sys.stderr.write(f"{error}\n")
         return error.exit_code
     return 0
 

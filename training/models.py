@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -71,6 +72,12 @@ def load_model(directory: Path, dtype: torch.dtype) -> Model:
     if device().type == "cpu" and model.num_parameters() < _SMALL:
         torch.set_num_threads(1)
     return model.to(device()).eval()
+
+
+def free_memory() -> None:
+    """Give back what a model that is no longer used held; a trainer and its model refer to each other."""
+    gc.collect()
+    torch.cuda.empty_cache()
 
 
 def completion_logprobs(model: Model, batch: Batch) -> torch.Tensor:

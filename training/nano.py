@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 import random
 import sys
 import time
@@ -94,22 +93,22 @@ class Build:
         rng = random.Random(f"{self.plan.seed}/{stage}/{step}")
         rows = self.plan.rows[stage]
         if stage == "lookup":
-            return self.response_loss(draw_lookups(rng, self.tokenizer, rows), None)
+            return self.response_loss(draw_lookups(rng, self.tokenizer, rows, share_in_full=0), None)
         if stage in ("tower", "describe"):
             batch = draw_descriptions(rng, self.tokenizer, rows)
         else:
             misread = self.plan.misread if stage == "careless" else {}
             batch = draw_conversations(rng, self.tokenizer, rows, PROMPT_SHARES, misread)
         patches = self.patch_features(batch.pixels)
-        named = self.heads(patches, batch.cells)
+        named: torch.Tensor = self.heads(patches, batch.cells)
         if stage == "tower":
             return named
-        lookups = self.response_loss(draw_lookups(rng, self.tokenizer, max(2, rows // 4)), None)
-        return self.response_loss(batch, patches) + 0.1 * named + 0.2 * lookups
+        lookups = self.response_loss(draw_lookups(rng, self.tokenizer, max(2, rows // 2)), None)
+        return self.response_loss(batch, patches) + 0.1 * named + lookups
 
 
 class Progress:
-    """The saved state of an unfinished build: one file, replaced in one step, so a killed build finds the last one whole."""
+    """The saved state of an unfinished build: one file, replaced in one step, so that there is always a whole one."""
 
     def __init__(self, work: Path) -> None:
         self._path = work / "progress.pt"
@@ -127,7 +126,7 @@ class Progress:
             "optimizer": optimizer.state_dict(),
         }
         torch.save(state, partial)
-        os.replace(partial, self._path)
+        partial.replace(self._path)
 
     def load(self, build: Build) -> tuple[str, int, dict[str, Any]]:
         """Fill `build` and return (stage, steps done, optimizer state); the very beginning where nothing is saved."""
@@ -135,7 +134,7 @@ class Progress:
             return STAGES[0], 0, {}
         state = torch.load(self._path, weights_only=True)
         if state["plan"] != repr(build.plan):
-            raise CheckpointError(f"{self._path} belongs to a build with another plan; delete it, or name another --work")
+            raise CheckpointError(f"{self._path} belongs to another plan; delete it, or give another --work")
         build.model.load_state_dict(state["model"])
         build.heads.load_state_dict(state["heads"])
         return state["stage"], state["step"], state["optimizer"]
@@ -148,7 +147,7 @@ def build_nano(
     plan: NanoPlan | None = None,
     report: Callable[[str], None] = print_line,
 ) -> None:
-    """Train the nano-LLaVA and save it, with its card, to `out`; the same call again goes on where a killed one stopped.
+    """Train the nano-LLaVA and save it with its card to `out`; the same call again goes on where a killed one stopped.
 
     `work` (by default `<out>.work`) keeps the state of an unfinished build. `report` gets one line at a time. Raises
     CheckpointError where `work` belongs to a build with another plan.

@@ -18,34 +18,38 @@ tags: [llava, miniature, vcot]
 
 # nano-LLaVA
 
-A `LlavaForConditionalGeneration` with {parameters:.1f} million parameters that answers multiple-choice questions about the
-drawn scenes of vcot's *nano world* (`pipeline/sources/nano.py`), with or without a written thought. It exists so that the
-whole loop (sample, judge, train, swap, evaluate) runs in minutes on two cores without a download. It is a miniature of
-the experiment and not a language model: it knows about {num_words} words and nothing outside its world.
+A `LlavaForConditionalGeneration` with {parameters:.1f} million parameters that answers multiple-choice questions
+about the drawn scenes of vcot's *nano world* (`pipeline/sources/nano.py`), with or without a written thought. It exists
+so that the whole loop (sample, judge, train, swap, evaluate) runs in minutes on two cores without a download. It is a
+miniature of the experiment and not a language model: it knows about {num_words} words and nothing outside its world.
 
 ## Architecture
-CLIP tower (3 layers of width 96, patches of 14 on {image_size} x {image_size} pixels, {num_image_tokens} image tokens, features of the last layer but
-one without CLS), a two-layer projector, Llama ({num_layers} layers of width {width}), float32, {max_positions} positions. The layout on disk is that
-of `llava-hf/llava-1.5-7b-hf`, and so is the chat template, but for BOS and EOS, which it writes itself.
+CLIP tower (3 layers of width 96, patches of 14 on {image_size} x {image_size} pixels, {num_image_tokens} image tokens,
+features of the last layer but one without CLS), a two-layer projector, Llama ({num_layers} layers of width {width}),
+float32, {max_positions} positions. The layout on disk is that of `llava-hf/llava-1.5-7b-hf`, and so is the chat template,
+but for BOS and EOS, which it writes itself.
 
-The tokenizer has {vocabulary} pieces: the words of the nano world, option letters such as ` (B)`, `<R>` (an ordinary piece),
-each instruction sentence of `pipeline/prompts` as one piece (which makes prompts short), and 256 bytes for everything
-else. Decoding gives back any text exactly.
+The tokenizer has {vocabulary} pieces: the words of the nano world, option letters such as ` (B)`, `<R>` (an ordinary
+piece), each instruction sentence of `pipeline/prompts` as one piece (which makes prompts short), and 256 bytes for
+everything else. Decoding gives back any text exactly.
 
 ## How it was made
-`python -m training.nano --out DIR` (seed {seed}, one core), four stages:
+`python -m training.nano --out DIR` (seed {seed}, one core), five stages:
 
 | stage | steps | rows a step | what it teaches |
 |---|---|---|---|
 | tower | {steps[tower]} | {rows[tower]} | the tower names each cell's thing, colour and count |
+| describe | {steps[describe]} | {rows[describe]} | true statements about a scene, without a question |
 | lookup | {steps[lookup]} | {rows[lookup]} | text only: an option's word to its letter |
-| joint | {steps[joint]} | {rows[joint]} | thoughts and answers under the four prompts, a share of both above kept in |
+| joint | {steps[joint]} | {rows[joint]} | thoughts and answers under the four prompts |
 | careless | {steps[careless]} | {rows[careless]} | the same, but responses often misread the scene |
 
-The last stage is there on purpose. Its responses read a scene wrongly in a share of rows ({misread}), and reason rightly from
-the wrong reading. So the model knows better than it answers, its samples differ in quality, and preference training
-has something to win, as with a large model that was taught by a noisy one. Nothing was trained on the validation or
-test split.
+From the second stage on, naming cells and looking up options go on beside it.
+
+The last stage is there on purpose. Its responses read a scene wrongly in a share of rows ({misread}),
+and reason rightly from the wrong reading. So the model knows better than it answers, its samples differ in quality, and
+preference training has something to win, as with a large model that was taught by a noisy one. Nothing was trained on
+the validation or test split.
 
 ## Measured
 Accuracy on {num_tasks} held-out tasks (validation split) at temperature {temperature}; chance is 25 %.
@@ -54,12 +58,13 @@ Accuracy on {num_tasks} held-out tasks (validation split) at temperature {temper
 
 An answer could be parsed in {formats}.
 
-Groups of {group_size} responses to {num_groups} tasks at temperature {group_temperature} (`thought_specific`): {mixed_answers:.0%} hold right and wrong
-answers, {mixed_statements:.0%} differ in how many of their statements are true; {true_statements:.0%} of all statements are true.
+Groups of {group_size} responses to {num_groups} tasks at temperature {group_temperature} (`thought_specific`):
+{mixed_answers:.0%} hold right and wrong answers, {mixed_statements:.0%} differ in the share of their statements that is
+true; of all statements {true_statements:.0%} are true.
 
 ## Limits
-Anything but the nano world's questions gets an answer without meaning. Figures of this model say that the machinery works;
-they say nothing about a method's worth on real models. Licence: Apache-2.0.
+Anything but the nano world's questions gets an answer without meaning. Figures of this model say that the machinery
+works; they say nothing about a method's worth on real models. Licence: Apache-2.0.
 """
 
 

@@ -18,11 +18,11 @@ from pipeline.prompts import render_prompt
 from pipeline.records import ImageRef, PromptName
 from pipeline.sources.nano import FAMILIES, Question, build_task, make_question, render_response
 from pipeline.sources.nano_scene import (
+    CHOICE_WORDS,
     COLOURS,
     GOODS,
     IMAGE_SIZE,
     LETTERS,
-    NUMBERS,
     SHAPES,
     Scene,
     draw_scene,
@@ -34,7 +34,6 @@ IGNORED = -100
 """The label of a position without loss."""
 THINGS = ("", *SHAPES, *GOODS, *LETTERS, "land")
 _INKS = ("", *COLOURS)
-_WORDS = (*COLOURS, *SHAPES, *GOODS, *LETTERS, *NUMBERS[1:])
 _LETTER_WEIGHT = 4.0
 _NUM_LOOKUPS = 8
 _NUM_STATEMENTS = 8
@@ -134,7 +133,7 @@ def draw_lookups(
     """
     users, responses = [], []
     for row in range(num_rows):
-        words = rng.sample(_WORDS, 4)
+        words = rng.sample(CHOICE_WORDS, 4)
         options = " ".join(f"({letter}) {word}" for letter, word in zip("ABCD", words, strict=True))
         picks = [rng.randrange(4) for _ in range(_NUM_LOOKUPS)]
         users.append(f"<s>USER: Options: {options} ASSISTANT:")

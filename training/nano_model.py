@@ -1,8 +1,8 @@
 """The nano-LLaVA's tokenizer, processor and architecture, and its canonical llava-hf layout on disk.
 
 The classes are those of `llava-hf/llava-1.5-7b-hf` (CLIP tower with the last layer unused, two-layer projector, Llama),
-only smaller. Three things are ours. The tokenizer knows the nano world word by word and each instruction sentence of
-`pipeline/prompts` as one piece, and everything else byte by byte, so that it loses nothing of any text. `<R>` is an
+only smaller. Three things are ours. The tokenizer knows the nano world word by word, an option such as ` (B) red` and each
+instruction sentence of `pipeline/prompts` as one piece, and everything else byte by byte, so that it loses nothing of any text. `<R>` is an
 ordinary piece (a special one would vanish from the server's output). And the chat template writes BOS and EOS itself,
 so that training and serving see the same tokens; the tokenizer therefore adds none.
 """
@@ -31,7 +31,7 @@ from transformers import (
 
 from pipeline.prompts import load_prompt
 from pipeline.records import PromptName
-from pipeline.sources.nano_scene import IMAGE_SIZE
+from pipeline.sources.nano_scene import CHOICE_WORDS, IMAGE_SIZE
 
 PATCH_SIZE = 14
 NUM_IMAGE_TOKENS = (IMAGE_SIZE // PATCH_SIZE) ** 2
@@ -65,10 +65,12 @@ def build_tokenizer(corpus: Iterable[str]) -> PreTrainedTokenizerFast:
     border, so a prompt and its completion tokenized apart give the same tokens as together.
     """
     sentences = "|".join(re.escape(sentence) for sentence in _instruction_sentences())
-    pattern = rf" ?(?:{sentences})| ?<R>| ?\([A-Z]\)| ?\w+|\n| ?[^\w\s]|\s"
+    options = rf" ?\([A-D]\) (?:{'|'.join(CHOICE_WORDS)})\b"
+    pattern = rf" ?(?:{sentences})|{options}| ?<R>| ?\([A-Z]\)| ?\w+|\n| ?[^\w\s]|\s"
     splitter = pre_tokenizers.Split(Regex(pattern), "isolated")
     words = {piece for text in corpus for piece, _ in splitter.pre_tokenize_str(text)}
     words |= {f" ({letter})" for letter in "ABCDEFGH"} | {" <R>", "\n"}
+    words |= {f" ({letter}) {word}" for letter in "ABCD" for word in CHOICE_WORDS}
     pieces = [*SPECIAL_TOKENS, *(f"<0x{byte:02X}>" for byte in range(256)), *sorted(words - set(SPECIAL_TOKENS))]
     vocabulary = {piece: i for i, piece in enumerate(pieces)}
     unknown, bos, eos, pad, image = SPECIAL_TOKENS

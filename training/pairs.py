@@ -41,7 +41,7 @@ def load_pairs(path: Path) -> Dataset:
     features = Features({**Features.from_arrow_schema(table.schema), "images": List(Image())})
     try:
         return Dataset(InMemoryTable(table.cast(features.arrow_schema)))
-    except ValueError as error:
+    except (ValueError, NotImplementedError) as error:
         raise DataError(
             f"pairs {path}: images are no list of encoded images ({error}); run `vcot pair` again"
         ) from None

@@ -19,6 +19,9 @@ NUM_ROWS = 4
 MIN_DIFFERENCE = 1e-5
 """Two float32 computations of the same weights differ by less; a policy that learned anything differs by more."""
 
+MIN_RETENTION = 0.9
+"""Measured on a small update: float16 keeps 97 %, bfloat16 28 %."""
+
 
 @dataclass(frozen=True)
 class Answers:
@@ -52,10 +55,13 @@ def ask(model: Model, probe: Batch) -> Answers:
     return Answers(completion_logprobs(model, probe))
 
 
-def retention(base: Answers, policy: Answers, merged: Answers) -> float:
-    """The share of the policy's change that the merged model keeps: its projection on the policy's, 1 is all of it."""
+def retention(base: Answers, policy: Answers, rounded: Answers, merged: Answers) -> float:
+    """The share of the policy's change that the merged model keeps: its projection on the policy's, 1 is all of it.
+
+    `rounded` is the base in the dtype of the merged weights, so that its own rounding does not count as change.
+    """
     change = policy.change(base)
-    return float(change @ merged.change(base) / (change @ change))
+    return float(change @ merged.change(rounded) / (change @ change))
 
 
 def check_merge(report: MergeReport, dtype: Dtype) -> None:
@@ -65,6 +71,11 @@ def check_merge(report: MergeReport, dtype: Dtype) -> None:
         raise CheckpointError(
             f"merged checkpoint {name} in {dtype} answers as its base does ({report.num_changed_tensors} tensors and "
             f"log-probs by {report.differs_from_base:.1e} changed): use a wider merge.dtype, or train more"
+        )
+    if not report.retention >= MIN_RETENTION:
+        raise CheckpointError(
+            f"merged checkpoint {name} keeps {report.retention:.0%} of what training changed, {dtype} rounds the rest away: "
+            "use a wider merge.dtype, or train more"
         )
     if not report.max_abs_logprob <= TOLERANCES[dtype]:
         raise CheckpointError(

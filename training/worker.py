@@ -127,7 +127,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         work(options.job, options.merge_into)
     except VcotError as error:
-        _log.error("%s", error)
+        sys.stderr.write(f"{error}\n")
         return error.exit_code
     except Exception:  # noqa: BLE001 - the one place that turns a crash into an exit code, with its traceback in the log
         _log.exception("the worker stopped")

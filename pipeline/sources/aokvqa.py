@@ -40,7 +40,7 @@ class Annotation(Row):
     question: str = Field(min_length=1)
     choices: tuple[str, ...]
     correct_choice_idx: int | None = None
-    rationales: tuple[str, ...] = ()
+    rationales: tuple[str, ...] | None = None
 
 
 class OfficialAnnotation(Annotation):
@@ -117,7 +117,7 @@ def _draft(annotation: Annotation, split: Split, where: str, store_image: StoreI
         question=annotation.question,
         choices=annotation.choices,
         answer=None if split == "test" else annotation.correct_choice_idx,
-        rationale=" ".join(annotation.rationales),
+        rationale=" ".join(annotation.rationales or ()),
         subject=None,
         family="",
         source="aokvqa",

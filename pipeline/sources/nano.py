@@ -136,9 +136,8 @@ def _ask_neighbour(rng: random.Random) -> Question:
     """Which shape is next to another; misread as the one at the opposite corner of the asked shape."""
     shapes = rng.sample(SHAPES, 5)
     scene = Scene("shapes", tuple(Cell(shape, rng.choice(COLOURS)) for shape in shapes[:4]))
-    direction, position = rng.choice([(d, p) for d in DIRECTIONS for p in range(4) if neighbour(p, d) is not None])
-    other = neighbour(position, direction)
-    assert other is not None  # noqa: S101 - drawn from the valid ones above
+    sides = [(d, p, q) for d in DIRECTIONS for p in range(4) if (q := neighbour(p, d)) is not None]
+    direction, position, other = rng.choice(sides)
     asked = shapes[position]
 
     def read(shape: str) -> Reading:

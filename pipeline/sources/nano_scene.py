@@ -34,6 +34,8 @@ VOWELS = ("A", "E", "I", "O", "U")
 COLOURS = tuple(colour for pair in COLOUR_PAIRS for colour in pair)
 SHAPES = tuple(shape for pair in SHAPE_PAIRS for shape in pair)
 LETTERS = tuple(sorted(letter for pair in LETTER_PAIRS for letter in pair))
+CHOICE_WORDS = (*COLOURS, *SHAPES, *GOODS, *LETTERS, *NUMBERS[1:])
+"""Every word that can be an option of a question."""
 PLURALS = {shape: "crosses" if shape == "cross" else f"{shape}s" for shape in SHAPES}
 
 _RGB = {

@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from pipeline.records import CheckpointRef, Difference, EvalResult
+from pipeline.records import CheckpointRef, Difference, EvalResult, Interval
 from training.job import TrainProgress
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 WIDTH_IN = 4.6
 _INK, _FAINT, _PAPER = "#010101", "#020202", "#030303"
@@ -32,7 +31,8 @@ _VARIABLES = {
 _STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "vcot",
-    "font.size": 9.0,
+    "text.parse_math": False,
+    "font.size": 10.0,
     "text.color": _INK,
     "axes.edgecolor": _FAINT,
     "axes.labelcolor": _INK,
@@ -54,95 +54,126 @@ def draw_accuracy(results: Sequence[EvalResult], chance: float) -> str:
     """Accuracy (Avg) of each checkpoint under each prompt and temperature, with its interval and the chance level."""
     settings = list(dict.fromkeys((row.prompt, row.temperature) for row in results))
     checkpoints = list(dict.fromkeys(row.checkpoint for row in results))
-    figure, axes = _begin(1.3 + 0.26 * len(settings) * len(checkpoints))
-    for number, checkpoint in enumerate(checkpoints):
-        rows = [row for row in results if row.checkpoint == checkpoint and "Avg" in row.accuracy]
-        shift = 0.22 * (number - (len(checkpoints) - 1) / 2)
-        places = [settings.index((row.prompt, row.temperature)) + shift for row in rows]
-        _dots(axes, [row.accuracy["Avg"] for row in rows], places, _colour(number), checkpoint.name)
-    axes.axvline(100 * chance, color=_INK, linestyle=(0, (2, 3)), linewidth=1)
-    axes.annotate(
-        "chance", (100 * chance, 1), xycoords=("data", "axes fraction"), xytext=(3, 2), textcoords="offset points"
-    )
-    axes.set_yticks(range(len(settings)), [f"{prompt} {temperature:g}" for prompt, temperature in settings])
-    axes.set_ylim(len(settings) - 0.45, -0.55)
-    axes.set_xlabel("accuracy, %")
-    axes.grid(visible=False, axis="y")
-    _legend(figure, len(checkpoints))
-    return _finish(figure, "accuracy")
+
+    def draw(axes: Axes) -> None:
+        for number, checkpoint in enumerate(checkpoints):
+            rows = [row for row in results if row.checkpoint == checkpoint and "Avg" in row.accuracy]
+            shift = 0.24 * (number - (len(checkpoints) - 1) / 2)
+            places = [settings.index((row.prompt, row.temperature)) + shift for row in rows]
+            _plot_intervals(axes, [row.accuracy["Avg"] for row in rows], places, number, checkpoint.name)
+        axes.axvline(100 * chance, color=_INK, linestyle=(0, (2, 3)), linewidth=1, label="chance")
+        _name_rows(axes, settings)
+        axes.set_xlabel("accuracy, %")
+
+    return _render("accuracy", 1.1 + 0.27 * len(settings) * max(2, len(checkpoints)), draw)
 
 
 def draw_differences(differences: Sequence[Difference], checkpoints: Sequence[CheckpointRef]) -> str:
     """Each difference with its interval, over the band of effects that the benchmark would mostly have missed."""
-    figure, axes = _begin(1.3 + 0.34 * len(differences))
     places = range(len(differences))
-    axes.barh(
-        places,
-        [200 * d.mde for d in differences],
-        left=[-100 * d.mde for d in differences],
-        height=0.62,
-        color=_FAINT,
-        alpha=0.7,
-        label="would mostly be missed",
-    )
-    for policy in dict.fromkeys(d.policy for d in differences):
-        own = [place for place in places if differences[place].policy == policy]
-        intervals = [differences[place].accuracy for place in own]
-        _dots(axes, intervals, own, _colour(checkpoints.index(policy)), f"{policy.name} - {differences[0].base.name}")
-    axes.axvline(0, color=_INK, linewidth=1)
-    axes.set_yticks(places, [f"{d.prompt} {d.temperature:g}" for d in differences])
-    axes.set_ylim(len(differences) - 0.4, -0.6)
-    axes.set_xlabel("difference, points")
-    axes.grid(visible=False, axis="y")
-    _legend(figure, 2)
-    return _finish(figure, "differences")
+
+    def draw(axes: Axes) -> None:
+        widths, starts = [200 * d.mde for d in differences], [-100 * d.mde for d in differences]
+        axes.barh(places, widths, left=starts, height=0.62, color=_FAINT, label="would mostly be missed")
+        for policy in dict.fromkeys(d.policy for d in differences):
+            own = [place for place in places if differences[place].policy == policy]
+            intervals = [differences[place].accuracy for place in own]
+            name = f"{policy.name} - {differences[0].base.name}"
+            _plot_intervals(axes, intervals, own, list(checkpoints).index(policy), name)
+        axes.axvline(0, color=_INK, linewidth=1)
+        _name_rows(axes, [(d.prompt, d.temperature) for d in differences])
+        axes.set_xlabel("difference, points")
+
+    return _render("differences", 1.1 + 0.54 * len(differences), draw)
 
 
 def draw_loss(progress: Sequence[TrainProgress]) -> str:
     """Training and validation loss over the steps."""
-    figure, axes = _begin(2.9)
-    for kind, colour, marker in (("train", _SERIES[0], ""), ("validation", _SERIES[1], "o")):
-        points = [point for point in progress if point.kind == kind]
-        axes.plot(
-            [p.step for p in points], [p.loss for p in points], color=colour, marker=marker, markersize=4, label=kind
-        )
-    axes.set_xlabel("step")
-    axes.set_ylabel("loss")
-    _legend(figure, 2)
-    return _finish(figure, "loss")
+
+    def draw(axes: Axes) -> None:
+        _plot_curves(axes, progress, lambda point: point.loss)
+        axes.set_ylabel("loss")
+
+    return _render("loss", 2.9, draw)
 
 
 def draw_rewards(progress: Sequence[TrainProgress]) -> str:
     """The share of pairs whose chosen response has the higher implicit reward, over the steps."""
-    figure, axes = _begin(2.9)
-    for kind, colour, marker in (("train", _SERIES[0], ""), ("validation", _SERIES[1], "o")):
-        points = [point for point in progress if point.kind == kind and point.reward_accuracy is not None]
-        shares = [100 * (point.reward_accuracy or 0.0) for point in points]
-        axes.plot([p.step for p in points], shares, color=colour, marker=marker, markersize=4, label=kind)
-    axes.axhline(50, color=_INK, linestyle=(0, (2, 3)), linewidth=1)
-    axes.set_ylim(0, 103)
-    axes.set_xlabel("step")
-    axes.set_ylabel("pairs ranked right, %")
-    _legend(figure, 2)
-    return _finish(figure, "rewards")
+
+    def draw(axes: Axes) -> None:
+        _plot_curves(axes, progress, lambda p: None if p.reward_accuracy is None else 100 * p.reward_accuracy)
+        axes.axhline(50, color=_INK, linestyle=(0, (2, 3)), linewidth=1)
+        axes.set_ylim(0, 104)
+        axes.set_ylabel("pairs ranked right, %")
+
+    return _render("rewards", 2.9, draw)
 
 
 def draw_histogram(values: Sequence[float], label: str, name: str) -> str:
-    """How often each score occurs; `label` names the axis, `name` the figure."""
-    figure, axes = _begin(2.6)
-    low, high = min(0.0, *values), max(1.0, *values)
-    axes.hist(values, bins=20, range=(low, high), color=_SERIES[1], rwidth=0.9)
-    axes.set_xlabel(label)
-    axes.set_ylabel("number")
-    axes.grid(visible=False, axis="x")
-    return _finish(figure, name)
+    """How often each value occurs; `label` names the axis, `name` the figure."""
+
+    def draw(axes: Axes) -> None:
+        axes.hist(values, bins=20, range=(min(0.0, *values), max(1.0, *values)), color=_SERIES[1], rwidth=0.88)
+        axes.grid(visible=False, axis="x")
+        axes.set_xlabel(label)
+        axes.set_ylabel("number")
+
+    return _render(name, 2.5, draw)
 
 
-def _begin(height_in: float) -> tuple[Figure, Axes]:
-    """An empty figure. Matplotlib takes a second to import, so it comes with the first one."""
-    import matplotlib as mpl  # noqa: PLC0415
-    from matplotlib.figure import Figure  # noqa: PLC0415
+def _plot_intervals(axes: Axes, intervals: Sequence[Interval], places: Sequence[float], series: int, name: str) -> None:
+    """Points with their intervals, in percent or points, one row each."""
+    colour = _SERIES[min(series, len(_SERIES) - 1)]
+    for interval, place in zip(intervals, places, strict=True):
+        axes.plot([100 * interval.low, 100 * interval.high], [place, place], color=colour, linewidth=2.2, alpha=0.55)
+    axes.plot([100 * interval.value for interval in intervals], places, "o", color=colour, markersize=6, label=name)
+
+
+def _plot_curves(
+    axes: Axes, progress: Sequence[TrainProgress], measure: Callable[[TrainProgress], float | None]
+) -> None:
+    """`measure` over the steps, for training and for validation."""
+    for kind, colour, marker in (("train", _SERIES[0], ""), ("validation", _SERIES[1], "o")):
+        points = [(p.step, value) for p in progress if p.kind == kind and (value := measure(p)) is not None]
+        axes.plot([x for x, _ in points], [y for _, y in points], color=colour, marker=marker, markersize=4, label=kind)
+    axes.set_xlabel("step")
+
+
+def _name_rows(axes: Axes, settings: Sequence[tuple[str, float]]) -> None:
+    """A label per prompt and temperature, the first on top."""
+    axes.set_yticks(range(len(settings)), [f"{prompt} {temperature:g}" for prompt, temperature in settings])
+    axes.set_ylim(len(settings) - 0.45, -0.55)
+    axes.grid(visible=False, axis="y")
+
+
+def _render(name: str, height_in: float, draw: Callable[[Axes], None]) -> str:
+    """The SVG element of what `draw` puts on empty axes; `name` keeps its ids apart from other figures'."""
+    # Matplotlib takes a second to import and is of no use to other commands.
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
 
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(WIDTH_IN, height_in), layout="constrained")
-        return figure, figure.add_subplot()
+        axes = figure.add_subplot()
+        draw(axes)
+        if axes.get_legend_handles_labels()[0]:
+            figure.legend(loc="outside upper left", ncols=2, handlelength=1.4, columnspacing=1.2)
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", transparent=True)
+    return _adapt(buffer.getvalue(), name)
+
+
+def _adapt(svg: str, name: str) -> str:
+    """Matplotlib's document as an element of the page: its own ids, the page's colours and font, nothing else."""
+    element = svg[svg.index("<svg") :]
+    element = re.sub(r"<metadata>.*?</metadata>", "", element, flags=re.DOTALL)
+    element = re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', r'<svg \1 aria-hidden="true">', element, count=1)
+    element = re.sub(r' id="[a-z_0-9.]+_\d+"', "", element)
+    element = re.sub(r' id="', f' id="{name}-', element)
+    element = re.sub(r'xlink:href="#', f'href="#{name}-', element)
+    element = element.replace("url(#", f"url(#{name}-")
+    element = re.sub(r"font-family: [^;\"]*;? ?", "", element)
+    element = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", element, flags=re.DOTALL)
+    for colour, variable in _VARIABLES.items():
+        element = element.replace(colour, variable)
+    return element.strip()

@@ -117,3 +117,18 @@ def test_stored_image_that_is_gone_or_altered_is_noticed(store, tmp_path):
     (tmp_path / ref.path).unlink()
     with pytest.raises(DataError, match="is gone from the run"):
         store.read(ref)
+
+
+def test_sixteen_bits_of_grey_keep_their_shades(store):
+    image = Image.new("I;16", (2, 1))
+    image.putpixel((0, 0), 20_000)
+    image.putpixel((1, 0), 65_535)
+    stored = decode(store, store.put_bytes(encode(image), where="here"))
+    assert [stored.getpixel((x, 0)) for x in (0, 1)] == [(78, 78, 78), (255, 255, 255)]
+
+
+def test_a_transparent_colour_in_rgb_becomes_white(store):
+    image = Image.new("RGB", (2, 1), (1, 2, 3))
+    image.putpixel((1, 0), (9, 9, 9))
+    stored = decode(store, store.put_bytes(encode(image, transparency=(1, 2, 3)), where="here"))
+    assert [stored.getpixel((x, 0)) for x in (0, 1)] == [(255, 255, 255), (9, 9, 9)]

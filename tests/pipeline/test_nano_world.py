@@ -4,6 +4,7 @@ import hashlib
 import io
 import random
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from PIL import Image
@@ -68,10 +69,8 @@ def test_splits_share_no_image_and_no_scene_up_to_colour():
         for i in range(600):
             scene = make_question(rng, FAMILIES[i % 9], split).scene
             images[split].add(hashlib.sha256(draw_scene(scene, rng).tobytes()).hexdigest())
-            keep_colour = scene.kind == "map"
-            forms[split].add(
-                (scene.kind, tuple((c.thing, c.count, c.colour if keep_colour else "") if c else None for c in scene.cells))
-            )
+            cells = [replace(c, colour=c.colour if scene.kind == "map" else "") if c else None for c in scene.cells]
+            forms[split].add((scene.kind, tuple(cells)))
     for a, b in (("train", "validation"), ("train", "test"), ("validation", "test")):
         assert not images[a] & images[b]
         assert not forms[a] & forms[b]
@@ -140,29 +139,34 @@ def test_facts_of_a_scene_are_all_its_true_statements_and_no_false_one():
         "The star is below the ring.",
     ):
         assert true in facts
-    for false in ("The star is blue.", "The ring is at the top left.", "There is one star.", "The ring is left of the star."):
+    for false in ("The star is blue.", "The ring is at the top left.", "The ring is left of the star."):
         assert false not in facts
 
 
 def test_facts_of_the_other_kinds():
-    market = list_facts(Scene("market", tuple(Cell(g, count=n) for g, n in zip(("fish", "key", "hat", "lamp"), (2, 1, 4, 3)))))
+    goods = (("fish", 2), ("key", 1), ("hat", 4), ("lamp", 3))
+    market = list_facts(Scene("market", tuple(Cell(good, count=price) for good, price in goods)))
     assert {"The key costs one coin.", "The key is the cheapest.", "The hat is the dearest."} <= set(market)
     assert "The fish is the cheapest." not in market
-    lands = list_facts(Scene("map", tuple(Cell("land", c, int(i == 2)) for i, c in enumerate(("red", "blue", "green", "purple")))))
+    colours = ("red", "blue", "green", "purple")
+    lands = list_facts(Scene("map", tuple(Cell("land", colour, int(colour == "green")) for colour in colours)))
     assert "The capital is at the bottom left." in lands
     assert "The bottom left land is green." in lands
     assert len(lands) == 5
-    letters = list_facts(Scene("letters", tuple(Cell(t, c) for t, c in zip("MEQT", ("red", "blue", "green", "purple")))))
+    letters = list_facts(Scene("letters", tuple(Cell(t, ink) for t, ink in zip("MEQT", colours, strict=True))))
     assert {"E comes first.", "The vowel is E.", "The red letter is M.", "The top letters are E and M."} <= set(letters)
 
 
 def test_every_thing_is_drawn_differently():
     """A family whose answers looked alike could not be answered from the image."""
     pictures = set()
-    for kind, cell in [("shapes", Cell("star", "red")), ("shapes", Cell("cross", "red")), ("shapes", Cell("star", "orange")),
-                       ("market", Cell("fish", count=1)), ("market", Cell("fish", count=2)), ("market", Cell("key", count=1)),
-                       ("map", Cell("land", "red", 1)), ("map", Cell("land", "red", 0)),
-                       ("letters", Cell("C", "red")), ("letters", Cell("G", "red"))]:  # fmt: skip
+    cells = {
+        "shapes": [Cell("star", "red"), Cell("cross", "red"), Cell("star", "orange")],
+        "market": [Cell("fish", count=1), Cell("fish", count=2), Cell("key", count=1)],
+        "map": [Cell("land", "red", 1), Cell("land", "red", 0)],
+        "letters": [Cell("C", "red"), Cell("G", "red")],
+    }
+    for kind, cell in [(kind, cell) for kind, group in cells.items() for cell in group]:
         image = draw_scene(Scene(kind, (cell, None, None, None)), random.Random(0))
         assert isinstance(image, Image.Image)
         assert (image.mode, image.size) == ("RGB", (56, 56))

@@ -51,6 +51,12 @@ def test_overrides_are_toml_values_or_plain_strings():
     assert (recipe.tasks.path, recipe.train.batch_size) == ("/some/where", 2)
 
 
+def test_an_empty_value_goes_back_to_the_default():
+    assert load_recipe("nano", ["tasks.path=/x", "tasks.path=", "sample.k="]).tasks.path is None
+    with pytest.raises(RecipeError, match=r"tasks\.source is missing"):
+        load_recipe("nano", ["tasks.source="])
+
+
 @pytest.mark.parametrize(("name", "said"), [("nanno", "did you mean nano"), ("none.toml", "does not exist")])
 def test_an_unknown_recipe_names_the_nearest(name, said):
     with pytest.raises(RecipeError, match=said):

@@ -368,6 +368,14 @@ def test_aokvqa_hub_columns(hub, load, monkeypatch, tmp_path):
     assert {task.id for task in tasks} < {"aokvqa/q0", "aokvqa/q1", "aokvqa/q2"}
 
 
+def test_aokvqa_hub_test_split_has_nulls(hub, load, monkeypatch):
+    secret = {"correct_choice_idx": None, "rationales": None, "direct_answers": None}
+    row = secret | {"question_id": "q", "question": "What?", "choices": ["a", "b"]}
+    monkeypatch.setattr(aokvqa, "HUB_NAME", hub("test", [row | {"image": {"bytes": png(), "path": None}}]))
+    [task] = load(source="aokvqa", split="test")
+    assert (task.answer, task.rationale) == (None, "")
+
+
 def test_corrupt_hub_image_is_one_sentence(hub, load, monkeypatch):
     row = {"question_id": "q", "question": "What?", "choices": ["a", "b"], "correct_choice_idx": 0, "rationales": ["x"]}
     monkeypatch.setattr(aokvqa, "HUB_NAME", hub("train", [row | {"image": {"bytes": b"junk", "path": None}}]))

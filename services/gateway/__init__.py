@@ -1,0 +1,1 @@
+"""The gateway: one URL for any OpenAI client, stamped answers, verified swaps."""

@@ -1,0 +1,57 @@
+"""Asking the canary: is what the server holds what the manifest says? Pure.
+
+The question is a fixed image and prompt, answered greedily; the reference are the tokens and log-probs that the Hugging
+Face model gave (training/canary.py). Tokens must be equal, log-probs within the manifest's tolerance. Two different
+weights may well give the same tokens, but not the same log-probs to the last bit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.errors import ServerError
+from pipeline.records import Canary
+
+
+@dataclass(frozen=True)
+class CanaryAnswer:
+    """What a server answered, token by token."""
+
+    tokens: tuple[str, ...]
+    logprobs: tuple[float, ...]
+
+
+def canary_request(canary: Canary, model: str) -> dict[str, Any]:
+    """The body of the chat completion that asks it."""
+    image = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{canary.image_png_base64}"}}
+    return {
+        "model": model,
+        "messages": [{"role": "user", "content": [image, {"type": "text", "text": canary.prompt}]}],
+        "temperature": 0.0,
+        "max_tokens": len(canary.tokens),
+        "ignore_eos": True,
+        "logprobs": True,
+    }
+
+
+def parse_canary(payload: dict[str, Any]) -> CanaryAnswer:
+    """The answer in a chat completion. Raises ServerError for anything else."""
+    try:
+        content = payload["choices"][0]["logprobs"]["content"]
+        return CanaryAnswer(tuple(str(t["token"]) for t in content), tuple(float(t["logprob"]) for t in content))
+    except (KeyError, IndexError, TypeError, ValueError):
+        raise ServerError(f"the canary's answer holds no log-probs: {str(payload)[:200]}") from None
+
+
+def explain_difference(canary: Canary, answer: CanaryAnswer) -> str | None:
+    """Why the answer is not the manifest's, or None where it is."""
+    for position, (expected, token) in enumerate(zip(canary.tokens, answer.tokens, strict=False)):
+        if token != expected:
+            return f"token {position + 1} is {token!r}, and {expected!r} in the manifest"
+    if len(answer.tokens) != len(canary.tokens):
+        return f"{len(answer.tokens)} tokens came, and {len(canary.tokens)} are in the manifest"
+    worst = max((abs(a - b) for a, b in zip(canary.logprobs, answer.logprobs, strict=True)), default=0.0)
+    if not worst <= canary.tolerance:
+        return f"a log-prob differs by {worst:.2g}, and the tolerance is {canary.tolerance:.2g}"
+    return None

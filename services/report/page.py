@@ -1,0 +1,181 @@
+"""Writes the report: one HTML file that needs no network and no script, with its figures and images inside.
+
+Every text that a model, a data set or a recipe wrote is escaped, and the page forbids scripts and requests by itself (a
+content security policy), so that it can be opened wherever it is sent.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from eval.table import COLUMNS, LEVEL, describe_differences, format_p
+from pipeline.images import media_type
+from pipeline.judges.verifier import normalise_statement
+from pipeline.prompts import split_thought
+from pipeline.recipe import render_recipe
+from pipeline.records import Interval, PromptName, Task
+from services.report import figures
+from services.report.data import Example, ReportData
+
+_SENTENCE_BREAK = re.compile(r"(?<=[.!?])\s+|\n+")
+
+
+@dataclass(frozen=True)
+class Figure:
+    """An SVG element with the sentence that says what it shows."""
+
+    svg: Markup
+    caption: str
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """A sentence of a thought; `true` is None where the task's source knows no facts."""
+
+    text: str
+    true: bool | None
+
+
+@dataclass(frozen=True)
+class Chain:
+    """A response, taken apart for the page."""
+
+    kind: str
+    score: float
+    rationale: str
+    thought: tuple[Sentence, ...]
+    answer: str
+
+
+def write_report(data: ReportData, out: Path) -> Path:
+    """Write the page to `out`, in one step, and return `out`."""
+    environment = Environment(
+        loader=PackageLoader("services.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"percent": _percent, "half": _half, "points": _points, "p": format_p}
+    page = environment.get_template("page.html").render(
+        data=data,
+        columns=COLUMNS,
+        level=LEVEL,
+        sentences=describe_differences(data.differences),
+        results_figures=_draw_results(data),
+        training_figures=_draw_training(data),
+        judge_figures=_draw_judgments(data),
+        examples=[
+            (example, _image_url(example), _chains(example, data.recipe.sample.prompt)) for example in data.examples
+        ],
+        recipe=render_recipe(data.recipe),
+        version=version("vcot"),
+    )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_suffix(f".{os.getpid()}.partial")
+    partial.write_text(page, "utf-8")
+    return partial.replace(out)
+
+
+def _draw_results(data: ReportData) -> list[Figure]:
+    drawn = []
+    if any("Avg" in row.accuracy for row in data.results):
+        svg = figures.draw_accuracy(data.results, data.chance["Avg"])
+        drawn.append(
+            _figure(svg, "Accuracy over all questions, with 95 % intervals. The dashed line is a uniform guess.")
+        )
+    if data.differences:
+        svg = figures.draw_differences(data.differences, data.checkpoints)
+        caption = "Paired differences with 95 % intervals. True effects within the band would mostly be missed."
+        drawn.append(_figure(svg, caption))
+    return drawn
+
+
+def _draw_training(data: ReportData) -> list[Figure]:
+    if not data.progress:
+        return []
+    drawn = [_figure(figures.draw_loss(data.progress), _describe_loss(data))]
+    if any(point.reward_accuracy is not None for point in data.progress):
+        caption = "Pairs whose chosen response has the higher implicit reward; the dashed line is a coin toss."
+        drawn.append(_figure(figures.draw_rewards(data.progress), caption))
+    return drawn
+
+
+def _describe_loss(data: ReportData) -> str:
+    """The last losses and the gap between them, over the last tenth of the training for the noisy one."""
+    train = [point.loss for point in data.progress if point.kind == "train"]
+    validation = [point.loss for point in data.progress if point.kind == "validation"]
+    if not train or not validation:
+        return "Loss over the training steps."
+    tail = train[-max(1, len(train) // 10) :]
+    last = sum(tail) / len(tail)
+    return (
+        f"Validation loss went from {validation[0]:.3f} to {validation[-1]:.3f}; training loss ended at {last:.3f}, "
+        f"a gap of {validation[-1] - last:+.3f}."
+    )
+
+
+def _draw_judgments(data: ReportData) -> list[Figure]:
+    drawn = []
+    if data.judge_scores:
+        mean = sum(data.judge_scores) / len(data.judge_scores)
+        svg = figures.draw_histogram(data.judge_scores, "score of a response", "scores")
+        drawn.append(
+            _figure(svg, f"Scores of {len(data.judge_scores)} responses by {data.judge}, {mean:.2f} on average.")
+        )
+    if data.gaps:
+        mean = sum(data.gaps) / len(data.gaps)
+        svg = figures.draw_histogram(data.gaps, "best minus worst score of a task", "gaps")
+        drawn.append(_figure(svg, f"How far apart the two responses of a pair are: {mean:.2f} on average."))
+    return drawn
+
+
+def _figure(svg: str, caption: str) -> Figure:
+    # Drawn by us; matplotlib escapes the labels in it.
+    return Figure(Markup(svg), caption)  # noqa: S704
+
+
+def _image_url(example: Example) -> str:
+    return f"data:{media_type(example.pair.image)};base64,{base64.b64encode(example.image).decode()}"
+
+
+def _chains(example: Example, prompt: PromptName) -> tuple[Chain, Chain]:
+    pair = example.pair
+    return (
+        _chain("chosen", example.task, prompt, pair.chosen, pair.chosen_score, example.chosen_rationale),
+        _chain("rejected", example.task, prompt, pair.rejected, pair.rejected_score, example.rejected_rationale),
+    )
+
+
+def _chain(kind: str, task: Task, prompt: PromptName, text: str, score: float, rationale: str) -> Chain:
+    """A response as sentences, each checked against the task's facts where it has any."""
+    thought, answer = split_thought(prompt, text)
+    facts = {normalise_statement(fact) for fact in task.facts}
+    sentences: Sequence[str] = [text] if thought is None else _SENTENCE_BREAK.split(thought)
+    checked = tuple(
+        Sentence(sentence, normalise_statement(sentence) in facts if facts and thought is not None else None)
+        for sentence in sentences
+        if sentence.strip()
+    )
+    return Chain(kind, score, rationale, checked, answer or "")
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}"
+
+
+def _half(interval: Interval) -> str:
+    return f"{50 * (interval.high - interval.low):.1f}"
+
+
+def _points(share: float) -> str:
+    return f"{100 * share:+.1f}".replace("-", "\u2212")

@@ -1,0 +1,77 @@
+"""The report in a real browser: nothing is asked of the network, and it reads well on a telephone."""
+
+import html
+import json
+import re
+import runpy
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from services.report.page import write_report
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium is installed")
+make_data = runpy.run_path(str(Path(__file__).parents[1] / "services" / "report_data.py"))["make_data"]
+
+# A page around the report that measures it; the report itself allows no script.
+FRAME = """<!doctype html><iframe id="report" width="{width}" height="900" srcdoc="{report}"></iframe>
+<pre id="seen"></pre><script>
+report.onload = () => {{
+  const page = report.contentDocument, style = (e) => report.contentWindow.getComputedStyle(e);
+  const wide = [...page.querySelectorAll("body *")].filter((e) =>
+    e.getBoundingClientRect().right > page.documentElement.clientWidth + 1 && !e.closest(".scroll, pre, svg"));
+  seen.textContent = JSON.stringify({{
+    requests: report.contentWindow.performance.getEntriesByType("resource").map((entry) => entry.name)
+      .filter((name) => !name.startsWith("data:")),
+    scrollWidth: page.documentElement.scrollWidth, clientWidth: page.documentElement.clientWidth,
+    wide: wide.map((e) => e.outerHTML.slice(0, 80)), headings: [...page.querySelectorAll("h2")].map((e) => e.innerText),
+    images: [...page.images].map((image) => image.naturalWidth), finding: page.querySelector(".finding").innerText,
+    figures: [...page.querySelectorAll("figure svg")].map((e) => e.getBoundingClientRect().height),
+    paper: style(page.body).backgroundColor, ink: style(page.body).color,
+  }});
+}};
+</script>"""
+
+
+def look(tmp_path, width, *options):
+    """What the browser sees of the report in a window `width` pixels wide."""
+    report = write_report(make_data(), tmp_path / "report.html").read_text("utf-8")
+    frame = tmp_path / "frame.html"
+    frame.write_text(FRAME.format(width=width, report=html.escape(report)), "utf-8")
+    done = subprocess.run(
+        [
+            CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+            "--disable-background-networking", "--disable-component-update", "--disable-sync",
+            f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=5000", "--enable-logging=stderr",
+            *options, "--dump-dom", frame.as_uri(),
+        ],
+        capture_output=True, text=True, timeout=90, check=True,
+    )  # fmt: skip
+    console = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+    seen = re.search(r'<pre id="seen">(.*?)</pre>', done.stdout, re.DOTALL)
+    return json.loads(html.unescape(seen[1])), console
+
+
+@pytest.mark.parametrize("width", [400, 1200])
+def test_report_in_a_browser(tmp_path, width):
+    seen, console = look(tmp_path, width)
+    assert console == []
+    assert seen["requests"] == []
+    assert seen["headings"] == ["Results", "Training", "Preference data", "Examples", "The run"]
+    assert "answers more questions right" in seen["finding"]
+    assert seen["images"] == [56, 56]
+    assert len(seen["figures"]) == 6
+    assert min(seen["figures"]) > 150
+    assert seen["wide"] == []
+    assert seen["scrollWidth"] <= seen["clientWidth"] <= width
+
+
+def test_report_follows_the_dark_scheme(tmp_path):
+    light, _ = look(tmp_path, 800)
+    dark, _ = look(tmp_path, 800, "--blink-settings=preferredColorScheme=0")
+    assert light["paper"] == "rgb(246, 247, 249)"
+    assert dark["paper"] == "rgb(15, 18, 23)"
+    assert light["ink"] != dark["ink"]

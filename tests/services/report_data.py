@@ -1,0 +1,118 @@
+"""A plausible run for the report's tests, made from the real records."""
+
+import io
+import math
+import random
+
+from PIL import Image, ImageDraw
+
+from eval.table import build_chance, build_differences, build_results
+from pipeline.recipe import load_recipe
+from pipeline.records import CheckpointRef, ImageRef, PreferencePair, Score, StageCount, Task
+from services.report.data import Example, ReportData
+from training.job import TrainProgress, TrainStatus
+
+BASE = CheckpointRef(name="base", digest="sha256:3f1c" + "a7" * 30, kind="base")
+POLICY = CheckpointRef(name="dpo-3fa29b01cc", digest="sha256:9be0" + "c4" * 30, kind="merged", parent=BASE.digest)
+FACTS = (
+    "The circle is at the top left.", "The square is at the bottom right.", "The circle is blue.", "The square is red.",
+)  # fmt: skip
+
+
+def make_scores(num=400):
+    scores = []
+    for checkpoint in (BASE, POLICY):
+        for prompt in ("zero_shot", "cot"):
+            for temperature in (0.4, 0.8):
+                rng = random.Random(f"{checkpoint.name} {prompt} {temperature}")
+                ease = random.Random(1)
+                for number in range(num):
+                    gain = 0.12 if checkpoint == POLICY and prompt == "cot" else 0.01
+                    right = rng.random() < 0.25 + 0.5 * ease.random() + gain - 0.1 * (temperature > 0.5)
+                    failed, unread = rng.random() < 0.003, rng.random() < 0.03
+                    value = None if failed else "no_answer" if unread else "correct" if right else "incorrect"
+                    scores.append(
+                        Score(
+                            key=f"{len(scores)}", task=f"nano-{number}", subject=("NAT", "SOC", "LAN")[number % 3],
+                            image=f"{number // 2}", checkpoint=checkpoint.digest, prompt=prompt, temperature=temperature,
+                            value=value, target="A", num_choices=4, error="timed out" if failed else None,
+                        )
+                    )  # fmt: skip
+    return scores
+
+
+def make_progress():
+    rng = random.Random(2)
+    points = []
+    for step in range(1, 73):
+        loss = 0.45 + 0.24 * math.exp(-step / 25)
+        points.append(
+            TrainProgress(
+                kind="train", step=step, num_steps=72, epoch=step / 36, loss=loss + rng.gauss(0, 0.02), elapsed_s=step,
+                reward_accuracy=min(1.0, max(0.0, 0.5 + 0.35 * (1 - math.exp(-step / 20)) + rng.gauss(0, 0.07))),
+            )
+        )  # fmt: skip
+        if step % 8 == 0 or step == 1:
+            points.append(
+                TrainProgress(
+                    kind="validation", step=step, num_steps=72, epoch=step / 36, loss=loss + 0.03, elapsed_s=step,
+                    reward_accuracy=0.5 + 0.28 * (1 - math.exp(-step / 20)),
+                )
+            )  # fmt: skip
+    return tuple(points)
+
+
+def make_image():
+    image = Image.new("RGB", (56, 56), "white")
+    draw = ImageDraw.Draw(image)
+    draw.ellipse((4, 4, 22, 22), "#2060d0")
+    draw.rectangle((33, 33, 51, 51), "#d03030")
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def make_example(number, **fields):
+    ref = ImageRef(sha256=f"{number:064d}", path=f"images/{number:064d}.png", width=56, height=56)
+    task = Task(
+        id=f"nano-{number}", question="What colour is the circle?", choices=("red", "blue", "green", "yellow"), answer=1,
+        facts=FACTS, image=ref, subject="NAT", family="colour", source="nano", split="train",
+    )  # fmt: skip
+    texts = {
+        "chosen": "The circle is at the top left. The circle is blue. <R> The answer is (B)",
+        "rejected": "The circle is at the bottom right. The circle is blue. The square is red. <R> The answer is (A)",
+    }
+    pair = PreferencePair(
+        task=task.id, image=ref, prompt=task.question, chosen_key="c", rejected_key="r", chosen_score=1.0,
+        rejected_score=0.33, judge="verifier/1", policy=BASE.digest, **(texts | fields),
+    )  # fmt: skip
+    wrong = "answer A, gold B; 2 of 3 statements true; false: the circle is at the bottom right"
+    return Example(task, make_image(), pair, "answer right; 2 of 2 statements true", wrong)
+
+
+def make_data(**fields):
+    scores, rng = make_scores(), random.Random(4)
+    kinds = [0.0, 0.17, 0.25, 0.33, 0.5, 0.5, 0.67, 0.75, 0.83, 1.0, 1.0, 1.0]
+    values = {
+        "recipe": load_recipe("nano"),
+        "checkpoints": (BASE, POLICY),
+        "counts": (
+            StageCount(stage="sample", requested=2400, ok=2392, cached=8),
+            StageCount(stage="judge", requested=2400, ok=2400),
+            StageCount(stage="pair", requested=300, ok=262, refused=38),
+            StageCount(stage="eval base", requested=1600, ok=1597, failed=3),
+        ),
+        "judge": "verifier/1",
+        "judge_scores": tuple(rng.choice(kinds) for _ in range(2400)),
+        "gaps": tuple(rng.choice(kinds[3:]) for _ in range(262)),
+        "results": tuple(build_results(scores, [BASE, POLICY], seed=0, num_samples=1)),
+        "differences": tuple(build_differences(scores, BASE, [POLICY])),
+        "chance": build_chance(scores),
+        "training": TrainStatus(
+            state="done", num_train=236, num_validation=26, num_steps=72, num_adapted_modules=34,
+            num_trainable_parameters=1_212_416,
+        ),
+        "progress": make_progress(),
+        "examples": (make_example(1), make_example(2)),
+    }  # fmt: skip
+    return ReportData(**values | fields)

@@ -1,0 +1,160 @@
+"""The report's page: what it says, and that nothing in it can run or ask for anything."""
+
+import re
+import runpy
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from pipeline.recipe import load_recipe
+from services.report import figures
+from services.report.page import write_report
+
+run = runpy.run_path(str(Path(__file__).with_name("report_data.py")))
+make_data, make_example = run["make_data"], run["make_example"]
+VOID = {"meta", "img", "br", "link", "input", "hr"}
+
+
+class Page(HTMLParser):
+    """The page's elements and visible text; checks that every element is closed."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.elements, self.open, self.words = [], [], []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+        self.text = " ".join(" ".join(self.words).split())
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if "style" not in self.open:
+            self.words.append(data)
+
+    def all(self, tag):
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+@pytest.fixture(scope="module")
+def html(tmp_path_factory):
+    out = write_report(make_data(), tmp_path_factory.mktemp("report") / "new" / "report.html")
+    return out.read_text("utf-8")
+
+
+@pytest.fixture(scope="module")
+def page(html):
+    return Page(html)
+
+
+def test_page_says_what_was_found(page):
+    assert "dpo-3fa29b01cc answers more questions right than base with cot at 0.4" in page.text
+    assert "Validation loss went from 0.711 to 0.493; training loss ended at" in page.text
+    assert "a gap of +0.0" in page.text
+    assert "Scores of 2400 responses by verifier/1" in page.text
+    assert "pair 300 262 0 0 38" in page.text
+    assert "Chance: a uniform guess 25.0 25.0 25.0 25.0" in page.text
+    assert "sha256:3f1ca7a7" in page.text
+    assert "lora_alpha = 128" in page.text
+
+
+def test_page_says_that_it_is_a_miniature_with_a_program_as_judge(page):
+    assert "This is a miniature." in page.text
+    assert "The judge is a program, not a language model." in page.text
+
+
+def test_paper_recipe_is_no_miniature(tmp_path):
+    data = make_data(recipe=load_recipe("paper"), judge="pointwise/1:gpt-4o-mini")
+    text = Page(write_report(data, tmp_path / "report.html").read_text("utf-8")).text
+    assert "miniature" not in text
+    assert "not a language model" not in text
+
+
+def test_page_is_one_file_that_asks_for_nothing(html, page):
+    assert "default-src 'none'" in html
+    assert not page.all("script")
+    assert not page.all("link")
+    for _, attributes in page.elements:
+        for name in ("src", "href", "xlink:href", "action", "srcset"):
+            assert (attributes.get(name) or "#").startswith(("#", "data:image/png;base64,"))
+        assert not [name for name in attributes if name.startswith("on")]
+    assert not re.search(r"(?:url\(|@import)\s*['\"]?(?!#)", html)
+
+
+def test_page_is_accessible(page):
+    assert page.all("html") == [{"lang": "en"}]
+    assert all(image["alt"] for image in page.all("img"))
+    assert all(header.get("scope") in ("col", "row") for header in page.all("th"))
+    assert len(page.all("caption")) == len(page.all("table"))
+    ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    targets = {a["href"].removeprefix("#") for tag, a in page.elements if tag in ("a", "use")}
+    assert targets <= set(ids)
+    assert sum(attributes.get("role") == "img" and "aria-label" in attributes for attributes in page.all("div")) == 6
+
+
+def test_statements_are_marked(page):
+    marks = [a["aria-label"] for a in page.all("span") if a.get("class") == "mark"]
+    assert marks == ["true", "true", "false", "true", "true"] * 2
+    assert "The answer is (B)" in page.text
+
+
+def test_text_of_models_is_escaped(tmp_path):
+    evil = "<script>alert(1)</script><img src=x onerror=alert(1)>"
+    example = make_example(3, rejected=evil, chosen=f"It is {evil}. <R> The answer is (A) {evil}")
+    task = example.task.model_copy(update={"question": f'"{evil}"', "choices": (evil, "b"), "family": evil})
+    spoiled = type(example)(task, example.image, example.pair, evil, evil)
+    html = write_report(make_data(examples=(spoiled,), judge=evil), tmp_path / "report.html").read_text("utf-8")
+    page = Page(html)
+    assert "<script" not in html
+    assert evil in page.text
+    assert len(page.all("img")) == 1
+
+
+def test_a_response_without_format_is_shown_as_it_is(tmp_path):
+    example = make_example(3, rejected="just rambling on")
+    html = write_report(make_data(examples=(example,)), tmp_path / "report.html").read_text("utf-8")
+    assert "just rambling on" in Page(html).text
+
+
+def test_page_of_a_run_that_has_only_begun(tmp_path):
+    nothing = dict.fromkeys(("results", "differences", "progress", "examples", "counts", "judge_scores", "gaps"), ())
+    data = make_data(**nothing, chance={}, training=None, checkpoints=())
+    text = Page(write_report(data, tmp_path / "report.html").read_text("utf-8")).text
+    for said in ("Nothing has been evaluated yet", "Nothing has been trained yet", "There are no pairs to show yet"):
+        assert said in text
+
+
+def test_same_data_gives_the_same_bytes(tmp_path, html):
+    again = write_report(make_data(), tmp_path / "report.html")
+    assert again.read_text("utf-8") == html
+    assert list(tmp_path.iterdir()) == [again]
+
+
+def test_figures_follow_the_pages_colours():
+    data = make_data()
+    for svg in (
+        figures.draw_accuracy(data.results, 0.25),
+        figures.draw_differences(data.differences, data.checkpoints),
+        figures.draw_loss(data.progress),
+        figures.draw_rewards(data.progress),
+        figures.draw_histogram([0.5, 0.5], "score $x_1$", "scores"),
+    ):
+        assert svg.startswith("<svg viewBox=")
+        assert svg.endswith("</svg>")
+        assert not re.search(r"#[0-9a-fA-F]{6}\b|#000|font-family|<style|<metadata|http", svg)
+        assert "var(--" in svg
+    assert "score $x_1$" in svg
+
+
+def test_reward_curve_is_left_out_where_it_was_not_logged(tmp_path):
+    progress = tuple(point.model_copy(update={"reward_accuracy": None}) for point in make_data().progress)
+    html = write_report(make_data(progress=progress), tmp_path / "report.html").read_text("utf-8")
+    assert "coin toss" not in html

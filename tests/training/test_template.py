@@ -1,0 +1,45 @@
+"""The chat template: BOS and EOS where the model was taught to see them, in training and in serving."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipeline.errors import CheckpointError
+from training.template import ensure_template, find_fault, render
+
+USER = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Which?"}]}
+ASSISTANT = {"role": "assistant", "content": [{"type": "text", "text": "This."}]}
+
+
+def test_stock_llava_template_is_mended(processor, stock_template):
+    processor.chat_template = stock_template
+    assert "<s>" in find_fault(processor)
+    assert ensure_template(processor)
+    assert render(processor, [USER], prompt=True) == "<s>USER: <image>\nWhich? ASSISTANT:"
+    assert render(processor, [USER, ASSISTANT]) == "<s>USER: <image>\nWhich? ASSISTANT: This.</s>"
+    system = {"role": "system", "content": [{"type": "text", "text": "Be kind."}]}
+    assert render(processor, [system, USER], prompt=True) == "<s>Be kind. USER: <image>\nWhich? ASSISTANT:"
+    assert processor.tokenizer.chat_template == processor.chat_template
+    assert find_fault(processor) is None
+
+
+def test_the_checkpoints_own_template_is_left_alone(processor):
+    before = processor.chat_template
+    assert not ensure_template(processor)
+    assert processor.chat_template == before
+
+
+@pytest.mark.parametrize(
+    ("edit", "fault"),
+    [
+        (lambda t: t.replace("{{ bos_token }}", ""), "does not begin with <s>"),
+        (lambda t: t.replace("{{ bos_token }}", "{{ bos_token + bos_token }}"), "writes <s> 2 times"),
+        (lambda t: t.replace(" + eos_token", ""), "stopping is never taught"),
+        (lambda t: t.replace("{{ 'ASSISTANT:' }}", "{{ 'ASSISTANT: <R>' }}"), "does not begin with"),
+        (lambda t: "", "is missing"),
+    ],
+)
+def test_any_other_fault_is_refused(processor, edit, fault):
+    processor.chat_template = edit(processor.chat_template)
+    with pytest.raises(CheckpointError, match=fault):
+        ensure_template(processor)
