@@ -240,26 +240,36 @@ def check_name(name: str) -> str:
     """The name, if it can be a file's, a URL's and an API model's. Raises CheckpointError."""
     if not _SAFE_NAME.fullmatch(name):
         raise CheckpointError(
-            f"checkpoint name {name!r} is not letters, digits, '.', '_' and '-' (at most 100, a letter first)"
+            f"checkpoint name {name!r} is not letters, digits, '.', '_' and '-' (at most 100, a letter or digit first)"
         )
     return name
 
 
 def find_model(model: ModelSection, progress: Callable[[str], None] = lambda _: None) -> Path:
     """The directory of a bundled name, a plain path or a hub id, downloaded if need be. Raises CheckpointError."""
-    bundled = _bundled_folder() / model.source
-    if _SAFE_NAME.fullmatch(model.source) and bundled.is_dir():
-        return bundled
-    path = Path(model.source).expanduser()
-    if path.is_dir():
-        return path.absolute()
-    if path.is_absolute() or model.source.startswith((".", "~")) or not re.fullmatch(r"[\w.-]+/[\w.-]+", model.source):
+    local = _find_local(model)
+    if local is not None:
+        return local
+    if not is_hub_id(model):
         names = sorted(p.name for p in _bundled_folder().glob("*/")) or ["none"]
         raise CheckpointError(
             f"checkpoint {model.source!r} is no directory, hub id or bundled name ({', '.join(names)})"
         )
     progress(f"looking up {model.source} on the hub")
     return _download(model)
+
+
+def is_hub_id(model: ModelSection) -> bool:
+    """Whether the model is to come from the hub: it looks like OWNER/NAME, and is no directory here."""
+    return _find_local(model) is None and re.fullmatch(r"\w[\w.-]*/[\w.-]+", model.source) is not None
+
+
+def _find_local(model: ModelSection) -> Path | None:
+    bundled = _bundled_folder() / model.source
+    if _SAFE_NAME.fullmatch(model.source) and bundled.is_dir():
+        return bundled
+    path = Path(model.source).expanduser()
+    return path.absolute() if path.is_dir() else None
 
 
 def _bundled_folder() -> Path:

@@ -47,7 +47,10 @@ def open_target(directory: Path | None, recipe: str | None, overrides: Sequence[
 def execute(directory: Path | None, recipe: str | None, overrides: Sequence[str], step: Step) -> None:
     """Run one command on its run, alone."""
     with open_target(directory, recipe, overrides) as run, exclusive(run):
-        asyncio.run(_with_session(run, step))
+        try:
+            asyncio.run(_with_session(run, step))
+        except asyncio.CancelledError:  # by SIGTERM, which ends a command as Ctrl-C does
+            raise KeyboardInterrupt from None
 
 
 async def _with_session(run: Run, step: Step) -> None:

@@ -15,6 +15,7 @@ from typing import Literal
 
 from rich.table import Table
 
+from pipeline.checkpoints import check_layout
 from pipeline.errors import CheckpointError
 from pipeline.recipe import Recipe, TasksSection
 from services.terminal import Terminal
@@ -148,12 +149,21 @@ def _is_bundled(recipe: Recipe) -> bool:
 
 
 def _model(recipe: Recipe) -> Finding:
-    from services.checkpoints import locate  # it is the doctor's only need of them
+    from huggingface_hub import try_to_load_from_cache  # half a second, and this finding only
 
+    from services.checkpoints import find_model, is_hub_id
+
+    model = recipe.model
+    if is_hub_id(model):
+        if isinstance(try_to_load_from_cache(model.source, "config.json", revision=model.revision), str):
+            return Finding("model", "ok", f"{model.source}, in the hub's cache")
+        return Finding("model", "note", f"{model.source}, not here yet", "it is fetched from the hub at first use")
     try:
-        return Finding("model", "ok", str(locate(recipe.model, download=False)))
+        directory = find_model(model)
+        check_layout(directory)
     except CheckpointError as error:
-        return Finding("model", "missing", recipe.model.source, str(error))
+        return Finding("model", "missing", model.source, str(error))
+    return Finding("model", "ok", str(directory))
 
 
 def _source(what: str, section: TasksSection) -> Finding:

@@ -1,17 +1,54 @@
-"""Serving a run: the process that answers at one URL, and how other commands find or start it. SKELETON, signatures final."""
+"""Serving a run: the process that answers at one URL, and how other commands find it, start it and steer it.
+
+Model: one process is the gateway (uvicorn) and supervises vLLM below it. While it listens, `<run>/serving.json` says where,
+and as which process. A command that needs the gateway uses the one that serves the run already, or starts
+
+    python -m services.serving RUN
+
+as a child of its own, which ends with the command, however that ends.
+
+Limits: one gateway for a run; commands on the same host.
+"""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+import asyncio
+import fcntl
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from pipeline.records import CheckpointRef
-from pipeline.run import Run
+from pydantic import ValidationError
+
+from pipeline.errors import MachineError, ServerError, VcotError
+from pipeline.recipe import ServeSection
+from pipeline.records import Record
+from pipeline.run import Run, open_run
+from services.admin import Swapped, fetch_state, live_checkpoint, named_error, register, swap_to
+from services.checkpoints import Registry
+from services.lifeline import keeper_command
+
+if TYPE_CHECKING:
+    from starlette.applications import Starlette
+
+    from services.gateway.engine import Engine
 
 Progress = Callable[[str], None]
-"""Takes one short line on what is being waited for; called again with the same text is normal."""
+"""Takes one short line on what is being waited for."""
+
+__all__ = ["GatewayHandle", "Swapped", "live_checkpoint", "register", "running_gateway", "serve", "swap_to"]
+
+_SERVING = "serving.json"
+_LOCK = "serving.lock"
+_GRACE_S = 20.0
+_POLL_S = 0.2
 
 
 @dataclass(frozen=True)
@@ -24,37 +61,220 @@ class GatewayHandle:
     """Whether this command started it (and stops it at exit)."""
 
 
-@dataclass(frozen=True)
-class Swapped:
-    """What a swap did."""
+class Serving(Record):
+    """`serving.json`."""
 
-    live: CheckpointRef
-    pause_s: float
-    """How long no request was answered; 0 where the checkpoint was live already."""
+    url: str
+    pid: int
+
+
+class Failure(Record):
+    """What a gateway that could not serve says on its standard output."""
+
+    kind: str
+    """Name of the exception, in pipeline.errors."""
+    message: str
 
 
 async def serve(run: Run, progress: Progress) -> None:
-    """Serve the run until SIGINT or SIGTERM: the gateway in this process, vLLM supervised as a child."""
-    raise NotImplementedError
+    """Serve the run until SIGINT or SIGTERM: the gateway in this process, vLLM supervised as a child.
+
+    Raises MachineError for a port in use or a run that is served already, CheckpointError, and ServerError where vLLM
+    does not start.
+    """
+    from services.gateway.app import build_app  # with uvicorn a third of a second that other commands need not pay
+    from services.gateway.engine import Engine
+    from services.vllm import VllmServer
+
+    settings = run.recipe.serve
+    with _only_gateway(run), _listening(settings) as listener, _announced(run, _url(listener)) as url:
+        registry = Registry(run.directory)
+        await asyncio.to_thread(registry.base, run.recipe.model, settings.dtype, progress)
+        log = run.path("logs", "vllm.log")
+        engine = Engine(registry, lambda checkpoint: VllmServer(checkpoint, settings, log), progress)
+        progress(f"the gateway listens at {url}")
+        await _serve_until_stopped(engine, build_app(engine, run.directory), listener)
+
+
+async def _serve_until_stopped(engine: Engine, app: Starlette, listener: socket.socket) -> None:
+    """Until a signal, or until the engine gives up, whose error is raised."""
+    import uvicorn
+
+    class Server(uvicorn.Server):
+        """Leaves signals to us: its own handling raises them again before vLLM is stopped."""
+
+        @contextmanager
+        def capture_signals(self) -> Iterator[None]:
+            yield
+
+    config = uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off", timeout_graceful_shutdown=5)
+    server = Server(config)
+    stop, loop = asyncio.Event(), asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    supervising = asyncio.create_task(engine.run())
+    stopping = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait({serving, supervising, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if supervising.done():
+            supervising.result()
+    finally:
+        server.should_exit = True
+        await asyncio.wait({serving})
+        supervising.cancel()
+        stopping.cancel()
+        await asyncio.gather(supervising, stopping, return_exceptions=True)
 
 
 @asynccontextmanager
 async def running_gateway(run: Run, progress: Progress) -> AsyncIterator[GatewayHandle]:
-    """The run's live gateway: the one that serves already, or a child started here and stopped at exit."""
-    raise NotImplementedError
-    yield
+    """The run's live gateway: the one that serves already, or a child started here and stopped at exit.
+
+    Raises what kept the gateway from serving.
+    """
+    if _is_served(run):
+        yield GatewayHandle(await _until_live(run, progress, None), started_here=False)
+        return
+    command = [sys.executable, "-m", "services.serving", str(run.directory.absolute())]
+    with run.path("logs", "gateway.log").open("ab") as log:
+        child = await asyncio.create_subprocess_exec(
+            *keeper_command(command, _GRACE_S),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=log,
+            start_new_session=True,
+        )
+    try:
+        yield GatewayHandle(await _until_live(run, progress, child), started_here=True)
+    finally:
+        assert child.stdin is not None
+        child.stdin.close()
+        await child.wait()
 
 
-async def swap_to(url: str, alias: str, name: str) -> Swapped:
-    """Make checkpoint `name` live and point `alias` at it. Raises SwapError, CheckpointError or ServerError."""
-    raise NotImplementedError
+async def _until_live(run: Run, progress: Progress, child: asyncio.subprocess.Process | None) -> str:
+    """The gateway's URL, once a checkpoint is live; says what is being waited for."""
+    said, deadline = "", time.monotonic() + 2 * run.recipe.serve.start_timeout_s
+    while time.monotonic() < deadline:
+        if child is not None and child.returncode is not None:
+            raise await _failure_of(child, run)
+        if child is None and not _is_served(run):
+            raise ServerError(f"the gateway of {run.directory} has ended; start it again with `vcot serve`")
+        message = said or "starting the gateway"
+        if (serving := _read_serving(run)) is not None and _is_served(run):
+            try:
+                state = await fetch_state(serving.url)
+            except ServerError:
+                pass  # it listens in a moment
+            else:
+                if state.live is not None:
+                    return serving.url
+                message = state.message
+        if message != said:
+            progress(message)
+            said = message
+        await asyncio.sleep(_POLL_S)
+    raise ServerError(f"the gateway of {run.directory} was not ready in time ({said}); see {run.path('logs')}")
 
 
-async def register(url: str, directory: Path) -> CheckpointRef:
-    """Register a checkpoint directory with a running gateway. Raises CheckpointError."""
-    raise NotImplementedError
+async def _failure_of(child: asyncio.subprocess.Process, run: Run) -> VcotError:
+    assert child.stdout is not None
+    text = await child.stdout.read()
+    try:
+        failure = Failure.model_validate_json(text)
+    except ValidationError:
+        log = run.path("logs", "gateway.log")
+        return ServerError(f"the gateway ended with status {child.returncode}; see {log}")
+    return named_error(failure.kind, failure.message)
 
 
-async def live_checkpoint(url: str) -> CheckpointRef:
-    """The checkpoint that answers now. Raises ServerError where none is live."""
-    raise NotImplementedError
+@contextmanager
+def _only_gateway(run: Run) -> Iterator[None]:
+    """Hold the run's serving lock, which ends with this process however it ends."""
+    with run.path(_LOCK).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            serving = _read_serving(run)
+            where = f" at {serving.url} by process {serving.pid}" if serving else ""
+            raise MachineError(f"run {run.directory} is served already{where}; use that one, or stop it") from None
+        yield
+
+
+def _is_served(run: Run) -> bool:
+    try:
+        with _only_gateway(run):
+            return False
+    except MachineError:
+        return True
+
+
+@contextmanager
+def _listening(settings: ServeSection) -> Iterator[socket.socket]:
+    """A bound socket, so that a port in use is said before anything is loaded."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise MachineError(f"serve.host = {settings.host!r} is no address of this machine ({error.strerror})") from None
+    with listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(address)
+            listener.listen(2048)
+        except OSError as error:
+            raise MachineError(
+                f"port {settings.port} on {settings.host} cannot be used ({error.strerror}); stop what uses it, or set "
+                "serve.port to another (0 takes a free one)"
+            ) from None
+        yield listener
+
+
+def _url(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared, not bound
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+@contextmanager
+def _announced(run: Run, url: str) -> Iterator[str]:
+    """Say in the run where its gateway answers, while it does."""
+    path = run.path(_SERVING)
+    partial = path.with_suffix(".partial")
+    partial.write_text(Serving(url=url, pid=os.getpid()).model_dump_json() + "\n", "utf-8")
+    partial.replace(path)
+    try:
+        yield url
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _read_serving(run: Run) -> Serving | None:
+    try:
+        return Serving.model_validate_json(run.path(_SERVING).read_text("utf-8"))
+    except (OSError, ValidationError):
+        return None
+
+
+def main(arguments: list[str]) -> int:
+    """`python -m services.serving RUN`: what `running_gateway` starts."""
+
+    def say(message: str) -> None:
+        sys.stderr.write(f"{time.strftime('%H:%M:%S')} {message}\n")
+        sys.stderr.flush()
+
+    try:
+        with open_run(Path(arguments[0])) as run:
+            asyncio.run(serve(run, say))
+    except VcotError as error:
+        say(str(error))
+        sys.stdout.write(Failure(kind=type(error).__name__, message=str(error)).model_dump_json())
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

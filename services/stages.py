@@ -28,7 +28,7 @@ from pipeline.run import Run
 from pipeline.sample import SampleRequest, owed_requests, plan_requests, sample
 from pipeline.sources import load_tasks
 from services.checkpoints import Checkpoint, Registry
-from services.serving import GatewayHandle, running_gateway, swap_to
+from services.serving import GatewayHandle, register, running_gateway, swap_to
 from services.terminal import Terminal
 from training.job import TrainJob
 
@@ -67,6 +67,8 @@ class Session:
     async def live(self, checkpoint: Checkpoint) -> ChatClient:
         """A client of the gateway, with `checkpoint` live behind it."""
         gateway = await self.gateway()
+        if self.run.recipe.serve.url and checkpoint.ref.kind != "base":  # that gateway has a registry of its own
+            await register(gateway.url, checkpoint.directory)
         swapped = await swap_to(gateway.url, POLICY_ALIAS, checkpoint.ref.name)
         if swapped.pause_s:
             self.terminal.say(

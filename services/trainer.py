@@ -36,7 +36,7 @@ async def train(job: TrainJob, directory: Path, on_steps: OnSteps, merge_into: P
     directory.mkdir(parents=True, exist_ok=True)
     write_record(directory / JOB, job)
     (directory / STATUS).unlink(missing_ok=True)
-    arguments = [directory, "--merge-into", merge_into] if merge_into else [directory]
+    arguments: list[Path | str] = [directory, "--merge-into", merge_into] if merge_into else [directory]
     async with _worker("training.worker", arguments, directory / "worker.log") as process:
         while process.returncode is None:
             _tell(directory, on_steps)

@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata, util
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import aiohttp
 
@@ -36,6 +36,8 @@ Progress = Callable[[str], None]
 
 SERVED_NAME = "vcot"
 """What vLLM itself calls the model, whatever weights it holds."""
+_KEEP_ALIVE_S = 2.0
+"""Below vLLM's 5 s, so that no request meets a connection that vLLM is closing."""
 _GRACE_S = 10.0
 _POLL_S = 0.25
 _SAY_EVERY_S = 5.0
@@ -58,12 +60,13 @@ class Endpoint:
     base_url: str
     socket: Path | None = None
 
-    def session(self, timeout: aiohttp.ClientTimeout) -> aiohttp.ClientSession:
-        """A client session with no limit on connections; vLLM queues on its own."""
+    def session(self, timeout: aiohttp.ClientTimeout, *, keep_alive: bool = True) -> aiohttp.ClientSession:
+        """A client session with no limit on connections: vLLM queues on its own."""
+        keep: dict[str, Any] = {"keepalive_timeout": _KEEP_ALIVE_S} if keep_alive else {"force_close": True}
         if self.socket is None:
-            connector: aiohttp.BaseConnector = aiohttp.TCPConnector(limit=0)
+            connector: aiohttp.BaseConnector = aiohttp.TCPConnector(limit=0, **keep)
         else:
-            connector = aiohttp.UnixConnector(path=str(self.socket), limit=0)
+            connector = aiohttp.UnixConnector(path=str(self.socket), limit=0, **keep)
         return aiohttp.ClientSession(
             base_url=self.base_url, connector=connector, timeout=timeout, auto_decompress=False
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -121,6 +122,7 @@ def run_training(trainer: DPOTrainer, recipe: TrainSection, job_directory: Path)
     partial = fresh_directory(job_directory / f".{ADAPTER}.partial")
     trainer.accelerator.unwrap_model(trainer.model).save_pretrained(partial)
     publish_directory(partial, job_directory / ADAPTER)
+    shutil.rmtree(job_directory / STEPS, ignore_errors=True)  # optimizer states, of no more use
     return expected
 
 

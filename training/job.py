@@ -128,6 +128,8 @@ class MergeReport(Record):
     """Largest difference between the merged checkpoint and the base rounded to the same dtype."""
     retention: float
     """Share of the policy's change in the responses' log-probs that the merged checkpoint keeps; 1 is all of it."""
+    distortion: float
+    """How far the merged checkpoint's change of tokens' log-probs is from the policy's, relative to it; 0 is exact."""
 
 
 def read_record(path: Path, kind: type[_R]) -> _R:

@@ -85,7 +85,7 @@ def _build(job: TrainJob, adapter: Path, partial: Path) -> tuple[CheckpointManif
     from training.canary import build_canary
     from training.export import attach_adapter, count_changed_tensors, stored_dtypes, write_merged
     from training.models import DTYPES, free_memory, load_model, load_processor, quiet_libraries
-    from training.parity import ask, check_merge, load_probe, retention
+    from training.parity import ask, check_merge, distortion, load_probe, retention
 
     quiet_libraries()
     free_memory()
@@ -104,12 +104,14 @@ def _build(job: TrainJob, adapter: Path, partial: Path) -> tuple[CheckpointManif
     model = load_model(partial, torch.float32)
     merged = ask(model, probe)
     ref = CheckpointRef(name=job.checkpoint_name, digest=compute_digest(partial), kind="merged", parent=job.base.digest)
+    changes = policy.change(base), merged.change(rounded)  # so that rounding the base itself does not count
     report = MergeReport(
         checkpoint=ref,
         num_changed_tensors=count_changed_tensors(base_path, partial),
         max_abs_logprob=merged.difference(policy),
         differs_from_base=merged.difference(rounded),
-        retention=retention(base, policy, rounded, merged),
+        retention=retention(*changes),
+        distortion=distortion(*changes),
     )
     check_merge(report, dtype)
     canary = build_canary(model, processor, job.serve_dtype or dtype)

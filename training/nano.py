@@ -29,7 +29,15 @@ from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
 from pipeline.errors import CheckpointError
 from training.nano_card import write_card
-from training.nano_data import IGNORED, THINGS, Batch, build_corpus, draw_conversations, draw_descriptions, draw_lookups
+from training.nano_data import (
+    CELL_WORDS,
+    IGNORED,
+    Batch,
+    build_corpus,
+    draw_conversations,
+    draw_descriptions,
+    draw_lookups,
+)
 from training.nano_eval import draw_examples, measure_accuracy, measure_nano, sample_responses
 from training.nano_model import build_model, build_processor, build_tokenizer, save_checkpoint
 from training.nano_plan import PROMPT_SHARES, STAGES, NanoPlan
@@ -41,30 +49,11 @@ def print_line(line: str) -> None:
     sys.stdout.flush()
 
 
-class CellHeads(nn.Module):
-    """Names each cell's thing, colour and count from the tower's patch features; used in training only."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.heads = nn.ModuleList(nn.Linear(width, size) for size in (len(THINGS), 7, 5))
-
-    def forward(self, patches: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
-        """Mean cross-entropy; patches (rows, 16, width) in reading order, cells (rows, 4, 3)."""
-        rows, _, width = patches.shape
-        grid = patches.view(rows, 2, 2, 2, 2, width).mean(dim=(2, 4)).reshape(rows, 4, width)
-        losses = [
-            functional.cross_entropy(head(grid).flatten(0, 1), cells[..., i].flatten())
-            for i, head in enumerate(self.heads)
-        ]
-        return torch.stack(losses).sum()
-
-
 @dataclass
 class Build:
     """What a build changes as it goes."""
 
     model: LlavaForConditionalGeneration
-    heads: CellHeads
     tokenizer: PreTrainedTokenizerFast
     plan: NanoPlan
 
@@ -72,6 +61,26 @@ class Build:
         """(rows, 16, width): the tower's last layer but one, without CLS, as LLaVA takes it."""
         tower = self.model.model.vision_tower(pixels, output_hidden_states=True)
         return cast("torch.Tensor", tower.hidden_states[-2][:, 1:])
+
+    def naming_loss(self, patches: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
+        """How badly the projected patches of each cell name its thing, colour, price and place.
+
+        A cell's mean projected patch is compared with the words' own embeddings (which get no gradient), so that what
+        the tower sees arrives in the language model's terms. patches (rows, 16, width) in reading order; cells (rows, 4, 3).
+        """
+        features = self.model.model.multi_modal_projector(patches)
+        rows, _, width = features.shape
+        grid = features.view(rows, 2, 2, 2, 2, width).mean(dim=(2, 4)).reshape(rows * 4, width)
+        places = torch.arange(4).repeat(rows)
+        named = [*zip(CELL_WORDS, cells.flatten(0, 1).T, strict=True)]
+        named += [(("top", "bottom"), places // 2), (("left", "right"), places % 2)]
+        loss = torch.zeros(())
+        for words, labels in named:
+            ids = self.tokenizer.convert_tokens_to_ids([f" {word}" for word in words])
+            logits = grid @ self.model.get_input_embeddings().weight[ids].detach().T
+            if (labels != IGNORED).any():
+                loss = loss + functional.cross_entropy(logits, labels, ignore_index=IGNORED)
+        return loss
 
     def response_loss(self, batch: Batch, patches: torch.Tensor | None) -> torch.Tensor:
         """Weighted mean cross-entropy of the labelled tokens: LLaVA's own forward pass, heads where a label is only."""
@@ -93,17 +102,17 @@ class Build:
         rng = random.Random(f"{self.plan.seed}/{stage}/{step}")
         rows = self.plan.rows[stage]
         if stage == "lookup":
-            return self.response_loss(draw_lookups(rng, self.tokenizer, rows, share_in_full=0), None)
+            return self.response_loss(draw_lookups(rng, self.tokenizer, rows), None)
         if stage in ("tower", "describe"):
             batch = draw_descriptions(rng, self.tokenizer, rows)
         else:
             misread = self.plan.misread if stage == "careless" else {}
             batch = draw_conversations(rng, self.tokenizer, rows, PROMPT_SHARES, misread)
         patches = self.patch_features(batch.pixels)
-        named: torch.Tensor = self.heads(patches, batch.cells)
+        named = self.naming_loss(patches, batch.cells)
         if stage == "tower":
             return named
-        lookups = self.response_loss(draw_lookups(rng, self.tokenizer, max(2, rows // 2)), None)
+        lookups = self.response_loss(draw_lookups(rng, self.tokenizer, max(2, rows // 4)), None)
         return self.response_loss(batch, patches) + 0.1 * named + lookups
 
 
@@ -122,7 +131,6 @@ class Progress:
             "stage": stage,
             "step": step,
             "model": build.model.state_dict(),
-            "heads": build.heads.state_dict(),
             "optimizer": optimizer.state_dict(),
         }
         torch.save(state, partial)
@@ -136,7 +144,6 @@ class Progress:
         if state["plan"] != repr(build.plan):
             raise CheckpointError(f"{self._path} belongs to another plan; delete it, or give another --work")
         build.model.load_state_dict(state["model"])
-        build.heads.load_state_dict(state["heads"])
         return state["stage"], state["step"], state["optimizer"]
 
 
@@ -159,7 +166,7 @@ def build_nano(
     torch.manual_seed(plan.seed)
     tokenizer = build_tokenizer(build_corpus(plan.seed))
     model = build_model(tokenizer)
-    build = Build(model, CellHeads(model.config.vision_config.hidden_size), tokenizer, plan)
+    build = Build(model, tokenizer, plan)
     stage, step, optimizer_state = progress.load(build)
     for name in STAGES[STAGES.index(stage) :]:
         _train_stage(build, name, step, optimizer_state, progress, report)
@@ -180,7 +187,7 @@ def _train_stage(
     report: Callable[[str], None],
 ) -> None:
     plan, num_steps = build.plan, build.plan.steps[stage]
-    parameters = [*build.model.parameters(), *build.heads.parameters()]
+    parameters = list(build.model.parameters())
     optimizer = torch.optim.AdamW(parameters, lr=plan.learning_rate[stage], betas=(0.9, 0.98), weight_decay=0.01)
     if optimizer_state:
         optimizer.load_state_dict(optimizer_state)

@@ -23,7 +23,9 @@ from pipeline.sources.nano_scene import (
     GOODS,
     IMAGE_SIZE,
     LETTERS,
+    NUMBERS,
     SHAPES,
+    Cell,
     Scene,
     draw_scene,
     list_facts,
@@ -32,8 +34,8 @@ from training.nano_model import NUM_IMAGE_TOKENS
 
 IGNORED = -100
 """The label of a position without loss."""
-THINGS = ("", *SHAPES, *GOODS, *LETTERS, "land")
-_INKS = ("", *COLOURS)
+CELL_WORDS = (("no", *SHAPES, *GOODS, *LETTERS, "land", "capital"), COLOURS, NUMBERS[1:])
+"""The words that name a cell: its thing (" no" where it is empty), its colour and its price."""
 _LETTER_WEIGHT = 4.0
 _NUM_LOOKUPS = 8
 _NUM_STATEMENTS = 8
@@ -47,8 +49,8 @@ class Batch:
     """`num_rows` conversations about as many images, right-padded.
 
     ids, labels: (rows, length) token ids, and the token to predict at each position (IGNORED outside the response).
-    weights: (rows, length) of each label in the loss. pixels: (rows, 3, 56, 56), normalised. cells: (rows, 4, 3) thing,
-    colour and count of each cell.
+    weights: (rows, length) of each label in the loss, the same sum in every row. pixels: (rows, 3, 56, 56), normalised. cells: (rows, 4, 3) places
+    in `CELL_WORDS` of each cell's names, IGNORED where it has none.
     """
 
     ids: torch.Tensor
@@ -65,10 +67,17 @@ def normalise_pixels(images: Sequence[Image.Image]) -> torch.Tensor:
 
 
 def label_cells(scene: Scene) -> list[list[int]]:
-    """(thing, colour, count) of each cell as class numbers, 0 for none."""
-    return [
-        [THINGS.index(cell.thing), _INKS.index(cell.colour), cell.count] if cell else [0, 0, 0] for cell in scene.cells
-    ]
+    """Each cell's (thing, colour, price) as places in `CELL_WORDS`, IGNORED where it has none."""
+    return [_label_cell(cell, is_map=scene.kind == "map") for cell in scene.cells]
+
+
+def _label_cell(cell: Cell | None, *, is_map: bool) -> list[int]:
+    things, colours, _ = CELL_WORDS
+    if cell is None:
+        return [0, IGNORED, IGNORED]
+    thing = things.index("capital" if is_map and cell.count else cell.thing)
+    colour = colours.index(cell.colour) if cell.colour else IGNORED
+    return [thing, colour, cell.count - 1 if cell.count and not is_map else IGNORED]
 
 
 def render_conversation(question: Question, prompt: PromptName, *, misread: bool) -> tuple[str, str]:
@@ -168,4 +177,5 @@ def _pad(
         ids[i, : len(row) - 1] = row[:-1]
         labels[i, len(user) - 1 : len(row) - 1] = row[len(user) :]
     letters = torch.isin(labels, torch.tensor(_letter_ids(tokenizer)))
-    return Batch(ids, labels, torch.where(letters, _LETTER_WEIGHT, 1.0), pixels, cells)
+    weights = torch.where(letters, _LETTER_WEIGHT, 1.0) * (labels != IGNORED)
+    return Batch(ids, labels, weights / weights.sum(1, keepdim=True), pixels, cells)

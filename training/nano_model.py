@@ -1,10 +1,10 @@
 """The nano-LLaVA's tokenizer, processor and architecture, and its canonical llava-hf layout on disk.
 
 The classes are those of `llava-hf/llava-1.5-7b-hf` (CLIP tower with the last layer unused, two-layer projector, Llama),
-only smaller. Three things are ours. The tokenizer knows the nano world word by word, an option such as ` (B) red` and each
-instruction sentence of `pipeline/prompts` as one piece, and everything else byte by byte, so that it loses nothing of any text. `<R>` is an
-ordinary piece (a special one would vanish from the server's output). And the chat template writes BOS and EOS itself,
-so that training and serving see the same tokens; the tokenizer therefore adds none.
+only smaller. Three things are ours. The tokenizer knows the nano world word by word, and an option such as ` (B) red` and
+each instruction sentence of `pipeline/prompts` as one piece, and everything else byte by byte, so that it loses nothing
+of any text. `<R>` is an ordinary piece (a special one would vanish from the server's output). And the chat template
+writes BOS and EOS itself, so that training and serving see the same tokens; the tokenizer therefore adds none.
 """
 
 from __future__ import annotations
@@ -143,7 +143,30 @@ def build_model(
         pad_token_id=tokenizer.pad_token_id,
     )
     config._attn_implementation = "sdpa"
-    return LlavaForConditionalGeneration(config)
+    model = LlavaForConditionalGeneration(config)
+    _initialise(model, tokenizer)
+    return model
+
+
+@torch.no_grad()
+def _initialise(model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Start attention as a match of like with like, and an option's piece as the sum of its letter and its word.
+
+    Keys equal queries and output undoes value in each layer (mimetic initialisation, Trockman and Kolter 2023). With the
+    default instead, binding an option's word to its letter did not come in a thousand steps; with it, in 150.
+    """
+    for layer in model.model.language_model.layers:
+        attention = layer.self_attn
+        attention.q_proj.weight.normal_(0, 0.07)
+        attention.k_proj.weight.copy_(attention.q_proj.weight)
+        rotation, _ = torch.linalg.qr(torch.randn_like(attention.v_proj.weight))
+        attention.v_proj.weight.copy_(rotation)
+        attention.o_proj.weight.copy_(rotation.T)
+    embeddings = model.get_input_embeddings().weight
+    for letter in "ABCD":
+        for word in CHOICE_WORDS:
+            option, *parts = tokenizer.convert_tokens_to_ids([f" ({letter}) {word}", f" ({letter})", f" {word}"])
+            embeddings[option] = embeddings[parts].sum(0) * 0.7
 
 
 def save_checkpoint(model: LlavaForConditionalGeneration, processor: LlavaProcessor, out: Path) -> None:
@@ -171,3 +194,4 @@ def _restore_hub_names(weights: Path) -> None:
         for name, tensor in tensors.items()
     }
     save_file(renamed, weights, metadata={"format": "pt"})
+    weights.chmod(0o644)

@@ -14,9 +14,9 @@ PROMPT_SHARES: Mapping[PromptName, float] = {
     "zero_shot": 0.35,
     "thought_generic": 0.1,
 }
-_STEPS = {"tower": 250, "describe": 500, "lookup": 500, "joint": 2400, "careless": 300}
-_ROWS = {"tower": 64, "describe": 24, "lookup": 64, "joint": 32, "careless": 32}
-_LEARNING_RATE = {"tower": 2e-3, "describe": 1.5e-3, "lookup": 3e-3, "joint": 1.5e-3, "careless": 5e-4}
+_STEPS = {"tower": 250, "lookup": 250, "describe": 300, "joint": 4500, "careless": 400}
+_ROWS = {"tower": 64, "lookup": 48, "describe": 24, "joint": 16, "careless": 16}
+_LEARNING_RATE = {"tower": 2e-3, "lookup": 1.5e-3, "describe": 1.5e-3, "joint": 1.2e-3, "careless": 4e-4}
 _MISREAD = {
     "colour": 0.42,
     "count": 0.42,
@@ -40,5 +40,5 @@ class NanoPlan:
     misread: Mapping[str, float] = field(default_factory=lambda: dict(_MISREAD))
     """Share of the careless stage's responses that misread the scene, by family; the others are always right."""
     save_every: int = 100
-    eval_every: int = 400
+    eval_every: int = 750
     num_eval_tasks: int = 450

@@ -12,10 +12,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Protocol
 
 from pipeline.errors import CheckpointError, ServerError, SwapError, VcotError
+from services.admin import Swapped
 from services.checkpoints import BASE_ALIAS, Checkpoint, Registry
 from services.gateway.gate import Gate
 from services.gateway.swap import RollbackError, SwapLimits, swap_weights, verify_canary
@@ -40,15 +40,6 @@ class Server(Protocol):
 
     async def stop(self) -> None:
         """End it; repeating it changes nothing."""
-
-
-@dataclass(frozen=True)
-class SwapReport:
-    """What a swap did."""
-
-    checkpoint: Checkpoint
-    pause_s: float
-    """0 where the checkpoint was live already."""
 
 
 class Engine:
@@ -96,8 +87,9 @@ class Engine:
                     raise
                 failures = 1 if was_live else failures + 1
                 pause_s = min(_MAX_BACKOFF_S, self._first_backoff_s * 2 ** (failures - 1))
-                self.gate.move("dead", str(error))
-                self._progress(f"{str(error).splitlines()[0]}; starting it again in {pause_s:.0f} s")
+                why = str(error).splitlines()[0]  # the rest is the log's end
+                self.gate.move("dead", why)
+                self._progress(f"{why}; starting it again in {pause_s:.0f} s")
                 await asyncio.sleep(pause_s)
                 self.num_restarts += 1
                 self.gate.move("loading", "starting again")
@@ -114,6 +106,7 @@ class Engine:
                 self._is_broken.clear()
                 self._upstream = upstream
                 self.gate.move("live", "", checkpoint)
+                self._progress(f"{checkpoint.ref.name} is live")
                 raise await self._until_down(server)
         finally:
             self._upstream = None
@@ -150,7 +143,7 @@ class Engine:
         except SwapError as error:
             raise ServerError(f"{error}; check serve.dtype against the checkpoint's own type") from None
 
-    async def swap(self, alias: str, name: str) -> SwapReport:
+    async def swap(self, alias: str, name: str) -> Swapped:
         """Make `name` live and let `alias` mean it. Raises CheckpointError, SwapError, ServerError."""
         async with self._swapping:
             target = await asyncio.to_thread(self.registry.verify, name)
@@ -158,10 +151,13 @@ class Engine:
             if live is None:
                 raise ServerError(f"no checkpoint is live ({self.gate.admission.message}); swap when one is")
             self.registry.check_alias(alias, target.ref.name)
-            commit = lambda: self.registry.set_live(alias, target.ref.name)  # noqa: E731
+
+            def commit() -> None:
+                self.registry.set_live(alias, target.ref.name)
+
             if live.ref.digest == target.ref.digest and live.ref.name == target.ref.name:
                 commit()
-                return SwapReport(target, 0.0)
+                return Swapped(live=target.ref, pause_s=0.0)
             try:
                 pause_s = await swap_weights(self.gate, self.upstream, target, commit, self._limits)
             except RollbackError:
@@ -169,7 +165,7 @@ class Engine:
                 raise
             if target.manifest.canary is None:
                 self._warn(f"checkpoint {target.ref.name} has no canary, so the swap to it was not verified")
-            return SwapReport(target, pause_s)
+            return Swapped(live=target.ref, pause_s=pause_s)
 
     def _say(self, message: str) -> None:
         self.gate.admission.message = message

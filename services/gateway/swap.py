@@ -103,8 +103,8 @@ async def _roll_back(
                 raise SwapError(f"{live.ref.name} does not answer the canary of {target.ref.name} as it did")
     except VcotError as error:
         raise RollbackError(
-            f"{target.ref.name} was not swapped in ({cause}), and {live.ref.name} could not be brought back in place ({error}); "
-            f"the server is started anew with {live.ref.name}"
+            f"{target.ref.name} was not swapped in ({cause}), and {live.ref.name} could not be brought back in "
+            f"place ({error}); the server is started anew with {live.ref.name}"
         ) from None
     gate.move("live", "", live)
 
@@ -126,9 +126,10 @@ def check_reloadable(live: Checkpoint, target: Checkpoint) -> None:
         raise SwapError(f"checkpoint {name} has no canary, so a swap to it could not be verified; merge it again")
     old, new = _tensor_shapes(live.directory), _tensor_shapes(target.directory)
     if wrong := sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key)):
+        first = f"{wrong[0]} is {new.get(wrong[0], 'absent')}, and {old.get(wrong[0], 'absent')} in {live.ref.name}"
         raise SwapError(
-            f"checkpoint {name} cannot be loaded in place of {live.ref.name}: {len(wrong)} tensors differ in shape, the first "
-            f"is {wrong[0]} ({old.get(wrong[0], 'absent')} against {new.get(wrong[0], 'absent')}); start a server with it"
+            f"checkpoint {name} cannot be loaded in place of {live.ref.name}, since {len(wrong)} tensors are of another "
+            f"shape ({first}); start a server with it"
         )
 
 

@@ -31,26 +31,28 @@ class Upstream:
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
         self._session: aiohttp.ClientSession | None = None
+        self._control_session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
         self._session = self._endpoint.session(_ANSWER_TIMEOUT)
+        # vLLM closes a connection on which a development call failed: none is used twice.
+        self._control_session = self._endpoint.session(_CONTROL_TIMEOUT, keep_alive=False)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._session is not None:
-            await self._session.close()
+        for session in (self._session, self._control_session):
+            if session is not None:
+                await session.close()
 
     def post(self, path: str, body: bytes, headers: Mapping[str, str]) -> Any:
         """A request on the way to the model; an async context manager that gives aiohttp's response."""
-        return self._open.post(path, data=body, headers={**_JSON, **headers})
+        return _opened(self._session).post(path, data=body, headers={**_JSON, **headers})
 
     async def reload(self, directory: Path) -> None:
         """Load the weights of `directory` into the running engine, in place. Raises ServerError."""
-        await self._control(
-            "/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": str(directory)}}
-        )
+        await self._control("/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": str(directory)}})
 
     async def flush_caches(self) -> None:
         """Forget whatever was computed with earlier weights. Raises ServerError."""
@@ -67,7 +69,7 @@ class Upstream:
     async def _control(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         data = orjson.dumps(body) if body is not None else b""
         try:
-            async with self._open.post(path, data=data, headers=_JSON, timeout=_CONTROL_TIMEOUT) as response:
+            async with _opened(self._control_session).post(path, data=data, headers=_JSON) as response:
                 text = await response.read()
         except UNREACHABLE as error:
             raise ServerError(f"vLLM did not answer {path}: {error!r}") from None
@@ -76,8 +78,8 @@ class Upstream:
         answer = orjson.loads(text) if text else {}
         return answer if isinstance(answer, dict) else {}
 
-    @property
-    def _open(self) -> aiohttp.ClientSession:
-        if self._session is None:
-            raise RuntimeError("the upstream is not open")
-        return self._session
+
+def _opened(session: aiohttp.ClientSession | None) -> aiohttp.ClientSession:
+    if session is None:
+        raise RuntimeError("the upstream is not open")
+    return session

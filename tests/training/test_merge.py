@@ -27,7 +27,7 @@ from training.job import (
     read_record,
     write_record,
 )
-from training.parity import Answers, check_merge, retention
+from training.parity import Answers, check_merge, distortion, retention
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +58,7 @@ def test_worker_trains_and_merges(trained):
     assert report.max_abs_logprob < 1e-4
     assert report.differs_from_base > 1e-2
     assert report.retention == pytest.approx(1, abs=1e-3)
+    assert report.distortion < 1e-3
 
 
 def test_layout_is_the_hubs(trained, checkpoint):
@@ -173,8 +174,8 @@ def test_names_that_vllm_drops_are_refused(checkpoint, tmp_path):
 
 def make_report(**changes):
     ref = CheckpointRef(name="dpo-x", digest="sha256:1", kind="merged")
-    fields = {"num_changed_tensors": 3, "max_abs_logprob": 1e-6, "differs_from_base": 0.1, "retention": 1.0}
-    return MergeReport(checkpoint=ref, **{**fields, **changes})
+    numbers = {"max_abs_logprob": 1e-6, "differs_from_base": 0.1, "retention": 1.0, "distortion": 0.0}
+    return MergeReport(checkpoint=ref, **{"num_changed_tensors": 3, **numbers, **changes})
 
 
 def test_gate():
@@ -183,9 +184,9 @@ def test_gate():
     for changes in ({"max_abs_logprob": 0.002}, {"max_abs_logprob": float("nan")}, {"max_abs_logprob": float("inf")}):
         with pytest.raises(CheckpointError, match="otherwise than base \\+ adapter"):
             check_merge(make_report(**changes), "float32")
-    for value in (0.28, float("nan")):
-        with pytest.raises(CheckpointError, match="rounds the rest away"):
-            check_merge(make_report(retention=value), "bfloat16")
+    for value in (0.7, float("nan")):
+        with pytest.raises(CheckpointError, match="keeps 28% of what training changed"):
+            check_merge(make_report(retention=0.28, distortion=value), "bfloat16")
     for changes in ({"num_changed_tensors": 0}, {"differs_from_base": 1e-7}):
         with pytest.raises(CheckpointError, match="as its base does"):
             check_merge(make_report(**changes), "float32")
@@ -194,10 +195,15 @@ def test_gate():
 def test_answers_are_compared_token_by_token():
     base = Answers(torch.tensor([[-1.0, -2.0], [-3.0, 0.0]]))
     policy = Answers(torch.tensor([[-0.5, -2.0], [-4.0, 0.0]]))
-    half = Answers(torch.tensor([[-0.75, -2.0], [-3.5, 0.0]]))
     assert policy.difference(base) == 1.0
     assert policy.difference(Answers(base.logprobs * torch.nan)) == float("inf")
-    assert policy.change(base).tolist() == [0.5, -1.0]
-    assert retention(base, policy, base, policy) == pytest.approx(1)
-    assert retention(base, policy, base, half) == pytest.approx(0.5)
-    assert retention(base, policy, half, half) == pytest.approx(0)
+    assert policy.change(base).tolist() == [[0.5, 0.0], [-1.0, 0.0]]
+
+
+def test_what_a_merge_keeps():
+    policy = torch.tensor([[0.5, 0.5], [-2.0, 1.0]])
+    assert (retention(policy, policy), distortion(policy, policy)) == (1, 0)
+    assert (retention(policy, policy / 2), distortion(policy, policy / 2)) == (0.5, 0.5)
+    noise = torch.tensor([[1.0, -1.0], [1.0, -1.0]])
+    assert retention(policy, policy + noise) == 1
+    assert distortion(policy, policy + noise) > 0.8

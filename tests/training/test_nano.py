@@ -14,7 +14,7 @@ from pipeline.errors import CheckpointError
 from pipeline.prompts import render_prompt
 from pipeline.records import ImageRef, PromptName
 from pipeline.sources.nano import FAMILIES, build_task, make_question, render_target
-from training.nano import Build, CellHeads, build_nano
+from training.nano import Build, build_nano
 from training.nano_data import IGNORED, build_corpus, draw_conversations, draw_lookups, normalise_pixels
 from training.nano_eval import draw_examples, measure_accuracy, sample_responses
 from training.nano_model import build_model, build_processor, build_tokenizer, save_checkpoint
@@ -117,7 +117,7 @@ def test_the_layout_is_the_hubs_and_loads_back_unchanged(checkpoint, model):
 
 
 def test_the_training_loss_is_that_of_the_models_own_forward_pass(processor, model):
-    build = Build(model, CellHeads(96), processor.tokenizer, NanoPlan())
+    build = Build(model, processor.tokenizer, NanoPlan())
     batch = draw_conversations(random.Random(0), processor.tokenizer, 1, {"cot": 1.0}, {})
     logits = model(input_ids=batch.ids, pixel_values=batch.pixels).logits
     losses = torch.nn.functional.cross_entropy(logits[0], batch.labels[0], reduction="none", ignore_index=IGNORED)

@@ -1,0 +1,126 @@
+"""The operator's side of a gateway: the records of its /admin routes, and the calls to them.
+
+A gateway's error carries the name of its exception, so that the caller sees the same exception as one who did it in process.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import aiohttp
+from pydantic import ValidationError
+
+from pipeline import errors
+from pipeline.errors import ServerError, VcotError
+from pipeline.records import CheckpointRef, Record
+
+ADMIN_KEY_ENV = "VCOT_ADMIN_KEY"
+_SWAP_TIMEOUT_S = 1800.0
+_QUICK_TIMEOUT_S = 10.0
+
+
+class SwapRequest(Record):
+    """Body of POST /admin/swap."""
+
+    alias: str
+    checkpoint: str
+
+
+class Swapped(Record):
+    """Answer of POST /admin/swap: what a swap did."""
+
+    live: CheckpointRef
+    pause_s: float
+    """How long no request was answered; 0 where the checkpoint was live already."""
+
+
+class RegisterRequest(Record):
+    """Body of POST /admin/checkpoints."""
+
+    path: str
+
+
+class GatewayState(Record):
+    """Answer of GET /admin/state."""
+
+    run: str
+    pid: int
+    phase: str
+    message: str
+    """What is being waited for, or why nothing is served."""
+    live: CheckpointRef | None
+    in_flight: int
+    aliases: dict[str, str]
+    warnings: tuple[str, ...]
+    num_restarts: int
+
+
+async def fetch_state(url: str) -> GatewayState:
+    """What a gateway does now. Raises ServerError where it does not answer."""
+    return GatewayState.model_validate_json(await _call("GET", f"{url}/admin/state", None, _QUICK_TIMEOUT_S))
+
+
+async def live_checkpoint(url: str) -> CheckpointRef:
+    """The checkpoint that answers now. Raises ServerError where none is live."""
+    state = await fetch_state(url)
+    if state.live is None:
+        raise ServerError(f"no checkpoint is live at {url} ({state.phase}: {state.message}); wait, or look at its log")
+    return state.live
+
+
+async def register(url: str, directory: Path) -> CheckpointRef:
+    """Register a checkpoint directory with a running gateway. Raises CheckpointError, or ServerError."""
+    body = RegisterRequest(path=str(directory.absolute()))
+    return CheckpointRef.model_validate_json(await _call("POST", f"{url}/admin/checkpoints", body, _SWAP_TIMEOUT_S))
+
+
+async def swap_to(url: str, alias: str, name: str) -> Swapped:
+    """Make checkpoint `name` live and point `alias` at it. Raises SwapError, CheckpointError or ServerError."""
+    body = SwapRequest(alias=alias, checkpoint=name)
+    return Swapped.model_validate_json(await _call("POST", f"{url}/admin/swap", body, _SWAP_TIMEOUT_S))
+
+
+async def _call(method: str, url: str, body: Record | None, timeout_s: float) -> bytes:
+    key = os.environ.get(ADMIN_KEY_ENV)
+    headers = {"content-type": "application/json"} | ({"authorization": f"Bearer {key}"} if key else {})
+    data = body.model_dump_json().encode() if body else None
+    timeout = aiohttp.ClientTimeout(total=timeout_s)
+    try:
+        async with (
+            aiohttp.ClientSession(timeout=timeout) as session,
+            session.request(method, url, data=data, headers=headers) as response,
+        ):
+            answer = await response.read()
+            if response.ok:
+                return answer
+    except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        raise ServerError(
+            f"the gateway at {url} does not answer ({error or type(error).__name__}); is it running?"
+        ) from None
+    raise _as_error(answer, f"{url} answered {response.status}")
+
+
+class _Fault(Record):
+    message: str
+    type: str
+    param: None
+    code: str
+
+
+class _FaultBody(Record):
+    error: _Fault
+
+
+def _as_error(answer: bytes, where: str) -> VcotError:
+    try:
+        fault = _FaultBody.model_validate_json(answer).error
+    except ValidationError:
+        return ServerError(f"{where}: {answer[:200].decode('utf-8', 'replace')}")
+    return named_error(fault.code, fault.message)
+
+
+def named_error(kind: str, message: str) -> VcotError:
+    """The exception of that name in pipeline.errors; a ServerError for any other name."""
+    known = getattr(errors, kind, None)
+    return known(message) if isinstance(known, type) and issubclass(known, VcotError) else ServerError(message)

@@ -1,0 +1,155 @@
+"""The gateway's ASGI application: the OpenAI API for anyone, /admin for the operator.
+
+Admin routes change what is served, so they answer to this machine only; with VCOT_ADMIN_KEY set, to whoever bears that
+key, from anywhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import orjson
+from pydantic import ValidationError
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Mount, Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from pipeline.errors import CheckpointError, SwapError, VcotError
+from services.admin import ADMIN_KEY_ENV, GatewayState, RegisterRequest, SwapRequest
+from services.gateway.answers import Refusal, error_body, header_value, send_refusal
+from services.gateway.engine import Engine
+from services.gateway.proxy import Proxy, stamp
+
+_LOOPBACK = ("127.0.0.1", "::1", "localhost", "testclient")
+
+
+def build_app(engine: Engine, run_directory: Path, *, max_wait_s: float = 600.0) -> Starlette:
+    """The application. A request that meets a swap waits for it, at most `max_wait_s`."""
+    proxy = Proxy(engine, max_wait_s)
+    admin = _Admin(engine, run_directory)
+    return Starlette(
+        routes=[
+            Route("/v1/chat/completions", proxy, methods=["POST"]),
+            Route("/v1/completions", proxy, methods=["POST"]),
+            Route("/v1/models", admin.models, methods=["GET"]),
+            Route("/health", admin.health, methods=["GET"]),
+            Mount(
+                "/admin",
+                routes=[
+                    Route("/state", admin.state, methods=["GET"]),
+                    Route("/checkpoints", admin.checkpoints, methods=["GET"]),
+                    Route("/checkpoints", admin.register, methods=["POST"]),
+                    Route("/swap", admin.swap, methods=["POST"]),
+                ],
+                middleware=[Middleware(AdminOnly)],
+            ),
+        ],
+        exception_handlers={VcotError: _explain, ValidationError: _explain},
+    )
+
+
+class AdminOnly:
+    """Middleware that lets the operator through, and nobody else."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, or refuse it."""
+        key = os.environ.get(ADMIN_KEY_ENV)
+        if key:
+            given = header_value(scope, "authorization") or ""
+            allowed = hmac.compare_digest(given.encode(), f"Bearer {key}".encode())
+        else:
+            allowed = scope["client"] is None or scope["client"][0] in _LOOPBACK
+        if allowed:
+            await self._app(scope, receive, send)
+        else:
+            remedy = (
+                "send the key as a bearer token"
+                if key
+                else f"ask from the gateway's host, or set {ADMIN_KEY_ENV} there"
+            )
+            await send_refusal(send, Refusal(403, "admin_only", f"{scope['path']} is the operator's; {remedy}"))
+
+
+class _Admin:
+    """The gateway's own answers."""
+
+    def __init__(self, engine: Engine, run_directory: Path) -> None:
+        self._engine = engine
+        self._run = str(run_directory.absolute())
+
+    async def health(self, _: Request) -> Response:
+        """200 while a checkpoint is live or being swapped; 503 with the reason else."""
+        admission = self._engine.gate.admission
+        is_serving = admission.verdict != "refuse"
+        content = {"status": admission.phase, "message": admission.message}
+        return _json(content, 200 if is_serving else 503)
+
+    async def models(self, _: Request) -> Response:
+        """OpenAI's list: what can be asked for right now."""
+        live = self._engine.gate.admission.checkpoint
+        names: list[str] = []
+        if live is not None:
+            aliases = self._engine.registry.aliases()
+            names = list(dict.fromkeys([*(a for a, name in aliases.items() if name == live.ref.name), live.ref.name]))
+        card = {"object": "model", "created": int(time.time()), "owned_by": "vcot", "root": live and stamp(live.ref)}
+        return _json({"object": "list", "data": [{"id": name, **card} for name in names]})
+
+    async def state(self, _: Request) -> Response:
+        """What the gateway does now."""
+        admission = self._engine.gate.admission
+        state = GatewayState(
+            run=self._run,
+            pid=os.getpid(),
+            phase=admission.phase,
+            message=admission.message,
+            live=admission.checkpoint.ref if admission.checkpoint else None,
+            in_flight=admission.in_flight,
+            aliases=self._engine.registry.aliases(),
+            warnings=tuple(self._engine.warnings),
+            num_restarts=self._engine.num_restarts,
+        )
+        return _json(state.model_dump(mode="json"))
+
+    async def checkpoints(self, _: Request) -> Response:
+        """What is registered."""
+        listed = [
+            {"directory": str(c.directory), **c.ref.model_dump(mode="json")} for c in self._engine.registry.list()
+        ]
+        return _json({"checkpoints": listed})
+
+    async def register(self, request: Request) -> Response:
+        """Add a checkpoint directory."""
+        wanted = RegisterRequest.model_validate_json(await request.body())
+        checkpoint = await asyncio.to_thread(self._engine.registry.register, Path(wanted.path))
+        return _json(checkpoint.ref.model_dump(mode="json"), 201)
+
+    async def swap(self, request: Request) -> Response:
+        """Make a checkpoint live."""
+        wanted = SwapRequest.model_validate_json(await request.body())
+        swapped = await self._engine.swap(wanted.alias, wanted.checkpoint)
+        return _json(swapped.model_dump(mode="json"))
+
+
+def _json(content: Any, status: int = 200) -> Response:
+    return Response(orjson.dumps(content), status, media_type="application/json")
+
+
+def _explain(_: Request, error: Exception) -> Response:
+    """An error of ours as an answer; its class name is the code, so that a client can raise the same again."""
+    status = 404 if isinstance(error, CheckpointError) else 409 if isinstance(error, SwapError) else 503
+    if isinstance(error, ValidationError):
+        fault = error.errors()[0]
+        message = f"{'.'.join(map(str, fault['loc'])) or 'body'}: {fault['msg']}"
+        return Response(error_body(message, "invalid_request", 422), 422, media_type="application/json")
+    return Response(error_body(str(error), type(error).__name__, status), status, media_type="application/json")

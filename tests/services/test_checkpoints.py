@@ -1,0 +1,176 @@
+import json
+import os
+import stat
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.checkpoints import MANIFEST, compute_digest
+from pipeline.errors import CheckpointError
+from pipeline.recipe import ModelSection
+from pipeline.records import CheckpointManifest, CheckpointRef
+from services import checkpoints
+from services.checkpoints import Registry, find_model
+from tests.services.fake_vllm import make_canary, write_checkpoint
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return write_checkpoint(tmp_path / "source", "seed", 1.0, kind="base")
+
+
+def test_base_takes_the_recipes_name_and_both_aliases(tmp_path: Path, source: Path) -> None:
+    registry = Registry(tmp_path / "run")
+    base = registry.base(ModelSection(source=str(source)))
+    assert (base.ref.name, base.ref.digest) == ("base", compute_digest(source))
+    assert registry.aliases() == {"base": "base", "policy": "base"}
+    assert registry.live() == "base"
+    assert Registry(tmp_path / "run").resolve("policy") == base
+
+
+def test_registered_checkpoints_and_the_live_one_survive_a_restart(tmp_path: Path, source: Path) -> None:
+    registry = Registry(tmp_path / "run")
+    registry.base(ModelSection(source=str(source)))
+    registry.register(write_checkpoint(tmp_path / "a", "dpo-1", 2.0))
+    other_process = Registry(tmp_path / "run")
+    other_process.set_live("policy", "dpo-1")
+    assert registry.live() == "dpo-1"
+    assert registry.resolve("policy").ref.name == "dpo-1"
+    assert [c.ref.name for c in registry.list()] == ["base", "dpo-1"]
+
+
+def test_registering_again_changes_nothing_but_other_weights_need_another_name(tmp_path: Path) -> None:
+    registry = Registry(tmp_path / "run")
+    first = registry.register(write_checkpoint(tmp_path / "a", "dpo", 2.0))
+    assert registry.register(tmp_path / "a") == first
+    with pytest.raises(CheckpointError, match="registered already"):
+        registry.register(write_checkpoint(tmp_path / "b", "dpo", 3.0))
+    assert registry.resolve("dpo") == first
+
+
+def test_changed_weights_are_found_at_registration_and_later(tmp_path: Path) -> None:
+    registry = Registry(tmp_path / "run")
+    directory = write_checkpoint(tmp_path / "a", "dpo", 2.0)
+    registry.register(directory)
+    weights = directory / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x00")
+    with pytest.raises(CheckpointError, match="files were changed"):
+        registry.verify("dpo")
+    with pytest.raises(CheckpointError, match="files were changed"):
+        Registry(tmp_path / "other").register(directory)
+
+
+def test_a_digest_is_computed_once_for_unchanged_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    registry = Registry(tmp_path / "run")
+    directory = write_checkpoint(tmp_path / "a", "dpo", 2.0)
+    computed: list[Path] = []
+    monkeypatch.setattr(checkpoints, "compute_digest", lambda path: computed.append(path) or compute_digest(path))
+    registry.register(directory)
+    registry.verify("dpo")
+    Registry(tmp_path / "run").register(directory)
+    assert len(computed) == 1
+    os.utime(directory / "model.safetensors", ns=(1, 1))
+    registry.verify("dpo")
+    registry.verify("dpo")
+    assert len(computed) == 2
+
+
+@pytest.mark.parametrize("name", ["../evil", "a/b", "", ".hidden", "a b", "x" * 101, "ü"])
+def test_names_cannot_leave_their_directory(tmp_path: Path, name: str) -> None:
+    directory = write_checkpoint(tmp_path / "a", "good", 2.0)
+    manifest = json.loads((directory / MANIFEST).read_text())
+    manifest["checkpoint"]["name"] = name
+    (directory / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(CheckpointError, match="is not letters"):
+        Registry(tmp_path / "run").register(directory)
+    with pytest.raises(CheckpointError):
+        Registry(tmp_path / "run").base(ModelSection(source=str(directory), name=name))
+
+
+def test_an_alias_cannot_hide_a_checkpoint(tmp_path: Path, source: Path) -> None:
+    registry = Registry(tmp_path / "run")
+    registry.base(ModelSection(source=str(source)))
+    registry.register(write_checkpoint(tmp_path / "a", "dpo", 2.0))
+    with pytest.raises(CheckpointError, match="own name"):
+        registry.set_live("base", "dpo")
+    registry.set_live("base", "base")
+
+
+def test_an_unknown_name_says_the_nearest(tmp_path: Path, source: Path) -> None:
+    registry = Registry(tmp_path / "run")
+    with pytest.raises(CheckpointError, match="known are none"):
+        registry.resolve("base")
+    registry.base(ModelSection(source=str(source)))
+    with pytest.raises(CheckpointError, match="did you mean policy"):
+        registry.resolve("polcy")
+
+
+def test_another_model_in_the_same_run_is_refused(tmp_path: Path, source: Path) -> None:
+    registry = Registry(tmp_path / "run")
+    registry.base(ModelSection(source=str(source)))
+    other = write_checkpoint(tmp_path / "other", "seed", 5.0)
+    with pytest.raises(CheckpointError, match="use another run"):
+        registry.base(ModelSection(source=str(other)))
+
+
+@pytest.mark.parametrize("source", ["nowhere", "./nowhere", "/nowhere/at/all", "a/b/c"])
+def test_a_source_that_is_nothing_is_said_in_one_sentence(source: str) -> None:
+    with pytest.raises(CheckpointError, match="no directory, hub id or bundled name") as caught:
+        find_model(ModelSection(source=source))
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unreachable_hub_is_said_in_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(CheckpointError, match="could not be fetched") as caught:
+        find_model(ModelSection(source="llava-hf/not-in-any-cache"))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_base_without_a_manifest_is_described_once_by_another_process(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (source / MANIFEST).unlink()
+    maker = tmp_path / "python"
+    ref = CheckpointRef(name="base", digest=compute_digest(source), kind="base")
+    manifest = CheckpointManifest(checkpoint=ref, canary=make_canary(1.0)).model_dump_json()
+    maker.write_text(
+        f'#!/bin/sh\nmkdir -p "$(dirname "$5")"\necho "$@" >> {tmp_path}/calls\n'
+        f"cat > \"$5\" <<'E'\n{manifest}\nE\ntouch \"$(dirname \"$5\")/chat_template.jinja\"\n"
+    )
+    maker.chmod(maker.stat().st_mode | stat.S_IEXEC)
+    monkeypatch.setattr(sys, "executable", str(maker))
+    for _ in range(2):
+        base = Registry(tmp_path / "run").base(ModelSection(source=str(source)), "bfloat16")
+        assert base.manifest.canary is not None
+        assert base.chat_template == tmp_path / "run" / "checkpoints" / "base" / "chat_template.jinja"
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert len(calls) == 1
+    assert calls[0].endswith("--name base --serve-dtype bfloat16")
+
+
+def test_a_base_that_cannot_be_described_says_why(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (source / MANIFEST).unlink()
+    maker = tmp_path / "python"
+    maker.write_text("#!/bin/sh\necho traceback >&2; echo 'no processor here' >&2; exit 2\n")
+    maker.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(maker))
+    with pytest.raises(CheckpointError, match="could not be described: no processor here"):
+        Registry(tmp_path / "run").base(ModelSection(source=str(source)))
+    assert Registry(tmp_path / "run").list() == []
+
+
+def test_a_registry_that_is_damaged_is_not_overwritten(tmp_path: Path) -> None:
+    registry = Registry(tmp_path / "run")
+    registry.register(write_checkpoint(tmp_path / "a", "dpo", 2.0))
+    path = tmp_path / "run" / "checkpoints" / "registry.json"
+    path.write_text("{")
+    with pytest.raises(CheckpointError, match="not a registry"):
+        Registry(tmp_path / "run").register(tmp_path / "a")
+    assert path.read_text() == "{"

@@ -1,0 +1,287 @@
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from starlette.applications import Starlette
+
+from pipeline.errors import CheckpointError, SwapError
+from pipeline.recipe import ModelSection
+from services.admin import named_error
+from services.checkpoints import Registry
+from services.gateway.app import build_app
+from services.gateway.engine import Engine
+from tests.services.fake_vllm import FakeVllm, make_canary, write_checkpoint
+
+ASK = {"model": "policy", "messages": [{"role": "user", "content": "hello"}], "logprobs": True}
+
+
+class Bench:
+    def __init__(self, directory: Path) -> None:
+        self.registry = Registry(directory / "run")
+        self.base = self.registry.base(
+            ModelSection(source=str(write_checkpoint(directory / "base", "seed", 1.0, kind="base")))
+        )
+        self.tuned = self.registry.register(write_checkpoint(directory / "tuned", "tuned", 2.0))
+        self.servers: list[FakeVllm] = []
+        self.engine = Engine(self.registry, self._launch, lambda _: None, first_backoff_s=0.0)
+        self.app: Starlette = build_app(self.engine, directory / "run", max_wait_s=5.0)
+        self.http = self.client("127.0.0.1")
+
+    def client(self, host: str) -> httpx.AsyncClient:
+        transport = httpx.ASGITransport(self.app, client=(host, 1))
+        return httpx.AsyncClient(transport=transport, base_url="http://gateway")
+
+    def _launch(self, checkpoint: Any) -> FakeVllm:
+        self.servers.append(FakeVllm(checkpoint))
+        return self.servers[-1]
+
+    @property
+    def server(self) -> FakeVllm:
+        return self.servers[-1]
+
+    async def until(self, phase: str) -> None:
+        while self.engine.gate.admission.phase != phase:
+            await asyncio.sleep(0.001)
+
+    async def ask(self, content: str = "hello", headers: dict[str, str] | None = None, **fields: Any) -> httpx.Response:
+        body = ASK | {"messages": [{"role": "user", "content": content}]} | fields
+        return await self.http.post("/v1/chat/completions", json=body, headers=headers)
+
+
+@asynccontextmanager
+async def running(bench: Bench) -> AsyncIterator[None]:
+    task = asyncio.create_task(bench.engine.run())
+    await bench.until("live")
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await bench.http.aclose()
+
+
+@pytest.fixture
+async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
+    bench = Bench(tmp_path)
+    async with running(bench):
+        yield bench
+
+
+def events(response: httpx.Response) -> list[Any]:
+    lines = [line.removeprefix("data: ") for line in response.text.split("\n") if line.startswith("data: ")]
+    return [line if line == "[DONE]" else json.loads(line) for line in lines]
+
+
+async def test_every_answer_is_stamped(bench: Bench) -> None:
+    answer = await bench.ask(n=8)
+    assert answer.status_code == 200
+    assert answer.headers["x-vcot-checkpoint"] == "base"
+    assert answer.headers["x-vcot-digest"] == bench.base.ref.digest
+    assert answer.json()["model"] == f"base@{bench.base.ref.digest[7:19]}"
+    assert len(answer.json()["choices"]) == 8
+
+
+async def test_every_event_of_a_stream_is_stamped(bench: Bench) -> None:
+    answer = await bench.ask(stream=True)
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    assert answer.headers["x-vcot-digest"] == bench.base.ref.digest
+    *chunks, end = events(answer)
+    assert end == "[DONE]"
+    assert len(chunks) == 3
+    assert {chunk["model"] for chunk in chunks} == {f"base@{bench.base.ref.digest[7:19]}"}
+    assert chunks[0]["choices"][0]["delta"]["content"].startswith("é")
+    assert answer.text.endswith("data: [DONE]\n\n")
+
+
+async def test_the_stamp_follows_a_swap(bench: Bench) -> None:
+    swap = await bench.http.post("/admin/swap", json={"alias": "policy", "checkpoint": "tuned"})
+    assert swap.status_code == 200
+    assert swap.json()["live"]["name"] == "tuned"
+    assert swap.json()["pause_s"] > 0
+    answer = await bench.ask()
+    assert answer.headers["x-vcot-digest"] == bench.tuned.ref.digest
+    content = answer.json()["choices"][0]["logprobs"]["content"]
+    assert {token["logprob"] for token in content} == set(make_canary(2.0).logprobs)
+
+
+async def test_a_request_during_a_swap_waits_and_is_answered_by_the_new_weights(bench: Bench) -> None:
+    bench.server.hold.clear()
+    first = asyncio.create_task(bench.ask("hold on"))
+    await bench.server.holding.wait()
+    swap = asyncio.create_task(bench.http.post("/admin/swap", json={"alias": "policy", "checkpoint": "tuned"}))
+    await bench.until("draining")
+    second = asyncio.create_task(bench.ask("hello"))
+    await asyncio.sleep(0)
+    assert (await bench.http.get("/health")).status_code == 200
+    bench.server.hold.set()
+    assert (await first).headers["x-vcot-checkpoint"] == "base"
+    assert (await swap).status_code == 200
+    assert (await second).headers["x-vcot-checkpoint"] == "tuned"
+
+
+async def test_a_swap_that_takes_too_long_turns_waiting_requests_away(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    bench.app = build_app(bench.engine, tmp_path, max_wait_s=0.02)
+    bench.http = bench.client("127.0.0.1")
+    async with running(bench):
+        bench.server.hold.clear()
+        first = asyncio.create_task(bench.ask("hold on"))
+        await bench.server.holding.wait()
+        swap = asyncio.create_task(bench.engine.swap("policy", "tuned"))
+        await bench.until("draining")
+        late = await bench.ask()
+        assert late.status_code == 503
+        assert int(late.headers["retry-after"]) > 0
+        bench.server.hold.set()
+        assert (await first).status_code == 200
+        await swap
+
+
+async def test_expected_weights_are_checked_before_any_work(bench: Bench) -> None:
+    assert (await bench.ask(headers={"x-vcot-expect": bench.base.ref.digest})).status_code == 200
+    known = len(bench.server.prefixes)
+    refused = await bench.ask("new", headers={"x-vcot-expect": bench.tuned.ref.digest})
+    assert refused.status_code == 409
+    assert refused.headers["x-vcot-digest"] == bench.base.ref.digest
+    assert "were expected" in refused.json()["error"]["message"]
+    assert len(bench.server.prefixes) == known
+
+
+async def test_a_checkpoint_that_is_not_live_is_refused_with_the_remedy(bench: Bench) -> None:
+    refused = await bench.ask(model="tuned")
+    assert refused.status_code == 409
+    assert "base is live; make it so with `vcot swap policy tuned`" in refused.json()["error"]["message"]
+
+
+async def test_an_alias_of_another_checkpoint_is_refused(bench: Bench) -> None:
+    await bench.engine.swap("policy", "tuned")
+    assert (await bench.ask(model="policy")).status_code == 200
+    refused = await bench.ask(model="base")
+    assert refused.status_code == 409
+
+
+async def test_an_unknown_model_names_the_nearest(bench: Bench) -> None:
+    answer = await bench.ask(model="polisy")
+    assert answer.status_code == 404
+    assert answer.json()["error"]["code"] == "model_not_found"
+    assert "did you mean policy?" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b'{"messages": []}', b'{"model": 3}'])
+async def test_what_is_no_request_is_refused(bench: Bench, body: bytes) -> None:
+    answer = await bench.http.post("/v1/chat/completions", content=body)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["type"] == "invalid_request_error"
+
+
+async def test_the_engines_errors_pass_with_their_status(bench: Bench) -> None:
+    answer = await bench.ask("fail")
+    assert answer.status_code == 400
+    assert answer.json() == {"error": {"message": "no"}}
+    assert answer.headers["x-vcot-checkpoint"] == "base"
+
+
+async def test_an_engine_that_is_lost_is_said(bench: Bench) -> None:
+    bench.server.hold.clear()
+    asked = asyncio.create_task(bench.ask("hold on"))
+    await bench.server.holding.wait()
+    bench.server.died.set()
+    answer = await asked
+    assert answer.status_code == 502
+    assert "retry-after" in answer.headers
+    await bench.until("live")
+    assert (await bench.ask()).status_code == 200
+    assert bench.engine.gate.admission.in_flight == 0
+
+
+async def test_an_engine_that_is_lost_in_a_stream_ends_it_with_an_error(bench: Bench) -> None:
+    *_, last = events(await bench.ask("die", stream=True))
+    assert last["error"]["type"] == "engine_lost"
+
+
+async def test_a_client_that_hangs_up_cancels_its_request(bench: Bench) -> None:
+    bench.server.hold.clear()
+    gone = asyncio.Event()
+    body = json.dumps(ASK | {"messages": [{"role": "user", "content": "hold on"}]}).encode()
+    messages = iter([{"type": "http.request", "body": body[:9], "more_body": True}, {"type": "http.request", "body": body[9:]}])
+
+    async def receive() -> Any:
+        if (message := next(messages, None)) is not None:
+            return message
+        await gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(_: Any) -> None:
+        raise AssertionError("nobody is there")
+
+    scope = {"type": "http", "method": "POST", "path": "/v1/chat/completions", "headers": [], "query_string": b""}
+    request = asyncio.create_task(bench.app(scope, receive, send))
+    await bench.server.holding.wait()
+    assert bench.engine.gate.admission.in_flight == 1
+    gone.set()
+    await request
+    assert bench.engine.gate.admission.in_flight == 0
+    while not bench.server.num_cancelled:
+        await asyncio.sleep(0.001)
+
+
+async def test_health_and_state_while_loading(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    health = await bench.http.get("/health")
+    assert health.status_code == 503
+    assert health.json() == {"status": "loading", "message": "starting"}
+    answer = await bench.ask()
+    assert answer.status_code == 503
+    assert "loading" in answer.json()["error"]["message"]
+    state = (await bench.http.get("/admin/state")).json()
+    assert state["live"] is None
+    assert (await bench.http.get("/v1/models")).json()["data"] == []
+    await bench.http.aclose()
+
+
+async def test_models_are_those_that_can_be_asked_now(bench: Bench) -> None:
+    listed = (await bench.http.get("/v1/models")).json()
+    assert [model["id"] for model in listed["data"]] == ["base", "policy"]
+    await bench.engine.swap("policy", "tuned")
+    listed = (await bench.http.get("/v1/models")).json()
+    assert [model["id"] for model in listed["data"]] == ["policy", "tuned"]
+    assert {model["root"] for model in listed["data"]} == {f"tuned@{bench.tuned.ref.digest[7:19]}"}
+
+
+async def test_registering_over_http(bench: Bench, tmp_path: Path) -> None:
+    directory = write_checkpoint(tmp_path / "third", "third", 3.0)
+    added = await bench.http.post("/admin/checkpoints", json={"path": str(directory)})
+    assert (added.status_code, added.json()["name"]) == (201, "third")
+    listed = (await bench.http.get("/admin/checkpoints")).json()["checkpoints"]
+    assert [entry["name"] for entry in listed] == ["base", "tuned", "third"]
+    missing = await bench.http.post("/admin/checkpoints", json={"path": str(tmp_path / "none")})
+    error = missing.json()["error"]
+    assert missing.status_code == 404
+    assert isinstance(named_error(error["code"], error["message"]), CheckpointError)
+
+
+async def test_a_failed_swap_over_http_says_which_error_it_is(bench: Bench) -> None:
+    bench.server.fail_next_reload = True
+    answer = await bench.http.post("/admin/swap", json={"alias": "policy", "checkpoint": "tuned"})
+    error = answer.json()["error"]
+    assert answer.status_code == 409
+    assert isinstance(named_error(error["code"], error["message"]), SwapError)
+    wrong = await bench.http.post("/admin/swap", json={"alias": "policy"})
+    assert wrong.status_code == 422
+    assert "checkpoint" in wrong.json()["error"]["message"]
+
+
+async def test_admin_is_for_this_machine_or_for_who_has_the_key(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with bench.client("192.0.2.7") as stranger:
+        refused = await stranger.get("/admin/state")
+        assert refused.status_code == 403
+        assert (await stranger.get("/v1/models")).status_code == 200
+        monkeypatch.setenv("VCOT_ADMIN_KEY", "secret")
+        assert (await bench.http.get("/admin/state")).status_code == 403
+        assert (await stranger.get("/admin/state", headers={"authorization": "Bearer secreT"})).status_code == 403
+        assert (await stranger.get("/admin/state", headers={"authorization": "Bearer secret"})).status_code == 200
