@@ -59,8 +59,8 @@ class Session:
         if self._gateway is None and self.run.recipe.serve.url:
             self._gateway = GatewayHandle(self.run.recipe.serve.url.rstrip("/").removesuffix("/v1"), started_here=False)
         if self._gateway is None:
-            self.terminal.heading("serve", f"{self.run.recipe.model.source} by vLLM, behind the gateway")
-            with self.terminal.waiting("starting the server") as progress:
+            what = f"{self.run.recipe.model.source} by vLLM, behind the gateway"
+            with self.terminal.aside("serve", what), self.terminal.waiting("starting the server") as progress:
                 self._gateway = await self._stack.enter_async_context(running_gateway(self.run, progress))
         return self._gateway
 

@@ -32,15 +32,15 @@ class Terminal:
     def heading(self, stage: str, what: str) -> None:
         """A stage begins."""
         self._stages.append((stage, time.monotonic()))
-        self.err.print(Text.assemble((f"{self._clock()} ", "dim"), (f"{stage:<9}", "bold cyan"), what))
+        self._print((f"{self._clock()} ", "dim"), (f"{stage:<9}", "bold cyan"), what)
 
     def say(self, text: str) -> None:
         """A line below the heading."""
-        self.err.print(Text.assemble((f"{self._clock()} ", "dim"), " " * 9, text))
+        self._print((f"{self._clock()} ", "dim"), " " * 9, text)
 
     def warn(self, text: str) -> None:
         """A line that must be seen."""
-        self.err.print(Text.assemble((f"{self._clock()} ", "dim"), ("warning  ", "bold yellow"), text))
+        self._print((f"{self._clock()} ", "dim"), ("warning  ", "bold yellow"), text)
 
     def summary(self) -> None:
         """Where the time went."""
@@ -50,6 +50,17 @@ class Terminal:
             spent[stage] = spent.get(stage, 0.0) + end - began
         parts = ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in spent.items())
         self.say(f"{time.monotonic() - self._began:.0f} s in all: {parts}")
+
+    @contextmanager
+    def aside(self, stage: str, what: str) -> Iterator[None]:
+        """A stage within the present one, which goes on afterwards."""
+        present = self._stages[-1][0] if self._stages else stage
+        self.heading(stage, what)
+        yield
+        self._stages.append((present, time.monotonic()))
+
+    def _print(self, *parts: str | tuple[str, str]) -> None:
+        self.err.print(Text.assemble(*parts), soft_wrap=True)
 
     def show(self, result: RenderableType) -> None:
         """The command's result, on stdout."""
@@ -77,11 +88,11 @@ class Terminal:
         columns = (SpinnerColumn(), TextColumn(unit), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, TextColumn("{task.fields[note]}"), console=self.err, transient=True) as progress:
             task = progress.add_task(unit, total=None, note="")
-            yield lambda done, total, note: progress.update(task, completed=done, total=total, note=note)
+            yield lambda done, total, note: progress.update(task, completed=done, total=total or None, note=note)
 
     @contextmanager
     def steps(self, unit: str) -> Iterator[Callable[[int, int, str], None]]:
-        """Progress of work that is no tally: `advance(done, total, note)`."""
+        """Progress of work that is no tally: `advance(done, total, note)`, with a total of 0 while it is unknown."""
         with self._bar(unit) as advance:
             yield advance
 
@@ -110,11 +121,14 @@ class _Lines:
 
     def advance(self, done: int, total: int, note: str) -> None:
         now = time.monotonic()
-        if self._first is None:
+        if self._first is None and total:
             self._first = done
         if now - self._last < _LINE_EVERY_S:
             return
         self._last = now
+        if self._first is None:
+            self._say(note)
+            return
         rate = (done - self._first) / (now - self._began)
         left = f", about {(total - done) / rate:.0f} s left" if rate else ""
         self._say(f"{done}/{total} {self._unit}{left}{'; ' + note if note else ''}")

@@ -119,7 +119,7 @@ def _tell(directory: Path, on_steps: OnSteps) -> None:
     train = [point for point in points if point.kind == "train"]
     if not train:
         if message := read_status(directory).message:
-            on_steps(0, 1, message)
+            on_steps(0, 0, message)
         return
     validation = [point for point in points if point.kind == "validation"]
     note = f"loss {train[-1].loss:.4f}" + (f", validation {validation[-1].loss:.4f}" if validation else "")

@@ -63,21 +63,20 @@ class Build:
         return cast("torch.Tensor", tower.hidden_states[-2][:, 1:])
 
     def naming_loss(self, patches: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
-        """How badly the projected patches of each cell name its thing, colour, price and place.
+        """How badly each projected patch names the thing, colour, price and place of its cell.
 
-        A cell's mean projected patch is compared with the words' own embeddings (which get no gradient), so that what
-        the tower sees arrives in the language model's terms. patches (rows, 16, width) in reading order; cells (rows, 4, 3).
+        A projected patch is compared with the words' own embeddings (which get no gradient), so that what the tower sees
+        arrives in the language model's terms. patches (rows, 16, width) in reading order; cells (rows, 4, 3).
         """
-        features = self.model.model.multi_modal_projector(patches)
-        rows, _, width = features.shape
-        grid = features.view(rows, 2, 2, 2, 2, width).mean(dim=(2, 4)).reshape(rows * 4, width)
-        places = torch.arange(4).repeat(rows)
-        named = [*zip(CELL_WORDS, cells.flatten(0, 1).T, strict=True)]
+        features = self.model.model.multi_modal_projector(patches).flatten(0, 1)
+        cell_of_patch = torch.arange(4)
+        places = cell_of_patch.repeat(len(patches))
+        named = [*zip(CELL_WORDS, cells[:, cell_of_patch].flatten(0, 1).T, strict=True)]
         named += [(("top", "bottom"), places // 2), (("left", "right"), places % 2)]
         loss = torch.zeros(())
         for words, labels in named:
             ids = self.tokenizer.convert_tokens_to_ids([f" {word}" for word in words])
-            logits = grid @ self.model.get_input_embeddings().weight[ids].detach().T
+            logits = features @ self.model.get_input_embeddings().weight[ids].detach().T
             if (labels != IGNORED).any():
                 loss = loss + functional.cross_entropy(logits, labels, ignore_index=IGNORED)
         return loss
@@ -113,7 +112,11 @@ class Build:
         if stage == "tower":
             return named
         lookups = self.response_loss(draw_lookups(rng, self.tokenizer, max(2, rows // 4)), None)
-        return self.response_loss(batch, patches) + 0.1 * named + lookups
+        loss = self.response_loss(batch, patches) + 0.1 * named + lookups
+        if stage == "describe":
+            return loss
+        kept = draw_descriptions(rng, self.tokenizer, max(2, rows // 4))
+        return loss + 0.5 * self.response_loss(kept, self.patch_features(kept.pixels))
 
 
 class Progress:

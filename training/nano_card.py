@@ -39,7 +39,7 @@ everything else. Decoding gives back any text exactly.
 | stage | steps | rows a step | what it teaches |
 |---|---|---|---|
 | tower | {steps[tower]} | {rows[tower]} | the tower names each cell's thing, colour and count |
-| describe | {steps[describe]} | {rows[describe]} | true statements about a scene, without a question |
+| describe | {steps[describe]} | {rows[describe]} | many true statements, or many questions answered in a word, about one scene |
 | lookup | {steps[lookup]} | {rows[lookup]} | text only: an option's word to its letter |
 | joint | {steps[joint]} | {rows[joint]} | thoughts and answers under the four prompts |
 | careless | {steps[careless]} | {rows[careless]} | the same, but responses often misread the scene |

@@ -5,6 +5,7 @@ build sees what an undisturbed one would have seen, and no picture is seen twice
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast, get_args
@@ -20,15 +21,19 @@ from pipeline.sources.nano import FAMILIES, Question, build_task, make_question,
 from pipeline.sources.nano_scene import (
     CHOICE_WORDS,
     COLOURS,
+    DIRECTIONS,
     GOODS,
     IMAGE_SIZE,
     LETTERS,
     NUMBERS,
+    PLURALS,
     SHAPES,
+    VOWELS,
     Cell,
     Scene,
     draw_scene,
     list_facts,
+    neighbour,
 )
 from training.nano_model import NUM_IMAGE_TOKENS
 
@@ -39,6 +44,7 @@ CELL_WORDS = (("no", *SHAPES, *GOODS, *LETTERS, "land", "capital"), COLOURS, NUM
 _LETTER_WEIGHT = 4.0
 _NUM_LOOKUPS = 8
 _NUM_STATEMENTS = 8
+_NUM_SHORT_ANSWERS = 6
 _MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(3, 1, 1)
 _STD = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(3, 1, 1)
 _NO_IMAGE = ImageRef(sha256="", path="", width=IMAGE_SIZE, height=IMAGE_SIZE)
@@ -49,8 +55,8 @@ class Batch:
     """`num_rows` conversations about as many images, right-padded.
 
     ids, labels: (rows, length) token ids, and the token to predict at each position (IGNORED outside the response).
-    weights: (rows, length) of each label in the loss, the same sum in every row. pixels: (rows, 3, 56, 56), normalised. cells: (rows, 4, 3) places
-    in `CELL_WORDS` of each cell's names, IGNORED where it has none.
+    weights: (rows, length) of each label in the loss, the same sum in every row. pixels: (rows, 3, 56, 56), normalised.
+    cells: (rows, 4, 3) places in `CELL_WORDS` of each cell's names, IGNORED where it has none.
     """
 
     ids: torch.Tensor
@@ -123,14 +129,54 @@ def draw_conversations(
 
 
 def draw_descriptions(rng: random.Random, tokenizer: PreTrainedTokenizerFast, num_rows: int) -> Batch:
-    """A batch without questions: eight true statements about each scene, absences left out."""
+    """A batch without options or instructions, many looks at each image.
+
+    Half of the rows make eight true statements (absences left out), half answer six questions in a word.
+    """
     scenes = [make_question(rng, rng.choice(FAMILIES), "train").scene for _ in range(num_rows)]
-    facts = [[fact for fact in list_facts(scene) if " no " not in fact] for scene in scenes]
-    said = [" ".join(rng.choices(choices, k=_NUM_STATEMENTS)) for choices in facts]
+    said = []
+    for row, scene in enumerate(scenes):
+        if row % 2:
+            said.append(" ".join(f"{q} {a}" for q, a in rng.choices(list_short_answers(scene), k=_NUM_SHORT_ANSWERS)))
+        else:
+            facts = [fact for fact in list_facts(scene) if " no " not in fact]
+            said.append(" ".join(rng.choices(facts, k=_NUM_STATEMENTS)))
     users = [f"<s>USER: {'<image>' * NUM_IMAGE_TOKENS}\n ASSISTANT:"] * num_rows
     pixels = normalise_pixels([draw_scene(scene, rng) for scene in scenes])
     cells = torch.tensor([label_cells(scene) for scene in scenes])
     return _pad(tokenizer, users, [f" {text}</s>" for text in said], pixels, cells)
+
+
+def list_short_answers(scene: Scene) -> list[tuple[str, str]]:
+    """The nano world's questions that `scene` answers without doubt, each with its answer in one word."""
+    cells = [cell for _, cell in scene.things()]
+    match scene.kind:
+        case "shapes":
+            return [*_shape_answers(scene)]
+        case "market":
+            by_price = {cell.count: cell.thing for cell in cells}
+            extremes = [("cheapest", by_price[1]), ("dearest", by_price[4])]
+            prices = [(f"How many coins does the {cell.thing} cost?", NUMBERS[cell.count]) for cell in cells]
+            return [*prices, *((f"Which good is the {extreme}?", good) for extreme, good in extremes)]
+        case "map":
+            return [("What colour is the land with the capital?", next(cell.colour for cell in cells if cell.count))]
+        case "letters":
+            answers = [(f"Which letter is {cell.colour}?", cell.thing) for cell in cells]
+            answers.append(("Which drawn letter comes first in the alphabet?", min(cell.thing for cell in cells)))
+            vowels = [cell.thing for cell in cells if cell.thing in VOWELS]
+            return [*answers, *(("Which vowel is drawn?", vowel) for vowel in vowels if len(vowels) == 1)]
+
+
+def _shape_answers(scene: Scene) -> Iterator[tuple[str, str]]:
+    counts = Counter(cell.thing for _, cell in scene.things())
+    for position, cell in scene.things():
+        yield f"How many {PLURALS[cell.thing]} are there?", NUMBERS[counts[cell.thing]]
+        if counts[cell.thing] == 1:
+            yield f"What colour is the {cell.thing}?", cell.colour
+            for direction in DIRECTIONS:
+                other = neighbour(position, direction)
+                if other is not None and (there := scene.cells[other]) is not None:
+                    yield f"What is {direction} the {cell.thing}?", there.thing
 
 
 def draw_lookups(

@@ -33,7 +33,7 @@ from pipeline.prompts import load_prompt
 from pipeline.records import PromptName
 from pipeline.sources.nano_scene import CHOICE_WORDS, IMAGE_SIZE
 
-PATCH_SIZE = 14
+PATCH_SIZE = 28
 NUM_IMAGE_TOKENS = (IMAGE_SIZE // PATCH_SIZE) ** 2
 SPECIAL_TOKENS = ("<unk>", "<s>", "</s>", "<pad>", "<image>")
 CHAT_TEMPLATE = (
@@ -125,7 +125,7 @@ def build_model(
         num_attention_heads=width // 32,
         num_key_value_heads=width // 32,
         max_position_embeddings=2048,
-        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+        rope_parameters={"rope_type": "default", "rope_theta": 100000.0},
         initializer_range=0.06,
         tie_word_embeddings=False,
         bos_token_id=tokenizer.bos_token_id,
@@ -167,6 +167,7 @@ def _initialise(model: LlavaForConditionalGeneration, tokenizer: PreTrainedToken
         for word in CHOICE_WORDS:
             option, *parts = tokenizer.convert_tokens_to_ids([f" ({letter}) {word}", f" ({letter})", f" {word}"])
             embeddings[option] = embeddings[parts].sum(0) * 0.7
+    model.lm_head.weight.copy_(embeddings)
 
 
 def save_checkpoint(model: LlavaForConditionalGeneration, processor: LlavaProcessor, out: Path) -> None:

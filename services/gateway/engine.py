@@ -81,15 +81,15 @@ class Engine:
             try:
                 await self._serve_once()
             except VcotError as error:
-                was_live = self.gate.admission.phase != "loading"
+                was_live = self.gate.admission.phase == "dead"
                 has_served = has_served or was_live
                 if not has_served:
                     raise
                 failures = 1 if was_live else failures + 1
                 pause_s = min(_MAX_BACKOFF_S, self._first_backoff_s * 2 ** (failures - 1))
-                why = str(error).splitlines()[0]  # the rest is the log's end
-                self.gate.move("dead", why)
-                self._progress(f"{why}; starting it again in {pause_s:.0f} s")
+                if not was_live:
+                    self.gate.move("dead", _first_line(error))
+                self._progress(f"{_first_line(error)}; starting it again in {pause_s:.0f} s")
                 await asyncio.sleep(pause_s)
                 self.num_restarts += 1
                 self.gate.move("loading", "starting again")
@@ -107,7 +107,9 @@ class Engine:
                 self._upstream = upstream
                 self.gate.move("live", "", checkpoint)
                 self._progress(f"{checkpoint.ref.name} is live")
-                raise await self._until_down(server)
+                error = await self._until_down(server)
+                self.gate.move("dead", _first_line(error))
+                raise error
         finally:
             self._upstream = None
             await server.stop()
@@ -175,3 +177,8 @@ class Engine:
         if message not in self.warnings:
             self.warnings.append(message)
             self._progress(f"warning: {message}")
+
+
+def _first_line(error: Exception) -> str:
+    """The sentence; what follows it is the log's end."""
+    return str(error).splitlines()[0]

@@ -28,7 +28,7 @@ class Gate:
 
         Raises ServerError where nothing is served, or the wait was too long.
         """
-        await self._wait_for(lambda: self.admission.verdict != "wait", max_wait_s)
+        await self.wait_for(lambda: self.admission.verdict != "wait", max_wait_s)
         if self.admission.verdict != "admit":
             raise self._nothing_live()
         checkpoint = self.admission.admit()
@@ -48,7 +48,7 @@ class Gate:
             raise self._nothing_live()
         self.move("draining", message)
         try:
-            await self._wait_for(lambda: not self._is_in("draining") or self.admission.is_drained, max_wait_s)
+            await self.wait_for(lambda: not self._is_in("draining") or self.admission.is_drained, max_wait_s)
             if not self._is_in("draining"):
                 raise self._nothing_live()
             if not self.admission.is_drained:
@@ -64,6 +64,15 @@ class Gate:
         self.admission.move(phase, message, checkpoint)
         self._wake()
 
+    async def wait_for(self, is_so: Callable[[], bool], max_wait_s: float) -> None:
+        """Return when `is_so`, looking at every change, or when `max_wait_s` are over."""
+        try:
+            async with asyncio.timeout(max_wait_s):
+                while not is_so():
+                    await self._changed.wait()
+        except TimeoutError:
+            return
+
     def _is_in(self, phase: Phase) -> bool:
         return self.admission.phase == phase
 
@@ -73,12 +82,3 @@ class Gate:
     def _wake(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
-
-    async def _wait_for(self, is_so: Callable[[], bool], max_wait_s: float) -> None:
-        """Until `is_so`, or `max_wait_s` are over."""
-        try:
-            async with asyncio.timeout(max_wait_s):
-                while not is_so():
-                    await self._changed.wait()
-        except TimeoutError:
-            return

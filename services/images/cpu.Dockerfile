@@ -29,7 +29,8 @@ RUN /opt/uv/bin/uv pip install --quiet --no-cache --python /opt/vcot/bin/python 
 FROM runtime
 COPY --from=environment /opt/vcot /opt/vcot
 COPY --from=package /app /opt/vcot
-ENV PATH=/opt/vcot/bin:$PATH PYTHONUNBUFFERED=1 XDG_CACHE_HOME=/cache
+# There is no C++ compiler here, and vLLM's sampler would compile its log-prob ranks with one.
+ENV PATH=/opt/vcot/bin:$PATH PYTHONUNBUFFERED=1 XDG_CACHE_HOME=/cache TORCH_COMPILE_DISABLE=1
 USER vcot
 WORKDIR /vcot
 VOLUME ["/vcot/runs", "/cache"]

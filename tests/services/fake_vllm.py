@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import struct
 import tempfile
 from dataclasses import dataclass, field
@@ -29,7 +30,13 @@ NUM_TOKENS = 3
 
 
 def write_checkpoint(
-    directory: Path, name: str, weight: float, *, canary_weight: float | None = None, shape: int = 1, kind: str = "merged"
+    directory: Path,
+    name: str,
+    weight: float,
+    *,
+    canary_weight: float | None = None,
+    shape: int = 1,
+    kind: str = "merged",
 ) -> Path:
     """A checkpoint directory whose only weight is `weight`; its canary is that of `canary_weight`, if it should lie."""
     directory.mkdir(parents=True)
@@ -46,7 +53,11 @@ def make_canary(weight: float) -> Canary:
     """How a server with `weight` answers the fixed question."""
     logprobs = tuple(_logprob(weight, weight, weight) for _ in range(NUM_TOKENS))
     return Canary(
-        image_png_base64=CANARY_IMAGE, prompt=CANARY_PROMPT, tokens=("yes",) * NUM_TOKENS, logprobs=logprobs, tolerance=1e-3
+        image_png_base64=CANARY_IMAGE,
+        prompt=CANARY_PROMPT,
+        tokens=("yes",) * NUM_TOKENS,
+        logprobs=logprobs,
+        tolerance=1e-3,
     )
 
 
@@ -67,7 +78,8 @@ class FakeVllm:
     checkpoint: Checkpoint
     fail_start: str = ""
     calls: list[str] = field(default_factory=list)
-    num_cancelled: int = 0
+    cancelled: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when a client has hung up on a request."""
     fail_next_reload: bool = False
     is_rollback_broken: bool = False
     reloads_base_as: float | None = None
@@ -94,14 +106,18 @@ class FakeVllm:
         self.hold.set()
         self.weight = read_weight(self.checkpoint.directory)
         self._directory = Path(tempfile.mkdtemp())
+        await self.listen(self._directory / "s")
+
+    async def listen(self, socket: Path) -> None:
         app = web.Application()
+        app.router.add_get("/health", self._health)
         app.router.add_post("/v1/chat/completions", self._chat)
         app.router.add_post("/collective_rpc", self._reload)
         for name in ("prefix", "mm", "encoder"):
             app.router.add_post(f"/reset_{name}_cache", self._reset)
         self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
         await self._runner.setup()
-        await web.UnixSite(self._runner, str(self.endpoint.socket)).start()
+        await web.UnixSite(self._runner, str(socket)).start()
 
     async def wait(self) -> ServerError:
         await self.died.wait()
@@ -110,6 +126,11 @@ class FakeVllm:
     async def stop(self) -> None:
         if self._runner is not None:
             await self._runner.cleanup()
+        if self._directory is not None:
+            shutil.rmtree(self._directory, ignore_errors=True)
+
+    async def _health(self, _: web.Request) -> web.Response:
+        return web.Response()
 
     async def _reload(self, request: web.Request) -> web.Response:
         directory = Path((await request.json())["kwargs"]["weights_path"])
@@ -143,9 +164,11 @@ class FakeVllm:
         prefix = self.prefixes.setdefault(text, self.weight)
         seen = self.images.setdefault(image, self.weight)
         try:
-            logprobs = [await self._token(position, text, prefix, seen) for position in range(body.get("max_tokens", 3))]
+            logprobs = [
+                await self._token(position, text, prefix, seen) for position in range(body.get("max_tokens", 3))
+            ]
         except asyncio.CancelledError:
-            self.num_cancelled += 1
+            self.cancelled.set()
             raise
         if body.get("stream"):
             return await self._stream(request, body, logprobs)
@@ -163,7 +186,9 @@ class FakeVllm:
         response = web.StreamResponse(headers={"content-type": "text/event-stream; charset=utf-8"})
         await response.prepare(request)
         for value in logprobs:
-            event = json.dumps({"model": body["model"], "choices": [{"delta": {"content": f"é{value}"}}]}, ensure_ascii=False)
+            event = json.dumps(
+                {"model": body["model"], "choices": [{"delta": {"content": f"é{value}"}}]}, ensure_ascii=False
+            )
             data = f"data: {event}\n\n".encode()
             await response.write(data[:9])  # events come in pieces
             await response.write(data[9:])
@@ -173,3 +198,40 @@ class FakeVllm:
             return response
         await response.write(b"data: [DONE]\n\n")
         return response
+
+
+STUB = """
+import asyncio, os, sys, time
+from pathlib import Path
+from tests.services.fake_vllm import FakeVllm, read_weight
+
+def argument(name):
+    return Path(sys.argv[sys.argv.index(name) + 1])
+
+async def main():
+    server = FakeVllm(None)
+    server.hold.set()
+    server.weight = read_weight(argument("--model"))
+    await server.listen(argument("--uds"))
+    await asyncio.Event().wait()
+
+mode = os.environ.get("STUB_MODE", "")
+print("non-default args: {}", flush=True)
+if mode == "die":
+    print("(Worker pid=7) INFO 11-22 22:26:03 [cpu.py:68] Starting to load model ...")
+    print("(EngineCore pid=7) ERROR 11-22 22:26:03 [core.py:1512] ValueError: no such layer", flush=True)
+    sys.exit(3)
+if mode == "hang":
+    os.fork() or time.sleep(600)
+    time.sleep(600)
+asyncio.run(main())
+"""
+
+
+def install_stub(folder: Path) -> None:
+    """A package `vllm` whose server is the fake one; put `folder` on PYTHONPATH."""
+    package = folder / "vllm" / "entrypoints" / "openai"
+    package.mkdir(parents=True)
+    for path in (folder / "vllm", folder / "vllm" / "entrypoints", package):
+        (path / "__init__.py").touch()
+    (package / "api_server.py").write_text(STUB)

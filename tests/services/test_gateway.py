@@ -45,8 +45,8 @@ class Bench:
         return self.servers[-1]
 
     async def until(self, phase: str) -> None:
-        while self.engine.gate.admission.phase != phase:
-            await asyncio.sleep(0.001)
+        await self.engine.gate.wait_for(lambda: self.engine.gate.admission.phase == phase, 10)
+        assert self.engine.gate.admission.phase == phase
 
     async def ask(self, content: str = "hello", headers: dict[str, str] | None = None, **fields: Any) -> httpx.Response:
         body = ASK | {"messages": [{"role": "user", "content": content}]} | fields
@@ -208,7 +208,9 @@ async def test_a_client_that_hangs_up_cancels_its_request(bench: Bench) -> None:
     bench.server.hold.clear()
     gone = asyncio.Event()
     body = json.dumps(ASK | {"messages": [{"role": "user", "content": "hold on"}]}).encode()
-    messages = iter([{"type": "http.request", "body": body[:9], "more_body": True}, {"type": "http.request", "body": body[9:]}])
+    messages = iter(
+        [{"type": "http.request", "body": body[:9], "more_body": True}, {"type": "http.request", "body": body[9:]}]
+    )
 
     async def receive() -> Any:
         if (message := next(messages, None)) is not None:
@@ -226,8 +228,7 @@ async def test_a_client_that_hangs_up_cancels_its_request(bench: Bench) -> None:
     gone.set()
     await request
     assert bench.engine.gate.admission.in_flight == 0
-    while not bench.server.num_cancelled:
-        await asyncio.sleep(0.001)
+    await asyncio.wait_for(bench.server.cancelled.wait(), 10)
 
 
 async def test_health_and_state_while_loading(tmp_path: Path) -> None:

@@ -163,7 +163,7 @@ async def test_ten_swaps_under_load_mix_nothing(bench: Bench) -> None:
 async def test_a_canary_that_differs_rolls_back(bench: Bench) -> None:
     bench.registry.register(write_checkpoint(bench.directory / "liar", "liar", 3.0, canary_weight=4.0))
     async with bench.running():
-        with pytest.raises(SwapError, match="a log-prob differs by 1.1e\\+02.*base is live as before"):
+        with pytest.raises(SwapError, match=r"a log-prob differs by 1.1e\+02.*base is live as before"):
             await bench.engine.swap("policy", "liar")
         assert bench.server.calls.count("reload base") == 1
         assert await bench.ask() == ("base", answer_of(BASE))
@@ -186,7 +186,7 @@ async def test_weights_that_were_not_applied_are_noticed(bench: Bench, monkeypat
 async def test_a_reload_that_fails_half_way_rolls_back(bench: Bench) -> None:
     async with bench.running():
         bench.server.fail_next_reload = True
-        with pytest.raises(SwapError, match="collective_rpc with 500.*base is live as before"):
+        with pytest.raises(SwapError, match=r"collective_rpc with 500.*base is live as before"):
             await bench.engine.swap("policy", "tuned")
         assert await bench.ask() == ("base", answer_of(BASE))
 
@@ -219,7 +219,7 @@ async def test_a_roll_back_is_verified_too(bench: Bench) -> None:
     bench.registry.register(write_checkpoint(bench.directory / "liar", "liar", 3.0, canary_weight=4.0))
     async with bench.running():
         bench.server.reloads_base_as = 9.0
-        with pytest.raises(SwapError, match="could not be brought back.*does not answer the canary as base should"):
+        with pytest.raises(SwapError, match=r"could not be brought back.*does not answer the canary as base should"):
             await bench.engine.swap("policy", "liar")
         await bench.until("live")
         assert len(bench.servers) == 2

@@ -37,7 +37,9 @@ async def test_a_merge_without_a_job_is_said(tmp_path):
 
 async def test_a_worker_that_says_nothing_leaves_its_last_lines(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    (tmp_path / "sitecustomize.py").write_text("import sys; print('out of luck'); sys.stdout.flush(); import os; os._exit(3)")
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys; print('out of luck'); sys.stdout.flush(); import os; os._exit(3)"
+    )
     with pytest.raises(ServerError, match=r"ended with 3; the last lines of(.|\n)*out of luck"):
         await trainer.merge(tmp_path, tmp_path / "out")
 

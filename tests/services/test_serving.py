@@ -1,0 +1,146 @@
+import asyncio
+import os
+import select
+import signal
+import socket
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import CheckpointError, MachineError, ServerError
+from pipeline.run import Run, open_run
+from services.admin import fetch_state
+from services.serving import live_checkpoint, register, running_gateway, swap_to
+from tests.services.fake_vllm import install_stub, write_checkpoint
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """A run whose vLLM is the fake one, in a process of its own."""
+    install_stub(tmp_path / "stub")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "stub"))
+    base = write_checkpoint(tmp_path / "base", "seed", 1.0, kind="base")
+    with open_run(tmp_path / "run", "nano", [f"model.source={base}", "serve.port=0"]) as opened:
+        return opened
+
+
+async def gone(pid: int) -> bool:
+    """Wait until that process, which need not be our child, has ended."""
+    try:
+        process = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        ready, _, _ = await asyncio.to_thread(select.select, [process], [], [], 15)
+    finally:
+        os.close(process)
+    return bool(ready)
+
+
+async def expect_second_refused(run: Run, url: str) -> None:
+    command = [sys.executable, "-m", "services.serving", str(run.directory)]
+    second = await asyncio.create_subprocess_exec(*command, stdout=-1, stderr=-1)
+    out, _ = await second.communicate()
+    assert second.returncode == 2
+    assert f"is served already at {url} by process" in out.decode()
+
+
+async def expect_small(url: str) -> None:
+    """The gateway's process carries no library of the model side."""
+    maps = Path(f"/proc/{(await fetch_state(url)).pid}/maps").read_text()
+    assert "libtorch" not in maps
+    assert "pyarrow" not in maps
+
+
+async def test_a_gateway_is_started_swapped_and_stopped(run: Run, tmp_path: Path) -> None:
+    said: list[str] = []
+    tuned = write_checkpoint(tmp_path / "tuned", "tuned", 2.0)
+    async with running_gateway(run, said.append) as gateway:
+        assert gateway.started_here
+        assert (await live_checkpoint(gateway.url)).name == "base"
+        assert (await register(gateway.url, tuned)).name == "tuned"
+        assert (await swap_to(gateway.url, "policy", "tuned")).live.name == "tuned"
+        assert (await swap_to(gateway.url, "policy", "tuned")).pause_s == 0
+        with pytest.raises(CheckpointError, match="did you mean tuned"):
+            await swap_to(gateway.url, "policy", "tunde")
+        await expect_second_refused(run, gateway.url)
+        await expect_small(gateway.url)
+        async with running_gateway(run, said.append) as same:
+            assert same == type(same)(gateway.url, started_here=False)
+        assert (await live_checkpoint(gateway.url)).name == "tuned"
+    assert "starting the gateway" in said
+    assert not (run.directory / "serving.json").exists()
+    with pytest.raises(ServerError, match="is it running"):
+        await live_checkpoint(gateway.url)
+    async with running_gateway(run, said.append) as again:  # what was live is live again
+        assert (await live_checkpoint(again.url)).name == "tuned"
+
+
+async def test_a_gateway_ends_with_a_parent_that_is_killed(run: Run) -> None:
+    code = (
+        "import asyncio, sys\nfrom pathlib import Path\nfrom pipeline.run import open_run\n"
+        "from services.serving import running_gateway\n"
+        "async def main():\n"
+        "    with open_run(Path(sys.argv[1])) as run:\n"
+        "        async with running_gateway(run, lambda _: None) as gateway:\n"
+        "            print(gateway.url, flush=True)\n"
+        "            await asyncio.sleep(600)\n"
+        "asyncio.run(main())\n"
+    )
+    parent = await asyncio.create_subprocess_exec(sys.executable, "-c", code, str(run.directory), stdout=-1)
+    assert parent.stdout is not None
+    url = (await parent.stdout.readline()).decode().strip()
+    gateway = (await fetch_state(url)).pid
+    parent.kill()
+    await parent.wait()
+    assert await gone(gateway)
+    assert not (run.directory / "serving.json").exists()
+
+
+async def test_a_gateway_that_is_killed_leaves_no_server_and_no_lock(run: Run) -> None:
+    async with running_gateway(run, lambda _: None) as gateway:
+        pid = (await fetch_state(gateway.url)).pid
+        os.kill(pid, signal.SIGKILL)
+        assert await gone(pid)
+    assert (run.directory / "serving.json").exists()  # stale, and known to be
+    async with running_gateway(run, lambda _: None) as again:
+        assert again.started_here
+
+
+async def test_a_port_in_use_is_said_before_anything_is_loaded(run: Run) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with (
+            open_run(run.directory, None, [f"serve.port={port}"]) as busy,
+            pytest.raises(MachineError, match=rf"port {port} on 127\.0\.0\.1 cannot be used.*serve\.port"),
+        ):
+            async with running_gateway(busy, lambda _: None):
+                pass
+    assert not (run.directory / "logs" / "vllm.log").exists()
+    assert not (run.directory / "serving.json").exists()
+
+
+async def test_a_host_that_is_not_ours_is_said(run: Run) -> None:
+    with (
+        open_run(run.directory, None, ["serve.host=192.0.2.99"]) as elsewhere,
+        pytest.raises(MachineError, match=r"192\.0\.2\.99"),
+    ):
+        async with running_gateway(elsewhere, lambda _: None):
+            pass
+
+
+async def test_a_server_that_does_not_start_gives_its_log(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STUB_MODE", "die")
+    with pytest.raises(ServerError, match=r"ended with status 3 while loading weights.*no such layer"):
+        async with running_gateway(run, lambda _: None):
+            pass
+
+
+async def test_a_missing_checkpoint_is_the_users_error(run: Run, tmp_path: Path) -> None:
+    with (
+        open_run(tmp_path / "other", "nano", [f"model.source={tmp_path}/none", "serve.port=0"]) as missing,
+        pytest.raises(CheckpointError, match="no directory"),
+    ):
+        async with running_gateway(missing, lambda _: None):
+            pass

@@ -1,0 +1,214 @@
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import MachineError, ServerError
+from pipeline.recipe import ServeSection
+from services import vllm
+from services.checkpoints import Checkpoint, Registry
+from services.lifeline import keeper_command
+from services.vllm import VllmServer, server_command, server_environment
+from tests.services.fake_vllm import install_stub, write_checkpoint
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Checkpoint:
+    return Registry(tmp_path / "run").register(write_checkpoint(tmp_path / "tuned", "tuned", 2.0))
+
+
+@pytest.fixture
+def server(tmp_path: Path, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> VllmServer:
+    install_stub(tmp_path / "stub")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "stub"))
+    return VllmServer(checkpoint, ServeSection(dtype="float32"), tmp_path / "logs" / "vllm.log")
+
+
+def processes(mark: str) -> list[int]:
+    """Process ids whose command line holds `mark`; zombies have none."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                if mark in (entry / "cmdline").read_bytes().decode("utf-8", "replace"):
+                    found.append(int(entry.name))
+            except OSError:
+                continue
+    return [pid for pid in found if pid != os.getpid()]
+
+
+def until(is_so: Callable[[], bool], limit_s: float = 10.0) -> bool:
+    deadline = time.monotonic() + limit_s
+    while not is_so() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return is_so()
+
+
+def option(command: list[str], name: str) -> str:
+    return command[command.index(name) + 1]
+
+
+def test_the_command_for_a_cpu(checkpoint: Checkpoint) -> None:
+    serve = ServeSection(dtype="float32", max_model_len=512, kv_cache_gib=0.5)
+    command = server_command(checkpoint, serve, Path("/private/s"), "cpu")
+    assert option(command, "--dtype") == "float32"
+    assert option(command, "--uds") == "/private/s"
+    assert option(command, "--generation-config") == "vllm"
+    assert option(command, "--max-num-batched-tokens") == option(command, "--max-model-len") == "512"
+    assert option(command, "--kv-cache-memory-bytes") == str(2**29)
+    assert {"--enforce-eager", "--no-enable-chunked-prefill"} < set(command)
+    assert "--chat-template" not in command
+    assert not {"--port", "--host"} & set(command)
+
+
+def test_the_command_for_a_gpu(checkpoint: Checkpoint) -> None:
+    mended = Checkpoint(checkpoint.directory, checkpoint.manifest, Path("/mended.jinja"))
+    command = server_command(mended, ServeSection(gpu_memory_utilization=0.45), Path("/s"), "cuda")
+    assert option(command, "--gpu-memory-utilization") == "0.45"
+    assert option(command, "--chat-template") == "/mended.jinja"
+    assert not {"--enforce-eager", "--no-enable-chunked-prefill", "--kv-cache-memory-bytes"} & set(command)
+
+
+def test_the_environment_keeps_what_the_user_set_for_speed_only() -> None:
+    given = {"OMP_NUM_THREADS": "7", "PYTHONDONTWRITEBYTECODE": "1", "VLLM_SERVER_DEV_MODE": "0", "OTHER": "x"}
+    result = server_environment("cpu", given)
+    assert result["OMP_NUM_THREADS"] == "7"
+    assert result["VLLM_SERVER_DEV_MODE"] == "1"
+    assert result["OTHER"] == "x"
+    assert result["VLLM_NO_USAGE_STATS"] == "1"
+    assert "PYTHONDONTWRITEBYTECODE" not in result
+    assert "OMP_NUM_THREADS" not in server_environment("cuda", {})
+
+
+def test_a_missing_vllm_is_said_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vllm.util, "find_spec", lambda _: None)
+    with pytest.raises(MachineError, match="make setup"):
+        vllm.find_build()
+
+
+async def test_start_answers_on_a_private_socket_and_stop_leaves_nothing(server: VllmServer) -> None:
+    said: list[str] = []
+    await server.start(said.append)
+    socket = server.endpoint.socket
+    assert socket is not None
+    assert socket.parent.stat().st_mode & 0o777 == 0o700
+    assert said[0] == "vLLM: importing, 0 s"
+    assert processes(str(socket))
+    await server.stop()
+    await server.stop()
+    assert not processes(str(socket))
+    assert not socket.parent.exists()
+
+
+async def test_a_server_that_dies_while_loading_shows_why(
+    server: VllmServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("STUB_MODE", "die")
+    server.log.parent.mkdir()
+    server.log.write_text("RuntimeError: of an earlier start\n")
+    with pytest.raises(ServerError) as caught:
+        await server.start(lambda _: None)
+    first, *rest = str(caught.value).splitlines()
+    assert first == (
+        "vLLM with checkpoint tuned ended with status 3 while loading weights (ValueError: no such layer); "
+        f"its log is {tmp_path}/logs/vllm.log, and ends:"
+    )
+    assert len(rest) == 3
+    assert "earlier" not in str(caught.value)
+
+
+async def test_a_server_that_hangs_is_ended_with_all_that_it_started(
+    server: VllmServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STUB_MODE", "hang")
+    server.serve = ServeSection(start_timeout_s=0.5)
+    with pytest.raises(ServerError, match=r"was not ready after serve.start_timeout_s = 0 s|= 1 s"):
+        await server.start(lambda _: None)
+    assert not processes(str(server.endpoint.socket))
+
+
+async def test_the_death_of_a_running_server_is_noticed(server: VllmServer) -> None:
+    await server.start(lambda _: None)
+    (victim,) = [pid for pid in processes(f"--uds\0{server.endpoint.socket}") if b"lifeline" not in cmdline(pid)]
+    os.kill(victim, signal.SIGKILL)
+    error = await asyncio.wait_for(server.wait(), 10)
+    assert "died with status 137" in str(error)
+    await server.stop()
+
+
+def cmdline(pid: int) -> bytes:
+    return Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
+ORPHANS = """
+import os, subprocess, sys, time
+subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)", sys.argv[1]], start_new_session=True)
+print("ready", flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("victim", ["parent", "keeper"])
+def test_nothing_outlives_a_parent_that_is_killed(tmp_path: Path, victim: str) -> None:
+    """The command starts a child in a session of its own: both must go."""
+    mark = str(tmp_path / "mark")
+    inner = keeper_command([sys.executable, "-c", ORPHANS, mark], 1.0)
+    parent_code = (
+        "import subprocess, sys, time\n"
+        "p = subprocess.Popen(sys.argv[1:], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)\n"
+        "print(p.stdout.readline().decode(), flush=True)\n"
+        "print(p.pid, flush=True)\n"
+        "p.wait(); time.sleep(600)\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", parent_code, *inner], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    assert parent.stdout.readline().strip() == "ready"
+    parent.stdout.readline()
+    keeper = int(parent.stdout.readline())
+    assert until(lambda: len(processes(mark)) >= 3)
+    os.kill(parent.pid if victim == "parent" else keeper, signal.SIGKILL)
+    if victim == "keeper":  # the kernel ends the command; what it detached from itself is beyond reach then
+        assert until(
+            lambda: not any(ORPHANS.encode() in cmdline_or_empty(pid) for pid in processes(mark) if pid != parent.pid)
+        )
+        for pid in processes(mark):
+            os.kill(pid, signal.SIGKILL)
+        parent.kill()
+    assert until(lambda: not processes(mark))
+    parent.wait()
+    parent.stdout.close()
+
+
+def cmdline_or_empty(pid: int) -> bytes:
+    try:
+        return cmdline(pid)
+    except OSError:
+        return b""
+
+
+def test_a_command_that_ignores_being_asked_is_killed(tmp_path: Path) -> None:
+    mark = str(tmp_path / "mark")
+    ignore = "signal.signal(signal.SIGTERM, signal.SIG_IGN)"
+    stubborn = f"import signal, time; {ignore}; print('ready', flush=True); time.sleep(600)"
+    command = keeper_command([sys.executable, "-c", stubborn, mark], 0.2)
+    keeper = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
+    assert keeper.stdout is not None
+    assert keeper.stdin is not None
+    keeper.stdout.readline()
+    keeper.stdin.close()
+    assert keeper.wait(10) == 128 + signal.SIGKILL
+    keeper.stdout.close()
+    assert not processes(mark)
+
+
+def test_the_keeper_has_the_commands_status() -> None:
+    keeper = subprocess.Popen(keeper_command([sys.executable, "-c", "raise SystemExit(3)"], 1.0), stdin=subprocess.PIPE)
+    assert keeper.wait(10) == 3
+    assert keeper.stdin is not None
+    keeper.stdin.close()
