@@ -11,9 +11,9 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pipeline.errors import RecipeError
 from pipeline.records import PromptName, SamplingParams, Split
@@ -84,8 +84,8 @@ class SampleSection(Section):
     """The prompt that asks for a thought before the answer."""
     k: Annotated[int, Field(ge=2)] = 8
     """Responses per task."""
-    temperature: Annotated[float, Field(ge=0)] = 0.5
-    """Sampling temperature."""
+    temperature: Annotated[float, Field(gt=0)] = 0.5
+    """Sampling temperature; above 0, or all k responses are the same."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Nucleus mass."""
     max_tokens: Count = 512
@@ -202,6 +202,12 @@ class EvalSection(Section):
     max_concurrency: Count = 16
     """Requests in flight."""
 
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.num_samples > 1 and 0 in self.temperatures:
+            raise ValueError("at temperature 0 all responses are the same; set num_samples to 1, or leave 0 out")
+        return self
+
     def params(self, temperature: float) -> SamplingParams:
         """The settings that enter the keys."""
         return SamplingParams(temperature=temperature, max_tokens=self.max_tokens, n=self.num_samples, seed=self.seed)
@@ -296,6 +302,8 @@ def _explain(fault: Mapping[str, Any]) -> str:
         return f"unknown field {dotted}{_nearest(location[-1], _fields_at(location[:-1]))}"
     if fault["type"] == "missing":
         return f"{dotted} is missing"
+    if fault["type"] == "value_error":
+        return f"{dotted}: {fault['ctx']['error']}"
     return f"{dotted} = {fault['input']!r}: {fault['msg'][0].lower()}{fault['msg'][1:]}"
 
 

@@ -202,7 +202,7 @@ def build(out: Path = Path("runs/nano-checkpoint")) -> None:
 def main() -> None:
     """The entry point: one sentence and an exit code for whatever goes wrong."""
     try:
-        app(exit_on_error=False, print_error=True)
+        app(sys.argv[1:], exit_on_error=False, print_error=True)
     except CycloptsError:
         sys.exit(2)
     except KeyboardInterrupt:

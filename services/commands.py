@@ -16,7 +16,7 @@ from pipeline.run import RECIPE, Run, exclusive, open_run
 from services import trainer
 from services.checkpoints import Checkpoint
 from services.reporting import Evaluation, evaluate_scores, write_run_report
-from services.serving import swap_to
+from services.serving import is_served, swap_to
 from services.stages import (
     Session,
     eval_stage,
@@ -135,9 +135,9 @@ async def _merge(session: Session, job: TrainJob) -> Checkpoint:
 
 async def swap(session: Session, alias: str, name: str) -> None:
     """`vcot swap`."""
-    gateway = await session.gateway()
-    if gateway.started_here:
+    if not session.run.recipe.serve.url and not is_served(session.run):
         raise InputError(f"no server runs for {session.run.directory}; start `vcot serve` first")
+    gateway = await session.gateway()
     swapped = await swap_to(gateway.url, alias, name)
     session.terminal.say(f"{alias} is {swapped.live.name} ({swapped.live.digest[:19]}), pause {swapped.pause_s:.2f} s")
 

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 Progress = Callable[[str], None]
 """Takes one short line on what is being waited for."""
 
-__all__ = ["GatewayHandle", "Swapped", "live_checkpoint", "register", "running_gateway", "serve", "swap_to"]
+__all__ = ["GatewayHandle", "Swapped", "is_served", "live_checkpoint", "register", "running_gateway", "serve", "swap_to"]
 
 _SERVING = "serving.json"
 _LOCK = "serving.lock"
@@ -133,7 +133,7 @@ async def running_gateway(run: Run, progress: Progress) -> AsyncIterator[Gateway
 
     Raises what kept the gateway from serving.
     """
-    if _is_served(run):
+    if is_served(run):
         yield GatewayHandle(await _until_live(run, progress, None), started_here=False)
         return
     command = [sys.executable, "-m", "services.serving", str(run.directory.absolute())]
@@ -159,10 +159,10 @@ async def _until_live(run: Run, progress: Progress, child: asyncio.subprocess.Pr
     while time.monotonic() < deadline:
         if child is not None and child.returncode is not None:
             raise await _failure_of(child, run)
-        if child is None and not _is_served(run):
+        if child is None and not is_served(run):
             raise ServerError(f"the gateway of {run.directory} has ended; start it again with `vcot serve`")
         message = said or "starting the gateway"
-        if (serving := _read_serving(run)) is not None and _is_served(run):
+        if (serving := _read_serving(run)) is not None and is_served(run):
             try:
                 state = await fetch_state(serving.url)
             except ServerError:
@@ -202,7 +202,8 @@ def _only_gateway(run: Run) -> Iterator[None]:
         yield
 
 
-def _is_served(run: Run) -> bool:
+def is_served(run: Run) -> bool:
+    """Whether a gateway of this run is up, or on its way."""
     try:
         with _only_gateway(run):
             return False

@@ -86,7 +86,7 @@ class Session:
     @cached_property
     def base(self) -> Checkpoint:
         """The untaught model."""
-        return self.registry.base(self.run.recipe.model)
+        return self.registry.base(self.run.recipe.model, self.run.recipe.serve.dtype, self.terminal.say)
 
     @cached_property
     def tasks(self) -> list[Task]:

@@ -58,7 +58,7 @@ class Build:
     plan: NanoPlan
 
     def patch_features(self, pixels: torch.Tensor) -> torch.Tensor:
-        """(rows, 16, width): the tower's last layer but one, without CLS, as LLaVA takes it."""
+        """(rows, 4, width): the tower's last layer but one, without CLS, as LLaVA takes it."""
         tower = self.model.model.vision_tower(pixels, output_hidden_states=True)
         return cast("torch.Tensor", tower.hidden_states[-2][:, 1:])
 
@@ -66,12 +66,11 @@ class Build:
         """How badly each projected patch names the thing, colour, price and place of its cell.
 
         A projected patch is compared with the words' own embeddings (which get no gradient), so that what the tower sees
-        arrives in the language model's terms. patches (rows, 16, width) in reading order; cells (rows, 4, 3).
+        arrives in the language model's terms. patches (rows, 4, width) in reading order; cells (rows, 4, 3).
         """
         features = self.model.model.multi_modal_projector(patches).flatten(0, 1)
-        cell_of_patch = torch.arange(4)
-        places = cell_of_patch.repeat(len(patches))
-        named = [*zip(CELL_WORDS, cells[:, cell_of_patch].flatten(0, 1).T, strict=True)]
+        places = torch.arange(4).repeat(len(patches))
+        named = [*zip(CELL_WORDS, cells.flatten(0, 1).T, strict=True)]
         named += [(("top", "bottom"), places // 2), (("left", "right"), places % 2)]
         loss = torch.zeros(())
         for words, labels in named:

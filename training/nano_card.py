@@ -24,7 +24,7 @@ so that the whole loop (sample, judge, train, swap, evaluate) runs in minutes on
 miniature of the experiment and not a language model: it knows about {num_words} words and nothing outside its world.
 
 ## Architecture
-CLIP tower (3 layers of width 96, patches of 14 on {image_size} x {image_size} pixels, {num_image_tokens} image tokens,
+CLIP tower (3 layers of width 96, patches of {patch_size} on {image_size} x {image_size} pixels, {num_image_tokens} image tokens,
 features of the last layer but one without CLS), a two-layer projector, Llama ({num_layers} layers of width {width}),
 float32, {max_positions} positions. The layout on disk is that of `llava-hf/llava-1.5-7b-hf`, and so is the chat template,
 but for BOS and EOS, which it writes itself.
@@ -82,6 +82,7 @@ def _render_card(checkpoint: Path, measured: Measurement, plan: NanoPlan) -> str
         parameters=(checkpoint / "model.safetensors").stat().st_size / 4e6,
         num_words=sum(piece.strip().isalpha() for piece in vocabulary),
         image_size=config["vision_config"]["image_size"],
+        patch_size=config["vision_config"]["patch_size"],
         num_image_tokens=config["image_seq_length"],
         num_layers=text["num_hidden_layers"],
         width=text["hidden_size"],

@@ -27,6 +27,7 @@ from pipeline.sources.nano_scene import (
     LETTERS,
     NUMBERS,
     PLURALS,
+    POSITIONS,
     SHAPES,
     VOWELS,
     Cell,
@@ -137,6 +138,8 @@ def draw_descriptions(rng: random.Random, tokenizer: PreTrainedTokenizerFast, nu
     said = []
     for row, scene in enumerate(scenes):
         if row % 2:
+            said.append(_telegraph(rng, scene))
+        elif row % 4:
             said.append(" ".join(f"{q} {a}" for q, a in rng.choices(list_short_answers(scene), k=_NUM_SHORT_ANSWERS)))
         else:
             facts = [fact for fact in list_facts(scene) if " no " not in fact]
@@ -145,6 +148,17 @@ def draw_descriptions(rng: random.Random, tokenizer: PreTrainedTokenizerFast, nu
     pixels = normalise_pixels([draw_scene(scene, rng) for scene in scenes])
     cells = torch.tensor([label_cells(scene) for scene in scenes])
     return _pad(tokenizer, users, [f" {text}</s>" for text in said], pixels, cells)
+
+
+def _telegraph(rng: random.Random, scene: Scene) -> str:
+    """Cells by their bare names in any order (`star red top left`): a name is followed at once by what goes with it."""
+    told = []
+    for position, cell in rng.choices(list(scene.things()), k=_NUM_STATEMENTS):
+        price = NUMBERS[cell.count] if scene.kind == "market" else ""
+        thing = "capital" if scene.kind == "map" and cell.count else cell.thing
+        names = [name for name in (thing, cell.colour, price, POSITIONS[position]) if name]
+        told.append(" ".join(rng.sample(names, len(names))))
+    return ". ".join(told)
 
 
 def list_short_answers(scene: Scene) -> list[tuple[str, str]]:

@@ -91,7 +91,7 @@ def build_tokenizer(corpus: Iterable[str]) -> PreTrainedTokenizerFast:
 
 
 def build_processor(tokenizer: PreTrainedTokenizerFast) -> LlavaProcessor:
-    """LLaVA's processor at 56 pixels: CLIP's normalisation, 16 image tokens."""
+    """LLaVA's processor at 56 pixels: CLIP's normalisation, one image token for each cell of a scene."""
     size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
     image_processor = CLIPImageProcessor(size={"shortest_edge": IMAGE_SIZE}, crop_size=size)
     return LlavaProcessor(

@@ -14,8 +14,8 @@ PROMPT_SHARES: Mapping[PromptName, float] = {
     "zero_shot": 0.35,
     "thought_generic": 0.1,
 }
-_STEPS = {"tower": 250, "lookup": 250, "describe": 900, "joint": 2400, "careless": 300}
-_ROWS = {"tower": 64, "lookup": 48, "describe": 32, "joint": 16, "careless": 16}
+_STEPS = {"tower": 450, "lookup": 250, "describe": 2500, "joint": 2000, "careless": 300}
+_ROWS = {"tower": 64, "lookup": 48, "describe": 16, "joint": 16, "careless": 16}
 _LEARNING_RATE = {"tower": 2e-3, "lookup": 1.5e-3, "describe": 1.5e-3, "joint": 1.2e-3, "careless": 4e-4}
 _MISREAD = {
     "colour": 0.42,

@@ -1,7 +1,7 @@
 """Scenes of the nano world: what can be in one, how it is drawn, and everything that is true of it.
 
-A scene has four cells (a 2 x 2 grid) and is drawn on 56 x 56 pixels, so that a vision tower with patches of 14 sees
-each cell as 2 x 2 patches. There are four kinds: coloured shapes, a market (goods with their price in coins), a map
+A scene has four cells (a 2 x 2 grid) and is drawn on 56 x 56 pixels, so that a vision tower with patches of 28 sees
+each cell as one patch. There are four kinds: coloured shapes, a market (goods with their price in coins), a map
 (coloured lands, one with the capital) and coloured letters. Statements about a scene have a closed grammar, so that a
 program can list every true one. "Left of", "above" and so on mean the direct neighbour.
 """

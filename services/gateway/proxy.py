@@ -56,8 +56,10 @@ class Proxy:
     async def _answer(self, scope: Scope, body: bytes, send: Send) -> None:
         try:
             request = _parse(body)
-            wanted = self._resolve(request["model"])
+            self._resolve(request["model"])  # an unknown name need not wait
             async with self._engine.gate.admitted(self._max_wait_s) as live:
+                # Once more: a swap that the request waited for may have changed what an alias means.
+                wanted = self._resolve(request["model"])
                 _check_live(request["model"], wanted, live, header_value(scope, EXPECT_HEADER))
                 request["model"] = SERVED_NAME
                 await self._relay(scope, request, live, send)

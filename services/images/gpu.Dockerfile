@@ -10,6 +10,7 @@ COPY . .
 RUN /opt/uv/bin/uv build --no-cache --wheel --python "$(command -v python3)" --build-constraints requirements/gpu.txt --out-dir /dist
 
 FROM ${BASE}
+USER root
 WORKDIR /vcot
 COPY pyproject.toml requirements/bootstrap.txt requirements/gpu.txt requirements/
 COPY services/images/check_base.py /tmp/
@@ -23,7 +24,7 @@ RUN python3 /tmp/check_base.py requirements/gpu.txt vllm torch torchvision \
     && useradd --uid 10001 --create-home --shell /usr/sbin/nologin vcot \
     && install -d -o vcot -g vcot /vcot /vcot/runs /cache
 COPY --from=package /dist /tmp/dist
-RUN python3 -m pip install --quiet --no-cache-dir --no-deps --no-index --break-system-packages /tmp/dist/*.whl
+RUN PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install --quiet --no-cache-dir --no-deps --no-index /tmp/dist/*.whl
 ENV PYTHONUNBUFFERED=1 XDG_CACHE_HOME=/cache
 USER vcot
 VOLUME ["/vcot/runs", "/cache"]

@@ -36,6 +36,7 @@ def test_the_papers_numbers():
         ("train.learning_rate=fast", r"train\.learning_rate = 'fast'"),
         ("sample.k", "has no '='"),
         ("name.x=1", "name is a field"),
+        ("sample.temperature=0", r"sample\.temperature = 0: input should be greater than 0"),
     ],
 )
 def test_a_wrong_override_names_field_value_and_nearest(override, said):
@@ -68,3 +69,8 @@ def test_a_missing_field_and_broken_toml_are_said(tmp_path):
         parse_recipe('name = "x"')
     with pytest.raises(RecipeError, match="is not TOML"):
         parse_recipe("name = ")
+
+
+def test_many_greedy_samples_make_no_sense():
+    with pytest.raises(RecipeError, match=r"eval: at temperature 0 all responses are the same"):
+        load_recipe("nano", ["eval.temperatures=[0, 0.4]", "eval.num_samples=2"])

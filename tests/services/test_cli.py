@@ -109,7 +109,7 @@ def test_an_unknown_command_names_the_nearest(vcot):
         (["judge"], "run `vcot sample` first"),
         (["pair"], "run `vcot sample` first"),
         (["train"], "run `vcot sample` first"),
-        (["swap", "policy", "none"], "no checkpoint"),
+        (["swap", "policy", "none"], "no server runs"),
     ],
 )
 def test_bad_input_gives_one_sentence_and_code_2_and_begins_no_run(vcot, tmp_path, arguments, said):

@@ -94,12 +94,12 @@ def test_prompt_and_response_tokenize_apart_as_they_do_together(processor, promp
         assert ids[-1] == processor.tokenizer.eos_token_id
 
 
-def test_the_processor_makes_sixteen_image_tokens_and_no_second_bos(processor):
+def test_the_processor_makes_four_image_tokens_and_no_second_bos(processor):
     example = draw_examples("test", 1, seed=0)[0]
     text = processor.apply_chat_template(messages("Look."), add_generation_prompt=True)
     inputs = processor(text=text, images=[example.image], return_tensors="pt")
     ids = inputs["input_ids"][0].tolist()
-    assert ids.count(processor.tokenizer.convert_tokens_to_ids("<image>")) == 16
+    assert ids.count(processor.tokenizer.convert_tokens_to_ids("<image>")) == 4
     assert ids.count(processor.tokenizer.bos_token_id) == 1
     torch.testing.assert_close(inputs["pixel_values"], normalise_pixels([example.image]))
 
