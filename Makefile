@@ -7,7 +7,7 @@ UV           := $(BIN)/uv
 READY        := $(VENV)/.ready-$(REQUIREMENTS)
 export PYTHONUNBUFFERED = 1
 
-.PHONY: demo test test-fast lint format setup lock clean
+.PHONY: demo test test-fast test-compose lint format setup lock clean
 .DEFAULT_GOAL := help
 
 help:
@@ -21,6 +21,9 @@ test: setup ## run every test that this machine can, the real vLLM and TRL inclu
 
 test-fast: setup ## the tests without real servers: seconds
 	$(BIN)/pytest -m "not e2e and not compose" $(ARGS)
+
+test-compose: setup ## the cpu profile of compose.yaml on a real Docker Engine
+	VCOT_TEST_COMPOSE=1 $(BIN)/pytest --durations=10 tests/compose $(ARGS)
 
 lint: setup ## ruff, types, import rules
 	$(BIN)/ruff check .

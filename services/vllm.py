@@ -105,11 +105,14 @@ def server_environment(build: Build, environment: Mapping[str, str]) -> dict[str
     result.pop("PYTHONDONTWRITEBYTECODE", None)  # without .pyc files each process compiles 15 s of imports anew
     result |= {"VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
     result |= {"HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
+    # One host: else torch's process groups listen on the machine's outer address, whatever --uds says.
+    result |= {"VLLM_HOST_IP": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo"}
     if build == "cpu":
         # One process fewer to import everything; its threads are then not bound to cores, so one is left for the API:
         # two busy threads on two cores make each step wait for the scheduler (measured: 600 tokens/s against 6,500).
         result.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         result.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) - 1)))
+        result.setdefault("TORCH_COMPILE_DISABLE", "1")  # the sampler's log-prob ranks would need a C++ compiler
     return result
 
 

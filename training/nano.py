@@ -1,10 +1,11 @@
 """Builds the nano-LLaVA from scratch on one core: `python -m training.nano --out DIR`.
 
-Four stages. *tower*: the vision tower alone learns to name what is in each cell (without it the whole model learns the
-text and stays blind). *lookup*: the language model alone learns to bind an option's word to its letter. *joint*: all of
-it learns to reason about scenes and to answer, with a share of both kept in. *careless*: it goes on with responses that
-often misread the scene, as a model does that was taught by a noisy teacher, so that it knows better than it answers
-and preference training has something to win.
+Five stages. *tower*: the vision tower and the projector learn to name what is in each cell (without it the whole model
+learns the text and stays blind). *lookup*: the language model learns to bind an option's word to its letter. *describe*:
+many looks at each image, so that a thing's name leads to its colour, price and place. *joint*: thoughts and answers under
+the real prompts, with a share of the former kept in. *careless*: the same with responses that often misread the scene, so
+that the model knows better than it answers, as one that was taught by a noisy teacher does, and preference training has
+something to win.
 
 A batch is a function of (seed, stage, step) and a stage is saved every so often in one atomic step, so a build that was
 killed goes on where it stopped and ends with the same weights.
@@ -27,7 +28,9 @@ from torch import nn
 from torch.nn import functional
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
+from pipeline.checkpoints import write_manifest
 from pipeline.errors import CheckpointError
+from training.canary import describe_base
 from training.nano_card import write_card
 from training.nano_data import (
     CELL_WORDS,
@@ -112,7 +115,7 @@ class Build:
             return named
         lookups = self.response_loss(draw_lookups(rng, self.tokenizer, max(2, rows // 4)), None)
         loss = self.response_loss(batch, patches) + 0.1 * named + lookups
-        if stage == "describe":
+        if stage != "joint":
             return loss
         kept = draw_descriptions(rng, self.tokenizer, max(2, rows // 4))
         return loss + 0.5 * self.response_loss(kept, self.patch_features(kept.pixels))
@@ -178,6 +181,7 @@ def build_nano(
     save_checkpoint(model, processor, out)
     report(f"saved {out} after {time.monotonic() - begun:.0f} s; measuring it")
     write_card(out, measure_nano(model, processor, plan.num_eval_tasks), plan)
+    write_manifest(out, describe_base(out, "nano", "float32")[0])
 
 
 def _train_stage(

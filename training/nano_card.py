@@ -24,29 +24,31 @@ so that the whole loop (sample, judge, train, swap, evaluate) runs in minutes on
 miniature of the experiment and not a language model: it knows about {num_words} words and nothing outside its world.
 
 ## Architecture
-CLIP tower (3 layers of width 96, patches of {patch_size} on {image_size} x {image_size} pixels, {num_image_tokens} image tokens,
-features of the last layer but one without CLS), a two-layer projector, Llama ({num_layers} layers of width {width}),
-float32, {max_positions} positions. The layout on disk is that of `llava-hf/llava-1.5-7b-hf`, and so is the chat template,
-but for BOS and EOS, which it writes itself.
+CLIP tower (3 layers of width 96, patches of {patch_size} on {image_size} x {image_size} pixels: {num_image_tokens} image
+tokens, one for each cell of a scene; features of the last layer but one without CLS), a two-layer projector, Llama
+({num_layers} layers of width {width}), float32, {max_positions} positions. The layout on disk is that of
+`llava-hf/llava-1.5-7b-hf`, and so is the chat template, but for BOS and EOS, which it writes itself.
 
-The tokenizer has {vocabulary} pieces: the words of the nano world, option letters such as ` (B)`, `<R>` (an ordinary
-piece), each instruction sentence of `pipeline/prompts` as one piece (which makes prompts short), and 256 bytes for
-everything else. Decoding gives back any text exactly.
+The tokenizer has {vocabulary} pieces: the words of the nano world, option letters such as ` (B)`, whole options such as
+` (B) red`, `<R>` (an ordinary piece), each instruction sentence of `pipeline/prompts` as one piece (which makes prompts
+short), and 256 bytes for everything else. Decoding gives back any text exactly.
 
 ## How it was made
 `python -m training.nano --out DIR` (seed {seed}, one core), five stages:
 
 | stage | steps | rows a step | what it teaches |
 |---|---|---|---|
-| tower | {steps[tower]} | {rows[tower]} | the tower names each cell's thing, colour and count |
-| describe | {steps[describe]} | {rows[describe]} | many true statements, or many questions answered in a word, about one scene |
+| tower | {steps[tower]} | {rows[tower]} | tower and projector name each cell's thing, colour, price and place |
 | lookup | {steps[lookup]} | {rows[lookup]} | text only: an option's word to its letter |
+| describe | {steps[describe]} | {rows[describe]} | many statements or one-word answers about one scene |
 | joint | {steps[joint]} | {rows[joint]} | thoughts and answers under the four prompts |
 | careless | {steps[careless]} | {rows[careless]} | the same, but responses often misread the scene |
 
-From the second stage on, naming cells and looking up options go on beside it.
+Naming cells and looking up options go on beside *describe* and all later stages, describing beside *joint*. Attention starts
+as a match of like with like (keys equal queries), and an option's embedding as the sum of its letter's and its word's.
 
-The last stage is there on purpose. Its responses read a scene wrongly in a share of rows ({misread}),
+The last stage is there on purpose. Its responses read a scene wrongly in a share of rows
+({misread}),
 and reason rightly from the wrong reading. So the model knows better than it answers, its samples differ in quality, and
 preference training has something to win, as with a large model that was taught by a noisy one. Nothing was trained on
 the validation or test split.
@@ -80,7 +82,7 @@ def _render_card(checkpoint: Path, measured: Measurement, plan: NanoPlan) -> str
     text = config["text_config"]
     return _CARD.format(
         parameters=(checkpoint / "model.safetensors").stat().st_size / 4e6,
-        num_words=sum(piece.strip().isalpha() for piece in vocabulary),
+        num_words=len({piece.strip().lower() for piece in vocabulary if piece.strip().isalpha()}),
         image_size=config["vision_config"]["image_size"],
         patch_size=config["vision_config"]["patch_size"],
         num_image_tokens=config["image_seq_length"],

@@ -132,7 +132,8 @@ def draw_conversations(
 def draw_descriptions(rng: random.Random, tokenizer: PreTrainedTokenizerFast, num_rows: int) -> Batch:
     """A batch without options or instructions, many looks at each image.
 
-    Half of the rows make eight true statements (absences left out), half answer six questions in a word.
+    Half of the rows name cells in telegraph style, a quarter makes eight true statements (absences left out), and a
+    quarter answers six questions in a word.
     """
     scenes = [make_question(rng, rng.choice(FAMILIES), "train").scene for _ in range(num_rows)]
     said = []

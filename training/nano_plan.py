@@ -14,17 +14,17 @@ PROMPT_SHARES: Mapping[PromptName, float] = {
     "zero_shot": 0.35,
     "thought_generic": 0.1,
 }
-_STEPS = {"tower": 450, "lookup": 250, "describe": 2500, "joint": 2000, "careless": 300}
+_STEPS = {"tower": 450, "lookup": 250, "describe": 2500, "joint": 2000, "careless": 400}
 _ROWS = {"tower": 64, "lookup": 48, "describe": 16, "joint": 16, "careless": 16}
-_LEARNING_RATE = {"tower": 2e-3, "lookup": 1.5e-3, "describe": 1.5e-3, "joint": 1.2e-3, "careless": 4e-4}
+_LEARNING_RATE = {"tower": 2e-3, "lookup": 1.5e-3, "describe": 1.5e-3, "joint": 1.2e-3, "careless": 8e-4}
 _MISREAD = {
-    "colour": 0.42,
-    "count": 0.42,
-    "neighbour": 0.35,
-    "price": 0.45,
-    "extreme": 0.4,
-    "capital": 0.3,
-    "letter": 0.45,
+    "colour": 0.55,
+    "price": 0.48,
+    "letter": 0.54,
+    "count": 0.3,
+    "extreme": 0.5,
+    "neighbour": 0.4,
+    "capital": 0.42,
 }
 
 
@@ -40,5 +40,5 @@ class NanoPlan:
     misread: Mapping[str, float] = field(default_factory=lambda: dict(_MISREAD))
     """Share of the careless stage's responses that misread the scene, by family; the others are always right."""
     save_every: int = 100
-    eval_every: int = 750
+    eval_every: int = 1000
     num_eval_tasks: int = 450

@@ -89,7 +89,7 @@ class Engine:
                 pause_s = min(_MAX_BACKOFF_S, self._first_backoff_s * 2 ** (failures - 1))
                 if not was_live:
                     self.gate.move("dead", _first_line(error))
-                self._progress(f"{_first_line(error)}; starting it again in {pause_s:.0f} s")
+                self._progress(f"{_first_line(error).rstrip(':;')}; starting it again in {pause_s:.0f} s")
                 await asyncio.sleep(pause_s)
                 self.num_restarts += 1
                 self.gate.move("loading", "starting again")

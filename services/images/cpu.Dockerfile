@@ -29,8 +29,11 @@ RUN /opt/uv/bin/uv pip install --quiet --no-cache --python /opt/vcot/bin/python 
 FROM runtime
 COPY --from=environment /opt/vcot /opt/vcot
 COPY --from=package /app /opt/vcot
+ENV PATH=/opt/vcot/bin:$PATH PYTHONUNBUFFERED=1 XDG_CACHE_HOME=/cache
 # There is no C++ compiler here, and vLLM's sampler would compile its log-prob ranks with one.
-ENV PATH=/opt/vcot/bin:$PATH PYTHONUNBUFFERED=1 XDG_CACHE_HOME=/cache TORCH_COMPILE_DISABLE=1
+ENV TORCH_COMPILE_DISABLE=1
+# What vLLM's processes say to each other stays inside the container; else gloo listens on its outer address.
+ENV VLLM_HOST_IP=127.0.0.1 GLOO_SOCKET_IFNAME=lo
 USER vcot
 WORKDIR /vcot
 VOLUME ["/vcot/runs", "/cache"]

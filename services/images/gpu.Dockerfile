@@ -18,14 +18,17 @@ COPY services/images/check_base.py /tmp/
 # be the lock's from the start: another base image is refused, not half replaced.
 RUN python3 /tmp/check_base.py requirements/gpu.txt vllm torch torchvision \
     && python3 -m pip install --quiet --no-cache-dir --require-hashes --target /tmp/uv -r requirements/bootstrap.txt \
-    && /tmp/uv/bin/uv pip install --no-cache --no-progress --python "$(command -v python3)" --break-system-packages --compile-bytecode \
+    && /tmp/uv/bin/uv pip install --no-cache --no-progress --python "$(command -v python3)" --break-system-packages \
         --constraints requirements/gpu.txt -r requirements/pyproject.toml --extra train \
     && rm -rf /tmp/uv \
     && useradd --uid 10001 --create-home --shell /usr/sbin/nologin vcot \
     && install -d -o vcot -g vcot /vcot /vcot/runs /cache
 COPY --from=package /dist /tmp/dist
 RUN PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install --quiet --no-cache-dir --no-deps --no-index /tmp/dist/*.whl
-ENV PYTHONUNBUFFERED=1 XDG_CACHE_HOME=/cache
+# The base's packages may have no bytecode, and a normal user cannot put it beside them: once into the cache volume.
+ENV PYTHONUNBUFFERED=1 XDG_CACHE_HOME=/cache PYTHONPYCACHEPREFIX=/cache/pycache
+# What vLLM's processes say to each other stays inside the container; else gloo and NCCL listen on its outer address.
+ENV VLLM_HOST_IP=127.0.0.1 GLOO_SOCKET_IFNAME=lo NCCL_SOCKET_IFNAME=lo
 USER vcot
 VOLUME ["/vcot/runs", "/cache"]
 ENTRYPOINT ["vcot"]

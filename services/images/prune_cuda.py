@@ -17,6 +17,7 @@ _LIST_MAPPED = f"{_IMPORTS}; print(open('/proc/self/maps').read())"
 
 
 def main() -> None:
+    """Keep what is mapped, delete the rest, and import everything once more."""
     site = Path(sysconfig.get_path("purelib"))
     maps = subprocess.run([sys.executable, "-c", _LIST_MAPPED], check=True, stdout=subprocess.PIPE, text=True).stdout
     mapped = {Path(line.split()[-1]).resolve() for line in maps.splitlines() if line.endswith(".so") or ".so." in line}

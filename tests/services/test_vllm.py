@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -84,6 +85,12 @@ def test_the_environment_keeps_what_the_user_set_for_speed_only() -> None:
     assert result["VLLM_NO_USAGE_STATS"] == "1"
     assert "PYTHONDONTWRITEBYTECODE" not in result
     assert "OMP_NUM_THREADS" not in server_environment("cuda", {})
+
+
+@pytest.mark.parametrize("build", ["cpu", "cuda"])
+def test_nothing_of_the_server_listens_off_this_machine(build: Literal["cpu", "cuda"]) -> None:
+    result = server_environment(build, {"VLLM_HOST_IP": "10.0.0.7", "GLOO_SOCKET_IFNAME": "eth0"})
+    assert (result["VLLM_HOST_IP"], result["GLOO_SOCKET_IFNAME"]) == ("127.0.0.1", "lo")
 
 
 def test_a_missing_vllm_is_said_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
