@@ -35,9 +35,7 @@ class ImageStore:
                 kept = image.format if _is_normal(image) else None
                 size, upright = image.size, normalise(image)
         except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise DataError(
-                f"image {where} cannot be read ({error}); replace the file or leave the task out"
-            ) from None
+            raise DataError(f"image {where} cannot be read ({error}); replace the file or leave the task out") from None
         return self._write(data, _SUFFIXES[kept], size) if kept else self.put_png(upright)
 
     def put_file(self, path: Path) -> ImageRef:

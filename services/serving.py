@@ -43,7 +43,16 @@ if TYPE_CHECKING:
 Progress = Callable[[str], None]
 """Takes one short line on what is being waited for."""
 
-__all__ = ["GatewayHandle", "Swapped", "is_served", "live_checkpoint", "register", "running_gateway", "serve", "swap_to"]
+__all__ = [
+    "GatewayHandle",
+    "Swapped",
+    "is_served",
+    "live_checkpoint",
+    "register",
+    "running_gateway",
+    "serve",
+    "swap_to",
+]
 
 _SERVING = "serving.json"
 _LOCK = "serving.lock"

@@ -70,7 +70,6 @@ works; they say nothing about a method's worth on real models. Licence: Apache-2
 """
 
 
-
 def write_card(checkpoint: Path, measured: Measurement, plan: NanoPlan) -> None:
     """Write `README.md` into a saved nano checkpoint."""
     (checkpoint / "README.md").write_text(_render_card(checkpoint, measured, plan), "utf-8")

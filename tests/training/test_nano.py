@@ -133,7 +133,12 @@ def test_only_the_response_carries_loss(processor):
         assert text.startswith(" The answer is (")
         assert text.endswith(".</s>")
     lookups = draw_lookups(random.Random(0), processor.tokenizer, 4)
-    assert set(processor.tokenizer.decode(lookups.labels[lookups.labels != IGNORED]).split()) <= {"(A)", "(B)", "(C)", "(D)"}
+    assert set(processor.tokenizer.decode(lookups.labels[lookups.labels != IGNORED]).split()) <= {
+        "(A)",
+        "(B)",
+        "(C)",
+        "(D)",
+    }
 
 
 def test_a_killed_build_ends_with_the_weights_of_an_undisturbed_one(tmp_path):
