@@ -1,1 +1,1 @@
-"""Benchmarks and statistics: prompts, parsers, intervals and the paper's table."""
+"""Evaluation: scores of single responses, statistics, and the paper's table."""
