@@ -15,10 +15,10 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from pipeline.errors import DataError
+from training.nano_model import NUM_IMAGE_TOKENS
 from training.pairs import PairCollator, check_pairs, load_pairs, render_pair, scale_images
 
 LIMITS = {"max_length": 512, "max_image_side": 336}
-NUM_IMAGE_TOKENS = 16
 
 
 def text(content):
@@ -100,7 +100,7 @@ def test_wrong_image_token_count_is_refused(processor, monkeypatch):
         "_get_num_multimodal_tokens",
         lambda self, image_sizes: {"num_image_tokens": [17] * len(image_sizes)},
     )
-    assert refusal(processor, make_row()) == "16 image tokens, but the processor announces 17"
+    assert refusal(processor, make_row()) == f"{NUM_IMAGE_TOKENS} image tokens, but the processor announces 17"
 
 
 def test_summary_keeps_the_good_rows(processor):
