@@ -43,12 +43,22 @@ if TYPE_CHECKING:
 Progress = Callable[[str], None]
 """Takes one short line on what is being waited for."""
 
-__all__ = ["GatewayHandle", "Swapped", "is_served", "live_checkpoint", "register", "running_gateway", "serve", "swap_to"]
+__all__ = [
+    "GatewayHandle",
+    "Swapped",
+    "is_served",
+    "live_checkpoint",
+    "register",
+    "running_gateway",
+    "serve",
+    "swap_to",
+]
 
 _SERVING = "serving.json"
 _LOCK = "serving.lock"
 _GRACE_S = 20.0
 _POLL_S = 0.2
+_STALLED_CLIENT_MS = 60_000
 
 
 @dataclass(frozen=True)
@@ -93,7 +103,7 @@ async def serve(run: Run, progress: Progress) -> None:
         log = run.path("logs", "vllm.log")
         engine = Engine(registry, lambda checkpoint: VllmServer(checkpoint, settings, log), progress)
         progress(f"the gateway listens at {url}")
-        await _serve_until_stopped(engine, build_app(engine, run.directory), listener)
+        await _serve_until_stopped(engine, build_app(engine, run.directory, settings), listener)
 
 
 async def _serve_until_stopped(engine: Engine, app: Starlette, listener: socket.socket) -> None:
@@ -223,6 +233,8 @@ def _listening(settings: ServeSection) -> Iterator[socket.socket]:
         raise MachineError(f"serve.host = {settings.host!r} is no address of this machine ({error.strerror})") from None
     with listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # A client that stopped reading is dropped by the kernel, with the answer that is buffered for it.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _STALLED_CLIENT_MS)
         try:
             listener.bind(address)
             listener.listen(2048)

@@ -23,17 +23,20 @@ from starlette.routing import Mount, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from pipeline.errors import CheckpointError, SwapError, VcotError
+from pipeline.recipe import ServeSection
 from services.admin import ADMIN_KEY_ENV, GatewayState, RegisterRequest, SwapRequest
 from services.gateway.answers import Refusal, error_body, header_value, send_refusal
 from services.gateway.engine import Engine
+from services.gateway.limits import Limits, Slots
 from services.gateway.proxy import Proxy, stamp
 
 _LOOPBACK = ("127.0.0.1", "::1", "localhost", "testclient")
 
 
-def build_app(engine: Engine, run_directory: Path, *, max_wait_s: float = 600.0) -> Starlette:
+def build_app(engine: Engine, run_directory: Path, settings: ServeSection, *, max_wait_s: float = 600.0) -> Starlette:
     """The application. A request that meets a swap waits for it, at most `max_wait_s`."""
-    proxy = Proxy(engine, max_wait_s)
+    slots = Slots(settings.max_in_flight, settings.max_queued)
+    proxy = Limits(Proxy(engine, max_wait_s), slots, int(settings.max_body_mb * 1e6))
     admin = _Admin(engine, run_directory)
     return Starlette(
         routes=[

@@ -10,7 +10,7 @@ import pytest
 from starlette.applications import Starlette
 
 from pipeline.errors import CheckpointError, SwapError
-from pipeline.recipe import ModelSection
+from pipeline.recipe import ModelSection, ServeSection
 from services.admin import named_error
 from services.checkpoints import Registry
 from services.gateway.app import build_app
@@ -21,7 +21,7 @@ ASK = {"model": "policy", "messages": [{"role": "user", "content": "hello"}], "l
 
 
 class Bench:
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, **settings: Any) -> None:
         self.registry = Registry(directory / "run")
         self.base = self.registry.base(
             ModelSection(source=str(write_checkpoint(directory / "base", "seed", 1.0, kind="base")))
@@ -29,7 +29,7 @@ class Bench:
         self.tuned = self.registry.register(write_checkpoint(directory / "tuned", "tuned", 2.0))
         self.servers: list[FakeVllm] = []
         self.engine = Engine(self.registry, self._launch, lambda _: None, first_backoff_s=0.0)
-        self.app: Starlette = build_app(self.engine, directory / "run", max_wait_s=5.0)
+        self.app: Starlette = build_app(self.engine, directory / "run", ServeSection(**settings), max_wait_s=5.0)
         self.http = self.client("127.0.0.1")
 
     def client(self, host: str) -> httpx.AsyncClient:
@@ -127,7 +127,7 @@ async def test_a_request_during_a_swap_waits_and_is_answered_by_the_new_weights(
 
 async def test_a_swap_that_takes_too_long_turns_waiting_requests_away(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
-    bench.app = build_app(bench.engine, tmp_path, max_wait_s=0.02)
+    bench.app = build_app(bench.engine, tmp_path, ServeSection(), max_wait_s=0.02)
     bench.http = bench.client("127.0.0.1")
     async with running(bench):
         bench.server.hold.clear()
