@@ -1,13 +1,8 @@
-"""The gateway's ASGI application: the OpenAI API for anyone, /admin for the operator.
-
-Admin routes change what is served, so they answer to this machine only; with VCOT_ADMIN_KEY set, to whoever bears that
-key, from anywhere.
-"""
+"""The gateway's ASGI application: the OpenAI API for clients, /admin for the operator, each with keys of its own."""
 
 from __future__ import annotations
 
 import asyncio
-import hmac
 import os
 import time
 from pathlib import Path
@@ -20,30 +15,34 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Mount, Route
-from starlette.types import ASGIApp, Receive, Scope, Send
 
 from pipeline.errors import CheckpointError, SwapError, VcotError
 from pipeline.recipe import ServeSection
-from services.admin import ADMIN_KEY_ENV, GatewayState, RegisterRequest, SwapRequest
-from services.gateway.answers import Refusal, error_body, header_value, send_refusal
+from services.admin import GatewayState, RegisterRequest, SwapRequest
+from services.gateway.answers import error_body
 from services.gateway.engine import Engine
+from services.gateway.keys import ADMIN, INFERENCE, Guarded
 from services.gateway.limits import Limits, Slots
 from services.gateway.proxy import Proxy, stamp
-
-_LOOPBACK = ("127.0.0.1", "::1", "localhost", "testclient")
 
 
 def build_app(engine: Engine, run_directory: Path, settings: ServeSection, *, max_wait_s: float = 600.0) -> Starlette:
     """The application. A request that meets a swap waits for it, at most `max_wait_s`."""
     slots = Slots(settings.max_in_flight, settings.max_queued)
-    proxy = Limits(Proxy(engine, max_wait_s), slots, int(settings.max_body_mb * 1e6))
+    proxy = Limits(Proxy(engine, settings, max_wait_s), slots, int(settings.max_body_mb * 1e6))
     admin = _Admin(engine, run_directory)
     return Starlette(
         routes=[
-            Route("/v1/chat/completions", proxy, methods=["POST"]),
-            Route("/v1/completions", proxy, methods=["POST"]),
-            Route("/v1/models", admin.models, methods=["GET"]),
             Route("/health", admin.health, methods=["GET"]),
+            Mount(
+                "/v1",
+                routes=[
+                    Route("/chat/completions", proxy, methods=["POST"]),
+                    Route("/completions", proxy, methods=["POST"]),
+                    Route("/models", admin.models, methods=["GET"]),
+                ],
+                middleware=[Middleware(Guarded, keys=INFERENCE)],
+            ),
             Mount(
                 "/admin",
                 routes=[
@@ -52,36 +51,11 @@ def build_app(engine: Engine, run_directory: Path, settings: ServeSection, *, ma
                     Route("/checkpoints", admin.register, methods=["POST"]),
                     Route("/swap", admin.swap, methods=["POST"]),
                 ],
-                middleware=[Middleware(AdminOnly)],
+                middleware=[Middleware(Guarded, keys=ADMIN)],
             ),
         ],
         exception_handlers={VcotError: _explain, ValidationError: _explain},
     )
-
-
-class AdminOnly:
-    """Middleware that lets the operator through, and nobody else."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on, or refuse it."""
-        key = os.environ.get(ADMIN_KEY_ENV)
-        if key:
-            given = header_value(scope, "authorization") or ""
-            allowed = hmac.compare_digest(given.encode(), f"Bearer {key}".encode())
-        else:
-            allowed = scope["client"] is None or scope["client"][0] in _LOOPBACK
-        if allowed:
-            await self._app(scope, receive, send)
-        else:
-            remedy = (
-                "send the key as a bearer token"
-                if key
-                else f"ask from the gateway's host, or set {ADMIN_KEY_ENV} there"
-            )
-            await send_refusal(send, Refusal(403, "admin_only", f"{scope['path']} is the operator's; {remedy}"))
 
 
 class _Admin:

@@ -16,9 +16,11 @@ import orjson
 from starlette.types import Receive, Scope, Send
 
 from pipeline.errors import CheckpointError, ServerError
+from pipeline.recipe import ServeSection
 from pipeline.records import CheckpointRef
 from services.checkpoints import Checkpoint
 from services.gateway.answers import Refusal, header_value, send_json, send_refusal
+from services.gateway.content import check_content
 from services.gateway.engine import Engine
 from services.gateway.upstream import UNREACHABLE
 from services.vllm import SERVED_NAME
@@ -38,14 +40,16 @@ def stamp(ref: CheckpointRef) -> str:
 class Proxy:
     """An ASGI application for the inference routes."""
 
-    def __init__(self, engine: Engine, max_wait_s: float) -> None:
+    def __init__(self, engine: Engine, settings: ServeSection, max_wait_s: float) -> None:
         self._engine = engine
+        self._allowed_hosts = frozenset(host.lower() for host in settings.allowed_image_hosts)
         self._max_wait_s = max_wait_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, whose body comes in one message (services/gateway/limits.py)."""
         try:
             request = _parse((await receive())["body"])
+            check_content(request, self._allowed_hosts)
             self._resolve(request["model"])  # an unknown name need not wait
             async with self._engine.gate.admitted(self._max_wait_s) as live:
                 # Once more: a swap that the request waited for may have changed what an alias means.

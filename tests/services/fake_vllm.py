@@ -173,7 +173,7 @@ class FakeVllm:
         if body.get("stream"):
             return await self._stream(request, body, logprobs)
         tokens = [{"token": "yes", "logprob": value} for value in logprobs]
-        choice = {"index": 0, "message": {"content": "yes"}, "logprobs": {"content": tokens}}
+        choice = {"index": 0, "message": {"content": "yes"}, "finish_reason": "stop", "logprobs": {"content": tokens}}
         return web.json_response({"model": body["model"], "choices": [choice] * body.get("n", 1)})
 
     async def _token(self, position: int, text: str, prefix: float, image: float) -> float:
