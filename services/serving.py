@@ -94,6 +94,7 @@ async def serve(run: Run, progress: Progress) -> None:
     """
     from services.gateway.app import build_app  # with uvicorn a third of a second that other commands need not pay
     from services.gateway.engine import Engine
+    from services.gateway.observe import log_to_stderr
     from services.vllm import VllmServer
 
     settings = run.recipe.serve
@@ -103,6 +104,7 @@ async def serve(run: Run, progress: Progress) -> None:
         log = run.path("logs", "vllm.log")
         engine = Engine(registry, lambda checkpoint: VllmServer(checkpoint, settings, log), progress)
         progress(f"the gateway listens at {url}")
+        log_to_stderr()
         await _serve_until_stopped(engine, build_app(engine, run.directory, settings), listener)
 
 

@@ -23,17 +23,26 @@ from services.gateway.answers import error_body
 from services.gateway.engine import Engine
 from services.gateway.keys import ADMIN, INFERENCE, Guarded
 from services.gateway.limits import Limits, Slots
+from services.gateway.metrics import CONTENT_TYPE, Metrics
+from services.gateway.observe import Observed
 from services.gateway.proxy import Proxy, stamp
+
+_INFERENCE = ("/v1/chat/completions", "/v1/completions", "/v1/models")
+_ROUTES = frozenset((*_INFERENCE, "/health", "/metrics", "/admin/state", "/admin/checkpoints", "/admin/swap"))
+"""Counted under their own names."""
 
 
 def build_app(engine: Engine, run_directory: Path, settings: ServeSection, *, max_wait_s: float = 600.0) -> Starlette:
     """The application. A request that meets a swap waits for it, at most `max_wait_s`."""
     slots = Slots(settings.max_in_flight, settings.max_queued)
     proxy = Limits(Proxy(engine, settings, max_wait_s), slots, int(settings.max_body_mb * 1e6))
-    admin = _Admin(engine, run_directory)
+    metrics = Metrics(engine, slots.places)
+    admin = _Admin(engine, run_directory, metrics)
     return Starlette(
+        middleware=[Middleware(Observed, metrics=metrics, routes=_ROUTES)],
         routes=[
             Route("/health", admin.health, methods=["GET"]),
+            Route("/metrics", admin.metrics, methods=["GET"], middleware=[Middleware(Guarded, keys=INFERENCE)]),
             Mount(
                 "/v1",
                 routes=[
@@ -61,8 +70,9 @@ def build_app(engine: Engine, run_directory: Path, settings: ServeSection, *, ma
 class _Admin:
     """The gateway's own answers."""
 
-    def __init__(self, engine: Engine, run_directory: Path) -> None:
+    def __init__(self, engine: Engine, run_directory: Path, metrics: Metrics) -> None:
         self._engine = engine
+        self._metrics = metrics
         self._run = str(run_directory.absolute())
 
     async def health(self, _: Request) -> Response:
@@ -71,6 +81,10 @@ class _Admin:
         is_serving = admission.verdict != "refuse"
         content = {"status": admission.phase, "message": admission.message}
         return _json(content, 200 if is_serving else 503)
+
+    async def metrics(self, _: Request) -> Response:
+        """What Prometheus reads."""
+        return Response(self._metrics.render(), media_type=CONTENT_TYPE)
 
     async def models(self, _: Request) -> Response:
         """OpenAI's list: what can be asked for right now."""
@@ -114,7 +128,12 @@ class _Admin:
     async def swap(self, request: Request) -> Response:
         """Make a checkpoint live."""
         wanted = SwapRequest.model_validate_json(await request.body())
-        swapped = await self._engine.swap(wanted.alias, wanted.checkpoint)
+        try:
+            swapped = await self._engine.swap(wanted.alias, wanted.checkpoint)
+        except VcotError as error:
+            self._metrics.count_swap(type(error).__name__)
+            raise
+        self._metrics.count_swap("swapped" if swapped.pause_s else "unchanged", swapped.pause_s or None)
         return _json(swapped.model_dump(mode="json"))
 
 

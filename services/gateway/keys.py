@@ -49,7 +49,7 @@ class Guarded:
         try:
             self._check(scope)
         except Refusal as refusal:
-            await send_refusal(send, refusal)
+            await send_refusal(scope, send, refusal)
         else:
             await self._app(scope, receive, send)
 

@@ -107,11 +107,11 @@ class Limits:
                 async with asyncio.timeout(deadline_s):
                     await self._answer(scope, receive, answer)
         except Refusal as refusal:
-            await send_refusal(send, refusal)
+            await send_refusal(scope, send, refusal)
         except TimeoutError:
             if not answer.has_begun:
                 message = f"no answer within the {deadline_s:g} s of {DEADLINE_HEADER}; allow more, or ask for less"
-                await send_refusal(send, Refusal(504, "deadline_exceeded", message))
+                await send_refusal(scope, send, Refusal(504, "deadline_exceeded", message))
         except ClientStalledError:
             pass  # an answer without an end makes the server close the connection
 

@@ -9,6 +9,7 @@ Limits: what is neither JSON nor server-sent events passes unchanged, with the h
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -19,16 +20,15 @@ from pipeline.errors import CheckpointError, ServerError
 from pipeline.recipe import ServeSection
 from pipeline.records import CheckpointRef
 from services.checkpoints import Checkpoint
-from services.gateway.answers import Refusal, header_value, send_json, send_refusal
+from services.gateway.answers import CHECKPOINT_HEADER, REQUEST_ID, Refusal, header_value, send_json, send_refusal
 from services.gateway.content import check_content
 from services.gateway.engine import Engine
+from services.gateway.exchange import exchange_of
 from services.gateway.upstream import UNREACHABLE
 from services.vllm import SERVED_NAME
 
-CHECKPOINT_HEADER = "x-vcot-checkpoint"
 DIGEST_HEADER = "x-vcot-digest"
 EXPECT_HEADER = "x-vcot-expect"
-_REQUEST_ID = "x-request-id"
 _RETRY_AFTER_S = 5
 
 
@@ -47,20 +47,23 @@ class Proxy:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, whose body comes in one message (services/gateway/limits.py)."""
+        exchange = exchange_of(scope)
         try:
             request = _parse((await receive())["body"])
+            exchange.model = request["model"]
             check_content(request, self._allowed_hosts)
             self._resolve(request["model"])  # an unknown name need not wait
             async with self._engine.gate.admitted(self._max_wait_s) as live:
+                exchange.admitted = time.monotonic()
                 # Once more: a swap that the request waited for may have changed what an alias means.
                 wanted = self._resolve(request["model"])
                 _check_live(request["model"], wanted, live, header_value(scope, EXPECT_HEADER))
                 request["model"] = SERVED_NAME
                 await self._relay(scope, request, live, send)
         except Refusal as refusal:
-            await send_refusal(send, refusal)
+            await send_refusal(scope, send, refusal)
         except ServerError as error:
-            await send_refusal(send, Refusal(503, "unavailable", str(error), retry_after_s=_RETRY_AFTER_S))
+            await send_refusal(scope, send, Refusal(503, "unavailable", str(error), retry_after_s=_RETRY_AFTER_S))
 
     def _resolve(self, model: str) -> str:
         """The checkpoint that an alias or a name means. Raises Refusal."""
@@ -70,8 +73,7 @@ class Proxy:
             raise Refusal(404, "model_not_found", str(error)) from None
 
     async def _relay(self, scope: Scope, request: dict[str, Any], live: Checkpoint, send: Send) -> None:
-        request_id = header_value(scope, _REQUEST_ID)
-        headers = {_REQUEST_ID: request_id} if request_id else {}
+        headers = {REQUEST_ID: exchange_of(scope).request_id}
         try:
             async with self._engine.upstream.post(scope["path"], orjson.dumps(request), headers) as response:
                 kind = response.headers.get("content-type", "")
