@@ -58,6 +58,8 @@ def build_app(engine: Engine, run_directory: Path, settings: ServeSection, *, ma
                     Route("/state", admin.state, methods=["GET"]),
                     Route("/checkpoints", admin.checkpoints, methods=["GET"]),
                     Route("/checkpoints", admin.register, methods=["POST"]),
+                    Route("/checkpoints/{name}", admin.show, methods=["GET"]),
+                    Route("/checkpoints/{name}", admin.retire, methods=["DELETE"]),
                     Route("/swap", admin.swap, methods=["POST"]),
                 ],
                 middleware=[Middleware(Guarded, keys=ADMIN)],
@@ -124,6 +126,14 @@ class _Admin:
         wanted = RegisterRequest.model_validate_json(await request.body())
         checkpoint = await asyncio.to_thread(self._engine.registry.register, Path(wanted.path))
         return _json(checkpoint.ref.model_dump(mode="json"), 201)
+
+    async def show(self, request: Request) -> Response:
+        """One checkpoint, and what it is used for."""
+        return _json(self._engine.registry.describe(request.path_params["name"]).model_dump(mode="json"))
+
+    async def retire(self, request: Request) -> Response:
+        """Forget a checkpoint."""
+        return _json(self._engine.registry.retire(request.path_params["name"]).model_dump(mode="json"))
 
     async def swap(self, request: Request) -> Response:
         """Make a checkpoint live."""

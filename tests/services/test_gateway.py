@@ -267,6 +267,30 @@ async def test_registering_over_http(bench: Bench, tmp_path: Path) -> None:
     assert isinstance(named_error(error["code"], error["message"]), CheckpointError)
 
 
+async def test_showing_and_retiring_over_http(bench: Bench) -> None:
+    shown = (await bench.http.get("/admin/checkpoints/tuned")).json()
+    assert (shown["checkpoint"]["digest"], shown["is_live"]) == (bench.tuned.ref.digest, False)
+    assert (await bench.http.delete("/admin/checkpoints/tuned")).json()["name"] == "tuned"
+    assert (await bench.http.get("/admin/checkpoints/tuned")).status_code == 404
+    refused = await bench.http.delete("/admin/checkpoints/base")
+    assert (refused.status_code, refused.json()["error"]["code"]) == (404, "CheckpointError")
+    assert (await bench.ask(model="tuned")).status_code == 404
+    assert (await bench.ask()).status_code == 200
+
+
+async def test_a_swap_to_what_is_retired_meanwhile_is_rolled_back(bench: Bench) -> None:
+    bench.server.hold.clear()
+    first = asyncio.create_task(bench.ask("hold on"))
+    await bench.server.holding.wait()
+    swap = asyncio.create_task(bench.engine.swap("policy", "tuned"))
+    await bench.until("draining")
+    bench.registry.retire("tuned")
+    bench.server.hold.set()
+    with pytest.raises(SwapError, match=r"retired.*base is live as before"):
+        await swap
+    assert (await first).status_code == (await bench.ask()).status_code == 200
+
+
 async def test_a_failed_swap_over_http_says_which_error_it_is(bench: Bench) -> None:
     bench.server.fail_next_reload = True
     answer = await bench.http.post("/admin/swap", json={"alias": "policy", "checkpoint": "tuned"})

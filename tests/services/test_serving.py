@@ -11,7 +11,7 @@ import pytest
 from pipeline.errors import CheckpointError, MachineError, RequestError, ServerError
 from pipeline.records import SamplingParams
 from pipeline.run import Run, open_run
-from services.admin import fetch_state
+from services.admin import fetch_state, retire
 from services.serving import live_checkpoint, register, running_gateway, swap_to
 from services.stages import Session
 from services.terminal import Terminal
@@ -65,6 +65,10 @@ async def test_a_gateway_is_started_swapped_and_stopped(run: Run, tmp_path: Path
         assert (await register(gateway.url, tuned)).name == "tuned"
         assert (await swap_to(gateway.url, "policy", "tuned")).live.name == "tuned"
         assert (await swap_to(gateway.url, "policy", "tuned")).pause_s == 0
+        with pytest.raises(CheckpointError, match="tuned is live and cannot be retired"):
+            await retire(gateway.url, "tuned")
+        await register(gateway.url, write_checkpoint(tmp_path / "spare", "spare", 3.0))
+        assert (await retire(gateway.url, "spare")).name == "spare"
         with pytest.raises(CheckpointError, match="did you mean tuned"):
             await swap_to(gateway.url, "policy", "tunde")
         await expect_second_refused(run, gateway.url)
