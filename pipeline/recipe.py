@@ -60,6 +60,14 @@ class ServeSection(Section):
     """Memory for keys and values, in GiB (CPU builds)."""
     start_timeout_s: Annotated[float, Field(gt=0)] = 900.0
     """How long the server may take to load before it counts as stuck."""
+    max_in_flight: Count = 256
+    """Requests that the engine works on at once; more wait at the gateway."""
+    max_queued: Annotated[int, Field(ge=0)] = 1024
+    """Requests that may wait; beyond, the answer is 429 with `Retry-After`."""
+    max_body_mb: Annotated[float, Field(gt=0)] = 32.0
+    """Largest request, in MB, images included."""
+    allowed_image_hosts: tuple[str, ...] = ()
+    """Hosts (`name` or `name:port`) that vLLM may fetch images from; images come as data URLs from anywhere else."""
 
 
 class TasksSection(Section):

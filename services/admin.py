@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from urllib.parse import quote
 
 import aiohttp
 from pydantic import ValidationError
@@ -79,6 +80,13 @@ async def swap_to(url: str, alias: str, name: str) -> Swapped:
     """Make checkpoint `name` live and point `alias` at it. Raises SwapError, CheckpointError or ServerError."""
     body = SwapRequest(alias=alias, checkpoint=name)
     return Swapped.model_validate_json(await _call("POST", f"{url}/admin/swap", body, _SWAP_TIMEOUT_S))
+
+
+async def retire(url: str, name: str) -> CheckpointRef:
+    """Have a running gateway forget a checkpoint. Raises CheckpointError, or ServerError."""
+    return CheckpointRef.model_validate_json(
+        await _call("DELETE", f"{url}/admin/checkpoints/{quote(name, safe='')}", None, _QUICK_TIMEOUT_S)
+    )
 
 
 async def _call(method: str, url: str, body: Record | None, timeout_s: float) -> bytes:

@@ -66,6 +66,19 @@ class Entry(Record):
         return Checkpoint(Path(self.directory), self.manifest, template)
 
 
+class CheckpointInfo(Record):
+    """What is known of one registered checkpoint."""
+
+    checkpoint: CheckpointRef
+    directory: str
+    job: str | None
+    """Key of the training job that made it."""
+    aliases: tuple[str, ...]
+    is_live: bool
+    has_canary: bool
+    """Whether a swap to it can be verified."""
+
+
 class RegistryFile(Record):
     """`registry.json`."""
 
@@ -165,7 +178,39 @@ class Registry:
         """Record, durably, that `name` is live and that `alias` means it. Raises CheckpointError."""
         self.check_alias(alias, name)
         with self._changing() as content:
+            if name not in content.checkpoints:
+                raise CheckpointError(f"checkpoint {name} was retired from {self._path} meanwhile; register it again")
             self._write(content.model_copy(update={"aliases": content.aliases | {alias: name}, "live": name}))
+
+    def describe(self, name: str) -> CheckpointInfo:
+        """The checkpoint of that name or alias, and what it is used for. Raises CheckpointError."""
+        checkpoint, content = self.resolve(name), self._read()
+        return CheckpointInfo(
+            checkpoint=checkpoint.ref,
+            directory=str(checkpoint.directory),
+            job=checkpoint.manifest.job,
+            aliases=tuple(alias for alias, meant in content.aliases.items() if meant == checkpoint.ref.name),
+            is_live=content.live == checkpoint.ref.name,
+            has_canary=checkpoint.manifest.canary is not None,
+        )
+
+    def retire(self, name: str) -> CheckpointRef:
+        """Forget a checkpoint; its files stay. Raises CheckpointError for the live one and any that an alias means."""
+        with self._changing() as content:
+            if name not in content.checkpoints:
+                alias = content.aliases.get(name)
+                hint = f"{name} is an alias of {alias}" if alias else f"known are {', '.join(content.checkpoints)}"
+                raise CheckpointError(f"no checkpoint {name!r} in {self._path}; {hint}")
+            aliases = [alias for alias, meant in content.aliases.items() if meant == name]
+            if name == content.live:
+                raise CheckpointError(f"checkpoint {name} is live and cannot be retired; swap another in first")
+            if aliases:
+                raise CheckpointError(
+                    f"checkpoint {name} cannot be retired while {', '.join(aliases)} means it; point the alias at another"
+                )
+            kept = {other: entry for other, entry in content.checkpoints.items() if other != name}
+            self._write(content.model_copy(update={"checkpoints": kept}))
+        return content.checkpoints[name].manifest.checkpoint
 
     def _add(
         self, directory: Path, manifest: CheckpointManifest, template: Path | None = None, source: str | None = None

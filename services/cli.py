@@ -21,6 +21,8 @@ app = App(
 )
 nano = App(name="nano", help="The embedded nano-LLaVA.", group=_TOOLS)
 app.command(nano)
+checkpoints = App(name="checkpoints", help="The run's registered checkpoints (alone: list them).", group=_TOOLS)
+app.command(checkpoints)
 
 
 @Parameter(name="*")
@@ -176,12 +178,58 @@ def recipe(name: str = "nano", *, set: tuple[str, ...] = ()) -> None:  # noqa: A
     sys.stdout.write(render_recipe(load_recipe(name, set)))
 
 
-@app.command(group=_TOOLS)
-def checkpoints(target: Target = _DEFAULT) -> None:
+@checkpoints.default
+@checkpoints.command(name="list")
+def list_checkpoints(target: Target = _DEFAULT) -> None:
     """List the run's registered checkpoints."""
     from services import commands
 
     commands.execute(target.run, target.recipe, target.set, commands.checkpoints)
+
+
+@checkpoints.command(name="show")
+def show_checkpoint(name: str, *, target: Target = _DEFAULT) -> None:
+    """Say what a checkpoint is, and what it is used for.
+
+    Parameters
+    ----------
+    name
+        Its name, or an alias.
+
+    """
+    from services import commands
+
+    commands.execute(target.run, target.recipe, target.set, lambda session: commands.show_checkpoint(session, name))
+
+
+@checkpoints.command(name="add")
+def add_checkpoint(directory: Path, *, target: Target = _DEFAULT) -> None:
+    """Verify and register a checkpoint, so that it can be swapped in.
+
+    Parameters
+    ----------
+    directory
+        Holds weights and their manifest, checkpoint.json.
+
+    """
+    from services import commands
+
+    commands.execute(target.run, target.recipe, target.set, lambda session: commands.add_checkpoint(session, directory))
+
+
+@checkpoints.command(name="retire")
+def retire_checkpoint(name: str, *, target: Target = _DEFAULT) -> None:
+    """Forget a checkpoint; its files stay. The live one, and any that an alias means, is refused.
+
+    Parameters
+    ----------
+    name
+        Its name.
+
+    """
+    from services import commands
+
+    commands.execute(target.run, target.recipe, target.set, lambda session: commands.retire_checkpoint(session, name))
 
 
 @nano.command

@@ -14,9 +14,10 @@ from pipeline.errors import InputError
 from pipeline.recipe import load_recipe
 from pipeline.run import RECIPE, Run, exclusive, open_run
 from services import trainer
+from services.admin import retire
 from services.checkpoints import Checkpoint
 from services.reporting import Evaluation, evaluate_scores, write_run_report
-from services.serving import is_served, swap_to
+from services.serving import is_served, register, swap_to
 from services.stages import (
     Session,
     eval_stage,
@@ -190,12 +191,41 @@ async def run_all(session: Session) -> None:
 
 
 async def checkpoints(session: Session) -> None:
-    """`vcot checkpoints`."""
+    """`vcot checkpoints list`."""
     table = Table("name", "kind", "digest", "directory")
     for checkpoint in session.registry.list():
         ref = checkpoint.ref
         table.add_row(ref.name, ref.kind, ref.digest[:19], str(checkpoint.directory))
     session.terminal.show(table)
+
+
+async def show_checkpoint(session: Session, name: str) -> None:
+    """`vcot checkpoints show`."""
+    info = session.registry.describe(name)
+    table = Table(show_header=False)
+    table.add_row("name", info.checkpoint.name)
+    table.add_row("kind", info.checkpoint.kind)
+    table.add_row("digest", info.checkpoint.digest)
+    table.add_row("directory", info.directory)
+    table.add_row("training job", info.job or "none")
+    table.add_row("aliases", ", ".join(info.aliases) or "none")
+    table.add_row("live", "yes" if info.is_live else "no")
+    table.add_row("canary", "yes" if info.has_canary else "no: a swap to it cannot be verified")
+    session.terminal.show(table)
+
+
+async def add_checkpoint(session: Session, directory: Path) -> None:
+    """`vcot checkpoints add`."""
+    url = session.run.recipe.serve.url
+    ref = await register((await session.gateway()).url, directory) if url else session.registry.register(directory).ref
+    session.terminal.say(f"{ref.name} is {ref.digest[:19]}, in {directory.absolute()}")
+
+
+async def retire_checkpoint(session: Session, name: str) -> None:
+    """`vcot checkpoints retire`."""
+    url = session.run.recipe.serve.url
+    ref = await retire((await session.gateway()).url, name) if url else session.registry.retire(name)
+    session.terminal.say(f"{ref.name} ({ref.digest[:19]}) is retired; its files stay where they are")
 
 
 def doctor(directory: Path | None, recipe: str | None, overrides: Sequence[str]) -> bool:

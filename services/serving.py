@@ -58,6 +58,7 @@ _SERVING = "serving.json"
 _LOCK = "serving.lock"
 _GRACE_S = 20.0
 _POLL_S = 0.2
+_STALLED_CLIENT_MS = 60_000
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,7 @@ async def serve(run: Run, progress: Progress) -> None:
     """
     from services.gateway.app import build_app  # with uvicorn a third of a second that other commands need not pay
     from services.gateway.engine import Engine
+    from services.gateway.observe import log_to_stderr
     from services.vllm import VllmServer
 
     settings = run.recipe.serve
@@ -102,7 +104,8 @@ async def serve(run: Run, progress: Progress) -> None:
         log = run.path("logs", "vllm.log")
         engine = Engine(registry, lambda checkpoint: VllmServer(checkpoint, settings, log), progress)
         progress(f"the gateway listens at {url}")
-        await _serve_until_stopped(engine, build_app(engine, run.directory), listener)
+        log_to_stderr()
+        await _serve_until_stopped(engine, build_app(engine, run.directory, settings), listener)
 
 
 async def _serve_until_stopped(engine: Engine, app: Starlette, listener: socket.socket) -> None:
@@ -232,6 +235,8 @@ def _listening(settings: ServeSection) -> Iterator[socket.socket]:
         raise MachineError(f"serve.host = {settings.host!r} is no address of this machine ({error.strerror})") from None
     with listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # A client that stopped reading is dropped by the kernel, with the answer that is buffered for it.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _STALLED_CLIENT_MS)
         try:
             listener.bind(address)
             listener.listen(2048)

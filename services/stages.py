@@ -6,6 +6,7 @@ done it does not do again, and a server is started only when something is owed t
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
@@ -33,6 +34,8 @@ from services.terminal import Terminal
 from training.job import TrainJob
 
 POLICY_ALIAS = "policy"
+API_KEY_ENV = "VCOT_API_KEY"
+"""Holds one of the keys that the gateway knows as VCOT_API_KEYS, where it has any."""
 
 
 @dataclass
@@ -75,7 +78,7 @@ class Session:
                 f"{checkpoint.ref.name} is live at {gateway.url} after a pause of {swapped.pause_s:.2f} s"
             )
         concurrency = max(self.run.recipe.sample.max_concurrency, self.run.recipe.eval.max_concurrency)
-        client = ChatClient(f"{gateway.url}/v1", "none", max_connections=concurrency)
+        client = ChatClient(f"{gateway.url}/v1", os.environ.get(API_KEY_ENV, "none"), max_connections=concurrency)
         return await self._stack.enter_async_context(client)
 
     @cached_property

@@ -90,6 +90,11 @@ def server_command(checkpoint: Checkpoint, serve: ServeSection, socket: Path, bu
     command += ["--dtype", serve.dtype, "--max-model-len", str(serve.max_model_len)]
     command += ["--limit-mm-per-prompt", '{"image": 1}', "--generation-config", "vllm"]
     command += ["--disable-uvicorn-access-log"]
+    # The gateway refuses other media already; this name can never be resolved (RFC 2606).
+    command += [
+        "--allowed-media-domains",
+        *(h.partition(":")[0] for h in serve.allowed_image_hosts or ("none.invalid",)),
+    ]
     if checkpoint.chat_template is not None:
         command += ["--chat-template", str(checkpoint.chat_template)]
     if build == "cuda":
@@ -104,9 +109,11 @@ def server_environment(build: Build, environment: Mapping[str, str]) -> dict[str
     result = dict(environment)
     result.pop("PYTHONDONTWRITEBYTECODE", None)  # without .pyc files each process compiles 15 s of imports anew
     result |= {"VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
-    result |= {"HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
+    result |= {"HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1", "VLLM_MEDIA_URL_ALLOW_REDIRECTS": "0"}
     # One host: else torch's process groups listen on the machine's outer address, whatever --uds says.
     result |= {"VLLM_HOST_IP": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo"}
+    for key in ("VCOT_API_KEYS", "VCOT_ADMIN_KEY", "VLLM_API_KEY"):  # none of its business; the last would lock us out
+        result.pop(key, None)
     if build == "cpu":
         # One process fewer to import everything; its threads are then not bound to cores, so one is left for the API:
         # two busy threads on two cores make each step wait for the scheduler (measured: 600 tokens/s against 6,500).

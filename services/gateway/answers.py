@@ -7,6 +7,11 @@ from collections.abc import Mapping
 import orjson
 from starlette.types import Scope, Send
 
+from services.gateway.exchange import exchange_of
+
+CHECKPOINT_HEADER = "x-vcot-checkpoint"
+REQUEST_ID = "x-request-id"
+
 
 class Refusal(Exception):
     """A request that the gateway answers with an error; never leaves it."""
@@ -34,8 +39,9 @@ def error_body(message: str, code: str, status: int) -> bytes:
     return orjson.dumps({"error": {"message": message, "type": kind, "param": None, "code": code}})
 
 
-async def send_refusal(send: Send, refusal: Refusal) -> None:
+async def send_refusal(scope: Scope, send: Send, refusal: Refusal) -> None:
     """Answer with an error."""
+    exchange_of(scope).refused = refusal.code
     await send_json(send, refusal.status, error_body(str(refusal), refusal.code, refusal.status), refusal.headers)
 
 

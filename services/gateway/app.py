@@ -1,13 +1,8 @@
-"""The gateway's ASGI application: the OpenAI API for anyone, /admin for the operator.
-
-Admin routes change what is served, so they answer to this machine only; with VCOT_ADMIN_KEY set, to whoever bears that
-key, from anywhere.
-"""
+"""The gateway's ASGI application: the OpenAI API for clients, /admin for the operator, each with keys of its own."""
 
 from __future__ import annotations
 
 import asyncio
-import hmac
 import os
 import time
 from pathlib import Path
@@ -20,72 +15,66 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Mount, Route
-from starlette.types import ASGIApp, Receive, Scope, Send
 
 from pipeline.errors import CheckpointError, SwapError, VcotError
-from services.admin import ADMIN_KEY_ENV, GatewayState, RegisterRequest, SwapRequest
-from services.gateway.answers import Refusal, error_body, header_value, send_refusal
+from pipeline.recipe import ServeSection
+from services.admin import GatewayState, RegisterRequest, SwapRequest
+from services.gateway.answers import error_body
 from services.gateway.engine import Engine
+from services.gateway.keys import ADMIN, INFERENCE, Guarded
+from services.gateway.limits import Limits, Slots
+from services.gateway.metrics import CONTENT_TYPE, Metrics
+from services.gateway.observe import Observed
 from services.gateway.proxy import Proxy, stamp
 
-_LOOPBACK = ("127.0.0.1", "::1", "localhost", "testclient")
+_INFERENCE = ("/v1/chat/completions", "/v1/completions", "/v1/models")
+_ROUTES = frozenset((*_INFERENCE, "/health", "/metrics", "/admin/state", "/admin/checkpoints", "/admin/swap"))
+"""Counted under their own names."""
 
 
-def build_app(engine: Engine, run_directory: Path, *, max_wait_s: float = 600.0) -> Starlette:
+def build_app(engine: Engine, run_directory: Path, settings: ServeSection, *, max_wait_s: float = 600.0) -> Starlette:
     """The application. A request that meets a swap waits for it, at most `max_wait_s`."""
-    proxy = Proxy(engine, max_wait_s)
-    admin = _Admin(engine, run_directory)
+    slots = Slots(settings.max_in_flight, settings.max_queued)
+    proxy = Limits(Proxy(engine, settings, max_wait_s), slots, int(settings.max_body_mb * 1e6))
+    metrics = Metrics(engine, slots.places)
+    admin = _Admin(engine, run_directory, metrics)
     return Starlette(
+        middleware=[Middleware(Observed, metrics=metrics, routes=_ROUTES)],
         routes=[
-            Route("/v1/chat/completions", proxy, methods=["POST"]),
-            Route("/v1/completions", proxy, methods=["POST"]),
-            Route("/v1/models", admin.models, methods=["GET"]),
             Route("/health", admin.health, methods=["GET"]),
+            Route("/metrics", admin.metrics, methods=["GET"], middleware=[Middleware(Guarded, keys=INFERENCE)]),
+            Mount(
+                "/v1",
+                routes=[
+                    Route("/chat/completions", proxy, methods=["POST"]),
+                    Route("/completions", proxy, methods=["POST"]),
+                    Route("/models", admin.models, methods=["GET"]),
+                ],
+                middleware=[Middleware(Guarded, keys=INFERENCE)],
+            ),
             Mount(
                 "/admin",
                 routes=[
                     Route("/state", admin.state, methods=["GET"]),
                     Route("/checkpoints", admin.checkpoints, methods=["GET"]),
                     Route("/checkpoints", admin.register, methods=["POST"]),
+                    Route("/checkpoints/{name}", admin.show, methods=["GET"]),
+                    Route("/checkpoints/{name}", admin.retire, methods=["DELETE"]),
                     Route("/swap", admin.swap, methods=["POST"]),
                 ],
-                middleware=[Middleware(AdminOnly)],
+                middleware=[Middleware(Guarded, keys=ADMIN)],
             ),
         ],
         exception_handlers={VcotError: _explain, ValidationError: _explain},
     )
 
 
-class AdminOnly:
-    """Middleware that lets the operator through, and nobody else."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on, or refuse it."""
-        key = os.environ.get(ADMIN_KEY_ENV)
-        if key:
-            given = header_value(scope, "authorization") or ""
-            allowed = hmac.compare_digest(given.encode(), f"Bearer {key}".encode())
-        else:
-            allowed = scope["client"] is None or scope["client"][0] in _LOOPBACK
-        if allowed:
-            await self._app(scope, receive, send)
-        else:
-            remedy = (
-                "send the key as a bearer token"
-                if key
-                else f"ask from the gateway's host, or set {ADMIN_KEY_ENV} there"
-            )
-            await send_refusal(send, Refusal(403, "admin_only", f"{scope['path']} is the operator's; {remedy}"))
-
-
 class _Admin:
     """The gateway's own answers."""
 
-    def __init__(self, engine: Engine, run_directory: Path) -> None:
+    def __init__(self, engine: Engine, run_directory: Path, metrics: Metrics) -> None:
         self._engine = engine
+        self._metrics = metrics
         self._run = str(run_directory.absolute())
 
     async def health(self, _: Request) -> Response:
@@ -94,6 +83,10 @@ class _Admin:
         is_serving = admission.verdict != "refuse"
         content = {"status": admission.phase, "message": admission.message}
         return _json(content, 200 if is_serving else 503)
+
+    async def metrics(self, _: Request) -> Response:
+        """What Prometheus reads."""
+        return Response(self._metrics.render(), media_type=CONTENT_TYPE)
 
     async def models(self, _: Request) -> Response:
         """OpenAI's list: what can be asked for right now."""
@@ -134,10 +127,23 @@ class _Admin:
         checkpoint = await asyncio.to_thread(self._engine.registry.register, Path(wanted.path))
         return _json(checkpoint.ref.model_dump(mode="json"), 201)
 
+    async def show(self, request: Request) -> Response:
+        """One checkpoint, and what it is used for."""
+        return _json(self._engine.registry.describe(request.path_params["name"]).model_dump(mode="json"))
+
+    async def retire(self, request: Request) -> Response:
+        """Forget a checkpoint."""
+        return _json(self._engine.registry.retire(request.path_params["name"]).model_dump(mode="json"))
+
     async def swap(self, request: Request) -> Response:
         """Make a checkpoint live."""
         wanted = SwapRequest.model_validate_json(await request.body())
-        swapped = await self._engine.swap(wanted.alias, wanted.checkpoint)
+        try:
+            swapped = await self._engine.swap(wanted.alias, wanted.checkpoint)
+        except VcotError as error:
+            self._metrics.count_swap(type(error).__name__)
+            raise
+        self._metrics.count_swap("swapped" if swapped.pause_s else "unchanged", swapped.pause_s or None)
         return _json(swapped.model_dump(mode="json"))
 
 

@@ -2,35 +2,33 @@
 
 Model: one request is read whole (it names its model in the body), admitted, sent on with the engine's own model name, and
 its answer is sent back as it comes: JSON, server-sent events, or an error of the engine's with its status. The stamp is
-two headers, and the `model` field `<name>@<12 hex of the digest>` of the answer and of every event. A client that hangs
-up cancels its request upstream.
+two headers, and the `model` field `<name>@<12 hex of the digest>` of the answer and of every event.
 
 Limits: what is neither JSON nor server-sent events passes unchanged, with the headers only.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-from collections.abc import AsyncIterator, Awaitable
-from difflib import get_close_matches
+import time
+from collections.abc import AsyncIterator
 from typing import Any
 
 import orjson
 from starlette.types import Receive, Scope, Send
 
-from pipeline.errors import ServerError
+from pipeline.errors import CheckpointError, ServerError
+from pipeline.recipe import ServeSection
 from pipeline.records import CheckpointRef
 from services.checkpoints import Checkpoint
-from services.gateway.answers import Refusal, header_value, send_json, send_refusal
+from services.gateway.answers import CHECKPOINT_HEADER, REQUEST_ID, Refusal, header_value, send_json, send_refusal
+from services.gateway.content import check_content
 from services.gateway.engine import Engine
+from services.gateway.exchange import exchange_of
 from services.gateway.upstream import UNREACHABLE
 from services.vllm import SERVED_NAME
 
-CHECKPOINT_HEADER = "x-vcot-checkpoint"
 DIGEST_HEADER = "x-vcot-digest"
 EXPECT_HEADER = "x-vcot-expect"
-_REQUEST_ID = "x-request-id"
 _RETRY_AFTER_S = 5
 
 
@@ -42,48 +40,40 @@ def stamp(ref: CheckpointRef) -> str:
 class Proxy:
     """An ASGI application for the inference routes."""
 
-    def __init__(self, engine: Engine, max_wait_s: float) -> None:
+    def __init__(self, engine: Engine, settings: ServeSection, max_wait_s: float) -> None:
         self._engine = engine
+        self._allowed_hosts = frozenset(host.lower() for host in settings.allowed_image_hosts)
         self._max_wait_s = max_wait_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request, unless its client hangs up first."""
-        body = await _read_body(receive)
-        if body is None:
-            return
-        await _unless(_hang_up(receive), self._answer(scope, body, send))
-
-    async def _answer(self, scope: Scope, body: bytes, send: Send) -> None:
+        """Answer one request, whose body comes in one message (services/gateway/limits.py)."""
+        exchange = exchange_of(scope)
         try:
-            request = _parse(body)
+            request = _parse((await receive())["body"])
+            exchange.model = request["model"]
+            check_content(request, self._allowed_hosts)
             self._resolve(request["model"])  # an unknown name need not wait
             async with self._engine.gate.admitted(self._max_wait_s) as live:
+                exchange.admitted = time.monotonic()
                 # Once more: a swap that the request waited for may have changed what an alias means.
                 wanted = self._resolve(request["model"])
                 _check_live(request["model"], wanted, live, header_value(scope, EXPECT_HEADER))
                 request["model"] = SERVED_NAME
                 await self._relay(scope, request, live, send)
         except Refusal as refusal:
-            await send_refusal(send, refusal)
+            await send_refusal(scope, send, refusal)
         except ServerError as error:
-            await send_refusal(send, Refusal(503, "unavailable", str(error), retry_after_s=_RETRY_AFTER_S))
+            await send_refusal(scope, send, Refusal(503, "unavailable", str(error), retry_after_s=_RETRY_AFTER_S))
 
     def _resolve(self, model: str) -> str:
         """The checkpoint that an alias or a name means. Raises Refusal."""
-        registry = self._engine.registry
-        aliases = registry.aliases()
-        names = [checkpoint.ref.name for checkpoint in registry.list()]
-        name = aliases.get(model, model)
-        if name in names:
-            return name
-        known = [*aliases, *names]
-        close = get_close_matches(model, known, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(dict.fromkeys(known))}"
-        raise Refusal(404, "model_not_found", f"no checkpoint or alias {model!r}; {hint}")
+        try:
+            return self._engine.registry.resolve(model).ref.name
+        except CheckpointError as error:
+            raise Refusal(404, "model_not_found", str(error)) from None
 
     async def _relay(self, scope: Scope, request: dict[str, Any], live: Checkpoint, send: Send) -> None:
-        request_id = header_value(scope, _REQUEST_ID)
-        headers = {_REQUEST_ID: request_id} if request_id else {}
+        headers = {REQUEST_ID: exchange_of(scope).request_id}
         try:
             async with self._engine.upstream.post(scope["path"], orjson.dumps(request), headers) as response:
                 kind = response.headers.get("content-type", "")
@@ -166,33 +156,3 @@ async def _lines(content: Any) -> AsyncIterator[bytes]:
             yield line
     if rest:
         yield rest
-
-
-async def _read_body(receive: Receive) -> bytes | None:
-    """The whole body; None where the client hung up."""
-    parts: list[bytes] = []
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            return None
-        parts.append(message.get("body", b""))
-        if not message.get("more_body", False):
-            return b"".join(parts)
-
-
-async def _hang_up(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-
-
-async def _unless(happens: Awaitable[None], work: Awaitable[None]) -> None:
-    """Do `work`; if the other happens first, cancel it."""
-    event, task = asyncio.ensure_future(happens), asyncio.ensure_future(work)
-    try:
-        await asyncio.wait({event, task}, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        event.cancel()
-        if not task.done():
-            task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task

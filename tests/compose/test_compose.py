@@ -142,7 +142,9 @@ def project(docker: str) -> Iterator[Project]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    environment = os.environ | {"VCOT_PORT": str(port), "VCOT_ADMIN_KEY": secrets.token_hex(16)}
+    key = secrets.token_hex(16)
+    keys = {"VCOT_ADMIN_KEY": secrets.token_hex(16), "VCOT_API_KEYS": key, "VCOT_API_KEY": key}
+    environment = os.environ | keys | {"VCOT_PORT": str(port)}
     build = [docker, "build", "--network", os.environ.get("VCOT_BUILD_NETWORK", "default"), "-t", IMAGE]
     if base := os.environ.get("VCOT_CPU_BASE"):
         build += ["--build-arg", f"BASE={base}"]

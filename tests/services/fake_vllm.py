@@ -78,6 +78,7 @@ class FakeVllm:
     checkpoint: Checkpoint
     fail_start: str = ""
     calls: list[str] = field(default_factory=list)
+    request_ids: list[str] = field(default_factory=list)
     cancelled: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when a client has hung up on a request."""
     fail_next_reload: bool = False
@@ -158,6 +159,8 @@ class FakeVllm:
         body = await request.json()
         content = body["messages"][0]["content"]
         text = content if isinstance(content, str) else content[1]["text"]
+        if "x-request-id" in request.headers:
+            self.request_ids.append(request.headers["x-request-id"])
         image = "" if isinstance(content, str) else content[0]["image_url"]["url"]
         if text == "fail":
             return web.json_response({"error": {"message": "no"}}, status=400)
@@ -173,7 +176,7 @@ class FakeVllm:
         if body.get("stream"):
             return await self._stream(request, body, logprobs)
         tokens = [{"token": "yes", "logprob": value} for value in logprobs]
-        choice = {"index": 0, "message": {"content": "yes"}, "logprobs": {"content": tokens}}
+        choice = {"index": 0, "message": {"content": "yes"}, "finish_reason": "stop", "logprobs": {"content": tokens}}
         return web.json_response({"model": body["model"], "choices": [choice] * body.get("n", 1)})
 
     async def _token(self, position: int, text: str, prefix: float, image: float) -> float:

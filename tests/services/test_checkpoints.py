@@ -174,3 +174,47 @@ def test_a_registry_that_is_damaged_is_not_overwritten(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="not a registry"):
         Registry(tmp_path / "run").register(tmp_path / "a")
     assert path.read_text() == "{"
+
+
+def test_a_checkpoint_that_nothing_uses_is_retired_and_its_files_stay(tmp_path: Path, source: Path) -> None:
+    registry = Registry(tmp_path / "run")
+    registry.base(ModelSection(source=str(source)))
+    tuned = registry.register(write_checkpoint(tmp_path / "a", "dpo", 2.0))
+    assert registry.retire("dpo") == tuned.ref
+    assert [c.ref.name for c in Registry(tmp_path / "run").list()] == ["base"]
+    assert compute_digest(tmp_path / "a") == tuned.ref.digest
+    assert registry.register(tmp_path / "a") == tuned
+
+
+def test_a_checkpoint_in_use_is_not_retired(tmp_path: Path, source: Path) -> None:
+    registry = Registry(tmp_path / "run")
+    registry.base(ModelSection(source=str(source)))
+    registry.register(write_checkpoint(tmp_path / "a", "dpo", 2.0))
+    registry.set_live("policy", "dpo")
+    with pytest.raises(CheckpointError, match="dpo is live"):
+        registry.retire("dpo")
+    with pytest.raises(CheckpointError, match="base cannot be retired while base means it"):
+        registry.retire("base")
+    with pytest.raises(CheckpointError, match="policy is an alias of dpo"):
+        registry.retire("policy")
+    with pytest.raises(CheckpointError, match="known are base, dpo"):
+        registry.retire("nobody")
+    assert [c.ref.name for c in registry.list()] == ["base", "dpo"]
+
+
+def test_what_was_retired_meanwhile_does_not_go_live(tmp_path: Path, source: Path) -> None:
+    registry = Registry(tmp_path / "run")
+    registry.base(ModelSection(source=str(source)))
+    registry.register(write_checkpoint(tmp_path / "a", "dpo", 2.0))
+    Registry(tmp_path / "run").retire("dpo")
+    with pytest.raises(CheckpointError, match="retired"):
+        registry.set_live("policy", "dpo")
+    assert registry.live() == "base"
+
+
+def test_a_checkpoint_is_described_by_name_or_alias(tmp_path: Path, source: Path) -> None:
+    registry = Registry(tmp_path / "run")
+    base = registry.base(ModelSection(source=str(source)))
+    info = registry.describe("policy")
+    assert (info.checkpoint, info.directory) == (base.ref, str(source))
+    assert (info.aliases, info.is_live, info.has_canary) == (("base", "policy"), True, True)

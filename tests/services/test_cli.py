@@ -11,6 +11,7 @@ from PIL import Image
 
 from pipeline.run import RECIPE
 from services import cli
+from tests.services.fake_vllm import write_checkpoint
 
 
 @pytest.fixture
@@ -186,3 +187,24 @@ def test_a_rendered_recipe_begins_the_same_run(vcot, tmp_path):
     (tmp_path / "mine.toml").write_text(out)
     assert code == 0
     assert vcot("recipe", "mine.toml")[1] == out
+
+
+def test_checkpoints_are_added_listed_shown_and_retired(vcot, tmp_path):
+    write_checkpoint(tmp_path / "weights", "tuned", 2.0)
+    target = ("--run", tmp_path / "run")
+    code, _, err = vcot("checkpoints", "add", tmp_path / "weights", *target)
+    assert (code, "tuned is sha256:" in err) == (0, True)
+    for command in ((), ("list",)):
+        code, out, _ = vcot("checkpoints", *command, *target)
+        assert (code, str(tmp_path / "weights") in out) == (0, True)
+    code, out, _ = vcot("checkpoints", "show", "tuned", *target)
+    assert code == 0
+    assert "merged" in out
+    code, out, err = vcot("checkpoints", "show", "tunde", *target)
+    assert (code, out) == (2, "")
+    assert "did you mean tuned?" in err
+    code, _, err = vcot("checkpoints", "retire", "tuned", *target)
+    assert (code, "is retired" in err) == (0, True)
+    assert "tuned" not in vcot("checkpoints", *target)[1]
+    code, _, err = vcot("checkpoints", "retire", "tuned", *target)
+    assert (code, "no checkpoint 'tuned'" in err) == (2, True)

@@ -8,10 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import CheckpointError, MachineError, ServerError
+from pipeline.errors import CheckpointError, MachineError, RequestError, ServerError
+from pipeline.records import SamplingParams
 from pipeline.run import Run, open_run
-from services.admin import fetch_state
+from services.admin import fetch_state, retire
 from services.serving import live_checkpoint, register, running_gateway, swap_to
+from services.stages import Session
+from services.terminal import Terminal
 from tests.services.fake_vllm import install_stub, write_checkpoint
 
 
@@ -62,6 +65,10 @@ async def test_a_gateway_is_started_swapped_and_stopped(run: Run, tmp_path: Path
         assert (await register(gateway.url, tuned)).name == "tuned"
         assert (await swap_to(gateway.url, "policy", "tuned")).live.name == "tuned"
         assert (await swap_to(gateway.url, "policy", "tuned")).pause_s == 0
+        with pytest.raises(CheckpointError, match="tuned is live and cannot be retired"):
+            await retire(gateway.url, "tuned")
+        await register(gateway.url, write_checkpoint(tmp_path / "spare", "spare", 3.0))
+        assert (await retire(gateway.url, "spare")).name == "spare"
         with pytest.raises(CheckpointError, match="did you mean tuned"):
             await swap_to(gateway.url, "policy", "tunde")
         await expect_second_refused(run, gateway.url)
@@ -75,6 +82,18 @@ async def test_a_gateway_is_started_swapped_and_stopped(run: Run, tmp_path: Path
         await live_checkpoint(gateway.url)
     async with running_gateway(run, said.append) as again:  # what was live is live again
         assert (await live_checkpoint(again.url)).name == "tuned"
+
+
+async def test_the_steps_of_a_run_bear_its_key(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VCOT_API_KEYS", "other,secret")
+    ask = [{"role": "user", "content": "hello"}], SamplingParams(temperature=1.0, max_tokens=3, seed=0)
+    async with Session(run, Terminal()) as session:
+        client = await session.live(session.base)
+        with pytest.raises(RequestError, match="HTTP 401"):
+            await client.complete("policy", *ask)
+        monkeypatch.setenv("VCOT_API_KEY", "secret")
+        client = await session.live(session.base)
+        assert (await client.complete("policy", *ask, expect=session.base.ref.digest)).choices[0].text == "yes"
 
 
 async def test_a_gateway_ends_with_a_parent_that_is_killed(run: Run) -> None:

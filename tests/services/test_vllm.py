@@ -66,6 +66,9 @@ def test_the_command_for_a_cpu(checkpoint: Checkpoint) -> None:
     assert {"--enforce-eager", "--no-enable-chunked-prefill"} < set(command)
     assert "--chat-template" not in command
     assert not {"--port", "--host"} & set(command)
+    assert option(command, "--allowed-media-domains") == "none.invalid"
+    serve = ServeSection(allowed_image_hosts=("img.org:8443",))
+    assert option(server_command(checkpoint, serve, Path("/s"), "cpu"), "--allowed-media-domains") == "img.org"
 
 
 def test_the_command_for_a_gpu(checkpoint: Checkpoint) -> None:
@@ -78,12 +81,15 @@ def test_the_command_for_a_gpu(checkpoint: Checkpoint) -> None:
 
 def test_the_environment_keeps_what_the_user_set_for_speed_only() -> None:
     given = {"OMP_NUM_THREADS": "7", "PYTHONDONTWRITEBYTECODE": "1", "VLLM_SERVER_DEV_MODE": "0", "OTHER": "x"}
+    given |= {"VCOT_API_KEYS": "k", "VCOT_ADMIN_KEY": "k", "VLLM_API_KEY": "k", "VLLM_MEDIA_URL_ALLOW_REDIRECTS": "1"}
     result = server_environment("cpu", given)
     assert result["OMP_NUM_THREADS"] == "7"
     assert result["VLLM_SERVER_DEV_MODE"] == "1"
     assert result["OTHER"] == "x"
     assert result["VLLM_NO_USAGE_STATS"] == "1"
     assert "PYTHONDONTWRITEBYTECODE" not in result
+    assert not [name for name, value in result.items() if value == "k"]
+    assert result["VLLM_MEDIA_URL_ALLOW_REDIRECTS"] == "0"
     assert "OMP_NUM_THREADS" not in server_environment("cuda", {})
 
 

@@ -1,0 +1,173 @@
+"""What would make the engine fetch, load or run something is refused, wherever it stands."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from services.gateway.answers import Refusal
+from services.gateway.content import check_content
+from tests.services.test_gateway import Bench, running
+
+DATA = "data:image/png;base64,aW1hZ2U="
+WEB = "http://169.254.169.254/latest/meta-data"
+
+
+def parts(*content: Any) -> dict[str, Any]:
+    return {"model": "policy", "messages": [{"role": "user", "content": list(content)}]}
+
+
+def image(url: Any) -> dict[str, Any]:
+    return parts({"type": "image_url", "image_url": {"url": url}})
+
+
+def refused(request: dict[str, Any], *hosts: str) -> str:
+    with pytest.raises(Refusal) as caught:
+        check_content(request, hosts)
+    assert caught.value.status == 400
+    return caught.value.code
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "image_url", "image_url": {"url": WEB}},
+        {"type": "image_url", "image_url": WEB},
+        {"image_url": WEB},
+        {"image_url": {"url": WEB, "detail": "low"}},
+        {"type": "text", "text": "x", "image_url": WEB},
+        {"type": "input_image", "image_url": WEB},
+        {"type": "input_image", "image_url": {"url": WEB}},
+        {"type": "video_url", "video_url": {"url": WEB}},
+        {"type": "audio_url", "audio_url": {"url": WEB}},
+        {"video_url": WEB},
+        {"audio_url": WEB},
+        {"type": "image_url", "image_url": [DATA, WEB]},
+        {"type": "image_url", "image_url": {"url": [DATA, {"url": WEB}]}},
+        [[{"type": "image_url", "image_url": {"url": WEB}}]],
+        {"type": "tool_result", "content": [{"type": "image_url", "image_url": {"url": WEB}}]},
+        {"image_url": DATA, "video_url": WEB},
+    ],
+)
+def test_a_url_is_seen_wherever_it_stands(part: Any) -> None:
+    assert refused(parts({"type": "text", "text": "What is it?"}, part)) == "url_refused"
+
+
+def test_a_url_is_seen_in_every_message() -> None:
+    good, bad = image(DATA)["messages"], image(WEB)["messages"]
+    assert refused({"messages": [*good, *bad]}) == "url_refused"
+    assert refused({"messages": [good, bad]}) == "url_refused"
+    assert refused({"messages": [{"role": "user", "content": bad[0]["content"][0]}]}) == "url_refused"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        WEB,
+        "HTTP://169.254.169.254/",
+        " http://x.org/a.png",
+        " data:image/png;base64,aW1hZ2U=",
+        "\tdata:image/png,x",
+        "da\nta:image/png,x",
+        "file:///etc/passwd",
+        "FILE:///etc/passwd",
+        "file:/etc/passwd",
+        "/etc/passwd",
+        "//x.org/a.png",
+        "ftp://x.org/a.png",
+        "blob:http://x.org/",
+        "data",
+        "data\uff1aimage/png,x",
+        "",
+    ],
+)
+def test_only_data_urls_pass(url: str) -> None:
+    assert refused(image(url)) == "url_refused"
+
+
+@pytest.mark.parametrize("url", [DATA, DATA.upper(), "DaTa:image/png;base64,eA=="])
+def test_data_urls_pass(url: str) -> None:
+    check_content(image(url), ())
+    check_content(parts({"type": "input_image", "image_url": url}, {"image_url": url}), ())
+
+
+def test_a_url_in_a_text_is_only_text() -> None:
+    check_content(parts({"type": "text", "text": f"image_url {WEB}"}), ())
+    check_content({"messages": [{"role": "user", "content": WEB}]}, ())
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://img.org", "https://img.org/a.png?b=c", "HTTPS://IMG.ORG/@a", "https://own:8443/x", "https://img.org?x"],
+)
+def test_an_allowed_host_passes(url: str) -> None:
+    check_content(image(url), ("img.org", "own:8443"))
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://other.org/",
+        "https://img.org.evil.org/",
+        "https://evil-img.org/",
+        "https://sub.img.org/",
+        "https://img.org:22/",
+        "https://own/",
+        "https://img.org@evil.org/",
+        "https://user:pw@img.org/",
+        "https://evil.org\\@img.org/",
+        "https://img.org\\.evil.org/",
+        "https://evil.org#@img.org/",
+        "https://img.org/a b",
+        "https://img.org/\n",
+        "https://img.org/\x00",
+        "https:img.org/",
+        "https:///img.org/",
+        "ftp://img.org/",
+        "file://img.org/etc/passwd",
+        "https://img.org./",
+        "https://[::1]/",
+        "https://\u0131mg.org/",
+    ],
+)
+def test_an_allowed_host_is_not_taken_for_another(url: str) -> None:
+    assert refused(image(url), "img.org", "own:8443") == "url_refused"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "mm_processor_kwargs",
+        "media_io_kwargs",
+        "chat_template",
+        "prompt_embeds",
+        "kv_transfer_params",
+        "ec_transfer_params",
+    ],
+)
+def test_fields_that_reach_further_than_the_prompt_are_refused(name: str) -> None:
+    assert refused(image(DATA) | {name: {"trust_remote_code": True}}) == "field_refused"
+    check_content(image(DATA) | {name: None}, ())
+
+
+@pytest.mark.parametrize("name", ["image_pil", "image_embeds", "audio_embeds", "video_embeds", "prompt_embeds"])
+def test_parts_that_are_not_images_of_the_clients_are_refused(name: str) -> None:
+    assert refused(parts({"type": name, "data": "x"})) == "field_refused"
+    assert refused(parts({name: "/etc/passwd"})) == "field_refused"
+
+
+def test_a_clients_cache_key_for_an_image_is_refused() -> None:
+    assert refused(parts({"type": "image_url", "image_url": {"url": DATA}, "uuid": "x"})) == "field_refused"
+    assert refused(parts({"image_url": None, "uuid": "x"})) == "field_refused"
+
+
+async def test_the_gateway_checks_before_the_engine_sees_it(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, allowed_image_hosts=["IMG.org"])
+    async with running(bench):
+        for url, status in ((WEB, 400), ("https://img.org/a.png", 200), (DATA, 200)):
+            content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "hello"}]
+            answer = await bench.ask(messages=[{"role": "user", "content": content}])
+            assert answer.status_code == status
+        assert WEB not in bench.server.images
+        answer = await bench.ask(mm_processor_kwargs={"subfolder": "../.."})
+        assert (answer.status_code, answer.json()["error"]["type"]) == (400, "invalid_request_error")

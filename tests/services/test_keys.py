@@ -1,0 +1,78 @@
+"""Who may ask, and with which key."""
+
+from pathlib import Path
+
+import httpx
+import pytest
+
+from services.gateway.keys import is_bearer, is_local
+from tests.services.test_gateway import ASK, Bench, running
+
+STRANGER = "192.0.2.7"
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "::ffff:127.0.0.1"])
+def test_this_machine_is_local(host: str) -> None:
+    assert is_local((host, 1))
+    assert is_local(None)
+
+
+@pytest.mark.parametrize("host", [STRANGER, "10.0.0.1", "::ffff:192.0.2.7", "fe80::1", "localhost", "testclient", ""])
+def test_any_other_is_not(host: str) -> None:
+    assert not is_local((host, 1))
+
+
+def test_a_bearer_has_a_whole_key() -> None:
+    keys = ["alpha", "schlüssel"]
+    assert is_bearer("Bearer alpha", keys)
+    assert is_bearer("bearer  schlüssel".encode().decode("latin-1"), keys)  # as ASGI gives a header
+    for wrong in (
+        None,
+        "",
+        "Bearer",
+        "Bearer ",
+        "alpha",
+        "Basic alpha",
+        "Bearer alph",
+        "Bearer alphaa",
+        "Bearer Alpha",
+    ):
+        assert not is_bearer(wrong, keys), wrong
+
+
+def ask(client: httpx.AsyncClient, key: str | None = None) -> httpx.Request:
+    headers = {"authorization": f"Bearer {key}"} if key else {}
+    return client.build_request("POST", "/v1/chat/completions", json=ASK, headers=headers)
+
+
+async def test_inference_without_keys_is_for_this_machine(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    async with running(bench), bench.client(STRANGER) as stranger:
+        assert (await bench.http.send(ask(bench.http))).status_code == 200
+        refused = await stranger.send(ask(stranger))
+        assert (refused.status_code, refused.json()["error"]["code"]) == (403, "local_only")
+        assert "VCOT_API_KEYS" in refused.json()["error"]["message"]
+        assert (await stranger.get("/v1/models")).status_code == 403
+        assert (await stranger.get("/health")).status_code == 200
+
+
+async def test_inference_with_keys_is_for_their_bearers_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VCOT_API_KEYS", "one, two,")
+    monkeypatch.setenv("VCOT_ADMIN_KEY", "root")
+    bench = Bench(tmp_path)
+    async with running(bench), bench.client(STRANGER) as stranger:
+        for key in ("one", "two"):
+            assert (await stranger.send(ask(stranger, key))).status_code == 200
+        for key in (None, "three", "one, two,", "root", ","):
+            refused = await bench.http.send(ask(bench.http, key))
+            assert (refused.status_code, refused.json()["error"]["code"]) == (401, "invalid_api_key"), key
+            assert refused.headers["www-authenticate"] == "Bearer"
+        assert (await stranger.get("/admin/state", headers={"authorization": "Bearer one"})).status_code == 401
+        assert (await stranger.get("/admin/state", headers={"authorization": "Bearer root"})).status_code == 200
+
+
+async def test_a_variable_that_holds_no_key_opens_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VCOT_API_KEYS", " , ")
+    bench = Bench(tmp_path)
+    async with running(bench), bench.client(STRANGER) as stranger:
+        assert (await stranger.send(ask(stranger))).status_code == 403

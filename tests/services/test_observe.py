@@ -1,0 +1,160 @@
+"""What is counted and logged of requests."""
+
+import asyncio
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from services.gateway.exchange import choose_request_id
+from tests.services.test_gateway import Bench, running
+from tests.services.test_limits import Client
+
+
+async def scrape(bench: Bench) -> dict[tuple[str, ...], float]:
+    """Every sample, by name and the values of its labels in alphabetic order."""
+    answer = await bench.http.get("/metrics")
+    assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+    families = text_string_to_metric_families(answer.text)
+    return {
+        (s.name, *(s.labels[label] for label in sorted(s.labels))): s.value
+        for family in families
+        for s in family.samples
+    }
+
+
+@pytest.fixture
+def lines(caplog: pytest.LogCaptureFixture) -> Any:
+    caplog.set_level(logging.INFO, "vcot.requests")
+    return lambda: [json.loads(r.getMessage()) for r in caplog.records if r.name == "vcot.requests"]
+
+
+CHAT = "/v1/chat/completions"
+
+
+async def test_requests_are_counted_by_route_status_and_checkpoint(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    async with running(bench):
+        await bench.ask()
+        await bench.ask(stream=True)
+        await bench.ask("fail")
+        await bench.ask(model="polisy")
+        await bench.http.get("/v1/secret-path")
+        figures = await scrape(bench)
+        assert figures["vcot_requests_total", "base", CHAT, "200"] == 2
+        assert figures["vcot_requests_total", "base", CHAT, "400"] == 1
+        assert figures["vcot_requests_total", "", CHAT, "404"] == 1
+        assert figures["vcot_requests_total", "", "other", "404"] == 1
+        assert figures["vcot_refused_total", "model_not_found"] == 1
+        assert figures["vcot_request_seconds_count", "base"] == 3
+        assert figures["vcot_first_byte_seconds_count", "base"] == 3
+        assert figures["vcot_checkpoint_info", bench.base.ref.digest, "base"] == 1
+        assert figures["vcot_in_flight",] == figures["vcot_queued",] == figures["vcot_engine_restarts_total",] == 0
+
+
+async def test_what_is_true_now_is_read_when_asked(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, max_in_flight=1, max_queued=1)
+    async with running(bench):
+        bench.server.hold.clear()
+        asked = [asyncio.create_task(bench.ask("hold on")) for _ in range(2)]
+        await bench.server.holding.wait()
+        figures = await scrape(bench)
+        assert (figures["vcot_in_flight",], figures["vcot_queued",]) == (1, 1)
+        assert (await bench.ask()).status_code == 429
+        bench.server.hold.set()
+        await asyncio.gather(*asked)
+        assert (await scrape(bench))["vcot_refused_total", "overloaded"] == 1
+
+
+async def test_swaps_and_restarts_are_counted(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    async with running(bench):
+
+        async def swap(name: str) -> None:
+            await bench.http.post("/admin/swap", json={"alias": "policy", "checkpoint": name})
+
+        await swap("tuned")
+        await swap("tuned")
+        bench.server.fail_next_reload = True
+        await swap("base")
+        await swap("nobody")
+        bench.server.died.set()
+        await bench.until("dead")
+        assert not [key for key in await scrape(bench) if key[0] == "vcot_checkpoint_info"]
+        await bench.until("live")
+        figures = await scrape(bench)
+        outcomes = {key[1]: value for key, value in figures.items() if key[0] == "vcot_swaps_total"}
+        assert outcomes == {"swapped": 1, "unchanged": 1, "SwapError": 1, "CheckpointError": 1}
+        assert figures["vcot_swap_pause_seconds_count",] == 1
+        assert 0 < figures["vcot_swap_pause_seconds_sum",] < 10
+        assert figures["vcot_engine_restarts_total",] == 1
+        assert figures["vcot_checkpoint_info", bench.tuned.ref.digest, "tuned"] == 1
+
+
+async def test_metrics_are_for_bearers_of_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench(tmp_path)
+    async with bench.client("192.0.2.7") as stranger:
+        assert (await stranger.get("/metrics")).status_code == 403
+        monkeypatch.setenv("VCOT_API_KEYS", "k")
+        assert (await stranger.get("/metrics", headers={"authorization": "Bearer k"})).status_code == 200
+
+
+async def test_each_request_is_one_line_without_its_text_or_key(
+    tmp_path: Path, lines: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("VCOT_API_KEYS", "sk-secret")
+    bench = Bench(tmp_path)
+    async with running(bench):
+        headers = {"authorization": "Bearer sk-secret", "x-request-id": "mine-1"}
+        answer = await bench.ask("a private question", headers=headers)
+        await bench.ask("a private question", headers={"authorization": "Bearer sk-wrong"})
+        assert (await bench.http.get("/health")).status_code == 200
+    first, second = lines()
+    assert answer.headers["x-request-id"] == first["id"] == "mine-1"
+    assert (first["route"], first["model"], first["checkpoint"], first["status"]) == (CHAT, "policy", "base", 200)
+    assert first["bytes_in"] > 50
+    assert first["bytes_out"] == len(answer.content)
+    assert 0 <= first["wait_ms"] <= first["first_byte_ms"] <= first["total_ms"]
+    assert (first["is_whole"], first["refused"]) == (True, None)
+    assert (second["status"], second["refused"], second["model"], second["wait_ms"]) == (
+        401,
+        "invalid_api_key",
+        None,
+        None,
+    )
+    assert "private" not in caplog.text
+    assert "sk-" not in caplog.text
+    assert "yes" not in caplog.text
+
+
+async def test_a_client_that_hangs_up_is_logged_so(tmp_path: Path, lines: Any) -> None:
+    bench = Bench(tmp_path)
+    async with running(bench):
+        bench.server.hold.clear()
+        body = json.dumps({"model": "base", "messages": [{"role": "user", "content": "hold on"}]}).encode()
+        client = Client({"type": "http.request", "body": body})
+        scope = client.scope | {"method": "POST", "path": CHAT, "query_string": b""}
+        request = asyncio.create_task(bench.app(scope, client.receive, client.send))
+        await bench.server.holding.wait()
+        client.gone.set()
+        await request
+    (line,) = lines()
+    assert (line["status"], line["is_whole"], line["bytes_in"]) == (499, False, len(body))
+
+
+@pytest.mark.parametrize("given", [None, "", "a b", "x" * 129, "é", 'a"b', "a\n"])
+def test_an_id_that_cannot_stand_in_a_header_is_replaced(given: str | None) -> None:
+    made = choose_request_id(given)
+    assert made != given
+    assert len(made) == 32
+    assert made != choose_request_id(given)
+
+
+async def test_the_engine_gets_the_requests_id(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    async with running(bench):
+        answer = await bench.ask()
+        assert bench.server.request_ids == [answer.headers["x-request-id"]]
