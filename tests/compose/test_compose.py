@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -80,9 +81,8 @@ class Project:
     def stamp(self, model: str) -> str:
         """Who answers to `model`."""
         body = {"model": model, "messages": [{"role": "user", "content": "What is it?"}], "max_tokens": 4}
-        request = urllib.request.Request(
-            f"{self.url}/v1/chat/completions", json.dumps(body).encode(), {"content-type": "application/json"}
-        )
+        headers = {"content-type": "application/json", "authorization": f"Bearer {self.environment['VCOT_API_KEY']}"}
+        request = urllib.request.Request(f"{self.url}/v1/chat/completions", json.dumps(body).encode(), headers)
         with urllib.request.urlopen(request, timeout=60) as response:
             return json.load(response)["model"]
 
@@ -204,7 +204,13 @@ def test_the_admin_routes_want_the_key(project: Project, tmp_path: Path):
     command += ["--set", f"serve.url={project.url}"]
     done = subprocess.run(command, env=stranger, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode != 0
-    assert "bearer" in done.stderr
+    assert "VCOT_ADMIN_KEY" in done.stderr
+
+
+def test_who_asks_needs_a_key(project: Project):
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(f"{project.url}/v1/models", timeout=60)
+    assert refused.value.code == 401
 
 
 @pytest.mark.parametrize("victim", ["vllm.entrypoints.openai.api_server", "/opt/vcot/bin/vcot"])
