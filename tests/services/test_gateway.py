@@ -29,7 +29,8 @@ class Bench:
         self.tuned = self.registry.register(write_checkpoint(directory / "tuned", "tuned", 2.0))
         self.servers: list[FakeVllm] = []
         self.engine = Engine(self.registry, self._launch, lambda _: None, first_backoff_s=0.0)
-        self.app: Starlette = build_app(self.engine, directory / "run", ServeSection(**settings), max_wait_s=5.0)
+        self.settings = ServeSection(**settings)
+        self.app: Starlette = build_app(self.engine, directory / "run", self.settings, max_wait_s=5.0)
         self.http = self.client("127.0.0.1")
 
     def client(self, host: str) -> httpx.AsyncClient:
