@@ -171,7 +171,7 @@ async def test_an_unknown_model_names_the_nearest(bench: Bench) -> None:
     answer = await bench.ask(model="polisy")
     assert answer.status_code == 404
     assert answer.json()["error"]["code"] == "model_not_found"
-    assert "did you mean policy?" in answer.json()["error"]["message"]
+    assert answer.json()["error"]["message"] == "no checkpoint or alias 'polisy'; did you mean policy?"  # and no path
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b'{"messages": []}', b'{"model": 3}'])
