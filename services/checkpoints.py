@@ -132,14 +132,23 @@ class Registry:
 
     def resolve(self, name: str) -> Checkpoint:
         """The checkpoint of that name or alias. Raises CheckpointError, naming the nearest."""
+        checkpoint = self.find(name)
+        if checkpoint is None:
+            raise CheckpointError(f"no checkpoint or alias {name!r} in {self._path}; {self.suggest(name)}")
+        return checkpoint
+
+    def find(self, name: str) -> Checkpoint | None:
+        """The checkpoint of that name or alias, if there is one."""
         content = self._read()
         entry = content.checkpoints.get(content.aliases.get(name, name))
-        if entry is None:
-            known = [*content.aliases, *content.checkpoints]
-            close = get_close_matches(name, known, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(dict.fromkeys(known)) or 'none'}"
-            raise CheckpointError(f"no checkpoint or alias {name!r} in {self._path}; {hint}")
-        return entry.checkpoint()
+        return entry.checkpoint() if entry else None
+
+    def suggest(self, name: str) -> str:
+        """What may have been meant by a name that is not known."""
+        content = self._read()
+        known = [*content.aliases, *content.checkpoints]
+        close = get_close_matches(name, known, n=1)
+        return f"did you mean {close[0]}?" if close else f"known are {', '.join(dict.fromkeys(known)) or 'none'}"
 
     def verify(self, name: str) -> Checkpoint:
         """The checkpoint, after making sure that its files are those that were registered. Raises CheckpointError."""

@@ -16,7 +16,7 @@ from typing import Any
 import orjson
 from starlette.types import Receive, Scope, Send
 
-from pipeline.errors import CheckpointError, ServerError
+from pipeline.errors import ServerError
 from pipeline.recipe import ServeSection
 from pipeline.records import CheckpointRef
 from services.checkpoints import Checkpoint
@@ -67,10 +67,13 @@ class Proxy:
 
     def _resolve(self, model: str) -> str:
         """The checkpoint that an alias or a name means. Raises Refusal."""
-        try:
-            return self._engine.registry.resolve(model).ref.name
-        except CheckpointError as error:
-            raise Refusal(404, "model_not_found", str(error)) from None
+        registry = self._engine.registry
+        checkpoint = registry.find(model)
+        if checkpoint is None:
+            raise Refusal(
+                404, "model_not_found", f"no checkpoint or alias {model[:100]!r}; {registry.suggest(model[:100])}"
+            )
+        return checkpoint.ref.name
 
     async def _relay(self, scope: Scope, request: dict[str, Any], live: Checkpoint, send: Send) -> None:
         headers = {REQUEST_ID: exchange_of(scope).request_id}

@@ -29,7 +29,8 @@ class Bench:
         self.tuned = self.registry.register(write_checkpoint(directory / "tuned", "tuned", 2.0))
         self.servers: list[FakeVllm] = []
         self.engine = Engine(self.registry, self._launch, lambda _: None, first_backoff_s=0.0)
-        self.app: Starlette = build_app(self.engine, directory / "run", ServeSection(**settings), max_wait_s=5.0)
+        self.settings = ServeSection(**settings)
+        self.app: Starlette = build_app(self.engine, directory / "run", self.settings, max_wait_s=5.0)
         self.http = self.client("127.0.0.1")
 
     def client(self, host: str) -> httpx.AsyncClient:
@@ -170,7 +171,7 @@ async def test_an_unknown_model_names_the_nearest(bench: Bench) -> None:
     answer = await bench.ask(model="polisy")
     assert answer.status_code == 404
     assert answer.json()["error"]["code"] == "model_not_found"
-    assert "did you mean policy?" in answer.json()["error"]["message"]
+    assert answer.json()["error"]["message"] == "no checkpoint or alias 'polisy'; did you mean policy?"  # and no path
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b'{"messages": []}', b'{"model": 3}'])

@@ -2,12 +2,15 @@
 
 import asyncio
 import json
+import socket
 from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from starlette.types import Message, Receive, Scope, Send
+import uvicorn
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from services.gateway.limits import Limits, Slots, parse_deadline
 from tests.services.test_gateway import Bench, running
@@ -230,3 +233,49 @@ async def test_a_deadline_ends_the_wait_for_a_swap(tmp_path: Path) -> None:
         bench.server.hold.set()
         assert (await first).status_code == 200
         await swap
+
+
+@asynccontextmanager
+async def on_a_socket(app: ASGIApp) -> AsyncIterator[int]:
+    """The application on a real server and port."""
+    config = uvicorn.Config(app, log_level="critical", access_log=False, lifespan="off")
+    server = uvicorn.Server(config)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            server.should_exit = True
+            await serving
+
+
+async def test_a_reader_that_stalls_is_cut_off_on_a_real_connection() -> None:
+    async def endless(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        while True:
+            await send({"type": "http.response.body", "body": b"x" * 1_000_000, "more_body": True})
+
+    slots, ended = Slots(1, 0), asyncio.Event()
+    limits = Limits(endless, slots, 100, max_write_s=0.2)
+
+    async def watched(scope: Scope, receive: Receive, send: Send) -> None:
+        await limits(scope, receive, send)
+        ended.set()
+
+    async with on_a_socket(watched) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1024)
+        writer.write(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 1\r\n\r\nx")
+        assert (await reader.readline()).startswith(b"HTTP/1.1 200")
+        assert slots.places.in_flight == 1
+        await asyncio.wait_for(ended.wait(), 10)
+        assert slots.places.taken == 0
+        writer.transport.abort()
+
+
+async def test_a_refused_body_is_answered_on_a_real_connection() -> None:
+    async with on_a_socket(Limits(Work(), Slots(1, 0), 100)) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\nff\r\n" + b"x" * 255)
+        async with asyncio.timeout(10):
+            assert (await reader.readline()).startswith(b"HTTP/1.1 413")
+        writer.transport.abort()
