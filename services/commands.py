@@ -24,6 +24,7 @@ from services.stages import (
     judge_stage,
     load_scores,
     make_job,
+    make_judge,
     pair_stage,
     sample_stage,
 )
@@ -174,6 +175,8 @@ async def report(session: Session) -> None:
 
 async def run_all(session: Session) -> None:
     """`vcot run`: the whole loop."""
+    async with make_judge(session):  # a key that is not set is said before hours of sampling
+        pass
     await sample_stage(session)
     await judge_stage(session)
     published = pair_stage(session)

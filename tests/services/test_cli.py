@@ -174,6 +174,9 @@ def test_a_key_that_is_not_set_is_named_before_anything_is_asked(vcot, monkeypat
     code, out, _ = vcot("doctor", "--recipe", "paper")
     assert code == 2
     assert "OPENAI_API_KEY is not set" in out
+    code, _, err = vcot("run", "--recipe", "paper")
+    assert code == 2
+    assert err.strip() == "vcot: judge gpt-4o-mini needs an API key; set OPENAI_API_KEY in the environment"
 
 
 def test_the_doctor_finds_nothing_missing_for_nano(vcot):
