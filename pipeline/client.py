@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import httpx2
     from openai.types.chat import ChatCompletion
 
-STAMP_HEADER = "x-vcot-digest"
+DIGEST_HEADER = "x-vcot-digest"
 EXPECT_HEADER = "x-vcot-expect"
 _REFUSED = {400, 401, 403, 404, 413, 415, 422}
 _TIMEOUT_S = 600.0
@@ -128,7 +128,7 @@ class ChatClient:
             raise RequestError(f"no answer from {self._openai.base_url}: {cause!r}", retryable=True) from None
         except ValueError as error:  # a body that is not JSON
             raise BadAnswer(f"{self._openai.base_url} answered with half a JSON: {error}", retryable=True) from None
-        if expect is not None and (stamp := raw.headers.get(STAMP_HEADER)) != expect:
+        if expect is not None and (stamp := raw.headers.get(DIGEST_HEADER)) != expect:
             raise WrongCheckpoint(f"asked for weights {expect[:19]}, but the answer is stamped {stamp or 'not at all'}")
         return _check(completion, params.n, time.monotonic() - started)
 

@@ -16,6 +16,7 @@ from typing import Any
 import orjson
 from starlette.types import Receive, Scope, Send
 
+from pipeline.client import DIGEST_HEADER, EXPECT_HEADER
 from pipeline.errors import ServerError
 from pipeline.recipe import ServeSection
 from pipeline.records import CheckpointRef
@@ -27,8 +28,6 @@ from services.gateway.exchange import exchange_of
 from services.gateway.upstream import UNREACHABLE
 from services.vllm import SERVED_NAME
 
-DIGEST_HEADER = "x-vcot-digest"
-EXPECT_HEADER = "x-vcot-expect"
 _RETRY_AFTER_S = 5
 
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from pipeline import concurrency
-from pipeline.client import EXPECT_HEADER, STAMP_HEADER, ChatClient
+from pipeline.client import DIGEST_HEADER, EXPECT_HEADER, ChatClient
 from pipeline.errors import StageError
 from pipeline.images import ImageStore
 from pipeline.ledger import Ledger
@@ -57,7 +57,7 @@ class Upstream:
             "choices": choices,
             "usage": usage,
         }
-        return httpx2.Response(200, json=completion, headers={STAMP_HEADER: stamp} if stamp else {})
+        return httpx2.Response(200, json=completion, headers={DIGEST_HEADER: stamp} if stamp else {})
 
 
 def error(status, headers=None, **body):
