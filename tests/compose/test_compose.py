@@ -210,7 +210,8 @@ def test_the_admin_routes_want_the_key(project: Project, tmp_path: Path):
 def test_who_asks_needs_a_key(project: Project):
     with pytest.raises(urllib.error.HTTPError) as refused:
         urllib.request.urlopen(f"{project.url}/v1/models", timeout=60)
-    assert refused.value.code == 401
+    with refused.value as answer:
+        assert answer.code == 401
 
 
 @pytest.mark.parametrize("victim", ["vllm.entrypoints.openai.api_server", "/opt/vcot/bin/vcot"])
