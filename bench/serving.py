@@ -96,7 +96,7 @@ async def main(num_rounds: int, num_requests: int) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Throughput through the gateway against direct.")
-    parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--requests", type=int, default=24)
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--requests", type=int, default=32)
     given = parser.parse_args()
     uvloop.run(main(given.rounds, given.requests))
