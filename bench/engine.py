@@ -1,0 +1,94 @@
+"""What bench/swap.py and bench/serving.py share: nano, its images and questions, and the real vLLM below a real gateway."""
+
+from __future__ import annotations
+
+import base64
+import io
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import orjson
+from PIL import Image, ImageDraw
+
+from pipeline.errors import ServerError
+
+NANO = Path(__file__).parents[1] / "training" / "checkpoints" / "nano"
+_COLOURS = ("red", "green", "blue", "yellow")
+_TEXTS = ("What is the colour of the circle?", "What is the shape in the picture?")
+
+# In a process of its own: torch stays out of this one.
+_VARIANT = """
+import shutil, sys
+from pathlib import Path
+import torch
+from safetensors.torch import load_file, save_file
+source, target, scale = Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3])
+shutil.copytree(source, target)
+(target / "checkpoint.json").unlink(missing_ok=True)
+weights, draw = load_file(source / "model.safetensors"), torch.Generator().manual_seed(0)
+
+def move(v):
+    return v + (scale * v.float().std(correction=0) * torch.randn(v.shape, generator=draw)).to(v.dtype)
+
+moved = {name: move(value) for name, value in weights.items()}
+(target / "model.safetensors").unlink()
+save_file(moved, target / "model.safetensors", metadata={"format": "pt"})
+"""
+
+
+def say(message: str) -> None:
+    """Progress, for people."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def make_variant(directory: Path, name: str, scale: float) -> Path:
+    """A copy of nano with noise on every weight, and the manifest that the training side writes for it."""
+    target = directory / name
+    subprocess.run([sys.executable, "-c", _VARIANT, str(NANO), str(target), str(scale)], check=True)
+    command = [sys.executable, "-m", "training.canary", str(target), "--out", str(target / "checkpoint.json")]
+    subprocess.run([*command, "--name", name], check=True, stdout=subprocess.DEVNULL)
+    return target
+
+
+def question(number: int) -> list[dict[str, Any]]:
+    """The messages of question `number`: another image each, a shape on a plain ground."""
+    image = Image.new("RGB", (56, 56), ((37 * number) % 256, (91 * number) % 256, 200))
+    corner = 4 + number % 24
+    ImageDraw.Draw(image).ellipse((corner, corner, corner + 24, corner + 24), fill=_COLOURS[number % 4])
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    url = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    text = {"type": "text", "text": _TEXTS[number % 2]}
+    return [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}, text]}]
+
+
+async def chat(session: aiohttp.ClientSession, body: dict[str, Any]) -> tuple[aiohttp.ClientResponse, dict[str, Any]]:
+    """One chat completion, and its answer's headers. Raises what the transport raises, ServerError for a status."""
+    data = orjson.dumps(body)
+    headers = {"content-type": "application/json"}
+    async with session.post("/v1/chat/completions", data=data, headers=headers) as response:
+        text = await response.read()
+    if response.status != 200:
+        raise ServerError(f"{response.status}: {text[:300].decode('utf-8', 'replace')}")
+    return response, orjson.loads(text)
+
+
+def vllm_socket(gateway_pid: int) -> Path:
+    """The unix socket of the vLLM below that gateway, from its command line."""
+    parents, deadline = {gateway_pid}, time.monotonic() + 10
+    while parents and time.monotonic() < deadline:
+        parents = {child for pid in parents for child in _children(pid)}
+        for pid in parents:
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            if b"--uds" in words:
+                return Path(words[words.index(b"--uds") + 1].decode())
+    raise ServerError(f"no vLLM below process {gateway_pid}")
+
+
+def _children(pid: int) -> list[int]:
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return [int(child) for task in tasks for child in (task / "children").read_text().split()]
