@@ -13,12 +13,13 @@ from rich.table import Table
 from pipeline.errors import InputError
 from pipeline.recipe import load_recipe
 from pipeline.run import RECIPE, Run, exclusive, open_run
-from services import trainer
+from services import serving, trainer
 from services.admin import retire
 from services.checkpoints import Checkpoint
 from services.reporting import Evaluation, evaluate_scores, write_run_report
 from services.serving import is_served, register, swap_to
 from services.stages import (
+    Published,
     Session,
     eval_stage,
     judge_stage,
@@ -29,7 +30,7 @@ from services.stages import (
     sample_stage,
 )
 from services.terminal import Terminal
-from training.job import TrainJob
+from training.job import ADAPTER, TrainJob
 
 Step = Callable[[Session], Awaitable[None]]
 
@@ -72,8 +73,6 @@ def with_source(overrides: Sequence[str], source: str | None, path: Path | None)
 
 def serve(directory: Path | None, recipe: str | None, overrides: Sequence[str]) -> None:
     """Serve the run until a signal."""
-    from services import serving  # uvicorn and Starlette, which no other command needs
-
     terminal = Terminal()
     with open_target(directory, recipe, overrides) as run:
         terminal.heading("serve", f"{run.recipe.model.source}, run {run.directory}")
@@ -102,7 +101,7 @@ async def train(session: Session) -> None:
 
 async def _train(session: Session, job: TrainJob, merge_into: Path | None = None) -> None:
     """Train the job; with `merge_into`, the same process merges, which spares a second start of torch."""
-    directory = session.run.path("training", job.key[:12])
+    directory = session.job_directory(job)
     section = job.train
     session.terminal.heading(
         "train", f"{section.method}, LoRA r={section.lora_r} on {section.target_modules}, lr {section.learning_rate:g}"
@@ -123,8 +122,8 @@ async def merge(session: Session) -> None:
 
 async def _merge(session: Session, job: TrainJob) -> Checkpoint:
     """The merged checkpoint, registered."""
-    directory = session.run.path("training", job.key[:12])
-    if not (directory / "adapter").is_dir():
+    directory = session.job_directory(job)
+    if not (directory / ADAPTER).is_dir():
         raise InputError(f"job {directory} has no adapter yet; run `vcot train` first")
     out = session.run.path("checkpoints", job.checkpoint_name)
     session.terminal.heading("merge", f"{job.checkpoint_name}, {job.merge.dtype}")
@@ -146,14 +145,15 @@ async def swap(session: Session, alias: str, name: str) -> None:
 
 async def evaluate(session: Session, names: Sequence[str]) -> None:
     """`vcot eval`."""
-    chosen = [session.registry.resolve(name) for name in names] or _checkpoints(session)
+    chosen = [session.registry.resolve(name) for name in names]
+    if not chosen:
+        chosen = _checkpoints(session, make_job(session, pair_stage(session)))
     await eval_stage(session, chosen)
     _show(session, evaluate_scores(session, load_scores(session, chosen), chosen))
 
 
-def _checkpoints(session: Session) -> list[Checkpoint]:
-    """The base, and the policy of this recipe where there is one."""
-    job = make_job(session, pair_stage(session))
+def _checkpoints(session: Session, job: TrainJob) -> list[Checkpoint]:
+    """The base, and the job's policy where there is one."""
     return [session.base, *(c for c in session.registry.list() if c.ref.name == job.checkpoint_name)]
 
 
@@ -166,7 +166,12 @@ async def report(session: Session) -> None:
     """`vcot report`."""
     published = pair_stage(session)
     job = make_job(session, published)
-    chosen = _checkpoints(session)
+    _report(session, published, job, _checkpoints(session, job))
+
+
+def _report(session: Session, published: Published, job: TrainJob, chosen: Sequence[Checkpoint]) -> None:
+    """The page, and the table in the terminal."""
+    session.terminal.heading("report", session.run.recipe.name)
     evaluation = evaluate_scores(session, load_scores(session, chosen), chosen)
     page = write_run_report(session, published, job, evaluation)
     _show(session, evaluation)
@@ -185,11 +190,7 @@ async def run_all(session: Session) -> None:
     policy = await _merge(session, job)
     chosen = [session.base, policy]
     await eval_stage(session, chosen)
-    evaluation = evaluate_scores(session, load_scores(session, chosen), chosen)
-    session.terminal.heading("report", session.run.recipe.name)
-    page = write_run_report(session, published, job, evaluation)
-    _show(session, evaluation)
-    session.terminal.say(f"report: {page}")
+    _report(session, published, job, chosen)
     session.terminal.summary()
 
 

@@ -14,8 +14,8 @@ from services.checkpoints import Checkpoint
 from services.report import write_report
 from services.report.data import Example, ReportData
 from services.stages import Published, Session, eval_requests
-from services.trainer import read_progress, read_status
-from training.job import TrainJob
+from services.trainer import read_progress
+from training.job import TrainJob, read_status
 
 MAX_EXAMPLES = 6
 
@@ -49,7 +49,7 @@ def evaluate_scores(session: Session, scores: Sequence[Score], checkpoints: Sequ
 
 def write_run_report(session: Session, published: Published, job: TrainJob, evaluation: Evaluation) -> Path:
     """The page `report/index.html`, made of what the run holds, whichever command made it."""
-    directory = session.run.path("training", job.key[:12])
+    directory = session.job_directory(job)
     scores = [judgment.score for judgment in published.judgments if judgment.score is not None]
     pairs = published.pair_set.pairs
     data = ReportData(

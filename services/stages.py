@@ -107,6 +107,10 @@ class Session:
             )
         return tasks
 
+    def job_directory(self, job: TrainJob) -> Path:
+        """Where the trainer worker does this job."""
+        return self.run.path("training", job.key[:12])
+
     def sample_requests(self) -> list[SampleRequest]:
         """What the recipe asks of the base."""
         section = self.run.recipe.sample

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from pipeline.errors import InputError, ServerError
 from services.lifeline import keeper_command
-from training.job import ADAPTER, JOB, PROGRESS, STATUS, TrainJob, TrainProgress, TrainStatus, read_record, write_record
+from training.job import ADAPTER, JOB, PROGRESS, STATUS, TrainJob, TrainProgress, TrainStatus, read_status, write_record
 
 OnSteps = Callable[[int, int, str], None]
 """Takes steps done, steps in all, and a short note."""
@@ -96,12 +96,6 @@ def _check(returncode: int | None, log: Path, directory: Path | None) -> None:
     else:
         message = f"the trainer ended with {returncode}; the last lines of {log}:\n" + "\n".join(lines)
     raise InputError(message) if returncode == InputError.exit_code else ServerError(message)
-
-
-def read_status(directory: Path) -> TrainStatus:
-    """How far the job of this directory is; `preparing` before its worker has said anything."""
-    path = directory / STATUS
-    return read_record(path, TrainStatus) if path.is_file() else TrainStatus(state="preparing")
 
 
 def read_progress(directory: Path) -> list[TrainProgress]:

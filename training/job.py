@@ -144,6 +144,12 @@ def read_record(path: Path, kind: type[_R]) -> _R:
         raise InputError(f"{path} is not a {kind.__name__} ({where}: {fault['msg']}); submit the job again") from None
 
 
+def read_status(job_directory: Path) -> TrainStatus:
+    """How far the job is; `preparing` before its worker has said anything."""
+    path = job_directory / STATUS
+    return read_record(path, TrainStatus) if path.is_file() else TrainStatus(state="preparing")
+
+
 def write_record(path: Path, record: Record) -> None:
     """Replace a JSON file in one step: a reader sees the old record or the new one."""
     partial = path.with_name(f".{path.name}.partial")

@@ -28,6 +28,7 @@ from training.job import (
     TrainStatus,
     exclusive,
     read_record,
+    read_status,
     write_record,
 )
 from training.merge import find_merged, merge_job
@@ -63,12 +64,6 @@ def _is_done(job: TrainJob, job_directory: Path, merge_into: Path | None) -> boo
     if not (job_directory / ADAPTER).is_dir() or read_status(job_directory).state != "done":
         return False
     return merge_into is None or find_merged(job, merge_into) is not None
-
-
-def read_status(job_directory: Path) -> TrainStatus:
-    """How far the job is; `preparing` before its worker has said anything."""
-    path = job_directory / STATUS
-    return read_record(path, TrainStatus) if path.is_file() else TrainStatus(state="preparing")
 
 
 def _tell(job_directory: Path, state: str, message: str = "", **numbers: int) -> None:

@@ -9,7 +9,7 @@ from pipeline.errors import InputError, ServerError
 from pipeline.recipe import load_recipe
 from pipeline.records import CheckpointRef
 from services import trainer
-from training.job import ADAPTER, PROGRESS, STATUS, TrainJob, TrainProgress, TrainStatus, write_record
+from training.job import ADAPTER, PROGRESS, STATUS, TrainJob, TrainProgress, TrainStatus, read_status, write_record
 
 
 def make_job(base_path):
@@ -27,7 +27,7 @@ def make_job(base_path):
 async def test_the_workers_sentence_becomes_the_commands_error(tmp_path):
     with pytest.raises(InputError, match=r"nothing-here does not exist"):
         await trainer.train(make_job(tmp_path / "nothing-here"), tmp_path / "job", lambda *_: None)
-    assert trainer.read_status(tmp_path / "job").state == "failed"
+    assert read_status(tmp_path / "job").state == "failed"
 
 
 async def test_a_merge_without_a_job_is_said(tmp_path):
