@@ -35,8 +35,9 @@ import uvloop
 from bench.engine import chat, make_variant, question, say
 from pipeline.errors import ServerError
 from pipeline.run import Run, open_run
+from services.admin import live_checkpoint, register, swap_to
 from services.checkpoints import Registry
-from services.serving import live_checkpoint, register, running_gateway, swap_to
+from services.serving import running_gateway
 from services.vllm import SERVED_NAME, VllmServer
 
 _NUM_QUESTIONS = 32

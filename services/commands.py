@@ -14,10 +14,9 @@ from pipeline.errors import InputError
 from pipeline.recipe import load_recipe
 from pipeline.run import RECIPE, Run, exclusive, open_run
 from services import serving, trainer
-from services.admin import retire
+from services.admin import register, retire, swap_to
 from services.checkpoints import Checkpoint
 from services.reporting import Evaluation, evaluate_scores, write_run_report
-from services.serving import is_served, register, swap_to
 from services.stages import (
     Published,
     Session,
@@ -136,7 +135,7 @@ async def _merge(session: Session, job: TrainJob) -> Checkpoint:
 
 async def swap(session: Session, alias: str, name: str) -> None:
     """`vcot swap`."""
-    if not session.run.recipe.serve.url and not is_served(session.run):
+    if not session.run.recipe.serve.url and not serving.is_served(session.run):
         raise InputError(f"no server runs for {session.run.directory}; start `vcot serve` first")
     gateway = await session.gateway()
     swapped = await swap_to(gateway.url, alias, name)

@@ -31,7 +31,7 @@ from pipeline.errors import MachineError, ServerError, VcotError
 from pipeline.recipe import ServeSection
 from pipeline.records import Record
 from pipeline.run import Run, open_run
-from services.admin import Swapped, fetch_state, live_checkpoint, named_error, register, swap_to
+from services.admin import fetch_state, named_error
 from services.checkpoints import Registry
 from services.lifeline import keeper_command
 
@@ -42,17 +42,6 @@ if TYPE_CHECKING:
 
 Progress = Callable[[str], None]
 """Takes one short line on what is being waited for."""
-
-__all__ = [
-    "GatewayHandle",
-    "Swapped",
-    "is_served",
-    "live_checkpoint",
-    "register",
-    "running_gateway",
-    "serve",
-    "swap_to",
-]
 
 _SERVING = "serving.json"
 _LOCK = "serving.lock"

@@ -28,8 +28,9 @@ from pipeline.records import CheckpointRef, Judgment, Response, Score, StageCoun
 from pipeline.run import Run
 from pipeline.sample import SampleRequest, owed_requests, plan_requests, sample
 from pipeline.sources import load_tasks
+from services.admin import register, swap_to
 from services.checkpoints import Checkpoint, Registry
-from services.serving import GatewayHandle, register, running_gateway, swap_to
+from services.serving import GatewayHandle, running_gateway
 from services.terminal import Terminal
 from training.job import TrainJob
 

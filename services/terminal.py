@@ -77,11 +77,12 @@ class Terminal:
     @contextmanager
     def tracking(self, unit: str) -> Iterator[OnProgress]:
         """Progress of a stage, by its tally."""
-        with self._bar(unit) as advance:
+        with self.steps(unit) as advance:
             yield lambda tally: advance(tally.finished, tally.total, _troubles(tally))
 
     @contextmanager
-    def _bar(self, unit: str) -> Iterator[Callable[[int, int, str], None]]:
+    def steps(self, unit: str) -> Iterator[Callable[[int, int, str], None]]:
+        """Progress of work that is no tally: `advance(done, total, note)`, with a total of 0 while it is unknown."""
         if not self.err.is_terminal:
             yield _Lines(self.say, unit).advance
             return
@@ -89,12 +90,6 @@ class Terminal:
         with Progress(*columns, TextColumn("{task.fields[note]}"), console=self.err, transient=True) as progress:
             task = progress.add_task(unit, total=None, note="")
             yield lambda done, total, note: progress.update(task, completed=done, total=total or None, note=note)
-
-    @contextmanager
-    def steps(self, unit: str) -> Iterator[Callable[[int, int, str], None]]:
-        """Progress of work that is no tally: `advance(done, total, note)`, with a total of 0 while it is unknown."""
-        with self._bar(unit) as advance:
-            yield advance
 
     @contextmanager
     def waiting(self, what: str) -> Iterator[Callable[[str], None]]:

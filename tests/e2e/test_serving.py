@@ -6,8 +6,6 @@ import io
 import itertools
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -17,43 +15,14 @@ import openai
 import pytest
 from PIL import Image
 
+from bench.engine import make_variant
 from pipeline.errors import SwapError
 from pipeline.run import open_run
-from services.admin import GatewayState, fetch_state
-from services.serving import GatewayHandle, live_checkpoint, register, running_gateway, swap_to
+from services.admin import GatewayState, fetch_state, live_checkpoint, register, swap_to
+from services.serving import GatewayHandle, running_gateway
 from tests.services.test_serving import gone
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600), pytest.mark.asyncio(loop_scope="module")]
-
-# In a process of its own: torch stays out of this one.
-VARIANT = """
-import shutil, sys
-from pathlib import Path
-import torch
-from safetensors.torch import load_file, save_file
-source, target, scale = Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3])
-shutil.copytree(source, target)
-(target / "checkpoint.json").unlink(missing_ok=True)
-weights, draw = load_file(source / "model.safetensors"), torch.Generator().manual_seed(0)
-
-def move(v):
-    return v + (scale * v.float().std(correction=0) * torch.randn(v.shape, generator=draw)).to(v.dtype)
-
-moved = {name: move(value) for name, value in weights.items()}
-(target / "model.safetensors").unlink()
-save_file(moved, target / "model.safetensors", metadata={"format": "pt"})
-"""
-
-
-def make_variant(directory: Path, name: str, scale: float) -> Path:
-    """A copy of nano with noise on every weight, and the manifest that the training side writes for it."""
-    nano = Path(__file__).parents[2] / "training" / "checkpoints" / "nano"
-    target = directory / name
-    subprocess.run([sys.executable, "-c", VARIANT, str(nano), str(target), str(scale)], check=True)
-    manifest = target / "checkpoint.json"
-    command = [sys.executable, "-m", "training.canary", str(target), "--out", str(manifest), "--name", name]
-    subprocess.run(command, check=True)
-    return target
 
 
 @pytest.fixture(scope="module")

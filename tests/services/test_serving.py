@@ -11,8 +11,8 @@ import pytest
 from pipeline.errors import CheckpointError, MachineError, RequestError, ServerError
 from pipeline.records import SamplingParams
 from pipeline.run import Run, open_run
-from services.admin import fetch_state, retire
-from services.serving import live_checkpoint, register, running_gateway, swap_to
+from services.admin import fetch_state, live_checkpoint, register, retire, swap_to
+from services.serving import running_gateway
 from services.stages import Session
 from services.terminal import Terminal
 from tests.services.fake_vllm import install_stub, write_checkpoint
