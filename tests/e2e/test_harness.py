@@ -93,7 +93,7 @@ def evaluate(inspect: Path, url: str, folder: Path) -> dict:
         "--max-connections",
         "8",
     ]
-    environment = {"VCOT_BASE_URL": f"{url}/v1", "VCOT_API_KEY": "none", "INSPECT_TELEMETRY": "0"}
+    environment = {"VCOT_BASE_URL": f"{url}/v1", "VCOT_API_KEY": "none"}
     clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(command, env=clean | environment, cwd=folder, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
