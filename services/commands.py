@@ -90,7 +90,7 @@ def engine(directory: Path | None, host: str, port: int) -> NoReturn:
         base = Registry(run.directory).find(run.recipe.model.name)
         if base is None:
             raise CheckpointError(f"run {run.directory} does not hold its model yet; run `vcot prepare` first")
-        become_server(base, run.recipe.serve, Address(host, port))
+        become_server(base, run.recipe.serve, Address(host, port), serving.served_lora_rank(run.recipe))
 
 
 def work(runs: Path) -> None:
