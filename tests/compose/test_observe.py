@@ -27,7 +27,7 @@ _METRIC = re.compile(r"\b(?:vcot_|vllm:)\w+")
 def gateway_families(folder: Path) -> dict[str, set[str]]:
     """What the gateway exports: each family's name, with the names of its series."""
     bench = Bench(folder)
-    text = build_app(bench.engine, folder, bench.settings).user_middleware[0].kwargs["metrics"].render().decode()
+    text = build_app(bench.fleet, folder, bench.settings).user_middleware[0].kwargs["metrics"].render().decode()
     kinds = dict(re.findall(r"^# TYPE (\w+) (\w+)$", text, re.MULTILINE))
     histogram = ("_bucket", "_sum", "_count")
     return {name: {name + end for end in (histogram if kind == "histogram" else ("",))} for name, kind in kinds.items()}
