@@ -132,7 +132,7 @@ class JudgeSection(Section):
     base_url: str | None = None
     """An OpenAI-compatible API; without it, OpenAI's."""
     api_key_env: str = "OPENAI_API_KEY"
-    """The environment variable that holds the key."""
+    """The environment variable that holds the key; with `base_url`, it may be empty."""
     image_detail: Literal["low", "high", "auto"] = "low"
     """How closely an OpenAI judge looks at the image; it sets the price."""
     max_tokens: Count = 512
@@ -189,6 +189,8 @@ class TrainSection(Section):
     """Of the adapter's start, the order of pairs, and dropout."""
     report_to: tuple[Literal["wandb", "trackio"], ...] = ()
     """Trackers besides the run's own files."""
+    worker: Literal["local", "remote"] = "local"
+    """Who trains: `local` is a process of the command's own, `remote` a `vcot worker` that sees the run's directory."""
 
 
 class MergeSection(Section):

@@ -11,7 +11,8 @@ from cyclopts import App, CycloptsError, Group, Parameter
 
 _STEPS = Group("The steps of a run", sort_key=1)
 _RUNS = Group("Whole runs", sort_key=0)
-_TOOLS = Group("Tools", sort_key=2)
+_SERVICES = Group("Servers of their own, as compose.yaml starts them", sort_key=2)
+_TOOLS = Group("Tools", sort_key=3)
 
 app = App(
     name="vcot",
@@ -63,6 +64,52 @@ def serve(target: Target = _DEFAULT) -> None:
     from services import commands
 
     commands.serve(target.run, target.recipe, target.set)
+
+
+@app.command(group=_SERVICES)
+def prepare(target: Target = _DEFAULT) -> None:
+    """Begin a run and fetch its model, with what identifies its answers: what its servers start from."""
+    from services import commands
+
+    commands.prepare(target.run, target.recipe, target.set)
+
+
+@app.command(group=_SERVICES)
+def engine(
+    *, run: Annotated[Path | None, Parameter(alias="-r")] = None, host: str = "127.0.0.1", port: int = 8000
+) -> None:
+    """Serve the run's model by vLLM alone, for a gateway elsewhere (serve.upstreams).
+
+    Whoever reaches the port may do anything with the server: keep it on a network of the gateway's own.
+
+    Parameters
+    ----------
+    run
+        Run directory (default: runs/nano), prepared by `vcot prepare`; it is only read.
+    host
+        Where it listens.
+    port
+        Its port.
+
+    """
+    from services import commands
+
+    commands.engine(run, host, port)
+
+
+@app.command(group=_SERVICES)
+def worker(runs: Path = Path("runs")) -> None:
+    """Do the training jobs of runs with train.worker = remote, one by one, until Ctrl-C.
+
+    Parameters
+    ----------
+    runs
+        The folder that holds the runs' directories.
+
+    """
+    from services import commands
+
+    commands.work(runs)
 
 
 @app.command(group=_STEPS, sort_key=1)

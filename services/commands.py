@@ -7,15 +7,16 @@ import signal
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import NoReturn
 
 from rich.table import Table
 
-from pipeline.errors import InputError
+from pipeline.errors import CheckpointError, InputError
 from pipeline.recipe import load_recipe
 from pipeline.run import RECIPE, Run, exclusive, open_run
-from services import admin, serving, trainer
+from services import admin, serving, trainer, worker
 from services.admin import fetch_state, register, retire, swap_to
-from services.checkpoints import Checkpoint, CheckpointInfo
+from services.checkpoints import Checkpoint, CheckpointInfo, Registry
 from services.reporting import Evaluation, evaluate_scores, write_run_report
 from services.stages import (
     Published,
@@ -29,6 +30,7 @@ from services.stages import (
     sample_stage,
 )
 from services.terminal import Terminal
+from services.vllm import Address, become_server
 from training.job import ADAPTER, TrainJob
 
 Step = Callable[[Session], Awaitable[None]]
@@ -56,11 +58,15 @@ def execute(directory: Path | None, recipe: str | None, overrides: Sequence[str]
 
 
 async def _with_session(run: Run, step: Step) -> None:
-    loop, task = asyncio.get_running_loop(), asyncio.current_task()
-    assert task is not None
-    loop.add_signal_handler(signal.SIGTERM, task.cancel)
+    _cancel_at_sigterm()
     async with Session(run, Terminal()) as session:
         await step(session)
+
+
+def _cancel_at_sigterm() -> None:
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
 
 
 def with_source(overrides: Sequence[str], source: str | None, path: Path | None) -> tuple[str, ...]:
@@ -68,6 +74,36 @@ def with_source(overrides: Sequence[str], source: str | None, path: Path | None)
     named = [f'tasks.source="{source}"'] if source else []
     named += [f'tasks.path="{path.expanduser().absolute()}"'] if path else []
     return (*named, *overrides)
+
+
+def prepare(directory: Path | None, recipe: str | None, overrides: Sequence[str]) -> None:
+    """`vcot prepare`: what servers of the run start from."""
+    terminal = Terminal()
+    with open_target(directory, recipe, overrides) as run:
+        base = Registry(run.directory).base(run.recipe.model, run.recipe.serve.dtype, terminal.say)
+        terminal.say(f"{base.ref.name} is {base.ref.digest[:19]}, in {base.directory}")
+
+
+def engine(directory: Path | None, host: str, port: int) -> NoReturn:
+    """`vcot engine`: this process becomes vLLM. The run is only read."""
+    with open_run(run_directory(directory, None)) as run:
+        base = Registry(run.directory).find(run.recipe.model.name)
+        if base is None:
+            raise CheckpointError(f"run {run.directory} does not hold its model yet; run `vcot prepare` first")
+        become_server(base, run.recipe.serve, Address(host, port), serving.served_lora_rank(run.recipe))
+
+
+def work(runs: Path) -> None:
+    """`vcot worker`: until a signal."""
+    try:
+        asyncio.run(_work(runs, Terminal()))
+    except asyncio.CancelledError:
+        raise KeyboardInterrupt from None
+
+
+async def _work(runs: Path, terminal: Terminal) -> None:
+    _cancel_at_sigterm()
+    await worker.work(runs, terminal.say)
 
 
 def serve(directory: Path | None, recipe: str | None, overrides: Sequence[str]) -> None:
@@ -106,7 +142,10 @@ async def _train(session: Session, job: TrainJob, merge_into: Path | None = None
         "train", f"{section.method}, LoRA r={section.lora_r} on {section.target_modules}, lr {section.learning_rate:g}"
     )
     with session.terminal.steps("steps") as on_steps:
-        status = await trainer.train(job, directory, on_steps, merge_into)
+        if section.worker == "remote":
+            status = await trainer.train_remotely(job, directory, on_steps)
+        else:
+            status = await trainer.train(job, directory, on_steps, merge_into)
     points = [point for point in trainer.read_progress(directory) if point.kind == "validation"]
     session.terminal.say(
         f"{status.num_steps} steps over {status.num_train} pairs, {status.num_adapted_modules} modules adapted; "
@@ -126,7 +165,10 @@ async def _merge(session: Session, job: TrainJob) -> Checkpoint:
         raise InputError(f"job {directory} has no adapter yet; run `vcot train` first")
     out = session.run.path("checkpoints", job.checkpoint_name)
     session.terminal.heading("merge", f"{job.checkpoint_name}, {job.merge.dtype}")
-    if not out.is_dir():
+    if not out.is_dir() and job.train.worker == "remote":
+        with session.terminal.steps("steps") as on_steps:
+            await trainer.train_remotely(job, directory, on_steps)
+    elif not out.is_dir():
         await trainer.merge(directory, out)
     checkpoint = session.registry.register(out)
     session.terminal.say(f"{checkpoint.ref.name} is {checkpoint.ref.digest[:19]}, in {out}")

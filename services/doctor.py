@@ -183,6 +183,8 @@ def _key(recipe: Recipe) -> Finding:
     judge = recipe.judge
     if judge.kind == "verifier":
         return Finding("judge", "ok", "verifier, a program; no key needed")
+    if judge.base_url is not None:
+        return Finding("judge", "ok", f"{judge.model} at {judge.base_url}")
     if os.environ.get(judge.api_key_env, "").strip():
         return Finding("judge", "ok", f"{judge.model}, key in {judge.api_key_env}")
     return Finding(

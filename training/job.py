@@ -10,6 +10,7 @@ A job directory holds
     adapter/          the trained adapter, renamed into place when complete
     merge.json        the MergeReport of the last merge
     worker.lock       held by the one process that works on the job
+    claim.lock        held by the `vcot worker` that took it, where one did
     worker.log        the worker's output (whoever starts the worker directs it there)
 """
 
@@ -31,6 +32,8 @@ from pipeline.records import CheckpointRef, Record, content_key
 
 JOB, PREFLIGHT, PROGRESS, STATUS = "job.json", "preflight.json", "progress.jsonl", "status.json"
 STEPS, ADAPTER, MERGE_REPORT = "steps", "adapter", "merge.json"
+ENDED = ("done", "failed")
+"""The states of a job that nobody works on, or is to."""
 
 _R = TypeVar("_R", bound=Record)
 
@@ -56,13 +59,17 @@ class TrainJob(Record):
         return content_key(
             base=self.base.digest,
             pairs=self.pairs_digest,
-            train=self.train.model_dump(mode="json", exclude={"report_to"}),
+            train=self.train.model_dump(mode="json", exclude={"report_to", "worker"}),
         )
 
     @property
     def checkpoint_name(self) -> str:
         """The name of the merged checkpoint; the merge settings are part of it."""
         return f"{self.train.method}-{content_key(job=self.key, merge=self.merge)[:10]}"
+
+    def merged_path(self, directory: Path) -> Path:
+        """Where the merged checkpoint of a job in `RUN/training/KEY` belongs."""
+        return directory.parents[1] / "checkpoints" / self.checkpoint_name
 
 
 class TrainProgress(Record):
@@ -158,10 +165,10 @@ def write_record(path: Path, record: Record) -> None:
 
 
 @contextmanager
-def exclusive(job_directory: Path) -> Iterator[None]:
+def exclusive(job_directory: Path, lock: str = "worker.lock") -> Iterator[None]:
     """Hold the job for one process; raises InputError for a second. The lock goes with the process, however it ends."""
     try:
-        file = (job_directory / "worker.lock").open("w")
+        file = (job_directory / lock).open("w")
     except OSError as error:
         raise InputError(
             f"job directory {job_directory} cannot be used ({error.strerror}); submit the job again"

@@ -10,9 +10,10 @@ from typing import Literal
 
 import pytest
 
-from pipeline.errors import MachineError, ServerError
+from pipeline.errors import CheckpointError, MachineError, ServerError
 from pipeline.recipe import ServeSection
-from services import vllm
+from pipeline.run import open_run
+from services import commands, vllm
 from services.checkpoints import Checkpoint, Registry
 from services.lifeline import keeper_command
 from services.vllm import VllmServer, server_command, server_environment
@@ -238,3 +239,31 @@ def test_the_keeper_has_the_commands_status() -> None:
     assert keeper.wait(10) == 3
     assert keeper.stdin is not None
     keeper.stdin.close()
+
+
+def test_a_server_of_its_own_is_the_same_command_on_tcp(checkpoint: Checkpoint) -> None:
+    serve = ServeSection()
+    on_tcp = server_command(checkpoint, serve, vllm.Address("0.0.0.0", 8000), "cuda")
+    on_socket = server_command(checkpoint, serve, Path("/s"), "cuda")
+    at = on_tcp.index("--host")
+    assert on_tcp[at : at + 4] == ["--host", "0.0.0.0", "--port", "8000"]
+    assert [*on_tcp[:at], "--uds", "/s", *on_tcp[at + 4 :]] == on_socket
+
+
+@pytest.mark.parametrize("is_prepared", [False, True])
+def test_an_engine_only_reads_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_prepared: bool) -> None:
+    directory = tmp_path / "run"
+    base = write_checkpoint(tmp_path / "base", "seed", 1.0, kind="base")
+    with open_run(directory, "nano", [f"model.source={base}"]) as run:
+        if is_prepared:
+            Registry(directory).base(run.recipe.model)
+    before = {path: path.stat().st_mtime_ns for path in directory.rglob("*")}
+    became: list[list[str]] = []
+    monkeypatch.setattr(vllm.os, "execve", lambda _, command, __: became.append(command))
+    if is_prepared:
+        commands.engine(directory, "0.0.0.0", 8000)
+        assert option(became[0], "--model") == str(base)
+    else:
+        with pytest.raises(CheckpointError, match="run `vcot prepare` first"):
+            commands.engine(directory, "0.0.0.0", 8000)
+    assert {path: path.stat().st_mtime_ns for path in directory.rglob("*")} == before
