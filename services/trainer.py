@@ -46,8 +46,9 @@ async def train(job: TrainJob, directory: Path, on_steps: OnSteps, merge_into: P
     return read_status(directory)
 
 
-async def merge(directory: Path, out: Path) -> None:
-    """Merge the job's adapter into its base at `out`, with manifest and canary."""
+async def merge(job: TrainJob, directory: Path, out: Path) -> None:
+    """Make the checkpoint of the trained job in `directory` at `out`, with manifest, probe and canary."""
+    write_record(directory / JOB, job)  # its merge settings may be others than when it was trained
     log = directory / "merge.log"
     async with _worker("training.merge", [directory, out], log) as process:
         await process.wait()
