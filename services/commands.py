@@ -137,7 +137,9 @@ async def _merge(session: Session, job: TrainJob) -> Checkpoint:
         session.terminal.warn(f"{_describe_loss(dtype, lost)}: merged again in {report.dtype}")
     session.terminal.say(_describe_loss(report.held, report.retention))
     if not report.is_served_exactly:
-        session.terminal.warn("vLLM drops what this adapter changes outside the language model: for PEFT only")
+        session.terminal.warn(
+            "vLLM drops what this adapter changes outside the language model; serve the merged checkpoint"
+        )
     checkpoint = session.registry.register(out)
     session.terminal.say(f"{checkpoint.ref.name} is {checkpoint.ref.digest[:19]}, in {out}")
     return checkpoint

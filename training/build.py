@@ -42,7 +42,7 @@ def build_checkpoint(job: TrainJob, adapter: Path, out: Path) -> tuple[Checkpoin
     """
     quiet_libraries()
     free_memory()
-    build = _Build(job, Path(job.base_path), adapter, out)
+    build = Build(job, Path(job.base_path), adapter, out)
     model, report, stored = build.adapter_alone() if job.merge.serve_as == "adapter" else build.merged()
     check_merge(report, _remedy(job, report))
     probe = Probe(
@@ -59,8 +59,12 @@ def build_checkpoint(job: TrainJob, adapter: Path, out: Path) -> tuple[Checkpoin
 
 
 @dataclass
-class _Build:
-    """One job's models, at most one in memory at a time (at 7B each takes 28 GB)."""
+class Build:
+    """What a job's models answer, computed when it is first needed.
+
+    `merged` and `adapter_alone` write to `out` and pass no gate; at most one model is in memory at a time (at 7B each takes
+    28 GB).
+    """
 
     job: TrainJob
     base_path: Path
@@ -69,18 +73,22 @@ class _Build:
 
     @cached_property
     def processor(self) -> Processor:
+        """The base's."""
         return load_processor(self.base_path)[0]
 
     @cached_property
     def questions(self) -> Questions:
+        """The probe's."""
         return load_questions(Path(self.job.pairs_path), self.processor, self.job.train)
 
     @cached_property
     def base(self) -> Answers:
+        """Of the base."""
         return ask(load_model(self.base_path, torch.float32), self.questions)
 
     @cached_property
     def policy(self) -> Answers:
+        """Of base + adapter."""
         return ask(self._load_policy(), self.questions)
 
     def _load_policy(self) -> Model:
@@ -122,7 +130,8 @@ class _Build:
         is_exact = is_served_exactly(model)
         del model
         free_memory()
-        model = attach_adapter(load_model(self.base_path, torch.float32), self.out)
+        written = self.out if is_exact else self.adapter  # PEFT reads the language model's names in both forms only
+        model = attach_adapter(load_model(self.base_path, torch.float32), written)
         stored = ask(model, self.questions)
         report = self._report("float32", "float32", stored, self.base)
         changes = {"num_changed_tensors": count_learned_tensors(self.out), "is_served_exactly": is_exact}

@@ -48,7 +48,7 @@ def write_merged(policy: Model, processor: Processor, dtype: torch.dtype, out: P
 
 
 def write_adapter(policy: Model, base: Path, adapter: Path, out: Path) -> None:
-    """Write the adapter alone to `out`, its modules named as in the files of `base`; PEFT reads those names, too.
+    """Write the adapter alone to `out`, its modules named as in the files of `base`.
 
     Raises CheckpointError for a module that those files do not name.
     """
