@@ -66,6 +66,16 @@ class ServeSection(Section):
     """Requests that may wait; beyond, the answer is 429 with `Retry-After`."""
     max_body_mb: Annotated[float, Field(gt=0)] = 32.0
     """Largest request, in MB, images included."""
+    replicas: Count = 1
+    """vLLM servers to start; requests are spread over them, and outlive the loss of all but one."""
+    upstreams: tuple[Annotated[str, Field(pattern=r"^https?://[^/]+/?$")], ...] = ()
+    """vLLM servers that someone else runs, as `http://host:port`; each is a replica, and none is started here."""
+    devices: tuple[Annotated[str, Field(pattern=r"^[^\s,]+(,[^\s,]+)*$")], ...] = ()
+    """CUDA_VISIBLE_DEVICES of each server in turn, such as "0" or "0,1" (tensor parallel); without it, as it is."""
+    swap: Literal["auto", "adapter", "reload", "replica"] = "auto"
+    """How another checkpoint is put behind the gateway; `auto` takes the fastest way that the checkpoint allows."""
+    hang_timeout_s: Annotated[float, Field(gt=0)] = 120.0
+    """How long a server may make no token with requests in flight before it is started anew."""
     allowed_image_hosts: tuple[str, ...] = ()
     """Hosts (`name` or `name:port`) that vLLM may fetch images from; images come as data URLs from anywhere else."""
 

