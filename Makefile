@@ -7,7 +7,7 @@ UV           := $(BIN)/uv
 READY        := $(VENV)/.ready-$(REQUIREMENTS)
 export PYTHONUNBUFFERED = 1
 
-.PHONY: demo test test-fast test-compose bench-gateway bench-swap bench-serving lint format setup lock clean
+.PHONY: demo test test-fast test-compose parity bench-gateway bench-swap bench-serving lint format setup lock clean
 .DEFAULT_GOAL := help
 
 help:
@@ -24,6 +24,9 @@ test-fast: setup ## the tests without real servers: seconds
 
 test-compose: setup ## the cpu profile of compose.yaml on a real Docker Engine
 	VCOT_TEST_COMPOSE=1 $(BIN)/pytest --durations=10 tests/compose $(ARGS)
+
+parity: setup ## what is served against what was trained, in each type, on the real vLLM
+	$(BIN)/python -m bench.parity $(ARGS)
 
 bench-gateway: setup ## what the gateway costs, beside vllm-router and LiteLLM's proxy
 	$(BIN)/python -m bench.gateway $(ARGS)

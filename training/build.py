@@ -40,22 +40,20 @@ def build_checkpoint(job: TrainJob, adapter: Path, out: Path) -> tuple[Checkpoin
 
     Raises CheckpointError where what was written does not pass the gate.
     """
-    quiet_libraries()
-    free_memory()
-    build = Build(job, Path(job.base_path), adapter, out)
-    model, report, stored = build.adapter_alone() if job.merge.serve_as == "adapter" else build.merged()
-    check_merge(report, _remedy(job, report))
-    probe = Probe(
-        checkpoint=report.checkpoint,
-        beta=job.train.beta,
-        pairs=build.questions.pairs,
-        base=build.base.record(),
-        policy=build.policy.record(),
-        stored=stored.record(),
-    )
-    write_probe(out, probe)
-    canary = build_canary(model, build.processor, job.serve_dtype or report.dtype)
-    return CheckpointManifest(checkpoint=report.checkpoint, job=job.key, canary=canary), report
+    build = Build(job, adapter, out)
+    built = build.adapter_alone() if job.merge.serve_as == "adapter" else build.merged()
+    check_merge(built.report, _remedy(job, built.report))
+    return build.describe(built), built.report
+
+
+@dataclass(frozen=True)
+class Built:
+    """A checkpoint that was written, and loaded again."""
+
+    model: Model
+    report: MergeReport
+    stored: Answers
+    """Of its weights as stored."""
 
 
 @dataclass
@@ -67,9 +65,17 @@ class Build:
     """
 
     job: TrainJob
-    base_path: Path
     adapter: Path
     out: Path
+
+    def __post_init__(self) -> None:
+        quiet_libraries()
+        free_memory()
+
+    @property
+    def base_path(self) -> Path:
+        """Where the base's weights are."""
+        return Path(self.job.base_path)
 
     @cached_property
     def processor(self) -> Processor:
@@ -100,7 +106,7 @@ class Build:
         free_memory()
         return load_model(directory, DTYPES[dtype]).to(DTYPES[held]).float()
 
-    def merged(self) -> tuple[Model, MergeReport, Answers]:
+    def merged(self) -> Built:
         """The merged checkpoint, in the first of the recipe's types that keeps what was trained, or the last."""
         dropped: list[tuple[Dtype, Retention]] = []
         for dtype in self._types():
@@ -121,9 +127,9 @@ class Build:
             if not loses(report.retention):
                 break
             dropped.append((dtype, report.retention))
-        return model, report, stored
+        return Built(model, report, stored)
 
-    def adapter_alone(self) -> tuple[Model, MergeReport, Answers]:
+    def adapter_alone(self) -> Built:
         """The adapter's checkpoint; the base's weights are no part of it."""
         model = self._load_policy()
         write_adapter(model, self.base_path, self.adapter, fresh_directory(self.out))
@@ -135,7 +141,22 @@ class Build:
         stored = ask(model, self.questions)
         report = self._report("float32", "float32", stored, self.base)
         changes = {"num_changed_tensors": count_learned_tensors(self.out), "is_served_exactly": is_exact}
-        return model, report.model_copy(update=changes), stored
+        return Built(model, report.model_copy(update=changes), stored)
+
+    def describe(self, built: Built) -> CheckpointManifest:
+        """The checkpoint's manifest, with its canary; its probe is written beside the weights."""
+        report = built.report
+        probe = Probe(
+            checkpoint=report.checkpoint,
+            beta=self.job.train.beta,
+            pairs=self.questions.pairs,
+            base=self.base.record(),
+            policy=self.policy.record(),
+            stored=built.stored.record(),
+        )
+        write_probe(self.out, probe)
+        canary = build_canary(built.model, self.processor, self.job.serve_dtype or report.dtype)
+        return CheckpointManifest(checkpoint=report.checkpoint, job=self.job.key, canary=canary)
 
     def _report(self, dtype: Dtype, held: Dtype, answers: Answers, base: Answers) -> MergeReport:
         beta = self.job.train.beta
