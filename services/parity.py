@@ -17,7 +17,7 @@ from pipeline.errors import SwapError
 from pipeline.recipe import Dtype
 from pipeline.records import CheckpointRef, Record, SamplingParams
 from training.job import Retention
-from training.parity import TOLERANCES, Answers, Probe, ProbePair, ProbeRow, compare_served, find_served_fault
+from training.parity import FORCED_TOLERANCES, Answers, Probe, ProbePair, ProbeRow, compare_served, find_served_fault
 
 _NEUTRAL = {
     "top_k": 0,
@@ -106,7 +106,7 @@ def verify(ref: CheckpointRef, served: Answers, served_base: Answers, probe: Pro
     return ParityReport(
         checkpoint=ref,
         dtype=dtype,
-        tolerance=TOLERANCES[dtype],
+        tolerance=FORCED_TOLERANCES[dtype],
         max_abs_logp={
             "HF base + adapter, HF checkpoint": policy.difference(stored),
             "HF checkpoint, vLLM checkpoint": stored.difference(served),

@@ -5,7 +5,7 @@ and how likely three models of Hugging Face's found each token, in float32: the 
 the checkpoint as stored. Whoever serves the checkpoint asks for the same responses, teacher-forced, and compares:
 
     token ids               equal: template, BOS and image tokens are those of the training
-    log-probs, per token    within TOLERANCES of the checkpoint as stored: the same weights, and all of them
+    log-probs, per token    within FORCED_TOLERANCES of the checkpoint as stored: the same weights, and all of them
     reward margins          those that DPO trained, beta (log-ratio of chosen - of rejected): not lost by rounding
 
 One measure says what is lost: the pairs' reward margins, as they came out against as they were trained. Their mean is what a
@@ -30,8 +30,10 @@ from training.job import MergeReport, Retention, write_record
 
 PROBE = "probe.json"
 TOLERANCES: dict[Dtype, float] = {"float32": 1e-3, "float16": 0.02, "bfloat16": 0.15}
-"""Of one token's log-prob, by the type that computed it. Measured between HF in float32 and vLLM on nano: 5e-7, 0.002 and
-0.006 for greedy tokens (3e-6, 0.004 and 0.061 teacher-forced); these leave room for deeper models and other kernels."""
+"""Of a greedy token's log-prob, by the type that computed it. Measured between HF in float32 and vLLM on nano: 5e-7, 0.002
+and 0.006; these leave room for deeper models and other kernels."""
+FORCED_TOLERANCES: dict[Dtype, float] = {dtype: 5 * tolerance for dtype, tolerance in TOLERANCES.items()}
+"""Of a teacher-forced token's, which may be an unlikely one, and moves more: 6e-6, 0.004 and 0.061 on nano."""
 MIN_DIFFERENCE = 1e-5
 """Two float32 computations of the same weights differ by less; a policy that learned anything differs by more."""
 MAX_LOSS = 0.05
@@ -132,10 +134,10 @@ def check_merge(report: MergeReport, remedy: str) -> None:
             f"checkpoint {name} in {report.held} keeps {report.retention.kept:.0%} of the reward margins that were "
             f"trained, with an error of {report.retention.error:.0%} by rounding: {remedy}, or train more"
         )
-    if not report.max_abs_logprob <= TOLERANCES[report.held]:
+    if not report.max_abs_logprob <= FORCED_TOLERANCES[report.held]:
         raise CheckpointError(
             f"checkpoint {name} answers otherwise than base + adapter: log-probs differ by "
-            f"{report.max_abs_logprob:.1e}, {report.held} explains {TOLERANCES[report.held]:.0e}; {remedy}"
+            f"{report.max_abs_logprob:.1e}, {report.held} explains {FORCED_TOLERANCES[report.held]:.0e}; {remedy}"
         )
 
 
@@ -147,10 +149,10 @@ def find_served_fault(served: Answers, served_base: Answers, probe: Probe, dtype
     """
     stored, base = Answers.of(probe.stored), Answers.of(probe.base)
     for what, difference in (("base", served_base.difference(base)), ("checkpoint", served.difference(stored))):
-        if not difference <= TOLERANCES[dtype]:
+        if not difference <= FORCED_TOLERANCES[dtype]:
             return (
                 f"a log-prob of the {what} differs by {difference:.2g} from Hugging Face's, and {dtype} explains "
-                f"{TOLERANCES[dtype]:.2g}: not all of its weights are served, or others; merge it again"
+                f"{FORCED_TOLERANCES[dtype]:.2g}: not all of its weights are served, or others; merge it again"
             )
     kept = compare_served(served, served_base, probe)
     if not kept.kept > 2 * kept.kept_se:

@@ -74,10 +74,22 @@ def test_layout_is_the_hubs(trained, checkpoint):
     files = {path.name for path in out.iterdir()}
     assert {"config.json", "processor_config.json", "tokenizer.json", "chat_template.jinja", "checkpoint.json"} <= files
     assert (out / "chat_template.jinja").read_text() == (checkpoint / "chat_template.jinja").read_text()
+    assert json.loads((out / "tokenizer.json").read_text()) == json.loads((checkpoint / "tokenizer.json").read_text())
     assert json.loads((out / "processor_config.json").read_text())["num_additional_image_tokens"] == 1
     sampling = json.loads((out / "generation_config.json").read_text())
     assert set(sampling) <= {"bos_token_id", "eos_token_id", "pad_token_id", "transformers_version"}
     assert not (out / "adapter_config.json").exists()
+
+
+def test_sampling_settings_of_the_base_are_left_behind(job, checkpoint, tmp_path):
+    """vLLM would sample every request that leaves them out with these."""
+    base = shutil.copytree(checkpoint, tmp_path / "base")
+    config = json.loads((base / "generation_config.json").read_text())
+    sampling = {"do_sample": True, "temperature": 0.2, "top_p": 0.9, "repetition_penalty": 1.3, "max_new_tokens": 5}
+    (base / "generation_config.json").write_text(json.dumps(config | sampling))
+    write_record(job / JOB, read_record(job / JOB, TrainJob).model_copy(update={"base_path": str(base)}))
+    assert merge.main([str(job), str(job / "out")]) == 0
+    assert not sampling.keys() & json.loads((job / "out" / "generation_config.json").read_text()).keys()
 
 
 def test_stock_template_is_mended_for_training_and_saved(make_job, checkpoint, stock_template, tmp_path):
