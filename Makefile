@@ -8,7 +8,7 @@ READY        := $(VENV)/.ready-$(REQUIREMENTS)
 HARNESS      := .venv-harness
 export PYTHONUNBUFFERED = 1
 
-.PHONY: demo test test-fast test-compose test-harness bench-gateway bench-swap bench-serving lint format setup lock clean
+.PHONY: demo test test-fast test-compose test-harness parity bench-gateway bench-swap bench-serving lint format setup lock clean
 .DEFAULT_GOAL := help
 
 help:
@@ -33,6 +33,9 @@ $(HARNESS)/.ready: requirements/harness.txt | setup
 	$(UV) venv --quiet --python $(BIN)/python --allow-existing $(HARNESS)
 	$(UV) pip sync --quiet --python $(HARNESS)/bin/python --require-hashes requirements/harness.txt
 	touch $@
+
+parity: setup ## what is served against what was trained, in each type, on the real vLLM
+	$(BIN)/python -m bench.parity $(ARGS)
 
 bench-gateway: setup ## what the gateway costs, beside vllm-router and LiteLLM's proxy
 	$(BIN)/python -m bench.gateway $(ARGS)

@@ -196,8 +196,10 @@ class TrainSection(Section):
 class MergeSection(Section):
     """How the adapter becomes a servable checkpoint."""
 
-    dtype: Dtype = "bfloat16"
-    """The type that merged weights are written in; bfloat16 can round a small update away."""
+    serve_as: Literal["merged", "adapter"] = "merged"
+    """`merged` adds the adapter to the base's weights; `adapter` serves it beside them (target_modules = language-model)."""
+    dtype: Literal["auto"] | Dtype = "auto"
+    """The type of the merged weights; `auto` is the base's own, or float32 where that would round the update away."""
 
 
 class EvalSection(Section):
@@ -255,6 +257,15 @@ class Recipe(Section):
     train: TrainSection
     merge: MergeSection
     eval: EvalSection
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.merge.serve_as == "adapter" and self.train.target_modules != "language-model":
+            raise ValueError(
+                f"merge.serve_as = adapter, but train.target_modules = {self.train.target_modules}: vLLM drops what an "
+                "adapter changes outside the language model; set language-model there, or merged here"
+            )
+        return self
 
 
 def list_recipes() -> list[str]:
@@ -325,7 +336,7 @@ def _explain(fault: Mapping[str, Any]) -> str:
     if fault["type"] == "missing":
         return f"{dotted} is missing"
     if fault["type"] == "value_error":
-        return f"{dotted}: {fault['ctx']['error']}"
+        return f"{dotted}: {fault['ctx']['error']}" if dotted else str(fault["ctx"]["error"])
     return f"{dotted} = {fault['input']!r}: {fault['msg'][0].lower()}{fault['msg'][1:]}"
 
 

@@ -63,7 +63,7 @@ class RenderedPair:
 
 def render_pair(row: Row, processor: Processor) -> RenderedPair:
     """The pair's text under the processor's chat template."""
-    prompt, chosen, rejected = (_messages(row[name]) for name in ("prompt", "chosen", "rejected"))
+    prompt, chosen, rejected = (read_messages(row[name]) for name in ("prompt", "chosen", "rejected"))
     return RenderedPair(
         prompt=render(processor, prompt, prompt=True),
         chosen=render(processor, (*prompt, *chosen)),
@@ -153,7 +153,7 @@ def _inspect(row: Row, processor: Processor, max_length: int, max_image_side: in
 def _content_fault(row: Row, processor: Processor) -> str | None:
     if not row["images"]:
         return "no image"
-    messages = {name: _messages(row[name]) for name in COLUMNS[1:]}
+    messages = {name: read_messages(row[name]) for name in COLUMNS[1:]}
     if messages["chosen"] == messages["rejected"]:
         return "chosen and rejected are the same"
     placeholders = [part for message in messages["prompt"] for part in message["content"] if part["type"] == "image"]
@@ -208,7 +208,7 @@ def _process(processor: Processor, images: Sequence[Sequence[Pillow.Image]], tex
     return dict(batch)
 
 
-def _messages(turns: Sequence[Mapping[str, Any]]) -> Messages:
+def read_messages(turns: Sequence[Mapping[str, Any]]) -> Messages:
     """Messages as written: Arrow gives every part every field, None where it has none, and templates see those."""
     return [
         {
