@@ -1,12 +1,14 @@
-"""How the nano-LLaVA is trained: stages, prompt shares, and how often the last stage misreads a scene."""
+"""How a nano model is trained: stages, prompt shares, and how often the last stage misreads a scene."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 from pipeline.records import PromptName
 
+ArchitectureName = Literal["llava", "qwen"]
 STAGES = ("tower", "lookup", "describe", "joint", "careless")
 PROMPT_SHARES: Mapping[PromptName, float] = {
     "thought_specific": 0.3,
@@ -30,8 +32,9 @@ _MISREAD = {
 
 @dataclass(frozen=True)
 class NanoPlan:
-    """How long and how fast each stage trains; the default made the shipped checkpoint."""
+    """How long and how fast each stage trains; the default made the shipped checkpoints."""
 
+    architecture: ArchitectureName = "llava"
     seed: int = 0
     steps: Mapping[str, int] = field(default_factory=lambda: dict(_STEPS))
     rows: Mapping[str, int] = field(default_factory=lambda: dict(_ROWS))

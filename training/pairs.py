@@ -62,12 +62,12 @@ class RenderedPair:
 
 
 def render_pair(row: Row, processor: Processor) -> RenderedPair:
-    """The pair's text under the processor's chat template."""
+    """The pair's text under the processor's chat template, without the white space that some templates write after EOS."""
     prompt, chosen, rejected = (_messages(row[name]) for name in ("prompt", "chosen", "rejected"))
     return RenderedPair(
         prompt=render(processor, prompt, prompt=True),
-        chosen=render(processor, (*prompt, *chosen)),
-        rejected=render(processor, (*prompt, *rejected)),
+        chosen=render(processor, (*prompt, *chosen)).rstrip(),
+        rejected=render(processor, (*prompt, *rejected)).rstrip(),
     )
 
 
@@ -160,9 +160,8 @@ def _content_fault(row: Row, processor: Processor) -> str | None:
     if len(placeholders) != len(row["images"]):
         return f"{len(row['images'])} image(s), but {len(placeholders)} image part(s) in the prompt"
     texts = [part.get("text", "") for turns in messages.values() for turn in turns for part in turn["content"]]
-    if any(processor.image_token in text for text in texts):
-        return f"the image placeholder {processor.image_token} stands in the text"
-    return None
+    markers = [marker for marker in processor.tokenizer.all_special_tokens if any(marker in text for text in texts)]
+    return f"the special token {markers[0]} stands in the text" if markers else None
 
 
 def _token_fault(prompt: str, text: str, ids: list[int], num_image_tokens: int, processor: Processor) -> str | None:
