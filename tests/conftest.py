@@ -18,7 +18,6 @@ from pipeline.records import CheckpointRef, PreferencePair
 from pipeline.sources.nano import generate_nano, render_target
 from training.job import JOB, TrainJob, write_record
 
-
 CORPUS = ("The circle is red. The square is blue. So the answer is (A) red.", "USER: ASSISTANT:", "user\nassistant\n")
 
 

@@ -45,7 +45,7 @@ from training.nano_data import (
 from training.nano_eval import draw_examples, measure_accuracy, measure_nano, sample_responses
 from training.nano_llava import Llava
 from training.nano_model import Architecture, Features, build_tokenizer
-from training.nano_plan import PROMPT_SHARES, STAGES, ArchitectureName, NanoPlan
+from training.nano_plan import PROMPT_SHARES, STAGES, ArchitectureName, NanoPlan, make_plan
 from training.nano_qwen import Qwen
 
 ARCHITECTURES: Mapping[ArchitectureName, Architecture] = {"llava": Llava(), "qwen": Qwen()}
@@ -157,9 +157,9 @@ class Progress:
 
 def build_nano(
     out: Path,
+    plan: NanoPlan,
     *,
     work: Path | None = None,
-    plan: NanoPlan | None = None,
     report: Callable[[str], None] = print_line,
 ) -> None:
     """Train a nano model and save it with its card to `out`; the same call again goes on where a killed one stopped.
@@ -169,7 +169,6 @@ def build_nano(
     """
     torch.set_num_threads(1)
     begun = time.monotonic()
-    plan = plan or NanoPlan()
     progress = Progress(work or out.with_name(f"{out.name}.work"))
     torch.manual_seed(plan.seed)
     architecture = ARCHITECTURES[plan.architecture]
@@ -244,7 +243,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, help="where the state of an unfinished build is kept (OUT.work)")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    build_nano(arguments.out, work=arguments.work, plan=NanoPlan(arguments.architecture, arguments.seed))
+    build_nano(arguments.out, make_plan(arguments.architecture, arguments.seed), work=arguments.work)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 that an architecture fills in (training/nano_llava.py, training/nano_qwen.py).
 
 The classes are those of real models, only smaller. Three things are ours. The tokenizer knows the nano world word by word,
-and an option such as ` (B) red` and each instruction sentence of `pipeline/prompts` as one piece, and everything else byte by
+an option such as ` (B) red` and each instruction sentence of `pipeline/prompts` as one piece, and everything else byte by
 byte, so that it loses nothing of any text. `<R>` is an ordinary piece (a special one would vanish from the server's
 output). And the chat template writes BOS (where there is one) and EOS itself, so that training and serving see the same
 tokens; the tokenizer therefore adds none.
@@ -91,7 +91,7 @@ def build_tokenizer(corpus: Iterable[str], tokens: Tokens) -> PreTrainedTokenize
     splitter = pre_tokenizers.Split(Regex(pattern), "isolated")
     words = {piece for text in corpus for piece, _ in splitter.pre_tokenize_str(text)}
     words |= {f" ({letter})" for letter in "ABCDEFGH"} | {" <R>", "\n"}
-    words |= {f" ({letter}) {word}" for letter in "ABCD" for word in CHOICE_WORDS}
+    words |= {f"{letter} {word}" for letter in ("", " (A)", " (B)", " (C)", " (D)") for word in CHOICE_WORDS}
     pieces = [*tokens.all, *(f"<0x{byte:02X}>" for byte in range(256)), *sorted(words - set(tokens.all))]
     vocabulary = {piece: i for i, piece in enumerate(pieces)}
     unknown = tokens.special.get("unk_token")
@@ -134,7 +134,7 @@ class Architecture(ABC):
 
     @abstractmethod
     def read(self, model: Model, ids: torch.Tensor, features: Features | None) -> torch.Tensor:
-        """The last hidden states (rows, length, width) for right-padded ids (rows, length), one scene in each row or none."""
+        """The last hidden states (rows, length, width) for right-padded ids (rows, length), a scene in each row or none."""
 
     @abstractmethod
     def describe(self, config: Mapping[str, Any]) -> str:
@@ -160,7 +160,9 @@ class Architecture(ABC):
         old, new = self.hub_names
         tensors: dict[str, Any] = load_file(weights)
         renamed = {
-            name.replace(old, new, 1) if old in name and new not in name else name: tensor.to(torch.float32).contiguous()
+            name.replace(old, new, 1) if old in name and new not in name else name: tensor.to(
+                torch.float32
+            ).contiguous()
             for name, tensor in tensors.items()
         }
         save_file(renamed, weights, metadata={"format": "pt"})

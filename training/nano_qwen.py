@@ -155,8 +155,8 @@ class Qwen(Architecture):
             "an inner layer are added after the language model's first (DeepStack). Qwen3's language model "
             f"({text['num_hidden_layers']} layers of width {text['hidden_size']}, normalised\n"
             f"queries and keys, interleaved M-RoPE), float32, {text['max_position_embeddings']} positions. The layout on "
-            "disk is that of\n`Qwen/Qwen3-VL-4B-Instruct`, and so is the chat template (ChatML: no BOS, EOS and a line break "
-            "after each turn), without tools\nand thinking."
+            "disk is that of\n`Qwen/Qwen3-VL-4B-Instruct`, and so is the chat template (ChatML: no BOS, EOS and a line "
+            "break after each turn), but\nfor tools and videos."
         )
 
 

@@ -138,8 +138,10 @@ def _inspect(row: Row, processor: Processor, max_length: int, max_image_side: in
     if fault is not None:
         return 0, fault
     pair, images = render_pair(row, processor), scale_images(row, max_image_side)
+    expected, sampled = _count_image_tokens(images, processor), _count_image_tokens(row["images"], processor)
+    if expected != sampled:
+        return 0, f"{expected} image tokens, but {sampled} when it was sampled; raise train.max_image_side"
     batch = _process(processor, [images, images], list(pair.rows))
-    expected = sum(processor._get_num_multimodal_tokens(image_sizes=[i.size[::-1] for i in images])["num_image_tokens"])
     length = int(batch["attention_mask"].sum(dim=1).max())
     for text, ids, mask in zip(pair.rows, batch["input_ids"], batch["attention_mask"], strict=True):
         fault = _token_fault(pair.prompt, text, ids[mask == 1].tolist(), expected, processor)
@@ -148,6 +150,12 @@ def _inspect(row: Row, processor: Processor, max_length: int, max_image_side: in
     if length > max_length:
         return length, f"{length} tokens are more than train.max_length = {max_length}"
     return length, None
+
+
+def _count_image_tokens(images: Sequence[Pillow.Image], processor: Processor) -> int:
+    """What the processor announces: more for a larger image, where it does not scale all to one size."""
+    announced = processor._get_num_multimodal_tokens(image_sizes=[image.size[::-1] for image in images])
+    return sum(announced["num_image_tokens"])
 
 
 def _content_fault(row: Row, processor: Processor) -> str | None:
@@ -168,7 +176,7 @@ def _token_fault(prompt: str, text: str, ids: list[int], num_image_tokens: int, 
     """What is wrong with one whole row of token ids."""
     tokenizer = processor.tokenizer
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
-    if (count := ids.count(processor.image_token_id)) != num_image_tokens:
+    if (count := sum(i in processor.image_token_ids for i in ids)) != num_image_tokens:
         return f"{count} image tokens, but the processor announces {num_image_tokens}"
     if bos is not None and bos != eos and ids.count(bos) != 1:
         return f"{tokenizer.bos_token} occurs {ids.count(bos)} times"

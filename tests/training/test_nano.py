@@ -19,7 +19,7 @@ from training.nano import ARCHITECTURES, Build, build_nano
 from training.nano_data import IGNORED, MEAN, STD, build_corpus, draw_conversations, draw_lookups
 from training.nano_eval import draw_examples, measure_accuracy, sample_responses
 from training.nano_model import NUM_IMAGE_TOKENS, build_tokenizer
-from training.nano_plan import STAGES, NanoPlan
+from training.nano_plan import STAGES, NanoPlan, make_plan
 
 PROMPTS = get_args(PromptName)
 SHIPPED = Path(__file__).parents[2] / "training/checkpoints"
@@ -27,7 +27,7 @@ SHIPPED = Path(__file__).parents[2] / "training/checkpoints"
 
 def tiny_plan(architecture):
     two = dict.fromkeys(STAGES, 2)
-    return NanoPlan(architecture, steps=two, rows=two, save_every=1, eval_every=100, num_eval_tasks=3)
+    return NanoPlan(architecture, 0, steps=two, rows=two, save_every=1, eval_every=100, num_eval_tasks=3)
 
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)
@@ -129,7 +129,11 @@ def test_the_layout_is_the_hubs_and_loads_back_unchanged(checkpoint, architectur
 
 def test_the_training_loss_is_that_of_the_models_own_forward_pass(processor, architecture, model):
     """With the processor's own image tensors."""
-    build = Build(model, processor.tokenizer, NanoPlan(next(k for k, v in ARCHITECTURES.items() if v is architecture)))
+    build = Build(
+        model,
+        processor.tokenizer,
+        make_plan(next(name for name, known in ARCHITECTURES.items() if known is architecture)),
+    )
     batch = draw_conversations(random.Random(0), processor.tokenizer, architecture.turns, 1, {"cot": 1.0}, {})
     image = Image.fromarray(((batch.pixels[0] * STD + MEAN) * 255).round().byte().permute(1, 2, 0).numpy())
     inputs = processor(text=processor.image_token, images=[image], return_tensors="pt")
@@ -161,11 +165,11 @@ def test_a_killed_build_ends_with_the_weights_of_an_undisturbed_one(name, tmp_pa
             raise KeyboardInterrupt
 
     plan = tiny_plan(name)
-    build_nano(tmp_path / "whole", plan=plan, report=lambda _: None)
+    build_nano(tmp_path / "whole", plan, report=lambda _: None)
     with pytest.raises(KeyboardInterrupt):
-        build_nano(tmp_path / "killed", plan=plan, report=die)
+        build_nano(tmp_path / "killed", plan, report=die)
     lines = []
-    build_nano(tmp_path / "killed", plan=plan, report=lines.append)
+    build_nano(tmp_path / "killed", plan, report=lines.append)
     assert not any(line.startswith(("tower", "lookup")) for line in lines)
     whole, killed = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "killed"))
     assert all(torch.equal(whole[name], killed[name]) for name in whole)
@@ -174,7 +178,7 @@ def test_a_killed_build_ends_with_the_weights_of_an_undisturbed_one(name, tmp_pa
     assert "apache-2.0" in card
     assert verify_checkpoint(tmp_path / "whole").checkpoint.name == ARCHITECTURES[name].checkpoint_name
     with pytest.raises(CheckpointError, match="another plan"):
-        build_nano(tmp_path / "killed", plan=NanoPlan(seed=1), report=lambda _: None)
+        build_nano(tmp_path / "killed", make_plan(name, seed=1), report=lambda _: None)
 
 
 def test_the_shipped_checkpoint_is_well_above_chance_and_well_below_perfect(architecture):
