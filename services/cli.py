@@ -20,7 +20,7 @@ app = App(
     version_flags=["--version"],
     result_action="return_value",
 )
-nano = App(name="nano", help="The embedded nano-LLaVA.", group=_TOOLS)
+nano = App(name="nano", help="The embedded nano models.", group=_TOOLS)
 app.command(nano)
 checkpoints = App(name="checkpoints", help="The run's registered checkpoints (alone: list them).", group=_TOOLS)
 app.command(checkpoints)
@@ -36,7 +36,7 @@ class Target:
     run: Annotated[Path | None, Parameter(alias="-r")] = None
     """Run directory (default: runs/RECIPE); all a run makes is in it."""
     recipe: str | None = None
-    """A bundled recipe (nano, paper) or a .toml file; needed only to begin a run (default: nano)."""
+    """A bundled recipe (nano, nano-qwen, paper) or a .toml file; needed only to begin a run (default: nano)."""
     set: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative=(), show_default=False)] = ()
     """Override fields, as section.field=value; kept in the run. `vcot recipe` lists them."""
 
@@ -343,18 +343,20 @@ def remove_replica(name: str, *, target: Target = _DEFAULT) -> None:
 
 
 @nano.command
-def build(out: Path = Path("runs/nano-checkpoint")) -> None:
-    """Build the nano-LLaVA from scratch; the same command resumes.
+def build(out: Path = Path("runs/nano-checkpoint"), *, architecture: str = "llava") -> None:
+    """Build a nano model from scratch; the same command resumes.
 
     Parameters
     ----------
     out
         Where the checkpoint goes.
+    architecture
+        `llava` (LLaVA-1.5's classes) or `qwen` (Qwen3-VL's).
 
     """
     from services import commands
 
-    commands.build_nano(out)
+    commands.build_nano(out, architecture)
 
 
 def main() -> None:

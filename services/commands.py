@@ -356,11 +356,12 @@ def doctor(directory: Path | None, recipe: str | None, overrides: Sequence[str])
     return examine(resolved, directory, Terminal())
 
 
-def build_nano(out: Path) -> None:
+def build_nano(out: Path, architecture: str) -> None:
     """`vcot nano build`: the builder in this terminal, as a process of its own."""
     import subprocess  # this command's only
     import sys
 
-    done = subprocess.run([sys.executable, "-m", "training.nano", "--out", str(out)], check=False)
+    command = [sys.executable, "-m", "training.nano", "--out", str(out), "--architecture", architecture]
+    done = subprocess.run(command, check=False)
     if done.returncode:
         raise SystemExit(done.returncode)
