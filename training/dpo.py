@@ -227,7 +227,9 @@ class _Curves(TrainerCallback):  # type: ignore[misc]
             epoch=state.epoch or 0.0,
             loss=logs[f"{prefix}loss"],
             terms={
-                name.removeprefix(prefix + TERM): value for name, value in logs.items() if name.startswith(prefix + TERM)
+                name.removeprefix(prefix + TERM): value
+                for name, value in logs.items()
+                if name.startswith(prefix + TERM)
             },
             reward_margin=logs.get(f"{prefix}rewards/margins"),
             reward_accuracy=logs.get(f"{prefix}rewards/accuracies"),
@@ -241,8 +243,12 @@ class _Curves(TrainerCallback):  # type: ignore[misc]
         self._check_start(point)
 
     def _check_start(self, point: TrainProgress) -> None:
-        """Before its first update the policy is the reference: the adapter's output is zero, with or without dropout."""
-        if not self._fresh or point.step != (1 if point.kind == "train" else 0):
+        """Before its first update the policy is the reference: the adapter's output is zero, with or without dropout.
+
+        A validation loss with `sft` in it is not checked: TRL averages the term over batches, the loss over rows.
+        """
+        is_first = self._fresh and point.step == (1 if point.kind == "train" else 0)
+        if not is_first or (point.kind == "validation" and "sft" in self._recipe.losses):
             return
         expected, tolerance = start_loss(self._recipe), START_TOLERANCES[self._recipe.dtype]
         weights = dict(zip(self._recipe.losses, self._recipe.loss_weights, strict=False))
