@@ -30,7 +30,6 @@ from training.models import DTYPES, Model, device, load_model
 from training.objective import TERM, PreferenceTrainer, start_loss
 from training.pairs import PairCollator
 from training.resume import find_last_complete, mark_complete, step_of, truncate_progress
-from training.sharing import find_fault
 from training.template import Processor
 
 START_TOLERANCES: dict[Dtype, float] = {"float32": 1e-3, "float16": 1e-3, "bfloat16": 1e-3}
@@ -78,6 +77,19 @@ def build_trainer(
     if recipe.dtype == "float16" and not torch.cuda.is_available():
         raise MachineError("train.dtype = float16 needs a GPU; use float32 or bfloat16 here")
     model = load_model(base, DTYPES[recipe.dtype])
+    return adapt_model(model, train, validation, processor, recipe, job_directory, run_name)
+
+
+def adapt_model(
+    model: Model,
+    train: Dataset,
+    validation: Dataset,
+    processor: Processor,
+    recipe: TrainSection,
+    job_directory: Path,
+    run_name: str,
+) -> PreferenceTrainer:
+    """`build_trainer` for a model in memory, which gets the adapter."""
     is_mdpo = recipe.method == "mdpo"
     if is_mdpo and recipe.corruption == "other_image":
         train, validation = add_other_images(train), add_other_images(validation)

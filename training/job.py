@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from pipeline.errors import InputError
 from pipeline.recipe import Dtype, MergeSection, TrainSection
@@ -76,7 +76,7 @@ class TrainProgress(Record):
     num_steps: int
     epoch: float
     loss: float
-    terms: dict[str, float] = {}
+    terms: dict[str, float] = Field(default_factory=dict)
     """The loss's parts where it has several: mDPO's `preference`, `conditional` and `anchor`; `sft`."""
     reward_margin: float | None = None
     """Mean of beta * (log-ratio of chosen - log-ratio of rejected)."""

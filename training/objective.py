@@ -41,7 +41,8 @@ _LAYOUT = ("input_ids", "attention_mask", "completion_mask")
 
 def start_loss(recipe: TrainSection) -> float:
     """The loss while policy and reference agree, from each loss's definition in TRL; `sft`, which depends on the model, is
-    left out."""
+    left out.
+    """
     weights = recipe.loss_weights or (1.0,) * len(recipe.losses)
     preference = sum(
         weight * _start(name, recipe) for name, weight in zip(recipe.losses, weights, strict=True) if name != "sft"

@@ -29,7 +29,8 @@ _PROMPT, _FIRST, _SECOND, _PADDING = 0, 1, 2, -1
 @dataclass(frozen=True)
 class TokenScores:
     """What TRL's fused head says of each next token, by the names that TRL reads: (plain rows, length - 1) each, 0 where
-    no completion token is predicted."""
+    no completion token is predicted.
+    """
 
     log_probs: torch.Tensor
     entropy: torch.Tensor
