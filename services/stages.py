@@ -33,7 +33,7 @@ from services.checkpoints import Checkpoint, Registry
 from services.parity import ParityReport, ask_served, check_defaults, verify
 from services.serving import GatewayHandle, running_gateway
 from services.terminal import Terminal
-from training.job import TrainJob, read_record, write_record
+from training.job import REFERENCE, TrainJob, read_record, write_record
 from training.parity import PROBE, Probe, read_probe
 
 POLICY_ALIAS = "policy"
@@ -255,6 +255,7 @@ def make_job(session: Session, published: Published) -> TrainJob:
         train=session.run.recipe.train,
         merge=session.run.recipe.merge,
         serve_dtype=session.run.recipe.serve.dtype,
+        reference_path=str(session.run.path(REFERENCE)),
     )
 
 
