@@ -64,6 +64,7 @@ async def test_an_adapter_is_unloaded_when_no_alias_means_it_and_no_request_is_o
     assert await held == ("light", answer_of(BASE + DELTA))
     await swap
     assert bench.server.adapters == {}
+    assert bench.server.calls[-1] == f"unload {name} under 0 requests"
     assert (await bench.ask(model="light")).status_code == 409
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import socket
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ import pytest
 
 from pipeline.errors import CheckpointError, ServerError, SwapError
 from services.gateway.replica import Supervision
+from services.gateway.upstream import Upstream
+from services.vllm import Endpoint
 from tests.services.bench_fleet import BASE, TUNED, Bench, answer_of
 from tests.services.fake_vllm import FakeVllm, write_checkpoint
 from tests.services.test_gateway import events
@@ -254,6 +257,14 @@ async def test_a_server_that_is_silent_is_down(tmp_path: Path, monkeypatch: pyte
         assert "did not answer /health 3 times in a row" in " ".join(bench.said)
 
 
+async def test_where_nothing_listens_a_server_is_down_at_once() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    async with Upstream(Endpoint(f"http://127.0.0.1:{port}")) as upstream:
+        with pytest.raises(ServerError, match="nothing answers"):
+            await upstream.pulse()
+
+
 class Remote:
     """A vLLM server that someone else runs, with lives of its own."""
 
@@ -400,4 +411,16 @@ async def test_the_first_start_that_fails_everywhere_is_said(tmp_path: Path) -> 
     bench = Bench(tmp_path, replicas=2)
     bench.prepare = lambda server: setattr(server, "fail_start", "no memory")
     with pytest.raises(ServerError, match="no memory"):
+        await bench.fleet.run()
+
+
+async def test_a_bug_in_the_supervision_ends_the_gateway_aloud(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, replicas=2)
+
+    def break_first(server: FakeVllm) -> None:
+        if len(bench.servers) == 1:
+            server.start = None  # type: ignore[assignment]
+
+    bench.prepare = break_first
+    with pytest.raises(TypeError):
         await bench.fleet.run()
