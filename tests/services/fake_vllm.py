@@ -14,7 +14,6 @@ import shutil
 import struct
 import tempfile
 import time
-from collections import Counter
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -128,8 +127,6 @@ class FakeVllm:
     num_tokens: int = 0
     num_asked: int = 0
     """Chat requests so far, the canary's included."""
-    answering: Counter[str] = field(default_factory=Counter)
-    """Requests in flight, by model."""
     weight: float = 0.0
     adapters: dict[str, tuple[float, str]] = field(default_factory=dict)
     """What each adds, and its path, by name."""
@@ -211,7 +208,7 @@ class FakeVllm:
 
     async def _unload_adapter(self, request: web.Request) -> web.Response:
         name = (await request.json())["lora_name"]
-        self.calls.append(f"unload {name} under {self.answering[name]} requests")
+        self.calls.append(f"unload {name}")
         del self.adapters[name]
         return web.Response(text="Success: LoRA adapter removed successfully.")
 
@@ -257,7 +254,6 @@ class FakeVllm:
         delta = 0.0 if self.ignores_adapters else delta
         prefix = self.prefixes.setdefault(f"{model}{path}{text}", self.weight + delta)
         seen = self.images.setdefault(f"{model}{image}", self.weight + delta)
-        self.answering[model] += 1
         try:
             logprobs = [
                 await self._token(position, text, prefix, seen, delta) for position in range(body.get("max_tokens", 3))
@@ -265,8 +261,6 @@ class FakeVllm:
         except asyncio.CancelledError:
             self.cancelled.set()
             raise
-        finally:
-            self.answering[model] -= 1
         answers_as = "vcot" if fault == "wrong-model" and model != "vcot" else fault or model
         if body.get("stream"):
             return await self._stream(request, body, logprobs, answers_as)
