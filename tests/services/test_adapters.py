@@ -158,6 +158,13 @@ async def test_the_parent_is_made_live_first(bench: Bench) -> None:
     assert await bench.answer(model="base") == ("base", answer_of(BASE))
 
 
+async def test_an_adapter_that_vllm_would_serve_in_part_is_never_loaded(bench: Bench) -> None:
+    bench.adapter("every", 0.25, module="vision_tower.encoder.layers.0.self_attn.q_proj")
+    with pytest.raises(SwapError, match=r"would not be served exactly, because of tensor .*vision_tower.*merge it"):
+        await bench.swap("policy", "every")
+    assert not any(call.startswith("load") for call in bench.server.calls)
+
+
 async def test_an_adapter_of_unknown_weights_is_refused(bench: Bench) -> None:
     stranger = bench.base.ref.model_copy(update={"digest": "sha256:" + "0" * 64})
     bench.registry.register(write_adapter(bench.directory / "stray", "stray", 0.1, stranger, BASE))
