@@ -202,6 +202,7 @@ def factors(module: str, rank: int = 4, size: int = 8) -> dict[str, tuple[int, .
         (factors("base_model.model.model.language_model.layers.9.self_attn.q_proj"), r"layers.9.*fits no linear layer"),
         (factors("base_model.model.language_model.layers.0.self_attn.q_proj"), "no LoRA factor of the language model"),
         (factors("model.language_model.layers.0.self_attn.q_proj"), "no LoRA factor of the language model"),
+        (factors("base_model.model.model.layers.0.self_attn.q_proj"), "fits no linear layer of its base"),
         (factors(MODULE, size=7), r"\[4, 7\], which fits no linear layer"),
         (factors(MODULE, rank=16), r"has rank 16.*takes 8; merge it"),
         ({f"{MODULE}.lora_A.weight": (4, 8)}, "whose other factor is missing"),

@@ -400,7 +400,8 @@ async def test_what_a_server_reads_at_its_start_only_cannot_be_reloaded(
     for directory, version in zip(directories, ("1", "2"), strict=True):
         text = json.dumps({"rope_theta": 10000, "transformers_version": version, f"new-{version}": 1})
         (directory / "config.json").write_text(text)
-        (directory / "tokenizer.json").write_text('{"model": {"vocab": {"a": 0}}}')
+        saved = {"model": {"vocab": {"a": 0}}, "padding": None if version == "1" else {"strategy": "BatchLongest"}}
+        (directory / "tokenizer.json").write_text(json.dumps(saved))
         (directory / "chat_template.jinja").write_text("one")
     check_reloadable(bench.base, bench.tuned)
     change(bench.tuned.directory)
