@@ -19,6 +19,8 @@ from pipeline.errors import RecipeError
 from pipeline.records import PromptName, SamplingParams, Split
 
 Dtype = Literal["float32", "bfloat16", "float16"]
+UpstreamUrl = Annotated[str, Field(pattern=r"^https?://[^/]+/?$")]
+"""Of a server: no path."""
 Source = Literal["nano", "aokvqa", "scienceqa"]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
@@ -68,7 +70,7 @@ class ServeSection(Section):
     """Largest request, in MB, images included."""
     replicas: Count = 1
     """vLLM servers to start; requests are spread over them, and outlive the loss of all but one."""
-    upstreams: tuple[Annotated[str, Field(pattern=r"^https?://[^/]+/?$")], ...] = ()
+    upstreams: tuple[UpstreamUrl, ...] = ()
     """vLLM servers that someone else runs, as `http://host:port`; each is a replica, and none is started here."""
     devices: tuple[Annotated[str, Field(pattern=r"^[^\s,]+(,[^\s,]+)*$")], ...] = ()
     """CUDA_VISIBLE_DEVICES of each server in turn, such as "0" or "0,1" (tensor parallel); without it, as it is."""

@@ -24,6 +24,8 @@ nano = App(name="nano", help="The embedded nano-LLaVA.", group=_TOOLS)
 app.command(nano)
 checkpoints = App(name="checkpoints", help="The run's registered checkpoints (alone: list them).", group=_TOOLS)
 app.command(checkpoints)
+replicas = App(name="replicas", help="The servers behind the running gateway (alone: list them).", group=_TOOLS)
+app.command(replicas)
 
 
 @Parameter(name="*")
@@ -277,6 +279,45 @@ def retire_checkpoint(name: str, *, target: Target = _DEFAULT) -> None:
     from services import commands
 
     commands.execute(target.run, target.recipe, target.set, lambda session: commands.retire_checkpoint(session, name))
+
+
+@replicas.default
+@replicas.command(name="list")
+def list_replicas(target: Target = _DEFAULT) -> None:
+    """List the servers behind the running gateway."""
+    from services import commands
+
+    commands.execute(target.run, target.recipe, target.set, commands.replicas)
+
+
+@replicas.command(name="add")
+def add_replica(url: str | None = None, *, target: Target = _DEFAULT) -> None:
+    """Start one more server behind the running gateway, or use one that runs already.
+
+    Parameters
+    ----------
+    url
+        Of a vLLM server that runs already, as http://host:port.
+
+    """
+    from services import commands
+
+    commands.execute(target.run, target.recipe, target.set, lambda session: commands.add_replica(session, url))
+
+
+@replicas.command(name="remove")
+def remove_replica(name: str, *, target: Target = _DEFAULT) -> None:
+    """Let a server's requests end, then take it away; the last one that serves is refused.
+
+    Parameters
+    ----------
+    name
+        As `vcot replicas` lists it.
+
+    """
+    from services import commands
+
+    commands.execute(target.run, target.recipe, target.set, lambda session: commands.remove_replica(session, name))
 
 
 @nano.command

@@ -14,9 +14,9 @@ from rich.table import Table
 from pipeline.errors import CheckpointError, InputError
 from pipeline.recipe import load_recipe
 from pipeline.run import RECIPE, Run, exclusive, open_run
-from services import serving, trainer, worker
-from services.admin import register, retire, swap_to
-from services.checkpoints import Checkpoint, Registry
+from services import admin, serving, trainer, worker
+from services.admin import fetch_state, register, retire, swap_to
+from services.checkpoints import Checkpoint, CheckpointInfo, Registry
 from services.reporting import Evaluation, evaluate_scores, write_run_report
 from services.stages import (
     Published,
@@ -177,11 +177,39 @@ async def _merge(session: Session, job: TrainJob) -> Checkpoint:
 
 async def swap(session: Session, alias: str, name: str) -> None:
     """`vcot swap`."""
+    swapped = await swap_to(await _running_gateway(session), alias, name)
+    ref = swapped.live
+    session.terminal.say(f"{alias} is {ref.name} ({ref.digest[:19]}), by {swapped.way}, pause {swapped.pause_s:.2f} s")
+
+
+async def _running_gateway(session: Session) -> str:
+    """The URL of a gateway that runs already. Raises InputError where none does."""
     if not session.run.recipe.serve.url and not serving.is_served(session.run):
         raise InputError(f"no server runs for {session.run.directory}; start `vcot serve` first")
-    gateway = await session.gateway()
-    swapped = await swap_to(gateway.url, alias, name)
-    session.terminal.say(f"{alias} is {swapped.live.name} ({swapped.live.digest[:19]}), pause {swapped.pause_s:.2f} s")
+    return (await session.gateway()).url
+
+
+async def replicas(session: Session) -> None:
+    """`vcot replicas list`."""
+    state = await fetch_state(await _running_gateway(session))
+    table = Table("name", "phase", "serves", "in flight", "breaker", "restarts", "")
+    for one in state.replicas:
+        serves = ", ".join(ref.name for ref in one.serves)
+        counts = str(one.in_flight), one.breaker, str(one.num_restarts)
+        table.add_row(one.name, one.phase, serves, *counts, one.message)
+    session.terminal.show(table)
+
+
+async def add_replica(session: Session, upstream: str | None) -> None:
+    """`vcot replicas add`."""
+    state = await admin.add_replica(await _running_gateway(session), upstream)
+    session.terminal.say(f"replica {state.name} is {state.phase}; it takes requests once it is verified")
+
+
+async def remove_replica(session: Session, name: str) -> None:
+    """`vcot replicas remove`."""
+    await admin.remove_replica(await _running_gateway(session), name)
+    session.terminal.say(f"replica {name} is drained and gone")
 
 
 async def evaluate(session: Session, names: Sequence[str]) -> None:
@@ -237,16 +265,26 @@ async def run_all(session: Session) -> None:
 
 async def checkpoints(session: Session) -> None:
     """`vcot checkpoints list`."""
-    table = Table("name", "kind", "digest", "directory")
-    for checkpoint in session.registry.list():
-        ref = checkpoint.ref
-        table.add_row(ref.name, ref.kind, ref.digest[:19], str(checkpoint.directory))
+    table = Table("name", "kind", "digest", "aliases", "directory")
+    for info in await _registered(session):
+        ref = info.checkpoint
+        table.add_row(ref.name, ref.kind, ref.digest[:19], ", ".join(info.aliases), info.directory)
     session.terminal.show(table)
+
+
+async def _registered(session: Session) -> Sequence[CheckpointInfo]:
+    """What the recipe's gateway has registered, where it names one; else what the run has."""
+    if session.run.recipe.serve.url:
+        return await admin.list_checkpoints((await session.gateway()).url)
+    return [session.registry.describe(checkpoint.ref.name) for checkpoint in session.registry.list()]
 
 
 async def show_checkpoint(session: Session, name: str) -> None:
     """`vcot checkpoints show`."""
-    info = session.registry.describe(name)
+    if session.run.recipe.serve.url:
+        info = await admin.show_checkpoint((await session.gateway()).url, name)
+    else:
+        info = session.registry.describe(name)
     table = Table(show_header=False)
     table.add_row("name", info.checkpoint.name)
     table.add_row("kind", info.checkpoint.kind)

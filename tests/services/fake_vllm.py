@@ -1,9 +1,9 @@
 """A vLLM server in miniature: it has weights, adapters, and caches that keep what old weights computed.
 
-What a real one does with a careless swap, this one does, too: a cached prefix or a cached image answers with the weights
-that it was computed with (an adapter's under its name and path), a request that spans a reload mixes weights token by token,
-a reload that fails half-way leaves rubbish, an adapter stays across a reload, and a failed development call closes its
-connection. `faults` are what goes wrong with the next requests, one each.
+What a real one does with a careless swap, this one does, too: a cached prefix or a cached image answers with the
+weights that it was computed with (an adapter's under its name, the prefix under its path, too), a request that spans a
+reload mixes weights token by token, a reload that fails half-way leaves rubbish, an adapter stays across a reload, and
+a failed development call closes its connection. `faults` are what goes wrong with the next requests, one each.
 """
 
 from __future__ import annotations
@@ -253,7 +253,7 @@ class FakeVllm:
         delta, path = self.adapters.get(model, (0.0, ""))
         delta = 0.0 if self.ignores_adapters else delta
         prefix = self.prefixes.setdefault(f"{model}{path}{text}", self.weight + delta)
-        seen = self.images.setdefault(f"{model}{path}{image}", self.weight + delta)
+        seen = self.images.setdefault(f"{model}{image}", self.weight + delta)
         try:
             logprobs = [
                 await self._token(position, text, prefix, seen, delta) for position in range(body.get("max_tokens", 3))

@@ -80,6 +80,19 @@ def test_the_command_for_a_gpu(checkpoint: Checkpoint) -> None:
     assert not {"--enforce-eager", "--no-enable-chunked-prefill", "--kv-cache-memory-bytes"} & set(command)
 
 
+def test_devices_and_adapters_are_asked_for_where_they_are_wanted(checkpoint: Checkpoint) -> None:
+    serve = ServeSection()
+    plain = server_command(checkpoint, serve, Path("/s"), "cuda")
+    assert not {"--enable-lora", "--tensor-parallel-size"} & set(plain)
+    command = server_command(checkpoint, serve, Path("/s"), "cuda", devices="2,3", max_lora_rank=12)
+    assert (option(command, "--tensor-parallel-size"), option(command, "--max-lora-rank")) == ("2", "16")
+    assert "--enable-lora" in command
+    given = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
+    assert "VLLM_ALLOW_RUNTIME_LORA_UPDATING" not in server_environment("cuda", given)
+    result = server_environment("cuda", given, devices="2,3", takes_adapters=True)
+    assert (result["CUDA_VISIBLE_DEVICES"], result["VLLM_ALLOW_RUNTIME_LORA_UPDATING"]) == ("2,3", "True")
+
+
 def test_the_environment_keeps_what_the_user_set_for_speed_only() -> None:
     given = {"OMP_NUM_THREADS": "7", "PYTHONDONTWRITEBYTECODE": "1", "VLLM_SERVER_DEV_MODE": "0", "OTHER": "x"}
     given |= {"VCOT_API_KEYS": "k", "VCOT_ADMIN_KEY": "k", "VLLM_API_KEY": "k", "VLLM_MEDIA_URL_ALLOW_REDIRECTS": "1"}
