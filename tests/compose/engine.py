@@ -14,6 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+KILL = """
+import os, signal
+for pid in filter(str.isdigit, os.listdir("/proc")):
+    words = open(f"/proc/{pid}/cmdline").read().split("\\0")
+    if %r in words[:4] and int(pid) not in (1, os.getpid()):
+        print("killed", flush=True)
+        os.kill(int(pid), signal.SIGKILL)
+"""
 
 
 @dataclass(frozen=True)
@@ -40,6 +48,11 @@ class Project:
     def python(self, service: str, code: str) -> str:
         """What a program prints inside the service's container."""
         return self.engine("exec", self.container(service), "python3", "-c", code)
+
+    def kill(self, service: str, word: str) -> None:
+        """Kill -9 the container's process whose command line begins with `word` in it; the container ends with it."""
+        command = [self.docker, "exec", self.container(service), "python3", "-c", KILL % word]
+        assert "killed" in subprocess.run(command, capture_output=True, text=True, timeout=60).stdout
 
     def inspect(self, service: str, template: str) -> str:
         """A field of the service's container."""
