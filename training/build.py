@@ -7,8 +7,7 @@ type or in the recipe's serve.dtype, whichever is narrower.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -29,8 +28,7 @@ from training.export import (
 from training.job import MergeReport, Retention, TrainJob, fresh_directory
 from training.models import DTYPES, Model, free_memory, load_model, load_processor, quiet_libraries
 from training.parity import Answers, Probe, check_merge, compare_margins, loses, write_probe
-from training.probe import Questions, ask, load_questions
-from training.template import Processor
+from training.probe import ask, load_questions
 
 _BY_WIDTH: tuple[Dtype, ...] = ("bfloat16", "float16", "float32")
 
@@ -56,46 +54,24 @@ class Built:
     """Of its weights as stored."""
 
 
-@dataclass
 class Build:
-    """What a job's models answer, computed when it is first needed.
+    """A job's models, asked one after the other: at most one is in memory at a time (at 7B each takes 28 GB).
 
-    `merged` and `adapter_alone` write to `out` and pass no gate; at most one model is in memory at a time (at 7B each takes
-    28 GB).
+    `merged` and `adapter_alone` write to `out`, and pass no gate.
     """
 
-    job: TrainJob
-    adapter: Path
-    out: Path
-
-    def __post_init__(self) -> None:
+    def __init__(self, job: TrainJob, adapter: Path, out: Path) -> None:
         quiet_libraries()
         free_memory()
+        self.job, self.adapter, self.out = job, adapter, out
+        self.base_path = Path(job.base_path)
+        self.processor, _ = load_processor(self.base_path)
+        self.questions = load_questions(Path(job.pairs_path), self.processor, job.train)
+        self.base = self._ask(load_model(self.base_path, torch.float32))
+        self.policy = self._ask(self._load_policy())
 
-    @property
-    def base_path(self) -> Path:
-        """Where the base's weights are."""
-        return Path(self.job.base_path)
-
-    @cached_property
-    def processor(self) -> Processor:
-        """The base's."""
-        return load_processor(self.base_path)[0]
-
-    @cached_property
-    def questions(self) -> Questions:
-        """The probe's."""
-        return load_questions(Path(self.job.pairs_path), self.processor, self.job.train)
-
-    @cached_property
-    def base(self) -> Answers:
-        """Of the base."""
-        return ask(load_model(self.base_path, torch.float32), self.questions)
-
-    @cached_property
-    def policy(self) -> Answers:
-        """Of base + adapter."""
-        return ask(self._load_policy(), self.questions)
+    def _ask(self, model: Model) -> Answers:
+        return ask(model, self.questions)
 
     def _load_policy(self) -> Model:
         free_memory()
@@ -109,25 +85,27 @@ class Build:
     def merged(self) -> Built:
         """The merged checkpoint, in the first of the recipe's types that keeps what was trained, or the last."""
         dropped: list[tuple[Dtype, Retention]] = []
-        for dtype in self._types():
-            model = self._load_policy()
-            write_merged(model, self.processor, DTYPES[dtype], fresh_directory(self.out))
-            del model
-            held = min(dtype, self.job.serve_dtype or dtype, key=_BY_WIDTH.index)
-            as_held = None if held == dtype else ask(self._load_held(self.out, dtype, held), self.questions)
-            model = self._load_held(self.out, dtype, dtype)
-            stored = ask(model, self.questions)
-            report = self._report(dtype, held, as_held or stored, self._rounded_base(dtype, held))
-            report = report.model_copy(
-                update={
-                    "num_changed_tensors": count_changed_tensors(self.base_path, self.out),
-                    "dropped": tuple(dropped),
-                }
-            )
-            if not loses(report.retention):
-                break
-            dropped.append((dtype, report.retention))
-        return Built(model, report, stored)
+        *narrower, last = self._types()
+        for dtype in narrower:
+            built = self._merge(dtype)
+            if not loses(built.report.retention):
+                return built
+            dropped.append((dtype, built.report.retention))
+            del built
+        built = self._merge(last)
+        return replace(built, report=built.report.model_copy(update={"dropped": tuple(dropped)}))
+
+    def _merge(self, dtype: Dtype) -> Built:
+        processor, _ = load_processor(self.base_path)  # afresh: one that was used would write its padding, too
+        write_merged(self._load_policy(), processor, DTYPES[dtype], fresh_directory(self.out))
+        held = min(dtype, self.job.serve_dtype or dtype, key=_BY_WIDTH.index)
+        base = self._rounded_base(dtype, held)
+        as_held = None if held == dtype else self._ask(self._load_held(self.out, dtype, held))
+        model = self._load_held(self.out, dtype, dtype)
+        stored = self._ask(model)
+        report = self._report(dtype, held, as_held or stored, base)
+        num_changed = count_changed_tensors(self.base_path, self.out)
+        return Built(model, report.model_copy(update={"num_changed_tensors": num_changed}), stored)
 
     def adapter_alone(self) -> Built:
         """The adapter's checkpoint; the base's weights are no part of it."""
@@ -138,7 +116,7 @@ class Build:
         free_memory()
         written = self.out if is_exact else self.adapter  # PEFT reads the language model's names in both forms only
         model = attach_adapter(load_model(self.base_path, torch.float32), written)
-        stored = ask(model, self.questions)
+        stored = self._ask(model)
         report = self._report("float32", "float32", stored, self.base)
         changes = {"num_changed_tensors": count_learned_tensors(self.out), "is_served_exactly": is_exact}
         return Built(model, report.model_copy(update=changes), stored)
@@ -186,10 +164,10 @@ class Build:
         """The base's answers once it is rounded like the checkpoint; its own where that changes nothing."""
         if {dtype, held} <= stored_dtypes(self.base_path) | {"float32"}:
             return self.base
-        return ask(self._load_held(self.base_path, dtype, held), self.questions)
+        return self._ask(self._load_held(self.base_path, dtype, held))
 
 
 def _remedy(job: TrainJob, report: MergeReport) -> str:
     if report.held != report.dtype:
-        return "set a wider serve.dtype"
-    return "train more" if report.dtype == "float32" else "set merge.dtype = auto"
+        return "set a wider serve.dtype, or train more"
+    return "train more" if report.dtype == "float32" else "set merge.dtype = auto, or train more"

@@ -127,12 +127,12 @@ def check_merge(report: MergeReport, remedy: str) -> None:
     if report.num_changed_tensors == 0 or report.differs_from_base <= MIN_DIFFERENCE:
         raise CheckpointError(
             f"checkpoint {name} in {dtype} answers as its base does ({report.num_changed_tensors} tensors and "
-            f"log-probs by {report.differs_from_base:.1e} changed): {remedy}, or train more"
+            f"log-probs by {report.differs_from_base:.1e} changed): {remedy}"
         )
     if loses(report.retention):
         raise CheckpointError(
             f"checkpoint {name} in {report.held} keeps {report.retention.kept:.0%} of the reward margins that were "
-            f"trained, with an error of {report.retention.error:.0%} by rounding: {remedy}, or train more"
+            f"trained, with an error of {report.retention.error:.0%} by rounding: {remedy}"
         )
     if not report.max_abs_logprob <= FORCED_TOLERANCES[report.held]:
         raise CheckpointError(
