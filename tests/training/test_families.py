@@ -24,7 +24,7 @@ def qwen(qwen_checkpoint):
 
 def train_and_merge(job, out):
     worker.work(job, out)
-    report, found = read_record(job / MERGE_REPORT, MergeReport), read_record(job / PREFLIGHT, Preflight)
+    report, found = read_record(out / MERGE_REPORT, MergeReport), read_record(job / PREFLIGHT, Preflight)
     assert (found.train.num_kept, found.train.refused) == (4, ())
     assert report.max_abs_logprob < 1e-4
     assert report.differs_from_base > 1e-3
@@ -108,7 +108,7 @@ def test_target_modules(qwen, qwen_checkpoint, targets, parts, tmp_path):
     from pipeline.recipe import load_recipe
 
     recipe = load_recipe("nano-qwen", [f"train.target_modules={targets}", "train.lora_r=4"]).train
-    rows = Dataset.from_list([{"images": [], "prompt": "", "chosen": "", "rejected": ""}])
+    rows = Dataset.from_list([make_row()])
     trainer = dpo.build_trainer(qwen_checkpoint, rows, rows.select([]), qwen, recipe, tmp_path, "test")
     adapted = [name for name, module in trainer.model.named_modules() if hasattr(module, "lora_B")]
     assert {part for part in ("visual", "language_model") if any(f".{part}." in name for name in adapted)} == parts
