@@ -177,6 +177,29 @@ class TrainSection(Section):
     """Of the adapter's start, the order of pairs, and dropout."""
     report_to: tuple[Literal["wandb", "trackio"], ...] = ()
     """Trackers besides the run's own files."""
+    num_processes: Count = 1
+    """Processes on this machine, one per GPU; `batch_size` is each one's."""
+    accelerate_config: str = "ddp"
+    """How they share the work: `ddp`, `fsdp`, `zero2`, `zero3` (DeepSpeed), or the path of an accelerate config file."""
+
+
+class SweepSection(Section):
+    """The search for training settings: a grid over the product of these values; all else is as in `train`."""
+
+    num_pairs: Count = 2000
+    """Pairs that the search is done on, drawn by image; 0.9 of them train where `pairs.validation_fraction` is 0.1."""
+    epochs: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)] = (1, 2, 3, 4, 5)
+    """Passes over the pairs."""
+    learning_rate: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)] = (1e-6, 5e-6, 1e-5, 5e-5)
+    """Peak learning rates."""
+    lora_dropout: Annotated[tuple[Annotated[float, Field(ge=0, lt=1)], ...], Field(min_length=1)] = (0.1, 0.5, 0.8)
+    """Dropouts on the adapter's input."""
+    lora_alpha: Annotated[tuple[Count, ...], Field(min_length=1)] = (64, 128, 256)
+    """Scales of the adapter."""
+    tolerance: Annotated[float, Field(ge=0, lt=1)] = 0.01
+    """Validation losses within this share of the lowest count as equal; the smallest gap then decides."""
+    seed: int = 0
+    """Which pairs are drawn."""
 
 
 class MergeSection(Section):
@@ -239,6 +262,7 @@ class Recipe(Section):
     judge: JudgeSection
     pairs: PairsSection
     train: TrainSection
+    sweep: SweepSection = SweepSection()
     merge: MergeSection
     eval: EvalSection
 

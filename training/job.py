@@ -9,7 +9,8 @@ A job directory holds
     steps/            TRL's own checkpoints, for resuming
     adapter/          the trained adapter, renamed into place when complete
     merge.json        the MergeReport of the last merge
-    worker.lock       held by the one process that works on the job
+    worker.lock       held by the one worker that does the job
+    rank.lock         held by the first of the processes that train, where the worker has started several
     worker.log        the worker's output (whoever starts the worker directs it there)
 """
 
@@ -25,12 +26,14 @@ from typing import Literal, TypeVar
 
 from pydantic import ValidationError
 
-from pipeline.errors import InputError
+from pipeline.errors import InputError, VcotError
 from pipeline.recipe import Dtype, MergeSection, TrainSection
 from pipeline.records import CheckpointRef, Record, content_key
+from training.memory import MemoryEstimate
 
 JOB, PREFLIGHT, PROGRESS, STATUS = "job.json", "preflight.json", "progress.jsonl", "status.json"
 STEPS, ADAPTER, MERGE_REPORT = "steps", "adapter", "merge.json"
+WORKER_LOCK, RANK_LOCK = "worker.lock", "rank.lock"
 
 _R = TypeVar("_R", bound=Record)
 
@@ -92,6 +95,8 @@ class TrainStatus(Record):
     num_steps: int = 0
     num_adapted_modules: int = 0
     num_trainable_parameters: int = 0
+    exit_code: int = 0
+    """Of a `failed` job: 2 for what the user can mend, 1 for anything else."""
 
 
 class PairSummary(Record):
@@ -101,6 +106,8 @@ class PairSummary(Record):
     num_kept: int
     refused: tuple[tuple[str, str], ...]
     """Task and reason of each row that cannot be trained whole."""
+    refused_rows: tuple[int, ...]
+    """Where they stand in the file, from 0."""
     min_length: int
     median_length: int
     max_length: int
@@ -114,6 +121,10 @@ class Preflight(Record):
 
     train: PairSummary
     validation: PairSummary
+    memory: MemoryEstimate
+    """Of one training process."""
+    available_gib: float
+    """Of the GPU, or of the machine where there is none."""
 
 
 class MergeReport(Record):
@@ -152,16 +163,30 @@ def read_status(job_directory: Path) -> TrainStatus:
 
 def write_record(path: Path, record: Record) -> None:
     """Replace a JSON file in one step: a reader sees the old record or the new one."""
-    partial = path.with_name(f".{path.name}.partial")
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     partial.write_text(record.model_dump_json(indent=2) + "\n", "utf-8")
     partial.replace(path)
 
 
+def tell(job_directory: Path, state: str, message: str = "", **numbers: int) -> None:
+    """Replace the status, keeping the numbers that were found before."""
+    before = read_status(job_directory).model_dump()
+    status = TrainStatus.model_validate({**before, "exit_code": 0, "state": state, "message": message, **numbers})
+    write_record(job_directory / STATUS, status)
+
+
+def tell_fault(job_directory: Path, error: Exception) -> None:
+    """The status `failed`, with a sentence."""
+    known = isinstance(error, VcotError)
+    message = str(error) if known else f"training stopped ({type(error).__name__}: {error}); see worker.log"
+    tell(job_directory, "failed", message, exit_code=error.exit_code if isinstance(error, VcotError) else 1)
+
+
 @contextmanager
-def exclusive(job_directory: Path) -> Iterator[None]:
+def exclusive(job_directory: Path, lock: str = WORKER_LOCK) -> Iterator[None]:
     """Hold the job for one process; raises InputError for a second. The lock goes with the process, however it ends."""
     try:
-        file = (job_directory / "worker.lock").open("w")
+        file = (job_directory / lock).open("w")
     except OSError as error:
         raise InputError(
             f"job directory {job_directory} cannot be used ({error.strerror}); submit the job again"
