@@ -32,7 +32,7 @@ from services.admin import register, swap_to
 from services.checkpoints import Checkpoint, Registry
 from services.serving import GatewayHandle, running_gateway
 from services.terminal import Terminal
-from training.job import TrainJob
+from training.job import REFERENCE, TrainJob
 
 POLICY_ALIAS = "policy"
 API_KEY_ENV = "VCOT_API_KEY"
@@ -243,6 +243,7 @@ def make_job(session: Session, published: Published) -> TrainJob:
         train=session.run.recipe.train,
         merge=session.run.recipe.merge,
         serve_dtype=session.run.recipe.serve.dtype,
+        reference_path=str(session.run.path(REFERENCE)),
     )
 
 

@@ -7,6 +7,7 @@ A job directory holds
     progress.jsonl    one TrainProgress per logged step or evaluation, appended by the worker
     status.json       the TrainStatus, replaced in one step
     steps/            TRL's own checkpoints, for resuming
+    reference/        the cached reference log-probs, where the job names no other place for them
     adapter/          the trained adapter, renamed into place when complete
     merge.json        the MergeReport of the last merge
     worker.lock       held by the one worker that does the job
@@ -24,7 +25,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from pipeline.errors import InputError, VcotError
 from pipeline.recipe import Dtype, MergeSection, TrainSection
@@ -32,7 +33,7 @@ from pipeline.records import CheckpointRef, Record, content_key
 from training.memory import MemoryEstimate
 
 JOB, PREFLIGHT, PROGRESS, STATUS = "job.json", "preflight.json", "progress.jsonl", "status.json"
-STEPS, ADAPTER, MERGE_REPORT = "steps", "adapter", "merge.json"
+STEPS, REFERENCE, ADAPTER, MERGE_REPORT = "steps", "reference", "adapter", "merge.json"
 WORKER_LOCK, RANK_LOCK = "worker.lock", "rank.lock"
 
 _R = TypeVar("_R", bound=Record)
@@ -52,6 +53,8 @@ class TrainJob(Record):
     merge: MergeSection
     serve_dtype: Dtype | None = None
     """What vLLM will compute in; it sets the canary's tolerance. Without it, the merge's. Not part of the key."""
+    reference_path: str | None = None
+    """Directory of cached reference log-probs, for all jobs of a run; without it, the job's own. Not part of the key."""
 
     @property
     def key(self) -> str:
@@ -76,6 +79,8 @@ class TrainProgress(Record):
     num_steps: int
     epoch: float
     loss: float
+    terms: dict[str, float] = Field(default_factory=dict)
+    """The loss's parts where it has several: mDPO's `preference`, `conditional` and `anchor`; `sft`."""
     reward_margin: float | None = None
     """Mean of beta * (log-ratio of chosen - log-ratio of rejected)."""
     reward_accuracy: float | None = None
@@ -89,7 +94,7 @@ class TrainStatus(Record):
 
     state: Literal["preparing", "running", "done", "failed"]
     message: str = ""
-    """For `failed`: one sentence for the user; for `preparing`: what is being done."""
+    """For `failed`: one sentence for the user; for `preparing`: what is being done; for `running`: what to know of it."""
     num_train: int = 0
     num_validation: int = 0
     num_steps: int = 0

@@ -9,12 +9,12 @@ Model: per process, the peak of a step of DPO with LoRA by TRL 1.16 and PEFT 0.2
     logits         one tile of them: TRL's fused head projects at most 4,096 tokens by 32,768 of the vocabulary at a time
     overhead       the CUDA context, cuBLAS and what the allocator cannot use
 
-All rows of a batch are taken to be as long as the longest, the chosen and the rejected of each pair. What a layer keeps was
+All rows of a batch are taken to be as long as the longest, and no prompt to be shared between two of them. What a layer keeps was
 counted with `torch.autograd.graph.saved_tensors_hooks` on a CPU (tests/training/test_memory.py does it again), whose
 dropout masks are larger than a GPU's.
 
 Limits: Llama-like decoders and CLIP-like towers; attention without a stored score matrix (SDPA's flash or memory-efficient
-kernels); the plain loss, without a method's further terms. FSDP and ZeRO are counted by what they spread, evenly, without
+kernels). FSDP and ZeRO are counted by what they spread, evenly, without
 their buffers. It is an estimate: no GPU has confirmed it.
 """
 
@@ -162,7 +162,7 @@ class MemoryEstimate(Record):
     longest_row: int
     """In tokens, image tokens included."""
     num_rows: int
-    """Rows of a batch: two per pair."""
+    """Rows of a batch: two per pair, three for mDPO."""
 
     @property
     def total(self) -> float:
@@ -180,7 +180,7 @@ class MemoryEstimate(Record):
 def estimate_memory(shape: Shape, recipe: TrainSection, longest_row: int) -> MemoryEstimate:
     """What one process takes at most, with rows of `longest_row` tokens, image tokens included."""
     all_linear, dropout = recipe.target_modules == "all-linear", recipe.lora_dropout > 0
-    width, num_rows = BYTES[recipe.dtype], 2 * recipe.batch_size
+    width, num_rows = BYTES[recipe.dtype], recipe.batch_size * (3 if recipe.method == "mdpo" else 2)
     tokens, patches = num_rows * longest_row, num_rows * shape.tower_tokens if all_linear else 0
     spread = _Spread.of(recipe)
     layer = tokens * shape.decoder.kept_per_token(recipe.dtype, dropout=dropout)

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 from pipeline.checkpoints import compute_digest
 from pipeline.errors import CheckpointError, VcotError
 from training.distributed import check_machine, is_distributed, launch, require
-from training.job import ADAPTER, JOB, TrainJob, exclusive, read_record, read_status, tell, tell_fault
+from training.job import ADAPTER, JOB, REFERENCE, TrainJob, exclusive, read_record, read_status, tell, tell_fault
 from training.merge import find_merged, merge_job
 
 if TYPE_CHECKING:
@@ -97,12 +97,23 @@ def _train(job: TrainJob, job_directory: Path) -> None:
 def fit(job: TrainJob, job_directory: Path, processor: Processor, pairs: Pairs) -> None:
     """Train the checked pairs to the end, alone or as one of several ranks, each of which calls this."""
     from training.dpo import build_trainer, count_steps, measure, run_training
+    from training.reference import attach_reference
 
     trainer = build_trainer(
         Path(job.base_path), pairs.train, pairs.validation, processor, job.train, job_directory, job.checkpoint_name
     )
+    is_first = trainer.is_world_process_zero()
+    attach_reference(
+        trainer,
+        job.train,
+        Path(job.reference_path or job_directory / REFERENCE),
+        job.base.digest,
+        lambda done, total: (
+            tell(job_directory, "preparing", f"reference log-probs of {done} of {total} pairs") if is_first else None
+        ),
+    )
     adapted = measure(trainer)
-    if trainer.is_world_process_zero():
+    if is_first:
         tell(
             job_directory,
             "running",

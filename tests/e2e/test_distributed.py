@@ -28,7 +28,9 @@ WORKER = "import sys, training.distributed as d, training.worker as w; d.RANK_MO
 
 
 def run(job: Path) -> None:
-    done = subprocess.run([sys.executable, "-m", "training.worker", str(job)], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "training.worker", str(job)], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
 
 
@@ -71,7 +73,11 @@ def find_ranks(job: Path) -> list[int]:
             environment = (process / "environ").read_bytes()
         except OSError:
             continue
-        if b"quick_rank" in command and str(job).encode() in command and b"accelerate.commands" not in b" ".join(command):
+        if (
+            b"quick_rank" in command
+            and str(job).encode() in command
+            and b"accelerate.commands" not in b" ".join(command)
+        ):
             rank = next(part for part in environment.split(b"\0") if part.startswith(b"RANK="))
             found[rank] = int(process.name)
     return [found[rank] for rank in sorted(found)]
