@@ -196,6 +196,24 @@ class TrainSection(Section):
     accelerate_config: str = "ddp"
     """How they share the work: `ddp`, `fsdp`, `zero2`, `zero3` (DeepSpeed), or the path of an accelerate config file."""
 
+    @field_validator("losses", mode="before")
+    @classmethod
+    def _name_losses(cls, names: object) -> object:
+        unknown = [str(name) for name in names if name not in get_args(Loss)] if isinstance(names, list | tuple) else []
+        if unknown:
+            raise ValueError(f"TRL has no loss {unknown[0]!r}{_nearest(unknown[0], get_args(Loss))}")
+        return names
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.loss_weights and len(self.loss_weights) != len(self.losses):
+            raise ValueError(f"{len(self.loss_weights)} loss_weights for {len(self.losses)} losses; give each its own")
+        if len(set(self.losses)) != len(self.losses):
+            raise ValueError("a loss is named twice in losses; give it a weight instead")
+        if "exo_pair" in self.losses and not self.label_smoothing:
+            raise ValueError("exo_pair is infinite without label_smoothing; its authors take 1e-3")
+        return self
+
 
 class SweepSection(Section):
     """The search for training settings: a grid over the product of these values; all else is as in `train`."""
@@ -214,24 +232,6 @@ class SweepSection(Section):
     """Validation losses within this share of the lowest count as equal; the smallest gap then decides."""
     seed: int = 0
     """Which pairs are drawn."""
-
-    @field_validator("losses", mode="before")
-    @classmethod
-    def _name_losses(cls, names: object) -> object:
-        unknown = [str(name) for name in names if name not in get_args(Loss)] if isinstance(names, list | tuple) else []
-        if unknown:
-            raise ValueError(f"TRL has no loss {unknown[0]!r}{_nearest(unknown[0], get_args(Loss))}")
-        return names
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.loss_weights and len(self.loss_weights) != len(self.losses):
-            raise ValueError(f"{len(self.loss_weights)} loss_weights for {len(self.losses)} losses; give each its own")
-        if len(set(self.losses)) != len(self.losses):
-            raise ValueError("a loss is named twice in losses; give it a weight instead")
-        if "exo_pair" in self.losses and not self.label_smoothing:
-            raise ValueError("exo_pair is infinite without label_smoothing; its authors take 1e-3")
-        return self
 
 
 class MergeSection(Section):

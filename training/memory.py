@@ -9,9 +9,9 @@ Model: per process, the peak of a step of DPO with LoRA by TRL 1.16 and PEFT 0.2
     logits         one tile of them: TRL's fused head projects at most 4,096 tokens by 32,768 of the vocabulary at a time
     overhead       the CUDA context, cuBLAS and what the allocator cannot use
 
-All rows of a batch are taken to be as long as the longest, and no prompt to be shared between two of them. What a layer keeps was
-counted with `torch.autograd.graph.saved_tensors_hooks` on a CPU (tests/training/test_memory.py does it again), whose
-dropout masks are larger than a GPU's.
+All rows of a batch are taken to be as long as the longest, and no prompt to be shared between two of them. What a layer
+keeps was counted with `torch.autograd.graph.saved_tensors_hooks` on a CPU, whose dropout masks are larger than a GPU's
+(tests/training/test_memory.py does it again).
 
 Limits: Llama-like decoders and CLIP-like towers; attention without a stored score matrix (SDPA's flash or memory-efficient
 kernels). FSDP and ZeRO are counted by what they spread, evenly, without
