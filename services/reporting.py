@@ -14,6 +14,7 @@ from services.checkpoints import Checkpoint
 from services.report import write_report
 from services.report.data import Example, ReportData
 from services.stages import Published, Session, eval_requests
+from services.sweep import load_sweep
 from services.trainer import read_progress
 from training.job import TrainJob, read_status
 
@@ -64,6 +65,7 @@ def write_run_report(session: Session, published: Published, job: TrainJob, eval
         chance=evaluation.chance,
         training=read_status(directory) if directory.is_dir() else None,
         progress=tuple(read_progress(directory)),
+        sweep=load_sweep(session),
         examples=tuple(choose_examples(session, published)),
     )
     return write_report(data, session.run.path("report", "index.html"))

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -17,7 +17,18 @@ from pydantic import ValidationError
 
 from pipeline.errors import InputError, ServerError
 from services.lifeline import keeper_command
-from training.job import ADAPTER, JOB, PROGRESS, STATUS, TrainJob, TrainProgress, TrainStatus, read_status, write_record
+from training.job import (
+    ADAPTER,
+    ENDED,
+    JOB,
+    PROGRESS,
+    STATUS,
+    TrainJob,
+    TrainProgress,
+    TrainStatus,
+    read_status,
+    write_record,
+)
 
 OnSteps = Callable[[int, int, str], None]
 """Takes steps done, steps in all, and a short note."""
@@ -44,6 +55,26 @@ async def train(job: TrainJob, directory: Path, on_steps: OnSteps, merge_into: P
                 await asyncio.wait_for(asyncio.shield(process.wait()), _POLL_S)
     _check(process.returncode, directory / "worker.log", directory)
     return read_status(directory)
+
+
+async def train_all(jobs: Mapping[Path, TrainJob], log: Path, on_poll: Callable[[], None]) -> None:
+    """Do several jobs, by directory, one after another in one process, which spares a start of torch for each.
+
+    `on_poll` is called a few times a second. What became of a job is in its directory; a failed one keeps no other from
+    being done. Raises ServerError where the process ended without having done all.
+    """
+    for directory, job in jobs.items():
+        directory.mkdir(parents=True, exist_ok=True)
+        write_record(directory / JOB, job)
+        (directory / STATUS).unlink(missing_ok=True)
+    async with _worker("training.worker", list(jobs), log) as process:
+        while process.returncode is None:
+            on_poll()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(asyncio.shield(process.wait()), _POLL_S)
+    on_poll()
+    if any(read_status(directory).state not in ENDED for directory in jobs):
+        _check(process.returncode, log, None)
 
 
 async def merge(directory: Path, out: Path) -> None:
@@ -117,4 +148,6 @@ def _tell(directory: Path, on_steps: OnSteps) -> None:
         return
     validation = [point for point in points if point.kind == "validation"]
     note = f"loss {train[-1].loss:.4f}" + (f", validation {validation[-1].loss:.4f}" if validation else "")
+    if validation and validation[-1].gap is not None:
+        note += f", gap {validation[-1].gap:+.4f}"
     on_steps(train[-1].step, train[-1].num_steps, note)

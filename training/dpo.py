@@ -30,7 +30,7 @@ from pipeline.recipe import Dtype, TrainSection
 from training.corruption import add_other_images
 from training.job import ADAPTER, PROGRESS, STEPS, TrainProgress, fresh_directory, publish_directory
 from training.models import DTYPES, Model, device, load_model
-from training.objective import TERM, PreferenceTrainer, start_loss
+from training.objective import GAP, TERM, PreferenceTrainer, start_loss
 from training.pairs import PairCollator
 from training.resume import find_last_complete, mark_complete, step_of, truncate_progress
 from training.template import Processor
@@ -263,6 +263,7 @@ class _Curves(TrainerCallback):  # type: ignore[misc]
                 for name, value in logs.items()
                 if name.startswith(prefix + TERM)
             },
+            gap=logs.get(GAP) if kind == "validation" else None,
             reward_margin=logs.get(f"{prefix}rewards/margins"),
             reward_accuracy=logs.get(f"{prefix}rewards/accuracies"),
             learning_rate=logs.get("learning_rate"),

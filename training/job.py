@@ -34,6 +34,8 @@ from training.memory import MemoryEstimate
 
 JOB, PREFLIGHT, PROGRESS, STATUS = "job.json", "preflight.json", "progress.jsonl", "status.json"
 STEPS, REFERENCE, ADAPTER, MERGE_REPORT = "steps", "reference", "adapter", "merge.json"
+ENDED = ("done", "failed")
+"""The states of a job that nobody works on, or is to."""
 WORKER_LOCK, RANK_LOCK = "worker.lock", "rank.lock"
 
 _R = TypeVar("_R", bound=Record)
@@ -81,6 +83,8 @@ class TrainProgress(Record):
     loss: float
     terms: dict[str, float] = Field(default_factory=dict)
     """The loss's parts where it has several: mDPO's `preference`, `conditional` and `anchor`; `sft`."""
+    gap: float | None = None
+    """Of a validation point: its loss minus the mean training loss since the evaluation before."""
     reward_margin: float | None = None
     """Mean of beta * (log-ratio of chosen - log-ratio of rejected)."""
     reward_accuracy: float | None = None

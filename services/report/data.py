@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pipeline.recipe import Recipe
 from pipeline.records import CheckpointRef, Difference, EvalResult, PreferencePair, StageCount, Task
 from training.job import TrainProgress, TrainStatus
+from training.sweep import Sweep
 
 
 @dataclass(frozen=True)
@@ -43,4 +44,5 @@ class ReportData:
     """By column of Table 1."""
     training: TrainStatus | None = None
     progress: tuple[TrainProgress, ...] = ()
+    sweep: Sweep | None = None
     examples: tuple[Example, ...] = field(default=())
