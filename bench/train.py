@@ -1,18 +1,23 @@
 """Steps per second of our DPO beside plain TRL's: the same rows, model, batches, adapter and optimizer, in one run.
 
-    python -m bench.train [--shape nano-576 | nano | 7b] [--rounds 5] [--steps 6]
+    python -m bench.train [--shape mini | nano | 7b] [--rounds 5] [--steps 5]
 
-Three ways of one step take turns, round by round: `trl`, its unmodified DPOTrainer, which forwards the reference on the fly;
-`cached`, with the reference's log-probs read from disk; `shared`, which passes image and question once for both responses,
-too. Each round is a training of its own by `train()`; its first step is left out, and the medians of all others compared. On the
-CPU a step's time is this process's own, on one thread, so that its neighbours on the machine do not count.
-Filling the cache is one forward of each row, once for all runs; it is timed apart (`reference_s`).
+Three ways of one step take turns, round by round: `trl`, its unmodified DPOTrainer, which forwards the reference on the
+fly; `cached`, with the reference's log-probs read from disk; `shared`, which passes image and question once for both
+responses, too. Each round is a training of its own by `train()`; its first step is left out, and the medians of all others
+are compared. On the CPU a step's time is this process's own, on one thread, so that its neighbours on the machine do not
+count. Filling the cache is one forward of each row, once for all runs; it is timed apart (`reference_s`, with the start).
 
-Shapes: `nano-576` is nano's architecture with LLaVA's 576 image tokens in place of its own 4, so that the prompt's share of
-a row is as in the paper's run; `nano` is nano itself; `7b` is LLaVA-1.5-7B's shape with random weights, for a GPU, in
-bfloat16 with gradient checkpointing as in the paper's recipe. On a GPU also peak memory, tokens per second, and the share of
-the matrix rate that a large product reaches there (4 x parameters x tokens operations a step: the frozen weights have no
-gradients; what is computed again does not count). Without --shape, nano-576 (the last line) and nano (the line before).
+Shapes:
+
+    mini    LLaVA-1.5-7B in miniature: 576 image tokens, chains of about 100, and about its shares of tower (4 % of the
+            weights) and adapter (3 %); 2 layers of width 512, random weights. The headline, and the last line
+    nano    the nano checkpoint with its own recipe: 4 image tokens, chains of 23, an adapter half as wide as the model
+    7b      LLaVA-1.5-7B's shape with random weights, for a GPU: bfloat16, gradient checkpointing, the paper's adapter
+
+On a GPU also peak memory, tokens per second, and the share of the matrix rate that a large product reaches there: 4 x
+parameters x tokens operations a step, since frozen weights have no gradients; neither what is computed again counts, nor
+what `trl` forwards for its reference.
 """
 
 from __future__ import annotations
@@ -81,27 +86,31 @@ def make_shape(name: str, folder: Path, batch_size: int, num_rows: int) -> Shape
         processor.image_processor = CLIPImageProcessor(size={"shortest_edge": size}, crop_size=crop)
         processor.patch_size = _LLAVA["patch_size"]
     settings = [f"train.batch_size={batch_size}", "train.max_length=4096", "train.epochs=1000"]
+    if name in ("mini", "tiny"):
+        settings += ["train.lora_r=8", "train.lora_alpha=16"]
     if name == "7b":
         settings += ["train.dtype=bfloat16", "train.gradient_checkpointing=true", "train.learning_rate=1e-5"]
     recipe = load_recipe("nano", settings).train
     limits = {"max_length": recipe.max_length, "max_image_side": recipe.max_image_side}
-    rows, found = check_pairs(make_rows(folder, num_rows), processor, **limits)
+    num_chains = 1 if name == "nano" else 4
+    rows, found = check_pairs(make_rows(folder, num_rows, num_chains), processor, **limits)
     assert found.num_kept == num_rows, found.refused
-    makers = {"nano": lambda: load_model(NANO, torch.float32), "nano-576": _nano_576, "7b": _llava_7b, "tiny": _tiny}
+    makers = {"nano": lambda: load_model(NANO, torch.float32), "mini": _mini, "7b": _llava_7b, "tiny": _tiny}
     return Shape(makers[name], processor, rows, recipe)
 
 
-def make_rows(folder: Path, count: int) -> Dataset:
-    """Pairs of the nano world: its prompts, a right chain of thought, and the next question's."""
+def make_rows(folder: Path, count: int, num_chains: int) -> Dataset:
+    """Pairs of the nano world: its prompts, a right chain of thought with some of other questions, and those alone."""
     store = ImageStore(folder)
-    tasks = generate_nano("train", count + 1, 0, store)
+    tasks = list(generate_nano("train", count + num_chains, 0, store))
+    chains = [render_target(task, "thought_specific") for task in tasks]
     pairs = [
         PreferencePair(
             task=task.id,
             image=task.image,
             prompt=render_prompt("thought_specific", task),
-            chosen=render_target(task, "thought_specific"),
-            rejected=render_target(other, "thought_specific") + " no",
+            chosen=" ".join(chains[i : i + num_chains]),
+            rejected=" ".join(chains[i + 1 : i + 1 + num_chains]) + " no",
             chosen_key=f"{task.id}/0",
             rejected_key=f"{task.id}/1",
             chosen_score=1.0,
@@ -109,14 +118,14 @@ def make_rows(folder: Path, count: int) -> Dataset:
             judge="verifier/1",
             policy="sha256:0",
         )
-        for task, other in itertools.pairwise(tasks)
+        for i, task in enumerate(tasks[:count])
     ]
     publish_pairs(pairs, pairs[:1], store, folder / "pairs", card="")
     return load_pairs(folder / "pairs" / "train.parquet")
 
 
-def _nano_576(width: int = 128, num_layers: int = 4) -> Any:
-    """Nano with LLaVA's grid of patches; random weights, since only time counts."""
+def _mini(width: int = 512, num_layers: int = 2) -> Any:
+    """Nano's classes with LLaVA's grid of patches; random weights, since only time counts."""
     processor, _ = load_processor(NANO)
     config = build_model(processor.tokenizer, width, num_layers).config
     config.vision_config.update(_LLAVA)
@@ -125,7 +134,7 @@ def _nano_576(width: int = 128, num_layers: int = 4) -> Any:
 
 
 def _tiny() -> Any:
-    return _nano_576(width=32, num_layers=1)
+    return _mini(width=32, num_layers=1)
 
 
 def _llava_7b() -> Any:
@@ -276,17 +285,17 @@ def matrix_rate(size: int = 8192) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="bench.train", description="Steps per second beside plain TRL.")
-    parser.add_argument("--shape", choices=("nano", "nano-576", "7b", "tiny"))
+    parser.add_argument("--shape", choices=("nano", "mini", "7b", "tiny"))
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=6, help="timed steps in a round")
+    parser.add_argument("--steps", type=int, default=5, help="timed steps in a round")
     options = parser.parse_args()
     if options.shape == "7b" and not torch.cuda.is_available():
         parser.error("--shape 7b needs a GPU")
     logging.disable(logging.WARNING)
     quiet_libraries()
     torch.set_num_threads(1)
-    batch_sizes = {"nano": 8, "nano-576": 2, "7b": 4, "tiny": 2}
-    for name in (options.shape,) if options.shape else ("nano", "nano-576"):
+    batch_sizes = {"nano": 8, "mini": 2, "7b": 4, "tiny": 2}
+    for name in (options.shape,) if options.shape else ("nano", "mini"):
         print(json.dumps(measure(name, options.rounds, options.steps, batch_sizes[name])))
 
 

@@ -98,6 +98,7 @@ def fit(job: TrainJob, job_directory: Path, processor: Processor, pairs: Pairs) 
     """Train the checked pairs to the end, alone or as one of several ranks, each of which calls this."""
     from training.dpo import build_trainer, count_steps, measure, run_training
     from training.reference import attach_reference
+    from training.trackers import tracking
 
     trainer = build_trainer(
         Path(job.base_path), pairs.train, pairs.validation, processor, job.train, job_directory, job.checkpoint_name
@@ -113,17 +114,21 @@ def fit(job: TrainJob, job_directory: Path, processor: Processor, pairs: Pairs) 
         ),
     )
     adapted = measure(trainer)
+    slower = "" if trainer.shares_prompts else f"each prompt passes twice: {trainer.sharing_fault}"
+    _log.info(slower or "prompts are shared")
     if is_first:
         tell(
             job_directory,
             "running",
+            slower,
             num_train=len(pairs.train),
             num_validation=len(pairs.validation),
             num_steps=count_steps(len(pairs.train), job.train),
             num_adapted_modules=adapted.num_modules,
             num_trainable_parameters=adapted.num_parameters,
         )
-    run_training(trainer, job.train, job_directory)
+    with tracking(job, job_directory):
+        run_training(trainer, job.train, job_directory)
 
 
 def main(arguments: list[str] | None = None) -> int:
