@@ -23,6 +23,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,12 @@ class Shape:
 
 def _size(linears: tuple[tuple[int, int], ...]) -> int:
     return sum(wide * high for wide, high in linears)
+
+
+def find_shape(hub_id: str) -> Path | None:
+    """What the config.json of a model on the hub says of its shape, for those that come with vcot: no network is asked."""
+    path = Path(str(resources.files("training").joinpath("shapes", f"{hub_id.replace('/', '--')}.json")))
+    return path if path.is_file() else None
 
 
 def read_shape(config_path: Path) -> Shape:

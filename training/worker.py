@@ -17,6 +17,7 @@ import argparse
 import logging
 import os
 import sys
+from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -127,7 +128,7 @@ def fit(job: TrainJob, job_directory: Path, processor: Processor, pairs: Pairs) 
             num_adapted_modules=adapted.num_modules,
             num_trainable_parameters=adapted.num_parameters,
         )
-    with tracking(job, job_directory):
+    with tracking(job, job_directory) if is_first else nullcontext():
         run_training(trainer, job.train, job_directory)
 
 

@@ -123,9 +123,7 @@ def draw_sweep(sweep: Sweep) -> str:
                 *_place_points(own), "o", color=_SERIES[number % len(_SERIES)], markersize=5, label=f"lr {rate:g}"
             )
         if (chosen := sweep.chosen) is not None:
-            axes.plot(
-                [chosen.gap or 0.0], [chosen.loss], "o", color=_INK, fillstyle="none", markersize=11, label="chosen"
-            )
+            axes.plot(*_place_points([chosen]), "o", color=_INK, fillstyle="none", markersize=11, label="chosen")
         axes.axvline(0, color=_INK, linestyle=(0, (2, 3)), linewidth=1)
         axes.set_xlabel("validation loss - training loss")
         axes.set_ylabel("validation loss")

@@ -1,5 +1,7 @@
 """The memory estimate, held against the library's own parameter counts and against what autograd keeps."""
 
+import json
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -7,26 +9,9 @@ from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM, LlavaForCond
 
 from pipeline.errors import CheckpointError
 from pipeline.recipe import load_recipe
-from training.memory import Stack, estimate_memory, parse_shape, read_shape
+from training.memory import Stack, estimate_memory, find_shape, parse_shape, read_shape
 
-# What llava-hf/llava-1.5-7b-hf's config.json says of its shape; the rest are LlamaConfig's defaults.
-LLAVA_7B = {
-    "model_type": "llava",
-    "image_token_index": 32000,
-    "vision_feature_layer": -2,
-    "text_config": {"model_type": "llama", "max_position_embeddings": 4096, "vocab_size": 32064},
-    "vision_config": {
-        "model_type": "clip_vision_model",
-        "hidden_size": 1024,
-        "image_size": 336,
-        "intermediate_size": 4096,
-        "num_attention_heads": 16,
-        "num_hidden_layers": 24,
-        "patch_size": 14,
-        "projection_dim": 768,
-        "vocab_size": 32000,
-    },
-}
+LLAVA_7B = json.loads(find_shape("llava-hf/llava-1.5-7b-hf").read_text())
 
 
 def estimate(*overrides, longest=1856):
@@ -43,6 +28,7 @@ def test_parameters_are_those_that_the_library_counts():
     assert shape.num_adapter_parameters(64, all_linear=True) == trained == 189_071_360
     assert shape.num_parameters == pytest.approx(sum(p.numel() for p in model.parameters()) - trained, rel=1e-3)
     assert (shape.image_tokens, shape.tower_tokens) == (576, 577)
+    assert find_shape("someone/else") is None
 
 
 def test_the_papers_recipe_fits_40_gb_at_7b():

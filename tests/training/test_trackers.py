@@ -18,12 +18,10 @@ def test_trackio_holds_the_gap_under_the_checkpoints_name(make_job, tmp_path, mo
     assert worker.main([str(job)]) == 0
     (database,) = tmp_path.glob("vcot*.db")
     with sqlite3.connect(database) as connection:
-        logged = [
-            (name, json.loads(metrics)) for name, metrics in connection.execute("SELECT run_name, metrics FROM metrics")
-        ]
+        rows = connection.execute("SELECT run_name, metrics FROM metrics").fetchall()
         settings = json.loads(connection.execute("SELECT config FROM configs").fetchone()[0])
-    assert {name for name, _ in logged} == {read_record(job / JOB, TrainJob).checkpoint_name}
-    assert any("eval/gap" in metrics for _, metrics in logged)
+    assert {name for name, _ in rows} == {read_record(job / JOB, TrainJob).checkpoint_name}
+    assert any("eval/gap" in json.loads(metrics) for _, metrics in rows)
     assert settings["beta"] == 0.1
     assert settings["peft_config"]["default"]["r"] == 64
 
