@@ -74,13 +74,18 @@ def best_worst(task: Task, judged: Sequence[tuple[Response, Judgment]]) -> Prefe
     )
 
 
+def draw_pairs(pairs: Sequence[PreferencePair], num_pairs: int, seed: int) -> list[PreferencePair]:
+    """At most `num_pairs` of them, drawn by image, in the order they came; all of them where there are no more."""
+    drawn = sorted(pairs, key=lambda pair: _place(f"draw:{seed}", pair.image.sha256))[:num_pairs]
+    kept = {pair.task for pair in drawn}
+    return [pair for pair in pairs if pair.task in kept]
+
+
 def split_pairs(
     pairs: Sequence[PreferencePair], validation_fraction: float, seed: int
 ) -> tuple[list[PreferencePair], list[PreferencePair]]:
     """(train, validation), split by image: no image is in both. Raises DataError where there is too little to split."""
-    images = sorted(
-        {pair.image.sha256 for pair in pairs}, key=lambda sha: hashlib.sha256(f"{seed}:{sha}".encode()).digest()
-    )
+    images = sorted({pair.image.sha256 for pair in pairs}, key=lambda sha: _place(str(seed), sha))
     if len(images) < 2:
         raise DataError(
             f"{len(pairs)} preference pair(s) on {len(images)} image(s) cannot be split into train and validation; "
@@ -90,3 +95,8 @@ def split_pairs(
     held_out = set(images[:num_validation])
     train = [pair for pair in pairs if pair.image.sha256 not in held_out]
     return train, [pair for pair in pairs if pair.image.sha256 in held_out]
+
+
+def _place(seed: str, sha: str) -> bytes:
+    """Where an image comes in a random order of images."""
+    return hashlib.sha256(f"{seed}:{sha}".encode()).digest()

@@ -205,6 +205,10 @@ class TrainSection(Section):
     """Trackers besides the run's own files."""
     worker: Literal["local", "remote"] = "local"
     """Who trains: `local` is a process of the command's own, `remote` a `vcot worker` that sees the run's directory."""
+    num_processes: Count = 1
+    """Processes on this machine, one per GPU; `batch_size` is each one's."""
+    accelerate_config: str = "ddp"
+    """How they share the work: `ddp`, `fsdp`, `zero2`, `zero3` (DeepSpeed), or the path of an accelerate config file."""
 
     @field_validator("losses", mode="before")
     @classmethod
@@ -223,6 +227,25 @@ class TrainSection(Section):
         if "exo_pair" in self.losses and not self.label_smoothing:
             raise ValueError("exo_pair is infinite without label_smoothing; its authors take 1e-3")
         return self
+
+
+class SweepSection(Section):
+    """The search for training settings: a grid over the product of these values; all else is as in `train`."""
+
+    num_pairs: Count = 2000
+    """Pairs that the search is done on, drawn by image; 0.9 of them train where `pairs.validation_fraction` is 0.1."""
+    epochs: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)] = (1, 2, 3, 4, 5)
+    """Passes over the pairs."""
+    learning_rate: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)] = (1e-6, 5e-6, 1e-5, 5e-5)
+    """Peak learning rates."""
+    lora_dropout: Annotated[tuple[Annotated[float, Field(ge=0, lt=1)], ...], Field(min_length=1)] = (0.1, 0.5, 0.8)
+    """Dropouts on the adapter's input."""
+    lora_alpha: Annotated[tuple[Count, ...], Field(min_length=1)] = (64, 128, 256)
+    """Scales of the adapter."""
+    tolerance: Annotated[float, Field(ge=0, lt=1)] = 0.01
+    """Validation losses within this share of the lowest count as equal; the smallest gap then decides."""
+    seed: int = 0
+    """Which pairs are drawn."""
 
 
 class MergeSection(Section):
@@ -287,6 +310,7 @@ class Recipe(Section):
     judge: JudgeSection
     pairs: PairsSection
     train: TrainSection
+    sweep: SweepSection = SweepSection()
     merge: MergeSection
     eval: EvalSection
 

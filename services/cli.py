@@ -153,6 +153,14 @@ def train(target: Target = _DEFAULT) -> None:
     commands.execute(target.run, target.recipe, target.set, commands.train)
 
 
+@app.command(group=_RUNS)
+def sweep(target: Target = _DEFAULT) -> None:
+    """Search for training settings on a part of the pairs (recipe section sweep), and print the chosen ones as flags."""
+    from services import commands
+
+    commands.execute(target.run, target.recipe, target.set, commands.sweep)
+
+
 @app.command(group=_STEPS, sort_key=5)
 def merge(target: Target = _DEFAULT, *, adapter: bool = False) -> None:
     """Merge the trained adapter into a servable checkpoint with manifest and canary.

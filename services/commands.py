@@ -15,6 +15,7 @@ from pipeline.errors import CheckpointError, InputError
 from pipeline.recipe import load_recipe
 from pipeline.run import RECIPE, Run, exclusive, open_run
 from services import admin, serving, trainer, worker
+from services import sweep as search
 from services.admin import fetch_state, register, retire, swap_to
 from services.checkpoints import Checkpoint, CheckpointInfo, Registry
 from services.reporting import Evaluation, evaluate_scores, write_run_report
@@ -32,7 +33,16 @@ from services.stages import (
 )
 from services.terminal import Terminal
 from services.vllm import Address, become_server
-from training.job import ADAPTER, MERGE_REPORT, MergeReport, Retention, TrainJob, read_record
+from training.job import (
+    ADAPTER,
+    MERGE_REPORT,
+    PREFLIGHT,
+    MergeReport,
+    Preflight,
+    Retention,
+    TrainJob,
+    read_record,
+)
 
 Step = Callable[[Session], Awaitable[None]]
 
@@ -147,11 +157,31 @@ async def _train(session: Session, job: TrainJob, merge_into: Path | None = None
             status = await trainer.train_remotely(job, directory, on_steps)
         else:
             status = await trainer.train(job, directory, on_steps, merge_into)
+    _say_preflight(session, read_record(directory / PREFLIGHT, Preflight))
     points = [point for point in trainer.read_progress(directory) if point.kind == "validation"]
+    gap = points[-1].gap
     session.terminal.say(
         f"{status.num_steps} steps over {status.num_train} pairs, {status.num_adapted_modules} modules adapted; "
         f"validation loss {points[0].loss:.4f} -> {points[-1].loss:.4f}"
+        + (f", gap {gap:+.4f}" if gap is not None else "")
     )
+
+
+def _say_preflight(session: Session, preflight: Preflight) -> None:
+    """What was found before the training: a row as the model reads it, rows that were left out, and the memory."""
+    session.terminal.say(f"a row as the model reads it: {preflight.train.example!r}")
+    refused = (*preflight.train.refused, *preflight.validation.refused)
+    if refused:
+        session.terminal.warn(
+            f"{len(refused)} pairs cannot be trained whole; the first, {refused[0][0]}: {refused[0][1]}"
+        )
+    say = session.terminal.warn if preflight.memory.total > preflight.available_gib else session.terminal.say
+    say(f"memory: {preflight.memory.summary}; {preflight.available_gib:.1f} GiB are there")
+
+
+async def sweep(session: Session) -> None:
+    """`vcot sweep`."""
+    await search.sweep(session, pair_stage(session))
 
 
 async def merge(session: Session, *, adapter: bool) -> None:

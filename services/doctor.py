@@ -17,12 +17,15 @@ from rich.table import Table
 
 from pipeline.checkpoints import check_layout
 from pipeline.errors import CheckpointError
-from pipeline.recipe import Recipe, TasksSection
+from pipeline.recipe import ModelSection, Recipe, TasksSection
 from services.checkpoints import find_model, is_bundled, is_hub_id
 from services.terminal import Terminal
+from training.memory import estimate_memory, find_shape, read_shape
 
 Verdict = Literal["ok", "missing", "note"]
 _GIB = 2**30
+_PROMPT_TOKENS = 256
+"""An allowance for question and instruction, before there are pairs to measure."""
 _MARKS = {"ok": "[green]ok[/]", "missing": "[bold red]missing[/]", "note": "[yellow]note[/]"}
 
 
@@ -60,6 +63,7 @@ def inspect_machine(recipe: Recipe, directory: Path) -> Iterator[Finding]:
     gpus = list_gpus()
     yield _gpu(recipe, gpus)
     yield _memory(recipe, gpus)
+    yield _training(recipe, gpus)
     yield _disk(recipe, directory)
     yield _port(recipe)
     yield _model(recipe)
@@ -123,6 +127,35 @@ def _memory(recipe: Recipe, gpus: list[tuple[str, float]]) -> Finding:
     needed = 6.0 if is_bundled(recipe.model) else 32.0
     enough = total >= needed
     return Finding("memory", "ok" if enough else "missing", f"{total:.0f} GiB", "" if enough else f"{needed:.0f} GiB")
+
+
+def _training(recipe: Recipe, gpus: list[tuple[str, float]]) -> Finding:
+    """The estimated memory of a training process, from the model's config.json alone."""
+    config = _find_config(recipe.model)
+    if config is None:
+        return Finding("training", "note", "memory not estimated", f"{recipe.model.source} is not here yet")
+    shape = read_shape(config)
+    longest = min(recipe.train.max_length, shape.image_tokens + _PROMPT_TOKENS + recipe.sample.max_tokens)
+    estimate = estimate_memory(shape, recipe.train, longest)
+    available = min((gib for _, gib in gpus), default=0.0)
+    if not gpus or available >= estimate.total:
+        return Finding("training", "ok", estimate.summary)
+    return Finding("training", "note", estimate.summary, f"more than {available:.0f} GiB: lower train.batch_size")
+
+
+def _find_config(model: ModelSection) -> Path | None:
+    """The model's config.json, or as much of it as comes with vcot; a model that is not here yet has none."""
+    from huggingface_hub import try_to_load_from_cache
+
+    from services.checkpoints import find_model, is_hub_id
+
+    try:
+        if not is_hub_id(model):
+            return find_model(model) / "config.json"
+    except CheckpointError:
+        return None
+    cached = try_to_load_from_cache(model.source, "config.json", revision=model.revision)
+    return Path(cached) if isinstance(cached, str) else find_shape(model.source)
 
 
 def _disk(recipe: Recipe, directory: Path) -> Finding:

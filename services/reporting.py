@@ -15,6 +15,7 @@ from services.parity import ParityReport
 from services.report import write_report
 from services.report.data import Example, ReportData
 from services.stages import Published, Session, eval_requests
+from services.sweep import load_sweep
 from services.trainer import read_progress
 from training.job import TrainJob, read_record, read_status
 
@@ -66,6 +67,7 @@ def write_run_report(session: Session, published: Published, job: TrainJob, eval
         training=read_status(directory) if directory.is_dir() else None,
         parity=tuple(read_parity(session, evaluation)),
         progress=tuple(read_progress(directory)),
+        sweep=load_sweep(session),
         examples=tuple(choose_examples(session, published)),
     )
     return write_report(data, session.run.path("report", "index.html"))

@@ -24,7 +24,7 @@ from pipeline.judges.verifier import Verifier
 from pipeline.pairs import PairSet, build_pairs, split_pairs
 from pipeline.publish import pairs_digest, publish_pairs, render_card
 from pipeline.recipe import render_recipe
-from pipeline.records import CheckpointRef, Judgment, Response, Score, StageCount, Task
+from pipeline.records import CheckpointRef, Judgment, PreferencePair, Response, Score, StageCount, Task
 from pipeline.run import Run
 from pipeline.sample import SampleRequest, owed_requests, plan_requests, sample
 from pipeline.sources import load_tasks
@@ -226,12 +226,7 @@ def pair_stage(session: Session) -> Published:
         raise InputError(f"run {session.run.directory} holds no judgment by {judge.name}; run `vcot judge` first")
     pair_set = build_pairs(session.tasks, responses, judgments)
     train, validation = split_pairs(pair_set.pairs, recipe.pairs.validation_fraction, recipe.pairs.seed)
-    digest = pairs_digest(train, validation)
-    directory = session.run.path("pairs", digest[:12])
-    card = render_card(
-        train, validation, source=recipe.tasks.source, model=recipe.model.source, recipe_toml=render_recipe(recipe)
-    )
-    publish_pairs(train, validation, session.run.images, directory, card=card)
+    directory, digest = publish_splits(session, train, validation)
     session.counts.append(pair_set.count)
     dropped, unjudged = pair_set.count.refused, pair_set.count.failed
     session.terminal.say(
@@ -239,6 +234,19 @@ def pair_stage(session: Session) -> Published:
         f"{dropped} tasks dropped as ties" + (f", {unjudged} had too few judged responses" if unjudged else "")
     )
     return Published(pair_set, directory, digest, tuple(judgments.values()))
+
+
+def publish_splits(
+    session: Session, train: Sequence[PreferencePair], validation: Sequence[PreferencePair]
+) -> tuple[Path, str]:
+    """The two splits as a data set of the run: its directory and digest."""
+    recipe, digest = session.run.recipe, pairs_digest(train, validation)
+    directory = session.run.path("pairs", digest[:12])
+    card = render_card(
+        train, validation, source=recipe.tasks.source, model=recipe.model.source, recipe_toml=render_recipe(recipe)
+    )
+    publish_pairs(train, validation, session.run.images, directory, card=card)
+    return directory, digest
 
 
 def make_job(session: Session, published: Published) -> TrainJob:

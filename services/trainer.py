@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -91,6 +91,26 @@ def job_process(
     return _worker("training.worker", arguments, directory / "worker.log")
 
 
+async def train_all(jobs: Mapping[Path, TrainJob], log: Path, on_poll: Callable[[], None]) -> None:
+    """Do several jobs, by directory, one after another in one process, which spares a start of torch for each.
+
+    `on_poll` is called a few times a second. What became of a job is in its directory; a failed one keeps no other from
+    being done. Raises ServerError where the process ended without having done all.
+    """
+    for directory, job in jobs.items():
+        directory.mkdir(parents=True, exist_ok=True)
+        write_record(directory / JOB, job)
+        (directory / STATUS).unlink(missing_ok=True)
+    async with _worker("training.worker", list(jobs), log) as process:
+        while process.returncode is None:
+            on_poll()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(asyncio.shield(process.wait()), _POLL_S)
+    on_poll()
+    if any(read_status(directory).state not in ENDED for directory in jobs):
+        _check(process.returncode, log, None)
+
+
 async def merge(job: TrainJob, directory: Path, out: Path) -> None:
     """Make the checkpoint of the trained job in `directory` at `out`, with manifest, probe and canary."""
     write_record(directory / JOB, job)  # its merge settings may be others than when it was trained
@@ -163,4 +183,6 @@ def _tell(directory: Path, on_steps: OnSteps) -> None:
         return
     validation = [point for point in points if point.kind == "validation"]
     note = f"loss {train[-1].loss:.4f}" + (f", validation {validation[-1].loss:.4f}" if validation else "")
+    if validation and validation[-1].gap is not None:
+        note += f", gap {validation[-1].gap:+.4f}"
     on_steps(train[-1].step, train[-1].num_steps, note)

@@ -74,14 +74,14 @@ def pairs_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int, int], t
     def make(num_train: int, num_validation: int) -> tuple[Path, str]:
         root = tmp_path_factory.mktemp("run")
         store = ImageStore(root)
-        train, validation = _pairs(store, num_train, 0), _pairs(store, num_validation, 1)
+        train, validation = make_pairs(store, num_train, 0), make_pairs(store, num_validation, 1)
         publish_pairs(train, validation, store, root / "pairs", card="")
         return root / "pairs", pairs_digest(train, validation)
 
     return make
 
 
-def _pairs(store: ImageStore, count: int, seed: int) -> list[PreferencePair]:
+def make_pairs(store: ImageStore, count: int, seed: int) -> list[PreferencePair]:
     tasks = list(generate_nano("train", count + 1, seed, store))
     return [
         PreferencePair(
@@ -99,6 +99,12 @@ def _pairs(store: ImageStore, count: int, seed: int) -> list[PreferencePair]:
         )
         for task, other in itertools.pairwise(tasks)
     ]
+
+
+@pytest.fixture(scope="session")
+def pairs_in() -> Callable[[ImageStore, int, int], list[PreferencePair]]:
+    """Makes pairs whose images are in a store, by number and seed."""
+    return make_pairs
 
 
 @pytest.fixture(scope="session")

@@ -11,12 +11,15 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TextIO, TypeAlias
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from peft import LoraConfig
 from transformers import PrinterCallback, TrainerCallback
@@ -27,10 +30,11 @@ from pipeline.recipe import Dtype, TrainSection
 from training.corruption import add_other_images
 from training.job import ADAPTER, PROGRESS, STEPS, TrainProgress, fresh_directory, publish_directory
 from training.models import DTYPES, Model, device, load_model
-from training.objective import TERM, PreferenceTrainer, start_loss
+from training.objective import GAP, TERM, PreferenceTrainer, start_loss
 from training.pairs import PairCollator
 from training.resume import find_last_complete, mark_complete, step_of, truncate_progress
 from training.template import Processor
+from training.trackers import PROJECT
 
 START_TOLERANCES: dict[Dtype, float] = {"float32": 1e-3, "float16": 2e-3, "bfloat16": 1e-2}
 """For a loss of 1, and in proportion for one that starts higher. The reference's log-probs may come from another batch,
@@ -50,9 +54,9 @@ class Adapted:
     num_parameters: int
 
 
-def count_steps(num_rows: int, recipe: TrainSection, num_processes: int = 1) -> int:
+def count_steps(num_rows: int, recipe: TrainSection) -> int:
     """Optimizer steps of a whole training: the last batch of an epoch may be smaller, and so may its accumulation."""
-    num_batches = math.ceil(num_rows / (recipe.batch_size * num_processes))
+    num_batches = math.ceil(num_rows / (recipe.batch_size * recipe.num_processes))
     return math.ceil(recipe.epochs * math.ceil(num_batches / recipe.gradient_accumulation))
 
 
@@ -133,36 +137,51 @@ def run_training(trainer: PreferenceTrainer, recipe: TrainSection, job_directory
 
     Raises ServerError where one of the module's checks fails.
     """
-    checkpoint = find_last_complete(job_directory / STEPS)
-    expected = count_steps(len(trainer.train_dataset), recipe, trainer.accelerator.num_processes)
-    spent_s = truncate_progress(job_directory / PROGRESS, step_of(checkpoint) if checkpoint else -1)
+    checkpoint = find_last_complete(job_directory / STEPS, recipe.num_processes)
+    expected = count_steps(len(trainer.train_dataset), recipe)
     trainer.args.eval_on_start = checkpoint is None and trainer.eval_dataset is not None
     if checkpoint is not None:
         _log.info("resuming after step %d of %d", step_of(checkpoint), expected)
-    with (job_directory / PROGRESS).open("a", encoding="utf-8") as file:
+    if rank := trainer.accelerator.process_index:
+        torch.manual_seed(recipe.seed + rank)  # with one seed, all ranks would drop out the same
+    with _progress_file(trainer, job_directory / PROGRESS, checkpoint) as (file, spent_s):
         trainer.add_callback(_Curves(file, spent_s, recipe, fresh=checkpoint is None))
         trainer.add_callback(
             _Pace(evaluation_steps(expected, recipe.num_evaluations), has_validation=bool(trainer.eval_dataset))
         )
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    _check_end(trainer, expected)
-    partial = fresh_directory(job_directory / f".{ADAPTER}.partial")
-    trainer.accelerator.unwrap_model(trainer.model).save_pretrained(partial)
-    publish_directory(partial, job_directory / ADAPTER)
-    shutil.rmtree(job_directory / STEPS, ignore_errors=True)  # optimizer states, of no more use
+    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # gathered, where ranks hold a part each
+    if trainer.is_world_process_zero():
+        _check_end(trainer.state.global_step, expected, weights)
+        partial = fresh_directory(job_directory / f".{ADAPTER}.partial")
+        trainer.accelerator.unwrap_model(trainer.model).save_pretrained(partial, state_dict=weights)
+        publish_directory(partial, job_directory / ADAPTER)
+        shutil.rmtree(job_directory / STEPS, ignore_errors=True)  # optimizer states, of no more use
     return expected
 
 
-def _check_end(trainer: PreferenceTrainer, expected: int) -> None:
-    done = trainer.state.global_step
+@contextmanager
+def _progress_file(
+    trainer: PreferenceTrainer, path: Path, checkpoint: Path | None
+) -> Iterator[tuple[TextIO | None, float]]:
+    """The curves up to `checkpoint`, open for more, and the seconds spent until then; no file for any but the first rank."""
+    if not trainer.is_world_process_zero():
+        yield None, 0.0
+        return
+    spent_s = truncate_progress(path, step_of(checkpoint) if checkpoint else -1)
+    with path.open("a", encoding="utf-8") as file:
+        yield file, spent_s
+
+
+def _check_end(done: int, expected: int, weights: Mapping[str, torch.Tensor]) -> None:
     if done != expected:
         raise ServerError(
             f"training ended after {done} of {expected} steps; a row broke the data loader, see worker.log"
         )
-    learned = [bool(p.any()) for name, p in trainer.model.named_parameters() if "lora_B" in name]
+    learned = [bool(weight.any()) for name, weight in weights.items() if "lora_B" in name]
     if not any(learned):
         raise ServerError(f"after {done} steps all {len(learned)} adapter matrices are still zero: nothing was learned")
-    if not all(torch.isfinite(p).all() for p in trainer.model.parameters() if p.requires_grad):
+    if not all(torch.isfinite(weight).all() for name, weight in weights.items() if "lora_" in name):
         raise ServerError(
             f"after {done} steps the adapter holds values that are not numbers; lower train.learning_rate"
         )
@@ -173,6 +192,7 @@ def training_arguments(recipe: TrainSection, steps: Path, run_name: str) -> DPOC
     """The recipe in TRL's terms; its checkpoints go to `steps`."""
     return DPOConfig(
         output_dir=str(steps),
+        project=PROJECT,
         run_name=run_name,
         beta=recipe.beta,
         loss_type=list(recipe.losses),
@@ -188,6 +208,8 @@ def training_arguments(recipe: TrainSection, steps: Path, run_name: str) -> DPOC
         fp16=recipe.dtype == "float16",
         use_cpu=device().type == "cpu",
         seed=recipe.seed,
+        data_seed=recipe.seed,  # else each rank's own seed would deal out the pairs, some of them twice
+        ddp_find_unused_parameters=True,  # the tower's last layer has an adapter, but no part in the answer
         max_length=None,  # the preflight has refused long rows; cutting one loses image tokens or the whole response
         disable_dropout=False,  # TRL's default would make the recipe's dropout 0
         remove_unused_columns=False,
@@ -217,7 +239,7 @@ def _targets(model: Model, recipe: TrainSection) -> str:
 class _Curves(TrainerCallback):  # type: ignore[misc]
     """Writes each logged step and evaluation as one TrainProgress line, and checks the loss at the start."""
 
-    def __init__(self, file: TextIO, spent_s: float, recipe: TrainSection, *, fresh: bool) -> None:
+    def __init__(self, file: TextIO | None, spent_s: float, recipe: TrainSection, *, fresh: bool) -> None:
         self._file = file
         self._recipe = recipe
         self._begin_s = time.monotonic() - spent_s
@@ -244,13 +266,15 @@ class _Curves(TrainerCallback):  # type: ignore[misc]
                 for name, value in logs.items()
                 if name.startswith(prefix + TERM)
             },
+            gap=logs.get(GAP) if kind == "validation" else None,
             reward_margin=logs.get(f"{prefix}rewards/margins"),
             reward_accuracy=logs.get(f"{prefix}rewards/accuracies"),
             learning_rate=logs.get("learning_rate"),
             elapsed_s=time.monotonic() - self._begin_s,
         )
-        self._file.write(point.model_dump_json() + "\n")
-        self._file.flush()
+        if self._file is not None:
+            self._file.write(point.model_dump_json() + "\n")
+            self._file.flush()
         if kind == "validation":
             _log.info("step %d of %d: validation loss %.4f", point.step, point.num_steps, point.loss)
         self._check_start(point)
@@ -277,7 +301,7 @@ class _Curves(TrainerCallback):  # type: ignore[misc]
 class _Pace(TrainerCallback):  # type: ignore[misc]
     """Decides after which steps to evaluate and to save; marks a saved checkpoint as complete.
 
-    When a checkpoint is saved depends on the clock, but not what follows: saving draws no random number.
+    When a checkpoint is saved depends on the clock, the first rank's, but not what follows: saving draws no random number.
     """
 
     def __init__(self, evaluations: frozenset[int], *, has_validation: bool) -> None:
@@ -288,15 +312,16 @@ class _Pace(TrainerCallback):  # type: ignore[misc]
     def on_step_end(self, args: object, state: State, control: State, **_: object) -> None:
         """Called after each optimizer step; the trainer evaluates first, then saves."""
         control.should_evaluate = state.global_step in self._evaluations
-        control.should_save = (
-            time.monotonic() - self._saved_s >= self._interval_s and state.global_step < state.max_steps
-        )
+        due = time.monotonic() - self._saved_s >= self._interval_s and state.global_step < state.max_steps
+        control.should_save = broadcast_object_list([due])[0]
         if control.should_save:
             self._saved_s = time.monotonic()
 
     def on_save(self, args: State, state: State, control: object, **_: object) -> None:
         """Called when TRL has written a checkpoint."""
-        mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+        PartialState().wait_for_everyone()  # each rank has written its random state
+        if state.is_world_process_zero:
+            mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}")
         now = time.monotonic()
         self._interval_s = max(MIN_SAVE_INTERVAL_S, 20 * (now - self._saved_s))
         self._saved_s = now

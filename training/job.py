@@ -9,7 +9,8 @@ A job directory holds
     steps/            TRL's own checkpoints, for resuming
     reference/        the cached reference log-probs, where the job names no other place for them
     adapter/          the trained adapter, renamed into place when complete
-    worker.lock       held by the one process that works on the job
+    worker.lock       held by the one worker that does the job
+    rank.lock         held by the first of the processes that train, where the worker has started several
     claim.lock        held by the `vcot worker` that took it, where one did
     worker.log        the worker's output (whoever starts the worker directs it there)
 
@@ -28,14 +29,16 @@ from typing import Literal, TypeVar
 
 from pydantic import Field, ValidationError
 
-from pipeline.errors import InputError
+from pipeline.errors import InputError, VcotError
 from pipeline.recipe import Dtype, MergeSection, TrainSection
 from pipeline.records import CheckpointRef, Record, content_key
+from training.memory import MemoryEstimate
 
 JOB, PREFLIGHT, PROGRESS, STATUS = "job.json", "preflight.json", "progress.jsonl", "status.json"
 STEPS, REFERENCE, ADAPTER, MERGE_REPORT = "steps", "reference", "adapter", "merge.json"
 ENDED = ("done", "failed")
 """The states of a job that nobody works on, or is to."""
+WORKER_LOCK, RANK_LOCK = "worker.lock", "rank.lock"
 
 _R = TypeVar("_R", bound=Record)
 
@@ -86,6 +89,8 @@ class TrainProgress(Record):
     loss: float
     terms: dict[str, float] = Field(default_factory=dict)
     """The loss's parts where it has several: mDPO's `preference`, `conditional` and `anchor`; `sft`."""
+    gap: float | None = None
+    """Of a validation point: its loss minus the mean training loss since the evaluation before."""
     reward_margin: float | None = None
     """Mean of beta * (log-ratio of chosen - log-ratio of rejected)."""
     reward_accuracy: float | None = None
@@ -105,6 +110,8 @@ class TrainStatus(Record):
     num_steps: int = 0
     num_adapted_modules: int = 0
     num_trainable_parameters: int = 0
+    exit_code: int = 0
+    """Of a `failed` job: 2 for what the user can mend, 1 for anything else."""
 
 
 class PairSummary(Record):
@@ -114,6 +121,8 @@ class PairSummary(Record):
     num_kept: int
     refused: tuple[tuple[str, str], ...]
     """Task and reason of each row that cannot be trained whole."""
+    refused_rows: tuple[int, ...]
+    """Where they stand in the file, from 0."""
     min_length: int
     median_length: int
     max_length: int
@@ -127,6 +136,10 @@ class Preflight(Record):
 
     train: PairSummary
     validation: PairSummary
+    memory: MemoryEstimate
+    """Of one training process."""
+    available_gib: float
+    """Of the GPU, or of the machine where there is none."""
 
 
 class Retention(Record):
@@ -186,13 +199,27 @@ def read_status(job_directory: Path) -> TrainStatus:
 
 def write_record(path: Path, record: Record) -> None:
     """Replace a JSON file in one step: a reader sees the old record or the new one."""
-    partial = path.with_name(f".{path.name}.partial")
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     partial.write_text(record.model_dump_json(indent=2) + "\n", "utf-8")
     partial.replace(path)
 
 
+def tell(job_directory: Path, state: str, message: str = "", **numbers: int) -> None:
+    """Replace the status, keeping the numbers that were found before."""
+    before = read_status(job_directory).model_dump()
+    status = TrainStatus.model_validate({**before, "exit_code": 0, "state": state, "message": message, **numbers})
+    write_record(job_directory / STATUS, status)
+
+
+def tell_fault(job_directory: Path, error: Exception) -> None:
+    """The status `failed`, with a sentence."""
+    known = isinstance(error, VcotError)
+    message = str(error) if known else f"training stopped ({type(error).__name__}: {error}); see worker.log"
+    tell(job_directory, "failed", message, exit_code=error.exit_code if isinstance(error, VcotError) else 1)
+
+
 @contextmanager
-def exclusive(job_directory: Path, lock: str = "worker.lock") -> Iterator[None]:
+def exclusive(job_directory: Path, lock: str = WORKER_LOCK) -> Iterator[None]:
     """Hold the job for one process; raises InputError for a second. The lock goes with the process, however it ends."""
     try:
         file = (job_directory / lock).open("w")

@@ -37,6 +37,11 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def num_gpus() -> int:
+    """GPUs that this process sees."""
+    return torch.cuda.device_count()
+
+
 def quiet_libraries() -> None:
     """No progress bars and no warnings for library users: a command's output is read by people, or is a log."""
     logging.set_verbosity_error()

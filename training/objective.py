@@ -16,6 +16,7 @@ the conditional rows and, where the model allows it, shared prompts go through t
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,6 +33,8 @@ from training.models import Batch, Model
 from training.pairs import REFERENCE_COLUMNS
 from training.sharing import TokenScores, find_fault, score, score_shared
 
+GAP = "eval_gap"
+"""What the gap between evaluation and training loss is logged as."""
 TERM = "terms/"
 """What the names of the loss's parts begin with in TRL's logs."""
 _NUM_TRIED = 4
@@ -132,12 +135,23 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]
             yield
         self.model.train(was_training)
 
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log, to the trackers, too; an evaluation with its gap: its loss minus the mean training loss since the last."""
+        if "eval_loss" in logs:
+            since = itertools.takewhile(lambda entry: "eval_loss" not in entry, reversed(self.state.log_history))
+            losses = [entry["loss"] for entry in since if "loss" in entry]
+            if losses:
+                logs[GAP] = logs["eval_loss"] - sum(losses) / len(losses)
+        super().log(logs, start_time)
+
     def _compute_loss(self, model: Model, inputs: Batch, return_outputs: bool) -> torch.Tensor:
         num_pairs = self.count_pairs(inputs)
         scored = self.score(model, inputs)
         pairs = {name: inputs[name][: 2 * num_pairs] for name in _LAYOUT}
         references = {name: inputs[name] for name in REFERENCE_COLUMNS if name in inputs}
-        loss = super()._compute_loss(lambda **_: scored[: 2 * num_pairs], {**pairs, **references}, return_outputs)
+        loss: torch.Tensor = super()._compute_loss(
+            lambda **_: scored[: 2 * num_pairs], {**pairs, **references}, return_outputs
+        )
         terms = {}
         if "sft" in self.loss_types:
             is_chosen = inputs["completion_mask"][:num_pairs, 1:].bool()

@@ -9,8 +9,8 @@ A row is never cut: one that cannot be trained whole is refused, with its task a
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ COLUMNS = ("images", "prompt", "chosen", "rejected")
 REFERENCE_COLUMNS = ("ref_chosen_logps", "ref_rejected_logps", "ref_conditional_logps")
 """TRL's names of the reference's log-probs, and ours of the third; each one number a row, summed over the response."""
 Row = Mapping[str, Any]
+OnRow = Callable[[], None]
 
 
 def load_pairs(path: Path) -> Dataset:
@@ -105,7 +106,8 @@ class PairCollator:
         images = [scale_images(row, self.max_image_side) for row in rows]
         texts = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
         lengths = [
-            _completion_length(pair.prompt, text, self.processor) for pair, text in zip(pairs * 2, texts, strict=True)
+            _completion_length(_tokenize(pair.prompt, self.processor), _tokenize(text, self.processor))
+            for pair, text in zip(pairs * 2, texts, strict=True)
         ]
         images, shown = images * 2, images
         if self.corruption is not None:
@@ -125,49 +127,94 @@ class PairCollator:
 
 
 def check_pairs(
-    rows: Dataset, processor: Processor, *, max_length: int, max_image_side: int
+    rows: Dataset, processor: Processor, on_row: OnRow = lambda: None, /, *, max_length: int, max_image_side: int
 ) -> tuple[Dataset, PairSummary]:
-    """The rows that can be trained whole, with only TRL's columns, and what was found. Nothing is cut."""
-    kept: list[int] = []
-    lengths: list[int] = []
-    refused: list[tuple[str, str]] = []
-    for index, row in enumerate(rows):
-        length, fault = _inspect(row, processor, max_length, max_image_side)
+    """The rows that can be trained whole, with only TRL's columns, and what was found. Nothing is cut.
+
+    `on_row` is called after each row.
+    """
+    inspector = _Inspector(processor, max_length, max_image_side)
+    lengths: dict[int, int] = {}
+    refused: dict[int, tuple[str, str]] = {}
+    for index in range(len(rows)):
+        task, length, fault = inspector.look_at(rows, index)
         if fault is None:
-            kept.append(index)
-            lengths.append(length)
+            lengths[index] = length
         else:
-            refused.append((str(row.get("task", f"row {index}")), fault))
+            refused[index] = (task, fault)
+        on_row()
+    found = lengths.values()
     summary = PairSummary(
         num_rows=len(rows),
-        num_kept=len(kept),
-        refused=tuple(refused),
-        min_length=min(lengths, default=0),
-        median_length=round(statistics.median(lengths)) if lengths else 0,
-        max_length=max(lengths, default=0),
-        example=render_pair(rows[kept[0]], processor).chosen if kept else "",
+        num_kept=len(lengths),
+        refused=tuple(refused.values()),
+        refused_rows=tuple(refused),
+        min_length=min(found, default=0),
+        median_length=round(statistics.median(found)) if found else 0,
+        max_length=max(found, default=0),
+        example=render_pair(rows[next(iter(lengths))], processor).chosen if lengths else "",
     )
-    return rows.select(kept).select_columns(list(COLUMNS)), summary
+    return keep_rows(rows, summary), summary
 
 
-def _inspect(row: Row, processor: Processor, max_length: int, max_image_side: int) -> tuple[int, str | None]:
-    """The longer of the row's two lengths in tokens, image tokens included; and the reason to refuse it, if any."""
-    fault = _content_fault(row, processor)
-    if fault is not None:
-        return 0, fault
-    pair, images = render_pair(row, processor), scale_images(row, max_image_side)
-    expected, sampled = _count_image_tokens(images, processor), _count_image_tokens(row["images"], processor)
-    if expected != sampled:
-        return 0, f"{expected} image tokens, but {sampled} when it was sampled; raise train.max_image_side"
-    batch = _process(processor, [images, images], list(pair.rows))
-    length = int(batch["attention_mask"].sum(dim=1).max())
-    for text, ids, mask in zip(pair.rows, batch["input_ids"], batch["attention_mask"], strict=True):
-        fault = _token_fault(pair.prompt, text, ids[mask == 1].tolist(), expected, processor)
-        if fault is not None:
-            return length, fault
-    if length > max_length:
-        return length, f"{length} tokens are more than train.max_length = {max_length}"
-    return length, None
+def keep_rows(rows: Dataset, found: PairSummary) -> Dataset:
+    """The rows that `found` does not refuse, with only TRL's columns."""
+    refused = set(found.refused_rows)
+    return rows.select([index for index in range(len(rows)) if index not in refused]).select_columns(list(COLUMNS))
+
+
+@dataclass
+class _Inspector:
+    """Looks at rows one by one. How many tokens images add depends on their sizes only: the first row of each size goes
+    through the real processor, and the others are counted by it. Mutated by `look_at`, which remembers sizes.
+    """
+
+    processor: Processor
+    max_length: int
+    max_image_side: int
+    _added: dict[tuple[tuple[int, int], ...], int] = field(default_factory=dict)
+
+    def look_at(self, rows: Sequence[Row], index: int) -> tuple[str, int, str | None]:
+        """The row's task, the longer of its two lengths in tokens (image tokens included), and why to refuse it, if so."""
+        try:
+            row = rows[index]
+        except OSError as error:
+            return f"row {index}", 0, f"an image cannot be read ({error})"
+        task = str(row.get("task", f"row {index}"))
+        try:
+            length = self._measure(row)
+        except ValueError as fault:
+            return task, 0, str(fault)
+        if length > self.max_length:
+            return task, length, f"{length} tokens are more than train.max_length = {self.max_length}"
+        return task, length, None
+
+    def _measure(self, row: Row) -> int:
+        """The length. Raises ValueError with the fault of a row that cannot be trained."""
+        _check_content(row, self.processor)
+        pair, images = render_pair(row, self.processor), scale_images(row, self.max_image_side)
+        expected, sampled = (_count_image_tokens(shown, self.processor) for shown in (images, row["images"]))
+        if expected != sampled:
+            raise ValueError(f"{expected} image tokens, but {sampled} when it was sampled; raise train.max_image_side")
+        prompt = _tokenize(pair.prompt, self.processor)
+        texts = [_tokenize(text, self.processor) for text in pair.rows]
+        for text in texts:
+            _check_tokens(prompt, text, len(images), self.processor)
+        sizes = tuple(image.size for image in images)
+        if sizes not in self._added:
+            self._added[sizes] = _count_added(pair.chosen, texts[0], images, self.processor)
+        return max(map(len, texts)) + self._added[sizes]
+
+
+def _count_added(text: str, ids: list[int], images: Sequence[Pillow.Image], processor: Processor) -> int:
+    """How many tokens the processor makes of `text` with `images` beyond those in `ids`. Raises ValueError where it
+    makes another number of image tokens than it announces.
+    """
+    whole: list[int] = _process(processor, [images], [text])["input_ids"][0].tolist()
+    announced = _count_image_tokens(images, processor)
+    if (count := sum(i in processor.image_token_ids for i in whole)) != announced:
+        raise ValueError(f"{count} image tokens, but the processor announces {announced}")
+    return len(whole) - len(ids)
 
 
 def _count_image_tokens(images: Sequence[Pillow.Image], processor: Processor) -> int:
@@ -176,48 +223,48 @@ def _count_image_tokens(images: Sequence[Pillow.Image], processor: Processor) ->
     return sum(announced["num_image_tokens"])
 
 
-def _content_fault(row: Row, processor: Processor) -> str | None:
+def _check_content(row: Row, processor: Processor) -> None:
+    """Raise ValueError where the row's columns do not make a pair."""
     if not row["images"]:
-        return "no image"
+        raise ValueError("no image")
     messages = {name: read_messages(row[name]) for name in COLUMNS[1:]}
     if messages["chosen"] == messages["rejected"]:
-        return "chosen and rejected are the same"
+        raise ValueError("chosen and rejected are the same")
     placeholders = [part for message in messages["prompt"] for part in message["content"] if part["type"] == "image"]
     if len(placeholders) != len(row["images"]):
-        return f"{len(row['images'])} image(s), but {len(placeholders)} image part(s) in the prompt"
+        raise ValueError(f"{len(row['images'])} image(s), but {len(placeholders)} image part(s) in the prompt")
     texts = [part.get("text", "") for turns in messages.values() for turn in turns for part in turn["content"]]
     markers = [marker for marker in processor.tokenizer.all_special_tokens if any(marker in text for text in texts)]
-    return f"the special token {markers[0]} stands in the text" if markers else None
+    if markers:
+        raise ValueError(f"the special token {markers[0]} stands in the text")
 
 
-def _token_fault(prompt: str, text: str, ids: list[int], num_image_tokens: int, processor: Processor) -> str | None:
-    """What is wrong with one whole row of token ids."""
+def _check_tokens(prompt: list[int], text: list[int], num_images: int, processor: Processor) -> None:
+    """Raise ValueError where one whole row's tokens, its images still one placeholder each, cannot be trained."""
     tokenizer = processor.tokenizer
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
-    if (count := sum(i in processor.image_token_ids for i in ids)) != num_image_tokens:
-        return f"{count} image tokens, but the processor announces {num_image_tokens}"
-    if bos is not None and bos != eos and ids.count(bos) != 1:
-        return f"{tokenizer.bos_token} occurs {ids.count(bos)} times"
-    try:
-        completion = ids[-_completion_length(prompt, text, processor) :]
-    except ValueError as error:
-        return str(error)
-    if completion.count(eos) != 1:
-        return f"the response holds {tokenizer.eos_token} {completion.count(eos)} times, where one must end it"
-    return None
+    if (count := text.count(processor.image_token_id)) != num_images:
+        raise ValueError(f"the template writes {count} image placeholder(s) for {num_images} image(s)")
+    if bos is not None and bos != eos and text.count(bos) != 1:
+        raise ValueError(f"{tokenizer.bos_token} occurs {text.count(bos)} times")
+    if (ends := text[-_completion_length(prompt, text) :].count(eos)) != 1:
+        raise ValueError(f"the response holds {tokenizer.eos_token} {ends} times, where one must end it")
 
 
-def _completion_length(prompt: str, text: str, processor: Processor) -> int:
-    """Number of tokens of `text` after `prompt`; image tokens, all in the prompt, cancel out.
+def _tokenize(text: str, processor: Processor) -> list[int]:
+    """Token ids; the template has written the special tokens already, and each image is one placeholder."""
+    ids: list[int] = processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ids
+
+
+def _completion_length(prompt: list[int], whole: list[int]) -> int:
+    """Number of tokens of `whole` after `prompt`; image tokens, all in the prompt, cancel out.
 
     Raises ValueError where the tokens of the whole do not begin with the prompt's, as generation would have them.
     """
-    tokenizer = processor.tokenizer
-    head = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-    whole = tokenizer(text, add_special_tokens=False)["input_ids"]
-    if whole[: len(head)] != head or len(whole) == len(head):
+    if whole[: len(prompt)] != prompt or len(whole) == len(prompt):
         raise ValueError("prompt and response merge into other tokens than generation sees")
-    return len(whole) - len(head)
+    return len(whole) - len(prompt)
 
 
 def _process(processor: Processor, images: Sequence[Sequence[Pillow.Image]], texts: list[str]) -> Batch:

@@ -61,7 +61,8 @@ class ReferenceCache:
 
     def get(self, keys: Iterable[str]) -> dict[str, float]:
         """Those of `keys` that are there."""
-        wanted, found = list(keys), {}
+        wanted = list(keys)
+        found: dict[str, float] = {}
         for i in range(0, len(wanted), _MAX_VARIABLES):
             part = wanted[i : i + _MAX_VARIABLES]
             marks = ", ".join("?" * len(part))
@@ -109,6 +110,7 @@ def _complete(
     found = cache.get(key for kinds in keys for key in kinds)
     size, accelerator = trainer.args.per_device_eval_batch_size, trainer.accelerator
     owed = [i for i in range(0, len(rows), size) if any(k not in found for kinds in keys[i : i + size] for k in kinds)]
+    accelerator.wait_for_everyone()  # a rank that looks after another has put would deal out other batches
     for done, begin in enumerate(owed[accelerator.process_index :: accelerator.num_processes]):
         on_pairs(done * size * accelerator.num_processes, len(owed) * size)
         batch = trainer.data_collator([rows[i] for i in range(begin, min(begin + size, len(rows)))])

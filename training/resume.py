@@ -17,7 +17,9 @@ from training.job import TrainProgress
 
 MARKER = "complete.json"
 _PREFIX = "checkpoint-"
-_NEEDED = ("adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json")
+_NEEDED = ("adapter_model.safetensors", "scheduler.pt", "trainer_state.json")
+_OPTIMIZER = ("optimizer", "global_step")
+"""What the optimizer's state is called: a file or, under FSDP and DeepSpeed, a folder."""
 
 
 def mark_complete(checkpoint: Path) -> None:
@@ -26,7 +28,7 @@ def mark_complete(checkpoint: Path) -> None:
     for path in _files(checkpoint):
         with path.open("rb") as file:
             os.fsync(file.fileno())
-        sizes[path.name] = path.stat().st_size
+        sizes[str(path.relative_to(checkpoint))] = path.stat().st_size
     partial = checkpoint / f".{MARKER}.partial"
     with partial.open("w", encoding="utf-8") as file:
         json.dump(sizes, file)
@@ -35,10 +37,13 @@ def mark_complete(checkpoint: Path) -> None:
     partial.replace(checkpoint / MARKER)
 
 
-def find_last_complete(steps: Path) -> Path | None:
-    """The checkpoint with the most steps whose marker agrees with its files; None where there is none."""
+def find_last_complete(steps: Path, num_processes: int = 1) -> Path | None:
+    """The checkpoint with the most steps whose marker agrees with its files; None where there is none.
+
+    Each of `num_processes` ranks needs its random state in it.
+    """
     found = [path for path in steps.glob(f"{_PREFIX}*") if path.name.removeprefix(_PREFIX).isdigit()]
-    return next((path for path in sorted(found, key=step_of, reverse=True) if _is_complete(path)), None)
+    return next((path for path in sorted(found, key=step_of, reverse=True) if _is_complete(path, num_processes)), None)
 
 
 def step_of(checkpoint: Path) -> int:
@@ -65,15 +70,16 @@ def _read_points(path: Path) -> Iterator[TrainProgress]:
             return
 
 
-def _is_complete(checkpoint: Path) -> bool:
+def _is_complete(checkpoint: Path, num_processes: int) -> bool:
     try:
         sizes: dict[str, int] = json.loads((checkpoint / MARKER).read_text("utf-8"))
     except (OSError, ValueError):
         return False
-    if not all(name in sizes for name in _NEEDED) or not any(name.startswith("rng_state") for name in sizes):
+    states = ["rng_state.pth"] if num_processes == 1 else [f"rng_state_{rank}.pth" for rank in range(num_processes)]
+    if not all(name in sizes for name in (*_NEEDED, *states)) or not any(n.startswith(_OPTIMIZER) for n in sizes):
         return False
-    return sizes == {path.name: path.stat().st_size for path in _files(checkpoint)}
+    return sizes == {str(path.relative_to(checkpoint)): path.stat().st_size for path in _files(checkpoint)}
 
 
 def _files(checkpoint: Path) -> Iterator[Path]:
-    return (path for path in sorted(checkpoint.iterdir()) if path.is_file() and MARKER not in path.name)
+    return (path for path in sorted(checkpoint.rglob("*")) if path.is_file() and MARKER not in path.name)

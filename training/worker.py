@@ -1,11 +1,14 @@
-"""The trainer worker: one process that does one job, and goes on where it was after any end.
+"""The trainer worker: one process that does one job after another, and goes on where it was after any end.
 
     python -m training.worker JOB_DIR [--merge-into OUT_DIR]
+    python -m training.worker JOB_DIR JOB_DIR ...
 
 reads `job.json`, looks at every row, trains, and puts `adapter/` into place; with `--merge-into` it then merges, which
-spares a second start of Python with torch in it. The same command again resumes from the last complete checkpoint, and
-returns at once where all is done. Libraries with torch in them are imported late, so that neither `--help` nor a
-finished job pays for them.
+spares a second start of Python with torch in it, as do several jobs, the points of a sweep. The same command again resumes
+from the last complete checkpoint, and returns at once where all is done. A job that fails does not keep the later ones
+from being done. Where the recipe wants several processes, the worker starts them for the training itself
+(training/distributed.py) and does the rest alone. Libraries with torch in them are imported late, so that neither
+`--help` nor a finished job pays for them.
 """
 
 from __future__ import annotations
@@ -14,25 +17,20 @@ import argparse
 import logging
 import os
 import sys
+from contextlib import nullcontext
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline.checkpoints import compute_digest
-from pipeline.errors import CheckpointError, DataError, VcotError
-from training.job import (
-    ADAPTER,
-    JOB,
-    PREFLIGHT,
-    REFERENCE,
-    STATUS,
-    Preflight,
-    TrainJob,
-    TrainStatus,
-    exclusive,
-    read_record,
-    read_status,
-    write_record,
-)
+from pipeline.errors import CheckpointError, VcotError
+from training.distributed import check_machine, is_distributed, launch, require
+from training.job import ADAPTER, JOB, REFERENCE, TrainJob, exclusive, read_record, read_status, tell, tell_fault
 from training.merge import find_merged, merge_job
+
+if TYPE_CHECKING:
+    from training.preflight import Pairs
+    from training.template import Processor
 
 _log = logging.getLogger(__name__)
 
@@ -50,15 +48,12 @@ def work(job_directory: Path, merge_into: Path | None = None) -> None:
             if not (job_directory / ADAPTER).is_dir():
                 _train(job, job_directory)
             if merge_into is not None:
-                _tell(job_directory, "running", "merging")
+                tell(job_directory, "running", "merging")
                 merge_job(job, job_directory, merge_into)
-        except VcotError as error:
-            _tell(job_directory, "failed", str(error))
-            raise
         except Exception as error:
-            _tell(job_directory, "failed", f"training stopped ({type(error).__name__}: {error}); see worker.log")
+            tell_fault(job_directory, error)
             raise
-        _tell(job_directory, "done")
+        tell(job_directory, "done")
 
 
 def _is_done(job: TrainJob, job_directory: Path, merge_into: Path | None) -> bool:
@@ -67,72 +62,91 @@ def _is_done(job: TrainJob, job_directory: Path, merge_into: Path | None) -> boo
     return merge_into is None or find_merged(job, merge_into) is not None
 
 
-def _tell(job_directory: Path, state: str, message: str = "", **numbers: int) -> None:
-    """Replace the status, keeping the numbers that were found before."""
-    before = read_status(job_directory).model_dump()
-    status = TrainStatus.model_validate({**before, "state": state, "message": message, **numbers})
-    write_record(job_directory / STATUS, status)
+@cache
+def _digest(base: Path) -> str:
+    """The base's digest, computed once for all jobs of this process."""
+    return compute_digest(base)
 
 
 def _train(job: TrainJob, job_directory: Path) -> None:
-    _tell(job_directory, "preparing", "checking the base's weights")
+    tell(job_directory, "preparing", "checking the base's weights")
     base = Path(job.base_path)
-    if (digest := compute_digest(base)) != job.base.digest:
+    if (digest := _digest(base)) != job.base.digest:
         raise CheckpointError(
             f"base {base} has digest {digest[:19]}, the job was made for {job.base.digest[:19]}; submit the job again"
         )
-    _tell(job_directory, "preparing", "loading the libraries")
-    from training.dpo import build_trainer, count_steps, measure, run_training
-    from training.models import load_processor, quiet_libraries
-    from training.pairs import check_pairs, load_pairs
-    from training.reference import attach_reference
+    for tracker in job.train.report_to:
+        require(tracker, "train.report_to")
+    tell(job_directory, "preparing", "loading the libraries")
+    from training.models import load_processor, num_gpus, quiet_libraries
+    from training.preflight import check_job, open_pairs
 
     quiet_libraries()
-    _tell(job_directory, "preparing", "looking at every pair")
+    tell(job_directory, "preparing", "looking at every pair")
     processor, _ = load_processor(base)
-    limits = {"max_length": job.train.max_length, "max_image_side": job.train.max_image_side}
-    train, found = check_pairs(load_pairs(Path(job.pairs_path) / "train.parquet"), processor, **limits)
-    validation, held_out = check_pairs(load_pairs(Path(job.pairs_path) / "validation.parquet"), processor, **limits)
-    write_record(job_directory / PREFLIGHT, Preflight(train=found, validation=held_out))
-    if not len(train):
-        reason = f", the first because of {found.refused[0][1]}" if found.refused else ""
-        raise DataError(f"none of {found.num_rows} pairs in {job.pairs_path} can be trained{reason}; see {PREFLIGHT}")
-    _log.info("%d + %d pairs, %d to %d tokens", len(train), len(validation), found.min_length, found.max_length)
-    trainer = build_trainer(base, train, validation, processor, job.train, job_directory, job.checkpoint_name)
+    pairs = open_pairs(job, job_directory, processor, lambda message: tell(job_directory, "preparing", message))
+    estimate = check_job(job, job_directory, pairs.found)
+    _log.info("%d + %d pairs; %s", len(pairs.train), len(pairs.validation), estimate.summary)
+    if is_distributed(job.train):
+        check_machine(job.train, num_gpus())
+        tell(job_directory, "preparing", f"starting {job.train.num_processes} training processes")
+        launch(job.train, job_directory)
+    else:
+        fit(job, job_directory, processor, pairs)
+
+
+def fit(job: TrainJob, job_directory: Path, processor: Processor, pairs: Pairs) -> None:
+    """Train the checked pairs to the end, alone or as one of several ranks, each of which calls this."""
+    from training.dpo import build_trainer, count_steps, measure, run_training
+    from training.reference import attach_reference
+    from training.trackers import tracking
+
+    trainer = build_trainer(
+        Path(job.base_path), pairs.train, pairs.validation, processor, job.train, job_directory, job.checkpoint_name
+    )
+    is_first = trainer.is_world_process_zero()
     attach_reference(
         trainer,
         job.train,
         Path(job.reference_path or job_directory / REFERENCE),
-        digest,
-        lambda done, total: _tell(job_directory, "preparing", f"reference log-probs of {done} of {total} pairs"),
+        job.base.digest,
+        lambda done, total: (
+            tell(job_directory, "preparing", f"reference log-probs of {done} of {total} pairs") if is_first else None
+        ),
     )
     adapted = measure(trainer)
     slower = "" if trainer.shares_prompts else f"each prompt passes twice: {trainer.sharing_fault}"
     _log.info(slower or "prompts are shared")
-    _tell(
-        job_directory,
-        "running",
-        slower,
-        num_train=len(train),
-        num_validation=len(validation),
-        num_steps=count_steps(len(train), job.train, trainer.accelerator.num_processes),
-        num_adapted_modules=adapted.num_modules,
-        num_trainable_parameters=adapted.num_parameters,
-    )
-    run_training(trainer, job.train, job_directory)
+    if is_first:
+        tell(
+            job_directory,
+            "running",
+            slower,
+            num_train=len(pairs.train),
+            num_validation=len(pairs.validation),
+            num_steps=count_steps(len(pairs.train), job.train),
+            num_adapted_modules=adapted.num_modules,
+            num_trainable_parameters=adapted.num_parameters,
+        )
+    with tracking(job, job_directory) if is_first else nullcontext():
+        run_training(trainer, job.train, job_directory)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns its exit code: 0 done, 2 for input that the user can mend, 1 for anything else."""
-    parser = argparse.ArgumentParser(prog="training.worker", description="Train one job, resuming where it was.")
-    parser.add_argument("job", type=Path, help="the job's directory")
-    parser.add_argument("--merge-into", type=Path, help="merge the adapter into this checkpoint directory afterwards")
+    parser = argparse.ArgumentParser(prog="training.worker", description="Train jobs, resuming where they were.")
+    parser.add_argument("jobs", type=Path, nargs="+", metavar="JOB", help="a job's directory")
+    parser.add_argument("--merge-into", type=Path, help="merge the one job's adapter into this directory afterwards")
     options = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", stream=sys.stdout)
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if options.merge_into and len(options.jobs) > 1:
+        parser.error("--merge-into is for one job")
+    set_up_process()
+    return max(_do(job, options.merge_into) for job in options.jobs)
+
+
+def _do(job: Path, merge_into: Path | None) -> int:
     try:
-        work(options.job, options.merge_into)
+        work(job, merge_into)
     except VcotError as error:
         sys.stderr.write(f"{error}\n")
         return error.exit_code
@@ -140,6 +154,13 @@ def main(arguments: list[str] | None = None) -> int:
         _log.exception("the worker stopped")
         return 1
     return 0
+
+
+def set_up_process() -> None:
+    """What every process of a training does first: it logs to standard output, and keeps the libraries quiet."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", stream=sys.stdout)
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from pipeline.recipe import Recipe
 from pipeline.records import CheckpointRef, Difference, EvalResult, PreferencePair, StageCount, Task
 from services.parity import ParityReport
 from training.job import TrainProgress, TrainStatus
+from training.sweep import Sweep
 
 
 @dataclass(frozen=True)
@@ -46,4 +47,5 @@ class ReportData:
     parity: tuple[ParityReport, ...] = ()
     """Of the checkpoints that were compared as served."""
     progress: tuple[TrainProgress, ...] = ()
+    sweep: Sweep | None = None
     examples: tuple[Example, ...] = field(default=())

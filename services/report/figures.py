@@ -10,10 +10,12 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable, Sequence
+from importlib import resources
 from typing import TYPE_CHECKING
 
 from pipeline.records import CheckpointRef, Difference, EvalResult, Interval
 from training.job import TrainProgress
+from training.sweep import Sweep, SweepPoint
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -107,6 +109,53 @@ def draw_rewards(progress: Sequence[TrainProgress]) -> str:
         axes.set_ylabel("pairs ranked right, %")
 
     return _render("rewards", 2.9, draw)
+
+
+def draw_sweep(sweep: Sweep) -> str:
+    """Validation loss over its gap to the training loss, a point for each training, with the chosen one in a ring."""
+    points = [point for point in sweep.points if point.loss is not None]
+    rates = sorted({point.settings.learning_rate for point in points})
+
+    def draw(axes: Axes) -> None:
+        for number, rate in enumerate(rates):
+            own = [point for point in points if point.settings.learning_rate == rate]
+            axes.plot(
+                *_place_points(own), "o", color=_SERIES[number % len(_SERIES)], markersize=5, label=f"lr {rate:g}"
+            )
+        if (chosen := sweep.chosen) is not None:
+            axes.plot(*_place_points([chosen]), "o", color=_INK, fillstyle="none", markersize=11, label="chosen")
+        axes.axvline(0, color=_INK, linestyle=(0, (2, 3)), linewidth=1)
+        axes.set_xlabel("validation loss - training loss")
+        axes.set_ylabel("validation loss")
+
+    return _render("sweep", 3.2, draw)
+
+
+def _place_points(points: Sequence[SweepPoint]) -> tuple[list[float], list[float]]:
+    return [point.gap or 0.0 for point in points], [point.loss or 0.0 for point in points]
+
+
+def draw_gap(progress: Sequence[TrainProgress]) -> str:
+    """How far the validation loss is above the training loss since the evaluation before, over the steps."""
+
+    def draw(axes: Axes) -> None:
+        points = [(p.step, p.gap) for p in progress if p.gap is not None]
+        axes.plot([x for x, _ in points], [y for _, y in points], color=_SERIES[1], marker="o", markersize=4)
+        axes.axhline(0, color=_INK, linestyle=(0, (2, 3)), linewidth=1)
+        axes.set_xlabel("step")
+        axes.set_ylabel("validation loss - training loss")
+
+    return _render("gap", 2.9, draw)
+
+
+def standalone(svg: str) -> str:
+    """A figure as a document of its own, which follows the viewer's light or dark scheme as the page does."""
+    style = resources.files("services.report").joinpath("templates", "style.css").read_text("utf-8")
+    colours = style[: style.index("* {")]  # the variables of both schemes stand first
+    tag, inside = svg.split(">", 1)
+    namespaces = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
+    look = "svg { background: var(--card); font-family: system-ui, sans-serif; }"
+    return f"{tag.replace('<svg', f'<svg {namespaces}', 1)}><style>{colours}{look}</style>{inside}\n"
 
 
 def draw_histogram(values: Sequence[float], label: str, name: str) -> str:

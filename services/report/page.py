@@ -102,26 +102,35 @@ def _draw_results(data: ReportData) -> list[Figure]:
 
 def _draw_training(data: ReportData) -> list[Figure]:
     if not data.progress:
-        return []
+        return _draw_sweep(data)
     drawn = [_figure(figures.draw_loss(data.progress), _describe_loss(data))]
+    if any(point.gap is not None for point in data.progress):
+        caption = "How far the validation loss stands above the mean training loss since the evaluation before."
+        drawn.append(_figure(figures.draw_gap(data.progress), caption))
     if any(point.reward_accuracy is not None for point in data.progress):
         caption = "Pairs whose chosen response has the higher implicit reward; the dashed line is a coin toss."
         drawn.append(_figure(figures.draw_rewards(data.progress), caption))
-    return drawn
+    return drawn + _draw_sweep(data)
+
+
+def _draw_sweep(data: ReportData) -> list[Figure]:
+    if data.sweep is None or data.sweep.chosen is None:
+        return []
+    caption = (
+        f"The search: {len(data.sweep.points)} trainings of {data.sweep.num_points} on {data.sweep.num_train} pairs. "
+        f"Chosen, with the gap closest to zero of those near the lowest loss: {data.sweep.chosen.settings.label}."
+    )
+    return [_figure(figures.draw_sweep(data.sweep), caption)]
 
 
 def _describe_loss(data: ReportData) -> str:
-    """The last losses and the gap between them, over the last tenth of the training for the noisy one."""
-    train = [point.loss for point in data.progress if point.kind == "train"]
-    validation = [point.loss for point in data.progress if point.kind == "validation"]
-    if not train or not validation:
+    """The first and the last validation loss, and its gap to the training loss."""
+    validation = [point for point in data.progress if point.kind == "validation"]
+    if not validation:
         return "Loss over the training steps."
-    tail = train[-max(1, len(train) // 10) :]
-    last = sum(tail) / len(tail)
-    return (
-        f"Validation loss went from {validation[0]:.3f} to {validation[-1]:.3f}; training loss ended at {last:.3f}, "
-        f"a gap of {validation[-1] - last:+.3f}."
-    )
+    said = f"Validation loss went from {validation[0].loss:.3f} to {validation[-1].loss:.3f}"
+    gap = validation[-1].gap
+    return said + ("." if gap is None else f"; its gap to the training loss at the end is {gap:+.3f}.")
 
 
 def _draw_judgments(data: ReportData) -> list[Figure]:

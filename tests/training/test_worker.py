@@ -153,7 +153,7 @@ def test_no_row_fits(make_job, capsys):
 
 def test_a_crash_is_told_too(make_job, monkeypatch, caplog):
     job = make_job()
-    monkeypatch.setattr(worker, "compute_digest", lambda path: 1 / 0)
+    monkeypatch.setattr(worker, "_digest", lambda path: 1 / 0)
     assert worker.main([str(job)]) == 1
     assert "ZeroDivisionError" in read_record(job / STATUS, TrainStatus).message
     assert "Traceback" in caplog.text

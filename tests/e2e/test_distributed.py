@@ -1,0 +1,112 @@
+"""Two real processes on the CPU (gloo), started by accelerate: the same training as one, and what happens when one dies."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from training.job import ADAPTER, PROGRESS, STATUS, STEPS, TrainProgress, TrainStatus, read_record
+from training.resume import MARKER
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
+SAME = ("train.lora_dropout=0", "train.epochs=2", "train.learning_rate=1e-3", "train.num_evaluations=3")
+# The ranks, saving more often than every ten seconds.
+QUICK_RANK = """
+import sys; from pathlib import Path
+import training.dpo; training.dpo.MIN_SAVE_INTERVAL_S = 0.2
+from training.rank import main
+if __name__ == "__main__": sys.exit(main(Path(sys.argv[1])))
+"""
+WORKER = "import sys, training.distributed as d, training.worker as w; d.RANK_MODULE = 'quick_rank'; sys.exit(w.main())"
+
+
+def run(job: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "training.worker", str(job)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+
+
+def read_curve(job: Path) -> list[TrainProgress]:
+    return [TrainProgress.model_validate_json(line) for line in (job / PROGRESS).read_text().splitlines()]
+
+
+def test_two_processes_train_as_one_with_the_same_global_batch(make_job):
+    """TRL logs the mean over the ranks: with one rank's own loss the curves would differ."""
+    one = make_job(*SAME, "train.batch_size=4", num_train=24, num_validation=8)
+    two = make_job(*SAME, "train.batch_size=2", "train.num_processes=2", num_train=24, num_validation=8)
+    run(one)
+    run(two)
+    curves = read_curve(one), read_curve(two)
+    assert [(p.kind, p.step, p.num_steps) for p in curves[0]] == [(p.kind, p.step, p.num_steps) for p in curves[1]]
+    for name in ("loss", "reward_margin", "reward_accuracy"):
+        found = [[getattr(point, name) for point in curve] for curve in curves]
+        assert found[1] == pytest.approx(found[0], abs=1e-5), name
+    assert curves[0][-1].loss < curves[0][0].loss - 1e-3, "nothing was learned that could differ"
+    adapters = [load_file(job / ADAPTER / "adapter_model.safetensors") for job in (one, two)]
+    assert adapters[0].keys() == adapters[1].keys()
+    assert max((adapters[0][name] - adapters[1][name]).abs().max().item() for name in adapters[0]) < 1e-5
+    assert read_record(two / STATUS, TrainStatus).num_steps == 12
+
+
+def start(job: Path, modules: Path) -> subprocess.Popen[bytes]:
+    (modules / "quick_rank.py").write_text(QUICK_RANK)
+    path = os.pathsep.join([str(modules), os.environ.get("PYTHONPATH", "")])
+    with (job / "worker.log").open("ab") as log:
+        command = [sys.executable, "-c", WORKER, str(job)]
+        return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=os.environ | {"PYTHONPATH": path})
+
+
+def find_ranks(job: Path) -> list[int]:
+    """Pids of the job's ranks, the second one last."""
+    found = {}
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (process / "cmdline").read_bytes().split(b"\0")
+            environment = (process / "environ").read_bytes()
+        except OSError:
+            continue
+        if (
+            b"quick_rank" in command
+            and str(job).encode() in command
+            and b"accelerate.commands" not in b" ".join(command)
+        ):
+            rank = next(part for part in environment.split(b"\0") if part.startswith(b"RANK="))
+            found[rank] = int(process.name)
+    return [found[rank] for rank in sorted(found)]
+
+
+def wait_until_saved(job: Path, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if list((job / STEPS).glob(f"*/{MARKER}")):
+            return
+        time.sleep(0.02)
+    raise AssertionError((job / "worker.log").read_text()[-3000:])
+
+
+def test_a_killed_rank_ends_the_job_with_a_sentence_and_the_same_command_resumes(make_job, tmp_path):
+    settings = ("train.epochs=8", "train.learning_rate=1e-3", "train.batch_size=2", "train.num_processes=2")
+    undisturbed, disturbed = (make_job(*settings, num_train=24, num_validation=4) for _ in range(2))
+    assert start(undisturbed, tmp_path).wait() == 0
+    process = start(disturbed, tmp_path)
+    wait_until_saved(disturbed, process)
+    ranks = find_ranks(disturbed)
+    assert len(ranks) == 2
+    os.kill(ranks[1], signal.SIGKILL)
+    assert process.wait() == 1
+    status = read_record(disturbed / STATUS, TrainStatus)
+    assert (status.state, status.exit_code) == ("failed", 1)
+    assert "one of the 2 training processes ended before its time" in status.message
+    assert not find_ranks(disturbed), "the other rank lives on"
+    assert start(disturbed, tmp_path).wait() == 0
+    assert "resuming after step" in (disturbed / "worker.log").read_text()
+    weights = [(job / ADAPTER / "adapter_model.safetensors").read_bytes() for job in (undisturbed, disturbed)]
+    assert weights[0] == weights[1], "dropout of each rank goes on where it was"

@@ -1,0 +1,103 @@
+"""`vcot sweep` with real TRL: four points on nano, killed in the middle, and the same command again."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import pytest
+
+from pipeline.pairs import PairSet
+from pipeline.publish import pairs_digest
+from pipeline.records import StageCount
+from pipeline.run import open_run
+from services import trainer
+from services.stages import Published, Session, make_job, publish_splits
+from services.sweep import RECORD, sweep
+from services.terminal import Terminal
+from training.job import ADAPTER
+from training.sweep import Sweep
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+GRID = (
+    "sweep.num_pairs=20",
+    "sweep.epochs=[1, 2]",
+    "sweep.learning_rate=[1e-4, 1e30]",
+    "sweep.lora_dropout=[0.1]",
+    "train.num_evaluations=2",
+    "eval.num_tasks=2",
+)
+
+
+class Stopped(Exception):
+    """Stands for Ctrl-C: the block of the worker process is left."""
+
+
+@pytest.fixture
+def session(tmp_path):
+    with open_run(tmp_path / "run", "nano", GRID) as run:
+        yield Session(run, Terminal())
+
+
+@pytest.fixture
+def published(session, pairs_in):
+    pairs = pairs_in(session.run.images, 40, 0)
+    train, validation = pairs[:36], pairs[36:]
+    directory, digest = publish_splits(session, train, validation)
+    assert digest == pairs_digest(train, validation)
+    return Published(PairSet(tuple(pairs), StageCount(stage="pair", requested=40, ok=40)), directory, digest, ())
+
+
+def read_sweep(session):
+    return Sweep.model_validate_json(session.run.path("report", RECORD).read_text())
+
+
+async def test_a_killed_sweep_does_not_do_again_what_is_done(session, published, monkeypatch, capsys):
+    """One learning rate is absurd on purpose: such a point fails, and is no reason to stop."""
+    train_all = trainer.train_all
+
+    async def stop_after_one(jobs, log, on_poll):
+        def poll():
+            on_poll()
+            if session.run.path("report", RECORD).is_file():
+                raise Stopped
+
+        await train_all(jobs, log, poll)
+
+    monkeypatch.setattr(trainer, "train_all", stop_after_one)
+    with pytest.raises(Stopped):
+        await sweep(session, published)
+    done = read_sweep(session).points
+    assert 1 <= len(done) < 4
+
+    asked = []
+
+    async def remember(jobs, log, on_poll):
+        asked.extend(job.key for job in jobs.values())
+        await train_all(jobs, log, on_poll)
+
+    monkeypatch.setattr(trainer, "train_all", remember)
+    found = await sweep(session, published)
+    assert found == read_sweep(session)
+    fine = {point.job for point in done if not point.fault}
+    assert fine.isdisjoint(asked)
+    assert (len(found.points), found.num_points, found.num_train, found.num_validation) == (4, 4, 18, 2)
+    assert [point.settings.learning_rate for point in found.points if point.fault] == [1e30, 1e30]
+    assert found.chosen is not None
+    assert found.chosen.gap is not None
+    assert found.chosen.settings.flags in capsys.readouterr().out
+    assert (await sweep(session, published)).chosen == found.chosen
+
+    adapters = {path.parent.name for path in session.run.directory.glob(f"training/*/{ADAPTER}")}
+    assert adapters == {found.chosen.job[:12]}, "the chosen one's is kept, and no other"
+    rows = list(csv.DictReader(session.run.path("report", "sweep.csv").open()))
+    assert [row["job"] for row in rows if row["chosen"] == "1"] == [found.chosen.job]
+    svg = session.run.path("report", "sweep.svg").read_text()
+    assert svg.startswith("<svg xmlns=")
+    assert "chosen" in svg
+    references = list(session.run.directory.glob("reference/*.sqlite"))
+    assert len(references) == 1, "the reference's log-probs are computed once for all points"
+    looked = list(session.run.directory.glob("training/preflight/*.json"))
+    assert len(looked) == 1, "each pair is looked at once for all points"
+    assert json.loads(looked[0].read_text())["train"]["num_kept"] == 18
+    assert make_job(session, published).key not in {point.job for point in found.points}

@@ -1,0 +1,93 @@
+"""The memory estimate, held against the library's own parameter counts and against what autograd keeps."""
+
+import json
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM, LlavaForConditionalGeneration
+
+from pipeline.errors import CheckpointError
+from pipeline.recipe import load_recipe
+from training.memory import Stack, estimate_memory, find_shape, parse_shape, read_shape
+
+LLAVA_7B = json.loads(find_shape("llava-hf/llava-1.5-7b-hf").read_text())
+
+
+def estimate(*overrides, longest=1856):
+    return estimate_memory(parse_shape(LLAVA_7B), load_recipe("paper", overrides).train, longest)
+
+
+def test_parameters_are_those_that_the_library_counts():
+    config = AutoConfig.for_model(**LLAVA_7B)
+    with torch.device("meta"):
+        model = LlavaForConditionalGeneration(config)
+        adapted = get_peft_model(model, LoraConfig(r=64, target_modules="all-linear"))
+    trained = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
+    shape = parse_shape(LLAVA_7B)
+    assert shape.num_adapter_parameters(64, all_linear=True) == trained == 189_071_360
+    assert shape.num_parameters == pytest.approx(sum(p.numel() for p in model.parameters()) - trained, rel=1e-3)
+    assert (shape.image_tokens, shape.tower_tokens) == (576, 577)
+    assert find_shape("someone/else") is None
+
+
+def test_the_papers_recipe_fits_40_gb_at_7b():
+    typical, longest = estimate(), estimate(longest=4096)
+    assert typical.total < longest.total < 40e9 / 2**30
+    assert typical.weights == pytest.approx(7.06e9 * 2 / 2**30, rel=0.01)
+    assert typical.adapter == pytest.approx(189e6 * 16 / 2**30, rel=0.01)
+    assert estimate("train.gradient_checkpointing=false").total > 80
+
+
+def test_what_spreads_and_what_does_not():
+    alone, ddp = estimate(), estimate("train.num_processes=4")
+    assert ddp.weights == alone.weights
+    assert ddp.adapter == pytest.approx(alone.adapter * 20 / 16)
+    fsdp = estimate("train.num_processes=4", "train.accelerate_config=fsdp")
+    assert (fsdp.weights, fsdp.adapter) == (alone.weights / 4, alone.adapter / 4)
+    zero2 = estimate("train.num_processes=4", "train.accelerate_config=zero2")
+    assert zero2.weights == alone.weights
+    assert fsdp.adapter < zero2.adapter < alone.adapter
+
+
+def count_kept(num_layers, dtype, dropout, tokens=256):
+    """Bytes that autograd keeps for the backward pass, weights and their casts left out of the growth per token."""
+    config = LlamaConfig(
+        hidden_size=128, intermediate_size=320, num_hidden_layers=num_layers, num_attention_heads=4, vocab_size=64
+    )
+    model = LlamaForCausalLM(config).to(dtype)
+    model = get_peft_model(model, LoraConfig(r=2, lora_dropout=dropout, target_modules="all-linear")).train()
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept = {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = (storage.nbytes(), tensor)
+        return tensor
+
+    with (
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16),
+    ):
+        model.base_model.model.model(torch.zeros(1, tokens, dtype=torch.long))
+    return sum(size for size, _ in kept.values())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_a_layer_keeps_what_autograd_keeps(dtype, dropout):
+    """Twice the tokens, less once, and three layers, less two: one layer's cost of a token."""
+    measured = [
+        count_kept(layers, getattr(torch, dtype), dropout, tokens) for layers in (2, 3) for tokens in (128, 256)
+    ]
+    per_token = ((measured[3] - measured[1]) - (measured[2] - measured[0])) / 128
+    expected = Stack(128, 320, 3, 128, 3).kept_per_token(dtype, dropout=dropout > 0)
+    assert per_token == pytest.approx(expected, rel=0.1)
+
+
+def test_other_files_are_named(tmp_path):
+    for text in ("{", '{"model_type": "llama"}'):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(CheckpointError, match="describes no vision-language model"):
+            read_shape(tmp_path / "config.json")
