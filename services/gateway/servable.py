@@ -31,8 +31,8 @@ _LANGUAGE = {
     "language_model.model.": ("language_model.model.",),
     "model.layers.": ("model.layers.",),
 }
-"""How PEFT names the language model's modules (with `base_model.model.` before), or an export that keeps the files' names;
-and under what the files of a base that vLLM maps alike have them."""
+"""How PEFT names the language model's modules (after `base_model.model.`), or an export that keeps the files' names; and
+under what the files of a base that vLLM maps alike have them."""
 _SIDES = {"lora_A": 1, "lora_B": 0}
 """Which side of the adapted matrix (out x in) each factor shares."""
 _PLAIN = {
