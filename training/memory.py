@@ -146,7 +146,7 @@ def parse_shape(config: Mapping[str, Any]) -> Shape:
     decoder = Stack(text["hidden_size"], text["intermediate_size"], text["num_hidden_layers"], head * kv_heads, 3)
     width = vision.get("embed_dim") or vision["hidden_size"]
     tower = Stack(width, vision["intermediate_size"], vision.get("depth") or vision["num_hidden_layers"], width, 2)
-    patches = (vision["image_size"] // vision["patch_size"]) ** 2
+    patches = (_side(vision["image_size"]) // _side(vision["patch_size"])) ** 2
     return Shape(
         decoder=decoder,
         tower=tower,
@@ -155,6 +155,11 @@ def parse_shape(config: Mapping[str, Any]) -> Shape:
         tower_tokens=patches + 1,
         image_tokens=config.get("image_seq_length", patches),
     )
+
+
+def _side(size: int | Sequence[int]) -> int:
+    """Of a square, as some configurations write it twice."""
+    return size if isinstance(size, int) else size[0]
 
 
 class MemoryEstimate(Record):
