@@ -45,6 +45,8 @@ class TrainJob(Record):
     """Directory with train.parquet and validation.parquet; not part of the key."""
     pairs_digest: str
     """SHA-256 of the two files' rows."""
+    round: int = 1
+    """Which of the run's rounds; in the checkpoint's name, not part of the key."""
     train: TrainSection
     merge: MergeSection
     serve_dtype: Dtype | None = None
@@ -61,8 +63,9 @@ class TrainJob(Record):
 
     @property
     def checkpoint_name(self) -> str:
-        """The name of the merged checkpoint; the merge settings are part of it."""
-        return f"{self.train.method}-{content_key(job=self.key, merge=self.merge)[:10]}"
+        """The name of the merged checkpoint: method, round from the second on, and a hash that covers the merge settings."""
+        number = f"r{self.round}-" if self.round > 1 else ""
+        return f"{self.train.method}-{number}{content_key(job=self.key, merge=self.merge)[:10]}"
 
 
 class TrainProgress(Record):

@@ -17,6 +17,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from eval.image_reliance import describe_reliance
 from eval.table import COLUMNS, LEVEL, describe_differences, format_p
 from pipeline.images import media_type
 from pipeline.judges.verifier import normalise_statement
@@ -70,7 +71,7 @@ def write_report(data: ReportData, out: Path) -> Path:
         data=data,
         columns=COLUMNS,
         level=LEVEL,
-        sentences=describe_differences(data.differences),
+        sentences=[*describe_differences(data.differences), *describe_reliance(data.reliance)],
         results_figures=_draw_results(data),
         training_figures=_draw_training(data),
         judge_figures=_draw_judgments(data),
@@ -97,6 +98,12 @@ def _draw_results(data: ReportData) -> list[Figure]:
         svg = figures.draw_differences(data.differences, data.checkpoints)
         caption = "Paired differences with 95 % intervals. True effects within the band would mostly be missed."
         drawn.append(_figure(svg, caption))
+    if data.reliance:
+        caption = "Accuracy by the image that was shown, with 95 % intervals. What is lost is what the image was worth."
+        drawn.append(_figure(figures.draw_reliance(data.reliance), caption))
+    if data.trend:
+        caption = "Accuracy on the validation split after each round, with 95 % intervals."
+        drawn.append(_figure(figures.draw_trend(data.trend), caption))
     return drawn
 
 
