@@ -46,7 +46,7 @@ from services.admin import register, swap_to
 from services.checkpoints import Checkpoint, Registry
 from services.serving import GatewayHandle, running_gateway
 from services.terminal import Terminal
-from training.job import TrainJob
+from training.job import REFERENCE, TrainJob
 
 POLICY_ALIAS = "policy"
 API_KEY_ENV = "VCOT_API_KEY"
@@ -151,7 +151,8 @@ class Round:
     @property
     def reference(self) -> Checkpoint:
         """What training pulls towards."""
-        return self.session.base if self.session.run.recipe.rounds.reference == "seed" else self.start
+        seeded = self.number > 1 and self.session.run.recipe.rounds.reference == "seed"
+        return self.session.base if seeded else self.start
 
     @cached_property
     def tasks(self) -> list[Task]:
@@ -214,6 +215,9 @@ class Round:
             train=recipe.train,
             merge=recipe.merge,
             serve_dtype=recipe.serve.dtype,
+            reference_path=str(self.session.run.path(REFERENCE)),
+            reference=None if self.reference is self.start else self.reference.ref,
+            reference_weights=None if self.reference is self.start else str(self.reference.directory),
         )
 
     @property

@@ -7,6 +7,7 @@ A job directory holds
     progress.jsonl    one TrainProgress per logged step or evaluation, appended by the worker
     status.json       the TrainStatus, replaced in one step
     steps/            TRL's own checkpoints, for resuming
+    reference/        the cached reference log-probs, where the job names no other place for them
     adapter/          the trained adapter, renamed into place when complete
     merge.json        the MergeReport of the last merge
     worker.lock       held by the one process that works on the job
@@ -30,7 +31,7 @@ from pipeline.recipe import Dtype, MergeSection, TrainSection
 from pipeline.records import CheckpointRef, Record, content_key
 
 JOB, PREFLIGHT, PROGRESS, STATUS = "job.json", "preflight.json", "progress.jsonl", "status.json"
-STEPS, ADAPTER, MERGE_REPORT = "steps", "adapter", "merge.json"
+STEPS, REFERENCE, ADAPTER, MERGE_REPORT = "steps", "reference", "adapter", "merge.json"
 
 _R = TypeVar("_R", bound=Record)
 
@@ -51,6 +52,12 @@ class TrainJob(Record):
     merge: MergeSection
     serve_dtype: Dtype | None = None
     """What vLLM will compute in; it sets the canary's tolerance. Without it, the merge's. Not part of the key."""
+    reference: CheckpointRef | None = None
+    """What training pulls towards, where that is not the base."""
+    reference_weights: str | None = None
+    """Directory of the reference's weights, where it has some of its own; not part of the key."""
+    reference_path: str | None = None
+    """Directory of cached reference log-probs, for all jobs of a run; without it, the job's own. Not part of the key."""
 
     @property
     def key(self) -> str:
@@ -59,6 +66,7 @@ class TrainJob(Record):
             base=self.base.digest,
             pairs=self.pairs_digest,
             train=self.train.model_dump(mode="json", exclude={"report_to"}),
+            **({"reference": self.reference.digest} if self.reference else {}),
         )
 
     @property
@@ -76,6 +84,8 @@ class TrainProgress(Record):
     num_steps: int
     epoch: float
     loss: float
+    terms: dict[str, float] = {}
+    """The loss's parts where it has several: mDPO's `preference`, `conditional` and `anchor`; `sft`."""
     reward_margin: float | None = None
     """Mean of beta * (log-ratio of chosen - log-ratio of rejected)."""
     reward_accuracy: float | None = None
@@ -89,7 +99,7 @@ class TrainStatus(Record):
 
     state: Literal["preparing", "running", "done", "failed"]
     message: str = ""
-    """For `failed`: one sentence for the user; for `preparing`: what is being done."""
+    """For `failed`: one sentence for the user; for `preparing`: what is being done; for `running`: what to know of it."""
     num_train: int = 0
     num_validation: int = 0
     num_steps: int = 0

@@ -21,11 +21,15 @@ from datasets.table import InMemoryTable
 from PIL import Image as Pillow
 
 from pipeline.errors import DataError
+from pipeline.recipe import Corruption
+from training.corruption import OTHER_IMAGES, corrupt
 from training.job import PairSummary
 from training.models import Batch
 from training.template import Messages, Processor, render
 
 COLUMNS = ("images", "prompt", "chosen", "rejected")
+REFERENCE_COLUMNS = ("ref_chosen_logps", "ref_rejected_logps", "ref_conditional_logps")
+"""TRL's names of the reference's log-probs, and ours of the third; each one number a row, summed over the response."""
 Row = Mapping[str, Any]
 
 
@@ -86,10 +90,14 @@ def scale_images(row: Row, max_side: int) -> list[Pillow.Image]:
 class PairCollator:
     """Rows to a batch as TRL's DPOTrainer reads it: `input_ids`, `attention_mask` and `completion_mask` of shape
     (2 x rows, length), padded on the right, chosen rows first, and the processor's image tensors in the same order.
+
+    With a corruption, the chosen rows come a third time, with corrupted images: (3 x rows, length). Reference log-probs
+    that rows carry, one number each, go along.
     """
 
     processor: Processor
     max_image_side: int
+    corruption: Corruption | None = None
 
     def __call__(self, rows: Sequence[Row]) -> Batch:
         """The batch. Raises ValueError for a row that the preflight would refuse."""
@@ -99,11 +107,21 @@ class PairCollator:
         lengths = [
             _completion_length(pair.prompt, text, self.processor) for pair, text in zip(pairs * 2, texts, strict=True)
         ]
-        batch = _process(self.processor, images * 2, texts)
+        images, shown = images * 2, images
+        if self.corruption is not None:
+            images += [self._corrupt(row, shown, self.corruption) for row, shown in zip(rows, shown, strict=True)]
+            texts, lengths = texts + texts[: len(rows)], lengths + lengths[: len(rows)]
+        batch = _process(self.processor, images, texts)
         position = batch["attention_mask"].cumsum(dim=1)
         begin = position[:, -1:] - torch.tensor(lengths).unsqueeze(1)
         batch["completion_mask"] = ((position > begin) & (batch["attention_mask"] == 1)).long()
+        for name in REFERENCE_COLUMNS:
+            if name in rows[0]:
+                batch[name] = torch.tensor([row[name] for row in rows])
         return batch
+
+    def _corrupt(self, row: Row, images: list[Pillow.Image], kind: Corruption) -> list[Pillow.Image]:
+        return corrupt(images, kind, row.get(OTHER_IMAGES) or ())
 
 
 def check_pairs(

@@ -18,10 +18,12 @@ from pathlib import Path
 
 from pipeline.checkpoints import compute_digest
 from pipeline.errors import CheckpointError, DataError, VcotError
+from pipeline.records import CheckpointRef
 from training.job import (
     ADAPTER,
     JOB,
     PREFLIGHT,
+    REFERENCE,
     STATUS,
     Preflight,
     TrainJob,
@@ -75,15 +77,13 @@ def _tell(job_directory: Path, state: str, message: str = "", **numbers: int) ->
 
 def _train(job: TrainJob, job_directory: Path) -> None:
     _tell(job_directory, "preparing", "checking the base's weights")
-    base = Path(job.base_path)
-    if (digest := compute_digest(base)) != job.base.digest:
-        raise CheckpointError(
-            f"base {base} has digest {digest[:19]}, the job was made for {job.base.digest[:19]}; submit the job again"
-        )
+    base = _find_weights(job.base_path, job.base)
+    models = [base, _find_weights(str(job.reference_weights), job.reference)] if job.reference else [base]
     _tell(job_directory, "preparing", "loading the libraries")
     from training.dpo import build_trainer, count_steps, measure, run_training
-    from training.models import load_processor, quiet_libraries
+    from training.models import free_memory, load_processor, quiet_libraries
     from training.pairs import check_pairs, load_pairs
+    from training.reference import attach_reference
 
     quiet_libraries()
     _tell(job_directory, "preparing", "looking at every pair")
@@ -96,7 +96,20 @@ def _train(job: TrainJob, job_directory: Path) -> None:
         reason = f", the first because of {found.refused[0][1]}" if found.refused else ""
         raise DataError(f"none of {found.num_rows} pairs in {job.pairs_path} can be trained{reason}; see {PREFLIGHT}")
     _log.info("%d + %d pairs, %d to %d tokens", len(train), len(validation), found.min_length, found.max_length)
-    trainer = build_trainer(base, train, validation, processor, job.train, job_directory, job.checkpoint_name)
+    trainer, *reference = [
+        build_trainer(weights, train, validation, processor, job.train, job_directory, job.checkpoint_name)
+        for weights in models
+    ]
+    attach_reference(
+        trainer,
+        job.train,
+        Path(job.reference_path or job_directory / REFERENCE),
+        (job.reference or job.base).digest,
+        lambda done, total: _tell(job_directory, "preparing", f"reference log-probs of {done} of {total} pairs"),
+        *reference,
+    )
+    reference.clear()  # its weights are of no more use
+    free_memory()
     adapted = measure(trainer)
     _tell(
         job_directory,
@@ -107,7 +120,16 @@ def _train(job: TrainJob, job_directory: Path) -> None:
         num_adapted_modules=adapted.num_modules,
         num_trainable_parameters=adapted.num_parameters,
     )
-    run_training(trainer, job.train, job_directory)
+    run_training(trainer, job.train, job_directory, from_reference=job.reference is None)
+
+
+def _find_weights(path: str, ref: CheckpointRef) -> Path:
+    """The directory, after making sure that it holds these weights. Raises CheckpointError."""
+    if (digest := compute_digest(Path(path))) != ref.digest:
+        raise CheckpointError(
+            f"{ref.name} in {path} has digest {digest[:19]}, the job was made for {ref.digest[:19]}; submit the job again"
+        )
+    return Path(path)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -8,11 +8,13 @@ import math
 import pytest
 import torch
 
+from pipeline.checkpoints import compute_digest
 from pipeline.errors import MachineError, ServerError
 from pipeline.recipe import load_recipe
 from training import dpo
 from training.job import ADAPTER, PROGRESS
 from training.pairs import check_pairs, load_pairs
+from training.reference import attach_reference
 
 START = math.log(2)
 
@@ -40,7 +42,9 @@ def build(rows, checkpoint, tmp_path):
     def make(*overrides, validation=None):
         recipe = make_recipe(*overrides)
         held_out = rows[1] if validation is None else validation
-        return dpo.build_trainer(checkpoint, rows[0], held_out, rows[2], recipe, tmp_path, "test"), recipe
+        trainer = dpo.build_trainer(checkpoint, rows[0], held_out, rows[2], recipe, tmp_path, "test")
+        attach_reference(trainer, recipe, tmp_path / "reference", compute_digest(checkpoint), lambda done, total: None)
+        return trainer, recipe
 
     return make
 
@@ -138,7 +142,7 @@ def test_policy_that_is_not_the_reference_is_noticed(build, tmp_path):
     for name, parameter in trainer.model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.constant_(parameter, 0.05)
-    with pytest.raises(ServerError, match="not log 2"):
+    with pytest.raises(ServerError, match="first validation loss is .*, not 0.6931"):
         dpo.run_training(trainer, recipe, tmp_path)
 
 
