@@ -130,7 +130,7 @@ def _compare(
         return None
     images = [score.image or score.task for score, _ in pairs]
     right_true, right_shown = ([score.value == "correct" for score in side] for side in zip(*pairs, strict=True))
-    with_true, with_other = (question_shares(side, checkpoint.digest) for side in zip(*pairs, strict=True))
+    with_true, with_other = (question_shares(side) for side in zip(*pairs, strict=True))
     clusters = {score.task: image for (score, _), image in zip(pairs, images, strict=True)}
     difference = compare_paired(
         [with_other[task] for task in clusters], [with_true[task] for task in clusters], list(clusters.values())

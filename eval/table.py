@@ -130,16 +130,17 @@ def _paired(
     scores: Sequence[Score], base: CheckpointRef, policy: CheckpointRef, setting: Setting
 ) -> list[tuple[float, float, str]]:
     """Per question that both answered: the share correct of base and of policy, and the image."""
-    shares = [question_shares(select_scores(scores, setting), checkpoint.digest) for checkpoint in (base, policy)]
+    own = ([score for score in select_scores(scores, setting) if score.checkpoint == c.digest] for c in (base, policy))
+    shares = [question_shares(part) for part in own]
     images = {score.task: score.image or score.task for score in scores}
     return [(first, shares[1][task], images[task]) for task, first in shares[0].items() if task in shares[1]]
 
 
-def question_shares(scores: Iterable[Score], digest: str) -> dict[str, float]:
-    """The share of correct responses per question."""
+def question_shares(scores: Iterable[Score]) -> dict[str, float]:
+    """The share of correct responses per question; one without an answered request is absent."""
     values: dict[str, list[bool]] = {}
     for score in scores:
-        if score.checkpoint == digest and score.error is None:
+        if score.error is None:
             values.setdefault(score.task, []).append(score.value == "correct")
     return {task: float(np.mean(correct)) for task, correct in values.items()}
 
