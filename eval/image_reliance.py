@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from eval.statistics import adjust_holm, compare_paired, estimate_accuracy
-from eval.table import LEVEL, Setting, format_p, list_settings, new_table, question_shares, select_scores
+from eval.table import Setting, format_p, list_settings, new_table, question_shares, select_scores
 from pipeline.errors import DataError
 from pipeline.images import ImageStore
 from pipeline.records import CheckpointRef, ImageRef, Interval, PromptName, Record, Score, ShownImage, Task
@@ -148,24 +148,6 @@ def _compare(
         changed=estimate_accuracy([first.answer != second.answer for first, second in pairs], images),
         num_questions=len(clusters),
     )
-
-
-def describe_reliance(rows: Sequence[Reliance]) -> list[str]:
-    """What the rows show, in plain sentences: one per checkpoint and prompt."""
-    groups: dict[tuple[str, PromptName, float], list[Reliance]] = {}
-    for row in rows:
-        groups.setdefault((row.checkpoint.name, row.prompt, row.temperature), []).append(row)
-    return [_describe(name, prompt, temperature, group) for (name, prompt, temperature), group in groups.items()]
-
-
-def _describe(name: str, prompt: PromptName, temperature: float, rows: Sequence[Reliance]) -> str:
-    parts = []
-    for row in rows:
-        what = "a blank image" if row.shown == "blank" else "another question's image"
-        lost = f"{100 * row.reliance.value:.1f} points ({format_p(row.p_holm)})"
-        lost = lost if row.p_holm < LEVEL else f"nothing that can be told from noise ({format_p(row.p_holm)})"
-        parts.append(f"{lost} with {what}, which changes {100 * row.changed.value:.0f} % of the answers")
-    return f"With {prompt} at {temperature:g}, {name} loses {'; and '.join(parts)}."
 
 
 def render_reliance(rows: Sequence[Reliance]) -> Table:

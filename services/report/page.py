@@ -17,7 +17,6 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from eval.image_reliance import describe_reliance
 from eval.table import COLUMNS, LEVEL, describe_differences, format_p
 from pipeline.images import media_type
 from pipeline.judges.verifier import normalise_statement
@@ -71,7 +70,7 @@ def write_report(data: ReportData, out: Path) -> Path:
         data=data,
         columns=COLUMNS,
         level=LEVEL,
-        sentences=[*describe_differences(data.differences), *describe_reliance(data.reliance)],
+        sentences=describe_differences(data.differences),
         results_figures=_draw_results(data),
         training_figures=_draw_training(data),
         judge_figures=_draw_judgments(data),
