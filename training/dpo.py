@@ -260,8 +260,12 @@ class _Curves(TrainerCallback):  # type: ignore[misc]
         self._check_start(point)
 
     def _check_start(self, point: TrainProgress) -> None:
-        """Before its first update the policy is the reference: the adapter's output is zero, with or without dropout."""
-        if not self._checks_start or point.step != (1 if point.kind == "train" else 0):
+        """Before its first update the policy is the reference: the adapter's output is zero, with or without dropout.
+
+        A validation loss with `sft` in it is not checked: TRL averages the term over batches, the loss over rows.
+        """
+        is_first = self._checks_start and point.step == (1 if point.kind == "train" else 0)
+        if not is_first or (point.kind == "validation" and "sft" in self._recipe.losses):
             return
         expected, tolerance = start_loss(self._recipe), START_TOLERANCES[self._recipe.dtype]
         weights = dict(zip(self._recipe.losses, self._recipe.loss_weights, strict=False))
