@@ -7,7 +7,7 @@ UV           := $(BIN)/uv
 READY        := $(VENV)/.ready-$(REQUIREMENTS)
 export PYTHONUNBUFFERED = 1
 
-.PHONY: demo test test-fast test-compose bench-gateway bench-swap bench-serving lint format setup lock clean
+.PHONY: demo test test-fast test-compose bench-gateway bench-swap bench-serving experiment lint format setup lock clean
 .DEFAULT_GOAL := help
 
 help:
@@ -33,6 +33,9 @@ bench-swap: setup ## ten swaps under load on the real vLLM
 
 bench-serving: setup ## throughput through the gateway against direct, on the real vLLM
 	$(BIN)/python -m bench.serving $(ARGS)
+
+experiment: setup ## base, DPO and mDPO over seeds on nano: accuracy, margins, image reliance
+	$(BIN)/python -m bench.experiment $(ARGS)
 
 lint: setup ## ruff, types, import rules
 	$(BIN)/ruff check .

@@ -29,6 +29,7 @@ from eval.table import Setting, format_p, list_settings, question_shares, select
 from pipeline.records import Interval, Record, Score, ShownImage
 from pipeline.run import exclusive, open_run
 from services.commands import run_all
+from services.rounds import list_rounds
 from services.serving import running_gateway
 from services.stages import Scores, Session, load_scores
 from services.terminal import Terminal
@@ -126,7 +127,7 @@ async def _run_one(directory: Path, arm: Arm, seed: int, base: Arm) -> None:
     with open_run(directory, None, [f"train.method={arm.name}", f"train.seed={seed}"]) as run, exclusive(run):
         async with Session(run, Terminal()) as session:
             await run_all(session)
-            [current] = session.rounds()
+            [current] = list_rounds(session)
             assert current.policy is not None
             split = run.recipe.eval.split
             base.scores = base.scores or [load_scores(session, [session.base], split)]

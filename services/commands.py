@@ -17,13 +17,12 @@ from services import serving, trainer
 from services.admin import register, retire, swap_to
 from services.checkpoints import Checkpoint
 from services.reporting import Evaluation, evaluate_scores, write_run_report
+from services.rounds import Round, list_rounds, make_judge
 from services.stages import (
-    Round,
     Session,
     eval_stage,
     judge_stage,
     load_scores,
-    make_judge,
     pair_stage,
     sample_stage,
 )
@@ -80,22 +79,22 @@ def serve(directory: Path | None, recipe: str | None, overrides: Sequence[str]) 
 
 async def sample(session: Session) -> None:
     """`vcot sample`."""
-    await sample_stage(session.rounds()[-1])
+    await sample_stage(list_rounds(session)[-1])
 
 
 async def judge(session: Session) -> None:
     """`vcot judge`."""
-    await judge_stage(session.rounds()[-1])
+    await judge_stage(list_rounds(session)[-1])
 
 
 async def pair(session: Session) -> None:
     """`vcot pair`."""
-    pair_stage(session.rounds()[-1])
+    pair_stage(list_rounds(session)[-1])
 
 
 async def train(session: Session) -> None:
     """`vcot train`."""
-    current = session.rounds()[-1]
+    current = list_rounds(session)[-1]
     pair_stage(current)
     await _train(current)
 
@@ -118,7 +117,7 @@ async def _train(current: Round, merge_into: Path | None = None) -> None:
 
 async def merge(session: Session) -> None:
     """`vcot merge`."""
-    current = session.rounds()[-1]
+    current = list_rounds(session)[-1]
     pair_stage(current)
     await _merge(current)
 
@@ -148,7 +147,7 @@ async def swap(session: Session, alias: str, name: str) -> None:
 
 async def evaluate(session: Session, names: Sequence[str]) -> None:
     """`vcot eval`."""
-    split, choice = session.run.recipe.eval.split, None if names else await _choose(session, session.rounds())
+    split, choice = session.run.recipe.eval.split, None if names else await _choose(session, list_rounds(session))
     chosen = choice.checkpoints if choice else [session.registry.resolve(name) for name in names]
     await eval_stage(session, chosen, split)
     scores = load_scores(session, chosen, split)
@@ -169,7 +168,7 @@ def _show(session: Session, evaluation: Evaluation) -> None:
 
 async def report(session: Session) -> None:
     """`vcot report`."""
-    rounds = session.rounds()
+    rounds = list_rounds(session)
     taught = [current for current in rounds if current.policy] or rounds[:1]
     _report(session, taught, choose_round(session, taught))
 

@@ -14,7 +14,8 @@ from pipeline.sample import SampleRequest
 from services.checkpoints import Checkpoint
 from services.report import write_report
 from services.report.data import Example, ReportData, TrendRow
-from services.stages import Round, Scores, Session, eval_requests
+from services.rounds import Round
+from services.stages import Scores, Session, eval_requests
 from services.trainer import read_progress
 from services.trend import render_trend
 from training.job import read_status

@@ -16,7 +16,8 @@ from eval.table import build_results, new_table
 from pipeline.records import EvalResult, Score
 from services.checkpoints import Checkpoint
 from services.report.data import Lesson, TrendRow
-from services.stages import Round, Session, load_scores
+from services.rounds import Round
+from services.stages import Session, load_scores
 from services.trainer import read_progress
 
 

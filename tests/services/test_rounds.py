@@ -12,6 +12,7 @@ from pipeline.run import open_run
 from pipeline.sources import load_round
 from pipeline.sources.nano import render_response, render_target
 from services.reporting import evaluate_scores
+from services.rounds import list_rounds
 from services.stages import Session, eval_requests, judge_stage, load_scores, pair_stage
 from services.terminal import Terminal
 from services.trend import choose_round, render_trend
@@ -52,7 +53,7 @@ def answer(session, requests, is_right):
 
 async def teach(session, weight):
     """Do the present round without a server or a trainer."""
-    current = session.rounds()[-1]
+    current = list_rounds(session)[-1]
     answer(session, current.requests(), lambda task, index: index == 0)
     await judge_stage(current)
     pair_stage(current)
@@ -61,9 +62,9 @@ async def teach(session, weight):
 
 
 async def test_each_round_starts_from_the_last_ones_policy_on_images_that_none_before_it_saw(session):
-    assert len(session.rounds()) == 1
+    assert len(list_rounds(session)) == 1
     policies = [await teach(session, weight) for weight in (2.0, 3.0)]
-    rounds = session.rounds()
+    rounds = list_rounds(session)
     assert [current.start.ref.name for current in rounds] == ["base", *(p.ref.name for p in policies)]
     assert [current.job.base.digest for current in rounds[:2]] == [session.base.ref.digest, policies[0].ref.digest]
     assert policies[0].ref.name.startswith("dpo-")
@@ -74,10 +75,10 @@ async def test_each_round_starts_from_the_last_ones_policy_on_images_that_none_b
 
 async def test_a_round_that_was_begun_is_gone_on_with(session):
     await teach(session, 2.0)
-    current = session.rounds()[-1]
+    current = list_rounds(session)[-1]
     answer(session, current.requests()[:5], lambda task, index: index == 0)
-    assert session.rounds()[-1].number == 2
-    assert len(session.rounds()[-1].responses()) == 10
+    assert list_rounds(session)[-1].number == 2
+    assert len(list_rounds(session)[-1].responses()) == 10
 
 
 @pytest.mark.parametrize("reference", ["previous", "seed"])
@@ -85,9 +86,9 @@ async def test_the_reference_is_the_last_policy_or_the_seed(session, reference):
     rounds = session.run.recipe.rounds.model_copy(update={"reference": reference})
     recipe = session.run.recipe.model_copy(update={"rounds": rounds})
     object.__setattr__(session.run, "recipe", recipe)
-    first, _ = session.rounds()[0], await teach(session, 2.0)
-    assert (first.reference, session.rounds()[0].job.reference) == (session.base, None)
-    second = session.rounds()[1]
+    first, _ = list_rounds(session)[0], await teach(session, 2.0)
+    assert (first.reference, list_rounds(session)[0].job.reference) == (session.base, None)
+    second = list_rounds(session)[1]
     answer(session, second.requests(), lambda task, index: index == 0)
     await judge_stage(second)
     job = second.job
@@ -100,7 +101,7 @@ async def test_the_reference_is_the_last_policy_or_the_seed(session, reference):
 
 
 async def test_pairs_on_an_image_of_the_validation_split_are_refused(session, monkeypatch):
-    current = session.rounds()[0]
+    current = list_rounds(session)[0]
     answer(session, current.requests(), lambda task, index: index == 0)
     await judge_stage(current)
     monkeypatch.setitem(session._questions, "validation", current.tasks)
@@ -112,12 +113,12 @@ async def test_validation_chooses_the_round_and_the_test_split_is_not_asked(sess
     policies = [await teach(session, weight) for weight in (2.0, 3.0, 4.0)]
     shares = {session.base.ref.name: 3, **{p.ref.name: n for p, n in zip(policies, (4, 8, 6), strict=True)}}
     with pytest.raises(InputError, match="run `vcot eval` first"):
-        choose_round(session, session.rounds())
+        choose_round(session, list_rounds(session))
     for checkpoint in (session.base, *policies):
         right = {task.id for task in session.questions("validation")[: shares[checkpoint.ref.name]]}
         requests = eval_requests(session, checkpoint.ref, "validation", ["true"])
         answer(session, requests, lambda task, index, right=right: task.id in right)
-    choice = choose_round(session, session.rounds())
+    choice = choose_round(session, list_rounds(session))
     assert choice.round.number == 2
     assert choice.checkpoints == [session.base, policies[1]]
     assert [row.is_chosen for row in choice.trend] == [False, False, True, False]
