@@ -98,9 +98,11 @@ def count_stages(session: Session, rounds: Sequence[Round], evaluation: Evaluati
         )
         counts += [responses, judged, current.pairs.pair_set.count.model_copy(update={"stage": f"pair{label}"})]
     section = session.run.recipe.eval
-    for ref in dict.fromkeys(row.checkpoint for row in evaluation.results):
-        requests = eval_requests(session, ref, section.split, section.images)
-        counts.append(_count_responses(session, f"eval {ref.name}", requests))
+    asked = [(row.checkpoint, section.split, "") for row in evaluation.results]
+    asked += [(row.checkpoint, "validation", ", validation") for row in evaluation.trend]
+    for ref, split, label in dict.fromkeys(asked):
+        requests = eval_requests(session, ref, split, section.images)
+        counts.append(_count_responses(session, f"eval {ref.name}{label}", requests))
     return counts
 
 
