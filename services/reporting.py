@@ -12,13 +12,14 @@ from eval.table import build_chance, build_differences, build_results, render_re
 from pipeline.records import Difference, EvalResult, Record, Response, StageCount
 from pipeline.sample import SampleRequest
 from services.checkpoints import Checkpoint
+from services.parity import ParityReport
 from services.report import write_report
 from services.report.data import Example, ReportData, TrendRow
 from services.rounds import Round
 from services.stages import Scores, Session, eval_requests
 from services.trainer import read_progress
 from services.trend import render_trend
-from training.job import read_status
+from training.job import read_record, read_status
 
 MAX_EXAMPLES = 6
 
@@ -80,10 +81,18 @@ def write_run_report(session: Session, rounds: Sequence[Round], shown: Round, ev
         reliance=evaluation.reliance,
         trend=evaluation.trend,
         training=read_status(directory) if directory.is_dir() else None,
+        parity=tuple(read_parity(session, evaluation)),
         progress=tuple(read_progress(directory)),
         examples=tuple(choose_examples(shown)),
     )
     return write_report(data, session.run.path("report", "index.html"))
+
+
+def read_parity(session: Session, evaluation: Evaluation) -> Iterator[ParityReport]:
+    """Of each evaluated checkpoint that was compared as served."""
+    for ref in dict.fromkeys(row.checkpoint for row in evaluation.results):
+        if (path := session.parity_path(ref)).is_file():
+            yield read_record(path, ParityReport)
 
 
 def count_stages(session: Session, rounds: Sequence[Round], evaluation: Evaluation) -> list[StageCount]:

@@ -31,10 +31,11 @@ from training.models import DTYPES, Model, device, load_model
 from training.objective import TERM, PreferenceTrainer, start_loss
 from training.pairs import PairCollator
 from training.resume import find_last_complete, mark_complete, step_of, truncate_progress
-from training.sharing import find_fault
 from training.template import Processor
 
-START_TOLERANCES: dict[Dtype, float] = {"float32": 1e-3, "float16": 1e-3, "bfloat16": 1e-3}
+START_TOLERANCES: dict[Dtype, float] = {"float32": 1e-3, "float16": 2e-3, "bfloat16": 1e-2}
+"""For a loss of 1, and in proportion for one that starts higher. The reference's log-probs may come from another batch,
+whose rounding differs: on nano in bfloat16 by 0.003 of the loss where only one pass shared prompts, else not at all."""
 MIN_SAVE_INTERVAL_S = 10.0
 """At least this long between two of TRL's checkpoints, and at most a twentieth of the time is spent on writing them."""
 State: TypeAlias = Any
@@ -79,6 +80,19 @@ def build_trainer(
     if recipe.dtype == "float16" and not torch.cuda.is_available():
         raise MachineError("train.dtype = float16 needs a GPU; use float32 or bfloat16 here")
     model = load_model(base, DTYPES[recipe.dtype])
+    return adapt_model(model, train, validation, processor, recipe, job_directory, run_name)
+
+
+def adapt_model(
+    model: Model,
+    train: Dataset,
+    validation: Dataset,
+    processor: Processor,
+    recipe: TrainSection,
+    job_directory: Path,
+    run_name: str,
+) -> PreferenceTrainer:
+    """`build_trainer` for a model in memory, which gets the adapter."""
     is_mdpo = recipe.method == "mdpo"
     if is_mdpo and recipe.corruption == "other_image":
         train, validation = add_other_images(train), add_other_images(validation)
@@ -93,8 +107,7 @@ def build_trainer(
         conditional=is_mdpo,
     )
     trainer.remove_callback(PrinterCallback)
-    fault = trainer.try_sharing(recipe.dtype)
-    _log.info("prompts are shared" if fault is None else f"prompts are not shared: {fault}")
+    trainer.try_sharing(recipe.dtype)
     return trainer
 
 
@@ -270,7 +283,7 @@ class _Curves(TrainerCallback):  # type: ignore[misc]
         expected, tolerance = start_loss(self._recipe), START_TOLERANCES[self._recipe.dtype]
         weights = dict(zip(self._recipe.losses, self._recipe.loss_weights, strict=False))
         found = point.loss - weights.get("sft", 1.0) * point.terms.get("sft", 0.0)
-        if not abs(found - expected) <= tolerance:
+        if not abs(found - expected) <= tolerance * max(1.0, expected):
             raise ServerError(
                 f"the first {point.kind} loss is {found:.4f}, not {expected:.4f}: policy and reference differ before "
                 "training; the base has dropout of its own, or an adapter already, or the reference's log-probs are "

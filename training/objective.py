@@ -41,7 +41,8 @@ _LAYOUT = ("input_ids", "attention_mask", "completion_mask")
 
 def start_loss(recipe: TrainSection) -> float:
     """The loss while policy and reference agree, from each loss's definition in TRL; `sft`, which depends on the model, is
-    left out."""
+    left out.
+    """
     weights = recipe.loss_weights or (1.0,) * len(recipe.losses)
     preference = sum(
         weight * _start(name, recipe) for name, weight in zip(recipe.losses, weights, strict=True) if name != "sft"
@@ -90,7 +91,7 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]
         self.precompute_ref_logps = True  # the argument is refused for images, the columns are read all the same
         self.conditional = conditional
         self.shares_prompts = False
-        """Set by `try_sharing`."""
+        self.sharing_fault: str | None = None
 
     def count_pairs(self, batch: Batch) -> int:
         """Number of pairs in a batch."""
@@ -100,14 +101,13 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]
         """The batch's rows, in one forward."""
         return score_shared(model, batch, self.count_pairs(batch)) if self.shares_prompts else score(model, batch)
 
-    def try_sharing(self, dtype: Dtype) -> str | None:
-        """Share prompts from now on if the model allows it; returns why not."""
+    def try_sharing(self, dtype: Dtype) -> None:
+        """Share prompts from now on, if the model allows it; `sharing_fault` says why not."""
         rows = [self.train_dataset[i] for i in range(min(len(self.train_dataset), _NUM_TRIED))]
         batch = self._prepare_inputs(self.data_collator(rows))
         with self._frozen():
-            fault = find_fault(self.model, batch, self.count_pairs(batch), dtype)
-        self.shares_prompts = fault is None
-        return fault
+            self.sharing_fault = find_fault(self.model, batch, self.count_pairs(batch), dtype)
+        self.shares_prompts = self.sharing_fault is None
 
     def reference_logprobs(self, batch: Batch) -> torch.Tensor:
         """What the reference, the model without its adapter, makes of each row: float32 on the CPU, (kinds, pairs).

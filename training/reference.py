@@ -4,9 +4,9 @@ One SQLite file for each digest of weights (which covers tokenizer, processor an
 it one number for each (prompt, response, image), the corruption of the image included. A batch's numbers are committed
 before the next is computed, so that a killed run goes on where it was, and several processes may fill one file.
 
-The number is that of the training's own pass (same trainer, dtype, sharing of prompts), without the adapter. Which rows stand
-in one batch changes its rounding (float32: 1e-6); so batches are the rows in their order, and a batch with a number missing
-is computed whole: a run that was killed here ends with the same numbers as one that was not.
+The number is that of the training's own pass (same trainer, dtype, sharing of prompts), without the adapter. Which rows
+stand in one batch changes its rounding (float32: 1e-6); so batches are the rows in their order, and a batch with a number
+missing is computed whole: a run that was killed here ends with the same numbers as one that was not.
 """
 
 from __future__ import annotations

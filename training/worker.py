@@ -111,9 +111,12 @@ def _train(job: TrainJob, job_directory: Path) -> None:
     reference.clear()  # its weights are of no more use
     free_memory()
     adapted = measure(trainer)
+    slower = "" if trainer.shares_prompts else f"each prompt passes twice: {trainer.sharing_fault}"
+    _log.info(slower or "prompts are shared")
     _tell(
         job_directory,
         "running",
+        slower,
         num_train=len(train),
         num_validation=len(validation),
         num_steps=count_steps(len(train), job.train, trainer.accelerator.num_processes),

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from eval.image_reliance import Reliance
 from pipeline.recipe import Recipe
 from pipeline.records import CheckpointRef, Difference, EvalResult, PreferencePair, Record, StageCount, Task
+from services.parity import ParityReport
 from training.job import TrainProgress, TrainStatus
 
 
@@ -77,5 +78,7 @@ class ReportData:
     trend: tuple[TrendRow, ...] = ()
     """Of several rounds."""
     training: TrainStatus | None = None
+    parity: tuple[ParityReport, ...] = ()
+    """Of the checkpoints that were compared as served."""
     progress: tuple[TrainProgress, ...] = ()
     examples: tuple[Example, ...] = field(default=())

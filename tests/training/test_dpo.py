@@ -113,7 +113,7 @@ def test_policy_that_is_not_the_reference_is_noticed(build, tmp_path):
     for name, parameter in trainer.model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.constant_(parameter, 0.05)
-    with pytest.raises(ServerError, match="first validation loss is .*, not 0.6931"):
+    with pytest.raises(ServerError, match=r"first validation loss is .*, not 0.6931"):
         dpo.run_training(trainer, recipe, tmp_path)
 
 

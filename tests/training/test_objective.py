@@ -10,18 +10,14 @@ from typing import get_args
 
 import pytest
 import torch
-from transformers import TrainerCallback
-from trl import DPOConfig, DPOTrainer
+from trl import DPOConfig
 
-from pipeline.checkpoints import compute_digest
 from pipeline.errors import RecipeError, ServerError
 from pipeline.recipe import Loss, load_recipe
 from training import dpo
 from training.job import PROGRESS
-from training.objective import PreferenceTrainer, anchor_loss, conditional_loss, start_loss
-from training.pairs import PairCollator, check_pairs, load_pairs
-from training.reference import ReferenceCache, attach_reference
-from training.sharing import find_fault, score, score_shared
+from training.objective import anchor_loss, conditional_loss, start_loss
+from training.sharing import score
 
 START = math.log(2)
 MDPO = "train.method=mdpo"
@@ -88,13 +84,12 @@ def test_gradient_agrees_with_finite_differences(build, disturb, method, sharing
     parameters = [p for p in trainer.model.parameters() if p.requires_grad]
     loss = trainer.compute_loss(trainer.model, batch)
     gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
-    direction = [
-        torch.zeros_like(p) if g is None else g / g.norm().clamp(min=1e-9) for p, g in zip(parameters, gradients)
-    ]
-    slope = sum((g * d).sum() for g, d in zip(gradients, direction) if g is not None)
+    gradients = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, gradients, strict=True)]
+    direction = [g / g.norm().clamp(min=1e-9) for g in gradients]
+    slope = sum((g * d).sum() for g, d in zip(gradients, direction, strict=True))
     step, values = 1e-4, []
     for sign in (1, -2):
-        for parameter, way in zip(parameters, direction):
+        for parameter, way in zip(parameters, direction, strict=True):
             parameter.data.add_(sign * step * way)
         values.append(trainer.compute_loss(trainer.model, batch).item())
     assert (values[0] - values[1]) / (2 * step) == pytest.approx(slope.item(), rel=1e-3)
@@ -159,7 +154,7 @@ def test_sft_beside_dpo_is_checked_without_its_own_value(build, tmp_path):
 def test_policy_that_is_not_the_reference_is_noticed_beside_sft(build, disturb, tmp_path):
     trainer, recipe = build('train.losses=["sigmoid", "sft"]')
     disturb(trainer)
-    with pytest.raises(ServerError, match="first train loss is .*, not 0.6931"):
+    with pytest.raises(ServerError, match=r"first train loss is .*, not 0.6931"):
         dpo.run_training(trainer, recipe, tmp_path)
 
 
