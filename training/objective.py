@@ -144,7 +144,9 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]
         scored = self.score(model, inputs)
         pairs = {name: inputs[name][: 2 * num_pairs] for name in _LAYOUT}
         references = {name: inputs[name] for name in REFERENCE_COLUMNS if name in inputs}
-        loss = super()._compute_loss(lambda **_: scored[: 2 * num_pairs], {**pairs, **references}, return_outputs)
+        loss: torch.Tensor = super()._compute_loss(
+            lambda **_: scored[: 2 * num_pairs], {**pairs, **references}, return_outputs
+        )
         terms = {}
         if "sft" in self.loss_types:
             is_chosen = inputs["completion_mask"][:num_pairs, 1:].bool()

@@ -61,7 +61,8 @@ class ReferenceCache:
 
     def get(self, keys: Iterable[str]) -> dict[str, float]:
         """Those of `keys` that are there."""
-        wanted, found = list(keys), {}
+        wanted = list(keys)
+        found: dict[str, float] = {}
         for i in range(0, len(wanted), _MAX_VARIABLES):
             part = wanted[i : i + _MAX_VARIABLES]
             marks = ", ".join("?" * len(part))
