@@ -8,7 +8,10 @@ from pipeline.records import Response, Score, Task
 
 
 def score_response(task: Task, response: Response) -> Score:
-    """The score of `response` to `task`. Raises DataError for a task without a gold answer."""
+    """The score of `response` to `task`, as the benchmark has it, whichever image was shown.
+
+    Raises DataError for a task without a gold answer.
+    """
     if task.answer_letter is None:
         raise DataError(f"task {task.id} of {task.source} has no gold answer to score against; evaluate another split")
     answer = None if response.error is not None else parse_choice(_final_part(response), task.choices)
@@ -16,6 +19,7 @@ def score_response(task: Task, response: Response) -> Score:
     return Score(
         key=response.key,
         task=task.id,
+        index=response.index,
         subject=task.subject,
         image=task.image.sha256 if task.image else None,
         checkpoint=response.checkpoint.digest,

@@ -32,8 +32,8 @@ def build_results(
     rows = []
     for checkpoint in checkpoints:
         own = [score for score in scores if score.checkpoint == checkpoint.digest]
-        for prompt, temperature in _settings(own):
-            group = _select(own, (prompt, temperature))
+        for prompt, temperature in list_settings(own):
+            group = select_scores(own, (prompt, temperature))
             good = [score for score in group if score.error is None]
             no_answer = sum(score.value == "no_answer" for score in good)
             row = EvalResult(
@@ -70,7 +70,7 @@ def build_differences(
     pairs = [
         (policy, setting, questions)
         for policy in policies
-        for setting in _settings(scores)
+        for setting in list_settings(scores)
         if (questions := _paired(scores, base, policy, setting))
     ]
     results = [
@@ -110,11 +110,12 @@ def render_results(
     return parts
 
 
-def _select(scores: Iterable[Score], setting: Setting) -> list[Score]:
+def select_scores(scores: Iterable[Score], setting: Setting) -> list[Score]:
+    """Those of one setting."""
     return [score for score in scores if (score.prompt, score.temperature) == setting]
 
 
-def _settings(scores: Iterable[Score]) -> list[Setting]:
+def list_settings(scores: Iterable[Score]) -> list[Setting]:
     """Prompts in the order in which they appear, each with its temperatures ascending."""
     found = dict.fromkeys((score.prompt, score.temperature) for score in scores)
     prompts = list(dict.fromkeys(prompt for prompt, _ in found))
@@ -129,16 +130,17 @@ def _paired(
     scores: Sequence[Score], base: CheckpointRef, policy: CheckpointRef, setting: Setting
 ) -> list[tuple[float, float, str]]:
     """Per question that both answered: the share correct of base and of policy, and the image."""
-    shares = [_shares(_select(scores, setting), checkpoint.digest) for checkpoint in (base, policy)]
+    own = ([score for score in select_scores(scores, setting) if score.checkpoint == c.digest] for c in (base, policy))
+    shares = [question_shares(part) for part in own]
     images = {score.task: score.image or score.task for score in scores}
     return [(first, shares[1][task], images[task]) for task, first in shares[0].items() if task in shares[1]]
 
 
-def _shares(scores: Iterable[Score], digest: str) -> dict[str, float]:
-    """The share of correct responses per question."""
+def question_shares(scores: Iterable[Score]) -> dict[str, float]:
+    """The share of correct responses per question; one without an answered request is absent."""
     values: dict[str, list[bool]] = {}
     for score in scores:
-        if score.checkpoint == digest and score.error is None:
+        if score.error is None:
             values.setdefault(score.task, []).append(score.value == "correct")
     return {task: float(np.mean(correct)) for task, correct in values.items()}
 
@@ -150,7 +152,7 @@ def _describe(policy: str, base: str, differences: Sequence[Difference]) -> str:
     smallest, largest = (f"{100 * pick(d.mde for d in differences):.1f}" for pick in (min, max))
     seen = smallest if smallest == largest else f"{smallest} to {largest}"
     sentences = [
-        f"{policy} answers {verb} questions right than {base} {_list_settings(found)}."
+        f"{policy} answers {verb} questions right than {base} {_list_differences(found)}."
         for verb, found in (("more", better), ("fewer", worse))
         if found
     ]
@@ -165,7 +167,7 @@ def _describe(policy: str, base: str, differences: Sequence[Difference]) -> str:
     return " ".join(sentences)
 
 
-def _list_settings(differences: Sequence[Difference]) -> str:
+def _list_differences(differences: Sequence[Difference]) -> str:
     """`with zero_shot at 0.4 (+3.1 points, p = 0.012) and ...`."""
     parts = [
         f"with {d.prompt} at {d.temperature:g} ({100 * d.accuracy.value:+.1f} points, {format_p(d.p_holm)})"
@@ -180,7 +182,7 @@ def format_p(p_value: float) -> str:
 
 
 def _render_accuracy(results: Sequence[EvalResult], chance: dict[str, float]) -> Table:
-    table = _table(
+    table = new_table(
         "Accuracy in %, ± half of the 95 % interval (clustered by image)",
         "no ans.: unreadable, counts as not correct. failed: requests, in no figure.",
         (*COLUMNS, "no ans.", "failed", "n"),
@@ -206,7 +208,7 @@ def _cell(row: EvalResult, column: str) -> str:
 
 
 def _render_differences(differences: Sequence[Difference]) -> Table:
-    table = _table(
+    table = new_table(
         "Paired differences in points, on the same questions",
         "p: after Holm's correction. detectable: with 80 % power at 5 %.",
         ("Avg", "95 % interval", "p", "detectable", "questions"),
@@ -223,7 +225,7 @@ def _render_differences(differences: Sequence[Difference]) -> Table:
     return table
 
 
-def _table(title: str, caption: str, figures: Sequence[str]) -> Table:
+def new_table(title: str, caption: str, figures: Sequence[str]) -> Table:
     """An empty table that fits 80 columns: a name, then figures."""
     table = Table(
         title=f"\n{title}",

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from pipeline.errors import RecipeError
-from pipeline.records import PromptName, SamplingParams, Split
+from pipeline.records import PromptName, SamplingParams, ShownImage, Split
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 UpstreamUrl = Annotated[str, Field(pattern=r"^https?://[^/]+/?$")]
@@ -98,7 +98,7 @@ class TasksSection(Section):
     split: Split = "train"
     """The source's split."""
     num_tasks: Count | None = None
-    """How many; without it, all."""
+    """How many, in each round; without it, all."""
     seed: int = 0
     """Which tasks are drawn when there are more than `num_tasks`."""
 
@@ -257,6 +257,15 @@ class MergeSection(Section):
     """The type of the merged weights; `auto` is the base's own, or float32 where that would round the update away."""
 
 
+class RoundsSection(Section):
+    """Iterated rounds (Wu et al. 2024): each samples, judges, pairs and trains on, from the last one's policy."""
+
+    num: Count = 1
+    """How many; each takes `tasks.num_tasks` fresh tasks, about images that no earlier round saw."""
+    reference: Literal["previous", "seed"] = "previous"
+    """What training pulls towards: the policy that the round starts from, or the untaught model."""
+
+
 class EvalSection(Section):
     """The benchmark: each prompt at each temperature, for base and policy."""
 
@@ -274,6 +283,8 @@ class EvalSection(Section):
     """Sampling temperatures."""
     num_samples: Count = 1
     """Responses per question."""
+    images: tuple[ShownImage, ...] = ("true",)
+    """What is shown; with `blank` and `other` (another question's image), too, the report says what the image is worth."""
     max_tokens: Count = 512
     """Longest response, in tokens."""
     seed: int = 0
@@ -285,17 +296,17 @@ class EvalSection(Section):
     def _check(self) -> Self:
         if self.num_samples > 1 and 0 in self.temperatures:
             raise ValueError("at temperature 0 all responses are the same; set num_samples to 1, or leave 0 out")
+        if "true" not in self.images:
+            raise ValueError('images leaves out the questions\' own; add "true"')
         return self
 
     def params(self, temperature: float) -> SamplingParams:
         """The settings that enter the keys."""
         return SamplingParams(temperature=temperature, max_tokens=self.max_tokens, n=self.num_samples, seed=self.seed)
 
-    def tasks(self) -> TasksSection:
-        """The benchmark's questions, as a task source."""
-        return TasksSection(
-            source=self.source, path=self.path, split=self.split, num_tasks=self.num_tasks, seed=self.seed
-        )
+    def tasks(self, split: Split) -> TasksSection:
+        """The benchmark's questions of `split`, as a task source."""
+        return TasksSection(source=self.source, path=self.path, split=split, num_tasks=self.num_tasks, seed=self.seed)
 
 
 class Recipe(Section):
@@ -312,10 +323,17 @@ class Recipe(Section):
     train: TrainSection
     sweep: SweepSection = SweepSection()
     merge: MergeSection
+    rounds: RoundsSection = RoundsSection()
     eval: EvalSection
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if self.rounds.num > 1 and self.tasks.num_tasks is None:
+            raise ValueError(
+                "tasks.num_tasks is not set, so the first round takes every task; set it, or rounds.num = 1"
+            )
+        if self.rounds.num > 1 and self.eval.split == "validation":
+            raise ValueError("rounds are chosen on the validation split, so eval.split must be another")
         if self.merge.serve_as == "adapter" and self.train.target_modules != "language-model":
             raise ValueError(
                 f"merge.serve_as = adapter, but train.target_modules = {self.train.target_modules}: vLLM drops what an "

@@ -19,6 +19,8 @@ Subject = Literal["NAT", "SOC", "LAN"]
 Split = Literal["train", "validation", "test"]
 PromptName = Literal["thought_specific", "thought_generic", "zero_shot", "cot"]
 Outcome = Literal["correct", "incorrect", "no_answer"]
+ShownImage = Literal["true", "blank", "other"]
+"""Which image a question is asked about: its own, an empty one, or another question's."""
 
 
 def content_key(**parts: Any) -> str:
@@ -213,9 +215,11 @@ class Score(Record):
     key: str
     """The response's."""
     task: str
+    index: int = 0
+    """The response's, in its group."""
     subject: Subject | None
     image: str | None
-    """The image's hash: the cluster of the statistics."""
+    """The hash of the question's own image, whichever was shown: the cluster of the statistics."""
     checkpoint: str
     """Weights digest."""
     prompt: PromptName

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline.client import ChatClient, Completion, user_message
@@ -19,6 +19,7 @@ from pipeline.ledger import Ledger
 from pipeline.prompts import render_prompt, split_thought
 from pipeline.records import (
     CheckpointRef,
+    ImageRef,
     PromptName,
     Response,
     SamplingParams,
@@ -64,6 +65,12 @@ def _plan(task: Task, prompt: PromptName, checkpoint: CheckpointRef, sampling: S
     key = content_key(weights=checkpoint.digest, task=task.id, image=image, prompt=text, sampling=sampling)
     own_seed = sampling.model_copy(update={"seed": int(key[:8], 16) >> 1})
     return SampleRequest(task, prompt, text, checkpoint, own_seed, key)
+
+
+def show_image(request: SampleRequest, image: ImageRef) -> SampleRequest:
+    """The same request about `image` instead: same text, settings and seed, and a key of its own. Pure."""
+    task = request.task.model_copy(update={"image": image})
+    return replace(request, task=task, key=content_key(asked=request.key, image=image.sha256))
 
 
 async def sample(

@@ -58,6 +58,22 @@ def run(target: Target = _DEFAULT) -> None:
     commands.execute(target.run, target.recipe, target.set, commands.run_all)
 
 
+@app.command(group=_RUNS)
+def rounds(target: Target = _DEFAULT, *, num: int | None = None) -> None:
+    """Run the loop several times: each round on fresh tasks, from the last one's policy. The same as run, with a number.
+
+    Parameters
+    ----------
+    num
+        How many rounds in all (short for --set rounds.num=...).
+
+    """
+    from services import commands
+
+    overrides = () if num is None else (f"rounds.num={num}",)
+    commands.execute(target.run, target.recipe, (*overrides, *target.set), commands.run_all)
+
+
 @app.command(group=_STEPS, sort_key=0)
 def serve(target: Target = _DEFAULT) -> None:
     """Serve the run's model behind one OpenAI-compatible URL, until Ctrl-C."""

@@ -19,19 +19,18 @@ from services import sweep as search
 from services.admin import fetch_state, register, retire, swap_to
 from services.checkpoints import Checkpoint, CheckpointInfo, Registry
 from services.reporting import Evaluation, evaluate_scores, write_run_report
+from services.rounds import Round, list_rounds, make_judge
 from services.stages import (
-    Published,
     Session,
     eval_stage,
     judge_stage,
     load_scores,
-    make_job,
-    make_judge,
     pair_stage,
     parity_stage,
     sample_stage,
 )
 from services.terminal import Terminal
+from services.trend import Choice, choose_round
 from services.vllm import Address, become_server
 from training.job import (
     ADAPTER,
@@ -127,36 +126,38 @@ def serve(directory: Path | None, recipe: str | None, overrides: Sequence[str]) 
 
 async def sample(session: Session) -> None:
     """`vcot sample`."""
-    await sample_stage(session)
+    await sample_stage(list_rounds(session)[-1])
 
 
 async def judge(session: Session) -> None:
     """`vcot judge`."""
-    await judge_stage(session)
+    await judge_stage(list_rounds(session)[-1])
 
 
 async def pair(session: Session) -> None:
     """`vcot pair`."""
-    pair_stage(session)
+    pair_stage(list_rounds(session)[-1])
 
 
 async def train(session: Session) -> None:
     """`vcot train`."""
-    await _train(session, make_job(session, pair_stage(session)))
+    current = list_rounds(session)[-1]
+    pair_stage(current)
+    await _train(current)
 
 
-async def _train(session: Session, job: TrainJob, merge_into: Path | None = None) -> None:
-    """Train the job; with `merge_into`, the same process merges, which spares a second start of torch."""
-    directory = session.job_directory(job)
-    section = job.train
+async def _train(current: Round, merge_into: Path | None = None) -> None:
+    """Train the round's job; with `merge_into`, the same process merges, which spares a second start of torch."""
+    session, directory = current.session, current.job_directory
+    section = current.job.train
     session.terminal.heading(
         "train", f"{section.method}, LoRA r={section.lora_r} on {section.target_modules}, lr {section.learning_rate:g}"
     )
     with session.terminal.steps("steps") as on_steps:
         if section.worker == "remote":
-            status = await trainer.train_remotely(job, directory, on_steps)
+            status = await trainer.train_remotely(current.job, directory, on_steps)
         else:
-            status = await trainer.train(job, directory, on_steps, merge_into)
+            status = await trainer.train(current.job, directory, on_steps, merge_into)
     _say_preflight(session, read_record(directory / PREFLIGHT, Preflight))
     points = [point for point in trainer.read_progress(directory) if point.kind == "validation"]
     gap = points[-1].gap
@@ -181,20 +182,24 @@ def _say_preflight(session: Session, preflight: Preflight) -> None:
 
 async def sweep(session: Session) -> None:
     """`vcot sweep`."""
-    await search.sweep(session, pair_stage(session))
+    current = list_rounds(session)[-1]
+    pair_stage(current)
+    await search.sweep(current)
 
 
 async def merge(session: Session, *, adapter: bool) -> None:
     """`vcot merge`; with `adapter`, the adapter alone."""
-    job = make_job(session, pair_stage(session))
+    current = list_rounds(session)[-1]
+    pair_stage(current)
+    job = current.job
     if adapter:
         job = job.model_copy(update={"merge": job.merge.model_copy(update={"serve_as": "adapter"})})
-    await _merge(session, job)
+    await _merge(current, job)
 
 
-async def _merge(session: Session, job: TrainJob) -> Checkpoint:
+async def _merge(current: Round, job: TrainJob) -> Checkpoint:
     """The job's checkpoint, registered."""
-    directory = session.job_directory(job)
+    session, directory = current.session, current.job_directory
     if not (directory / ADAPTER).is_dir():
         raise InputError(f"job {directory} has no adapter yet; run `vcot train` first")
     out = session.run.path("checkpoints", job.checkpoint_name)
@@ -226,7 +231,8 @@ def _describe_loss(dtype: str, kept: Retention) -> str:
 
 async def parity(session: Session, names: Sequence[str]) -> None:
     """`vcot parity`."""
-    chosen = _chosen(session, names)
+    taught = [current.policy for current in list_rounds(session)]
+    chosen = [session.registry.resolve(name) for name in names] or [policy for policy in taught if policy]
     table = Table("checkpoint", "pair of models", "largest log-prob difference", "allowed")
     for report in await parity_stage(session, chosen):
         for models, difference in report.max_abs_logp.items():
@@ -274,21 +280,18 @@ async def remove_replica(session: Session, name: str) -> None:
 
 async def evaluate(session: Session, names: Sequence[str]) -> None:
     """`vcot eval`."""
-    chosen = _chosen(session, names)
-    await eval_stage(session, chosen)
-    _show(session, evaluate_scores(session, load_scores(session, chosen), chosen))
+    split, choice = session.run.recipe.eval.split, None if names else await _choose(session, list_rounds(session))
+    chosen = choice.checkpoints if choice else [session.registry.resolve(name) for name in names]
+    await eval_stage(session, chosen, split)
+    scores = load_scores(session, chosen, split)
+    _show(session, evaluate_scores(session, scores, chosen, choice.trend if choice else ()))
 
 
-def _chosen(session: Session, names: Sequence[str]) -> list[Checkpoint]:
-    """The checkpoints of those names; without any, the base and the recipe's policy."""
-    if names:
-        return [session.registry.resolve(name) for name in names]
-    return _checkpoints(session, make_job(session, pair_stage(session)))
-
-
-def _checkpoints(session: Session, job: TrainJob) -> list[Checkpoint]:
-    """The base, and the job's policy where there is one."""
-    return [session.base, *(c for c in session.registry.list() if c.ref.name == job.checkpoint_name)]
+async def _choose(session: Session, rounds: Sequence[Round]) -> Choice:
+    """Of several rounds, the one whose policy does best on the validation split, which is asked of all."""
+    if session.run.recipe.rounds.num > 1:
+        await eval_stage(session, [session.base, *filter(None, (r.policy for r in rounds))], "validation")
+    return choose_round(session, rounds)
 
 
 def _show(session: Session, evaluation: Evaluation) -> None:
@@ -298,34 +301,45 @@ def _show(session: Session, evaluation: Evaluation) -> None:
 
 async def report(session: Session) -> None:
     """`vcot report`."""
-    published = pair_stage(session)
-    job = make_job(session, published)
-    _report(session, published, job, _checkpoints(session, job))
+    rounds = list_rounds(session)
+    taught = [current for current in rounds if current.policy] or rounds[:1]
+    _report(session, taught, choose_round(session, taught))
 
 
-def _report(session: Session, published: Published, job: TrainJob, chosen: Sequence[Checkpoint]) -> None:
+def _report(session: Session, rounds: Sequence[Round], choice: Choice) -> None:
     """The page, and the table in the terminal."""
     session.terminal.heading("report", session.run.recipe.name)
-    evaluation = evaluate_scores(session, load_scores(session, chosen), chosen)
-    page = write_run_report(session, published, job, evaluation)
+    scores = load_scores(session, choice.checkpoints, session.run.recipe.eval.split)
+    evaluation = evaluate_scores(session, scores, choice.checkpoints, choice.trend)
+    page = write_run_report(session, rounds, choice.round, evaluation)
     _show(session, evaluation)
     session.terminal.say(f"report: {page}")
 
 
 async def run_all(session: Session) -> None:
-    """`vcot run`: the whole loop."""
+    """`vcot run`: the whole loop, as many rounds of it as the recipe says."""
     async with make_judge(session):  # a key that is not set is said before hours of sampling
         pass
-    await sample_stage(session)
-    await judge_stage(session)
-    published = pair_stage(session)
-    job = make_job(session, published)
-    await _train(session, job, session.run.path("checkpoints", job.checkpoint_name))
-    policy = await _merge(session, job)
-    chosen = [session.base, policy]
-    await eval_stage(session, chosen)
-    _report(session, published, job, chosen)
+    rounds: list[Round] = []
+    start = session.base
+    for number in range(1, session.run.recipe.rounds.num + 1):
+        rounds.append(Round(session, number, start))
+        start = await _teach(rounds[-1])
+    choice = await _choose(session, rounds)
+    await eval_stage(session, choice.checkpoints, session.run.recipe.eval.split)
+    _report(session, rounds, choice)
     session.terminal.summary()
+
+
+async def _teach(current: Round) -> Checkpoint:
+    """All of one round; returns its policy."""
+    if current.session.run.recipe.rounds.num > 1:
+        current.session.terminal.heading("round", f"{current.number} of {current.session.run.recipe.rounds.num}")
+    await sample_stage(current)
+    await judge_stage(current)
+    pair_stage(current)
+    await _train(current, current.session.run.path("checkpoints", current.job.checkpoint_name))
+    return await _merge(current, current.job)
 
 
 async def checkpoints(session: Session) -> None:

@@ -68,7 +68,7 @@ def inspect_machine(recipe: Recipe, directory: Path) -> Iterator[Finding]:
     yield _port(recipe)
     yield _model(recipe)
     yield _source("questions", recipe.tasks)
-    yield _source("benchmark", recipe.eval.tasks())
+    yield _source("benchmark", recipe.eval.tasks(recipe.eval.split))
     yield _key(recipe)
 
 

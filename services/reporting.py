@@ -7,17 +7,20 @@ from pathlib import Path
 
 from rich.console import RenderableType
 
+from eval.image_reliance import Reliance, build_reliance, render_reliance
 from eval.table import build_chance, build_differences, build_results, render_results
-from pipeline.records import Difference, EvalResult, Record, Response, Score, StageCount
+from pipeline.records import Difference, EvalResult, Record, Response, StageCount
 from pipeline.sample import SampleRequest
 from services.checkpoints import Checkpoint
 from services.parity import ParityReport
 from services.report import write_report
-from services.report.data import Example, ReportData
-from services.stages import Published, Session, eval_requests
+from services.report.data import Example, ReportData, TrendRow
+from services.rounds import Round
+from services.stages import Scores, Session, eval_requests
 from services.sweep import load_sweep
 from services.trainer import read_progress
-from training.job import TrainJob, read_record, read_status
+from services.trend import render_trend
+from training.job import read_record, read_status
 
 MAX_EXAMPLES = 6
 
@@ -29,46 +32,60 @@ class Evaluation(Record):
     differences: tuple[Difference, ...]
     """Each later checkpoint minus the first."""
     chance: dict[str, float]
+    reliance: tuple[Reliance, ...] = ()
+    """Where other images were shown, too."""
+    trend: tuple[TrendRow, ...] = ()
+    """Of several rounds, on the validation split."""
 
     @property
     def renderables(self) -> list[RenderableType]:
         """The tables and sentences for a terminal."""
-        return render_results(self.results, self.differences, self.chance)
+        parts = render_results(self.results, self.differences, self.chance)
+        parts += [render_reliance(self.reliance)] if self.reliance else []
+        parts += [render_trend(self.trend)] if self.trend else []
+        return parts
 
 
-def evaluate_scores(session: Session, scores: Sequence[Score], checkpoints: Sequence[Checkpoint]) -> Evaluation:
-    """Table 1 and the paired differences, kept as `report/results.json`."""
+def evaluate_scores(
+    session: Session, scores: Scores, checkpoints: Sequence[Checkpoint], trend: Sequence[TrendRow] = ()
+) -> Evaluation:
+    """Table 1, the paired differences and the rest, kept as `report/results.json`."""
     section = session.run.recipe.eval
-    refs = [checkpoint.ref for checkpoint in checkpoints]
+    refs, true = [checkpoint.ref for checkpoint in checkpoints], scores["true"]
     evaluation = Evaluation(
-        results=tuple(build_results(scores, refs, seed=section.seed, num_samples=section.num_samples)),
-        differences=tuple(build_differences(scores, refs[0], refs[1:])),
-        chance=build_chance(scores),
+        results=tuple(build_results(true, refs, seed=section.seed, num_samples=section.num_samples)),
+        differences=tuple(build_differences(true, refs[0], refs[1:])),
+        chance=build_chance(true),
+        reliance=tuple(build_reliance(scores, refs)),
+        trend=tuple(trend),
     )
     session.run.path("report", "results.json").write_text(evaluation.model_dump_json(indent=2) + "\n", "utf-8")
     return evaluation
 
 
-def write_run_report(session: Session, published: Published, job: TrainJob, evaluation: Evaluation) -> Path:
-    """The page `report/index.html`, made of what the run holds, whichever command made it."""
-    directory = session.job_directory(job)
-    scores = [judgment.score for judgment in published.judgments if judgment.score is not None]
-    pairs = published.pair_set.pairs
+def write_run_report(session: Session, rounds: Sequence[Round], shown: Round, evaluation: Evaluation) -> Path:
+    """The page `report/index.html`, made of what the run holds, whichever command made it.
+
+    Training and preference data are those of the round `shown`.
+    """
+    directory, judgments = shown.job_directory, shown.pairs.judgments
     data = ReportData(
         recipe=session.run.recipe,
         checkpoints=tuple(dict.fromkeys(row.checkpoint for row in evaluation.results)),
-        counts=tuple(count_stages(session, published, evaluation)),
-        judge=published.judgments[0].judge,
-        judge_scores=tuple(scores),
-        gaps=tuple(pair.chosen_score - pair.rejected_score for pair in pairs),
+        counts=tuple(count_stages(session, rounds, evaluation)),
+        judge=judgments[0].judge,
+        judge_scores=tuple(judgment.score for judgment in judgments if judgment.score is not None),
+        gaps=tuple(pair.chosen_score - pair.rejected_score for pair in shown.pairs.pair_set.pairs),
         results=evaluation.results,
         differences=evaluation.differences,
         chance=evaluation.chance,
+        reliance=evaluation.reliance,
+        trend=evaluation.trend,
         training=read_status(directory) if directory.is_dir() else None,
         parity=tuple(read_parity(session, evaluation)),
         progress=tuple(read_progress(directory)),
         sweep=load_sweep(session),
-        examples=tuple(choose_examples(session, published)),
+        examples=tuple(choose_examples(shown)),
     )
     return write_report(data, session.run.path("report", "index.html"))
 
@@ -80,18 +97,24 @@ def read_parity(session: Session, evaluation: Evaluation) -> Iterator[ParityRepo
             yield read_record(path, ParityReport)
 
 
-def count_stages(session: Session, published: Published, evaluation: Evaluation) -> list[StageCount]:
+def count_stages(session: Session, rounds: Sequence[Round], evaluation: Evaluation) -> list[StageCount]:
     """The account of every stage as the run holds it: what is not answered yet counts as failed."""
-    responses = _count_responses(session, "sample", session.sample_requests())
-    judged = StageCount(
-        stage="judge",
-        requested=responses.ok,
-        ok=len(published.judgments),
-        failed=responses.ok - len(published.judgments),
-    )
-    refs = dict.fromkeys(row.checkpoint for row in evaluation.results)
-    asked = [_count_responses(session, f"eval {ref.name}", eval_requests(session, ref)) for ref in refs]
-    return [responses, judged, published.pair_set.count, *asked]
+    counts: list[StageCount] = []
+    for current in rounds:
+        label = f" {current.number}" if len(rounds) > 1 else ""
+        responses = _count_responses(session, f"sample{label}", current.requests())
+        num_judged = len(current.pairs.judgments)
+        judged = StageCount(
+            stage=f"judge{label}", requested=responses.ok, ok=num_judged, failed=responses.ok - num_judged
+        )
+        counts += [responses, judged, current.pairs.pair_set.count.model_copy(update={"stage": f"pair{label}"})]
+    section = session.run.recipe.eval
+    asked = [(row.checkpoint, section.split, "") for row in evaluation.results]
+    asked += [(row.checkpoint, "validation", ", validation") for row in evaluation.trend]
+    for ref, split, label in dict.fromkeys(asked):
+        requests = eval_requests(session, ref, split, section.images)
+        counts.append(_count_responses(session, f"eval {ref.name}{label}", requests))
+    return counts
 
 
 def _count_responses(session: Session, stage: str, requests: Sequence[SampleRequest]) -> StageCount:
@@ -103,15 +126,15 @@ def _count_responses(session: Session, stage: str, requests: Sequence[SampleRequ
     return StageCount(stage=stage, requested=len(keys), ok=ok, refused=refused, failed=len(keys) - ok - refused)
 
 
-def choose_examples(session: Session, published: Published) -> Iterator[Example]:
+def choose_examples(current: Round) -> Iterator[Example]:
     """One pair of each question family, as far as the page has room."""
-    tasks = {task.id: task for task in session.tasks}
-    reasons = {judgment.response: judgment.rationale for judgment in published.judgments}
-    by_family = {tasks[pair.task].family: pair for pair in reversed(published.pair_set.pairs)}
+    tasks = {task.id: task for task in current.tasks}
+    reasons = {judgment.response: judgment.rationale for judgment in current.pairs.judgments}
+    by_family = {tasks[pair.task].family: pair for pair in reversed(current.pairs.pair_set.pairs)}
     for pair in list(by_family.values())[:MAX_EXAMPLES]:
         yield Example(
             task=tasks[pair.task],
-            image=session.run.images.read(pair.image),
+            image=current.session.run.images.read(pair.image),
             pair=pair,
             chosen_rationale=reasons[pair.chosen_key],
             rejected_rationale=reasons[pair.rejected_key],

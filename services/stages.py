@@ -15,25 +15,33 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from eval.image_reliance import choose_images
 from eval.scorer import score_response
 from pipeline.client import ChatClient
 from pipeline.errors import CheckpointError, DataError, InputError, StageError, SwapError
-from pipeline.judges import Judge, judge_responses, judgment_key
-from pipeline.judges.pointwise import PointwiseJudge
-from pipeline.judges.verifier import Verifier
-from pipeline.pairs import PairSet, build_pairs, split_pairs
-from pipeline.publish import pairs_digest, publish_pairs, render_card
+from pipeline.judges import judge_responses
+from pipeline.publish import publish_pairs, render_card
 from pipeline.recipe import render_recipe
-from pipeline.records import CheckpointRef, Judgment, PreferencePair, Response, Score, StageCount, Task
+from pipeline.records import (
+    CheckpointRef,
+    PreferencePair,
+    Response,
+    Score,
+    ShownImage,
+    Split,
+    StageCount,
+    Task,
+)
 from pipeline.run import Run
-from pipeline.sample import SampleRequest, owed_requests, plan_requests, sample
+from pipeline.sample import SampleRequest, owed_requests, plan_requests, sample, show_image
 from pipeline.sources import load_tasks
 from services.admin import register, retire, swap_to
 from services.checkpoints import Checkpoint, Registry
 from services.parity import ParityReport, ask_served, check_defaults, verify
+from services.rounds import Round, make_judge
 from services.serving import GatewayHandle, running_gateway
 from services.terminal import Terminal
-from training.job import REFERENCE, TrainJob, read_record, write_record
+from training.job import TrainJob, read_record, write_record
 from training.parity import PROBE, Probe, read_probe
 
 POLICY_ALIAS = "policy"
@@ -50,6 +58,7 @@ class Session:
     counts: list[StageCount] = field(default_factory=list)
     _stack: AsyncExitStack = field(default_factory=AsyncExitStack)
     _gateway: GatewayHandle | None = None
+    _questions: dict[Split, list[Task]] = field(default_factory=dict)
 
     async def __aenter__(self) -> Self:
         return self
@@ -94,21 +103,23 @@ class Session:
         """The untaught model."""
         return self.registry.base(self.run.recipe.model, self.run.recipe.serve.dtype, self.terminal.say)
 
-    @cached_property
-    def tasks(self) -> list[Task]:
-        """The questions that preference data is made of."""
-        return load_tasks(self.run.recipe.tasks, self.run.directory, self.run.images)
+    def questions(self, split: Split) -> list[Task]:
+        """The benchmark's questions of one split; each has a gold answer."""
+        if split not in self._questions:
+            self._questions[split] = self._load_questions(split)
+        return self._questions[split]
 
-    @cached_property
-    def eval_tasks(self) -> list[Task]:
-        """The benchmark's questions; each has a gold answer."""
-        tasks = load_tasks(self.run.recipe.eval.tasks(), self.run.directory, self.run.images)
+    def _load_questions(self, split: Split) -> list[Task]:
+        section = self.run.recipe.eval
+        tasks = load_tasks(section.tasks(split), self.run.directory, self.run.images)
         secret = next((task.id for task in tasks if task.answer is None), None)
         if secret is not None:
-            raise DataError(
-                f"task {secret} of {self.run.recipe.eval.source} has no gold answer; evaluate another split"
-            )
+            raise DataError(f"task {secret} of {section.source} has no gold answer; evaluate another split")
         return tasks
+
+    def job_directory(self, job: TrainJob) -> Path:
+        """Where the trainer worker does this job."""
+        return self.run.path("training", job.key[:12])
 
     def parity_path(self, ref: CheckpointRef) -> Path:
         """Where the ParityReport of a checkpoint is kept, as it is served by this recipe."""
@@ -120,28 +131,6 @@ class Session:
             await retire((await self.gateway()).url, checkpoint.ref.name)
         self.registry.retire(checkpoint.ref.name)
 
-    def job_directory(self, job: TrainJob) -> Path:
-        """Where the trainer worker does this job."""
-        return self.run.path("training", job.key[:12])
-
-    def sample_requests(self) -> list[SampleRequest]:
-        """What the recipe asks of the base."""
-        section = self.run.recipe.sample
-        return plan_requests(self.tasks, section.prompt, self.base.ref, section.params())
-
-    def responses(self) -> list[Response]:
-        """The good responses that are there, in the order of the plan. Raises InputError where there is none."""
-        keys = [key for request in self.sample_requests() for key in request.response_keys()]
-        found = self.run.ledger.get(Response, keys)
-        responses = [found[key] for key in keys if key in found and found[key].error is None]
-        if not responses:
-            raise InputError(f"run {self.run.directory} holds no response to its recipe; run `vcot sample` first")
-        if len(responses) < len(keys):
-            self.terminal.warn(
-                f"{len(keys) - len(responses)} of {len(keys)} responses are missing; `vcot sample` asks again"
-            )
-        return responses
-
     def account(self, count: StageCount) -> None:
         """Show a stage's account. Raises StageError where work is still owed."""
         self.counts.append(count)
@@ -152,16 +141,16 @@ class Session:
             )
 
 
-async def sample_stage(session: Session) -> None:
-    """Draw k responses per task from the base."""
-    recipe = session.run.recipe
+async def sample_stage(current: Round) -> None:
+    """Draw k responses per task from the round's starting policy; from none that is not served as it was trained."""
+    session, recipe = current.session, current.session.run.recipe
+    await parity_stage(session, [current.start])
     session.terminal.heading(
         "sample",
-        f"{len(session.tasks)} {recipe.tasks.source} tasks x {recipe.sample.k} responses of {session.base.ref.name} "
+        f"{len(current.tasks)} {recipe.tasks.source} tasks x {recipe.sample.k} responses of {current.start.ref.name} "
         f"at temperature {recipe.sample.temperature:g}",
     )
-    requests = session.sample_requests()
-    await _ask(session, "sample", session.base, requests, recipe.sample.max_concurrency)
+    await _ask(session, "sample", current.start, current.requests(), recipe.sample.max_concurrency)
 
 
 async def _ask(
@@ -179,16 +168,16 @@ async def _ask(
     session.account(count.model_copy(update={"stage": stage}))
 
 
-async def judge_stage(session: Session) -> None:
+async def judge_stage(current: Round) -> None:
     """Score every response."""
-    responses = session.responses()
+    session, responses = current.session, current.responses()
     judge = make_judge(session)
     session.terminal.heading("judge", f"{len(responses)} responses, by {judge.name}")
     async with judge:
         with session.terminal.tracking("judgments") as on_progress:
             count = await judge_responses(
                 judge,
-                {task.id: task for task in session.tasks},
+                {task.id: task for task in current.tasks},
                 responses,
                 session.run.ledger,
                 max_concurrency=session.run.recipe.judge.max_concurrency,
@@ -197,85 +186,54 @@ async def judge_stage(session: Session) -> None:
     session.account(count)
 
 
-def make_judge(session: Session) -> Judge:
-    """The recipe's judge."""
-    section = session.run.recipe.judge
-    return Verifier() if section.kind == "verifier" else PointwiseJudge(section, session.run.images)
-
-
-@dataclass(frozen=True)
-class Published:
-    """The pairs of a run, on disk."""
-
-    pair_set: PairSet
-    directory: Path
-    digest: str
-    judgments: tuple[Judgment, ...]
-
-
-def pair_stage(session: Session) -> Published:
+def pair_stage(current: Round) -> None:
     """Best and worst response of each task, as Parquet."""
-    recipe = session.run.recipe
+    session, recipe, pairs = current.session, current.session.run.recipe, current.pairs
     session.terminal.heading("pair", f"{recipe.pairs.policy}, ties dropped")
-    responses = session.responses()
-    judge = make_judge(session)
-    tasks = {task.id: task for task in session.tasks}
-    keys = {judgment_key(judge, tasks[r.task], r): r.key for r in responses}
-    judgments = {keys[key]: j for key, j in session.run.ledger.get(Judgment, keys).items() if j.error is None}
-    if not judgments:
-        raise InputError(f"run {session.run.directory} holds no judgment by {judge.name}; run `vcot judge` first")
-    pair_set = build_pairs(session.tasks, responses, judgments)
-    train, validation = split_pairs(pair_set.pairs, recipe.pairs.validation_fraction, recipe.pairs.seed)
-    directory, digest = publish_splits(session, train, validation)
-    session.counts.append(pair_set.count)
-    dropped, unjudged = pair_set.count.refused, pair_set.count.failed
+    publish_splits(current, pairs.train, pairs.validation, pairs.directory)
+    count = pairs.pair_set.count
+    session.counts.append(count)
     session.terminal.say(
-        f"{len(train)} training + {len(validation)} validation pairs in {directory}; "
-        f"{dropped} tasks dropped as ties" + (f", {unjudged} had too few judged responses" if unjudged else "")
+        f"{len(pairs.train)} training + {len(pairs.validation)} validation pairs in {pairs.directory}; "
+        f"{count.refused} tasks dropped as ties"
+        + (f", {count.failed} had too few judged responses" if count.failed else "")
     )
-    return Published(pair_set, directory, digest, tuple(judgments.values()))
 
 
 def publish_splits(
-    session: Session, train: Sequence[PreferencePair], validation: Sequence[PreferencePair]
-) -> tuple[Path, str]:
-    """The two splits as a data set of the run: its directory and digest."""
-    recipe, digest = session.run.recipe, pairs_digest(train, validation)
-    directory = session.run.path("pairs", digest[:12])
+    current: Round, train: Sequence[PreferencePair], validation: Sequence[PreferencePair], directory: Path
+) -> None:
+    """Pairs of the round as a data set in `directory`, with its card."""
+    recipe = current.session.run.recipe
     card = render_card(
-        train, validation, source=recipe.tasks.source, model=recipe.model.source, recipe_toml=render_recipe(recipe)
+        train,
+        validation,
+        source=recipe.tasks.source,
+        model=current.start.ref.name if current.number > 1 else recipe.model.source,
+        recipe_toml=render_recipe(recipe),
     )
-    publish_pairs(train, validation, session.run.images, directory, card=card)
-    return directory, digest
+    publish_pairs(train, validation, current.session.run.images, directory, card=card)
 
 
-def make_job(session: Session, published: Published) -> TrainJob:
-    """The training job on these pairs. Raises DataError where a pair's image is in the benchmark."""
-    seen = {task.image.sha256 for task in session.eval_tasks if task.image}
-    leak = next((pair.task for pair in published.pair_set.pairs if pair.image.sha256 in seen), None)
-    if leak is not None:
-        raise DataError(f"the image of pair {leak} is in the evaluation set too; take another split for one of them")
-    return TrainJob(
-        base=session.base.ref,
-        base_path=str(session.base.directory),
-        pairs_path=str(published.directory),
-        pairs_digest=published.digest,
-        train=session.run.recipe.train,
-        merge=session.run.recipe.merge,
-        serve_dtype=session.run.recipe.serve.dtype,
-        reference_path=str(session.run.path(REFERENCE)),
-    )
-
-
-def eval_requests(session: Session, checkpoint: CheckpointRef) -> list[SampleRequest]:
-    """Every prompt at every temperature, for one checkpoint."""
-    section = session.run.recipe.eval
-    return [
+def eval_requests(
+    session: Session, checkpoint: CheckpointRef, split: Split, images: Sequence[ShownImage]
+) -> list[SampleRequest]:
+    """Every prompt at every temperature about every kind of image, for one checkpoint."""
+    section, tasks = session.run.recipe.eval, session.questions(split)
+    requests = [
         request
         for prompt in section.prompts
         for temperature in section.temperatures
-        for request in plan_requests(session.eval_tasks, prompt, checkpoint, section.params(temperature))
+        for request in plan_requests(tasks, prompt, checkpoint, section.params(temperature))
     ]
+    asked: list[SampleRequest] = []
+    for name in images:
+        if name == "true":
+            asked += requests
+            continue
+        shown = choose_images(tasks, name, session.run.images)
+        asked += [show_image(request, shown[request.task.id]) for request in requests if request.task.id in shown]
+    return asked
 
 
 async def parity_stage(session: Session, checkpoints: Sequence[Checkpoint]) -> list[ParityReport]:
@@ -323,30 +281,46 @@ async def _verify_served(session: Session, checkpoint: Checkpoint, probe: Probe)
     return report
 
 
-async def eval_stage(session: Session, checkpoints: Sequence[Checkpoint]) -> None:
-    """Ask the benchmark of each checkpoint, swapped in in turn. None is evaluated that is not served as it was trained."""
+async def eval_stage(session: Session, checkpoints: Sequence[Checkpoint], split: Split) -> None:
+    """Ask one split of the benchmark of each checkpoint, swapped in in turn.
+
+    None is evaluated that is not served as it was trained.
+    """
     await parity_stage(session, checkpoints)
     section = session.run.recipe.eval
     for checkpoint in checkpoints:
         session.terminal.heading(
             "eval",
-            f"{checkpoint.ref.name}: {len(session.eval_tasks)} {section.source} questions, {', '.join(section.prompts)} "
-            f"at temperatures {', '.join(f'{t:g}' for t in section.temperatures)}",
+            f"{checkpoint.ref.name}: {len(session.questions(split))} {section.source} questions of {split}, "
+            f"{', '.join(section.prompts)} at temperatures {', '.join(f'{t:g}' for t in section.temperatures)}"
+            + (f", images {', '.join(section.images)}" if len(section.images) > 1 else ""),
         )
-        requests = eval_requests(session, checkpoint.ref)
+        requests = eval_requests(session, checkpoint.ref, split, section.images)
         await _ask(session, f"eval {checkpoint.ref.name}", checkpoint, requests, section.max_concurrency)
 
 
-def load_scores(session: Session, checkpoints: Sequence[Checkpoint]) -> list[Score]:
+Scores = dict[ShownImage, list[Score]]
+"""By the image that was shown."""
+
+
+def load_scores(session: Session, checkpoints: Sequence[Checkpoint], split: Split) -> Scores:
     """A score for each response that the benchmark asked of `checkpoints` and got, errors included."""
-    tasks = {task.id: task for task in session.eval_tasks}
-    scores: list[Score] = []
-    for checkpoint in checkpoints:
-        keys = [key for request in eval_requests(session, checkpoint.ref) for key in request.response_keys()]
-        found = session.run.ledger.get(Response, keys)
-        if not found:
-            raise InputError(
-                f"run {session.run.directory} holds no answer of {checkpoint.ref.name}; run `vcot eval` first"
-            )
-        scores += [score_response(tasks[found[key].task], found[key]) for key in keys if key in found]
-    return scores
+    tasks = {task.id: task for task in session.questions(split)}
+    return {
+        shown: [score for checkpoint in checkpoints for score in _load_scores(session, checkpoint, split, shown, tasks)]
+        for shown in session.run.recipe.eval.images
+    }
+
+
+def _load_scores(
+    session: Session, checkpoint: Checkpoint, split: Split, shown: ShownImage, tasks: dict[str, Task]
+) -> list[Score]:
+    requests = eval_requests(session, checkpoint.ref, split, [shown])
+    keys = [key for request in requests for key in request.response_keys()]
+    found = session.run.ledger.get(Response, keys)
+    if not found:
+        raise InputError(
+            f"run {session.run.directory} holds no answer of {checkpoint.ref.name} on {split} with the {shown} image; "
+            "run `vcot eval` first"
+        )
+    return [score_response(tasks[found[key].task], found[key]) for key in keys if key in found]

@@ -22,11 +22,13 @@ from pathlib import Path
 from rich.table import Table
 
 from pipeline.errors import StageError
-from pipeline.pairs import draw_pairs, split_pairs
+from pipeline.pairs import draw_pairs
+from pipeline.publish import pairs_digest
 from pipeline.records import StageCount
 from services import trainer
 from services.report.figures import draw_sweep, standalone
-from services.stages import Published, Session, make_job, publish_splits
+from services.rounds import Round
+from services.stages import Session, publish_splits
 from services.trainer import OnSteps, read_progress
 from training.job import ADAPTER, ENDED, TrainJob, read_record, read_status, write_record
 from training.sweep import Settings, Sweep, SweepPoint, apply_settings, choose, plan_points, summarise
@@ -112,10 +114,13 @@ class _Search:
         return round(settings.epochs * self.num_train)
 
 
-async def sweep(session: Session, published: Published) -> Sweep:
-    """Do what is owed of the recipe's grid; the outcome. Raises StageError where no point could be trained."""
-    recipe = session.run.recipe
-    search = _plan(session, published)
+async def sweep(current: Round) -> Sweep:
+    """Do what is owed of the recipe's grid on the round's pairs; the outcome.
+
+    Raises StageError where no point could be trained.
+    """
+    session, recipe = current.session, current.session.run.recipe
+    search = _plan(current)
     search.collect(["done"])  # by an earlier command; what failed in one is tried again
     session.terminal.heading(
         "sweep",
@@ -148,22 +153,23 @@ async def sweep(session: Session, published: Published) -> Sweep:
     return record
 
 
-def _plan(session: Session, published: Published) -> _Search:
-    """The jobs of the grid, on pairs drawn from each of the run's splits: what the run holds out stays held out."""
-    recipe, grid = session.run.recipe, session.run.recipe.sweep
-    own = make_job(session, published)
-    splits = split_pairs(published.pair_set.pairs, recipe.pairs.validation_fraction, recipe.pairs.seed)
-    share = len(splits[1]) / len(published.pair_set.pairs)
+def _plan(current: Round) -> _Search:
+    """The jobs of the grid, on pairs drawn from each of the round's splits: what it holds out stays held out."""
+    run, own, grid = current.session.run, current.job, current.session.run.recipe.sweep
+    splits = current.pairs.train, current.pairs.validation
+    share = len(current.pairs.validation) / len(current.pairs.pair_set.pairs)
     num_validation = max(1, round(grid.num_pairs * share))
     sizes = (max(1, grid.num_pairs - num_validation), num_validation)
     train, validation = (draw_pairs(split, size, grid.seed) for split, size in zip(splits, sizes, strict=True))
-    directory, digest = publish_splits(session, train, validation)
+    digest = pairs_digest(train, validation)
+    directory = run.path("pairs", digest[:12])
+    publish_splits(current, train, validation, directory)
     on_pairs = own.model_copy(update={"pairs_path": str(directory), "pairs_digest": digest})
     points = (
         (on_pairs.model_copy(update={"train": apply_settings(own.train, settings)}), settings)
         for settings in plan_points(grid)
     )
-    return _Search(session, own, {job.key: (job, s) for job, s in points}, len(train), len(validation))
+    return _Search(current.session, own, {job.key: (job, s) for job, s in points}, len(train), len(validation))
 
 
 def load_sweep(session: Session) -> Sweep | None:

@@ -1,8 +1,9 @@
 """DPO and mDPO with LoRA, by TRL's trainer, exactly as the recipe says, and with its silent traps shut.
 
-What is checked, since TRL does not: that at the start policy and reference agree (DPO's loss is log 2), that as many
-optimizer steps were done as the rows and the recipe ask for (an error in the data loader ends training early without a
-word), that the adapter learned something, that no row was cut and that the recipe's dropout is on.
+What is checked, since TRL does not: that at the start the policy is what it starts from (where that is the reference,
+DPO's loss is log 2), that as many optimizer steps were done as the rows and the recipe ask for (an error in the data
+loader ends training early without a word), that the adapter learned something, that no row was cut and that the
+recipe's dropout is on.
 """
 
 from __future__ import annotations
@@ -132,8 +133,12 @@ def measure(trainer: PreferenceTrainer) -> Adapted:
     return Adapted(num_modules=len(modules), num_parameters=sum(p.numel() for p in parameters))
 
 
-def run_training(trainer: PreferenceTrainer, recipe: TrainSection, job_directory: Path) -> int:
+def run_training(
+    trainer: PreferenceTrainer, recipe: TrainSection, job_directory: Path, *, from_reference: bool = True
+) -> int:
     """Train from the last complete checkpoint, or the start, and put the adapter into place; returns the step count.
+
+    `from_reference` says that the base is the reference, so that the loss at the start is known.
 
     Raises ServerError where one of the module's checks fails.
     """
@@ -142,10 +147,12 @@ def run_training(trainer: PreferenceTrainer, recipe: TrainSection, job_directory
     trainer.args.eval_on_start = checkpoint is None and trainer.eval_dataset is not None
     if checkpoint is not None:
         _log.info("resuming after step %d of %d", step_of(checkpoint), expected)
+    elif not from_reference:
+        _check_adapter_is_new(trainer)
     if rank := trainer.accelerator.process_index:
         torch.manual_seed(recipe.seed + rank)  # with one seed, all ranks would drop out the same
     with _progress_file(trainer, job_directory / PROGRESS, checkpoint) as (file, spent_s):
-        trainer.add_callback(_Curves(file, spent_s, recipe, fresh=checkpoint is None))
+        trainer.add_callback(_Curves(file, spent_s, recipe, check_start=from_reference and checkpoint is None))
         trainer.add_callback(
             _Pace(evaluation_steps(expected, recipe.num_evaluations), has_validation=bool(trainer.eval_dataset))
         )
@@ -171,6 +178,16 @@ def _progress_file(
     spent_s = truncate_progress(path, step_of(checkpoint) if checkpoint else -1)
     with path.open("a", encoding="utf-8") as file:
         yield file, spent_s
+
+
+def _check_adapter_is_new(trainer: PreferenceTrainer) -> None:
+    """With another reference than the base the loss says nothing at the start; the policy must be the base all the same."""
+    rows = range(min(len(trainer.train_dataset), trainer.args.per_device_train_batch_size))
+    effect = trainer.adapter_effect(trainer.data_collator([trainer.train_dataset[i] for i in rows]))
+    if effect:
+        raise ServerError(
+            f"the adapter moves log-probs by up to {effect:.4f} before training; the base has an adapter already"
+        )
 
 
 def _check_end(done: int, expected: int, weights: Mapping[str, torch.Tensor]) -> None:
@@ -239,11 +256,11 @@ def _targets(model: Model, recipe: TrainSection) -> str:
 class _Curves(TrainerCallback):  # type: ignore[misc]
     """Writes each logged step and evaluation as one TrainProgress line, and checks the loss at the start."""
 
-    def __init__(self, file: TextIO | None, spent_s: float, recipe: TrainSection, *, fresh: bool) -> None:
+    def __init__(self, file: TextIO | None, spent_s: float, recipe: TrainSection, *, check_start: bool) -> None:
         self._file = file
         self._recipe = recipe
         self._begin_s = time.monotonic() - spent_s
-        self._fresh = fresh
+        self._checks_start = check_start
 
     def on_log(self, args: object, state: State, control: object, logs: Mapping[str, float], **_: object) -> None:
         """TRL logs `loss` after a step, and `eval_loss` after an evaluation."""
@@ -284,7 +301,7 @@ class _Curves(TrainerCallback):  # type: ignore[misc]
 
         A validation loss with `sft` in it is not checked: TRL averages the term over batches, the loss over rows.
         """
-        is_first = self._fresh and point.step == (1 if point.kind == "train" else 0)
+        is_first = self._checks_start and point.step == (1 if point.kind == "train" else 0)
         if not is_first or (point.kind == "validation" and "sft" in self._recipe.losses):
             return
         expected, tolerance = start_loss(self._recipe), START_TOLERANCES[self._recipe.dtype]

@@ -53,10 +53,16 @@ class TrainJob(Record):
     """Directory with train.parquet and validation.parquet; not part of the key."""
     pairs_digest: str
     """SHA-256 of the two files' rows."""
+    round: int = 1
+    """Which of the run's rounds; in the checkpoint's name, not part of the key."""
     train: TrainSection
     merge: MergeSection
     serve_dtype: Dtype | None = None
     """What vLLM will compute in; it sets the canary's tolerance. Without it, the merge's. Not part of the key."""
+    reference: CheckpointRef | None = None
+    """What training pulls towards, where that is not the base."""
+    reference_weights: str | None = None
+    """Directory of the reference's weights, where it has some of its own; not part of the key."""
     reference_path: str | None = None
     """Directory of cached reference log-probs, for all jobs of a run; without it, the job's own. Not part of the key."""
 
@@ -67,12 +73,14 @@ class TrainJob(Record):
             base=self.base.digest,
             pairs=self.pairs_digest,
             train=self.train.model_dump(mode="json", exclude={"report_to", "worker"}),
+            **({"reference": self.reference.digest} if self.reference else {}),
         )
 
     @property
     def checkpoint_name(self) -> str:
-        """The name of the merged checkpoint; the merge settings are part of it."""
-        return f"{self.train.method}-{content_key(job=self.key, merge=self.merge)[:10]}"
+        """The name of the merged checkpoint: method, round from the second on, and a hash that covers the merge settings."""
+        number = f"r{self.round}-" if self.round > 1 else ""
+        return f"{self.train.method}-{number}{content_key(job=self.key, merge=self.merge)[:10]}"
 
     def merged_path(self, directory: Path) -> Path:
         """Where the merged checkpoint of a job in `RUN/training/KEY` belongs."""

@@ -21,7 +21,7 @@ their buffers. It is an estimate: no GPU has confirmed it.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path

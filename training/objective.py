@@ -122,6 +122,13 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]
         sums: torch.Tensor = scored.log_probs.float().sum(dim=1).cpu()
         return sums.view(-1, self.count_pairs(batch))
 
+    def adapter_effect(self, batch: Batch) -> float:
+        """The largest change that the adapter makes to a row's log-prob."""
+        with self._frozen():
+            scored = self.score(self.model, self._prepare_inputs(batch))
+        sums = scored.log_probs.float().sum(dim=1).cpu().view(-1, self.count_pairs(batch))
+        return float((sums - self.reference_logprobs(batch)).abs().max())
+
     @contextmanager
     def _frozen(self) -> Iterator[None]:
         """The model in evaluation, as training would compute it."""

@@ -75,16 +75,22 @@ class ReferenceCache:
 
 
 def attach_reference(
-    trainer: PreferenceTrainer, recipe: TrainSection, directory: Path, digest: str, on_pairs: OnPairs
+    trainer: PreferenceTrainer,
+    recipe: TrainSection,
+    directory: Path,
+    digest: str,
+    on_pairs: OnPairs,
+    reference: PreferenceTrainer | None = None,
 ) -> None:
     """Give every row of `trainer` the reference's log-probs: found in `directory`, or computed now.
 
-    `digest` is the base's. Several processes share the work; each must see `directory`.
+    The reference is the base of `trainer` or, where it is given, that of the trainer `reference`; `digest` is that base's.
+    Several processes share the work; each must see `directory`.
     """
     with contextlib.closing(ReferenceCache(directory, digest, recipe)) as cache:
-        trainer.train_dataset = _complete(trainer, trainer.train_dataset, recipe, cache, on_pairs)
-        if trainer.eval_dataset is not None:
-            trainer.eval_dataset = _complete(trainer, trainer.eval_dataset, recipe, cache, on_pairs)
+        for name in ("train_dataset", "eval_dataset"):
+            if (rows := getattr(trainer, name)) is not None:
+                setattr(trainer, name, _complete(reference or trainer, rows, recipe, cache, on_pairs))
 
 
 def row_keys(rows: Dataset, processor: Processor, recipe: TrainSection) -> list[tuple[str, ...]]:
@@ -105,7 +111,7 @@ def row_keys(rows: Dataset, processor: Processor, recipe: TrainSection) -> list[
 def _complete(
     trainer: PreferenceTrainer, rows: Dataset, recipe: TrainSection, cache: ReferenceCache, on_pairs: OnPairs
 ) -> Dataset:
-    """`rows` with the reference's columns."""
+    """`rows` with the columns of the reference, which is the base of `trainer`."""
     keys = row_keys(rows, trainer.processing_class, recipe)
     found = cache.get(key for kinds in keys for key in kinds)
     size, accelerator = trainer.args.per_device_eval_batch_size, trainer.accelerator

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.checkpoints import compute_digest
 from pipeline.errors import CheckpointError, VcotError
+from pipeline.records import CheckpointRef
 from training.distributed import check_machine, is_distributed, launch, require
 from training.job import ADAPTER, JOB, REFERENCE, TrainJob, exclusive, read_record, read_status, tell, tell_fault
 from training.merge import find_merged, merge_job
@@ -63,18 +64,26 @@ def _is_done(job: TrainJob, job_directory: Path, merge_into: Path | None) -> boo
 
 
 @cache
-def _digest(base: Path) -> str:
-    """The base's digest, computed once for all jobs of this process."""
-    return compute_digest(base)
+def _digest(directory: Path) -> str:
+    """A checkpoint's digest, computed once for all jobs of this process."""
+    return compute_digest(directory)
+
+
+def _check_weights(directory: Path, ref: CheckpointRef) -> None:
+    """Raise CheckpointError unless the directory holds these weights."""
+    if (digest := _digest(directory)) != ref.digest:
+        raise CheckpointError(
+            f"{ref.name} in {directory} has digest {digest[:19]}, the job was made for {ref.digest[:19]}; submit the job "
+            "again"
+        )
 
 
 def _train(job: TrainJob, job_directory: Path) -> None:
     tell(job_directory, "preparing", "checking the base's weights")
     base = Path(job.base_path)
-    if (digest := _digest(base)) != job.base.digest:
-        raise CheckpointError(
-            f"base {base} has digest {digest[:19]}, the job was made for {job.base.digest[:19]}; submit the job again"
-        )
+    _check_weights(base, job.base)
+    if job.reference is not None:
+        _check_weights(Path(str(job.reference_weights)), job.reference)
     for tracker in job.train.report_to:
         require(tracker, "train.report_to")
     tell(job_directory, "preparing", "loading the libraries")
@@ -98,22 +107,30 @@ def _train(job: TrainJob, job_directory: Path) -> None:
 def fit(job: TrainJob, job_directory: Path, processor: Processor, pairs: Pairs) -> None:
     """Train the checked pairs to the end, alone or as one of several ranks, each of which calls this."""
     from training.dpo import build_trainer, count_steps, measure, run_training
+    from training.models import free_memory
     from training.reference import attach_reference
     from training.trackers import tracking
 
-    trainer = build_trainer(
-        Path(job.base_path), pairs.train, pairs.validation, processor, job.train, job_directory, job.checkpoint_name
-    )
+    trainer, *reference = [
+        build_trainer(
+            Path(weights), pairs.train, pairs.validation, processor, job.train, job_directory, job.checkpoint_name
+        )
+        for weights in (job.base_path, job.reference_weights)
+        if weights is not None
+    ]
     is_first = trainer.is_world_process_zero()
     attach_reference(
         trainer,
         job.train,
         Path(job.reference_path or job_directory / REFERENCE),
-        job.base.digest,
+        (job.reference or job.base).digest,
         lambda done, total: (
             tell(job_directory, "preparing", f"reference log-probs of {done} of {total} pairs") if is_first else None
         ),
+        *reference,
     )
+    reference.clear()  # its weights are of no more use
+    free_memory()
     adapted = measure(trainer)
     slower = "" if trainer.shares_prompts else f"each prompt passes twice: {trainer.sharing_fault}"
     _log.info(slower or "prompts are shared")
@@ -129,7 +146,7 @@ def fit(job: TrainJob, job_directory: Path, processor: Processor, pairs: Pairs) 
             num_trainable_parameters=adapted.num_parameters,
         )
     with tracking(job, job_directory) if is_first else nullcontext():
-        run_training(trainer, job.train, job_directory)
+        run_training(trainer, job.train, job_directory, from_reference=job.reference is None)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -41,6 +41,25 @@ def load_tasks(section: TasksSection, run_directory: Path, store: ImageStore) ->
     return tasks
 
 
+def load_round(section: TasksSection, number: int, run_directory: Path, store: ImageStore) -> list[Task]:
+    """The questions of round `number` (from 1): the next `num_tasks` of one draw, without those about an earlier image.
+
+    Raises DataError where the source has none left.
+    """
+    if number == 1 or section.num_tasks is None:
+        return load_tasks(section, run_directory, store)
+    size = section.num_tasks
+    drawn = load_tasks(section.model_copy(update={"num_tasks": size * number}), run_directory, store)
+    earlier, fresh = drawn[: size * (number - 1)], drawn[size * (number - 1) :]
+    seen = {task.image.sha256 for task in earlier if task.image}
+    tasks = [task for task in fresh if task.image is None or task.image.sha256 not in seen]
+    if not tasks:
+        raise DataError(
+            f"{_describe(section)} has no question left for round {number}; lower rounds.num or tasks.num_tasks"
+        )
+    return tasks
+
+
 def _load(section: TasksSection, store: ImageStore) -> list[Task]:
     if section.source == "nano":
         if section.num_tasks is None or section.path is not None:

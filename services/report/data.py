@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from eval.image_reliance import Reliance
 from pipeline.recipe import Recipe
-from pipeline.records import CheckpointRef, Difference, EvalResult, PreferencePair, StageCount, Task
+from pipeline.records import CheckpointRef, Difference, EvalResult, PreferencePair, Record, StageCount, Task
 from services.parity import ParityReport
 from training.job import TrainProgress, TrainStatus
 from training.sweep import Sweep
@@ -23,6 +24,36 @@ class Example:
     chosen_rationale: str
     """The judge's reason for the score."""
     rejected_rationale: str
+
+
+class Lesson(Record):
+    """What a round was made of."""
+
+    reference: str
+    """Name of the checkpoint that training pulled towards."""
+    num_tasks: int
+    num_pairs: int
+    ties: float
+    """Share of the tasks that gave no pair because best and worst scored alike."""
+    mean_score: float
+    """The judge's, over all responses of the policy that the round started from."""
+    mean_tokens: float | None
+    """Length of those responses; None where the server did not say."""
+    reward_margin: float | None
+    """On the validation pairs at the end of training; None where there were none."""
+
+
+class TrendRow(Record):
+    """The base (number 0), or a round and its policy, on the validation split."""
+
+    number: int
+    checkpoint: CheckpointRef
+    lesson: Lesson | None
+    accuracy: float
+    """Over all prompts and temperatures; what a round is chosen by."""
+    results: tuple[EvalResult, ...]
+    reliance: tuple[Reliance, ...]
+    is_chosen: bool = False
 
 
 @dataclass(frozen=True)
@@ -43,6 +74,10 @@ class ReportData:
     differences: tuple[Difference, ...]
     chance: Mapping[str, float]
     """By column of Table 1."""
+    reliance: tuple[Reliance, ...] = ()
+    """Where other images than the questions' own were shown, too."""
+    trend: tuple[TrendRow, ...] = ()
+    """Of several rounds."""
     training: TrainStatus | None = None
     parity: tuple[ParityReport, ...] = ()
     """Of the checkpoints that were compared as served."""

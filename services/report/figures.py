@@ -13,7 +13,9 @@ from collections.abc import Callable, Sequence
 from importlib import resources
 from typing import TYPE_CHECKING
 
+from eval.image_reliance import Reliance
 from pipeline.records import CheckpointRef, Difference, EvalResult, Interval
+from services.report.data import TrendRow
 from training.job import TrainProgress
 from training.sweep import Sweep, SweepPoint
 
@@ -64,7 +66,7 @@ def draw_accuracy(results: Sequence[EvalResult], chance: float) -> str:
             places = [settings.index((row.prompt, row.temperature)) + shift for row in rows]
             _plot_intervals(axes, [row.accuracy["Avg"] for row in rows], places, number, checkpoint.name)
         axes.axvline(100 * chance, color=_INK, linestyle=(0, (2, 3)), linewidth=1, label="chance")
-        _name_rows(axes, settings)
+        _name_rows(axes, [f"{prompt} {temperature:g}" for prompt, temperature in settings])
         axes.set_xlabel("accuracy, %")
 
     return _render("accuracy", 1.1 + 0.27 * len(settings) * max(2, len(checkpoints)), draw)
@@ -83,10 +85,54 @@ def draw_differences(differences: Sequence[Difference], checkpoints: Sequence[Ch
             name = f"{policy.name} - {differences[0].base.name}"
             _plot_intervals(axes, intervals, own, list(checkpoints).index(policy), name)
         axes.axvline(0, color=_INK, linewidth=1)
-        _name_rows(axes, [(d.prompt, d.temperature) for d in differences])
+        _name_rows(axes, [f"{d.prompt} {d.temperature:g}" for d in differences])
         axes.set_xlabel("difference, points")
 
     return _render("differences", 1.1 + 0.54 * len(differences), draw)
+
+
+def draw_reliance(rows: Sequence[Reliance]) -> str:
+    """Accuracy of each checkpoint under each prompt and temperature, by the image that was shown."""
+    groups = list(dict.fromkeys((row.checkpoint.name, row.prompt, row.temperature) for row in rows))
+    shown = list(dict.fromkeys(row.shown for row in rows))
+
+    def draw(axes: Axes) -> None:
+        for number, name in enumerate(("true", *shown)):
+            own = [row for row in rows if row.shown == (shown[0] if name == "true" else name)]
+            shift = 0.24 * (number - len(shown) / 2)
+            places = [groups.index((row.checkpoint.name, row.prompt, row.temperature)) + shift for row in own]
+            intervals = [row.true if name == "true" else row.accuracy for row in own]
+            _plot_intervals(axes, intervals, places, number, f"{name} image")
+        _name_rows(axes, [f"{name}\n{prompt} {temperature:g}" for name, prompt, temperature in groups])
+        axes.set_xlabel("accuracy, %")
+
+    return _render("reliance", 1.1 + 0.62 * len(groups), draw)
+
+
+def draw_trend(rows: Sequence[TrendRow]) -> str:
+    """Accuracy on the validation split after each round, with intervals; round 0 is the base."""
+
+    def draw(axes: Axes) -> None:
+        for number, first in enumerate(rows[0].results):
+            setting = (first.prompt, first.temperature)
+            found = [(row.number, r) for row in rows for r in row.results if (r.prompt, r.temperature) == setting]
+            points = [(place, r.accuracy["Avg"]) for place, r in found if "Avg" in r.accuracy]
+            colour = _SERIES[number % len(_SERIES)]
+            for place, interval in points:
+                x = place + 0.03 * number
+                axes.plot([x, x], [100 * interval.low, 100 * interval.high], color=colour, linewidth=2.2, alpha=0.55)
+            axes.plot(
+                [place + 0.03 * number for place, _ in points],
+                [100 * interval.value for _, interval in points],
+                "-o",
+                color=colour,
+                markersize=5,
+                label=f"{first.prompt} {first.temperature:g}",
+            )
+        axes.set_xticks([row.number for row in rows], ["base", *(f"round {row.number}" for row in rows[1:])])
+        axes.set_ylabel("accuracy, %")
+
+    return _render("trend", 3.1, draw)
 
 
 def draw_loss(progress: Sequence[TrainProgress]) -> str:
@@ -188,10 +234,10 @@ def _plot_curves(
     axes.set_xlabel("step")
 
 
-def _name_rows(axes: Axes, settings: Sequence[tuple[str, float]]) -> None:
-    """A label per prompt and temperature, the first on top."""
-    axes.set_yticks(range(len(settings)), [f"{prompt} {temperature:g}" for prompt, temperature in settings])
-    axes.set_ylim(len(settings) - 0.45, -0.55)
+def _name_rows(axes: Axes, names: Sequence[str]) -> None:
+    """A label per row, the first on top."""
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.45, -0.55)
     axes.grid(visible=False, axis="y")
 
 

@@ -97,6 +97,12 @@ def _draw_results(data: ReportData) -> list[Figure]:
         svg = figures.draw_differences(data.differences, data.checkpoints)
         caption = "Paired differences with 95 % intervals. True effects within the band would mostly be missed."
         drawn.append(_figure(svg, caption))
+    if data.reliance:
+        caption = "Accuracy by the image that was shown, with 95 % intervals. What is lost is what the image was worth."
+        drawn.append(_figure(figures.draw_reliance(data.reliance), caption))
+    if data.trend:
+        caption = "Accuracy on the validation split after each round, with 95 % intervals."
+        drawn.append(_figure(figures.draw_trend(data.trend), caption))
     return drawn
 
 

@@ -6,11 +6,12 @@ import random
 
 from PIL import Image, ImageDraw
 
+from eval.image_reliance import build_reliance
 from eval.table import build_chance, build_differences, build_results
 from pipeline.recipe import load_recipe
 from pipeline.records import CheckpointRef, ImageRef, PreferencePair, Score, StageCount, Task
 from services.parity import ParityReport
-from services.report.data import Example, ReportData
+from services.report.data import Example, Lesson, ReportData, TrendRow
 from training.job import Retention, TrainProgress, TrainStatus
 
 BASE = CheckpointRef(name="base", digest="sha256:3f1c" + "a7" * 30, kind="base")
@@ -89,6 +90,36 @@ def make_example(number, **fields):
     )  # fmt: skip
     wrong = "answer A, gold B; 2 of 3 statements true; false: the circle is at the bottom right"
     return Example(task, make_image(), pair, "answer right; 2 of 2 statements true", wrong)
+
+
+def make_reliance(scores):
+    """As if a blank image, and another question's, cost a third of the right answers."""
+    rng = random.Random(5)
+    lost = [s.model_copy(update={"value": "incorrect"} if s.value and rng.random() < 0.33 else {}) for s in scores]
+    return tuple(build_reliance({"true": scores, "blank": lost, "other": lost}, [BASE, POLICY]))
+
+
+def make_trend(scores):
+    rows = []
+    for number, checkpoint in enumerate((BASE, POLICY)):
+        lesson = Lesson(
+            reference="base",
+            num_tasks=600,
+            num_pairs=324,
+            ties=0.46,
+            mean_score=0.79,
+            mean_tokens=22.5,
+            reward_margin=0.81,
+        )
+        rows.append(
+            TrendRow(
+                number=number, checkpoint=checkpoint, lesson=lesson if number else None, accuracy=0.5,
+                is_chosen=bool(number),
+                results=tuple(build_results(scores, [checkpoint], seed=0, num_samples=1)),
+                reliance=tuple(row for row in make_reliance(scores) if row.checkpoint == checkpoint),
+            )
+        )  # fmt: skip
+    return tuple(rows)
 
 
 def make_data(**fields):

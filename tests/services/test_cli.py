@@ -88,6 +88,7 @@ def test_help_lists_every_step_and_imports_nothing_heavy():
         "eval",
         "report",
         "run",
+        "rounds",
         "doctor",
         "demo",
     ):

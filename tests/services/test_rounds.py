@@ -1,0 +1,163 @@
+"""Rounds: each from the last policy, on images that none before it saw; validation chooses, and the rest is lineage."""
+
+import pytest
+
+from eval.image_reliance import Reliance
+from pipeline.errors import DataError, InputError, RecipeError
+from pipeline.images import ImageStore
+from pipeline.prompts import split_thought
+from pipeline.recipe import TasksSection, load_recipe
+from pipeline.records import Response, Usage
+from pipeline.run import open_run
+from pipeline.sources import load_round
+from pipeline.sources.nano import render_response, render_target
+from services.reporting import evaluate_scores
+from services.rounds import list_rounds
+from services.stages import Session, eval_requests, judge_stage, load_scores, pair_stage
+from services.terminal import Terminal
+from services.trend import choose_round, render_trend
+from tests.services.fake_vllm import write_checkpoint
+
+SIZES = ("tasks.num_tasks=12", "sample.k=2", "eval.num_tasks=9", "eval.temperatures=[0.4]", "rounds.num=3")
+
+
+@pytest.fixture
+async def session(tmp_path):
+    """A run of three rounds in which nothing was asked yet."""
+    base = write_checkpoint(tmp_path / "base", "base", 1.0, kind="base")
+    with open_run(tmp_path / "run", "nano", [f"model.source={base}", *SIZES]) as run:
+        async with Session(run, Terminal()) as session:
+            yield session
+
+
+def answer(session, requests, is_right):
+    """Put a response to each request in the ledger; `is_right(task, index)` says which are right."""
+    for request in requests:
+        for index, key in enumerate(request.response_keys()):
+            task = request.task
+            text = render_target(task, request.prompt)
+            if not is_right(task, index):
+                letter = "B" if task.answer_letter == "A" else "A"
+                text = render_response("It is so.", f"The answer is ({letter}).", request.prompt)
+            thought, final = split_thought(request.prompt, text)
+            session.run.ledger.put(
+                [
+                    Response(
+                        key=key, group=request.key, task=task.id, index=index, checkpoint=request.checkpoint,
+                        prompt=request.prompt, sampling=request.sampling, text=text, thought=thought, answer=final,
+                        usage=Usage(prompt_tokens=9, completion_tokens=20) if index == 0 else None,
+                    )
+                ]
+            )  # fmt: skip
+
+
+async def teach(session, weight):
+    """Do the present round without a server or a trainer."""
+    current = list_rounds(session)[-1]
+    answer(session, current.requests(), lambda task, index: index == 0)
+    await judge_stage(current)
+    pair_stage(current)
+    directory = session.run.path("checkpoints", current.job.checkpoint_name)
+    return session.registry.register(write_checkpoint(directory, current.job.checkpoint_name, weight))
+
+
+async def test_each_round_starts_from_the_last_ones_policy_on_images_that_none_before_it_saw(session):
+    assert len(list_rounds(session)) == 1
+    policies = [await teach(session, weight) for weight in (2.0, 3.0)]
+    rounds = list_rounds(session)
+    assert [current.start.ref.name for current in rounds] == ["base", *(p.ref.name for p in policies)]
+    assert [current.job.base.digest for current in rounds[:2]] == [session.base.ref.digest, policies[0].ref.digest]
+    assert policies[0].ref.name.startswith("dpo-")
+    assert policies[1].ref.name.startswith("dpo-r2-")
+    images = [task.image.sha256 for current in rounds for task in current.tasks]
+    assert len(images) == len(set(images)) == 36
+
+
+async def test_a_round_that_was_begun_is_gone_on_with(session):
+    await teach(session, 2.0)
+    current = list_rounds(session)[-1]
+    answer(session, current.requests()[:5], lambda task, index: index == 0)
+    assert list_rounds(session)[-1].number == 2
+    assert len(list_rounds(session)[-1].responses()) == 10
+
+
+@pytest.mark.parametrize("reference", ["previous", "seed"])
+async def test_the_reference_is_the_last_policy_or_the_seed(session, reference):
+    rounds = session.run.recipe.rounds.model_copy(update={"reference": reference})
+    recipe = session.run.recipe.model_copy(update={"rounds": rounds})
+    object.__setattr__(session.run, "recipe", recipe)
+    first, _ = list_rounds(session)[0], await teach(session, 2.0)
+    assert (first.reference, list_rounds(session)[0].job.reference) == (session.base, None)
+    second = list_rounds(session)[1]
+    answer(session, second.requests(), lambda task, index: index == 0)
+    await judge_stage(second)
+    job = second.job
+    assert job.base == second.start.ref
+    if reference == "seed":
+        assert job.reference == session.base.ref
+        assert job.key != job.model_copy(update={"reference": None}).key
+    else:
+        assert job.reference is None
+
+
+async def test_pairs_on_an_image_of_the_validation_split_are_refused(session, monkeypatch):
+    current = list_rounds(session)[0]
+    answer(session, current.requests(), lambda task, index: index == 0)
+    await judge_stage(current)
+    monkeypatch.setitem(session._questions, "validation", current.tasks)
+    with pytest.raises(DataError, match="is in the evaluation set too"):
+        _ = current.job
+
+
+async def test_validation_chooses_the_round_and_the_test_split_is_not_asked(session):
+    policies = [await teach(session, weight) for weight in (2.0, 3.0, 4.0)]
+    shares = {session.base.ref.name: 3, **{p.ref.name: n for p, n in zip(policies, (4, 8, 6), strict=True)}}
+    with pytest.raises(InputError, match="run `vcot eval` first"):
+        choose_round(session, list_rounds(session))
+    for checkpoint in (session.base, *policies):
+        right = {task.id for task in session.questions("validation")[: shares[checkpoint.ref.name]]}
+        requests = eval_requests(session, checkpoint.ref, "validation", ["true"])
+        answer(session, requests, lambda task, index, right=right: task.id in right)
+    choice = choose_round(session, list_rounds(session))
+    assert choice.round.number == 2
+    assert choice.checkpoints == [session.base, policies[1]]
+    assert [row.is_chosen for row in choice.trend] == [False, False, True, False]
+    assert choice.trend[2].accuracy == pytest.approx(8 / 9)
+    lesson = choice.trend[2].lesson
+    assert (lesson.reference, lesson.num_tasks, lesson.mean_tokens) == (policies[0].ref.name, 12, 10)
+    assert render_trend(choice.trend).row_count == 4
+
+
+async def test_what_was_shown_instead_of_the_image_is_scored_against_the_question(session):
+    section = session.run.recipe.eval.model_copy(update={"images": ("true", "blank", "other")})
+    object.__setattr__(session.run, "recipe", session.run.recipe.model_copy(update={"eval": section}))
+    answer(session, eval_requests(session, session.base.ref, "test", ["true"]), lambda task, index: True)
+    answer(session, eval_requests(session, session.base.ref, "test", ["blank", "other"]), lambda task, index: False)
+    scores = load_scores(session, [session.base], "test")
+    own = {task.id: task.image.sha256 for task in session.questions("test")}
+    assert all(score.image == own[score.task] for part in scores.values() for score in part)
+    found = evaluate_scores(session, scores, [session.base])
+    assert {(row.shown, row.reliance.value) for row in found.reliance} == {("blank", 1.0), ("other", 1.0)}
+    assert {row.num_scored for row in found.results} == {9}
+    assert isinstance(found.reliance[0], Reliance)
+
+
+def test_a_round_leaves_out_questions_about_an_earlier_image(tmp_path, monkeypatch):
+    section = TasksSection(source="nano", num_tasks=4)
+    drawn = load_round(section.model_copy(update={"num_tasks": 8}), 1, tmp_path, ImageStore(tmp_path))
+    repeated = [*drawn[:5], drawn[5].model_copy(update={"image": drawn[1].image}), *drawn[6:]]
+    monkeypatch.setattr("pipeline.sources.load_tasks", lambda section, *_: repeated[: section.num_tasks])
+    found = load_round(section, 2, tmp_path, ImageStore(tmp_path))
+    assert [task.id for task in found] == [drawn[4].id, drawn[6].id, drawn[7].id]
+    with pytest.raises(DataError, match="no question left for round 3"):
+        load_round(section, 3, tmp_path, ImageStore(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [("tasks.num_tasks=", "tasks.num_tasks is not set"), ("eval.split=validation", "must be another")],
+)
+def test_rounds_that_could_not_be_are_refused(override, said):
+    with pytest.raises(RecipeError, match=said):
+        load_recipe("nano", ["rounds.num=2", override])
+    assert load_recipe("nano", [override]).rounds.num == 1
