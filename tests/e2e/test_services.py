@@ -20,6 +20,7 @@ import pytest
 import yaml
 
 from bench.engine import make_variant
+from services.lifeline import keeper_command
 from tests.compose.engine import until
 from tests.compose.test_observe import FOLDER, PANELS
 from training.job import JOB, PROGRESS, TrainJob, read_record, read_status
@@ -32,7 +33,7 @@ QUIET = {"Refused by reason", "Retries and faults", "Swaps and their pause", "Pr
 
 
 class Services:
-    """Processes that end with the test; each is found at its URL."""
+    """Processes that end with the test, however it ends; each is found at its URL."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -42,7 +43,13 @@ class Services:
     def start(self, name: str, *command: str) -> None:
         with (self.folder / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(
-                command, cwd=self.folder, stdout=log, stderr=log, env=os.environ | KEYS, start_new_session=True
+                keeper_command(command, 20.0),
+                cwd=self.folder,
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                env=os.environ | KEYS,
+                start_new_session=True,
             )
 
     def start_engine(self) -> None:
@@ -55,8 +62,10 @@ class Services:
         assert done.returncode == 0, done.stdout + done.stderr
 
     def kill(self, name: str) -> None:
-        os.killpg(self.processes[name].pid, signal.SIGKILL)
-        self.processes[name].wait()
+        keeper = self.processes.pop(name)
+        (pid,) = Path(f"/proc/{keeper.pid}/task/{keeper.pid}/children").read_text("ascii").split()
+        os.kill(int(pid), signal.SIGKILL)
+        keeper.communicate()
 
     def ask(self) -> str:
         """The stamp of an answer."""
@@ -67,10 +76,8 @@ class Services:
         return (self.folder / f"{name}.log").read_text("utf-8", "replace")[-3000:]
 
     def stop(self) -> None:
-        for process in self.processes.values():
-            process.terminate()
-        for process in self.processes.values():
-            process.wait(60)
+        for keeper in self.processes.values():
+            keeper.communicate()
 
 
 def free_port() -> int:
