@@ -18,8 +18,8 @@ import torch
 from torch.nn.functional import pad
 
 from pipeline.recipe import Dtype
-from training.canary import TOLERANCES
 from training.models import Batch, Model
+from training.parity import TOLERANCES
 
 NOT_FOR_MODEL = ("completion_mask", "ref_chosen_logps", "ref_rejected_logps", "ref_conditional_logps")
 """Keys of a batch that the model's forward does not take."""
