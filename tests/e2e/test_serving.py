@@ -6,8 +6,8 @@ import io
 import itertools
 import json
 import os
-import signal
 import shutil
+import signal
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
