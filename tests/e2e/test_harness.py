@@ -95,7 +95,9 @@ def evaluate(inspect: Path, url: str, folder: Path) -> dict:
     ]
     environment = {"VCOT_BASE_URL": f"{url}/v1", "VCOT_API_KEY": "none"}
     clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    done = subprocess.run(command, env=clean | environment, cwd=TASK.parent, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        command, env=clean | environment, cwd=TASK.parent, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     (log,) = (folder / "log").glob("*.json")
     return json.loads(log.read_text("utf-8"))
