@@ -13,7 +13,8 @@ Shapes:
     mini    LLaVA-1.5-7B in miniature: 576 image tokens, chains of about 100, and about its shares of tower (4 % of the
             weights) and adapter (3 %); 2 layers of width 512, random weights. No dropout: a CPU draws its masks so slowly
             that they hide what the passes cost (docs/lab-notes.md has both). The headline, and the last line
-    nano    the nano checkpoint with its own recipe, dropout 0.1: 4 image tokens, chains of 23, an adapter half as wide as the model
+    nano    the nano checkpoint with its own recipe, dropout 0.1: 4 image tokens, chains of 23, an adapter half as wide
+            as the model
     7b      LLaVA-1.5-7B's shape with random weights, for a GPU: bfloat16, gradient checkpointing, the paper's adapter
 
 On a GPU also peak memory, tokens per second, and the share of the matrix rate that a large product reaches there: 4 x
@@ -58,7 +59,6 @@ from pipeline.records import PreferencePair
 from pipeline.sources.nano import generate_nano, render_target
 from training.dpo import adapt_model, lora_config, training_arguments
 from training.models import free_memory, load_model, load_processor, quiet_libraries
-from training.nano_model import build_model
 from training.pairs import PairCollator, check_pairs, load_pairs
 from training.reference import attach_reference
 from training.template import Processor
@@ -127,9 +127,17 @@ def make_rows(folder: Path, count: int, num_chains: int) -> Dataset:
 
 def _mini(width: int = 512, num_layers: int = 2) -> Any:
     """Nano's classes with LLaVA's grid of patches; random weights, since only time counts."""
-    processor, _ = load_processor(NANO)
-    config = build_model(processor.tokenizer, width, num_layers).config
+    config = LlavaConfig.from_pretrained(NANO)
     config.vision_config.update(_LLAVA)
+    config.text_config.update(
+        {
+            "hidden_size": width,
+            "intermediate_size": width * 5 // 2,
+            "num_hidden_layers": num_layers,
+            "num_attention_heads": width // 32,
+            "num_key_value_heads": width // 32,
+        }
+    )
     config.image_seq_length = (_LLAVA["image_size"] // _LLAVA["patch_size"]) ** 2
     return LlavaForConditionalGeneration(config).eval()
 
