@@ -126,19 +126,22 @@ async def is_answering(port: int, body: bytes, child: subprocess.Popen[bytes]) -
 
 
 def serve_gateway(folder: Path, port: int, upstream_port: int) -> None:
-    """Be the gateway: `vcot serve`, but for the server that its engine starts. Imported here: only the child needs it."""
+    """Be the gateway: `vcot serve`, but for the server that it starts. Imported here: only the child needs it."""
     from pipeline.checkpoints import read_manifest, write_manifest
     from pipeline.errors import ServerError
     from pipeline.recipe import ModelSection, ServeSection
     from services import serving
     from services.checkpoints import Checkpoint, Registry
     from services.gateway.app import build_app
-    from services.gateway.engine import Engine
+    from services.gateway.fleet import Fleet
     from services.gateway.observe import log_to_stderr
     from services.vllm import Endpoint
 
     class InstantServer:
         """The upstream, which runs already."""
+
+        def __init__(self, checkpoint: Checkpoint) -> None:
+            self.checkpoint = checkpoint
 
         endpoint = Endpoint(f"http://127.0.0.1:{upstream_port}")
 
@@ -163,12 +166,12 @@ def serve_gateway(folder: Path, port: int, upstream_port: int) -> None:
             registry = Registry(folder / "run")
             registry.base(ModelSection(source=str(checkpoint), name=_MODEL))
 
-            def launch(_: Checkpoint) -> InstantServer:
-                return InstantServer()
+            def launch(checkpoint: Checkpoint, _: int, __: str | None) -> InstantServer:
+                return InstantServer(checkpoint)
 
-            engine = Engine(registry, launch, say)
+            fleet = Fleet(registry, settings, launch, say)
             log_to_stderr()
-            await serving._serve_until_stopped(engine, build_app(engine, folder / "run", settings), listener)
+            await serving._serve_until_stopped(fleet, build_app(fleet, folder / "run", settings), listener)
 
     asyncio.run(serve())
 

@@ -19,6 +19,8 @@ from pipeline.errors import RecipeError
 from pipeline.records import PromptName, SamplingParams, Split
 
 Dtype = Literal["float32", "bfloat16", "float16"]
+UpstreamUrl = Annotated[str, Field(pattern=r"^https?://[^/]+/?$")]
+"""Of a server: no path."""
 Source = Literal["nano", "aokvqa", "scienceqa"]
 Corruption = Literal["crop", "blank", "noise", "other_image"]
 Loss = Literal[
@@ -72,6 +74,16 @@ class ServeSection(Section):
     """Requests that may wait; beyond, the answer is 429 with `Retry-After`."""
     max_body_mb: Annotated[float, Field(gt=0)] = 32.0
     """Largest request, in MB, images included."""
+    replicas: Count = 1
+    """vLLM servers to start; requests are spread over them, and outlive the loss of all but one."""
+    upstreams: tuple[UpstreamUrl, ...] = ()
+    """vLLM servers that someone else runs, as `http://host:port`; each is a replica, and none is started here."""
+    devices: tuple[Annotated[str, Field(pattern=r"^[^\s,]+(,[^\s,]+)*$")], ...] = ()
+    """CUDA_VISIBLE_DEVICES of each server in turn, such as "0" or "0,1" (tensor parallel); without it, as it is."""
+    swap: Literal["auto", "adapter", "reload", "replica"] = "auto"
+    """How another checkpoint is put behind the gateway; `auto` takes the fastest way that the checkpoint allows."""
+    hang_timeout_s: Annotated[float, Field(gt=0)] = 120.0
+    """How long a server may make no token with requests in flight before it is started anew."""
     allowed_image_hosts: tuple[str, ...] = ()
     """Hosts (`name` or `name:port`) that vLLM may fetch images from; images come as data URLs from anywhere else."""
 
@@ -126,7 +138,7 @@ class JudgeSection(Section):
     base_url: str | None = None
     """An OpenAI-compatible API; without it, OpenAI's."""
     api_key_env: str = "OPENAI_API_KEY"
-    """The environment variable that holds the key."""
+    """The environment variable that holds the key; with `base_url`, it may be empty."""
     image_detail: Literal["low", "high", "auto"] = "low"
     """How closely an OpenAI judge looks at the image; it sets the price."""
     max_tokens: Count = 512
@@ -195,6 +207,8 @@ class TrainSection(Section):
     """Processes on this machine, one per GPU; `batch_size` is each one's."""
     accelerate_config: str = "ddp"
     """How they share the work: `ddp`, `fsdp`, `zero2`, `zero3` (DeepSpeed), or the path of an accelerate config file."""
+    worker: Literal["local", "remote"] = "local"
+    """Who trains: `local` is a process of the command's own, `remote` a `vcot worker` that sees the run's directory."""
 
     @field_validator("losses", mode="before")
     @classmethod
@@ -237,8 +251,10 @@ class SweepSection(Section):
 class MergeSection(Section):
     """How the adapter becomes a servable checkpoint."""
 
-    dtype: Dtype = "bfloat16"
-    """The type that merged weights are written in; bfloat16 can round a small update away."""
+    serve_as: Literal["merged", "adapter"] = "merged"
+    """`merged` adds the adapter to the base's weights; `adapter` serves it beside them (target_modules = language-model)."""
+    dtype: Literal["auto"] | Dtype = "auto"
+    """The type of the merged weights; `auto` is the base's own, or float32 where that would round the update away."""
 
 
 class EvalSection(Section):
@@ -297,6 +313,15 @@ class Recipe(Section):
     sweep: SweepSection = SweepSection()
     merge: MergeSection
     eval: EvalSection
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.merge.serve_as == "adapter" and self.train.target_modules != "language-model":
+            raise ValueError(
+                f"merge.serve_as = adapter, but train.target_modules = {self.train.target_modules}: vLLM drops what an "
+                "adapter changes outside the language model; set language-model there, or merged here"
+            )
+        return self
 
 
 def list_recipes() -> list[str]:
@@ -367,7 +392,7 @@ def _explain(fault: Mapping[str, Any]) -> str:
     if fault["type"] == "missing":
         return f"{dotted} is missing"
     if fault["type"] == "value_error":
-        return f"{dotted}: {fault['ctx']['error']}"
+        return f"{dotted}: {fault['ctx']['error']}" if dotted else str(fault["ctx"]["error"])
     return f"{dotted} = {fault['input']!r}: {fault['msg'][0].lower()}{fault['msg'][1:]}"
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Literal
 from urllib.parse import quote
 
 import aiohttp
@@ -14,7 +15,9 @@ from pydantic import ValidationError
 
 from pipeline import errors
 from pipeline.errors import ServerError, VcotError
+from pipeline.recipe import UpstreamUrl
 from pipeline.records import CheckpointRef, Record
+from services.checkpoints import CheckpointInfo
 
 ADMIN_KEY_ENV = "VCOT_ADMIN_KEY"
 _SWAP_TIMEOUT_S = 1800.0
@@ -32,14 +35,49 @@ class Swapped(Record):
     """Answer of POST /admin/swap: what a swap did."""
 
     live: CheckpointRef
+    """What the alias means now."""
+    way: Literal["none", "adapter", "reload", "replica"]
+    """How it came to be served; `none` where it was already."""
     pause_s: float
-    """How long no request was answered; 0 where the checkpoint was live already."""
+    """How long requests had to wait for it; 0 where others answered meanwhile."""
 
 
 class RegisterRequest(Record):
     """Body of POST /admin/checkpoints."""
 
     path: str
+
+
+class AddRequest(Record):
+    """Body of POST /admin/replicas."""
+
+    url: UpstreamUrl | None = None
+    """A vLLM server that runs already; without it, one more is started."""
+
+
+class ReplicaState(Record):
+    """One server behind the gateway."""
+
+    name: str
+    phase: str
+    message: str
+    """What is being waited for, or why nothing is served."""
+    serves: tuple[CheckpointRef, ...]
+    in_flight: int
+    breaker: str
+    num_restarts: int
+
+
+class ReplicaList(Record):
+    """Answer of /admin/replicas."""
+
+    replicas: tuple[ReplicaState, ...]
+
+
+class CheckpointList(Record):
+    """Answer of GET /admin/checkpoints."""
+
+    checkpoints: tuple[CheckpointInfo, ...]
 
 
 class GatewayState(Record):
@@ -51,10 +89,12 @@ class GatewayState(Record):
     message: str
     """What is being waited for, or why nothing is served."""
     live: CheckpointRef | None
+    """Whose weights the servers hold; adapters are served on top of them."""
     in_flight: int
     aliases: dict[str, str]
     warnings: tuple[str, ...]
     num_restarts: int
+    replicas: tuple[ReplicaState, ...]
 
 
 async def fetch_state(url: str) -> GatewayState:
@@ -87,6 +127,29 @@ async def retire(url: str, name: str) -> CheckpointRef:
     return CheckpointRef.model_validate_json(
         await _call("DELETE", f"{url}/admin/checkpoints/{quote(name, safe='')}", None, _QUICK_TIMEOUT_S)
     )
+
+
+async def list_checkpoints(url: str) -> tuple[CheckpointInfo, ...]:
+    """What a running gateway has registered. Raises ServerError."""
+    answer = await _call("GET", f"{url}/admin/checkpoints", None, _QUICK_TIMEOUT_S)
+    return CheckpointList.model_validate_json(answer).checkpoints
+
+
+async def show_checkpoint(url: str, name: str) -> CheckpointInfo:
+    """One of them, by name or alias. Raises CheckpointError, or ServerError."""
+    answer = await _call("GET", f"{url}/admin/checkpoints/{quote(name, safe='')}", None, _QUICK_TIMEOUT_S)
+    return CheckpointInfo.model_validate_json(answer)
+
+
+async def add_replica(url: str, upstream: str | None) -> ReplicaState:
+    """Have a gateway start another server, or use the one at `upstream`. Raises ServerError, SwapError."""
+    answer = await _call("POST", f"{url}/admin/replicas", AddRequest(url=upstream), _QUICK_TIMEOUT_S)
+    return ReplicaState.model_validate_json(answer)
+
+
+async def remove_replica(url: str, name: str) -> None:
+    """Have a gateway drain and drop a replica. Raises SwapError where it is the only one, ServerError."""
+    await _call("DELETE", f"{url}/admin/replicas/{quote(name, safe='')}", None, _SWAP_TIMEOUT_S)
 
 
 async def _call(method: str, url: str, body: Record | None, timeout_s: float) -> bytes:

@@ -75,6 +75,7 @@ class CheckpointInfo(Record):
     """Key of the training job that made it."""
     aliases: tuple[str, ...]
     is_live: bool
+    """Whether the servers hold its weights; an adapter is served where an alias means it."""
     has_canary: bool
     """Whether a swap to it can be verified."""
 
@@ -85,7 +86,7 @@ class RegistryFile(Record):
     checkpoints: dict[str, Entry] = Field(default_factory=dict)
     aliases: dict[str, str] = Field(default_factory=dict)
     live: str | None = None
-    """What the gateway serves, or is to serve when it starts."""
+    """Whose weights the gateway's servers hold, or are to hold when they start; adapters are served on top of them."""
 
 
 class Registry:
@@ -166,6 +167,10 @@ class Registry:
                 self._write(content.model_copy(update={"checkpoints": checkpoints}))
         return checkpoint
 
+    def find_digest(self, digest: str | None) -> Checkpoint | None:
+        """The checkpoint with these weights, if there is one."""
+        return next((checkpoint for checkpoint in self.list() if checkpoint.ref.digest == digest), None)
+
     def list(self) -> list[Checkpoint]:
         """All registered checkpoints, in the order of registration."""
         return [entry.checkpoint() for entry in self._read().checkpoints.values()]
@@ -183,13 +188,25 @@ class Registry:
         if check_name(alias) in self._read().checkpoints and alias != name:
             raise CheckpointError(f"{alias} is a checkpoint's own name and cannot mean {name}; take another alias")
 
-    def set_live(self, alias: str, name: str) -> None:
-        """Record, durably, that `name` is live and that `alias` means it. Raises CheckpointError."""
-        self.check_alias(alias, name)
+    @property
+    def served_folder(self) -> Path:
+        """Where the adapters that are served lie under their digests."""
+        return self._folder / "served"
+
+    def set_live(self, alias: str | None, name: str) -> None:
+        """Record, durably, that `name` is served and that `alias` (if one is given) means it. Raises CheckpointError.
+
+        An adapter is served beside what is live, and does not take its place.
+        """
+        if alias is not None:
+            self.check_alias(alias, name)
         with self._changing() as content:
             if name not in content.checkpoints:
                 raise CheckpointError(f"checkpoint {name} was retired from {self._path} meanwhile; register it again")
-            self._write(content.model_copy(update={"aliases": content.aliases | {alias: name}, "live": name}))
+            is_adapter = content.checkpoints[name].manifest.checkpoint.kind == "adapter"
+            aliases = content.aliases | ({alias: name} if alias is not None else {})
+            live = content.live if is_adapter else name
+            self._write(content.model_copy(update={"aliases": aliases, "live": live}))
 
     def describe(self, name: str) -> CheckpointInfo:
         """The checkpoint of that name or alias, and what it is used for. Raises CheckpointError."""
@@ -318,10 +335,14 @@ def is_hub_id(model: ModelSection) -> bool:
     return _find_local(model) is None and re.fullmatch(r"\w[\w.-]*/[\w.-]+", model.source) is not None
 
 
+def is_bundled(model: ModelSection) -> bool:
+    """Whether the model comes with vcot."""
+    return _SAFE_NAME.fullmatch(model.source) is not None and (_bundled_folder() / model.source).is_dir()
+
+
 def _find_local(model: ModelSection) -> Path | None:
-    bundled = _bundled_folder() / model.source
-    if _SAFE_NAME.fullmatch(model.source) and bundled.is_dir():
-        return bundled
+    if is_bundled(model):
+        return _bundled_folder() / model.source
     path = Path(model.source).expanduser()
     return path.absolute() if path.is_dir() else None
 

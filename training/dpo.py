@@ -38,8 +38,7 @@ from training.trackers import PROJECT
 
 START_TOLERANCES: dict[Dtype, float] = {"float32": 1e-3, "float16": 2e-3, "bfloat16": 1e-2}
 """For a loss of 1, and in proportion for one that starts higher. The reference's log-probs may come from another batch,
-whose rounding differs: on nano in bfloat16 by 0.003 of the loss where one pass shared prompts and the other did not, else
-by 0."""
+whose rounding differs: on nano in bfloat16 by 0.003 of the loss where only one pass shared prompts, else not at all."""
 MIN_SAVE_INTERVAL_S = 10.0
 """At least this long between two of TRL's checkpoints, and at most a twentieth of the time is spent on writing them."""
 State: TypeAlias = Any

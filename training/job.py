@@ -9,10 +9,12 @@ A job directory holds
     steps/            TRL's own checkpoints, for resuming
     reference/        the cached reference log-probs, where the job names no other place for them
     adapter/          the trained adapter, renamed into place when complete
-    merge.json        the MergeReport of the last merge
     worker.lock       held by the one worker that does the job
     rank.lock         held by the first of the processes that train, where the worker has started several
+    claim.lock        held by the `vcot worker` that took it, where one did
     worker.log        the worker's output (whoever starts the worker directs it there)
+
+A checkpoint that is made of it holds merge.json, its MergeReport, beside the weights.
 """
 
 from __future__ import annotations
@@ -64,13 +66,17 @@ class TrainJob(Record):
         return content_key(
             base=self.base.digest,
             pairs=self.pairs_digest,
-            train=self.train.model_dump(mode="json", exclude={"report_to"}),
+            train=self.train.model_dump(mode="json", exclude={"report_to", "worker"}),
         )
 
     @property
     def checkpoint_name(self) -> str:
         """The name of the merged checkpoint; the merge settings are part of it."""
         return f"{self.train.method}-{content_key(job=self.key, merge=self.merge)[:10]}"
+
+    def merged_path(self, directory: Path) -> Path:
+        """Where the merged checkpoint of a job in `RUN/training/KEY` belongs."""
+        return directory.parents[1] / "checkpoints" / self.checkpoint_name
 
 
 class TrainProgress(Record):
@@ -136,20 +142,41 @@ class Preflight(Record):
     """Of the GPU, or of the machine where there is none."""
 
 
+class Retention(Record):
+    """What is left of the reward margins that were trained, over the probe's pairs (training/parity.py), in nats."""
+
+    before: float
+    """Mean margin of base + adapter."""
+    after: float
+    """Mean margin of what came out."""
+    kept: float
+    """Share that is left, by least squares over the pairs; 1 is all of it."""
+    kept_se: float
+    """Standard error of `kept`."""
+    error: float
+    """Root mean square of the pairs' changes, relative to that of `before`. Unlike `kept`, it sees noise, too."""
+
+
 class MergeReport(Record):
-    """What merging did to the policy, on fixed rows, in natural log-probs of single tokens."""
+    """What making the checkpoint did to the policy, on fixed pairs, computed in float32."""
 
     checkpoint: CheckpointRef
+    dtype: Dtype
+    """What its weights are written in."""
+    held: Dtype
+    """What a server holds them in: the narrower of `dtype` and the recipe's serve.dtype."""
     num_changed_tensors: int
-    """Weight tensors that differ from the base's in the dtype that was written."""
+    """Weight tensors that differ from the base's in the dtype that was written; of an adapter, those that are not zero."""
     max_abs_logprob: float
-    """Largest difference between base + adapter and the merged checkpoint."""
+    """Largest difference of a token's log-prob between base + adapter and the checkpoint."""
     differs_from_base: float
-    """Largest difference between the merged checkpoint and the base rounded to the same dtype."""
-    retention: float
-    """Share of the policy's change in the responses' log-probs that the merged checkpoint keeps; 1 is all of it."""
-    distortion: float
-    """How far the merged checkpoint's change of tokens' log-probs is from the policy's, relative to it; 0 is exact."""
+    """Largest difference between the checkpoint and the base rounded to the same type."""
+    retention: Retention
+    """Of the weights as held."""
+    dropped: tuple[tuple[Dtype, Retention], ...] = ()
+    """Narrower types that were tried first and lost too much."""
+    is_served_exactly: bool = True
+    """False for an adapter of which vLLM would drop a part: tower and projector."""
 
 
 def read_record(path: Path, kind: type[_R]) -> _R:

@@ -67,12 +67,12 @@ class RenderedPair:
 
 
 def render_pair(row: Row, processor: Processor) -> RenderedPair:
-    """The pair's text under the processor's chat template."""
-    prompt, chosen, rejected = (_messages(row[name]) for name in ("prompt", "chosen", "rejected"))
+    """The pair's text under the processor's chat template, without the white space that some templates write after EOS."""
+    prompt, chosen, rejected = (read_messages(row[name]) for name in ("prompt", "chosen", "rejected"))
     return RenderedPair(
         prompt=render(processor, prompt, prompt=True),
-        chosen=render(processor, (*prompt, *chosen)),
-        rejected=render(processor, (*prompt, *rejected)),
+        chosen=render(processor, (*prompt, *chosen)).rstrip(),
+        rejected=render(processor, (*prompt, *rejected)).rstrip(),
     )
 
 
@@ -193,6 +193,9 @@ class _Inspector:
         """The length. Raises ValueError with the fault of a row that cannot be trained."""
         _check_content(row, self.processor)
         pair, images = render_pair(row, self.processor), scale_images(row, self.max_image_side)
+        expected, sampled = (_count_image_tokens(shown, self.processor) for shown in (images, row["images"]))
+        if expected != sampled:
+            raise ValueError(f"{expected} image tokens, but {sampled} when it was sampled; raise train.max_image_side")
         prompt = _tokenize(pair.prompt, self.processor)
         texts = [_tokenize(text, self.processor) for text in pair.rows]
         for text in texts:
@@ -208,25 +211,32 @@ def _count_added(text: str, ids: list[int], images: Sequence[Pillow.Image], proc
     makes another number of image tokens than it announces.
     """
     whole: list[int] = _process(processor, [images], [text])["input_ids"][0].tolist()
-    announced = processor._get_num_multimodal_tokens(image_sizes=[i.size[::-1] for i in images])["num_image_tokens"]
-    if (count := whole.count(processor.image_token_id)) != sum(announced):
-        raise ValueError(f"{count} image tokens, but the processor announces {sum(announced)}")
+    announced = _count_image_tokens(images, processor)
+    if (count := sum(i in processor.image_token_ids for i in whole)) != announced:
+        raise ValueError(f"{count} image tokens, but the processor announces {announced}")
     return len(whole) - len(ids)
+
+
+def _count_image_tokens(images: Sequence[Pillow.Image], processor: Processor) -> int:
+    """What the processor announces: more for a larger image, where it does not scale all to one size."""
+    announced = processor._get_num_multimodal_tokens(image_sizes=[image.size[::-1] for image in images])
+    return sum(announced["num_image_tokens"])
 
 
 def _check_content(row: Row, processor: Processor) -> None:
     """Raise ValueError where the row's columns do not make a pair."""
     if not row["images"]:
         raise ValueError("no image")
-    messages = {name: _messages(row[name]) for name in COLUMNS[1:]}
+    messages = {name: read_messages(row[name]) for name in COLUMNS[1:]}
     if messages["chosen"] == messages["rejected"]:
         raise ValueError("chosen and rejected are the same")
     placeholders = [part for message in messages["prompt"] for part in message["content"] if part["type"] == "image"]
     if len(placeholders) != len(row["images"]):
         raise ValueError(f"{len(row['images'])} image(s), but {len(placeholders)} image part(s) in the prompt")
     texts = [part.get("text", "") for turns in messages.values() for turn in turns for part in turn["content"]]
-    if any(processor.image_token in text for text in texts):
-        raise ValueError(f"the image placeholder {processor.image_token} stands in the text")
+    markers = [marker for marker in processor.tokenizer.all_special_tokens if any(marker in text for text in texts)]
+    if markers:
+        raise ValueError(f"the special token {markers[0]} stands in the text")
 
 
 def _check_tokens(prompt: list[int], text: list[int], num_images: int, processor: Processor) -> None:
@@ -270,7 +280,7 @@ def _process(processor: Processor, images: Sequence[Sequence[Pillow.Image]], tex
     return dict(batch)
 
 
-def _messages(turns: Sequence[Mapping[str, Any]]) -> Messages:
+def read_messages(turns: Sequence[Mapping[str, Any]]) -> Messages:
     """Messages as written: Arrow gives every part every field, None where it has none, and templates see those."""
     return [
         {

@@ -18,8 +18,8 @@ import torch
 from torch.nn.functional import pad
 
 from pipeline.recipe import Dtype
-from training.canary import TOLERANCES
 from training.models import Batch, Model
+from training.parity import TOLERANCES
 
 NOT_FOR_MODEL = ("completion_mask", "ref_chosen_logps", "ref_rejected_logps", "ref_conditional_logps")
 """Keys of a batch that the model's forward does not take."""
@@ -85,9 +85,10 @@ def plan_packing(batch: Batch, num_pairs: int) -> Packing:
     packed_row = torch.where(rows < num_pairs, rows, rows - num_pairs).unsqueeze(1)
     shift = torch.where(is_second, head[packed_row[:, 0], 0] - stems, 0).unsqueeze(1)
     plain_columns = torch.arange(batch["input_ids"].size(1), device=lengths.device)
-    return Packing(
-        row=torch.where(in_first, first, second),
-        column=torch.where(valid, torch.where(in_first, columns, columns - head + stems[second]), 0),
+    in_second = valid & ~in_first
+    return Packing(  # padding repeats the first response's end: never an image token
+        row=torch.where(in_second, second, first),
+        column=torch.where(in_second, columns - head + stems[second], torch.minimum(columns, head - 1)),
         segment=torch.where(valid, segment, _PADDING),
         packed_row=packed_row,
         packed_column=(plain_columns + shift).clamp(max=columns.size(1) - 1),

@@ -1,22 +1,24 @@
-"""Whether a request may go to the engine now: a pure state machine.
+"""Whether a request may go to a replica now: a pure state machine.
 
     loading ──> live ──> draining ──> swapping ──> live
        ^          │          │            │
        └── dead <─┴──────────┴────────────┘        (and loading ──> dead)
 
-A request that was admitted belongs to the checkpoint that was live then, and a swap begins only when none is left, so
-no answer mixes weights. No clock, no event loop: services/gateway/gate.py waits on behalf of requests.
+A request that was admitted belongs to the weights that were live then, and they change only when no request is left, so
+no answer mixes weights. Adapters come and go beside the checkpoint while it is live. No clock, no event loop:
+services/gateway/gate.py waits.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import Literal
 
 from services.checkpoints import Checkpoint
 
 Phase = Literal["loading", "live", "draining", "swapping", "dead"]
-Verdict = Literal["admit", "wait", "refuse"]
 
 _NEXT: dict[Phase, tuple[Phase, ...]] = {
     "loading": ("live", "dead"),
@@ -25,59 +27,76 @@ _NEXT: dict[Phase, tuple[Phase, ...]] = {
     "swapping": ("live", "dead"),
     "dead": ("loading",),
 }
-_VERDICTS: dict[Phase, Verdict] = {
-    "loading": "refuse",
-    "live": "admit",
-    "draining": "wait",
-    "swapping": "wait",
-    "dead": "refuse",
-}
 
 
 @dataclass
 class Admission:
-    """Mutated by one Gate only."""
+    """Mutated by one Replica only."""
 
     phase: Phase = "loading"
     checkpoint: Checkpoint | None = None
     """Whose weights the engine holds, as far as is verified; None while nothing is."""
-    in_flight: int = 0
+    adapters: dict[str, Checkpoint] = field(default_factory=dict)
+    """Verified on top of them, by digest."""
     message: str = "starting"
     """What is being waited for, or why nothing is served."""
+    in_flight: int = 0
+    _by_digest: Counter[str] = field(default_factory=Counter)
+
+    def serves(self, digest: str) -> bool:
+        """Whether a request for that checkpoint may go in."""
+        if self.phase != "live" or self.checkpoint is None:
+            return False
+        return digest == self.checkpoint.ref.digest or digest in self.adapters
 
     @property
-    def verdict(self) -> Verdict:
-        """What to do with a request that arrives now."""
-        return _VERDICTS[self.phase]
+    def served(self) -> list[Checkpoint]:
+        """What may be asked for."""
+        return [self.checkpoint, *self.adapters.values()] if self.phase == "live" and self.checkpoint else []
+
+    @property
+    def is_changing(self) -> bool:
+        """Whether waiting may help."""
+        return self.phase in ("draining", "swapping")
 
     @property
     def is_drained(self) -> bool:
         """Whether a swap that waits for requests may begin."""
         return self.phase == "draining" and self.in_flight == 0
 
-    def move(self, phase: Phase, message: str, checkpoint: Checkpoint | None = None) -> None:
-        """Go on to `phase`; `live` needs the checkpoint that was verified. A step that is not drawn above is a bug."""
+    def asked_for(self, digest: str) -> int:
+        """Requests in flight on that checkpoint."""
+        return self._by_digest[digest]
+
+    def move(
+        self, phase: Phase, message: str, checkpoint: Checkpoint | None = None, adapters: Iterable[Checkpoint] = ()
+    ) -> None:
+        """Go on to `phase`. With `checkpoint`, that one and `adapters` were verified; `live` without one resumes.
+
+        A step that is not drawn above is a bug.
+        """
         if phase not in _NEXT[self.phase]:
             raise RuntimeError(f"the engine cannot go from {self.phase} to {phase}")
         if phase == "swapping" and self.in_flight:
             raise RuntimeError(f"a swap cannot begin with {self.in_flight} requests in flight")
-        if phase == "live":
-            self.checkpoint = checkpoint or self.checkpoint
-            if self.checkpoint is None:
-                raise RuntimeError("the engine cannot go live without a checkpoint")
-        elif phase == "dead":
-            self.checkpoint = None
+        if phase == "dead":
+            self.checkpoint, self.adapters = None, {}
+        elif checkpoint is not None:
+            self.checkpoint, self.adapters = checkpoint, {adapter.ref.digest: adapter for adapter in adapters}
+        if phase == "live" and self.checkpoint is None:
+            raise RuntimeError("the engine cannot go live without a checkpoint")
         self.phase, self.message = phase, message
 
-    def admit(self) -> Checkpoint:
-        """Count a request in; the checkpoint that answers it."""
-        if self.phase != "live" or self.checkpoint is None:
-            raise RuntimeError(f"no request is admitted while {self.phase}")
+    def admit(self, digest: str) -> None:
+        """Count a request in."""
+        if not self.serves(digest):
+            raise RuntimeError(f"no request for {digest[:19]} is admitted while {self.phase}")
         self.in_flight += 1
-        return self.checkpoint
+        self._by_digest[digest] += 1
 
-    def leave(self) -> None:
+    def leave(self, digest: str) -> None:
         """Count it out."""
-        if self.in_flight < 1:
+        if self._by_digest[digest] < 1:
             raise RuntimeError("a request left that was not admitted")
         self.in_flight -= 1
+        self._by_digest[digest] -= 1

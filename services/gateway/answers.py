@@ -39,6 +39,11 @@ def error_body(message: str, code: str, status: int) -> bytes:
     return orjson.dumps({"error": {"message": message, "type": kind, "param": None, "code": code}})
 
 
+def error_event(message: str, kind: str, status: int) -> bytes:
+    """What ends a stream that cannot go on: its status is sent already."""
+    return b"data: " + orjson.dumps({"error": {"message": message, "type": kind, "code": status}}) + b"\n\n"
+
+
 async def send_refusal(scope: Scope, send: Send, refusal: Refusal) -> None:
     """Answer with an error."""
     exchange_of(scope).refused = refusal.code

@@ -18,9 +18,10 @@ from starlette.routing import Mount, Route
 
 from pipeline.errors import CheckpointError, SwapError, VcotError
 from pipeline.recipe import ServeSection
-from services.admin import GatewayState, RegisterRequest, SwapRequest
+from services.admin import AddRequest, CheckpointList, GatewayState, RegisterRequest, ReplicaList, SwapRequest
+from services.gateway import rollout
 from services.gateway.answers import error_body
-from services.gateway.engine import Engine
+from services.gateway.fleet import Fleet
 from services.gateway.keys import ADMIN, INFERENCE, Guarded
 from services.gateway.limits import Limits, Slots
 from services.gateway.metrics import CONTENT_TYPE, Metrics
@@ -28,16 +29,18 @@ from services.gateway.observe import Observed
 from services.gateway.proxy import Proxy, stamp
 
 _INFERENCE = ("/v1/chat/completions", "/v1/completions", "/v1/models")
-_ROUTES = frozenset((*_INFERENCE, "/health", "/metrics", "/admin/state", "/admin/checkpoints", "/admin/swap"))
+_ROUTES = frozenset(
+    (*_INFERENCE, "/health", "/metrics", "/admin/state", "/admin/checkpoints", "/admin/swap", "/admin/replicas")
+)
 """Counted under their own names."""
 
 
-def build_app(engine: Engine, run_directory: Path, settings: ServeSection, *, max_wait_s: float = 600.0) -> Starlette:
+def build_app(fleet: Fleet, run_directory: Path, settings: ServeSection, *, max_wait_s: float = 600.0) -> Starlette:
     """The application. A request that meets a swap waits for it, at most `max_wait_s`."""
     slots = Slots(settings.max_in_flight, settings.max_queued)
-    proxy = Limits(Proxy(engine, settings, max_wait_s), slots, int(settings.max_body_mb * 1e6))
-    metrics = Metrics(engine, slots.places)
-    admin = _Admin(engine, run_directory, metrics)
+    metrics = Metrics(fleet, slots.places)
+    proxy = Limits(Proxy(fleet, settings, metrics, max_wait_s), slots, int(settings.max_body_mb * 1e6))
+    admin = _Admin(fleet, run_directory, metrics)
     return Starlette(
         middleware=[Middleware(Observed, metrics=metrics, routes=_ROUTES)],
         routes=[
@@ -61,6 +64,9 @@ def build_app(engine: Engine, run_directory: Path, settings: ServeSection, *, ma
                     Route("/checkpoints/{name}", admin.show, methods=["GET"]),
                     Route("/checkpoints/{name}", admin.retire, methods=["DELETE"]),
                     Route("/swap", admin.swap, methods=["POST"]),
+                    Route("/replicas", admin.replicas, methods=["GET"]),
+                    Route("/replicas", admin.add_replica, methods=["POST"]),
+                    Route("/replicas/{name}", admin.remove_replica, methods=["DELETE"]),
                 ],
                 middleware=[Middleware(Guarded, keys=ADMIN)],
             ),
@@ -72,15 +78,15 @@ def build_app(engine: Engine, run_directory: Path, settings: ServeSection, *, ma
 class _Admin:
     """The gateway's own answers."""
 
-    def __init__(self, engine: Engine, run_directory: Path, metrics: Metrics) -> None:
-        self._engine = engine
+    def __init__(self, fleet: Fleet, run_directory: Path, metrics: Metrics) -> None:
+        self._fleet = fleet
         self._metrics = metrics
         self._run = str(run_directory.absolute())
 
     async def health(self, _: Request) -> Response:
         """200 while a checkpoint is live or being swapped; 503 with the reason else."""
-        admission = self._engine.gate.admission
-        is_serving = admission.verdict != "refuse"
+        admission = self._fleet.best.gate.admission
+        is_serving = admission.phase == "live" or admission.is_changing
         content = {"status": admission.phase, "message": admission.message}
         return _json(content, 200 if is_serving else 503)
 
@@ -90,60 +96,78 @@ class _Admin:
 
     async def models(self, _: Request) -> Response:
         """OpenAI's list: what can be asked for right now."""
-        live = self._engine.gate.admission.checkpoint
-        names: list[str] = []
-        if live is not None:
-            aliases = self._engine.registry.aliases()
-            names = list(dict.fromkeys([*(a for a, name in aliases.items() if name == live.ref.name), live.ref.name]))
-        card = {"object": "model", "created": int(time.time()), "owned_by": "vcot", "root": live and stamp(live.ref)}
-        return _json({"object": "list", "data": [{"id": name, **card} for name in names]})
+        aliases, created = self._fleet.registry.aliases(), int(time.time())
+        data = []
+        for checkpoint in self._fleet.served():
+            name, root = checkpoint.ref.name, stamp(checkpoint.ref)
+            card = {"object": "model", "created": created, "owned_by": "vcot", "root": root}
+            names = dict.fromkeys([*(alias for alias, meant in aliases.items() if meant == name), name])
+            data += [{"id": known, **card} for known in names]
+        return _json({"object": "list", "data": data})
 
     async def state(self, _: Request) -> Response:
         """What the gateway does now."""
-        admission = self._engine.gate.admission
+        fleet, admission, live = self._fleet, self._fleet.best.gate.admission, self._fleet.live
         state = GatewayState(
             run=self._run,
             pid=os.getpid(),
             phase=admission.phase,
             message=admission.message,
-            live=admission.checkpoint.ref if admission.checkpoint else None,
-            in_flight=admission.in_flight,
-            aliases=self._engine.registry.aliases(),
-            warnings=tuple(self._engine.warnings),
-            num_restarts=self._engine.num_restarts,
+            live=live.ref if live else None,
+            in_flight=sum(replica.in_flight for replica in fleet.replicas),
+            aliases=fleet.registry.aliases(),
+            warnings=tuple(fleet.warnings),
+            num_restarts=sum(replica.num_restarts for replica in fleet.replicas),
+            replicas=tuple(replica.state for replica in fleet.replicas),
         )
         return _json(state.model_dump(mode="json"))
 
+    async def replicas(self, _: Request) -> Response:
+        """The servers behind the gateway."""
+        listed = ReplicaList(replicas=tuple(replica.state for replica in self._fleet.replicas))
+        return _json(listed.model_dump(mode="json"))
+
+    async def add_replica(self, request: Request) -> Response:
+        """One more; it takes requests once it is verified."""
+        wanted = AddRequest.model_validate_json(await request.body() or b"{}")
+        return _json(self._fleet.add(wanted.url).state.model_dump(mode="json"), 202)
+
+    async def remove_replica(self, request: Request) -> Response:
+        """Drain and drop one."""
+        await self._fleet.remove(request.path_params["name"])
+        return await self.replicas(request)
+
     async def checkpoints(self, _: Request) -> Response:
         """What is registered."""
-        listed = [
-            {"directory": str(c.directory), **c.ref.model_dump(mode="json")} for c in self._engine.registry.list()
-        ]
-        return _json({"checkpoints": listed})
+        registry = self._fleet.registry
+        listed = CheckpointList(checkpoints=tuple(registry.describe(c.ref.name) for c in registry.list()))
+        return _json(listed.model_dump(mode="json"))
 
     async def register(self, request: Request) -> Response:
         """Add a checkpoint directory."""
         wanted = RegisterRequest.model_validate_json(await request.body())
-        checkpoint = await asyncio.to_thread(self._engine.registry.register, Path(wanted.path))
+        checkpoint = await asyncio.to_thread(self._fleet.registry.register, Path(wanted.path))
         return _json(checkpoint.ref.model_dump(mode="json"), 201)
 
     async def show(self, request: Request) -> Response:
         """One checkpoint, and what it is used for."""
-        return _json(self._engine.registry.describe(request.path_params["name"]).model_dump(mode="json"))
+        return _json(self._fleet.registry.describe(request.path_params["name"]).model_dump(mode="json"))
 
     async def retire(self, request: Request) -> Response:
         """Forget a checkpoint."""
-        return _json(self._engine.registry.retire(request.path_params["name"]).model_dump(mode="json"))
+        return _json(self._fleet.registry.retire(request.path_params["name"]).model_dump(mode="json"))
 
     async def swap(self, request: Request) -> Response:
         """Make a checkpoint live."""
         wanted = SwapRequest.model_validate_json(await request.body())
         try:
-            swapped = await self._engine.swap(wanted.alias, wanted.checkpoint)
+            swapped = await rollout.swap(self._fleet, wanted.alias, wanted.checkpoint)
         except VcotError as error:
-            self._metrics.count_swap(type(error).__name__)
+            self._metrics.count_swap("", type(error).__name__)
             raise
-        self._metrics.count_swap("swapped" if swapped.pause_s else "unchanged", swapped.pause_s or None)
+        is_changed = swapped.way != "none"
+        outcome = "swapped" if is_changed else "unchanged"
+        self._metrics.count_swap(swapped.way, outcome, swapped.pause_s if is_changed else None)
         return _json(swapped.model_dump(mode="json"))
 
 

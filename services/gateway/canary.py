@@ -7,6 +7,7 @@ weights may well give the same tokens, but not the same log-probs to the last bi
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,14 +48,25 @@ def parse_canary(payload: dict[str, Any]) -> CanaryAnswer:
         raise ServerError(f"the canary's answer holds no log-probs: {str(payload)[:200]}") from None
 
 
+def distance(canary: Canary, answer: CanaryAnswer) -> float:
+    """How far the answer is from the manifest's: the worst log-prob's difference, or infinity for other tokens."""
+    if len(answer.tokens) != len(canary.tokens) or not all(map(_is_same, canary.tokens, answer.tokens)):
+        return math.inf
+    return max((abs(a - b) for a, b in zip(canary.logprobs, answer.logprobs, strict=True)), default=0.0)
+
+
+def _is_same(expected: str, token: str) -> bool:
+    return token == expected or (token == "" and expected.endswith(_HALF))
+
+
 def explain_difference(canary: Canary, answer: CanaryAnswer) -> str | None:
     """Why the answer is not the manifest's, or None where it is."""
     for position, (expected, token) in enumerate(zip(canary.tokens, answer.tokens, strict=False)):
-        if token != expected and not (token == "" and expected.endswith(_HALF)):
+        if not _is_same(expected, token):
             return f"token {position + 1} is {token!r}, and {expected!r} in the manifest"
     if len(answer.tokens) != len(canary.tokens):
         return f"{len(answer.tokens)} tokens came, and {len(canary.tokens)} are in the manifest"
-    worst = max((abs(a - b) for a, b in zip(canary.logprobs, answer.logprobs, strict=True)), default=0.0)
+    worst = distance(canary, answer)
     if not worst <= canary.tolerance:
         return f"a log-prob differs by {worst:.2g}, and the tolerance is {canary.tolerance:.2g}"
     return None

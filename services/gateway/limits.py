@@ -6,7 +6,8 @@ One that sends its body too slowly gets 408, and one that stops reading its answ
 that others could use. With `x-vcot-deadline-s` (how many seconds the client still waits) all of it, the engine's work
 included, ends by then, with 504.
 
-Limits: an answer that has begun when its deadline comes is cut off, since its status is sent already.
+Limits: an answer that has begun when its deadline comes is cut off, since its status is sent already; a stream ends with an
+error event.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from dataclasses import dataclass
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from services.gateway.answers import Refusal, header_value, send_refusal
+from services.gateway.answers import Refusal, error_event, header_value, send_refusal
 
 DEADLINE_HEADER = "x-vcot-deadline-s"
 _RETRY_AFTER_S = 2
@@ -109,9 +110,13 @@ class Limits:
         except Refusal as refusal:
             await send_refusal(scope, send, refusal)
         except TimeoutError:
+            message = f"no answer within the {deadline_s:g} s of {DEADLINE_HEADER}; allow more, or ask for less"
             if not answer.has_begun:
-                message = f"no answer within the {deadline_s:g} s of {DEADLINE_HEADER}; allow more, or ask for less"
                 await send_refusal(scope, send, Refusal(504, "deadline_exceeded", message))
+            elif answer.is_stream:
+                event = b"\n\n" + error_event(message, "deadline_exceeded", 504)
+                with contextlib.suppress(ClientStalledError):
+                    await answer.send({"type": "http.response.body", "body": event})
         except ClientStalledError:
             pass  # an answer without an end makes the server close the connection
 
@@ -183,17 +188,23 @@ class _Answer:
 
     def __init__(self, send: Send, max_write_s: float) -> None:
         self.has_begun = False
+        self.is_stream = False
         self._send = send
         self._max_write_s = max_write_s
 
     async def send(self, message: Message) -> None:
         """Raises ClientStalledError where the client takes nothing for too long."""
-        self.has_begun = True
+        if not self.has_begun:
+            self.has_begun, self.is_stream = True, _is_event_stream(message)
         try:
             async with asyncio.timeout(self._max_write_s):
                 await self._send(message)
         except TimeoutError:
             raise ClientStalledError from None
+
+
+def _is_event_stream(start: Message) -> bool:
+    return any(name == b"content-type" and value.startswith(b"text/event-stream") for name, value in start["headers"])
 
 
 async def _hang_up(receive: Receive) -> None:

@@ -1,18 +1,24 @@
-"""Passing requests through to the engine, each answer stamped with the weights that gave it.
+"""Passing requests through to the engines, each answer stamped with the weights that gave it.
 
-Model: one request is read whole (it names its model in the body), admitted, sent on with the engine's own model name, and
-its answer is sent back as it comes: JSON, server-sent events, or an error of the engine's with its status. The stamp is
-two headers, and the `model` field `<name>@<12 hex of the digest>` of the answer and of every event.
+Model: one request is read whole (it names its model in the body), given to a replica that holds that checkpoint, sent
+on with the engine's own name for it, and its answer is sent back as it comes: JSON, server-sent events, or an error of
+the request's own with its status. The stamp is two headers, and the `model` field `<name>@<12 hex of the digest>` of
+the answer and of every event.
 
-Limits: what is neither JSON nor server-sent events passes unchanged, with the headers only.
+An engine that breaks off, answers with 500, 502, 503 or half a JSON, is full, or answers as another model than it was
+asked for (a fall-back from an adapter to its base) did not answer: the same request goes to each other replica that
+holds the same checkpoint, once. That is safe as long as nothing of an answer is with the client, since an unanswered
+sample has no effect. A stream that breaks off later ends with an error event.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
+import aiohttp
 import orjson
 from starlette.types import Receive, Scope, Send
 
@@ -21,14 +27,26 @@ from pipeline.errors import ServerError
 from pipeline.recipe import ServeSection
 from pipeline.records import CheckpointRef
 from services.checkpoints import Checkpoint
-from services.gateway.answers import CHECKPOINT_HEADER, REQUEST_ID, Refusal, header_value, send_json, send_refusal
+from services.gateway.answers import (
+    CHECKPOINT_HEADER,
+    REQUEST_ID,
+    Refusal,
+    error_event,
+    header_value,
+    send_json,
+    send_refusal,
+)
 from services.gateway.content import check_content
-from services.gateway.engine import Engine
 from services.gateway.exchange import exchange_of
-from services.gateway.upstream import UNREACHABLE
-from services.vllm import SERVED_NAME
+from services.gateway.fleet import Fleet, NotServedError
+from services.gateway.metrics import Metrics
+from services.gateway.replica import Replica
+from services.gateway.routing import image_key
+from services.gateway.swap import served_name
+from services.gateway.upstream import UNREACHABLE, EngineFault, Upstream
 
 _RETRY_AFTER_S = 5
+_BROKEN = frozenset((500, 502, 503))
 
 
 def stamp(ref: CheckpointRef) -> str:
@@ -39,8 +57,9 @@ def stamp(ref: CheckpointRef) -> str:
 class Proxy:
     """An ASGI application for the inference routes."""
 
-    def __init__(self, engine: Engine, settings: ServeSection, max_wait_s: float) -> None:
-        self._engine = engine
+    def __init__(self, fleet: Fleet, settings: ServeSection, metrics: Metrics, max_wait_s: float) -> None:
+        self._fleet = fleet
+        self._metrics = metrics
         self._allowed_hosts = frozenset(host.lower() for host in settings.allowed_image_hosts)
         self._max_wait_s = max_wait_s
 
@@ -51,43 +70,138 @@ class Proxy:
             request = _parse((await receive())["body"])
             exchange.model = request["model"]
             check_content(request, self._allowed_hosts)
-            self._resolve(request["model"])  # an unknown name need not wait
-            async with self._engine.gate.admitted(self._max_wait_s) as live:
-                exchange.admitted = time.monotonic()
-                # Once more: a swap that the request waited for may have changed what an alias means.
-                wanted = self._resolve(request["model"])
-                _check_live(request["model"], wanted, live, header_value(scope, EXPECT_HEADER))
-                request["model"] = SERVED_NAME
-                await self._relay(scope, request, live, send)
+            await self._answer(scope, request, send)
         except Refusal as refusal:
             await send_refusal(scope, send, refusal)
         except ServerError as error:
             await send_refusal(scope, send, Refusal(503, "unavailable", str(error), retry_after_s=_RETRY_AFTER_S))
 
-    def _resolve(self, model: str) -> str:
+    async def _answer(self, scope: Scope, request: dict[str, Any], send: Send) -> None:
+        model, key = request["model"], partial(image_key, request)
+        try:
+            replica, target = await self._fleet.find(partial(self._resolve, model), key, self._max_wait_s)
+        except NotServedError as error:
+            raise _not_live(model, self._resolve(model), error.live) from None
+        _check_expected(target.ref, header_value(scope, EXPECT_HEADER))
+        request["model"] = served_name(target.ref)
+        call = _Call(scope, orjson.dumps(request), request["model"], target.ref, send)
+        tried: list[Replica] = []
+        while True:
+            exchange_of(scope).admitted = time.monotonic()
+            try:
+                with replica.admitted(target.ref.digest) as upstream:
+                    return await call.relay(upstream)
+            except EngineFault as fault:
+                self._metrics.count_fault(replica.name, fault.reason)
+                if fault.has_begun:
+                    return await call.end_with(fault)
+                tried.append(replica)
+                other = self._fleet.route(target.ref.digest, key, tried)
+                if other is None:
+                    raise _final(fault) from None
+                self._metrics.count_retry(fault.reason)
+                replica = other
+
+    def _resolve(self, model: str) -> Checkpoint:
         """The checkpoint that an alias or a name means. Raises Refusal."""
-        registry = self._engine.registry
+        registry = self._fleet.registry
         checkpoint = registry.find(model)
         if checkpoint is None:
             raise Refusal(
                 404, "model_not_found", f"no checkpoint or alias {model[:100]!r}; {registry.suggest(model[:100])}"
             )
-        return checkpoint.ref.name
+        return checkpoint
 
-    async def _relay(self, scope: Scope, request: dict[str, Any], live: Checkpoint, send: Send) -> None:
-        headers = {REQUEST_ID: exchange_of(scope).request_id}
+
+class _Call:
+    """One request to an engine, and its answer on the way to the client."""
+
+    def __init__(self, scope: Scope, body: bytes, model: str, ref: CheckpointRef, send: Send) -> None:
+        self._scope = scope
+        self._body = body
+        self._model = model
+        self._ref = ref
+        self._send = send
+        self._has_begun = False
+
+    async def relay(self, upstream: Upstream) -> None:
+        """Pass one engine's answer on. Raises EngineFault where it gives none, or breaks off."""
+        headers = {REQUEST_ID: exchange_of(self._scope).request_id}
         try:
-            async with self._engine.upstream.post(scope["path"], orjson.dumps(request), headers) as response:
+            async with upstream.post(self._scope["path"], self._body, headers) as response:
                 kind = response.headers.get("content-type", "")
-                if kind.startswith("text/event-stream"):
-                    await _send_events(send, response.status, response.content, live.ref)
+                if kind.startswith("text/event-stream") and response.status == 200:
+                    await self._pass_events(response.content)
                 else:
-                    data = await response.read()
-                    stamped = _stamp_json(data, live.ref) if kind.startswith("application/json") else data
-                    await send_json(send, response.status, stamped, _stamp_headers(live.ref, kind))
+                    await self._pass_answer(response, await response.read(), kind)
         except UNREACHABLE as error:
             message = f"the engine went away before it answered ({error!r}); the same request may be sent again"
-            raise Refusal(502, "engine_lost", message, retry_after_s=_RETRY_AFTER_S) from None
+            raise EngineFault("lost", message, has_begun=self._has_begun) from None
+
+    async def _pass_answer(self, response: aiohttp.ClientResponse, data: bytes, kind: str) -> None:
+        if response.status == 200:
+            data = self._stamped(data)
+        elif response.status in _BROKEN:
+            raise EngineFault(str(response.status), f"the engine answered {response.status}: {_excerpt(data)}")
+        elif response.status == 429:
+            wait = response.headers.get("retry-after", str(_RETRY_AFTER_S))
+            raise EngineFault("429", f"the engine is full: {_excerpt(data)}", is_broken=False, retry_after=wait)
+        elif response.status == 404:  # the gateway knows the routes and the names
+            raise EngineFault("404", f"the engine does not have {self._model}: {_excerpt(data)}")
+        await send_json(self._send, response.status, data, _stamp_headers(self._ref, kind))
+
+    async def _pass_events(self, content: Any) -> None:
+        """Pass server-sent events on, each stamped; nothing is sent before the first is there."""
+        async for line in _lines(content):
+            data = b"data: " + self._stamped(line[6:]) if line.startswith(b"data: {") else line
+            await self._begin()
+            await self._send({"type": "http.response.body", "body": data + b"\n", "more_body": True})
+        if not self._has_begun:
+            raise EngineFault("empty", "the engine ended the stream before its first event")
+        await self._send({"type": "http.response.body", "body": b""})
+
+    async def _begin(self) -> None:
+        if not self._has_begun:
+            self._has_begun = True
+            headers = _stamp_headers(self._ref, "text/event-stream; charset=utf-8")
+            pairs = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
+            await self._send({"type": "http.response.start", "status": 200, "headers": pairs})
+
+    async def end_with(self, fault: EngineFault) -> None:
+        """End a stream that has begun."""
+        event = error_event(f"the engine went away while it answered ({fault})", "engine_lost", 502)
+        await self._send({"type": "http.response.body", "body": event, "more_body": True})
+        await self._send({"type": "http.response.body", "body": b""})
+
+    def _stamped(self, data: bytes) -> bytes:
+        """An answer or an event under our name. Raises EngineFault for what is none, or is another model's."""
+        try:
+            answer = orjson.loads(data)
+        except orjson.JSONDecodeError as error:
+            raise EngineFault(
+                "not_json", f"the engine answered with no JSON ({error})", has_begun=self._has_begun
+            ) from None
+        if not isinstance(answer, dict):
+            raise EngineFault("not_json", "the engine answered with no object", has_begun=self._has_begun)
+        if "error" in answer and "model" not in answer:  # vLLM's way to end a stream
+            if not self._has_begun:
+                raise EngineFault("error", f"the engine answered with an error: {_excerpt(data)}")
+            return data
+        if answer.get("model") != self._model:
+            message = f"the engine was asked for {self._model} and answered as {str(answer.get('model'))[:100]}"
+            raise EngineFault("wrong_model", message, has_begun=self._has_begun)
+        return orjson.dumps(answer | {"model": stamp(self._ref)})
+
+
+def _final(fault: EngineFault) -> Refusal:
+    """What the client is told where no replica is left to ask."""
+    if fault.retry_after is not None:
+        return Refusal(429, "engine_full", str(fault), headers={"retry-after": fault.retry_after})
+    return Refusal(502, "engine_lost", str(fault), retry_after_s=_RETRY_AFTER_S)
+
+
+def _excerpt(data: bytes) -> str:
+    return data[:200].decode("utf-8", "replace")
 
 
 def _parse(body: bytes) -> dict[str, Any]:
@@ -102,51 +216,24 @@ def _parse(body: bytes) -> dict[str, Any]:
     return request
 
 
-def _check_live(model: str, wanted: str, live: Checkpoint, expect: str | None) -> None:
-    """Raises Refusal unless the live checkpoint is the one asked for."""
-    name, digest = live.ref.name, live.ref.digest
-    if wanted != name:
-        means = f"{model} means {wanted}" if model != wanted else f"{model} was asked for"
-        message = f"{means}, but {name} is live; make it so with `vcot swap policy {wanted}`"
-        raise Refusal(409, "checkpoint_not_live", message, headers=_stamp_headers(live.ref))
-    if expect is not None and expect != digest:
-        message = f"weights {expect[:19]} were expected, but {name} with {digest[:19]} is live; swap, or ask anew"
-        raise Refusal(409, "weights_not_live", message, headers=_stamp_headers(live.ref))
+def _not_live(model: str, wanted: Checkpoint, live: Checkpoint) -> Refusal:
+    name = wanted.ref.name
+    means = f"{model} means {name}" if model != name else f"{model} was asked for"
+    message = f"{means}, but {live.ref.name} is live; make it so with `vcot swap policy {name}`"
+    return Refusal(409, "checkpoint_not_live", message, headers=_stamp_headers(live.ref))
+
+
+def _check_expected(ref: CheckpointRef, expect: str | None) -> None:
+    """Raise Refusal unless these are the weights that the client expects."""
+    if expect is not None and expect != ref.digest:
+        message = (
+            f"weights {expect[:19]} were expected, but {ref.name} with {ref.digest[:19]} is live; swap, or ask anew"
+        )
+        raise Refusal(409, "weights_not_live", message, headers=_stamp_headers(ref))
 
 
 def _stamp_headers(ref: CheckpointRef, content_type: str = "application/json") -> dict[str, str]:
     return {"content-type": content_type, CHECKPOINT_HEADER: ref.name, DIGEST_HEADER: ref.digest}
-
-
-def _stamp_json(data: bytes, ref: CheckpointRef) -> bytes:
-    try:
-        answer = orjson.loads(data)
-    except orjson.JSONDecodeError:
-        return data
-    if not isinstance(answer, dict) or "model" not in answer:
-        return data
-    return orjson.dumps(answer | {"model": stamp(ref)})
-
-
-async def _send_events(send: Send, status: int, content: Any, ref: CheckpointRef) -> None:
-    """Pass server-sent events on, each stamped; an engine that is lost on the way ends them with an error event."""
-    headers = _stamp_headers(ref, "text/event-stream; charset=utf-8")
-    pairs = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
-    await send({"type": "http.response.start", "status": status, "headers": pairs})
-    try:
-        async for line in _lines(content):
-            data = b"data: " + _stamp_json(line[6:], ref) if line.startswith(b"data: {") else line
-            await send({"type": "http.response.body", "body": data + b"\n", "more_body": True})
-    except UNREACHABLE as error:
-        lost = {"message": f"the engine went away while it answered ({error!r})", "type": "engine_lost", "code": 502}
-        await send(
-            {
-                "type": "http.response.body",
-                "body": b"data: " + orjson.dumps({"error": lost}) + b"\n\n",
-                "more_body": True,
-            }
-        )
-    await send({"type": "http.response.body", "body": b""})
 
 
 async def _lines(content: Any) -> AsyncIterator[bytes]:

@@ -1,28 +1,30 @@
-"""A verified swap of weights in place: it happened and was checked, or it did not happen.
+"""A verified swap on one replica: it happened and was checked, or it did not happen.
 
-    admit no new request, drain those in flight -> ask the canary of the old weights -> load -> reset the prefix,
-    multimodal and encoder caches -> ask again: as the manifest says, and not as before -> record it -> admit requests
+    reload    admit no new request, drain those in flight -> ask the canary of the old weights -> load -> reset the prefix,
+              multimodal and encoder caches -> ask again: as the manifest says, and not as before -> record it -> admit
+    adapter   load it under a name and a path that nothing was ever served from -> ask its canary: as the manifest says, and
+              nearer to it than its parent answers -> record it -> admit
 
-Whatever fails, the old weights are loaded and verified in the same way; should that fail as well, the caller starts the
-engine anew. Nothing in vLLM stops a request from spanning a reload, nor drops what was cached under the old weights.
-
-Limits: the tensors must have the same names and shapes, and the tokenizer is not loaded again; a checkpoint that differs
-in more than its weights needs a server of its own.
+Whatever fails, what was there is there again, verified in the same way; should that fail as well, the caller starts the
+server anew. Nothing in vLLM stops a request from spanning a reload, nor drops what was cached under the old weights. An
+adapter needs neither drain nor reset: its name and path are part of every cache's key.
 """
 
 from __future__ import annotations
 
-import json
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import ServerError, SwapError, VcotError
+from pipeline.records import CheckpointRef
 from services.checkpoints import Checkpoint
-from services.gateway.canary import CanaryAnswer, explain_difference
+from services.gateway.canary import CanaryAnswer, distance, explain_difference
 from services.gateway.gate import Gate
 from services.gateway.upstream import Upstream
+from services.vllm import SERVED_NAME
 
 
 class RollbackError(SwapError):
@@ -37,17 +39,23 @@ class SwapLimits:
     """For requests in flight to end; the swap is given up otherwise."""
 
 
-async def swap_weights(
+def served_name(ref: CheckpointRef) -> str:
+    """What vLLM calls a checkpoint: an adapter by name and digest, so that its caches are its own; else what it holds."""
+    if ref.kind != "adapter":
+        return SERVED_NAME
+    return f"{ref.name}-{ref.digest.removeprefix('sha256:')[:12]}"
+
+
+async def reload_weights(
     gate: Gate, upstream: Upstream, target: Checkpoint, commit: Callable[[], None], limits: SwapLimits
 ) -> float:
     """Put `target` in place of the live checkpoint and `commit` it; the pause in seconds.
 
     Raises SwapError with the old checkpoint live again, and RollbackError where that is not certain.
     """
-    live = gate.admission.checkpoint
+    live, adapters = gate.admission.checkpoint, list(gate.admission.adapters.values())
     if live is None:
         raise ServerError("no checkpoint is live, so none can be swapped; wait until the server is up")
-    check_reloadable(live, target)
     began = time.monotonic()
     await gate.drain(f"swapping {live.ref.name} for {target.ref.name}", limits.drain_s)
     before: CanaryAnswer | None = None
@@ -60,7 +68,46 @@ async def swap_weights(
         await _roll_back(gate, upstream, live, (target, before), error)
         raise SwapError(f"{target.ref.name} was not swapped in ({error}); {live.ref.name} is live as before") from None
     gate.move("live", "", target)
-    return time.monotonic() - began
+    pause_s = time.monotonic() - began
+    for adapter in adapters:  # of the old weights; vLLM would go on to serve them, on the new ones
+        await forget_adapter(upstream, adapter)
+    return pause_s
+
+
+async def load_adapter(
+    gate: Gate, upstream: Upstream, target: Checkpoint, directory: Path, commit: Callable[[], None]
+) -> float:
+    """Serve adapter `target`, whose files are in `directory`, beside its parent and `commit` it; 0, the pause.
+
+    Raises SwapError or ServerError, with everything as before.
+    """
+    try:
+        await put_adapter(upstream, target, directory)
+        commit()
+    except (VcotError, OSError) as error:
+        await forget_adapter(upstream, target)
+        raise SwapError(f"adapter {target.ref.name} was not swapped in ({error}); all is as before") from None
+    gate.put_adapter(target)
+    return 0.0
+
+
+async def put_adapter(upstream: Upstream, adapter: Checkpoint, directory: Path) -> None:
+    """Load an adapter and see that it answers as its manifest says. Raises SwapError or ServerError."""
+    name, canary = served_name(adapter.ref), adapter.manifest.canary
+    if canary is None:
+        raise SwapError("it has no canary, so that it is what answers could not be verified")
+    await upstream.load_adapter(name, directory)
+    answer, parents = await upstream.ask(canary, name), await upstream.ask(canary)
+    if difference := explain_difference(canary, answer):
+        raise SwapError(f"its canary answers otherwise: {difference}")
+    if not distance(canary, answer) < distance(canary, parents):
+        raise SwapError("its canary answers no nearer to its manifest than its parent does, so it was not applied")
+
+
+async def forget_adapter(upstream: Upstream, adapter: Checkpoint) -> None:
+    """Make room; where that fails the adapter is a name that nobody asks for."""
+    with contextlib.suppress(ServerError):
+        await upstream.unload_adapter(served_name(adapter.ref))
 
 
 async def verify_canary(upstream: Upstream, checkpoint: Checkpoint) -> None:
@@ -106,7 +153,7 @@ async def _roll_back(
             f"{target.ref.name} was not swapped in ({cause}), and {live.ref.name} could not be brought back in "
             f"place ({error}); the server is started anew with {live.ref.name}"
         ) from None
-    gate.move("live", "", live)
+    gate.move("live", "")
 
 
 async def _ask_afresh(upstream: Upstream, checkpoint: Checkpoint) -> CanaryAnswer | None:
@@ -114,33 +161,3 @@ async def _ask_afresh(upstream: Upstream, checkpoint: Checkpoint) -> CanaryAnswe
     await upstream.flush_caches()
     canary = checkpoint.manifest.canary
     return None if canary is None else await upstream.ask(canary)
-
-
-def check_reloadable(live: Checkpoint, target: Checkpoint) -> None:
-    """Raise SwapError unless `target` has exactly the tensors of `live`, and can be verified once loaded.
-
-    A tensor that a file lacks would keep its old values without a word.
-    """
-    name = target.ref.name
-    if target.manifest.canary is None and target.ref.kind != "base":
-        raise SwapError(f"checkpoint {name} has no canary, so a swap to it could not be verified; merge it again")
-    old, new = _tensor_shapes(live.directory), _tensor_shapes(target.directory)
-    if wrong := sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key)):
-        first = f"{wrong[0]} is {new.get(wrong[0], 'absent')}, and {old.get(wrong[0], 'absent')} in {live.ref.name}"
-        raise SwapError(
-            f"checkpoint {name} cannot be loaded in place of {live.ref.name}, since {len(wrong)} tensors are of another "
-            f"shape ({first}); start a server with it"
-        )
-
-
-def _tensor_shapes(directory: Path) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor, from the safetensors headers only. Raises SwapError for a damaged file."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    for path in directory.glob("*.safetensors"):
-        try:
-            with path.open("rb") as file:
-                header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-            shapes |= {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
-        except (OSError, ValueError, KeyError, TypeError, OverflowError, MemoryError) as error:
-            raise SwapError(f"{path} is not a whole safetensors file ({error}); make the checkpoint again") from None
-    return shapes

@@ -1,11 +1,13 @@
-"""One vLLM server as the gateway sees it: where requests go, and the development calls that change its weights.
+"""One vLLM server as the gateway sees it: where requests go, and the calls that change what it holds or ask how it is.
 
 aiohttp's client, since every image passes here and it is several times cheaper than httpx for bodies of 100 KB.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -21,8 +23,50 @@ from services.vllm import SERVED_NAME, Endpoint
 _JSON = {"content-type": "application/json"}
 _ANSWER_TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=10)
 _CONTROL_TIMEOUT = aiohttp.ClientTimeout(total=600, sock_connect=10)
+_PULSE_TIMEOUT = aiohttp.ClientTimeout(total=10)
 UNREACHABLE = (aiohttp.ClientError, TimeoutError, OSError)
 """What the client raises when a server is not there, or goes away."""
+_NEEDED = "VLLM_SERVER_DEV_MODE=1, and for adapters --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"
+_STARTED = re.compile(rb"^process_start_time_seconds (\S+)", re.MULTILINE)
+_TOKENS = re.compile(rb"^vllm:(?:prompt|generation)_tokens_total(?:\{[^}]*\})? (\S+)", re.MULTILINE)
+
+
+class EngineFault(Exception):
+    """An engine did not answer a request as it should, so that another one may; never leaves the gateway."""
+
+    def __init__(
+        self,
+        reason: str,
+        message: str,
+        *,
+        is_broken: bool = True,
+        has_begun: bool = False,
+        retry_after: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.reason = reason
+        """One of a few words, for the counters."""
+        self.is_broken = is_broken
+        """Whether that speaks against the engine; being full does not."""
+        self.has_begun = has_begun
+        """Whether a part of the answer is with the client."""
+        self.retry_after = retry_after
+
+
+@dataclass(frozen=True)
+class Pulse:
+    """What a server's own metrics say of it."""
+
+    started: bytes | None
+    """When its process began; another value is another process."""
+    num_tokens: float | None
+    """Prompt and generated tokens so far; None where it does not count them."""
+
+
+def parse_pulse(metrics: bytes) -> Pulse:
+    """Read vLLM's /metrics."""
+    started, tokens = _STARTED.search(metrics), _TOKENS.findall(metrics)
+    return Pulse(started[1] if started else None, sum(map(float, tokens)) if tokens else None)
 
 
 class Upstream:
@@ -62,20 +106,58 @@ class Upstream:
         await self._control("/reset_mm_cache")
         await self._control("/reset_encoder_cache")
 
-    async def ask(self, canary: Canary) -> CanaryAnswer:
-        """The canary's answer. Raises ServerError."""
-        return parse_canary(await self._control("/v1/chat/completions", canary_request(canary, SERVED_NAME)))
+    async def load_adapter(self, model: str, directory: Path) -> None:
+        """Serve the adapter in `directory` under that model name, beside its base. Raises ServerError."""
+        if model not in await self._models():
+            await self._control("/v1/load_lora_adapter", {"lora_name": model, "lora_path": str(directory)})
 
-    async def _control(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+    async def unload_adapter(self, model: str) -> None:
+        """Serve it no longer; unloading what is not there changes nothing. Raises ServerError."""
+        if model in await self._models():
+            await self._control("/v1/unload_lora_adapter", {"lora_name": model})
+
+    async def ask(self, canary: Canary, model: str = SERVED_NAME) -> CanaryAnswer:
+        """The canary's answer. Raises ServerError."""
+        answer = await self._control("/v1/chat/completions", canary_request(canary, model))
+        if answer.get("model") != model:
+            raise ServerError(f"vLLM was asked for {model} and answered as {answer.get('model')}")
+        return parse_canary(answer)
+
+    async def pulse(self) -> Pulse | None:
+        """How it is; None where it does not say in time, or is not well. Raises ServerError where nothing is there."""
+        session = _opened(self._control_session)
+        try:
+            async with session.get("/health", timeout=_PULSE_TIMEOUT) as response:
+                if response.status != 200:
+                    return None
+            async with session.get("/metrics", timeout=_PULSE_TIMEOUT) as response:
+                return parse_pulse(await response.read())
+        except aiohttp.ClientConnectorError as error:
+            raise ServerError(
+                f"nothing answers at {self._endpoint.socket or self._endpoint.base_url} ({error})"
+            ) from None
+        except UNREACHABLE:
+            return None
+
+    async def _models(self) -> set[str]:
+        listed = await self._control("/v1/models", method="GET")
+        return {str(card.get("id")) for card in listed.get("data", ())}
+
+    async def _control(self, path: str, body: dict[str, Any] | None = None, method: str = "POST") -> dict[str, Any]:
         data = orjson.dumps(body) if body is not None else b""
         try:
-            async with _opened(self._control_session).post(path, data=data, headers=_JSON) as response:
+            async with _opened(self._control_session).request(method, path, data=data, headers=_JSON) as response:
                 text = await response.read()
         except UNREACHABLE as error:
             raise ServerError(f"vLLM did not answer {path}: {error!r}") from None
         if response.status != 200:
-            raise ServerError(f"vLLM answered {path} with {response.status}: {text[:300].decode('utf-8', 'replace')}")
-        answer = orjson.loads(text) if text else {}
+            hint = f" (it needs {_NEEDED})" if response.status == 404 and not path.startswith("/v1/chat") else ""
+            said = text[:300].decode("utf-8", "replace")
+            raise ServerError(f"vLLM answered {path} with {response.status}: {said}{hint}")
+        try:
+            answer = orjson.loads(text) if text else {}
+        except orjson.JSONDecodeError:  # a sentence
+            return {}
         return answer if isinstance(answer, dict) else {}
 
 

@@ -1,8 +1,9 @@
-"""A vLLM server in miniature, on a unix socket: it has weights, and caches that keep what old weights computed.
+"""A vLLM server in miniature: it has weights, adapters, and caches that keep what old weights computed.
 
-What a real one does with a careless swap, this one does, too: a cached prefix or a cached image answers with the weights
-that it was computed with, a request that spans a reload mixes weights token by token, a reload that fails half-way leaves
-rubbish, and a failed development call closes its connection.
+What a real one does with a careless swap, this one does, too: a cached prefix or a cached image answers with the
+weights that it was computed with (an adapter's under its name, the prefix under its path, too), a request that spans a
+reload mixes weights token by token, a reload that fails half-way leaves rubbish, an adapter stays across a reload, and
+a failed development call closes its connection. `faults` are what goes wrong with the next requests, one each.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ import json
 import shutil
 import struct
 import tempfile
+import time
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +30,7 @@ from services.vllm import Endpoint
 CANARY_PROMPT = "What is it?"
 CANARY_IMAGE = "aW1hZ2U="
 NUM_TOKENS = 3
+_FAULTS = frozenset(("reset", "half", "half-json", "empty", "hang", "500", "502", "503", "429", "429-bare"))
 
 
 def write_checkpoint(
@@ -40,13 +44,45 @@ def write_checkpoint(
 ) -> Path:
     """A checkpoint directory whose only weight is `weight`; its canary is that of `canary_weight`, if it should lie."""
     directory.mkdir(parents=True)
-    header = json.dumps({"w": {"dtype": "F32", "shape": [shape], "data_offsets": [0, 4 * shape]}}).encode()
-    data = struct.pack("<Q", len(header)) + header + struct.pack("<f", weight) * shape
-    (directory / "model.safetensors").write_bytes(data)
+    matrix = "language_model.model.layers.0.self_attn.q_proj.weight"
+    write_tensors(directory / "model.safetensors", {"w": (shape,), matrix: (8, 8)}, weight)
     (directory / "config.json").write_text("{}")
     ref = CheckpointRef(name=name, digest=compute_digest(directory), kind=kind)
     write_manifest(directory, CheckpointManifest(checkpoint=ref, canary=make_canary(canary_weight or weight)))
     return directory
+
+
+def write_adapter(
+    directory: Path,
+    name: str,
+    delta: float,
+    parent: CheckpointRef,
+    base_weight: float,
+    *,
+    canary_weight: float = 0.0,
+    module: str = "language_model.layers.0.self_attn.q_proj",
+) -> Path:
+    """An adapter that adds `delta` to its parent's weight."""
+    directory.mkdir(parents=True)
+    prefix = f"base_model.model.model.{module}"
+    factors = {f"{prefix}.lora_A.weight": (4, 8), f"{prefix}.lora_B.weight": (8, 4)}
+    write_tensors(directory / "adapter_model.safetensors", factors, delta)
+    (directory / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 4, "lora_alpha": 8}))
+    ref = CheckpointRef(name=name, digest=compute_digest(directory), kind="adapter", parent=parent.digest)
+    canary = make_canary(canary_weight or base_weight + delta)
+    write_manifest(directory, CheckpointManifest(checkpoint=ref, canary=canary))
+    return directory
+
+
+def write_tensors(path: Path, shapes: dict[str, tuple[int, ...]], value: float) -> None:
+    """A safetensors file in which every number is `value`."""
+    header, offset = {}, 0
+    for name, shape in shapes.items():
+        size = 4 * prod(shape)
+        header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [offset, offset + size]}
+        offset += size
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + struct.pack("<f", value) * (offset // 4))
 
 
 def make_canary(weight: float) -> Canary:
@@ -61,10 +97,9 @@ def make_canary(weight: float) -> Canary:
     )
 
 
-def read_weight(directory: Path) -> float:
+def read_weight(directory: Path, file: str = "model.safetensors") -> float:
     """The weight in a checkpoint's file."""
-    data = (directory / "model.safetensors").read_bytes()
-    return struct.unpack("<f", data[-4:])[0]
+    return struct.unpack("<f", (directory / file).read_bytes()[-4:])[0]
 
 
 def _logprob(prefix: float, image: float, weight: float) -> float:
@@ -73,9 +108,9 @@ def _logprob(prefix: float, image: float, weight: float) -> float:
 
 @dataclass
 class FakeVllm:
-    """One life of a server; implements services.gateway.engine.Server."""
+    """One life of a server; implements services.gateway.replica.Server."""
 
-    checkpoint: Checkpoint
+    checkpoint: Checkpoint | None
     fail_start: str = ""
     calls: list[str] = field(default_factory=list)
     request_ids: list[str] = field(default_factory=list)
@@ -84,7 +119,21 @@ class FakeVllm:
     fail_next_reload: bool = False
     is_rollback_broken: bool = False
     reloads_base_as: float | None = None
+    faults: list[str] = field(default_factory=list)
+    """What becomes of the next chat requests: reset, half, half-json, 500, 429, 429-bare, hang, wrong-model, empty."""
+    ignores_adapters: bool = False
+    """Answers under an adapter's name with its base's weights."""
+    is_silent: bool = False
+    """Takes connections, and answers nothing on /health."""
+    is_stuck: bool = False
+    """Its token counters stand still."""
+    started: float = field(default_factory=time.time)
+    num_tokens: int = 0
+    num_asked: int = 0
+    """Chat requests so far, the canary's included."""
     weight: float = 0.0
+    adapters: dict[str, tuple[float, str]] = field(default_factory=dict)
+    """What each adds, and its path, by name."""
     prefixes: dict[str, float] = field(default_factory=dict)
     images: dict[str, float] = field(default_factory=dict)
     hold: asyncio.Event = field(default_factory=asyncio.Event)
@@ -109,16 +158,26 @@ class FakeVllm:
         self._directory = Path(tempfile.mkdtemp())
         await self.listen(self._directory / "s")
 
-    async def listen(self, socket: Path) -> None:
+    async def listen(self, socket: Path | None = None, port: int = 0) -> str:
+        """Answer on a unix socket, or on a port of this machine; the URL then."""
         app = web.Application()
         app.router.add_get("/health", self._health)
+        app.router.add_get("/metrics", self._metrics)
+        app.router.add_get("/v1/models", self._models)
+        app.router.add_post("/v1/load_lora_adapter", self._load_adapter)
+        app.router.add_post("/v1/unload_lora_adapter", self._unload_adapter)
         app.router.add_post("/v1/chat/completions", self._chat)
         app.router.add_post("/collective_rpc", self._reload)
         for name in ("prefix", "mm", "encoder"):
             app.router.add_post(f"/reset_{name}_cache", self._reset)
         self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
         await self._runner.setup()
-        await web.UnixSite(self._runner, str(socket)).start()
+        if socket is not None:
+            await web.UnixSite(self._runner, str(socket)).start()
+            return ""
+        site = web.TCPSite(self._runner, "127.0.0.1", port)
+        await site.start()
+        return f"http://127.0.0.1:{self._runner.addresses[0][1]}"
 
     async def wait(self) -> ServerError:
         await self.died.wait()
@@ -131,7 +190,31 @@ class FakeVllm:
             shutil.rmtree(self._directory, ignore_errors=True)
 
     async def _health(self, _: web.Request) -> web.Response:
+        if self.is_silent:
+            await asyncio.Event().wait()
         return web.Response()
+
+    async def _metrics(self, _: web.Request) -> web.Response:
+        self.num_tokens += not self.is_stuck
+        return web.Response(
+            text=f'process_start_time_seconds {self.started}\nvllm:generation_tokens_total{{engine="0"}} {self.num_tokens}\n'
+        )
+
+    async def _models(self, _: web.Request) -> web.Response:
+        return web.json_response({"data": [{"id": name} for name in ("vcot", *self.adapters)]})
+
+    async def _load_adapter(self, request: web.Request) -> web.Response:
+        body = await request.json()
+        directory = Path(body["lora_path"])
+        self.calls.append(f"load {body['lora_name']} {directory.name}")
+        self.adapters[body["lora_name"]] = (read_weight(directory, "adapter_model.safetensors"), str(directory))
+        return web.Response(text="Success: LoRA adapter added successfully.")
+
+    async def _unload_adapter(self, request: web.Request) -> web.Response:
+        name = (await request.json())["lora_name"]
+        self.calls.append(f"unload {name}")
+        del self.adapters[name]
+        return web.Response(text="Success: LoRA adapter removed successfully.")
 
     async def _reload(self, request: web.Request) -> web.Response:
         directory = Path((await request.json())["kwargs"]["weights_path"])
@@ -159,39 +242,70 @@ class FakeVllm:
         body = await request.json()
         content = body["messages"][0]["content"]
         text = content if isinstance(content, str) else content[1]["text"]
+        self.num_asked += 1
         if "x-request-id" in request.headers:
             self.request_ids.append(request.headers["x-request-id"])
         image = "" if isinstance(content, str) else content[0]["image_url"]["url"]
         if text == "fail":
             return web.json_response({"error": {"message": "no"}}, status=400)
-        prefix = self.prefixes.setdefault(text, self.weight)
-        seen = self.images.setdefault(image, self.weight)
+        model = body["model"]
+        if model != "vcot" and model not in self.adapters:
+            return web.json_response({"error": {"message": f"The model `{model}` does not exist."}}, status=404)
+        fault = self.faults.pop(0) if self.faults else ""
+        if fault in _FAULTS:
+            return await self._fail(request, body, fault)
+        delta, path = self.adapters.get(model, (0.0, ""))
+        delta = 0.0 if self.ignores_adapters else delta
+        prefix = self.prefixes.setdefault(f"{model}{path}{text}", self.weight + delta)
+        seen = self.images.setdefault(f"{model}{image}", self.weight + delta)
         try:
             logprobs = [
-                await self._token(position, text, prefix, seen) for position in range(body.get("max_tokens", 3))
+                await self._token(position, text, prefix, seen, delta) for position in range(body.get("max_tokens", 3))
             ]
         except asyncio.CancelledError:
             self.cancelled.set()
             raise
+        answers_as = "vcot" if fault == "wrong-model" and model != "vcot" else fault or model
         if body.get("stream"):
-            return await self._stream(request, body, logprobs)
+            return await self._stream(request, body, logprobs, answers_as)
         tokens = [{"token": "yes", "logprob": value} for value in logprobs]
         choice = {"index": 0, "message": {"content": "yes"}, "finish_reason": "stop", "logprobs": {"content": tokens}}
-        return web.json_response({"model": body["model"], "choices": [choice] * body.get("n", 1)})
+        return web.json_response({"model": answers_as, "choices": [choice] * body.get("n", 1)})
 
-    async def _token(self, position: int, text: str, prefix: float, image: float) -> float:
+    async def _fail(self, request: web.Request, body: dict[str, Any], fault: str) -> web.StreamResponse:
+        """Do what a broken server does."""
+        if fault == "hang":
+            await asyncio.Event().wait()
+        if fault.isdecimal() or fault.startswith("429"):
+            headers = {"retry-after": "7"} if fault == "429" else {}
+            return web.json_response({"error": {"message": "no"}}, status=int(fault[:3]), headers=headers)
+        if fault == "half-json":
+            return web.Response(body=b'{"model": "vcot", "choi', content_type="application/json")
+        if fault in ("half", "empty"):
+            kind = "text/event-stream" if body.get("stream") else "application/json"
+            response = web.StreamResponse(headers={"content-type": kind})
+            await response.prepare(request)
+            if fault == "empty":
+                return response
+            if not body.get("stream"):
+                await response.write(b'{"model": "vcot", "choi')
+        assert request.transport is not None
+        request.transport.abort()
+        return web.Response()
+
+    async def _token(self, position: int, text: str, prefix: float, image: float, delta: float) -> float:
         if position == 1 and text.startswith("hold"):
             self.holding.set()
             await self.hold.wait()
-        return _logprob(prefix, image, self.weight)
+        return _logprob(prefix, image, self.weight + delta)
 
-    async def _stream(self, request: web.Request, body: dict[str, Any], logprobs: list[float]) -> web.StreamResponse:
+    async def _stream(
+        self, request: web.Request, body: dict[str, Any], logprobs: list[float], model: str
+    ) -> web.StreamResponse:
         response = web.StreamResponse(headers={"content-type": "text/event-stream; charset=utf-8"})
         await response.prepare(request)
         for value in logprobs:
-            event = json.dumps(
-                {"model": body["model"], "choices": [{"delta": {"content": f"é{value}"}}]}, ensure_ascii=False
-            )
+            event = json.dumps({"model": model, "choices": [{"delta": {"content": f"é{value}"}}]}, ensure_ascii=False)
             data = f"data: {event}\n\n".encode()
             await response.write(data[:9])  # events come in pieces
             await response.write(data[9:])

@@ -7,7 +7,7 @@ import pytest
 
 from services.gateway.answers import Refusal
 from services.gateway.content import check_content
-from tests.services.test_gateway import Bench, running
+from tests.services.bench_fleet import Bench
 
 DATA = "data:image/png;base64,aW1hZ2U="
 WEB = "http://169.254.169.254/latest/meta-data"
@@ -163,7 +163,7 @@ def test_a_clients_cache_key_for_an_image_is_refused() -> None:
 
 async def test_the_gateway_checks_before_the_engine_sees_it(tmp_path: Path) -> None:
     bench = Bench(tmp_path, allowed_image_hosts=["IMG.org"])
-    async with running(bench):
+    async with bench.running():
         for url, status in ((WEB, 400), ("https://img.org/a.png", 200), (DATA, 200)):
             content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "hello"}]
             answer = await bench.ask(messages=[{"role": "user", "content": content}])

@@ -1,75 +1,22 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from starlette.applications import Starlette
 
 from pipeline.errors import CheckpointError, SwapError
-from pipeline.recipe import ModelSection, ServeSection
 from services.admin import named_error
-from services.checkpoints import Registry
-from services.gateway.app import build_app
-from services.gateway.engine import Engine
-from tests.services.fake_vllm import FakeVllm, make_canary, write_checkpoint
-
-ASK = {"model": "policy", "messages": [{"role": "user", "content": "hello"}], "logprobs": True}
-
-
-class Bench:
-    def __init__(self, directory: Path, **settings: Any) -> None:
-        self.registry = Registry(directory / "run")
-        self.base = self.registry.base(
-            ModelSection(source=str(write_checkpoint(directory / "base", "seed", 1.0, kind="base")))
-        )
-        self.tuned = self.registry.register(write_checkpoint(directory / "tuned", "tuned", 2.0))
-        self.servers: list[FakeVllm] = []
-        self.engine = Engine(self.registry, self._launch, lambda _: None, first_backoff_s=0.0)
-        self.settings = ServeSection(**settings)
-        self.app: Starlette = build_app(self.engine, directory / "run", self.settings, max_wait_s=5.0)
-        self.http = self.client("127.0.0.1")
-
-    def client(self, host: str) -> httpx.AsyncClient:
-        transport = httpx.ASGITransport(self.app, client=(host, 1))
-        return httpx.AsyncClient(transport=transport, base_url="http://gateway")
-
-    def _launch(self, checkpoint: Any) -> FakeVllm:
-        self.servers.append(FakeVllm(checkpoint))
-        return self.servers[-1]
-
-    @property
-    def server(self) -> FakeVllm:
-        return self.servers[-1]
-
-    async def until(self, phase: str) -> None:
-        await self.engine.gate.wait_for(lambda: self.engine.gate.admission.phase == phase, 10)
-        assert self.engine.gate.admission.phase == phase
-
-    async def ask(self, content: str = "hello", headers: dict[str, str] | None = None, **fields: Any) -> httpx.Response:
-        body = ASK | {"messages": [{"role": "user", "content": content}]} | fields
-        return await self.http.post("/v1/chat/completions", json=body, headers=headers)
-
-
-@asynccontextmanager
-async def running(bench: Bench) -> AsyncIterator[None]:
-    task = asyncio.create_task(bench.engine.run())
-    await bench.until("live")
-    try:
-        yield
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-        await bench.http.aclose()
+from tests.services.bench_fleet import ASK, Bench
+from tests.services.fake_vllm import make_canary, write_checkpoint
 
 
 @pytest.fixture
 async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     bench = Bench(tmp_path)
-    async with running(bench):
+    async with bench.running():
         yield bench
 
 
@@ -127,14 +74,12 @@ async def test_a_request_during_a_swap_waits_and_is_answered_by_the_new_weights(
 
 
 async def test_a_swap_that_takes_too_long_turns_waiting_requests_away(tmp_path: Path) -> None:
-    bench = Bench(tmp_path)
-    bench.app = build_app(bench.engine, tmp_path, ServeSection(), max_wait_s=0.02)
-    bench.http = bench.client("127.0.0.1")
-    async with running(bench):
+    bench = Bench(tmp_path, max_wait_s=0.02)
+    async with bench.running():
         bench.server.hold.clear()
         first = asyncio.create_task(bench.ask("hold on"))
         await bench.server.holding.wait()
-        swap = asyncio.create_task(bench.engine.swap("policy", "tuned"))
+        swap = asyncio.create_task(bench.swap("policy", "tuned"))
         await bench.until("draining")
         late = await bench.ask()
         assert late.status_code == 503
@@ -161,7 +106,7 @@ async def test_a_checkpoint_that_is_not_live_is_refused_with_the_remedy(bench: B
 
 
 async def test_an_alias_of_another_checkpoint_is_refused(bench: Bench) -> None:
-    await bench.engine.swap("policy", "tuned")
+    await bench.swap("policy", "tuned")
     assert (await bench.ask(model="policy")).status_code == 200
     refused = await bench.ask(model="base")
     assert refused.status_code == 409
@@ -198,7 +143,7 @@ async def test_an_engine_that_is_lost_is_said(bench: Bench) -> None:
     assert "retry-after" in answer.headers
     await bench.until("live")
     assert (await bench.ask()).status_code == 200
-    assert bench.engine.gate.admission.in_flight == 0
+    assert bench.admission.in_flight == 0
 
 
 async def test_an_engine_that_is_lost_in_a_stream_ends_it_with_an_error(bench: Bench) -> None:
@@ -226,10 +171,10 @@ async def test_a_client_that_hangs_up_cancels_its_request(bench: Bench) -> None:
     scope = {"type": "http", "method": "POST", "path": "/v1/chat/completions", "headers": [], "query_string": b""}
     request = asyncio.create_task(bench.app(scope, receive, send))
     await bench.server.holding.wait()
-    assert bench.engine.gate.admission.in_flight == 1
+    assert bench.admission.in_flight == 1
     gone.set()
     await request
-    assert bench.engine.gate.admission.in_flight == 0
+    assert bench.admission.in_flight == 0
     await asyncio.wait_for(bench.server.cancelled.wait(), 10)
 
 
@@ -250,7 +195,7 @@ async def test_health_and_state_while_loading(tmp_path: Path) -> None:
 async def test_models_are_those_that_can_be_asked_now(bench: Bench) -> None:
     listed = (await bench.http.get("/v1/models")).json()
     assert [model["id"] for model in listed["data"]] == ["base", "policy"]
-    await bench.engine.swap("policy", "tuned")
+    await bench.swap("policy", "tuned")
     listed = (await bench.http.get("/v1/models")).json()
     assert [model["id"] for model in listed["data"]] == ["policy", "tuned"]
     assert {model["root"] for model in listed["data"]} == {f"tuned@{bench.tuned.ref.digest[7:19]}"}
@@ -261,7 +206,7 @@ async def test_registering_over_http(bench: Bench, tmp_path: Path) -> None:
     added = await bench.http.post("/admin/checkpoints", json={"path": str(directory)})
     assert (added.status_code, added.json()["name"]) == (201, "third")
     listed = (await bench.http.get("/admin/checkpoints")).json()["checkpoints"]
-    assert [entry["name"] for entry in listed] == ["base", "tuned", "third"]
+    assert [entry["checkpoint"]["name"] for entry in listed] == ["base", "tuned", "third"]
     missing = await bench.http.post("/admin/checkpoints", json={"path": str(tmp_path / "none")})
     error = missing.json()["error"]
     assert missing.status_code == 404
@@ -283,7 +228,7 @@ async def test_a_swap_to_what_is_retired_meanwhile_is_rolled_back(bench: Bench) 
     bench.server.hold.clear()
     first = asyncio.create_task(bench.ask("hold on"))
     await bench.server.holding.wait()
-    swap = asyncio.create_task(bench.engine.swap("policy", "tuned"))
+    swap = asyncio.create_task(bench.swap("policy", "tuned"))
     await bench.until("draining")
     bench.registry.retire("tuned")
     bench.server.hold.set()

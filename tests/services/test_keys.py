@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from services.gateway.keys import is_bearer, is_local
-from tests.services.test_gateway import ASK, Bench, running
+from tests.services.bench_fleet import ASK, Bench
 
 STRANGER = "192.0.2.7"
 
@@ -47,7 +47,7 @@ def ask(client: httpx.AsyncClient, key: str | None = None) -> httpx.Request:
 
 async def test_inference_without_keys_is_for_this_machine(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
-    async with running(bench), bench.client(STRANGER) as stranger:
+    async with bench.running(), bench.client(STRANGER) as stranger:
         assert (await bench.http.send(ask(bench.http))).status_code == 200
         refused = await stranger.send(ask(stranger))
         assert (refused.status_code, refused.json()["error"]["code"]) == (403, "local_only")
@@ -60,7 +60,7 @@ async def test_inference_with_keys_is_for_their_bearers_only(tmp_path: Path, mon
     monkeypatch.setenv("VCOT_API_KEYS", "one, two,")
     monkeypatch.setenv("VCOT_ADMIN_KEY", "root")
     bench = Bench(tmp_path)
-    async with running(bench), bench.client(STRANGER) as stranger:
+    async with bench.running(), bench.client(STRANGER) as stranger:
         for key in ("one", "two"):
             assert (await stranger.send(ask(stranger, key))).status_code == 200
         for key in (None, "three", "one, two,", "root", ","):
@@ -74,5 +74,5 @@ async def test_inference_with_keys_is_for_their_bearers_only(tmp_path: Path, mon
 async def test_a_variable_that_holds_no_key_opens_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VCOT_API_KEYS", " , ")
     bench = Bench(tmp_path)
-    async with running(bench), bench.client(STRANGER) as stranger:
+    async with bench.running(), bench.client(STRANGER) as stranger:
         assert (await stranger.send(ask(stranger))).status_code == 403

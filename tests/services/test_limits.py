@@ -13,7 +13,7 @@ import uvicorn
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from services.gateway.limits import Limits, Slots, parse_deadline
-from tests.services.test_gateway import Bench, running
+from tests.services.bench_fleet import Bench
 
 REQUEST = {"type": "http.request", "body": b"x", "more_body": False}
 
@@ -132,6 +132,20 @@ async def test_a_deadline_in_an_answer_cuts_it_off() -> None:
     assert len(client.sent) == 1
 
 
+async def test_a_deadline_in_a_stream_ends_it_with_an_error_event() -> None:
+    async def drip(scope: Scope, receive: Receive, send: Send) -> None:
+        headers = [(b"content-type", b"text/event-stream; charset=utf-8")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": b"data: {}\n", "more_body": True})
+        await asyncio.Event().wait()
+
+    client = Client(x_vcot_deadline_s="0.02")
+    await Limits(drip, Slots(1, 0), 100)(client.scope, client.receive, client.send)
+    *_, last = client.sent
+    assert not last.get("more_body")
+    assert json.loads(last["body"].strip().removeprefix(b"data: "))["error"]["type"] == "deadline_exceeded"
+
+
 @pytest.mark.parametrize("value", ["", "soon", "0", "-1", "nan", "inf"])
 async def test_a_deadline_that_is_no_number_of_seconds_is_refused(value: str) -> None:
     client = Client(x_vcot_deadline_s=value)
@@ -195,7 +209,7 @@ async def test_a_client_that_does_not_read_its_answer_loses_its_slot() -> None:
 @pytest.fixture
 async def narrow(tmp_path: Path) -> AsyncIterator[Bench]:
     bench = Bench(tmp_path, max_in_flight=1, max_queued=0, max_body_mb=0.001)
-    async with running(bench):
+    async with bench.running():
         yield bench
 
 
@@ -216,18 +230,18 @@ async def test_a_deadline_cancels_the_engines_work(narrow: Bench) -> None:
     assert answer.status_code == 504
     assert answer.json()["error"]["code"] == "deadline_exceeded"
     await asyncio.wait_for(narrow.server.cancelled.wait(), 10)
-    assert narrow.engine.gate.admission.in_flight == 0
+    assert narrow.admission.in_flight == 0
     narrow.server.hold.set()
     assert (await narrow.ask(headers={"x-vcot-deadline-s": "10"})).status_code == 200
 
 
 async def test_a_deadline_ends_the_wait_for_a_swap(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
-    async with running(bench):
+    async with bench.running():
         bench.server.hold.clear()
         first = asyncio.create_task(bench.ask("hold on"))
         await bench.server.holding.wait()
-        swap = asyncio.create_task(bench.engine.swap("policy", "tuned"))
+        swap = asyncio.create_task(bench.swap("policy", "tuned"))
         await bench.until("draining")
         assert (await bench.ask(headers={"x-vcot-deadline-s": "0.02"})).status_code == 504
         bench.server.hold.set()

@@ -10,7 +10,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from services.gateway.exchange import choose_request_id
-from tests.services.test_gateway import Bench, running
+from tests.services.bench_fleet import Bench
 from tests.services.test_limits import Client
 
 
@@ -37,7 +37,7 @@ CHAT = "/v1/chat/completions"
 
 async def test_requests_are_counted_by_route_status_and_checkpoint(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
-    async with running(bench):
+    async with bench.running():
         await bench.ask()
         await bench.ask(stream=True)
         await bench.ask("fail")
@@ -52,12 +52,17 @@ async def test_requests_are_counted_by_route_status_and_checkpoint(tmp_path: Pat
         assert figures["vcot_request_seconds_count", "base"] == 3
         assert figures["vcot_first_byte_seconds_count", "base"] == 3
         assert figures["vcot_checkpoint_info", bench.base.ref.digest, "base"] == 1
-        assert figures["vcot_in_flight",] == figures["vcot_queued",] == figures["vcot_engine_restarts_total",] == 0
+        assert (
+            figures["vcot_in_flight",]
+            == figures["vcot_queued",]
+            == figures["vcot_engine_restarts_total", "vllm-0"]
+            == 0
+        )
 
 
 async def test_what_is_true_now_is_read_when_asked(tmp_path: Path) -> None:
     bench = Bench(tmp_path, max_in_flight=1, max_queued=1)
-    async with running(bench):
+    async with bench.running():
         bench.server.hold.clear()
         asked = [asyncio.create_task(bench.ask("hold on")) for _ in range(2)]
         await bench.server.holding.wait()
@@ -71,7 +76,7 @@ async def test_what_is_true_now_is_read_when_asked(tmp_path: Path) -> None:
 
 async def test_swaps_and_restarts_are_counted(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
-    async with running(bench):
+    async with bench.running():
 
         async def swap(name: str) -> None:
             await bench.http.post("/admin/swap", json={"alias": "policy", "checkpoint": name})
@@ -90,7 +95,7 @@ async def test_swaps_and_restarts_are_counted(tmp_path: Path) -> None:
         assert outcomes == {"swapped": 1, "unchanged": 1, "SwapError": 1, "CheckpointError": 1}
         assert figures["vcot_swap_pause_seconds_count",] == 1
         assert 0 < figures["vcot_swap_pause_seconds_sum",] < 10
-        assert figures["vcot_engine_restarts_total",] == 1
+        assert figures["vcot_engine_restarts_total", "vllm-0"] == 1
         assert figures["vcot_checkpoint_info", bench.tuned.ref.digest, "tuned"] == 1
 
 
@@ -107,7 +112,7 @@ async def test_each_request_is_one_line_without_its_text_or_key(
 ) -> None:
     monkeypatch.setenv("VCOT_API_KEYS", "sk-secret")
     bench = Bench(tmp_path)
-    async with running(bench):
+    async with bench.running():
         headers = {"authorization": "Bearer sk-secret", "x-request-id": "mine-1"}
         answer = await bench.ask("a private question", headers=headers)
         await bench.ask("a private question", headers={"authorization": "Bearer sk-wrong"})
@@ -132,7 +137,7 @@ async def test_each_request_is_one_line_without_its_text_or_key(
 
 async def test_a_client_that_hangs_up_is_logged_so(tmp_path: Path, lines: Any) -> None:
     bench = Bench(tmp_path)
-    async with running(bench):
+    async with bench.running():
         bench.server.hold.clear()
         body = json.dumps({"model": "base", "messages": [{"role": "user", "content": "hold on"}]}).encode()
         client = Client({"type": "http.request", "body": body})
@@ -155,6 +160,6 @@ def test_an_id_that_cannot_stand_in_a_header_is_replaced(given: str | None) -> N
 
 async def test_the_engine_gets_the_requests_id(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
-    async with running(bench):
+    async with bench.running():
         answer = await bench.ask()
         assert bench.server.request_ids == [answer.headers["x-request-id"]]

@@ -1,82 +1,17 @@
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+import json
 from pathlib import Path
 
 import pytest
 
 from pipeline.errors import ServerError, SwapError, VcotError
-from pipeline.recipe import ModelSection
-from services.checkpoints import Checkpoint, Registry
-from services.gateway.admission import Admission, Phase
-from services.gateway.canary import CanaryAnswer, canary_request, explain_difference, parse_canary
-from services.gateway.engine import Engine
-from services.gateway.swap import SwapLimits, check_reloadable
+from services.checkpoints import Registry
+from services.gateway.admission import Admission
+from services.gateway.canary import CanaryAnswer, explain_difference, parse_canary
+from services.gateway.servable import check_reloadable
+from services.gateway.swap import SwapLimits
+from tests.services.bench_fleet import BASE, TUNED, Bench, answer_of
 from tests.services.fake_vllm import FakeVllm, make_canary, write_checkpoint
-
-BASE, TUNED = 1.0, 2.0
-
-
-class Bench:
-    """An engine over fake servers; `servers` are its lives so far."""
-
-    def __init__(self, directory: Path, limits: SwapLimits | None = None) -> None:
-        self.registry = Registry(directory / "run")
-        base = write_checkpoint(directory / "base", "seed", BASE, kind="base")
-        self.registry.base(ModelSection(source=str(base)))
-        self.registry.register(write_checkpoint(directory / "tuned", "tuned", TUNED))
-        self.directory = directory
-        self.servers: list[FakeVllm] = []
-        self.prepare: Callable[[FakeVllm], None] = lambda _: None
-        self.said: list[str] = []
-        self.engine = Engine(self.registry, self._launch, self.said.append, limits=limits, first_backoff_s=0.0)
-
-    def _launch(self, checkpoint: Checkpoint) -> FakeVllm:
-        self.servers.append(FakeVllm(checkpoint))
-        self.prepare(self.servers[-1])
-        return self.servers[-1]
-
-    @property
-    def server(self) -> FakeVllm:
-        return self.servers[-1]
-
-    @property
-    def admission(self) -> Admission:
-        return self.engine.gate.admission
-
-    @asynccontextmanager
-    async def running(self) -> AsyncIterator["Bench"]:
-        task = asyncio.create_task(self.engine.run())
-        try:
-            await self.until("live", task)
-            yield self
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-
-    async def until(self, phase: Phase, task: asyncio.Task[None] | None = None) -> None:
-        while self.admission.phase != phase:
-            if task is not None and task.done():
-                task.result()
-            await asyncio.sleep(0.001)
-
-    async def ask(self, text: str = "hello") -> tuple[str, set[float]]:
-        """Who answered, and the distinct log-probs of the answer: one, where one set of weights gave all tokens."""
-        async with self.engine.gate.admitted(10) as live:
-            message = {"role": "user", "content": text}
-            body = canary_request(make_canary(0), "vcot") | {"messages": [message]}
-            async with self.engine.upstream.post("/v1/chat/completions", _json(body), {}) as response:
-                return live.ref.name, set(parse_canary(await response.json()).logprobs)
-
-
-def _json(body: object) -> bytes:
-    import orjson
-
-    return orjson.dumps(body)
-
-
-def answer_of(weight: float) -> set[float]:
-    return set(make_canary(weight).logprobs)
 
 
 @pytest.fixture
@@ -86,26 +21,26 @@ def bench(tmp_path: Path) -> Bench:
 
 async def test_a_swap_changes_every_answer_and_back(bench: Bench) -> None:
     async with bench.running():
-        assert await bench.ask() == ("base", answer_of(BASE))
-        swapped = await bench.engine.swap("policy", "tuned")
+        assert await bench.answer() == ("base", answer_of(BASE))
+        swapped = await bench.swap("policy", "tuned")
         assert swapped.live.name == "tuned"
         assert swapped.pause_s > 0
-        assert await bench.ask() == ("tuned", answer_of(TUNED))  # the same prompt: nothing cached is left
-        await bench.engine.swap("base", "base")
-        assert await bench.ask() == ("base", answer_of(BASE))
+        assert await bench.answer() == ("tuned", answer_of(TUNED))  # the same prompt: nothing cached is left
+        await bench.swap("base", "base")
+        assert await bench.answer(model="base") == ("base", answer_of(BASE))
         assert bench.registry.aliases() == {"base": "base", "policy": "tuned"}
 
 
 async def test_every_cache_is_reset_after_the_load(bench: Bench) -> None:
     async with bench.running():
-        await bench.engine.swap("policy", "tuned")
+        await bench.swap("policy", "tuned")
         after = bench.server.calls[bench.server.calls.index("reload tuned") :]
         assert {"/reset_prefix_cache", "/reset_mm_cache", "/reset_encoder_cache"} < set(after)
 
 
 async def test_what_is_live_already_is_not_loaded_again(bench: Bench) -> None:
     async with bench.running():
-        swapped = await bench.engine.swap("best", "base")
+        swapped = await bench.swap("best", "base")
         assert swapped.pause_s == 0
         assert not any(call.startswith("reload") for call in bench.server.calls)
         assert bench.registry.resolve("best").ref.name == "base"
@@ -114,11 +49,11 @@ async def test_what_is_live_already_is_not_loaded_again(bench: Bench) -> None:
 async def test_requests_in_flight_end_with_the_weights_that_they_began_with(bench: Bench) -> None:
     async with bench.running():
         bench.server.hold.clear()
-        asked = asyncio.create_task(bench.ask("hold on"))
+        asked = asyncio.create_task(bench.answer("hold on"))
         await bench.server.holding.wait()
-        swap = asyncio.create_task(bench.engine.swap("policy", "tuned"))
+        swap = asyncio.create_task(bench.swap("policy", "tuned"))
         await bench.until("draining")
-        late = asyncio.create_task(bench.ask("late"))
+        late = asyncio.create_task(bench.answer("late"))
         for _ in range(20):  # whatever does not wait has its chance
             await asyncio.sleep(0.005)
         assert not any(call.startswith("reload") for call in bench.server.calls)
@@ -130,16 +65,16 @@ async def test_requests_in_flight_end_with_the_weights_that_they_began_with(benc
 
 
 async def test_a_drain_that_takes_too_long_gives_the_swap_up(tmp_path: Path) -> None:
-    bench = Bench(tmp_path, SwapLimits(drain_s=0.05))
+    bench = Bench(tmp_path, limits=SwapLimits(drain_s=0.05))
     async with bench.running():
         bench.server.hold.clear()
-        asked = asyncio.create_task(bench.ask("hold on"))
+        asked = asyncio.create_task(bench.answer("hold on"))
         await bench.server.holding.wait()
         with pytest.raises(SwapError, match="1 requests were still in flight"):
-            await bench.engine.swap("policy", "tuned")
+            await bench.swap("policy", "tuned")
         bench.server.hold.set()
         assert await asked == ("base", answer_of(BASE))
-        assert await bench.ask("next") == ("base", answer_of(BASE))
+        assert await bench.answer("next") == ("base", answer_of(BASE))
         assert bench.registry.live() == "base"
 
 
@@ -149,13 +84,13 @@ async def test_ten_swaps_under_load_mix_nothing(bench: Bench) -> None:
 
         async def keep_asking(number: int) -> None:
             for turn in range(20):
-                name, values = await bench.ask(f"{number} {turn % 3}")
+                name, values = await bench.answer(f"{number} {turn % 3}")
                 if values != answer_of({"base": BASE, "tuned": TUNED}[name]):
                     wrong.append((name, values))
 
         askers = [asyncio.create_task(keep_asking(number)) for number in range(8)]
         for turn in range(10):
-            await bench.engine.swap("policy", ("tuned", "base")[turn % 2])
+            await bench.swap("policy", ("tuned", "base")[turn % 2])
         await asyncio.gather(*askers)
         assert wrong == []
 
@@ -164,9 +99,9 @@ async def test_a_canary_that_differs_rolls_back(bench: Bench) -> None:
     bench.registry.register(write_checkpoint(bench.directory / "liar", "liar", 3.0, canary_weight=4.0))
     async with bench.running():
         with pytest.raises(SwapError, match=r"a log-prob differs by 1.1e\+02.*base is live as before"):
-            await bench.engine.swap("policy", "liar")
+            await bench.swap("policy", "liar")
         assert bench.server.calls.count("reload base") == 1
-        assert await bench.ask() == ("base", answer_of(BASE))
+        assert await bench.answer() == ("base", answer_of(BASE))
         assert bench.registry.live() == "base"
         assert bench.registry.resolve("policy").ref.name == "base"
         assert len(bench.servers) == 1
@@ -179,7 +114,7 @@ async def test_weights_that_were_not_applied_are_noticed(bench: Bench, monkeypat
     async with bench.running():
         monkeypatch.setattr("tests.services.fake_vllm.read_weight", lambda _: BASE)
         with pytest.raises(SwapError, match="to the last bit"):
-            await bench.engine.swap("policy", "near")
+            await bench.swap("policy", "near")
         assert bench.admission.phase == "live"
 
 
@@ -187,8 +122,8 @@ async def test_a_reload_that_fails_half_way_rolls_back(bench: Bench) -> None:
     async with bench.running():
         bench.server.fail_next_reload = True
         with pytest.raises(SwapError, match=r"collective_rpc with 500.*base is live as before"):
-            await bench.engine.swap("policy", "tuned")
-        assert await bench.ask() == ("base", answer_of(BASE))
+            await bench.swap("policy", "tuned")
+        assert await bench.answer() == ("base", answer_of(BASE))
 
 
 async def test_a_swap_that_cannot_be_recorded_did_not_happen(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,20 +134,20 @@ async def test_a_swap_that_cannot_be_recorded_did_not_happen(bench: Bench, monke
 
         monkeypatch.setattr(bench.registry, "set_live", full)
         with pytest.raises(SwapError, match="No space left"):
-            await bench.engine.swap("policy", "tuned")
-        assert await bench.ask() == ("base", answer_of(BASE))
+            await bench.swap("policy", "tuned")
+        assert await bench.answer() == ("base", answer_of(BASE))
 
 
 async def test_where_the_roll_back_fails_the_server_is_started_anew(bench: Bench) -> None:
     async with bench.running():
         bench.server.is_rollback_broken = True
         with pytest.raises(SwapError, match="could not be brought back"):
-            await bench.engine.swap("policy", "tuned")
+            await bench.swap("policy", "tuned")
         await bench.until("live")
         assert len(bench.servers) == 2
-        assert await bench.ask() == ("base", answer_of(BASE))
-        await bench.engine.swap("policy", "tuned")
-        assert await bench.ask() == ("tuned", answer_of(TUNED))
+        assert await bench.answer() == ("base", answer_of(BASE))
+        await bench.swap("policy", "tuned")
+        assert await bench.answer() == ("tuned", answer_of(TUNED))
 
 
 async def test_a_roll_back_is_verified_too(bench: Bench) -> None:
@@ -220,32 +155,33 @@ async def test_a_roll_back_is_verified_too(bench: Bench) -> None:
     async with bench.running():
         bench.server.reloads_base_as = 9.0
         with pytest.raises(SwapError, match=r"could not be brought back.*does not answer the canary as base should"):
-            await bench.engine.swap("policy", "liar")
+            await bench.swap("policy", "liar")
         await bench.until("live")
         assert len(bench.servers) == 2
-        assert await bench.ask() == ("base", answer_of(BASE))
+        assert await bench.answer() == ("base", answer_of(BASE))
 
 
-async def test_other_shapes_are_refused_before_anything_stops(bench: Bench) -> None:
+async def test_other_shapes_are_refused_before_anything_stops(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, swap="reload")
     bench.registry.register(write_checkpoint(bench.directory / "wide", "wide", 3.0, shape=2))
     async with bench.running():
         with pytest.raises(SwapError, match="another shape"):
-            await bench.engine.swap("policy", "wide")
+            await bench.swap("policy", "wide")
         assert not any(call.startswith("reload") for call in bench.server.calls)
         assert bench.admission.phase == "live"
 
 
 async def test_a_server_that_dies_comes_back_with_what_should_be_live(bench: Bench) -> None:
     async with bench.running():
-        await bench.engine.swap("policy", "tuned")
+        await bench.swap("policy", "tuned")
         bench.server.died.set()
         await bench.until("loading")
         with pytest.raises(ServerError, match="no checkpoint is live"):
-            await bench.ask()
+            await bench.answer()
         await bench.until("live")
         assert bench.server.checkpoint.ref.name == "tuned"
-        assert await bench.ask() == ("tuned", answer_of(TUNED))
-        assert bench.engine.num_restarts == 1
+        assert await bench.answer() == ("tuned", answer_of(TUNED))
+        assert bench.replica.num_restarts == 1
 
 
 async def test_a_restart_that_fails_is_tried_again(bench: Bench) -> None:
@@ -265,8 +201,8 @@ async def test_a_checkpoint_that_is_gone_is_replaced_by_the_base_aloud(bench: Be
     bench.registry.set_live("policy", "tuned")
     (bench.directory / "tuned" / "model.safetensors").write_bytes(b"")
     async with bench.running():
-        assert (await bench.ask())[0] == "base"
-        assert any("base is served instead of tuned" in warning for warning in bench.engine.warnings)
+        assert (await bench.answer(model="base"))[0] == "base"
+        assert any("base is served instead of tuned" in warning for warning in bench.fleet.warnings)
 
 
 async def test_a_server_that_answers_the_canary_otherwise_never_goes_live(bench: Bench) -> None:
@@ -296,7 +232,6 @@ async def test_a_first_start_that_fails_says_so_and_ends(bench: Bench) -> None:
     ("weights", "message"),
     [
         ({"shape": 2}, "1 tensors are of another shape"),
-        ({"kind": "merged", "no_canary": True}, "has no canary"),
         ({"bytes": b"\xff\xff\xff\xff\xff\xff\xff\x7f{}"}, "not a whole safetensors file"),
         ({"bytes": b""}, "not a whole safetensors file"),
     ],
@@ -308,8 +243,6 @@ def test_what_cannot_be_loaded_in_place_is_refused_first(
     live = registry.register(write_checkpoint(tmp_path / "live", "live", 1.0))
     directory = write_checkpoint(tmp_path / "new", "new", 2.0, shape=weights.get("shape", 1))
     target = registry.register(directory)
-    if "no_canary" in weights:
-        target = Checkpoint(directory, target.manifest.model_copy(update={"canary": None}))
     if "bytes" in weights:
         (directory / "model.safetensors").write_bytes(weights["bytes"])
     with pytest.raises(SwapError, match=message):
@@ -319,16 +252,14 @@ def test_what_cannot_be_loaded_in_place_is_refused_first(
 async def test_a_base_without_canary_is_served_with_a_warning(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
     path = tmp_path / "run" / "checkpoints" / "registry.json"
-    import json
-
     content = json.loads(path.read_text())
     content["checkpoints"]["base"]["manifest"]["canary"] = None
     path.write_text(json.dumps(content))
     async with bench.running():
-        assert any("base has no canary" in warning for warning in bench.engine.warnings)
-        await bench.engine.swap("policy", "tuned")
-        await bench.engine.swap("policy", "base")
-        assert await bench.ask() == ("base", answer_of(BASE))
+        assert any("base has no canary" in warning for warning in bench.fleet.warnings)
+        await bench.swap("policy", "tuned")
+        await bench.swap("policy", "base")
+        assert await bench.answer() == ("base", answer_of(BASE))
 
 
 def test_the_canary_compares_tokens_then_logprobs() -> None:
@@ -352,23 +283,25 @@ def test_an_answer_without_logprobs_is_no_canary() -> None:
 
 
 def test_a_swap_cannot_begin_with_requests_in_flight(bench: Bench) -> None:
-    admission = Admission()
-    admission.move("live", "", bench.registry.resolve("base"))
-    admission.admit()
+    admission, digest = Admission(), bench.base.ref.digest
+    admission.move("live", "", bench.base)
+    admission.admit(digest)
+    with pytest.raises(RuntimeError, match="no request"):
+        admission.admit(bench.tuned.ref.digest)
     admission.move("draining", "")
     with pytest.raises(RuntimeError, match="1 requests in flight"):
         admission.move("swapping", "")
-    admission.leave()
+    admission.leave(digest)
     admission.move("swapping", "")
     for wrong in ("loading", "draining", "swapping"):
         with pytest.raises(RuntimeError, match="cannot go"):
             admission.move(wrong, "")
     with pytest.raises(RuntimeError):
-        admission.admit()
+        admission.admit(digest)
     with pytest.raises(RuntimeError):
-        admission.leave()
+        admission.leave(digest)
 
 
 async def test_a_swap_while_nothing_is_live_is_refused(bench: Bench) -> None:
     with pytest.raises(VcotError, match="no checkpoint is live"):
-        await bench.engine.swap("policy", "tuned")
+        await bench.swap("policy", "tuned")

@@ -13,15 +13,16 @@ EXACT = "train.lora_dropout=0"
 
 def test_packed_rows():
     """Prompt `1 2`, chosen `3 4 5`, rejected `6`; and a longer prompt with a shorter chosen response."""
-    ids = torch.tensor([[1, 2, 3, 4, 5], [1, 2, 7, 3, 0], [1, 2, 6, 0, 0], [1, 2, 7, 8, 9]])
-    completion = torch.tensor([[0, 0, 1, 1, 1], [0, 0, 0, 1, 0], [0, 0, 1, 0, 0], [0, 0, 0, 1, 1]])
+    ids = torch.tensor([[1, 2, 3, 4, 5], [1, 2, 7, 3, 0], [1, 2, 6, 0, 0], [1, 2, 7, 8, 0]])
+    completion = torch.tensor([[0, 0, 1, 1, 1], [0, 0, 0, 1, 0], [0, 0, 1, 0, 0], [0, 0, 0, 1, 0]])
     packing = plan_packing({"input_ids": ids, "attention_mask": (ids > 0).long(), "completion_mask": completion}, 2)
-    assert ids[packing.row, packing.column].tolist() == [[1, 2, 3, 4, 5, 2, 6], [1, 2, 7, 3, 7, 8, 9]]
-    assert packing.column.tolist() == [[0, 1, 2, 3, 4, 1, 2], [0, 1, 2, 3, 2, 3, 4]]
-    assert packing.segment.tolist() == [[0, 1, 1, 1, 1, 2, 2], [0, 0, 1, 1, 2, 2, 2]]
+    assert ids[packing.row, packing.column].tolist() == [[1, 2, 3, 4, 5, 2, 6], [1, 2, 7, 3, 7, 8, 3]]
+    assert packing.column.tolist() == [[0, 1, 2, 3, 4, 1, 2], [0, 1, 2, 3, 2, 3, 3]]
+    assert packing.segment.tolist() == [[0, 1, 1, 1, 1, 2, 2], [0, 0, 1, 1, 2, 2, -1]]
     sees = packing.attention_mask[0, 0].int().tolist()
     assert sees[4] == [1, 1, 1, 1, 1, 0, 0]
     assert sees[6] == [1, 0, 0, 0, 0, 1, 1]
+    assert packing.attention_mask.any(dim=-1).all(), "a position that sees nothing has no number"
 
 
 @pytest.mark.parametrize("method", ["train.method=dpo", "train.method=mdpo"])

@@ -1,0 +1,236 @@
+"""The replicas behind one gateway, and which of them answers a request.
+
+Model: each replica supervises one vLLM server (replica.py). A request goes to those that are live and hold the
+checkpoint that it asks for, by image and load (routing.py); what they hold is changed by rollout.py, which holds
+`steering` meanwhile.
+
+Limits: one event loop; replicas that are added at run time are gone when the gateway is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+from collections.abc import Callable, Collection, Iterator
+from urllib.parse import urlsplit
+
+from pipeline.errors import CheckpointError, ServerError, SwapError
+from pipeline.recipe import ServeSection
+from services.checkpoints import Checkpoint, Registry
+from services.gateway.gate import Changes
+from services.gateway.plan import Plan
+from services.gateway.remote import RemoteServer
+from services.gateway.replica import Replica, Server, Supervision
+from services.gateway.routing import choose
+from services.gateway.swap import SwapLimits
+from services.vllm import Progress
+
+Launch = Callable[[Checkpoint, int, str | None], Server]
+"""Makes a server of our own: what it is to hold, its number (never used twice), and its devices."""
+_PHASES = ("live", "draining", "swapping", "loading", "dead")
+"""From the best that a replica can be in to the worst."""
+
+
+class NotServedError(ServerError):
+    """No replica holds the checkpoint, while others are served."""
+
+    def __init__(self, live: Checkpoint) -> None:
+        super().__init__(f"{live.ref.name} is live")
+        self.live = live
+
+
+class Fleet:
+    """Mutated by its own methods only, on one event loop."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        settings: ServeSection,
+        launch: Launch,
+        progress: Progress,
+        *,
+        max_lora_rank: int | None = None,
+        limits: SwapLimits | None = None,
+        supervision: Supervision | None = None,
+    ) -> None:
+        self.registry = registry
+        self.changes = Changes()
+        self.replicas: list[Replica] = []
+        self.warnings: list[str] = []
+        """What an operator should know, though it stops nothing."""
+        self.settings = settings
+        self.max_lora_rank = max_lora_rank
+        self.limits = limits or SwapLimits()
+        self.steering = asyncio.Lock()
+        """Held by whoever changes what replicas hold, or takes one away."""
+        self._launch = launch
+        self._progress = progress
+        self._supervision = supervision or Supervision(settings.hang_timeout_s)
+        self._numbers = itertools.count()
+        self._tasks: dict[Replica, asyncio.Task[None]] = {}
+        self._crash: asyncio.Future[None]
+        for url in settings.upstreams:
+            self._make_remote(url)
+        for _ in range(0 if settings.upstreams else settings.replicas):
+            self.make_own()
+
+    async def run(self) -> None:
+        """Serve until cancelled. Raises the error where the very first start fails on every replica."""
+        self._crash = asyncio.get_running_loop().create_future()
+        try:
+            for replica in self.replicas:
+                self.start(replica)
+            await self._first_start()
+            await self._crash
+        finally:
+            for task in self._tasks.values():
+                task.cancel()
+            await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+
+    async def _first_start(self) -> None:
+        """Until one replica serves; raises the first one's error where none can."""
+        await self.changes.wait_for(
+            lambda: (
+                self._crash.done() or any(r.has_served for r in self.replicas) or all(r.failure for r in self.replicas)
+            ),
+            None,
+        )
+        failure = self.replicas[0].failure
+        if failure is not None and not any(replica.has_served for replica in self.replicas):
+            raise failure
+
+    # Requests
+
+    def route(self, digest: str, key: Callable[[], int | None], tried: Collection[Replica] = ()) -> Replica | None:
+        """A replica for a request for that checkpoint, other than those `tried`."""
+        able = [r for r in self.replicas if r.gate.admission.serves(digest) and r.breaker.allows and r not in tried]
+        if len(able) < 2:
+            return able[0] if able else None
+        return choose(able, key())
+
+    async def find(
+        self, wanted: Callable[[], Checkpoint], key: Callable[[], int | None], max_wait_s: float
+    ) -> tuple[Replica, Checkpoint]:
+        """A replica for what `wanted` says, looked at again after each change: a swap may change what an alias means.
+
+        Waits at most `max_wait_s`, and only while something changes. Raises NotServedError, ServerError.
+        """
+        target = wanted()
+        if (replica := self.route(target.ref.digest, key)) is not None:
+            return replica, target
+        await self.changes.wait_for(
+            lambda: not self.is_changing or self.route(wanted().ref.digest, key) is not None, max_wait_s
+        )
+        target = wanted()
+        if (replica := self.route(target.ref.digest, key)) is not None:
+            return replica, target
+        raise self._not_served(target)
+
+    @property
+    def is_changing(self) -> bool:
+        """Whether waiting may help."""
+        return self.steering.locked() or any(replica.gate.admission.is_changing for replica in self.replicas)
+
+    def _not_served(self, target: Checkpoint) -> ServerError:
+        if any(replica.gate.admission.serves(target.ref.digest) for replica in self.replicas):
+            return ServerError(f"{target.ref.name} failed too often; it is tried again in a moment")
+        live = self.live
+        if live is not None and not self.is_changing:
+            return NotServedError(live)
+        admission = self.best.gate.admission
+        return ServerError(f"no checkpoint is live ({admission.phase}: {admission.message}); try again later")
+
+    # State
+
+    @property
+    def best(self) -> Replica:
+        """The replica that is furthest; it stands for all where one line must do."""
+        return min(self.replicas, key=lambda replica: _PHASES.index(replica.gate.admission.phase))
+
+    @property
+    def live(self) -> Checkpoint | None:
+        """What the registry says is live, or at least what a replica holds."""
+        held = [c for r in self.replicas if (c := r.gate.admission.checkpoint) is not None]
+        return next((c for c in held if c.ref.name == self.registry.live()), held[0] if held else None)
+
+    def served(self) -> Iterator[Checkpoint]:
+        """All that can be asked for now."""
+        found = {c.ref.name: c for replica in self.replicas for c in replica.gate.admission.served}
+        yield from found.values()
+
+    # Replicas
+
+    def add(self, url: str | None) -> Replica:
+        """Start one more server, or use the one at `url`; it takes requests once it is verified. Raises SwapError."""
+        if url is not None and _name_of(url) in {replica.name for replica in self.replicas}:
+            raise SwapError(f"{url} is a replica already; give another server")
+        replica = self.make_own() if url is None else self._make_remote(url)
+        self.start(replica)
+        return replica
+
+    async def remove(self, name: str) -> None:
+        """Let a replica's requests end, then drop it. Raises CheckpointError for an unknown name, SwapError for the last."""
+        async with self.steering:
+            replica = next((replica for replica in self.replicas if replica.name == name), None)
+            if replica is None:
+                raise CheckpointError(f"no replica {name!r}; there are {', '.join(r.name for r in self.replicas)}")
+            others = [other for other in self.replicas if other is not replica]
+            if not any(other.gate.admission.phase == "live" for other in others):
+                raise SwapError(f"replica {name} is the only one that serves; add another first")
+            await self.retire(replica)
+
+    def make_own(self, pinned: Checkpoint | None = None, devices: str | None = None) -> Replica:
+        """One more server of ours, not started yet; `pinned` is what it is to hold until that is live."""
+        number, known = next(self._numbers), self.settings.devices
+        devices = devices or (known[number % len(known)] if known else None)
+        replica = self._make(f"vllm-{number}", lambda checkpoint: self._launch(checkpoint, number, devices), pinned)
+        replica.devices = devices
+        return replica
+
+    def _make_remote(self, url: str) -> Replica:
+        server = RemoteServer(url.rstrip("/"), self.settings.start_timeout_s)
+        replica = self._make(_name_of(url), lambda _: server)
+        replica.is_own = False
+        return replica
+
+    def _make(self, name: str, launch: Callable[[Checkpoint], Server], pinned: Checkpoint | None = None) -> Replica:
+        plan = Plan(self.registry, self.warn, pinned)
+        replica = Replica(name, launch, plan, self.changes, self._say_of(name), self.warn, self._supervision)
+        self.replicas.append(replica)
+        return replica
+
+    def start(self, replica: Replica) -> None:
+        """Begin to supervise it."""
+        task = self._tasks[replica] = asyncio.create_task(replica.run())
+        task.add_done_callback(self._on_end)
+
+    def _on_end(self, task: asyncio.Task[None]) -> None:
+        """A supervision that ends by itself is a bug, which ends the gateway aloud."""
+        if not task.cancelled() and not self._crash.done() and (error := task.exception()) is not None:
+            self._crash.set_exception(error)
+            self.changes.notify()
+
+    async def retire(self, replica: Replica) -> None:
+        """Let its requests end, as far as they do in time, then stop it and forget it."""
+        with contextlib.suppress(SwapError, ServerError):
+            await replica.gate.drain(f"taking {replica.name} away", self.limits.drain_s)
+        self.replicas.remove(replica)
+        task = self._tasks.pop(replica)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        self.changes.notify()
+
+    def warn(self, message: str) -> None:
+        """Say it once, and keep it for the operator."""
+        if message not in self.warnings:
+            self.warnings.append(message)
+            self._progress(f"warning: {message}")
+
+    def _say_of(self, name: str) -> Progress:
+        """Progress of one replica, named where there are several."""
+        return lambda message: self._progress(f"{name}: {message}" if len(self.replicas) > 1 else message)
+
+
+def _name_of(url: str) -> str:
+    return urlsplit(url).netloc

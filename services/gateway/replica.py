@@ -1,0 +1,256 @@
+"""One supervised server: vLLM, the gate before it, and what it should hold.
+
+Model: `run` starts the server (or waits for one that someone else runs) with the checkpoint that is to be live,
+verifies it by its canary before any request is admitted, and when it is down does the same again, after a pause that
+doubles while it fails. What is to be live may change meanwhile: it is asked for again just before requests are let in,
+and loaded in place.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from pipeline.errors import CheckpointError, ServerError, SwapError, VcotError
+from services.admin import ReplicaState
+from services.checkpoints import Checkpoint
+from services.gateway.breaker import Breaker
+from services.gateway.gate import Changes, Gate
+from services.gateway.health import HEALTH_INTERVAL_S, Health, watch
+from services.gateway.plan import Plan
+from services.gateway.servable import check_reloadable
+from services.gateway.swap import put_adapter, verify_canary
+from services.gateway.upstream import EngineFault, Upstream
+from services.vllm import Endpoint, Progress
+
+_MAX_BACKOFF_S = 60.0
+
+
+class Server(Protocol):
+    """What is supervised: services.vllm.VllmServer, services.gateway.remote.RemoteServer, or another in tests."""
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """Where it answers."""
+
+    @property
+    def checkpoint(self) -> Checkpoint | None:
+        """What it was started with; None where someone else started it."""
+
+    async def start(self, progress: Progress) -> None:
+        """Start, and wait until it answers. Raises ServerError."""
+
+    async def wait(self) -> ServerError:
+        """Wait until it died; how."""
+
+    async def stop(self) -> None:
+        """End it; repeating it changes nothing."""
+
+
+@dataclass(frozen=True)
+class Supervision:
+    """How closely a replica is watched; seconds."""
+
+    hang_timeout_s: float = 120.0
+    health_interval_s: float = HEALTH_INTERVAL_S
+    first_backoff_s: float = 1.0
+
+
+@dataclass(eq=False)
+class Replica:
+    """Mutated by its own `run` and by the swap that is on, on one event loop."""
+
+    name: str
+    launch: Callable[[Checkpoint], Server]
+    plan: Plan
+    changes: Changes
+    progress: Progress
+    warn: Callable[[str], None]
+    supervision: Supervision = Supervision()
+    devices: str | None = None
+    """CUDA_VISIBLE_DEVICES of a server of our own."""
+    is_own: bool = True
+    breaker: Breaker = field(default_factory=Breaker)
+    num_restarts: int = 0
+    failure: VcotError | None = None
+    """Why its server is down, or did not start."""
+    has_served: bool = False
+
+    def __post_init__(self) -> None:
+        self.gate = Gate(self.changes)
+        self._upstream: Upstream | None = None
+        self._restart = asyncio.Event()
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that it works on."""
+        return self.gate.admission.in_flight
+
+    @property
+    def upstream(self) -> Upstream:
+        """The live server. Raises ServerError where there is none."""
+        if self._upstream is None:
+            raise ServerError(f"{self.name} is not up ({self.gate.admission.message}); try again later")
+        return self._upstream
+
+    @property
+    def state(self) -> ReplicaState:
+        """For the operator."""
+        admission = self.gate.admission
+        return ReplicaState(
+            name=self.name,
+            phase=admission.phase,
+            message=admission.message,
+            serves=tuple(checkpoint.ref for checkpoint in admission.served),
+            in_flight=admission.in_flight,
+            breaker=self.breaker.state,
+            num_restarts=self.num_restarts,
+        )
+
+    @contextmanager
+    def admitted(self, digest: str) -> Iterator[Upstream]:
+        """A request for that checkpoint goes through; what becomes of it is the breaker's business."""
+        upstream = self.upstream
+        self.gate.admit(digest)
+        self.breaker.begin()
+        try:
+            yield upstream
+        except EngineFault as fault:
+            (self.breaker.fail if fault.is_broken else self.breaker.abandon)()
+            raise
+        except BaseException:
+            self.breaker.abandon()
+            raise
+        else:
+            self.breaker.succeed()
+        finally:
+            self.gate.leave(digest)
+
+    def restart(self) -> None:
+        """Take the server down and up again, with what it should hold then."""
+        self._restart.set()
+
+    async def run(self) -> None:
+        """Serve until cancelled."""
+        num_failures = 0
+        while True:
+            try:
+                await self._serve_once()
+            except VcotError as error:
+                self.failure = error
+                was_live = self.gate.admission.phase == "dead"
+                num_failures = 1 if was_live else num_failures + 1
+                pause_s = min(_MAX_BACKOFF_S, self.supervision.first_backoff_s * 2 ** (num_failures - 1))
+                if not was_live:
+                    self.gate.move("dead", _first_line(error))
+                self.progress(f"{_first_line(error).rstrip(':;')}; starting it again in {pause_s:.0f} s")
+                await asyncio.sleep(pause_s)
+                self.num_restarts += 1
+                self.gate.move("loading", "starting again")
+
+    async def _serve_once(self) -> None:
+        """One life of a server; always ends with an error."""
+        self._restart.clear()
+        server = self.launch(await asyncio.to_thread(self.plan.verified))
+        try:
+            await server.start(self._say)
+            async with Upstream(server.endpoint) as upstream:
+                self._say("asking the canary")
+                checkpoint, adapters = await self._take_up(server, upstream)
+                self.breaker.succeed()
+                self._upstream, self.has_served = upstream, True
+                self.gate.move("live", "", checkpoint, adapters)
+                self.progress(f"{checkpoint.ref.name} is live")
+                error = await self._until_down(server, upstream)
+                self.gate.move("dead", _first_line(error))
+                raise error
+        finally:
+            self._upstream = None
+            await server.stop()
+
+    async def _take_up(self, server: Server, upstream: Upstream) -> tuple[Checkpoint, list[Checkpoint]]:
+        """Make a server that is up hold what it should, verified. Raises CheckpointError, ServerError.
+
+        What it should hold is looked at last, with no wait between that and letting requests in.
+        """
+        held, adapters = server.checkpoint, list[Checkpoint]()
+        if held is not None:
+            await self._verify_start(upstream, held)
+        while True:
+            wanted = self.plan.checkpoint()
+            if wanted != held:
+                verified = await asyncio.to_thread(self.plan.verified)
+                await self._bring_to(upstream, held, verified)
+                held, adapters = verified, []
+            elif missing := [a for a in self.plan.adapters(held) if a not in adapters]:
+                try:
+                    await put_adapter(upstream, missing[0], await asyncio.to_thread(self.plan.publish, missing[0]))
+                    adapters.append(missing[0])
+                except (SwapError, ServerError, CheckpointError, OSError) as error:
+                    self.plan.exclude(missing[0], f"{error}")
+            else:
+                return held, adapters
+
+    async def _verify_start(self, upstream: Upstream, checkpoint: Checkpoint) -> None:
+        if checkpoint.manifest.canary is None:
+            self.warn(f"checkpoint {checkpoint.ref.name} has no canary, so that it is what answers was not verified")
+        try:
+            await verify_canary(upstream, checkpoint)
+        except SwapError as error:
+            raise ServerError(f"{error}; check serve.dtype against the checkpoint's own type") from None
+
+    async def _bring_to(self, upstream: Upstream, held: Checkpoint | None, wanted: Checkpoint) -> None:
+        """Load `wanted` in place, unless a server of someone else's answers its canary already."""
+        if held is not None:
+            await asyncio.to_thread(_check_same_shape, held, wanted)
+        elif wanted.manifest.canary is not None and await _answers_as(upstream, wanted):
+            return
+        self._say(f"loading {wanted.ref.name} in place")
+        await upstream.reload(wanted.directory)
+        await self._verify_start(upstream, wanted)
+
+    async def _until_down(self, server: Server, upstream: Upstream) -> ServerError:
+        health = Health(self.supervision.hang_timeout_s)
+        ends = [
+            asyncio.ensure_future(server.wait()),
+            asyncio.ensure_future(self._until_restart()),
+            asyncio.ensure_future(watch(upstream, lambda: self.in_flight, health, self.supervision.health_interval_s)),
+        ]
+        try:
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            return next(end.result() for end in ends if end.done())
+        finally:
+            for end in ends:
+                end.cancel()
+            await asyncio.gather(*ends, return_exceptions=True)
+
+    async def _until_restart(self) -> ServerError:
+        await self._restart.wait()
+        return ServerError("vLLM is started anew to hold what it should")
+
+    def _say(self, message: str) -> None:
+        self.gate.admission.message = message
+        self.progress(message)
+
+
+def _check_same_shape(held: Checkpoint, wanted: Checkpoint) -> None:
+    try:
+        check_reloadable(held, wanted)
+    except SwapError as error:
+        raise ServerError(f"{error}; the server is started anew with it") from None
+
+
+async def _answers_as(upstream: Upstream, checkpoint: Checkpoint) -> bool:
+    try:
+        await verify_canary(upstream, checkpoint)
+    except SwapError:
+        return False
+    return True
+
+
+def _first_line(error: Exception) -> str:
+    """The sentence; what follows it is the log's end."""
+    return str(error).splitlines()[0]

@@ -1,0 +1,160 @@
+"""How a fleet comes to serve another checkpoint: the way there, taken replica by replica.
+
+    first replica: changed and verified -> the alias is pointed at the new checkpoint -> the others, one by one
+
+The others answer meanwhile what was resolved before, and the first what is resolved now, so with two replicas nobody
+waits; with one, a reload makes requests wait for the drain and the load. If the first fails, nothing has changed. If
+another fails, it is started anew with what it should hold.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+from collections.abc import Awaitable, Callable
+
+from pipeline.errors import ServerError, SwapError, VcotError
+from services.admin import Swapped
+from services.checkpoints import Checkpoint
+from services.gateway.fleet import Fleet
+from services.gateway.replica import Replica
+from services.gateway.servable import Way, check_adapter, choose_way
+from services.gateway.swap import RollbackError, forget_adapter, load_adapter, reload_weights
+
+Commit = Callable[[], None]
+Step = Callable[[Replica, Commit], Awaitable[float]]
+"""Changes one replica, verifies it and commits; the pause in seconds. Raises SwapError or ServerError, changing nothing."""
+
+
+async def swap(fleet: Fleet, alias: str, name: str) -> Swapped:
+    """Serve `name` and let `alias` mean it. Raises CheckpointError, SwapError, ServerError."""
+    async with fleet.steering:
+        target = await asyncio.to_thread(fleet.registry.verify, name)
+        fleet.registry.check_alias(alias, target.ref.name)
+        if not any(replica.gate.admission.served for replica in fleet.replicas):
+            admission = fleet.best.gate.admission
+            raise ServerError(f"no checkpoint is live ({admission.message}); swap when one is")
+
+        def commit() -> None:
+            fleet.registry.set_live(alias, target.ref.name)
+
+        way, pause_s = await _serve(fleet, target, commit)
+        await _drop_unused_adapters(fleet)
+        return Swapped(live=target.ref, way=way or "none", pause_s=pause_s)
+
+
+async def _serve(fleet: Fleet, target: Checkpoint, commit: Commit) -> tuple[Way | None, float]:
+    """Have every replica hold `target`; the way, None where they do, and the longest pause."""
+    live = fleet.live
+    assert live is not None
+    behind = [r for r in fleet.replicas if r.gate.admission.served and target not in r.gate.admission.served]
+    if not behind and (target.ref.kind == "adapter" or target == live):
+        commit()
+        return None, 0.0
+    can_start = all(replica.is_own for replica in fleet.replicas)
+    way = await asyncio.to_thread(choose_way, fleet.settings.swap, live, target, can_start)
+    if way == "adapter":
+        return way, await _serve_adapter(fleet, target, commit)
+    if way == "replica":
+        return way, await _replace(fleet, target, commit)
+    pause_s = await _roll(fleet, target, _reload_step(fleet, target), commit)
+    if target.manifest.canary is None:
+        fleet.warn(f"checkpoint {target.ref.name} has no canary, so the swap to it was not verified")
+    return way, pause_s
+
+
+def _reload_step(fleet: Fleet, target: Checkpoint) -> Step:
+    async def step(replica: Replica, commit: Commit) -> float:
+        return await reload_weights(replica.gate, replica.upstream, target, commit, fleet.limits)
+
+    return step
+
+
+async def _serve_adapter(fleet: Fleet, target: Checkpoint, commit: Commit) -> float:
+    """Beside its parent, which is made live first where it is not."""
+    parent = fleet.registry.find_digest(target.ref.parent)
+    if parent is None:
+        raise SwapError(
+            f"adapter {target.ref.name} was trained on weights {str(target.ref.parent)[:19]}, and no checkpoint has those; "
+            "register its base, or merge it"
+        )
+    await asyncio.to_thread(check_adapter, target, parent, fleet.max_lora_rank)
+    _, pause_s = await _serve(fleet, parent, lambda: fleet.registry.set_live(None, parent.ref.name))
+    directory = await asyncio.to_thread(fleet.replicas[0].plan.publish, target)
+
+    async def step(replica: Replica, commit: Commit) -> float:
+        return await load_adapter(replica.gate, replica.upstream, target, directory, commit)
+
+    return max(pause_s, await _roll(fleet, target, step, commit))
+
+
+async def _roll(fleet: Fleet, target: Checkpoint, step: Step, commit: Commit) -> float:
+    """Take every live replica through `step`, the first with `commit`; how long requests had to wait."""
+    taken: list[Replica] = []
+    pause_s = 0.0
+    while behind := [r for r in fleet.replicas if _is_behind(r, target) and r not in taken]:
+        replica, is_first = behind[0], not taken
+        taken.append(replica)
+        try:
+            taken_s = await step(replica, commit if is_first else lambda: None)
+            pause_s = taken_s if len(behind) == 1 and is_first else pause_s
+        except (SwapError, ServerError) as error:
+            if isinstance(error, RollbackError) or not is_first:
+                replica.restart()
+            if is_first:
+                raise
+            fleet.warn(f"{replica.name} is started anew to hold {target.ref.name}: {error}")
+    return pause_s
+
+
+def _is_behind(replica: Replica, target: Checkpoint) -> bool:
+    admission = replica.gate.admission
+    return admission.phase == "live" and target not in admission.served
+
+
+async def _replace(fleet: Fleet, target: Checkpoint, commit: Commit) -> float:
+    """Start one more server with `target`; once it answers, take the first of the others away, and start the rest anew."""
+    first, *rest = fleet.replicas
+    surge = fleet.make_own(pinned=target, devices=first.devices)
+    fleet.start(surge)
+    try:
+        await fleet.changes.wait_for(lambda: surge.has_served or surge.failure is not None, None)
+        if surge.failure is not None:
+            raise surge.failure
+        commit()
+    except (VcotError, OSError) as error:
+        await fleet.retire(surge)
+        raise SwapError(f"{target.ref.name} was not swapped in ({error}); {first.name} serves as before") from None
+    surge.plan.pinned = None
+    await fleet.retire(first)
+    for replica in rest:
+        await _start_anew(fleet, replica)
+    return 0.0
+
+
+async def _start_anew(fleet: Fleet, replica: Replica) -> None:
+    """Let its requests end, then have it come back with what it should hold; the next one's turn is after that."""
+    try:
+        await replica.gate.drain(f"{replica.name} is started anew", fleet.limits.drain_s)
+    except (SwapError, ServerError) as error:
+        fleet.warn(f"{replica.name} was not drained before it was started anew: {error}")
+    num_restarts = replica.num_restarts
+    replica.restart()
+    await fleet.changes.wait_for(
+        lambda: replica.num_restarts > num_restarts and replica.gate.admission.phase in ("live", "dead"), None
+    )
+
+
+async def _drop_unused_adapters(fleet: Fleet) -> None:
+    """Unload what no alias means any more, once no request is on it."""
+    meant = set(fleet.registry.aliases().values())
+    dropped: list[Checkpoint] = []
+    for replica in fleet.replicas:
+        for adapter in [a for a in replica.gate.admission.adapters.values() if a.ref.name not in meant]:
+            if await replica.gate.drop_adapter(adapter, fleet.limits.drain_s):
+                with contextlib.suppress(ServerError):  # it went down meanwhile
+                    await forget_adapter(replica.upstream, adapter)
+                dropped.append(adapter)
+    for adapter in dropped:
+        shutil.rmtree(fleet.registry.served_folder / adapter.ref.digest.removeprefix("sha256:"), ignore_errors=True)

@@ -1,0 +1,134 @@
+"""A gateway over fake servers in one process, as the tests of routing, swapping and supervision need it."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from pipeline.errors import ServerError
+from pipeline.recipe import ModelSection, ServeSection
+from services.admin import Swapped
+from services.checkpoints import Checkpoint, Registry
+from services.gateway import rollout
+from services.gateway.admission import Admission, Phase
+from services.gateway.app import build_app
+from services.gateway.fleet import Fleet
+from services.gateway.replica import Replica, Supervision
+from services.gateway.swap import SwapLimits
+from tests.services.fake_vllm import FakeVllm, make_canary, write_adapter, write_checkpoint
+
+BASE, TUNED = 1.0, 2.0
+ASK = {"model": "policy", "messages": [{"role": "user", "content": "hello"}], "logprobs": True}
+
+
+def answer_of(weight: float) -> set[float]:
+    """The log-probs of a server with that weight: one value, where one set of weights gave all tokens."""
+    return set(make_canary(weight).logprobs)
+
+
+class Bench:
+    """`servers` are all lives so far, by the replica's number in `lives`."""
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        limits: SwapLimits | None = None,
+        supervision: Supervision | None = None,
+        max_wait_s: float = 5.0,
+        **settings: Any,
+    ) -> None:
+        self.directory = directory
+        self.registry = Registry(directory / "run")
+        self.base = self.registry.base(
+            ModelSection(source=str(write_checkpoint(directory / "base", "seed", BASE, kind="base")))
+        )
+        self.tuned = self.registry.register(write_checkpoint(directory / "tuned", "tuned", TUNED))
+        self.servers: list[FakeVllm] = []
+        self.lives: dict[int, list[FakeVllm]] = {}
+        self.prepare: Callable[[FakeVllm], None] = lambda _: None
+        self.said: list[str] = []
+        self.settings = ServeSection(**settings)
+        self.fleet = Fleet(
+            self.registry,
+            self.settings,
+            self._launch,
+            self.said.append,
+            max_lora_rank=8,
+            limits=limits,
+            supervision=supervision or Supervision(first_backoff_s=0.0),
+        )
+        self.app = build_app(self.fleet, directory / "run", self.settings, max_wait_s=max_wait_s)
+        self.http = self.client("127.0.0.1")
+
+    def client(self, host: str) -> httpx.AsyncClient:
+        transport = httpx.ASGITransport(self.app, client=(host, 1))
+        return httpx.AsyncClient(transport=transport, base_url="http://gateway")
+
+    def _launch(self, checkpoint: Checkpoint, number: int, devices: str | None) -> FakeVllm:
+        self.servers.append(FakeVllm(checkpoint))
+        self.lives.setdefault(number, []).append(self.servers[-1])
+        self.prepare(self.servers[-1])
+        return self.servers[-1]
+
+    @property
+    def server(self) -> FakeVllm:
+        return self.servers[-1]
+
+    def server_of(self, number: int) -> FakeVllm:
+        return self.lives[number][-1]
+
+    @property
+    def replica(self) -> Replica:
+        return self.fleet.replicas[0]
+
+    @property
+    def admission(self) -> Admission:
+        return self.replica.gate.admission
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator["Bench"]:
+        task = asyncio.create_task(self.fleet.run())
+        task.add_done_callback(lambda _: self.fleet.changes.notify())
+        try:
+            for replica in self.fleet.replicas:
+                await self.until("live", replica, task)
+            yield self
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            await self.http.aclose()
+
+    async def until(self, phase: Phase, replica: Replica | None = None, task: asyncio.Task[None] | None = None) -> None:
+        admission = (replica or self.replica).gate.admission
+        await self.fleet.changes.wait_for(lambda: admission.phase == phase or (task is not None and task.done()), 10)
+        if task is not None and task.done():
+            task.result()
+        assert admission.phase == phase
+
+    async def until_so(self, is_so: Callable[[], bool]) -> None:
+        await self.fleet.changes.wait_for(is_so, 10)
+        assert is_so()
+
+    async def swap(self, alias: str, name: str) -> Swapped:
+        return await rollout.swap(self.fleet, alias, name)
+
+    async def ask(self, content: Any = "hello", headers: dict[str, str] | None = None, **fields: Any) -> httpx.Response:
+        body = ASK | {"messages": [{"role": "user", "content": content}]} | fields
+        return await self.http.post("/v1/chat/completions", json=body, headers=headers)
+
+    async def answer(self, text: str = "hello", model: str = "policy") -> tuple[str, set[float]]:
+        """Who answered, and the distinct log-probs of the answer."""
+        answer = await self.ask(text, model=model)
+        if answer.status_code != 200:
+            raise ServerError(answer.text)
+        content = answer.json()["choices"][0]["logprobs"]["content"]
+        return answer.headers["x-vcot-checkpoint"], {token["logprob"] for token in content}
+
+    def adapter(self, name: str, delta: float, **options: Any) -> Checkpoint:
+        """A registered adapter of the base."""
+        path = write_adapter(self.directory / name, name, delta, self.base.ref, BASE, **options)
+        return self.registry.register(path)
