@@ -135,7 +135,10 @@ def _training(recipe: Recipe, gpus: list[tuple[str, float]]) -> Finding:
     if config is None:
         return Finding("training", "note", "memory not estimated", f"{recipe.model.source} is not here yet")
     shape = read_shape(config)
-    longest = min(recipe.train.max_length, shape.image_tokens + _PROMPT_TOKENS + recipe.sample.max_tokens)
+    longest = min(
+        recipe.train.max_length,
+        shape.num_image_tokens(recipe.train.max_image_side) + _PROMPT_TOKENS + recipe.sample.max_tokens,
+    )
     estimate = estimate_memory(shape, recipe.train, longest)
     available = min((gib for _, gib in gpus), default=0.0)
     if not gpus or available >= estimate.total:
@@ -146,8 +149,6 @@ def _training(recipe: Recipe, gpus: list[tuple[str, float]]) -> Finding:
 def _find_config(model: ModelSection) -> Path | None:
     """The model's config.json, or as much of it as comes with vcot; a model that is not here yet has none."""
     from huggingface_hub import try_to_load_from_cache
-
-    from services.checkpoints import find_model, is_hub_id
 
     try:
         if not is_hub_id(model):

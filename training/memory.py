@@ -13,9 +13,9 @@ All rows of a batch are taken to be as long as the longest, and no prompt to be 
 keeps was counted with `torch.autograd.graph.saved_tensors_hooks` on a CPU, whose dropout masks are larger than a GPU's
 (tests/training/test_memory.py does it again).
 
-Limits: Llama-like decoders and CLIP-like towers; attention without a stored score matrix (SDPA's flash or memory-efficient
-kernels). FSDP and ZeRO are counted by what they spread, evenly, without
-their buffers. It is an estimate: no GPU has confirmed it.
+Limits: Llama-like decoders and CLIP-like towers (a Qwen-VL's is counted as one, at the recipe's largest image); attention
+without a stored score matrix (SDPA's flash or memory-efficient kernels). FSDP and ZeRO are counted by what they spread,
+evenly, without their buffers. It is an estimate: no GPU has confirmed it.
 """
 
 from __future__ import annotations
@@ -95,10 +95,19 @@ class Shape:
     tower: Stack
     vocabulary: int
     tied: bool
-    tower_tokens: int
-    """Patches of an image, as the tower sees them."""
-    image_tokens: int
-    """Tokens of an image, as the decoder sees them."""
+    image_side: int | None
+    """What the tower scales each image to, in pixels; None where it takes images as they are."""
+    patch_side: int
+    merged: int
+    """Patches, along a side, that become one token."""
+
+    def num_patches(self, max_side: int) -> int:
+        """Patches of an image of at most `max_side` pixels, and the class token, as the tower sees them."""
+        return int((self.image_side or max_side) // self.patch_side) ** 2 + 1
+
+    def num_image_tokens(self, max_side: int) -> int:
+        """Tokens of such an image, as the decoder sees them."""
+        return int((self.image_side or max_side) // (self.patch_side * self.merged)) ** 2
 
     @property
     def projector(self) -> tuple[tuple[int, int], ...]:
@@ -146,14 +155,15 @@ def parse_shape(config: Mapping[str, Any]) -> Shape:
     decoder = Stack(text["hidden_size"], text["intermediate_size"], text["num_hidden_layers"], head * kv_heads, 3)
     width = vision.get("embed_dim") or vision["hidden_size"]
     tower = Stack(width, vision["intermediate_size"], vision.get("depth") or vision["num_hidden_layers"], width, 2)
-    patches = (_side(vision["image_size"]) // _side(vision["patch_size"])) ** 2
+    is_clip = "spatial_merge_size" not in vision
     return Shape(
         decoder=decoder,
         tower=tower,
         vocabulary=text["vocab_size"],
         tied=bool(text.get("tie_word_embeddings", config.get("tie_word_embeddings", False))),
-        tower_tokens=patches + 1,
-        image_tokens=config.get("image_seq_length", patches),
+        image_side=_side(vision["image_size"]) if is_clip else None,
+        patch_side=_side(vision["patch_size"]),
+        merged=1 if is_clip else vision["spatial_merge_size"],
     )
 
 
@@ -193,7 +203,7 @@ def estimate_memory(shape: Shape, recipe: TrainSection, longest_row: int) -> Mem
     """What one process takes at most, with rows of `longest_row` tokens, image tokens included."""
     all_linear, dropout = recipe.target_modules == "all-linear", recipe.lora_dropout > 0
     width, num_rows = BYTES[recipe.dtype], recipe.batch_size * (3 if recipe.method == "mdpo" else 2)
-    tokens, patches = num_rows * longest_row, num_rows * shape.tower_tokens if all_linear else 0
+    tokens, patches = num_rows * longest_row, num_rows * shape.num_patches(recipe.max_image_side) if all_linear else 0
     spread = _Spread.of(recipe)
     layer = tokens * shape.decoder.kept_per_token(recipe.dtype, dropout=dropout)
     tower_layer = patches * shape.tower.kept_per_token(recipe.dtype, dropout=dropout)

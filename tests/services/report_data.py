@@ -57,7 +57,7 @@ def make_progress():
         if step % 8 == 0 or step == 1:
             points.append(
                 TrainProgress(
-                    kind="validation", step=step, num_steps=72, epoch=step / 36, loss=loss + 0.03, elapsed_s=step,
+                    kind="validation", step=step, num_steps=72, epoch=step / 36, loss=loss + 0.03, gap=0.03, elapsed_s=step,
                     reward_accuracy=0.5 + 0.28 * (1 - math.exp(-step / 20)),
                 )
             )  # fmt: skip

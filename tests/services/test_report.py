@@ -58,7 +58,7 @@ def page(html):
 def test_page_says_what_was_found(page):
     assert "dpo-3fa29b01cc answers more questions right than base with cot at 0.4" in page.text
     assert "Validation loss went from 0.711 to 0.493" in page.text
-    assert "a gap of +0.0" in page.text
+    assert "its gap to the training loss at the end is +0.030" in page.text
     assert "Scores of 2400 responses by verifier/1" in page.text
     assert "pair 300 262 0 0 38" in page.text
     assert "Chance: a uniform guess 25.0 25.0 25.0 25.0" in page.text

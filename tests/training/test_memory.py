@@ -27,7 +27,7 @@ def test_parameters_are_those_that_the_library_counts():
     shape = parse_shape(LLAVA_7B)
     assert shape.num_adapter_parameters(64, all_linear=True) == trained == 189_071_360
     assert shape.num_parameters == pytest.approx(sum(p.numel() for p in model.parameters()) - trained, rel=1e-3)
-    assert (shape.image_tokens, shape.tower_tokens) == (576, 577)
+    assert (shape.num_image_tokens(672), shape.num_patches(672)) == (576, 577)
     assert find_shape("someone/else") is None
 
 
