@@ -12,7 +12,8 @@ from pipeline.publish import pairs_digest
 from pipeline.records import StageCount
 from pipeline.run import open_run
 from services import trainer
-from services.stages import Published, Session, make_job, publish_splits
+from services.rounds import Pairs, Round
+from services.stages import Session, publish_splits
 from services.sweep import RECORD, sweep
 from services.terminal import Terminal
 from training.job import ADAPTER
@@ -40,19 +41,23 @@ def session(tmp_path):
 
 
 @pytest.fixture
-def published(session, pairs_in):
+def current(session, pairs_in):
+    """The run's round, with pairs that nobody had to sample."""
     pairs = pairs_in(session.run.images, 40, 0)
     train, validation = pairs[:36], pairs[36:]
-    directory, digest = publish_splits(session, train, validation)
-    assert digest == pairs_digest(train, validation)
-    return Published(PairSet(tuple(pairs), StageCount(stage="pair", requested=40, ok=40)), directory, digest, ())
+    digest, directory = pairs_digest(train, validation), session.run.path("pairs", "drawn")
+    pair_set = PairSet(tuple(pairs), StageCount(stage="pair", requested=40, ok=40))
+    found = Round(session, 1, session.base)
+    vars(found)["pairs"] = Pairs(pair_set, train, validation, digest, directory, ())
+    publish_splits(found, train, validation, directory)
+    return found
 
 
 def read_sweep(session):
     return Sweep.model_validate_json(session.run.path("report", RECORD).read_text())
 
 
-async def test_a_killed_sweep_does_not_do_again_what_is_done(session, published, monkeypatch, capsys):
+async def test_a_killed_sweep_does_not_do_again_what_is_done(session, current, monkeypatch, capsys):
     """One learning rate is absurd on purpose: such a point fails, and is no reason to stop."""
     train_all = trainer.train_all
 
@@ -66,7 +71,7 @@ async def test_a_killed_sweep_does_not_do_again_what_is_done(session, published,
 
     monkeypatch.setattr(trainer, "train_all", stop_after_one)
     with pytest.raises(Stopped):
-        await sweep(session, published)
+        await sweep(current)
     done = read_sweep(session).points
     assert 1 <= len(done) < 4
 
@@ -77,7 +82,7 @@ async def test_a_killed_sweep_does_not_do_again_what_is_done(session, published,
         await train_all(jobs, log, on_poll)
 
     monkeypatch.setattr(trainer, "train_all", remember)
-    found = await sweep(session, published)
+    found = await sweep(current)
     assert found == read_sweep(session)
     fine = {point.job for point in done if not point.fault}
     assert fine.isdisjoint(asked)
@@ -86,7 +91,7 @@ async def test_a_killed_sweep_does_not_do_again_what_is_done(session, published,
     assert found.chosen is not None
     assert found.chosen.gap is not None
     assert found.chosen.settings.flags in capsys.readouterr().out
-    assert (await sweep(session, published)).chosen == found.chosen
+    assert (await sweep(current)).chosen == found.chosen
 
     adapters = {path.parent.name for path in session.run.directory.glob(f"training/*/{ADAPTER}")}
     assert adapters == {found.chosen.job[:12]}, "the chosen one's is kept, and no other"
@@ -100,4 +105,4 @@ async def test_a_killed_sweep_does_not_do_again_what_is_done(session, published,
     looked = list(session.run.directory.glob("training/preflight/*.json"))
     assert len(looked) == 1, "each pair is looked at once for all points"
     assert json.loads(looked[0].read_text())["train"]["num_kept"] == 18
-    assert make_job(session, published).key not in {point.job for point in found.points}
+    assert current.job.key not in {point.job for point in found.points}
