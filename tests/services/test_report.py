@@ -4,12 +4,14 @@ import re
 import runpy
 from html.parser import HTMLParser
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
 from pipeline.recipe import load_recipe
 from services.report import figures
 from services.report.page import write_report
+from training.sweep import Settings, Sweep, SweepPoint
 
 run = runpy.run_path(str(Path(__file__).with_name("report_data.py")))
 make_data, make_example = run["make_data"], run["make_example"]
@@ -99,7 +101,7 @@ def test_page_is_accessible(page):
     assert len(ids) == len(set(ids))
     targets = {a["href"].removeprefix("#") for tag, a in page.elements if tag in ("a", "use")}
     assert targets <= set(ids)
-    assert sum(attributes.get("role") == "img" and "aria-label" in attributes for attributes in page.all("div")) == 6
+    assert sum(attributes.get("role") == "img" and "aria-label" in attributes for attributes in page.all("div")) == 7
 
 
 def test_statements_are_marked(page):
@@ -174,3 +176,15 @@ def test_reward_curve_is_left_out_where_it_was_not_logged(tmp_path):
     progress = tuple(point.model_copy(update={"reward_accuracy": None}) for point in make_data().progress)
     html = write_report(make_data(progress=progress), tmp_path / "report.html").read_text("utf-8")
     assert "coin toss" not in html
+
+
+def test_a_search_is_shown_with_its_choice(tmp_path):
+    settings = Settings(epochs=2, learning_rate=1e-5, lora_dropout=0.1, lora_alpha=128)
+    points = tuple(SweepPoint(job=str(n), settings=settings, loss=0.6 + n / 10, gap=(-1) ** n / 10) for n in range(3))
+    sweep = Sweep(num_points=4, num_train=18, num_validation=2, tolerance=0.01, points=points, chosen=points[0])
+    html = write_report(make_data(sweep=sweep), tmp_path / "report.html").read_text("utf-8")
+    assert "3 trainings of 4 on 18 pairs" in html
+    assert "epochs 2, learning_rate 1e-05, dropout 0.1, alpha 128" in html
+    document = ElementTree.fromstring(figures.standalone(figures.draw_sweep(sweep)))
+    assert document.tag == "{http://www.w3.org/2000/svg}svg"
+    assert "--series-0" in document[0].text
