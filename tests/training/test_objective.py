@@ -10,13 +10,15 @@ from typing import get_args
 
 import pytest
 import torch
+from transformers import TrainerCallback
 from trl import DPOConfig
 
 from pipeline.errors import RecipeError, ServerError
 from pipeline.recipe import Loss, load_recipe
 from training import dpo
-from training.job import PROGRESS
+from training.job import ADAPTER, PROGRESS, STEPS
 from training.objective import anchor_loss, conditional_loss, start_loss
+from training.resume import find_last_complete
 from training.sharing import score
 
 START = math.log(2)
@@ -177,3 +179,29 @@ def test_start_check_of_validation_leaves_sft_out(build, tmp_path):
     """Its mean over batches is not the mean over rows where the last batch is smaller."""
     trainer, recipe = build('train.losses=["sigmoid", "sft"]', "train.batch_size=3", "train.epochs=1")
     assert dpo.run_training(trainer, recipe, tmp_path) == 4
+
+
+class Interruption(TrainerCallback):
+    """Ctrl-C in the second epoch."""
+
+    def on_step_begin(self, args, state, control, **_):
+        if state.global_step == 4:
+            raise KeyboardInterrupt
+
+
+def test_interrupted_mdpo_ends_with_the_same_adapter(build, tmp_path, monkeypatch):
+    """With the reference's log-probs from disk, and the same corrupted images; tests/e2e kills the process."""
+    monkeypatch.setattr(dpo, "MIN_SAVE_INTERVAL_S", 0.0)
+    undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
+    undisturbed.mkdir()
+    disturbed.mkdir()
+    dpo.run_training(*build(MDPO), undisturbed)
+    trainer, recipe = build(MDPO)
+    trainer.args.output_dir = str(disturbed / STEPS)
+    trainer.add_callback(Interruption())
+    with pytest.raises(KeyboardInterrupt):
+        dpo.run_training(trainer, recipe, disturbed)
+    assert find_last_complete(disturbed / STEPS) is not None
+    dpo.run_training(*build(MDPO), disturbed)
+    one, other = ((job / ADAPTER / "adapter_model.safetensors").read_bytes() for job in (undisturbed, disturbed))
+    assert one == other
