@@ -8,7 +8,7 @@ READY        := $(VENV)/.ready-$(REQUIREMENTS)
 HARNESS      := .venv-harness
 export PYTHONUNBUFFERED = 1
 
-.PHONY: demo test test-fast test-compose test-harness bench-gateway bench-swap bench-serving lint format setup lock clean
+.PHONY: demo test test-fast test-compose test-harness parity bench-gateway bench-swap bench-serving bench-train lint format setup lock clean
 .DEFAULT_GOAL := help
 
 help:
@@ -34,6 +34,9 @@ $(HARNESS)/.ready: requirements/harness.txt | setup
 	$(UV) pip sync --quiet --python $(HARNESS)/bin/python --require-hashes requirements/harness.txt
 	touch $@
 
+parity: setup ## what is served against what was trained, in each type, on the real vLLM
+	$(BIN)/python -m bench.parity $(ARGS)
+
 bench-gateway: setup ## what the gateway costs, beside vllm-router and LiteLLM's proxy
 	$(BIN)/python -m bench.gateway $(ARGS)
 
@@ -42,6 +45,9 @@ bench-swap: setup ## ten swaps under load on the real vLLM
 
 bench-serving: setup ## throughput through the gateway against direct, on the real vLLM
 	$(BIN)/python -m bench.serving $(ARGS)
+
+bench-train: setup ## steps per second beside plain TRL's trainer
+	$(BIN)/python -m bench.train $(ARGS)
 
 lint: setup ## ruff, types, import rules
 	$(BIN)/ruff check .

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -43,6 +43,16 @@ class Completion:
     choices: tuple[Choice, ...]
     usage: Usage
     latency_s: float
+
+
+@dataclass(frozen=True)
+class Scored:
+    """How likely the server finds each token of a conversation, given what stands before it."""
+
+    tokens: tuple[int, ...]
+    """Token ids, image tokens expanded."""
+    logprobs: tuple[float, ...]
+    """Of `tokens[1:]`."""
 
 
 def user_message(
@@ -102,25 +112,44 @@ class ChatClient:
         *,
         expect: str | None = None,
         response_format: dict[str, Any] | None = None,
+        extra_body: Mapping[str, Any] | None = None,
     ) -> Completion:
         """`params.n` responses. `expect` is the weights digest that the answer must be stamped with.
 
-        Raises RequestError: WrongCheckpoint for another stamp (or none), BadAnswer for an incomplete answer.
+        `extra_body` holds fields beyond OpenAI's, and wins over `params`. Raises RequestError: WrongCheckpoint for
+        another stamp (or none), BadAnswer for an incomplete answer.
         """
-        import openai
-
         started = time.monotonic()
-        request: dict[str, Any] = {
-            "model": model,
-            "messages": messages,
-            **params.model_dump(),
-            "extra_headers": {EXPECT_HEADER: expect} if expect else None,
-        }
+        request = {"model": model, "messages": messages, **params.model_dump(), "extra_body": extra_body}
         if response_format is not None:
             request["response_format"] = response_format
+        return _check(await self._create(request, expect), params.n, time.monotonic() - started)
+
+    async def score(self, model: str, messages: Sequence[dict[str, Any]], *, expect: str) -> Scored:
+        """How likely `model` finds `messages`, the last of them the assistant's, its end included (vLLM only).
+
+        `expect` is as in `complete`. Raises RequestError as `complete` does.
+        """
+        extra = {"prompt_logprobs": 0, "return_token_ids": True, "add_generation_prompt": False}
+        request = {"model": model, "messages": messages, "max_tokens": 1, "temperature": 0.0, "extra_body": extra}
+        found: dict[str, Any] = (await self._create(request, expect)).model_extra or {}
         try:
-            raw = await self._openai.chat.completions.with_raw_response.create(**request)
-            completion = raw.parse()
+            tokens, steps = found["prompt_token_ids"], found["prompt_logprobs"]
+            logprobs = tuple(float(step[str(t)]["logprob"]) for t, step in zip(tokens[1:], steps[1:], strict=True))
+        except (KeyError, TypeError, ValueError):
+            raise BadAnswer(
+                f"{self._openai.base_url} gives no log-prob for each token of a prompt; only vLLM's are compared"
+            ) from None
+        return Scored(tuple(tokens), logprobs)
+
+    async def _create(self, request: dict[str, Any], expect: str | None) -> ChatCompletion:
+        """The answer, with `expect`'s stamp. Raises RequestError."""
+        import openai
+
+        headers = {EXPECT_HEADER: expect} if expect else None
+        try:
+            raw = await self._openai.chat.completions.with_raw_response.create(**request, extra_headers=headers)
+            completion: ChatCompletion = raw.parse()
         except openai.APIStatusError as error:
             raise _explain_status(error) from None
         except (openai.APIConnectionError, openai.APIResponseValidationError) as error:
@@ -130,7 +159,7 @@ class ChatClient:
             raise BadAnswer(f"{self._openai.base_url} answered with half a JSON: {error}", retryable=True) from None
         if expect is not None and (stamp := raw.headers.get(DIGEST_HEADER)) != expect:
             raise WrongCheckpoint(f"asked for weights {expect[:19]}, but the answer is stamped {stamp or 'not at all'}")
-        return _check(completion, params.n, time.monotonic() - started)
+        return completion
 
 
 def _explain_status(error: Any) -> RequestError:

@@ -20,7 +20,7 @@ app = App(
     version_flags=["--version"],
     result_action="return_value",
 )
-nano = App(name="nano", help="The embedded nano-LLaVA.", group=_TOOLS)
+nano = App(name="nano", help="The embedded nano models.", group=_TOOLS)
 app.command(nano)
 checkpoints = App(name="checkpoints", help="The run's registered checkpoints (alone: list them).", group=_TOOLS)
 app.command(checkpoints)
@@ -36,7 +36,7 @@ class Target:
     run: Annotated[Path | None, Parameter(alias="-r")] = None
     """Run directory (default: runs/RECIPE); all a run makes is in it."""
     recipe: str | None = None
-    """A bundled recipe (nano, paper) or a .toml file; needed only to begin a run (default: nano)."""
+    """A bundled recipe (nano, nano-qwen, paper) or a .toml file; needed only to begin a run (default: nano)."""
     set: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative=(), show_default=False)] = ()
     """Override fields, as section.field=value; kept in the run. `vcot recipe` lists them."""
 
@@ -154,14 +154,36 @@ def train(target: Target = _DEFAULT) -> None:
 
 
 @app.command(group=_STEPS, sort_key=5)
-def merge(target: Target = _DEFAULT) -> None:
-    """Merge the trained adapter into a servable checkpoint with manifest and canary."""
+def merge(target: Target = _DEFAULT, *, adapter: bool = False) -> None:
+    """Merge the trained adapter into a servable checkpoint with manifest and canary.
+
+    Parameters
+    ----------
+    adapter
+        Write the adapter alone instead, under the names that vLLM's LoRA loader takes.
+
+    """
     from services import commands
 
-    commands.execute(target.run, target.recipe, target.set, commands.merge)
+    commands.execute(target.run, target.recipe, target.set, lambda session: commands.merge(session, adapter=adapter))
 
 
 @app.command(group=_STEPS, sort_key=6)
+def parity(*checkpoints: str, target: Target = _DEFAULT) -> None:
+    """See that vLLM answers as the policy that was trained, and not as its base; else roll back.
+
+    Parameters
+    ----------
+    checkpoints
+        Names of registered checkpoints (default: the recipe's policy).
+
+    """
+    from services import commands
+
+    commands.execute(target.run, target.recipe, target.set, lambda session: commands.parity(session, checkpoints))
+
+
+@app.command(group=_STEPS, sort_key=7)
 def swap(alias: str, checkpoint: str, *, target: Target = _DEFAULT) -> None:
     """Make a checkpoint live behind the running gateway, verified, without a restart.
 
@@ -178,7 +200,7 @@ def swap(alias: str, checkpoint: str, *, target: Target = _DEFAULT) -> None:
     commands.execute(target.run, target.recipe, target.set, lambda session: commands.swap(session, alias, checkpoint))
 
 
-@app.command(name="eval", group=_STEPS, sort_key=7)
+@app.command(name="eval", group=_STEPS, sort_key=8)
 def evaluate(*checkpoints: str, target: Target = _DEFAULT) -> None:
     """Evaluate checkpoints, each prompt at each temperature, and print the table.
 
@@ -193,7 +215,7 @@ def evaluate(*checkpoints: str, target: Target = _DEFAULT) -> None:
     commands.execute(target.run, target.recipe, target.set, lambda session: commands.evaluate(session, checkpoints))
 
 
-@app.command(group=_STEPS, sort_key=8)
+@app.command(group=_STEPS, sort_key=9)
 def report(target: Target = _DEFAULT) -> None:
     """Write the report page and print the table."""
     from services import commands
@@ -321,18 +343,20 @@ def remove_replica(name: str, *, target: Target = _DEFAULT) -> None:
 
 
 @nano.command
-def build(out: Path = Path("runs/nano-checkpoint")) -> None:
-    """Build the nano-LLaVA from scratch; the same command resumes.
+def build(out: Path = Path("runs/nano-checkpoint"), *, architecture: str = "llava") -> None:
+    """Build a nano model from scratch; the same command resumes.
 
     Parameters
     ----------
     out
         Where the checkpoint goes.
+    architecture
+        `llava` (LLaVA-1.5's classes) or `qwen` (Qwen3-VL's).
 
     """
     from services import commands
 
-    commands.build_nano(out)
+    commands.build_nano(out, architecture)
 
 
 def main() -> None:

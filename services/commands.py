@@ -27,11 +27,12 @@ from services.stages import (
     make_job,
     make_judge,
     pair_stage,
+    parity_stage,
     sample_stage,
 )
 from services.terminal import Terminal
 from services.vllm import Address, become_server
-from training.job import ADAPTER, TrainJob
+from training.job import ADAPTER, MERGE_REPORT, MergeReport, Retention, TrainJob, read_record
 
 Step = Callable[[Session], Awaitable[None]]
 
@@ -153,26 +154,55 @@ async def _train(session: Session, job: TrainJob, merge_into: Path | None = None
     )
 
 
-async def merge(session: Session) -> None:
-    """`vcot merge`."""
-    await _merge(session, make_job(session, pair_stage(session)))
+async def merge(session: Session, *, adapter: bool) -> None:
+    """`vcot merge`; with `adapter`, the adapter alone."""
+    job = make_job(session, pair_stage(session))
+    if adapter:
+        job = job.model_copy(update={"merge": job.merge.model_copy(update={"serve_as": "adapter"})})
+    await _merge(session, job)
 
 
 async def _merge(session: Session, job: TrainJob) -> Checkpoint:
-    """The merged checkpoint, registered."""
+    """The job's checkpoint, registered."""
     directory = session.job_directory(job)
     if not (directory / ADAPTER).is_dir():
         raise InputError(f"job {directory} has no adapter yet; run `vcot train` first")
     out = session.run.path("checkpoints", job.checkpoint_name)
-    session.terminal.heading("merge", f"{job.checkpoint_name}, {job.merge.dtype}")
+    session.terminal.heading("merge", f"{job.checkpoint_name}, {job.merge.serve_as}")
     if not out.is_dir() and job.train.worker == "remote":
         with session.terminal.steps("steps") as on_steps:
             await trainer.train_remotely(job, directory, on_steps)
     elif not out.is_dir():
-        await trainer.merge(directory, out)
+        await trainer.merge(job, directory, out)
+    report = read_record(out / MERGE_REPORT, MergeReport)
+    for dtype, lost in report.dropped:
+        session.terminal.warn(f"{_describe_loss(dtype, lost)}: merged again in {report.dtype}")
+    session.terminal.say(_describe_loss(report.held, report.retention))
+    if not report.is_served_exactly:
+        session.terminal.warn(
+            "vLLM drops what this adapter changes outside the language model; serve the merged checkpoint"
+        )
     checkpoint = session.registry.register(out)
     session.terminal.say(f"{checkpoint.ref.name} is {checkpoint.ref.digest[:19]}, in {out}")
     return checkpoint
+
+
+def _describe_loss(dtype: str, kept: Retention) -> str:
+    return (
+        f"{kept.kept:.1%} of the reward margin is left in {dtype} ({kept.before:.4f} -> {kept.after:.4f} nats, "
+        f"error {kept.error:.1%})"
+    )
+
+
+async def parity(session: Session, names: Sequence[str]) -> None:
+    """`vcot parity`."""
+    chosen = _chosen(session, names)
+    table = Table("checkpoint", "pair of models", "largest log-prob difference", "allowed")
+    for report in await parity_stage(session, chosen):
+        for models, difference in report.max_abs_logp.items():
+            table.add_row(report.checkpoint.name, models, f"{difference:.1e}", f"{report.tolerance:g} ({report.dtype})")
+        table.add_row(report.checkpoint.name, "vLLM checkpoint, vLLM base", f"{report.differs_from_base:.1e}", "more")
+    session.terminal.show(table)
 
 
 async def swap(session: Session, alias: str, name: str) -> None:
@@ -214,11 +244,16 @@ async def remove_replica(session: Session, name: str) -> None:
 
 async def evaluate(session: Session, names: Sequence[str]) -> None:
     """`vcot eval`."""
-    chosen = [session.registry.resolve(name) for name in names]
-    if not chosen:
-        chosen = _checkpoints(session, make_job(session, pair_stage(session)))
+    chosen = _chosen(session, names)
     await eval_stage(session, chosen)
     _show(session, evaluate_scores(session, load_scores(session, chosen), chosen))
+
+
+def _chosen(session: Session, names: Sequence[str]) -> list[Checkpoint]:
+    """The checkpoints of those names; without any, the base and the recipe's policy."""
+    if names:
+        return [session.registry.resolve(name) for name in names]
+    return _checkpoints(session, make_job(session, pair_stage(session)))
 
 
 def _checkpoints(session: Session, job: TrainJob) -> list[Checkpoint]:
@@ -321,11 +356,12 @@ def doctor(directory: Path | None, recipe: str | None, overrides: Sequence[str])
     return examine(resolved, directory, Terminal())
 
 
-def build_nano(out: Path) -> None:
+def build_nano(out: Path, architecture: str) -> None:
     """`vcot nano build`: the builder in this terminal, as a process of its own."""
     import subprocess  # this command's only
     import sys
 
-    done = subprocess.run([sys.executable, "-m", "training.nano", "--out", str(out)], check=False)
+    command = [sys.executable, "-m", "training.nano", "--out", str(out), "--architecture", architecture]
+    done = subprocess.run(command, check=False)
     if done.returncode:
         raise SystemExit(done.returncode)

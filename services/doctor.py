@@ -18,6 +18,7 @@ from rich.table import Table
 from pipeline.checkpoints import check_layout
 from pipeline.errors import CheckpointError
 from pipeline.recipe import Recipe, TasksSection
+from services.checkpoints import find_model, is_bundled, is_hub_id
 from services.terminal import Terminal
 
 Verdict = Literal["ok", "missing", "note"]
@@ -106,7 +107,7 @@ def list_gpus(run: Callable[..., subprocess.CompletedProcess[str]] = subprocess.
 
 def _gpu(recipe: Recipe, gpus: list[tuple[str, float]]) -> Finding:
     found = ", ".join(f"{name} ({gib:.0f} GiB)" for name, gib in gpus) or "none"
-    if _is_bundled(recipe):
+    if is_bundled(recipe.model):
         return Finding("GPU", "ok", f"{found}; not needed")
     if not gpus:
         return Finding(
@@ -119,7 +120,7 @@ def _gpu(recipe: Recipe, gpus: list[tuple[str, float]]) -> Finding:
 
 def _memory(recipe: Recipe, gpus: list[tuple[str, float]]) -> Finding:
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / _GIB
-    needed = 6.0 if _is_bundled(recipe) else 32.0
+    needed = 6.0 if is_bundled(recipe.model) else 32.0
     enough = total >= needed
     return Finding("memory", "ok" if enough else "missing", f"{total:.0f} GiB", "" if enough else f"{needed:.0f} GiB")
 
@@ -127,7 +128,7 @@ def _memory(recipe: Recipe, gpus: list[tuple[str, float]]) -> Finding:
 def _disk(recipe: Recipe, directory: Path) -> Finding:
     place = next(parent for parent in (directory, *directory.absolute().parents) if parent.exists())
     free = shutil.disk_usage(place).free / _GIB
-    needed = 1.0 if _is_bundled(recipe) else 80.0
+    needed = 1.0 if is_bundled(recipe.model) else 80.0
     enough = free >= needed
     remedy = "" if enough else f"free {needed:.0f} GiB, or another --run directory"
     return Finding("disk", "ok" if enough else "missing", f"{free:.0f} GiB free at {place}", remedy)
@@ -146,14 +147,8 @@ def _port(recipe: Recipe) -> Finding:
     return Finding("port", "ok", f"{host}:{port} is free")
 
 
-def _is_bundled(recipe: Recipe) -> bool:
-    return recipe.model.source == "nano"
-
-
 def _model(recipe: Recipe) -> Finding:
     from huggingface_hub import try_to_load_from_cache  # half a second, and this finding only
-
-    from services.checkpoints import find_model, is_hub_id
 
     model = recipe.model
     if is_hub_id(model):

@@ -11,11 +11,12 @@ from eval.table import build_chance, build_differences, build_results, render_re
 from pipeline.records import Difference, EvalResult, Record, Response, Score, StageCount
 from pipeline.sample import SampleRequest
 from services.checkpoints import Checkpoint
+from services.parity import ParityReport
 from services.report import write_report
 from services.report.data import Example, ReportData
 from services.stages import Published, Session, eval_requests
 from services.trainer import read_progress
-from training.job import TrainJob, read_status
+from training.job import TrainJob, read_record, read_status
 
 MAX_EXAMPLES = 6
 
@@ -63,10 +64,18 @@ def write_run_report(session: Session, published: Published, job: TrainJob, eval
         differences=evaluation.differences,
         chance=evaluation.chance,
         training=read_status(directory) if directory.is_dir() else None,
+        parity=tuple(read_parity(session, evaluation)),
         progress=tuple(read_progress(directory)),
         examples=tuple(choose_examples(session, published)),
     )
     return write_report(data, session.run.path("report", "index.html"))
+
+
+def read_parity(session: Session, evaluation: Evaluation) -> Iterator[ParityReport]:
+    """Of each evaluated checkpoint that was compared as served."""
+    for ref in dict.fromkeys(row.checkpoint for row in evaluation.results):
+        if (path := session.parity_path(ref)).is_file():
+            yield read_record(path, ParityReport)
 
 
 def count_stages(session: Session, published: Published, evaluation: Evaluation) -> list[StageCount]:

@@ -17,7 +17,7 @@ from typing import Self
 
 from eval.scorer import score_response
 from pipeline.client import ChatClient
-from pipeline.errors import DataError, InputError, StageError
+from pipeline.errors import CheckpointError, DataError, InputError, StageError, SwapError
 from pipeline.judges import Judge, judge_responses, judgment_key
 from pipeline.judges.pointwise import PointwiseJudge
 from pipeline.judges.verifier import Verifier
@@ -28,11 +28,13 @@ from pipeline.records import CheckpointRef, Judgment, Response, Score, StageCoun
 from pipeline.run import Run
 from pipeline.sample import SampleRequest, owed_requests, plan_requests, sample
 from pipeline.sources import load_tasks
-from services.admin import register, swap_to
+from services.admin import register, retire, swap_to
 from services.checkpoints import Checkpoint, Registry
+from services.parity import ParityReport, ask_served, check_defaults, verify
 from services.serving import GatewayHandle, running_gateway
 from services.terminal import Terminal
-from training.job import TrainJob
+from training.job import REFERENCE, TrainJob, read_record, write_record
+from training.parity import PROBE, Probe, read_probe
 
 POLICY_ALIAS = "policy"
 API_KEY_ENV = "VCOT_API_KEY"
@@ -107,6 +109,16 @@ class Session:
                 f"task {secret} of {self.run.recipe.eval.source} has no gold answer; evaluate another split"
             )
         return tasks
+
+    def parity_path(self, ref: CheckpointRef) -> Path:
+        """Where the ParityReport of a checkpoint is kept, as it is served by this recipe."""
+        return self.run.path("parity", f"{ref.digest.removeprefix('sha256:')[:12]}-{self.run.recipe.serve.dtype}.json")
+
+    async def retire(self, checkpoint: Checkpoint) -> None:
+        """Forget a checkpoint, here and at a gateway elsewhere; its files stay."""
+        if self.run.recipe.serve.url:
+            await retire((await self.gateway()).url, checkpoint.ref.name)
+        self.registry.retire(checkpoint.ref.name)
 
     def job_directory(self, job: TrainJob) -> Path:
         """Where the trainer worker does this job."""
@@ -243,6 +255,7 @@ def make_job(session: Session, published: Published) -> TrainJob:
         train=session.run.recipe.train,
         merge=session.run.recipe.merge,
         serve_dtype=session.run.recipe.serve.dtype,
+        reference_path=str(session.run.path(REFERENCE)),
     )
 
 
@@ -257,8 +270,54 @@ def eval_requests(session: Session, checkpoint: CheckpointRef) -> list[SampleReq
     ]
 
 
+async def parity_stage(session: Session, checkpoints: Sequence[Checkpoint]) -> list[ParityReport]:
+    """See that each trained checkpoint is served as it was trained; what was seen once is not asked again.
+
+    Raises SwapError where one is not; the checkpoint that it was trained from is live again then, and it is retired.
+    """
+    reports = []
+    for checkpoint in checkpoints:
+        if checkpoint.ref.kind == "base":
+            continue
+        probe = read_probe(checkpoint.directory)
+        if probe is None:
+            session.terminal.warn(f"{checkpoint.ref.name} has no {PROBE}, so how it is served cannot be compared")
+            continue
+        path = session.parity_path(checkpoint.ref)
+        if not path.is_file():
+            write_record(path, await _verify_served(session, checkpoint, probe))
+        reports.append(read_record(path, ParityReport))
+    return reports
+
+
+async def _verify_served(session: Session, checkpoint: Checkpoint, probe: Probe) -> ParityReport:
+    ref, recipe = checkpoint.ref, session.run.recipe
+    session.terminal.heading("parity", f"{ref.name}: {2 * len(probe.pairs)} responses, vLLM against Hugging Face")
+    parent = next((c for c in session.registry.list() if c.ref.digest == ref.parent), None)
+    if parent is None:
+        raise CheckpointError(f"the base {ref.parent} of {ref.name} is not registered; `vcot checkpoints add` it")
+    try:
+        client = await session.live(parent)
+        served_base = await ask_served(client, parent.ref, probe, recipe.eval.max_concurrency)
+        client = await session.live(checkpoint)
+        served = await ask_served(client, ref, probe, recipe.eval.max_concurrency)
+        await check_defaults(client, ref, probe)
+        report = verify(ref, served, served_base, probe, recipe.serve.dtype)
+    except SwapError as error:
+        await session.live(parent)
+        await session.retire(checkpoint)
+        raise SwapError(f"{error}; {parent.ref.name} is live again, and {ref.name} is retired") from None
+    worst, kept = max(report.max_abs_logp.values()), report.retention
+    session.terminal.say(
+        f"log-probs agree within {worst:.1e} ({report.tolerance:g} allowed in {report.dtype}), the base's differ by "
+        f"{report.differs_from_base:.2g}; reward margin {kept.before:.3f} -> {kept.after:.3f} as served ({kept.kept:.1%})"
+    )
+    return report
+
+
 async def eval_stage(session: Session, checkpoints: Sequence[Checkpoint]) -> None:
-    """Ask the benchmark of each checkpoint, swapped in in turn."""
+    """Ask the benchmark of each checkpoint, swapped in in turn. None is evaluated that is not served as it was trained."""
+    await parity_stage(session, checkpoints)
     section = session.run.recipe.eval
     for checkpoint in checkpoints:
         session.terminal.heading(

@@ -91,8 +91,9 @@ def job_process(
     return _worker("training.worker", arguments, directory / "worker.log")
 
 
-async def merge(directory: Path, out: Path) -> None:
-    """Merge the job's adapter into its base at `out`, with manifest and canary."""
+async def merge(job: TrainJob, directory: Path, out: Path) -> None:
+    """Make the checkpoint of the trained job in `directory` at `out`, with manifest, probe and canary."""
+    write_record(directory / JOB, job)  # its merge settings may be others than when it was trained
     log = directory / "merge.log"
     async with _worker("training.merge", [directory, out], log) as process:
         await process.wait()

@@ -37,6 +37,8 @@ Progress = Callable[[str], None]
 
 SERVED_NAME = "vcot"
 """What vLLM itself calls the model, whatever weights it holds."""
+_MEDIA = '{"image": 1, "video": 0, "audio": 0}'
+"""One image in a prompt. What is not named is allowed 999 times, and memory is kept for it."""
 _KEEP_ALIVE_S = 2.0
 """Below vLLM's 5 s, so that no request meets a connection that vLLM is closing."""
 _GRACE_S = 10.0
@@ -113,7 +115,7 @@ def server_command(
     command += ["--model", str(checkpoint.directory), "--served-model-name", SERVED_NAME]
     command += ["--uds", str(at)] if isinstance(at, Path) else ["--host", at.host, "--port", str(at.port)]
     command += ["--dtype", serve.dtype, "--max-model-len", str(serve.max_model_len)]
-    command += ["--limit-mm-per-prompt", '{"image": 1}', "--generation-config", "vllm"]
+    command += ["--limit-mm-per-prompt", _MEDIA, "--generation-config", "vllm"]
     command += ["--disable-uvicorn-access-log"]
     # The gateway refuses other media already; this name can never be resolved (RFC 2606).
     command += [

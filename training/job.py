@@ -7,11 +7,13 @@ A job directory holds
     progress.jsonl    one TrainProgress per logged step or evaluation, appended by the worker
     status.json       the TrainStatus, replaced in one step
     steps/            TRL's own checkpoints, for resuming
+    reference/        the cached reference log-probs, where the job names no other place for them
     adapter/          the trained adapter, renamed into place when complete
-    merge.json        the MergeReport of the last merge
     worker.lock       held by the one process that works on the job
     claim.lock        held by the `vcot worker` that took it, where one did
     worker.log        the worker's output (whoever starts the worker directs it there)
+
+A checkpoint that is made of it holds merge.json, its MergeReport, beside the weights.
 """
 
 from __future__ import annotations
@@ -24,14 +26,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from pipeline.errors import InputError
 from pipeline.recipe import Dtype, MergeSection, TrainSection
 from pipeline.records import CheckpointRef, Record, content_key
 
 JOB, PREFLIGHT, PROGRESS, STATUS = "job.json", "preflight.json", "progress.jsonl", "status.json"
-STEPS, ADAPTER, MERGE_REPORT = "steps", "adapter", "merge.json"
+STEPS, REFERENCE, ADAPTER, MERGE_REPORT = "steps", "reference", "adapter", "merge.json"
 ENDED = ("done", "failed")
 """The states of a job that nobody works on, or is to."""
 
@@ -52,6 +54,8 @@ class TrainJob(Record):
     merge: MergeSection
     serve_dtype: Dtype | None = None
     """What vLLM will compute in; it sets the canary's tolerance. Without it, the merge's. Not part of the key."""
+    reference_path: str | None = None
+    """Directory of cached reference log-probs, for all jobs of a run; without it, the job's own. Not part of the key."""
 
     @property
     def key(self) -> str:
@@ -80,6 +84,8 @@ class TrainProgress(Record):
     num_steps: int
     epoch: float
     loss: float
+    terms: dict[str, float] = Field(default_factory=dict)
+    """The loss's parts where it has several: mDPO's `preference`, `conditional` and `anchor`; `sft`."""
     reward_margin: float | None = None
     """Mean of beta * (log-ratio of chosen - log-ratio of rejected)."""
     reward_accuracy: float | None = None
@@ -93,7 +99,7 @@ class TrainStatus(Record):
 
     state: Literal["preparing", "running", "done", "failed"]
     message: str = ""
-    """For `failed`: one sentence for the user; for `preparing`: what is being done."""
+    """For `failed`: one sentence for the user; for `preparing`: what is being done; for `running`: what to know of it."""
     num_train: int = 0
     num_validation: int = 0
     num_steps: int = 0
@@ -123,20 +129,41 @@ class Preflight(Record):
     validation: PairSummary
 
 
+class Retention(Record):
+    """What is left of the reward margins that were trained, over the probe's pairs (training/parity.py), in nats."""
+
+    before: float
+    """Mean margin of base + adapter."""
+    after: float
+    """Mean margin of what came out."""
+    kept: float
+    """Share that is left, by least squares over the pairs; 1 is all of it."""
+    kept_se: float
+    """Standard error of `kept`."""
+    error: float
+    """Root mean square of the pairs' changes, relative to that of `before`. Unlike `kept`, it sees noise, too."""
+
+
 class MergeReport(Record):
-    """What merging did to the policy, on fixed rows, in natural log-probs of single tokens."""
+    """What making the checkpoint did to the policy, on fixed pairs, computed in float32."""
 
     checkpoint: CheckpointRef
+    dtype: Dtype
+    """What its weights are written in."""
+    held: Dtype
+    """What a server holds them in: the narrower of `dtype` and the recipe's serve.dtype."""
     num_changed_tensors: int
-    """Weight tensors that differ from the base's in the dtype that was written."""
+    """Weight tensors that differ from the base's in the dtype that was written; of an adapter, those that are not zero."""
     max_abs_logprob: float
-    """Largest difference between base + adapter and the merged checkpoint."""
+    """Largest difference of a token's log-prob between base + adapter and the checkpoint."""
     differs_from_base: float
-    """Largest difference between the merged checkpoint and the base rounded to the same dtype."""
-    retention: float
-    """Share of the policy's change in the responses' log-probs that the merged checkpoint keeps; 1 is all of it."""
-    distortion: float
-    """How far the merged checkpoint's change of tokens' log-probs is from the policy's, relative to it; 0 is exact."""
+    """Largest difference between the checkpoint and the base rounded to the same type."""
+    retention: Retention
+    """Of the weights as held."""
+    dropped: tuple[tuple[Dtype, Retention], ...] = ()
+    """Narrower types that were tried first and lost too much."""
+    is_served_exactly: bool = True
+    """False for an adapter of which vLLM would drop a part: tower and projector."""
 
 
 def read_record(path: Path, kind: type[_R]) -> _R:

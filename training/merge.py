@@ -4,8 +4,10 @@
 
 Base and adapter are added in float32 and written in the recipe's dtype under the names that the base's own files use
 (vLLM loads those and silently drops others); processor, tokenizer and chat template go with them, and a generation
-config that sets no sampling. What was written is then loaded again and asked: it must answer as base + adapter does,
-within the dtype's tolerance, and not as the base. Only then is the directory, with its manifest, renamed into place.
+config that sets no sampling. With merge.serve_as = adapter it is the adapter alone, under names of the same kind. What
+was written is then loaded again and asked: it must answer as base + adapter does, within the dtype's tolerance, and not
+as the base, and must keep the reward margins that were trained. Only then is the directory, with its manifest and its
+probe (training/parity.py), renamed into place.
 """
 
 from __future__ import annotations
@@ -17,12 +19,11 @@ from pathlib import Path
 
 from pipeline.checkpoints import MANIFEST, compute_digest, read_manifest, verify_checkpoint, write_manifest
 from pipeline.errors import CheckpointError, VcotError
-from pipeline.records import CheckpointManifest, CheckpointRef
+from pipeline.records import CheckpointManifest
 from training.job import (
     ADAPTER,
     JOB,
     MERGE_REPORT,
-    MergeReport,
     TrainJob,
     exclusive,
     fresh_directory,
@@ -70,52 +71,14 @@ def merge_job(job: TrainJob, job_directory: Path, out: Path) -> CheckpointManife
         raise CheckpointError(f"base {job.base_path} is not the one that the adapter was trained on; restore it")
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = fresh_directory(out.with_name(f".{out.name}.partial"))
-    manifest, report = _build(job, adapter, partial)
+    from training.build import build_checkpoint  # torch, only where there is work to do
+
+    manifest, report = build_checkpoint(job, adapter, partial)
     write_manifest(partial, manifest)
-    write_record(job_directory / MERGE_REPORT, report)
+    write_record(partial / MERGE_REPORT, report)
     publish_directory(partial, out)
     _log.info("merged %s: %s", manifest.checkpoint.name, report.model_dump_json(exclude={"checkpoint"}))
     return manifest
-
-
-def _build(job: TrainJob, adapter: Path, partial: Path) -> tuple[CheckpointManifest, MergeReport]:
-    """Write the merged checkpoint to `partial`, load it again and let it through the gate."""
-    import torch  # only where there is work to do
-
-    from training.canary import build_canary
-    from training.export import attach_adapter, count_changed_tensors, stored_dtypes, write_merged
-    from training.models import DTYPES, free_memory, load_model, load_processor, quiet_libraries
-    from training.parity import ask, check_merge, distortion, load_probe, retention
-
-    quiet_libraries()
-    free_memory()
-    base_path, dtype = Path(job.base_path), job.merge.dtype
-    processor, _ = load_processor(base_path)
-    probe = load_probe(Path(job.pairs_path), processor, job.train)
-    model = load_model(base_path, torch.float32)
-    base = ask(model, probe)
-    same = stored_dtypes(base_path) == {DTYPES[dtype]}
-    rounded = base if same else ask(load_model(base_path, DTYPES[dtype]).float(), probe)
-    model = attach_adapter(model, adapter)
-    policy = ask(model, probe)
-    write_merged(model, processor, DTYPES[dtype], partial)
-    del model  # before the next is loaded: at 7B each takes 28 GB
-    free_memory()
-    model = load_model(partial, torch.float32)
-    merged = ask(model, probe)
-    ref = CheckpointRef(name=job.checkpoint_name, digest=compute_digest(partial), kind="merged", parent=job.base.digest)
-    changes = policy.change(base), merged.change(rounded)  # so that rounding the base itself does not count
-    report = MergeReport(
-        checkpoint=ref,
-        num_changed_tensors=count_changed_tensors(base_path, partial),
-        max_abs_logprob=merged.difference(policy),
-        differs_from_base=merged.difference(rounded),
-        retention=retention(*changes),
-        distortion=distortion(*changes),
-    )
-    check_merge(report, dtype)
-    canary = build_canary(model, processor, job.serve_dtype or dtype)
-    return CheckpointManifest(checkpoint=ref, job=job.key, canary=canary), report
 
 
 def main(arguments: list[str] | None = None) -> int:

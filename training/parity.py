@@ -1,88 +1,189 @@
-"""Whether two models answer alike: the log-probs of fixed responses to fixed images, compared token by token."""
+"""Whether a checkpoint answers as the policy that was trained: the rule, free of torch, so that any process can apply it.
+
+Model: `probe.json` beside a checkpoint's weights holds pairs of responses with the token ids that they were trained as,
+and how likely three models of Hugging Face's found each token, in float32: the base, base + adapter (the policy), and
+the checkpoint as stored. Whoever serves the checkpoint asks for the same responses, teacher-forced, and compares:
+
+    token ids               equal: template, BOS and image tokens are those of the training
+    log-probs, per token    within FORCED_TOLERANCES of the checkpoint as stored: the same weights, and all of them
+    reward margins          those that DPO trained, beta (log-ratio of chosen - of rejected): not lost by rounding
+
+One measure says what is lost: the pairs' reward margins, as they came out against as they were trained. Their mean is what a
+reader knows; the gate is on their error, since rounding noise can leave the mean as it is.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeAlias
 
-import torch
+import numpy as np
+import numpy.typing as npt
+from pydantic import ValidationError
 
-from pipeline.errors import CheckpointError, DataError
-from pipeline.recipe import Dtype, TrainSection
-from training.canary import TOLERANCES
-from training.job import MergeReport
-from training.models import Batch, Model, completion_logprobs
-from training.pairs import PairCollator, check_pairs, load_pairs
-from training.template import Processor
+from pipeline.errors import CheckpointError
+from pipeline.recipe import Dtype
+from pipeline.records import CheckpointRef, Record
+from training.job import MergeReport, Retention, write_record
 
-NUM_ROWS = 4
+PROBE = "probe.json"
+TOLERANCES: dict[Dtype, float] = {"float32": 1e-3, "float16": 0.02, "bfloat16": 0.15}
+"""Of a greedy token's log-prob, by the type that computed it. Measured between HF in float32 and vLLM on nano: 5e-7, 0.002
+and 0.006; these leave room for deeper models and other kernels."""
+FORCED_TOLERANCES: dict[Dtype, float] = {dtype: 5 * tolerance for dtype, tolerance in TOLERANCES.items()}
+"""Of a teacher-forced token's, which may be an unlikely one, and moves more: 6e-6, 0.004 and 0.061 on nano."""
 MIN_DIFFERENCE = 1e-5
 """Two float32 computations of the same weights differ by less; a policy that learned anything differs by more."""
+MAX_LOSS = 0.05
+"""The share of the reward margins that rounding may change."""
 
-MAX_DISTORTION = 0.1
-"""Rounding to the merged dtype may change what training did by this share. Measured on nano with a base in that dtype
-already, for updates that move a response's log-prob by 0.5, 0.05 and 0.005: float16 0.003, 0.05 and 0.8, bfloat16 0.03,
-0.7 and 1."""
+Margins: TypeAlias = npt.NDArray[np.float64]
+"""One reward margin for each pair, in nats."""
+Logprobs: TypeAlias = tuple[tuple[float, ...], ...]
+"""Of each response's tokens; the responses are chosen and rejected of the first pair, of the second, ..."""
+
+
+class ProbeRow(Record):
+    """One response."""
+
+    text: str
+    tokens: tuple[int, ...]
+    """Prompt and response as trained, image tokens expanded."""
+
+
+class ProbePair(Record):
+    """Two responses to one prompt."""
+
+    prompt: tuple[dict[str, Any], ...]
+    """Messages in OpenAI's format, images as data URLs."""
+    chosen: ProbeRow
+    rejected: ProbeRow
+
+
+class Probe(Record):
+    """`probe.json`: what a server of the checkpoint must answer. `base`, `policy` and `stored` are float32 log-probs."""
+
+    checkpoint: CheckpointRef
+    beta: float
+    pairs: tuple[ProbePair, ...]
+    base: Logprobs
+    policy: Logprobs
+    stored: Logprobs
 
 
 @dataclass(frozen=True)
 class Answers:
-    """Log-probs of each response's tokens: float32, (responses, length - 1), 0 where no completion token stands."""
+    """How likely one model finds each token of the probe's responses."""
 
-    logprobs: torch.Tensor
+    logprobs: tuple[npt.NDArray[np.float64], ...]
+
+    @classmethod
+    def of(cls, logprobs: Sequence[Sequence[float]]) -> Answers:
+        """From plain numbers."""
+        return cls(tuple(np.asarray(row, dtype=np.float64) for row in logprobs))
+
+    def record(self) -> Logprobs:
+        """As plain numbers."""
+        return tuple(tuple(row.tolist()) for row in self.logprobs)
 
     def difference(self, other: Answers) -> float:
         """The largest absolute difference of one token's log-prob; infinite where either is not a number."""
-        return float((self.logprobs - other.logprobs).abs().nan_to_num(nan=torch.inf).max())
+        worst = max(np.abs(a - b).max() for a, b in zip(self.logprobs, other.logprobs, strict=True))
+        return float(np.nan_to_num(worst, nan=np.inf))
 
-    def change(self, base: Answers) -> torch.Tensor:
-        """By how much each token's log-prob differs from the base's: (responses, length - 1)."""
-        return self.logprobs - base.logprobs
-
-
-def load_probe(pairs: Path, processor: Processor, recipe: TrainSection) -> Batch:
-    """The first few pairs as one batch: what both models are asked. Raises DataError where no pair can be used."""
-    rows = load_pairs(pairs / "train.parquet")
-    limits = {"max_length": recipe.max_length, "max_image_side": recipe.max_image_side}
-    kept, summary = check_pairs(rows.select(range(min(len(rows), 4 * NUM_ROWS))), processor, **limits)
-    if not len(kept):
-        raise DataError(
-            f"none of the first {summary.num_rows} pairs in {pairs} can be used to compare; run `vcot pair` again"
-        )
-    return PairCollator(processor, recipe.max_image_side)(list(kept.select(range(min(len(kept), NUM_ROWS)))))
+    def margins(self, base: Answers, beta: float) -> Margins:
+        """The reward margin of each pair: beta * (log-ratio of chosen - log-ratio of rejected) (Rafailov et al. 2023)."""
+        ratios = np.array([a.sum() - b.sum() for a, b in zip(self.logprobs, base.logprobs, strict=True)])
+        margins: Margins = beta * (ratios[0::2] - ratios[1::2])
+        return margins
 
 
-def ask(model: Model, probe: Batch) -> Answers:
-    """How likely `model` finds the probe's responses."""
-    return Answers(completion_logprobs(model, probe))
+def compare_margins(before: Margins, after: Margins) -> Retention:
+    """What is left of the reward margins, over all pairs. Nothing is kept of margins that are no numbers."""
+    if not (np.isfinite(before).all() and np.isfinite(after).all()) or not before.any():
+        return Retention(before=0.0, after=0.0, kept=0.0, kept_se=0.0, error=float("inf"))
+    power = before @ before
+    kept = before @ after / power
+    rest = after - kept * before
+    return Retention(
+        before=float(before.mean()),
+        after=float(after.mean()),
+        kept=float(kept),
+        kept_se=float(np.sqrt(rest @ rest / max(1, len(before) - 1) / power)),
+        error=float(np.linalg.norm(after - before) / np.sqrt(power)),
+    )
 
 
-def retention(policy: torch.Tensor, merged: torch.Tensor) -> float:
-    """The share of the policy's change of responses that the merged model keeps: its projection on the policy's."""
-    kept, wanted = merged.sum(dim=1), policy.sum(dim=1)
-    return float(wanted @ kept / (wanted @ wanted))
+def loses(retention: Retention) -> bool:
+    """Whether rounding the weights changed more of the margins than MAX_LOSS. Computed in float32: there is no noise."""
+    return not retention.error <= MAX_LOSS
 
 
-def distortion(policy: torch.Tensor, merged: torch.Tensor) -> float:
-    """The distance between both changes of tokens, relative to the policy's. Unlike retention, it sees noise, too."""
-    return float((merged - policy).norm() / policy.norm())
-
-
-def check_merge(report: MergeReport, dtype: Dtype) -> None:
-    """The gate. Raises CheckpointError where the merged checkpoint is the base, or is not the policy."""
-    name = report.checkpoint.name
+def check_merge(report: MergeReport, remedy: str) -> None:
+    """The gate of a new checkpoint. Raises CheckpointError where it is the base, or is not the policy."""
+    name, dtype = report.checkpoint.name, report.dtype
     if report.num_changed_tensors == 0 or report.differs_from_base <= MIN_DIFFERENCE:
         raise CheckpointError(
-            f"merged checkpoint {name} in {dtype} answers as its base does ({report.num_changed_tensors} tensors and "
-            f"log-probs by {report.differs_from_base:.1e} changed): use a wider merge.dtype, or train more"
+            f"checkpoint {name} in {dtype} answers as its base does ({report.num_changed_tensors} tensors and "
+            f"log-probs by {report.differs_from_base:.1e} changed): {remedy}"
         )
-    if not report.distortion <= MAX_DISTORTION:
+    if loses(report.retention):
         raise CheckpointError(
-            f"merged checkpoint {name} in {dtype} keeps {report.retention:.0%} of what training changed, with an error of "
-            f"{report.distortion:.0%} by rounding: use a wider merge.dtype, or train more"
+            f"checkpoint {name} in {report.held} keeps {report.retention.kept:.0%} of the reward margins that were "
+            f"trained, with an error of {report.retention.error:.0%} by rounding: {remedy}"
         )
-    if not report.max_abs_logprob <= TOLERANCES[dtype]:
+    if not report.max_abs_logprob <= FORCED_TOLERANCES[report.held]:
         raise CheckpointError(
-            f"merged checkpoint {name} answers otherwise than base + adapter: log-probs differ by "
-            f"{report.max_abs_logprob:.1e}, {dtype} explains {TOLERANCES[dtype]:.0e}; use a wider merge.dtype"
+            f"checkpoint {name} answers otherwise than base + adapter: log-probs differ by "
+            f"{report.max_abs_logprob:.1e}, {report.held} explains {FORCED_TOLERANCES[report.held]:.0e}; {remedy}"
         )
+
+
+def find_served_fault(served: Answers, served_base: Answers, probe: Probe, dtype: Dtype) -> str | None:
+    """Why what is served in `dtype` is not the policy, with the remedy, as a clause; None where it is.
+
+    `dtype`'s own noise is in the served margins, so only a loss beyond two standard errors counts; a policy that cannot be
+    told from its base in that noise is not served either.
+    """
+    stored, base = Answers.of(probe.stored), Answers.of(probe.base)
+    for what, difference in (("base", served_base.difference(base)), ("checkpoint", served.difference(stored))):
+        if not difference <= FORCED_TOLERANCES[dtype]:
+            return (
+                f"a log-prob of the {what} differs by {difference:.2g} from Hugging Face's, and {dtype} explains "
+                f"{FORCED_TOLERANCES[dtype]:.2g}: not all of its weights are served, or others; merge it again"
+            )
+    kept = compare_served(served, served_base, probe)
+    if not kept.kept > 2 * kept.kept_se:
+        return (
+            f"it cannot be told from its base: {kept.kept:.0%} +- {2 * kept.kept_se:.0%} of the trained reward margin is "
+            f"left in {dtype}; serve in a wider serve.dtype, or train more"
+        )
+    if kept.kept + 2 * kept.kept_se < 1 - MAX_LOSS:
+        return (
+            f"{kept.kept:.0%} +- {2 * kept.kept_se:.0%} of the trained reward margin is left in {dtype}, where "
+            f"{1 - MAX_LOSS:.0%} must be; serve in a wider serve.dtype"
+        )
+    return None
+
+
+def compare_served(served: Answers, served_base: Answers, probe: Probe) -> Retention:
+    """What serving leaves of the reward margins; the base is the one that is served, as in any evaluation."""
+    trained = Answers.of(probe.policy).margins(Answers.of(probe.base), probe.beta)
+    return compare_margins(trained, served.margins(served_base, probe.beta))
+
+
+def write_probe(directory: Path, probe: Probe) -> None:
+    """Put the probe beside the checkpoint's weights."""
+    write_record(directory / PROBE, probe)
+
+
+def read_probe(directory: Path) -> Probe | None:
+    """The probe of a checkpoint directory; None where it has none. Raises CheckpointError for one that cannot be read."""
+    try:
+        return Probe.model_validate_json((directory / PROBE).read_text("utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValidationError) as error:
+        raise CheckpointError(f"{directory / PROBE} cannot be read ({error}); merge the checkpoint again") from None

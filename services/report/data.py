@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from pipeline.recipe import Recipe
 from pipeline.records import CheckpointRef, Difference, EvalResult, PreferencePair, StageCount, Task
+from services.parity import ParityReport
 from training.job import TrainProgress, TrainStatus
 
 
@@ -42,5 +43,7 @@ class ReportData:
     chance: Mapping[str, float]
     """By column of Table 1."""
     training: TrainStatus | None = None
+    parity: tuple[ParityReport, ...] = ()
+    """Of the checkpoints that were compared as served."""
     progress: tuple[TrainProgress, ...] = ()
     examples: tuple[Example, ...] = field(default=())

@@ -74,3 +74,10 @@ def test_a_missing_field_and_broken_toml_are_said(tmp_path):
 def test_many_greedy_samples_make_no_sense():
     with pytest.raises(RecipeError, match=r"eval: at temperature 0 all responses are the same"):
         load_recipe("nano", ["eval.temperatures=[0, 0.4]", "eval.num_samples=2"])
+
+
+def test_an_adapter_that_vllm_would_serve_in_part_is_refused():
+    with pytest.raises(RecipeError, match=r"serve_as = adapter, but .* = all-linear: .* set language-model there"):
+        load_recipe("nano", ["merge.serve_as=adapter"])
+    recipe = load_recipe("nano", ["merge.serve_as=adapter", "train.target_modules=language-model"])
+    assert recipe.merge.serve_as == "adapter"

@@ -53,16 +53,20 @@ def write_checkpoint(
 
 
 def write_adapter(
-    directory: Path, name: str, delta: float, parent: CheckpointRef, base_weight: float, *, canary_weight: float = 0.0
+    directory: Path,
+    name: str,
+    delta: float,
+    parent: CheckpointRef,
+    base_weight: float,
+    *,
+    canary_weight: float = 0.0,
+    module: str = "language_model.layers.0.self_attn.q_proj",
 ) -> Path:
     """An adapter that adds `delta` to its parent's weight."""
     directory.mkdir(parents=True)
-    module = "base_model.model.model.language_model.layers.0.self_attn.q_proj"
-    write_tensors(
-        directory / "adapter_model.safetensors",
-        {f"{module}.lora_A.weight": (4, 8), f"{module}.lora_B.weight": (8, 4)},
-        delta,
-    )
+    prefix = f"base_model.model.model.{module}"
+    factors = {f"{prefix}.lora_A.weight": (4, 8), f"{prefix}.lora_B.weight": (8, 4)}
+    write_tensors(directory / "adapter_model.safetensors", factors, delta)
     (directory / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 4, "lora_alpha": 8}))
     ref = CheckpointRef(name=name, digest=compute_digest(directory), kind="adapter", parent=parent.digest)
     canary = make_canary(canary_weight or base_weight + delta)

@@ -59,6 +59,8 @@ async def test_an_adapter_is_unloaded_when_no_alias_means_it_and_no_request_is_o
     swap = asyncio.create_task(bench.swap("policy", "base"))
     await bench.until_so(lambda: not bench.admission.adapters)
     assert await bench.answer() == ("base", answer_of(BASE))
+    for _ in range(20):  # whatever does not wait has its chance
+        await asyncio.sleep(0.005)
     assert name in bench.server.adapters
     bench.server.hold.set()
     assert await held == ("light", answer_of(BASE + DELTA))
@@ -156,6 +158,13 @@ async def test_the_parent_is_made_live_first(bench: Bench) -> None:
     assert await bench.answer(model="base") == ("base", answer_of(BASE))
 
 
+async def test_an_adapter_that_vllm_would_serve_in_part_is_never_loaded(bench: Bench) -> None:
+    bench.adapter("every", 0.25, module="vision_tower.encoder.layers.0.self_attn.q_proj")
+    with pytest.raises(SwapError, match=r"would not be served exactly, because of tensor .*vision_tower.*merge it"):
+        await bench.swap("policy", "every")
+    assert not any(call.startswith("load") for call in bench.server.calls)
+
+
 async def test_an_adapter_of_unknown_weights_is_refused(bench: Bench) -> None:
     stranger = bench.base.ref.model_copy(update={"digest": "sha256:" + "0" * 64})
     bench.registry.register(write_adapter(bench.directory / "stray", "stray", 0.1, stranger, BASE))
@@ -193,6 +202,7 @@ def factors(module: str, rank: int = 4, size: int = 8) -> dict[str, tuple[int, .
         (factors("base_model.model.model.language_model.layers.9.self_attn.q_proj"), r"layers.9.*fits no linear layer"),
         (factors("base_model.model.language_model.layers.0.self_attn.q_proj"), "no LoRA factor of the language model"),
         (factors("model.language_model.layers.0.self_attn.q_proj"), "no LoRA factor of the language model"),
+        (factors("base_model.model.model.layers.0.self_attn.q_proj"), "fits no linear layer of its base"),
         (factors(MODULE, size=7), r"\[4, 7\], which fits no linear layer"),
         (factors(MODULE, rank=16), r"has rank 16.*takes 8; merge it"),
         ({f"{MODULE}.lora_A.weight": (4, 8)}, "whose other factor is missing"),

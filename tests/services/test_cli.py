@@ -83,6 +83,7 @@ def test_help_lists_every_step_and_imports_nothing_heavy():
         "pair",
         "train",
         "merge",
+        "parity",
         "swap",
         "eval",
         "report",

@@ -62,6 +62,7 @@ def test_page_says_what_was_found(page):
     assert "pair 300 262 0 0 38" in page.text
     assert "Chance: a uniform guess 25.0 25.0 25.0 25.0" in page.text
     assert "sha256:3f1ca7a7" in page.text
+    assert "is served as it was trained: in float32 no token's log-prob differs by more than 6.2e-06" in page.text
     assert "lora_alpha = 128" in page.text
 
 

@@ -30,9 +30,9 @@ async def test_the_workers_sentence_becomes_the_commands_error(tmp_path):
     assert read_status(tmp_path / "job").state == "failed"
 
 
-async def test_a_merge_without_a_job_is_said(tmp_path):
-    with pytest.raises(InputError, match="give the directory of a training job"):
-        await trainer.merge(tmp_path, tmp_path / "out")
+async def test_a_merge_without_an_adapter_is_said(tmp_path):
+    with pytest.raises(InputError, match="has no trained adapter"):
+        await trainer.merge(make_job(tmp_path), tmp_path, tmp_path / "out")
 
 
 async def test_a_worker_that_says_nothing_leaves_its_last_lines(tmp_path, monkeypatch):
@@ -41,7 +41,7 @@ async def test_a_worker_that_says_nothing_leaves_its_last_lines(tmp_path, monkey
         "import sys; print('out of luck'); sys.stdout.flush(); import os; os._exit(3)"
     )
     with pytest.raises(ServerError, match=r"ended with 3; the last lines of(.|\n)*out of luck"):
-        await trainer.merge(tmp_path, tmp_path / "out")
+        await trainer.merge(make_job(tmp_path), tmp_path, tmp_path / "out")
 
 
 async def test_a_job_that_is_done_starts_no_process(tmp_path, monkeypatch):

@@ -15,6 +15,7 @@ from pipeline.checkpoints import compute_digest
 from pipeline.records import CheckpointManifest
 from training import canary
 from training.models import load_model, served_tokens
+from training.parity import TOLERANCES
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +85,7 @@ def test_answer_ends_before_the_first_doubtful_token(processor, pieces, dtype, l
     ids = [(processor.tokenizer.convert_tokens_to_ids(piece), lead) for piece, lead in pieces]
     record = canary.build_canary(Scripted(ids, len(processor.tokenizer)), processor, dtype)
     assert len(record.tokens) == length
-    assert record.tolerance == canary.TOLERANCES[dtype]
+    assert record.tolerance == TOLERANCES[dtype]
 
 
 def test_leading_space_is_restored_as_vllm_does():
@@ -106,7 +107,7 @@ def test_command_writes_a_manifest(checkpoint, tmp_path, capsys):
     manifest = CheckpointManifest.model_validate_json(out.read_text())
     assert (manifest.checkpoint.name, manifest.checkpoint.kind) == ("seed", "base")
     assert manifest.checkpoint.digest == compute_digest(checkpoint)
-    assert manifest.canary.tolerance == canary.TOLERANCES["bfloat16"]
+    assert manifest.canary.tolerance == TOLERANCES["bfloat16"]
     assert [path.name for path in out.parent.iterdir()] == ["base.json"]
     assert canary.main([str(tmp_path / "none"), "--out", str(tmp_path / "x.json")]) == 2
     assert "does not exist" in capsys.readouterr().err
