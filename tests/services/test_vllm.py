@@ -225,3 +225,11 @@ def test_the_keeper_has_the_commands_status() -> None:
     assert keeper.wait(10) == 3
     assert keeper.stdin is not None
     keeper.stdin.close()
+
+
+def test_a_server_of_adapters_leaves_lm_head_as_it_is(checkpoint: Checkpoint) -> None:
+    """vLLM 0.32's own choice wraps it, and then a request for `prompt_logprobs` ends the engine."""
+    words = server_command(checkpoint, ServeSection(), Path("s"), "cpu", max_lora_rank=64)
+    targets = words[words.index("--lora-target-modules") + 1 :]
+    assert "q_proj" in targets
+    assert "lm_head" not in targets
