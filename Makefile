@@ -5,9 +5,10 @@ REQUIREMENTS ?= cpu#       cpu | gpu
 BIN          := $(VENV)/bin
 UV           := $(BIN)/uv
 READY        := $(VENV)/.ready-$(REQUIREMENTS)
+HARNESS      := .venv-harness
 export PYTHONUNBUFFERED = 1
 
-.PHONY: demo test test-fast test-compose parity bench-gateway bench-swap bench-serving lint format setup lock clean
+.PHONY: demo test test-fast test-compose test-harness parity bench-gateway bench-swap bench-serving bench-train lint format setup lock clean
 .DEFAULT_GOAL := help
 
 help:
@@ -23,7 +24,15 @@ test-fast: setup ## the tests without real servers: seconds
 	$(BIN)/pytest -m "not e2e and not compose" $(ARGS)
 
 test-compose: setup ## the cpu profile of compose.yaml on a real Docker Engine
-	VCOT_TEST_COMPOSE=1 $(BIN)/pytest --durations=10 tests/compose $(ARGS)
+	VCOT_TEST_COMPOSE=$${VCOT_TEST_COMPOSE:-1} $(BIN)/pytest --durations=10 tests/compose $(ARGS)
+
+test-harness: setup $(HARNESS)/.ready ## an evaluation harness of others, unmodified, against the gateway
+	VCOT_TEST_HARNESS=$(HARNESS) $(BIN)/pytest --durations=10 tests/e2e/test_harness.py $(ARGS)
+
+$(HARNESS)/.ready: requirements/harness.txt | setup
+	$(UV) venv --quiet --python $(BIN)/python --allow-existing $(HARNESS)
+	$(UV) pip sync --quiet --python $(HARNESS)/bin/python --require-hashes requirements/harness.txt
+	touch $@
 
 parity: setup ## what is served against what was trained, in each type, on the real vLLM
 	$(BIN)/python -m bench.parity $(ARGS)
@@ -36,6 +45,9 @@ bench-swap: setup ## ten swaps under load on the real vLLM
 
 bench-serving: setup ## throughput through the gateway against direct, on the real vLLM
 	$(BIN)/python -m bench.serving $(ARGS)
+
+bench-train: setup ## steps per second beside plain TRL's trainer
+	$(BIN)/python -m bench.train $(ARGS)
 
 lint: setup ## ruff, types, import rules
 	$(BIN)/ruff check .
@@ -62,6 +74,7 @@ lock: setup ## pin requirements/*.txt anew
 	$(COMPILE) requirements/bootstrap.in -o requirements/bootstrap.txt
 	$(COMPILE) --overrides requirements/overrides.txt requirements/cpu.in -o requirements/cpu.txt
 	$(COMPILE) requirements/gpu.in -o requirements/gpu.txt
+	$(COMPILE) requirements/harness.in -o requirements/harness.txt
 
 clean: ## remove the environment (runs are kept)
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(HARNESS)

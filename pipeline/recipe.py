@@ -11,15 +11,23 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from pipeline.errors import RecipeError
 from pipeline.records import PromptName, SamplingParams, Split
 
 Dtype = Literal["float32", "bfloat16", "float16"]
+UpstreamUrl = Annotated[str, Field(pattern=r"^https?://[^/]+/?$")]
+"""Of a server: no path."""
 Source = Literal["nano", "aokvqa", "scienceqa"]
+Corruption = Literal["crop", "blank", "noise", "other_image"]
+Loss = Literal[
+    "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
+    "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm",
+]  # fmt: skip
+"""TRL's names of them."""
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
 
@@ -68,7 +76,7 @@ class ServeSection(Section):
     """Largest request, in MB, images included."""
     replicas: Count = 1
     """vLLM servers to start; requests are spread over them, and outlive the loss of all but one."""
-    upstreams: tuple[Annotated[str, Field(pattern=r"^https?://[^/]+/?$")], ...] = ()
+    upstreams: tuple[UpstreamUrl, ...] = ()
     """vLLM servers that someone else runs, as `http://host:port`; each is a replica, and none is started here."""
     devices: tuple[Annotated[str, Field(pattern=r"^[^\s,]+(,[^\s,]+)*$")], ...] = ()
     """CUDA_VISIBLE_DEVICES of each server in turn, such as "0" or "0,1" (tensor parallel); without it, as it is."""
@@ -130,7 +138,7 @@ class JudgeSection(Section):
     base_url: str | None = None
     """An OpenAI-compatible API; without it, OpenAI's."""
     api_key_env: str = "OPENAI_API_KEY"
-    """The environment variable that holds the key."""
+    """The environment variable that holds the key; with `base_url`, it may be empty."""
     image_detail: Literal["low", "high", "auto"] = "low"
     """How closely an OpenAI judge looks at the image; it sets the price."""
     max_tokens: Count = 512
@@ -153,8 +161,16 @@ class PairsSection(Section):
 class TrainSection(Section):
     """The trainer's job."""
 
-    method: Literal["dpo"] = "dpo"
-    """The objective (Rafailov et al. 2023)."""
+    method: Literal["dpo", "mdpo"] = "dpo"
+    """`dpo` (Rafailov et al. 2023), or `mdpo` (Wang et al. 2024): with preference of the true image, and an anchor."""
+    losses: Annotated[tuple[Loss, ...], Field(min_length=1)] = ("sigmoid",)
+    """TRL's losses of chosen against rejected, added up; `sigmoid` is DPO's own, `sft` the chosen response's."""
+    loss_weights: tuple[Annotated[float, Field(gt=0)], ...] = ()
+    """A weight for each of `losses`; without it, 1."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+    """How often a preference is the wrong way round; `robust`, `aot` and `exo_pair` use it, the last needs it."""
+    corruption: Corruption = "crop"
+    """What mDPO corrupts an image by: a random `crop` that keeps 1 to 20 %, `blank`, `noise`, or `other_image`."""
     beta: Annotated[float, Field(gt=0)] = 0.1
     """Strength of the pull towards the reference."""
     lora_r: Count = 64
@@ -187,6 +203,26 @@ class TrainSection(Section):
     """Of the adapter's start, the order of pairs, and dropout."""
     report_to: tuple[Literal["wandb", "trackio"], ...] = ()
     """Trackers besides the run's own files."""
+    worker: Literal["local", "remote"] = "local"
+    """Who trains: `local` is a process of the command's own, `remote` a `vcot worker` that sees the run's directory."""
+
+    @field_validator("losses", mode="before")
+    @classmethod
+    def _name_losses(cls, names: object) -> object:
+        unknown = [str(name) for name in names if name not in get_args(Loss)] if isinstance(names, list | tuple) else []
+        if unknown:
+            raise ValueError(f"TRL has no loss {unknown[0]!r}{_nearest(unknown[0], get_args(Loss))}")
+        return names
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.loss_weights and len(self.loss_weights) != len(self.losses):
+            raise ValueError(f"{len(self.loss_weights)} loss_weights for {len(self.losses)} losses; give each its own")
+        if len(set(self.losses)) != len(self.losses):
+            raise ValueError("a loss is named twice in losses; give it a weight instead")
+        if "exo_pair" in self.losses and not self.label_smoothing:
+            raise ValueError("exo_pair is infinite without label_smoothing; its authors take 1e-3")
+        return self
 
 
 class MergeSection(Section):

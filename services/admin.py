@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from pipeline import errors
 from pipeline.errors import ServerError, VcotError
+from pipeline.recipe import UpstreamUrl
 from pipeline.records import CheckpointRef, Record
 from services.checkpoints import CheckpointInfo
 
@@ -50,7 +51,7 @@ class RegisterRequest(Record):
 class AddRequest(Record):
     """Body of POST /admin/replicas."""
 
-    url: str | None = None
+    url: UpstreamUrl | None = None
     """A vLLM server that runs already; without it, one more is started."""
 
 

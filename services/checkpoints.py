@@ -344,10 +344,14 @@ def is_hub_id(model: ModelSection) -> bool:
     return _find_local(model) is None and re.fullmatch(r"\w[\w.-]*/[\w.-]+", model.source) is not None
 
 
+def is_bundled(model: ModelSection) -> bool:
+    """Whether the model comes with vcot."""
+    return _SAFE_NAME.fullmatch(model.source) is not None and (_bundled_folder() / model.source).is_dir()
+
+
 def _find_local(model: ModelSection) -> Path | None:
-    bundled = _bundled_folder() / model.source
-    if _SAFE_NAME.fullmatch(model.source) and bundled.is_dir():
-        return bundled
+    if is_bundled(model):
+        return _bundled_folder() / model.source
     path = Path(model.source).expanduser()
     return path.absolute() if path.is_dir() else None
 

@@ -11,7 +11,8 @@ from cyclopts import App, CycloptsError, Group, Parameter
 
 _STEPS = Group("The steps of a run", sort_key=1)
 _RUNS = Group("Whole runs", sort_key=0)
-_TOOLS = Group("Tools", sort_key=2)
+_SERVICES = Group("Servers of their own, as compose.yaml starts them", sort_key=2)
+_TOOLS = Group("Tools", sort_key=3)
 
 app = App(
     name="vcot",
@@ -19,10 +20,12 @@ app = App(
     version_flags=["--version"],
     result_action="return_value",
 )
-nano = App(name="nano", help="The embedded nano-LLaVA.", group=_TOOLS)
+nano = App(name="nano", help="The embedded nano models.", group=_TOOLS)
 app.command(nano)
 checkpoints = App(name="checkpoints", help="The run's registered checkpoints (alone: list them).", group=_TOOLS)
 app.command(checkpoints)
+replicas = App(name="replicas", help="The servers behind the running gateway (alone: list them).", group=_TOOLS)
+app.command(replicas)
 
 
 @Parameter(name="*")
@@ -33,7 +36,7 @@ class Target:
     run: Annotated[Path | None, Parameter(alias="-r")] = None
     """Run directory (default: runs/RECIPE); all a run makes is in it."""
     recipe: str | None = None
-    """A bundled recipe (nano, paper) or a .toml file; needed only to begin a run (default: nano)."""
+    """A bundled recipe (nano, nano-qwen, paper) or a .toml file; needed only to begin a run (default: nano)."""
     set: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative=(), show_default=False)] = ()
     """Override fields, as section.field=value; kept in the run. `vcot recipe` lists them."""
 
@@ -61,6 +64,52 @@ def serve(target: Target = _DEFAULT) -> None:
     from services import commands
 
     commands.serve(target.run, target.recipe, target.set)
+
+
+@app.command(group=_SERVICES)
+def prepare(target: Target = _DEFAULT) -> None:
+    """Begin a run and fetch its model, with what identifies its answers: what its servers start from."""
+    from services import commands
+
+    commands.prepare(target.run, target.recipe, target.set)
+
+
+@app.command(group=_SERVICES)
+def engine(
+    *, run: Annotated[Path | None, Parameter(alias="-r")] = None, host: str = "127.0.0.1", port: int = 8000
+) -> None:
+    """Serve the run's model by vLLM alone, for a gateway elsewhere (serve.upstreams).
+
+    Whoever reaches the port may do anything with the server: keep it on a network of the gateway's own.
+
+    Parameters
+    ----------
+    run
+        Run directory (default: runs/nano), prepared by `vcot prepare`; it is only read.
+    host
+        Where it listens.
+    port
+        Its port.
+
+    """
+    from services import commands
+
+    commands.engine(run, host, port)
+
+
+@app.command(group=_SERVICES)
+def worker(runs: Path = Path("runs")) -> None:
+    """Do the training jobs of runs with train.worker = remote, one by one, until Ctrl-C.
+
+    Parameters
+    ----------
+    runs
+        The folder that holds the runs' directories.
+
+    """
+    from services import commands
+
+    commands.work(runs)
 
 
 @app.command(group=_STEPS, sort_key=1)
@@ -254,19 +303,60 @@ def retire_checkpoint(name: str, *, target: Target = _DEFAULT) -> None:
     commands.execute(target.run, target.recipe, target.set, lambda session: commands.retire_checkpoint(session, name))
 
 
+@replicas.default
+@replicas.command(name="list")
+def list_replicas(target: Target = _DEFAULT) -> None:
+    """List the servers behind the running gateway."""
+    from services import commands
+
+    commands.execute(target.run, target.recipe, target.set, commands.replicas)
+
+
+@replicas.command(name="add")
+def add_replica(url: str | None = None, *, target: Target = _DEFAULT) -> None:
+    """Start one more server behind the running gateway, or use one that runs already.
+
+    Parameters
+    ----------
+    url
+        Of a vLLM server that runs already, as http://host:port.
+
+    """
+    from services import commands
+
+    commands.execute(target.run, target.recipe, target.set, lambda session: commands.add_replica(session, url))
+
+
+@replicas.command(name="remove")
+def remove_replica(name: str, *, target: Target = _DEFAULT) -> None:
+    """Let a server's requests end, then take it away; the last one that serves is refused.
+
+    Parameters
+    ----------
+    name
+        As `vcot replicas` lists it.
+
+    """
+    from services import commands
+
+    commands.execute(target.run, target.recipe, target.set, lambda session: commands.remove_replica(session, name))
+
+
 @nano.command
-def build(out: Path = Path("runs/nano-checkpoint")) -> None:
-    """Build the nano-LLaVA from scratch; the same command resumes.
+def build(out: Path = Path("runs/nano-checkpoint"), *, architecture: str = "llava") -> None:
+    """Build a nano model from scratch; the same command resumes.
 
     Parameters
     ----------
     out
         Where the checkpoint goes.
+    architecture
+        `llava` (LLaVA-1.5's classes) or `qwen` (Qwen3-VL's).
 
     """
     from services import commands
 
-    commands.build_nano(out)
+    commands.build_nano(out, architecture)
 
 
 def main() -> None:

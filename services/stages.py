@@ -33,7 +33,7 @@ from services.checkpoints import Checkpoint, Registry
 from services.parity import ParityReport, ask_served, check_defaults, verify
 from services.serving import GatewayHandle, running_gateway
 from services.terminal import Terminal
-from training.job import TrainJob, read_record, write_record
+from training.job import REFERENCE, TrainJob, read_record, write_record
 from training.parity import PROBE, Probe, read_probe
 
 POLICY_ALIAS = "policy"
@@ -71,14 +71,14 @@ class Session:
         return self._gateway
 
     async def live(self, checkpoint: Checkpoint) -> ChatClient:
-        """A client of the gateway, with `checkpoint` live behind it."""
+        """A client of the gateway, with `checkpoint` served behind it as the policy."""
         gateway = await self.gateway()
         if self.run.recipe.serve.url and checkpoint.ref.kind != "base":  # that gateway has a registry of its own
             await register(gateway.url, checkpoint.directory)
         swapped = await swap_to(gateway.url, POLICY_ALIAS, checkpoint.ref.name)
-        if swapped.pause_s:
+        if swapped.way != "none":
             self.terminal.say(
-                f"{checkpoint.ref.name} is live at {gateway.url} after a pause of {swapped.pause_s:.2f} s"
+                f"{checkpoint.ref.name} is live at {gateway.url} ({swapped.way}) after a pause of {swapped.pause_s:.2f} s"
             )
         concurrency = max(self.run.recipe.sample.max_concurrency, self.run.recipe.eval.max_concurrency)
         client = ChatClient(f"{gateway.url}/v1", os.environ.get(API_KEY_ENV, "none"), max_connections=concurrency)
@@ -255,6 +255,7 @@ def make_job(session: Session, published: Published) -> TrainJob:
         train=session.run.recipe.train,
         merge=session.run.recipe.merge,
         serve_dtype=session.run.recipe.serve.dtype,
+        reference_path=str(session.run.path(REFERENCE)),
     )
 
 

@@ -1,6 +1,8 @@
 """Running a training job: the trainer worker is a process of its own, followed through the files of its job directory.
 
-The worker goes on where it was, whatever stopped it; a job that is done is not run again.
+The worker goes on where it was, whatever stopped it; a job that is done is not run again. With train.worker = remote the
+process belongs to a `vcot worker` (services/worker.py), in another container or on another machine, that sees the run's
+directory under the same path; what is said between the two is in those files only.
 """
 
 from __future__ import annotations
@@ -17,7 +19,18 @@ from pydantic import ValidationError
 
 from pipeline.errors import InputError, ServerError
 from services.lifeline import keeper_command
-from training.job import ADAPTER, JOB, PROGRESS, STATUS, TrainJob, TrainProgress, TrainStatus, read_status, write_record
+from training.job import (
+    ADAPTER,
+    ENDED,
+    JOB,
+    PROGRESS,
+    STATUS,
+    TrainJob,
+    TrainProgress,
+    TrainStatus,
+    read_status,
+    write_record,
+)
 
 OnSteps = Callable[[int, int, str], None]
 """Takes steps done, steps in all, and a short note."""
@@ -30,20 +43,52 @@ async def train(job: TrainJob, directory: Path, on_steps: OnSteps, merge_into: P
 
     Raises InputError or ServerError with the worker's sentence.
     """
-    trained = (directory / ADAPTER).is_dir() and read_status(directory).state == "done"
-    if trained and (merge_into is None or merge_into.is_dir()):
+    if _is_done(directory, merge_into):
         return read_status(directory)
     directory.mkdir(parents=True, exist_ok=True)
     write_record(directory / JOB, job)
     (directory / STATUS).unlink(missing_ok=True)
-    arguments: list[Path | str] = [directory, "--merge-into", merge_into] if merge_into else [directory]
-    async with _worker("training.worker", arguments, directory / "worker.log") as process:
+    async with job_process(directory, merge_into) as process:
         while process.returncode is None:
             _tell(directory, on_steps)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(asyncio.shield(process.wait()), _POLL_S)
     _check(process.returncode, directory / "worker.log", directory)
     return read_status(directory)
+
+
+async def train_remotely(job: TrainJob, directory: Path, on_steps: OnSteps) -> TrainStatus:
+    """Have a `vcot worker` train and merge `job`, and follow it to the end; a job that is under way is only followed.
+
+    Raises ServerError with the worker's sentence.
+    """
+    if not _is_done(directory, job.merged_path(directory)):
+        directory.mkdir(parents=True, exist_ok=True)
+        write_record(directory / JOB, job)
+        if read_status(directory).state in ENDED:
+            (directory / STATUS).unlink()
+    while (status := read_status(directory)).state not in ENDED:
+        if (directory / STATUS).is_file():
+            _tell(directory, on_steps)
+        else:
+            on_steps(0, 0, "waiting for a `vcot worker` to take the job")
+        await asyncio.sleep(_POLL_S)
+    if status.state == "failed":
+        raise ServerError(status.message)
+    return status
+
+
+def _is_done(directory: Path, merge_into: Path | None) -> bool:
+    trained = (directory / ADAPTER).is_dir() and read_status(directory).state == "done"
+    return trained and (merge_into is None or merge_into.is_dir())
+
+
+def job_process(
+    directory: Path, merge_into: Path | None
+) -> contextlib.AbstractAsyncContextManager[asyncio.subprocess.Process]:
+    """The process that works on a submitted job; it ends with the block, and with this process."""
+    arguments: list[Path | str] = [directory, "--merge-into", merge_into] if merge_into else [directory]
+    return _worker("training.worker", arguments, directory / "worker.log")
 
 
 async def merge(job: TrainJob, directory: Path, out: Path) -> None:

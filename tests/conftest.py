@@ -1,10 +1,11 @@
-"""A small LLaVA with random weights in the hub's layout, and nano pairs as the pipeline writes them."""
+"""A small LLaVA and a small Qwen3-VL with random weights in the hubs' layout, and nano pairs as the pipeline writes them."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,21 +18,34 @@ from pipeline.records import CheckpointRef, PreferencePair
 from pipeline.sources.nano import generate_nano, render_target
 from training.job import JOB, TrainJob, write_record
 
+CORPUS = ("The circle is red. The square is blue. So the answer is (A) red.", "USER: ASSISTANT:", "user\nassistant\n")
 
-@pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+
+def save_tiny(architecture: Any, directory: Path) -> Path:
     import torch
 
-    from training.nano_model import build_model, build_processor, build_tokenizer, save_checkpoint
+    from training.nano_model import build_tokenizer
 
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    tokenizer = build_tokenizer(
-        ["The circle is red. The square is blue. So the answer is (A) red.", "USER: ASSISTANT:"]
-    )
-    directory = tmp_path_factory.mktemp("checkpoint") / "tiny"
-    save_checkpoint(build_model(tokenizer, width=32, num_layers=2), build_processor(tokenizer), directory)
+    tokenizer = build_tokenizer(CORPUS, architecture.tokens)
+    model = architecture.build_model(tokenizer, width=32, num_layers=2)
+    architecture.save(model, architecture.build_processor(tokenizer), directory)
     return directory
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from training.nano_llava import Llava
+
+    return save_tiny(Llava(), tmp_path_factory.mktemp("checkpoint") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def qwen_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from training.nano_qwen import Qwen
+
+    return save_tiny(Qwen(), tmp_path_factory.mktemp("checkpoint") / "tiny-qwen")
 
 
 @pytest.fixture
@@ -91,16 +105,16 @@ def _pairs(store: ImageStore, count: int, seed: int) -> list[PreferencePair]:
 def make_job(
     checkpoint: Path, pairs_of: Callable[[int, int], tuple[Path, str]], tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[..., Path]:
-    """Submits a job for the tiny checkpoint; returns its directory."""
+    """Submits a job for a tiny checkpoint (the LLaVA, unless `base` is another); returns its directory."""
     made: dict[tuple[int, int], tuple[Path, str]] = {}
 
-    def make(*overrides: str, num_train: int = 10, num_validation: int = 4) -> Path:
+    def make(*overrides: str, num_train: int = 10, num_validation: int = 4, base: Path = checkpoint) -> Path:
         size = (num_train, num_validation)
         made[size] = made.get(size) or pairs_of(*size)
         recipe = load_recipe("nano", ["train.num_evaluations=2", "train.batch_size=4", *overrides])
         job = TrainJob(
-            base=CheckpointRef(name="base", digest=compute_digest(checkpoint), kind="base"),
-            base_path=str(checkpoint),
+            base=CheckpointRef(name="base", digest=compute_digest(base), kind="base"),
+            base_path=str(base),
             pairs_path=str(made[size][0]),
             pairs_digest=made[size][1],
             train=recipe.train,

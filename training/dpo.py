@@ -1,6 +1,6 @@
-"""DPO (Rafailov et al. 2023) with LoRA, by TRL's trainer, exactly as the recipe says, and with its silent traps shut.
+"""DPO and mDPO with LoRA, by TRL's trainer, exactly as the recipe says, and with its silent traps shut.
 
-What is checked, since TRL does not: that at the start policy and reference agree (the loss is log 2), that as many
+What is checked, since TRL does not: that at the start policy and reference agree (DPO's loss is log 2), that as many
 optimizer steps were done as the rows and the recipe ask for (an error in the data loader ends training early without a
 word), that the adapter learned something, that no row was cut and that the recipe's dropout is on.
 """
@@ -20,18 +20,21 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig
 from transformers import PrinterCallback, TrainerCallback
-from trl import DPOConfig, DPOTrainer
+from trl import DPOConfig
 
 from pipeline.errors import MachineError, ServerError
-from pipeline.recipe import TrainSection
+from pipeline.recipe import Dtype, TrainSection
+from training.corruption import add_other_images
 from training.job import ADAPTER, PROGRESS, STEPS, TrainProgress, fresh_directory, publish_directory
 from training.models import DTYPES, Model, device, load_model
+from training.objective import TERM, PreferenceTrainer, start_loss
 from training.pairs import PairCollator
 from training.resume import find_last_complete, mark_complete, step_of, truncate_progress
 from training.template import Processor
 
-START_LOSS = math.log(2)
-START_TOLERANCE = 1e-3
+START_TOLERANCES: dict[Dtype, float] = {"float32": 1e-3, "float16": 2e-3, "bfloat16": 1e-2}
+"""For a loss of 1, and in proportion for one that starts higher. The reference's log-probs may come from another batch,
+whose rounding differs: on nano in bfloat16 by 0.003 of the loss where only one pass shared prompts, else not at all."""
 MIN_SAVE_INTERVAL_S = 10.0
 """At least this long between two of TRL's checkpoints, and at most a twentieth of the time is spent on writing them."""
 State: TypeAlias = Any
@@ -67,41 +70,65 @@ def build_trainer(
     recipe: TrainSection,
     job_directory: Path,
     run_name: str,
-) -> DPOTrainer:
-    """TRL's trainer for the checked rows, its adapter not yet trained.
+) -> PreferenceTrainer:
+    """TRL's trainer for the checked rows, its adapter not yet trained; the rows still need the reference's log-probs
+    (`training.reference.attach_reference`).
 
     Raises MachineError for a dtype that this machine cannot train in, CheckpointError for a base that cannot be loaded.
     """
     if recipe.dtype == "float16" and not torch.cuda.is_available():
         raise MachineError("train.dtype = float16 needs a GPU; use float32 or bfloat16 here")
     model = load_model(base, DTYPES[recipe.dtype])
-    trainer = DPOTrainer(
+    return adapt_model(model, train, validation, processor, recipe, job_directory, run_name)
+
+
+def adapt_model(
+    model: Model,
+    train: Dataset,
+    validation: Dataset,
+    processor: Processor,
+    recipe: TrainSection,
+    job_directory: Path,
+    run_name: str,
+) -> PreferenceTrainer:
+    """`build_trainer` for a model in memory, which gets the adapter."""
+    is_mdpo = recipe.method == "mdpo"
+    if is_mdpo and recipe.corruption == "other_image":
+        train, validation = add_other_images(train), add_other_images(validation)
+    trainer = PreferenceTrainer(
         model=model,
-        args=_arguments(recipe, job_directory / STEPS, run_name),
-        data_collator=PairCollator(processor, recipe.max_image_side),
+        args=training_arguments(recipe, job_directory / STEPS, run_name),
+        data_collator=PairCollator(processor, recipe.max_image_side, recipe.corruption if is_mdpo else None),
         train_dataset=train,
         eval_dataset=validation if len(validation) else None,
         processing_class=processor,
-        peft_config=LoraConfig(
-            r=recipe.lora_r,
-            lora_alpha=recipe.lora_alpha,
-            lora_dropout=recipe.lora_dropout,
-            target_modules=_targets(model, recipe),
-            task_type="CAUSAL_LM",
-        ),
+        peft_config=lora_config(model, recipe),
+        conditional=is_mdpo,
     )
     trainer.remove_callback(PrinterCallback)
+    trainer.try_sharing(recipe.dtype)
     return trainer
 
 
-def measure(trainer: DPOTrainer) -> Adapted:
+def lora_config(model: Model, recipe: TrainSection) -> LoraConfig:
+    """The recipe's adapter."""
+    return LoraConfig(
+        r=recipe.lora_r,
+        lora_alpha=recipe.lora_alpha,
+        lora_dropout=recipe.lora_dropout,
+        target_modules=_targets(model, recipe),
+        task_type="CAUSAL_LM",
+    )
+
+
+def measure(trainer: PreferenceTrainer) -> Adapted:
     """How many modules carry an adapter, and how many parameters are trained."""
     modules = [module for module in trainer.model.modules() if hasattr(module, "lora_B")]
     parameters = [p for p in trainer.model.parameters() if p.requires_grad]
     return Adapted(num_modules=len(modules), num_parameters=sum(p.numel() for p in parameters))
 
 
-def run_training(trainer: DPOTrainer, recipe: TrainSection, job_directory: Path) -> int:
+def run_training(trainer: PreferenceTrainer, recipe: TrainSection, job_directory: Path) -> int:
     """Train from the last complete checkpoint, or the start, and put the adapter into place; returns the step count.
 
     Raises ServerError where one of the module's checks fails.
@@ -113,7 +140,7 @@ def run_training(trainer: DPOTrainer, recipe: TrainSection, job_directory: Path)
     if checkpoint is not None:
         _log.info("resuming after step %d of %d", step_of(checkpoint), expected)
     with (job_directory / PROGRESS).open("a", encoding="utf-8") as file:
-        trainer.add_callback(_Curves(file, spent_s, fresh=checkpoint is None))
+        trainer.add_callback(_Curves(file, spent_s, recipe, fresh=checkpoint is None))
         trainer.add_callback(
             _Pace(evaluation_steps(expected, recipe.num_evaluations), has_validation=bool(trainer.eval_dataset))
         )
@@ -126,7 +153,7 @@ def run_training(trainer: DPOTrainer, recipe: TrainSection, job_directory: Path)
     return expected
 
 
-def _check_end(trainer: DPOTrainer, expected: int) -> None:
+def _check_end(trainer: PreferenceTrainer, expected: int) -> None:
     done = trainer.state.global_step
     if done != expected:
         raise ServerError(
@@ -142,11 +169,15 @@ def _check_end(trainer: DPOTrainer, expected: int) -> None:
     _log.info("%d of %d adapted modules learned", sum(learned), len(learned))
 
 
-def _arguments(recipe: TrainSection, steps: Path, run_name: str) -> DPOConfig:
+def training_arguments(recipe: TrainSection, steps: Path, run_name: str) -> DPOConfig:
+    """The recipe in TRL's terms; its checkpoints go to `steps`."""
     return DPOConfig(
         output_dir=str(steps),
         run_name=run_name,
         beta=recipe.beta,
+        loss_type=list(recipe.losses),
+        loss_weights=list(recipe.loss_weights) or None,
+        label_smoothing=recipe.label_smoothing,
         learning_rate=recipe.learning_rate,
         num_train_epochs=recipe.epochs,
         per_device_train_batch_size=recipe.batch_size,
@@ -186,8 +217,9 @@ def _targets(model: Model, recipe: TrainSection) -> str:
 class _Curves(TrainerCallback):  # type: ignore[misc]
     """Writes each logged step and evaluation as one TrainProgress line, and checks the loss at the start."""
 
-    def __init__(self, file: TextIO, spent_s: float, *, fresh: bool) -> None:
+    def __init__(self, file: TextIO, spent_s: float, recipe: TrainSection, *, fresh: bool) -> None:
         self._file = file
+        self._recipe = recipe
         self._begin_s = time.monotonic() - spent_s
         self._fresh = fresh
 
@@ -207,6 +239,11 @@ class _Curves(TrainerCallback):  # type: ignore[misc]
             num_steps=state.max_steps,
             epoch=state.epoch or 0.0,
             loss=logs[f"{prefix}loss"],
+            terms={
+                name.removeprefix(prefix + TERM): value
+                for name, value in logs.items()
+                if name.startswith(prefix + TERM)
+            },
             reward_margin=logs.get(f"{prefix}rewards/margins"),
             reward_accuracy=logs.get(f"{prefix}rewards/accuracies"),
             learning_rate=logs.get("learning_rate"),
@@ -219,12 +256,21 @@ class _Curves(TrainerCallback):  # type: ignore[misc]
         self._check_start(point)
 
     def _check_start(self, point: TrainProgress) -> None:
-        """Before its first update the policy is the reference: the adapter's output is zero, with or without dropout."""
-        first = self._fresh and point.step == (1 if point.kind == "train" else 0)
-        if first and not abs(point.loss - START_LOSS) <= START_TOLERANCE:
+        """Before its first update the policy is the reference: the adapter's output is zero, with or without dropout.
+
+        A validation loss with `sft` in it is not checked: TRL averages the term over batches, the loss over rows.
+        """
+        is_first = self._fresh and point.step == (1 if point.kind == "train" else 0)
+        if not is_first or (point.kind == "validation" and "sft" in self._recipe.losses):
+            return
+        expected, tolerance = start_loss(self._recipe), START_TOLERANCES[self._recipe.dtype]
+        weights = dict(zip(self._recipe.losses, self._recipe.loss_weights, strict=False))
+        found = point.loss - weights.get("sft", 1.0) * point.terms.get("sft", 0.0)
+        if not abs(found - expected) <= tolerance * max(1.0, expected):
             raise ServerError(
-                f"the first {point.kind} loss is {point.loss:.4f}, not log 2 = {START_LOSS:.4f}: policy and reference "
-                "differ before training; the base has dropout of its own, or an adapter already"
+                f"the first {point.kind} loss is {found:.4f}, not {expected:.4f}: policy and reference differ before "
+                "training; the base has dropout of its own, or an adapter already, or the reference's log-probs are "
+                "of another model (remove the run's reference folder)"
             )
 
 

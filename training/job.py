@@ -7,8 +7,10 @@ A job directory holds
     progress.jsonl    one TrainProgress per logged step or evaluation, appended by the worker
     status.json       the TrainStatus, replaced in one step
     steps/            TRL's own checkpoints, for resuming
+    reference/        the cached reference log-probs, where the job names no other place for them
     adapter/          the trained adapter, renamed into place when complete
     worker.lock       held by the one process that works on the job
+    claim.lock        held by the `vcot worker` that took it, where one did
     worker.log        the worker's output (whoever starts the worker directs it there)
 
 A checkpoint that is made of it holds merge.json, its MergeReport, beside the weights.
@@ -24,14 +26,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from pipeline.errors import InputError
 from pipeline.recipe import Dtype, MergeSection, TrainSection
 from pipeline.records import CheckpointRef, Record, content_key
 
 JOB, PREFLIGHT, PROGRESS, STATUS = "job.json", "preflight.json", "progress.jsonl", "status.json"
-STEPS, ADAPTER, MERGE_REPORT = "steps", "adapter", "merge.json"
+STEPS, REFERENCE, ADAPTER, MERGE_REPORT = "steps", "reference", "adapter", "merge.json"
+ENDED = ("done", "failed")
+"""The states of a job that nobody works on, or is to."""
 
 _R = TypeVar("_R", bound=Record)
 
@@ -50,6 +54,8 @@ class TrainJob(Record):
     merge: MergeSection
     serve_dtype: Dtype | None = None
     """What vLLM will compute in; it sets the canary's tolerance. Without it, the merge's. Not part of the key."""
+    reference_path: str | None = None
+    """Directory of cached reference log-probs, for all jobs of a run; without it, the job's own. Not part of the key."""
 
     @property
     def key(self) -> str:
@@ -57,13 +63,17 @@ class TrainJob(Record):
         return content_key(
             base=self.base.digest,
             pairs=self.pairs_digest,
-            train=self.train.model_dump(mode="json", exclude={"report_to"}),
+            train=self.train.model_dump(mode="json", exclude={"report_to", "worker"}),
         )
 
     @property
     def checkpoint_name(self) -> str:
         """The name of the merged checkpoint; the merge settings are part of it."""
         return f"{self.train.method}-{content_key(job=self.key, merge=self.merge)[:10]}"
+
+    def merged_path(self, directory: Path) -> Path:
+        """Where the merged checkpoint of a job in `RUN/training/KEY` belongs."""
+        return directory.parents[1] / "checkpoints" / self.checkpoint_name
 
 
 class TrainProgress(Record):
@@ -74,6 +84,8 @@ class TrainProgress(Record):
     num_steps: int
     epoch: float
     loss: float
+    terms: dict[str, float] = Field(default_factory=dict)
+    """The loss's parts where it has several: mDPO's `preference`, `conditional` and `anchor`; `sft`."""
     reward_margin: float | None = None
     """Mean of beta * (log-ratio of chosen - log-ratio of rejected)."""
     reward_accuracy: float | None = None
@@ -87,7 +99,7 @@ class TrainStatus(Record):
 
     state: Literal["preparing", "running", "done", "failed"]
     message: str = ""
-    """For `failed`: one sentence for the user; for `preparing`: what is being done."""
+    """For `failed`: one sentence for the user; for `preparing`: what is being done; for `running`: what to know of it."""
     num_train: int = 0
     num_validation: int = 0
     num_steps: int = 0
@@ -180,10 +192,10 @@ def write_record(path: Path, record: Record) -> None:
 
 
 @contextmanager
-def exclusive(job_directory: Path) -> Iterator[None]:
+def exclusive(job_directory: Path, lock: str = "worker.lock") -> Iterator[None]:
     """Hold the job for one process; raises InputError for a second. The lock goes with the process, however it ends."""
     try:
-        file = (job_directory / "worker.lock").open("w")
+        file = (job_directory / lock).open("w")
     except OSError as error:
         raise InputError(
             f"job directory {job_directory} cannot be used ({error.strerror}); submit the job again"

@@ -52,9 +52,10 @@ def load_processor(directory: Path) -> tuple[Processor, bool]:
         processor = AutoProcessor.from_pretrained(directory, local_files_only=True)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"checkpoint {directory} has no usable processor ({_first_line(error)})") from None
-    if not hasattr(processor, "image_token_id"):
+    if not hasattr(processor, "image_token_id") or not hasattr(processor, "_get_num_multimodal_tokens"):
         raise CheckpointError(
-            f"checkpoint {directory} has no processor of images; only vision-language models are taught"
+            f"checkpoint {directory} has no processor that announces its image tokens; take a vision-language model "
+            "that transformers serves itself"
         )
     mended = ensure_template(processor)
     if processor.tokenizer.pad_token is None:

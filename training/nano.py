@@ -1,6 +1,6 @@
-"""Builds the nano-LLaVA from scratch on one core: `python -m training.nano --out DIR`.
+"""Builds a nano model from scratch on one core: `python -m training.nano [--architecture qwen] --out DIR`.
 
-Five stages. *tower*: the vision tower and the projector learn to name what is in each cell (without it the whole model
+Five stages. *tower*: the vision tower and its projector learn to name what is in each cell (without it the whole model
 learns the text and stays blind). *lookup*: the language model learns to bind an option's word to its letter. *describe*:
 many looks at each image, so that a thing's name leads to its colour, price and place. *joint*: thoughts and answers under
 the real prompts, with a share of the former kept in. *careless*: the same with responses that often misread the scene, so
@@ -18,19 +18,20 @@ import math
 import random
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, get_args
 
 import torch
 from torch import nn
 from torch.nn import functional
-from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from pipeline.checkpoints import write_manifest
 from pipeline.errors import CheckpointError
 from training.canary import describe_base
+from training.models import Model
 from training.nano_card import write_card
 from training.nano_data import (
     CELL_WORDS,
@@ -42,8 +43,12 @@ from training.nano_data import (
     draw_lookups,
 )
 from training.nano_eval import draw_examples, measure_accuracy, measure_nano, sample_responses
-from training.nano_model import build_model, build_processor, build_tokenizer, save_checkpoint
-from training.nano_plan import PROMPT_SHARES, STAGES, NanoPlan
+from training.nano_llava import Llava
+from training.nano_model import Architecture, Features, build_tokenizer
+from training.nano_plan import PROMPT_SHARES, STAGES, ArchitectureName, NanoPlan, make_plan
+from training.nano_qwen import Qwen
+
+ARCHITECTURES: Mapping[ArchitectureName, Architecture] = {"llava": Llava(), "qwen": Qwen()}
 
 
 def print_line(line: str) -> None:
@@ -56,23 +61,26 @@ def print_line(line: str) -> None:
 class Build:
     """What a build changes as it goes."""
 
-    model: LlavaForConditionalGeneration
+    model: Model
     tokenizer: PreTrainedTokenizerFast
     plan: NanoPlan
 
-    def patch_features(self, pixels: torch.Tensor) -> torch.Tensor:
-        """(rows, 4, width): the tower's last layer but one, without CLS, as LLaVA takes it."""
-        tower = self.model.model.vision_tower(pixels, output_hidden_states=True)
-        return cast("torch.Tensor", tower.hidden_states[-2][:, 1:])
+    @property
+    def architecture(self) -> Architecture:
+        """What the model is an example of."""
+        return ARCHITECTURES[self.plan.architecture]
 
-    def naming_loss(self, patches: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
-        """How badly each projected patch names the thing, colour, price and place of its cell.
+    def look(self, batch: Batch) -> Features:
+        """What the tower makes of the batch's scenes."""
+        return self.architecture.look(self.model, batch.pixels)
 
-        A projected patch is compared with the words' own embeddings (which get no gradient), so that what the tower sees
-        arrives in the language model's terms. patches (rows, 4, width) in reading order; cells (rows, 4, 3).
+    def naming_loss(self, features: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
+        """How badly each image token names the thing, colour, price and place of its cell.
+
+        It is compared with the words' own embeddings (which get no gradient), so that what the tower sees arrives in the
+        language model's terms. features (rows x 4, width) in reading order; cells (rows, 4, 3).
         """
-        features = self.model.model.multi_modal_projector(patches).flatten(0, 1)
-        places = torch.arange(4).repeat(len(patches))
+        places = torch.arange(4).repeat(len(cells))
         named = [*zip(CELL_WORDS, cells.flatten(0, 1).T, strict=True)]
         named += [(("top", "bottom"), places // 2), (("left", "right"), places % 2)]
         loss = torch.zeros(())
@@ -83,14 +91,9 @@ class Build:
                 loss = loss + functional.cross_entropy(logits, labels, ignore_index=IGNORED)
         return loss
 
-    def response_loss(self, batch: Batch, patches: torch.Tensor | None) -> torch.Tensor:
-        """Weighted mean cross-entropy of the labelled tokens: LLaVA's own forward pass, heads where a label is only."""
-        embeddings = self.model.get_input_embeddings()(batch.ids)
-        if patches is not None:
-            features = self.model.model.multi_modal_projector(patches)
-            where = (batch.ids == self.model.config.image_token_index).unsqueeze(-1)
-            embeddings = embeddings.masked_scatter(where, features)
-        hidden = self.model.model.language_model(inputs_embeds=embeddings, use_cache=False).last_hidden_state
+    def response_loss(self, batch: Batch, features: Features | None) -> torch.Tensor:
+        """Weighted mean cross-entropy of the labelled tokens: the model's own forward pass, heads where a label is only."""
+        hidden = self.architecture.read(self.model, batch.ids, features)
         labelled = batch.labels != IGNORED
         logits = self.model.lm_head(hidden[labelled])
         losses = functional.cross_entropy(logits, batch.labels[labelled], reduction="none")
@@ -101,24 +104,24 @@ class Build:
     def loss(self, stage: str, step: int) -> torch.Tensor:
         """Of the batch that (seed, stage, step) determines."""
         rng = random.Random(f"{self.plan.seed}/{stage}/{step}")
-        rows = self.plan.rows[stage]
+        rows, source = self.plan.rows[stage], (rng, self.tokenizer, self.architecture.turns)
         if stage == "lookup":
-            return self.response_loss(draw_lookups(rng, self.tokenizer, rows), None)
+            return self.response_loss(draw_lookups(*source, rows), None)
         if stage in ("tower", "describe"):
-            batch = draw_descriptions(rng, self.tokenizer, rows)
+            batch = draw_descriptions(*source, rows)
         else:
             misread = self.plan.misread if stage == "careless" else {}
-            batch = draw_conversations(rng, self.tokenizer, rows, PROMPT_SHARES, misread)
-        patches = self.patch_features(batch.pixels)
-        named = self.naming_loss(patches, batch.cells)
+            batch = draw_conversations(*source, rows, PROMPT_SHARES, misread)
+        features = self.look(batch)
+        named = self.naming_loss(features.tokens, batch.cells)
         if stage == "tower":
             return named
-        lookups = self.response_loss(draw_lookups(rng, self.tokenizer, max(2, rows // 4)), None)
-        loss = self.response_loss(batch, patches) + 0.1 * named + lookups
+        lookups = self.response_loss(draw_lookups(*source, max(2, rows // 4)), None)
+        loss = self.response_loss(batch, features) + 0.1 * named + lookups
         if stage != "joint":
             return loss
-        kept = draw_descriptions(rng, self.tokenizer, max(2, rows // 4))
-        return loss + 0.5 * self.response_loss(kept, self.patch_features(kept.pixels))
+        kept = draw_descriptions(*source, max(2, rows // 4))
+        return loss + 0.5 * self.response_loss(kept, self.look(kept))
 
 
 class Progress:
@@ -154,34 +157,34 @@ class Progress:
 
 def build_nano(
     out: Path,
+    plan: NanoPlan,
     *,
     work: Path | None = None,
-    plan: NanoPlan | None = None,
     report: Callable[[str], None] = print_line,
 ) -> None:
-    """Train the nano-LLaVA and save it with its card to `out`; the same call again goes on where a killed one stopped.
+    """Train a nano model and save it with its card to `out`; the same call again goes on where a killed one stopped.
 
     `work` (by default `<out>.work`) keeps the state of an unfinished build. `report` gets one line at a time. Raises
     CheckpointError where `work` belongs to a build with another plan.
     """
     torch.set_num_threads(1)
     begun = time.monotonic()
-    plan = plan or NanoPlan()
     progress = Progress(work or out.with_name(f"{out.name}.work"))
     torch.manual_seed(plan.seed)
-    tokenizer = build_tokenizer(build_corpus(plan.seed))
-    model = build_model(tokenizer)
+    architecture = ARCHITECTURES[plan.architecture]
+    tokenizer = build_tokenizer(build_corpus(architecture, plan.seed), architecture.tokens)
+    model = architecture.build_model(tokenizer)
     build = Build(model, tokenizer, plan)
     stage, step, optimizer_state = progress.load(build)
     for name in STAGES[STAGES.index(stage) :]:
         _train_stage(build, name, step, optimizer_state, progress, report)
         step, optimizer_state = 0, {}
     model.eval()
-    processor = build_processor(tokenizer)
-    save_checkpoint(model, processor, out)
+    processor = architecture.build_processor(tokenizer)
+    architecture.save(model, processor, out)
     report(f"saved {out} after {time.monotonic() - begun:.0f} s; measuring it")
-    write_card(out, measure_nano(model, processor, plan.num_eval_tasks), plan)
-    write_manifest(out, describe_base(out, "nano", "float32")[0])
+    write_card(out, measure_nano(model, processor, plan.num_eval_tasks), plan, architecture)
+    write_manifest(out, describe_base(out, architecture.checkpoint_name, "float32")[0])
 
 
 def _train_stage(
@@ -224,21 +227,23 @@ def _schedule(step: int, num_steps: int) -> float:
 def _report_accuracy(build: Build, step: int, report: Callable[[str], None]) -> None:
     examples = draw_examples("validation", 90, seed=1)
     build.model.eval()
+    processor = build.architecture.build_processor(build.tokenizer)
     for prompt in ("zero_shot", "cot"):
-        texts = sample_responses(build.model, build_processor(build.tokenizer), examples, prompt, temperature=0)
+        texts = sample_responses(build.model, processor, examples, prompt, temperature=0)
         shares = ", ".join(f"{name} {share:.0%}" for name, share in measure_accuracy(examples, texts).items())
         report(f"  step {step} {prompt}: {shares}")
     build.model.train()
 
 
 def main() -> None:
-    """`python -m training.nano --out DIR [--work DIR] [--seed N]`."""
-    parser = argparse.ArgumentParser(description="Build the nano-LLaVA from scratch.")
+    """`python -m training.nano --out DIR [--architecture NAME] [--work DIR] [--seed N]`."""
+    parser = argparse.ArgumentParser(description="Build a nano model from scratch.")
     parser.add_argument("--out", type=Path, required=True, help="where the checkpoint goes")
+    parser.add_argument("--architecture", choices=get_args(ArchitectureName), default="llava")
     parser.add_argument("--work", type=Path, help="where the state of an unfinished build is kept (OUT.work)")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    build_nano(arguments.out, work=arguments.work, plan=NanoPlan(seed=arguments.seed))
+    build_nano(arguments.out, make_plan(arguments.architecture, arguments.seed), work=arguments.work)
 
 
 if __name__ == "__main__":

@@ -7,34 +7,32 @@ from pathlib import Path
 
 from pipeline.sources.nano import FAMILIES, SUBJECTS
 from training.nano_eval import Measurement
+from training.nano_model import Architecture
 from training.nano_plan import NanoPlan
 
 _CARD = """---
 license: apache-2.0
 library_name: transformers
 pipeline_tag: image-text-to-text
-tags: [llava, miniature, vcot]
+tags: [{model_type}, miniature, vcot]
 ---
 
-# nano-LLaVA
+# {title}
 
-A `LlavaForConditionalGeneration` with {parameters:.1f} million parameters that answers multiple-choice questions
+A `{model_class}` with {parameters:.1f} million parameters that answers multiple-choice questions
 about the drawn scenes of vcot's *nano world* (`pipeline/sources/nano.py`), with or without a written thought. It exists
 so that the whole loop (sample, judge, train, swap, evaluate) runs in minutes on two cores without a download. It is a
 miniature of the experiment and not a language model: it knows about {num_words} words and nothing outside its world.
 
 ## Architecture
-CLIP tower (3 layers of width 96, patches of {patch_size} on {image_size} x {image_size} pixels: {num_image_tokens} image
-tokens, one for each cell of a scene; features of the last layer but one without CLS), a two-layer projector, Llama
-({num_layers} layers of width {width}), float32, {max_positions} positions. The layout on disk is that of
-`llava-hf/llava-1.5-7b-hf`, and so is the chat template, but for BOS and EOS, which it writes itself.
+{architecture}
 
 The tokenizer has {vocabulary} pieces: the words of the nano world, option letters such as ` (B)`, whole options such as
 ` (B) red`, `<R>` (an ordinary piece), each instruction sentence of `pipeline/prompts` as one piece (which makes prompts
 short), and 256 bytes for everything else. Decoding gives back any text exactly.
 
 ## How it was made
-`python -m training.nano --out DIR` (seed {seed}, one core), five stages:
+`{command}` (seed {seed}, one core), five stages:
 
 | stage | steps | rows a step | what it teaches |
 |---|---|---|---|
@@ -70,24 +68,23 @@ works; they say nothing about a method's worth on real models. Licence: Apache-2
 """
 
 
-def write_card(checkpoint: Path, measured: Measurement, plan: NanoPlan) -> None:
+def write_card(checkpoint: Path, measured: Measurement, plan: NanoPlan, architecture: Architecture) -> None:
     """Write `README.md` into a saved nano checkpoint."""
-    (checkpoint / "README.md").write_text(_render_card(checkpoint, measured, plan), "utf-8")
+    (checkpoint / "README.md").write_text(_render_card(checkpoint, measured, plan, architecture), "utf-8")
 
 
-def _render_card(checkpoint: Path, measured: Measurement, plan: NanoPlan) -> str:
+def _render_card(checkpoint: Path, measured: Measurement, plan: NanoPlan, architecture: Architecture) -> str:
     config = json.loads((checkpoint / "config.json").read_text("utf-8"))
     vocabulary = json.loads((checkpoint / "tokenizer.json").read_text("utf-8"))["model"]["vocab"]
-    text = config["text_config"]
+    choice = "" if plan.architecture == "llava" else f"--architecture {plan.architecture} "
     return _CARD.format(
         parameters=(checkpoint / "model.safetensors").stat().st_size / 4e6,
         num_words=len({piece.strip().lower() for piece in vocabulary if piece.strip().isalpha()}),
-        image_size=config["vision_config"]["image_size"],
-        patch_size=config["vision_config"]["patch_size"],
-        num_image_tokens=config["image_seq_length"],
-        num_layers=text["num_hidden_layers"],
-        width=text["hidden_size"],
-        max_positions=text["max_position_embeddings"],
+        title=architecture.title,
+        model_type=config["model_type"],
+        model_class=config["architectures"][0],
+        architecture=architecture.describe(config),
+        command=f"python -m training.nano {choice}--out DIR",
         vocabulary=len(vocabulary),
         seed=plan.seed,
         steps=plan.steps,

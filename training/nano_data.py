@@ -1,4 +1,4 @@
-"""Training batches of the nano-LLaVA, drawn on the fly: a batch is a function of (seed, stage, step), so that a resumed
+"""Training batches of the nano models, drawn on the fly: a batch is a function of (seed, stage, step), so that a resumed
 build sees what an undisturbed one would have seen, and no picture is seen twice.
 """
 
@@ -8,6 +8,7 @@ import random
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import cast, get_args
 
 import numpy as np
@@ -36,7 +37,7 @@ from pipeline.sources.nano_scene import (
     list_facts,
     neighbour,
 )
-from training.nano_model import NUM_IMAGE_TOKENS
+from training.nano_model import Architecture, Turns
 
 IGNORED = -100
 """The label of a position without loss."""
@@ -46,8 +47,8 @@ _LETTER_WEIGHT = 4.0
 _NUM_LOOKUPS = 8
 _NUM_STATEMENTS = 8
 _NUM_SHORT_ANSWERS = 6
-_MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(3, 1, 1)
-_STD = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(3, 1, 1)
+MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(3, 1, 1)
+STD = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(3, 1, 1)
 _NO_IMAGE = ImageRef(sha256="", path="", width=IMAGE_SIZE, height=IMAGE_SIZE)
 
 
@@ -70,7 +71,7 @@ class Batch:
 def normalise_pixels(images: Sequence[Image.Image]) -> torch.Tensor:
     """(images, 3, 56, 56), as the processor makes them of images that already have its size."""
     arrays = np.stack([np.asarray(image, dtype=np.float32) for image in images])
-    return (torch.from_numpy(arrays).permute(0, 3, 1, 2) / 255 - _MEAN) / _STD
+    return (torch.from_numpy(arrays).permute(0, 3, 1, 2) / 255 - MEAN) / STD
 
 
 def label_cells(scene: Scene) -> list[list[int]]:
@@ -87,29 +88,35 @@ def _label_cell(cell: Cell | None, *, is_map: bool) -> list[int]:
     return [thing, colour, cell.count - 1 if cell.count and not is_map else IGNORED]
 
 
-def render_conversation(question: Question, prompt: PromptName, *, misread: bool) -> tuple[str, str]:
-    """The user turn as the chat template renders it (image placeholder included) and the response with EOS."""
+def render_conversation(turns: Turns, question: Question, prompt: PromptName, *, misread: bool) -> tuple[str, str]:
+    """The user turn as the processor expands it (image placeholders included) and the response with EOS."""
     reading = question.misreading if misread and question.misreading else question.reading
     task = build_task(question, _NO_IMAGE, "train")
     letter = "ABCD"[question.choices.index(reading.answer)]
     response = render_response(" ".join(reading.statements), f"The answer is ({letter}).", prompt)
-    return f"<s>USER: <image>\n{render_prompt(prompt, task)} ASSISTANT:", f" {response}</s>"
+    return turns.prompt(render_prompt(prompt, task)), turns.response(response)
 
 
-def build_corpus(seed: int, num_questions: int = 2000) -> Iterator[str]:
-    """Texts that hold every word of the nano world, for the tokenizer."""
+def build_corpus(architecture: Architecture, seed: int, num_questions: int = 2000) -> Iterator[str]:
+    """Texts that hold every word of the nano world, within a text and at the beginning of an answer, for the tokenizer."""
+    begin = architecture.turns.begin
+    names = [word for words in CELL_WORDS for word in words] + [word for place in POSITIONS for word in place.split()]
     rng = random.Random(f"corpus/{seed}")
     for i in range(num_questions):
         question = make_question(rng, FAMILIES[i % len(FAMILIES)], "train")
         for prompt in cast("tuple[PromptName, ...]", get_args(PromptName)):
-            for text in render_conversation(question, prompt, misread=False):
-                yield text.replace("<s>", "").replace("</s>", "").replace("<image>", "")
-        yield from (f" {fact}" for fact in list_facts(question.scene))
+            for text in render_conversation(architecture.turns, question, prompt, misread=False):
+                yield reduce(lambda rest, token: rest.replace(token, ""), architecture.tokens.all, text)
+        yield from (f"{begin}{fact}" for fact in list_facts(question.scene))
+        yield from (f"{begin}{asked}" for asked, _ in list_short_answers(question.scene))
+    for name in names:
+        yield from (f" {name}", f"{begin}{name}")
 
 
 def draw_conversations(
     rng: random.Random,
     tokenizer: PreTrainedTokenizerFast,
+    turns: Turns,
     num_rows: int,
     prompts: Mapping[PromptName, float],
     misread: Mapping[str, float],
@@ -117,19 +124,16 @@ def draw_conversations(
     """A batch with prompts in the given shares; a family's reading is wrong in the given share of its rows."""
     questions = [make_question(rng, rng.choice(FAMILIES), "train") for _ in range(num_rows)]
     names = rng.choices(list(prompts), list(prompts.values()), k=num_rows)
-    turns = [
-        render_conversation(question, name, misread=rng.random() < misread.get(question.family, 0.0))
+    said = [
+        render_conversation(turns, question, name, misread=rng.random() < misread.get(question.family, 0.0))
         for question, name in zip(questions, names, strict=True)
     ]
-    image = "<image>" * NUM_IMAGE_TOKENS
-    users = [user.replace("<image>", image) for user, _ in turns]
-    responses = [response for _, response in turns]
     pixels = normalise_pixels([draw_scene(question.scene, rng) for question in questions])
     cells = torch.tensor([label_cells(question.scene) for question in questions])
-    return _pad(tokenizer, users, responses, pixels, cells)
+    return _pad(tokenizer, [user for user, _ in said], [response for _, response in said], pixels, cells)
 
 
-def draw_descriptions(rng: random.Random, tokenizer: PreTrainedTokenizerFast, num_rows: int) -> Batch:
+def draw_descriptions(rng: random.Random, tokenizer: PreTrainedTokenizerFast, turns: Turns, num_rows: int) -> Batch:
     """A batch without options or instructions, many looks at each image.
 
     Half of the rows name cells in telegraph style, a quarter makes eight true statements (absences left out), and a
@@ -145,10 +149,10 @@ def draw_descriptions(rng: random.Random, tokenizer: PreTrainedTokenizerFast, nu
         else:
             facts = [fact for fact in list_facts(scene) if " no " not in fact]
             said.append(" ".join(rng.choices(facts, k=_NUM_STATEMENTS)))
-    users = [f"<s>USER: {'<image>' * NUM_IMAGE_TOKENS}\n ASSISTANT:"] * num_rows
+    users = [turns.prompt("")] * num_rows
     pixels = normalise_pixels([draw_scene(scene, rng) for scene in scenes])
     cells = torch.tensor([label_cells(scene) for scene in scenes])
-    return _pad(tokenizer, users, [f" {text}</s>" for text in said], pixels, cells)
+    return _pad(tokenizer, users, [turns.response(text) for text in said], pixels, cells)
 
 
 def _telegraph(rng: random.Random, scene: Scene) -> str:
@@ -195,7 +199,7 @@ def _shape_answers(scene: Scene) -> Iterator[tuple[str, str]]:
 
 
 def draw_lookups(
-    rng: random.Random, tokenizer: PreTrainedTokenizerFast, num_rows: int, share_in_full: float = 0.5
+    rng: random.Random, tokenizer: PreTrainedTokenizerFast, turns: Turns, num_rows: int, share_in_full: float = 0.5
 ) -> Batch:
     """A text-only batch: four options, then look-ups of an option's word; only the letters carry the loss.
 
@@ -206,11 +210,12 @@ def draw_lookups(
         words = rng.sample(CHOICE_WORDS, 4)
         options = " ".join(f"({letter}) {word}" for letter, word in zip("ABCD", words, strict=True))
         picks = [rng.randrange(4) for _ in range(_NUM_LOOKUPS)]
-        users.append(f"<s>USER: Options: {options} ASSISTANT:")
+        users.append(turns.prompt(f"Options: {options}", with_image=False))
         if row < share_in_full * num_rows:
-            responses.append("".join(f" {words[pick]}. The answer is ({'ABCD'[pick]})." for pick in picks[:4]))
+            answers = [f"{words[pick]}. The answer is ({'ABCD'[pick]})." for pick in picks[:4]]
         else:
-            responses.append("".join(f" {words[pick]} ({'ABCD'[pick]})" for pick in picks))
+            answers = [f"{words[pick]} ({'ABCD'[pick]})" for pick in picks]
+        responses.append(turns.begin + " ".join(answers))
     empty = torch.zeros(num_rows, 0)
     batch = _pad(tokenizer, users, responses, empty, empty)
     letters = torch.tensor(_letter_ids(tokenizer))

@@ -1,4 +1,4 @@
-"""How well the nano-LLaVA answers: samples through its own processor and chat template, as TRL and vLLM do."""
+"""How well a nano model answers: samples through its own processor and chat template, as TRL and vLLM do."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from typing import Any
 
 import torch
 from PIL import Image
-from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from pipeline.prompts import render_prompt
 from pipeline.records import ImageRef, PromptName, Split, Task
 from pipeline.sources.nano import FAMILIES, build_task, make_question
 from pipeline.sources.nano_scene import IMAGE_SIZE, draw_scene
+from training.models import Model
+from training.template import Processor
 
 _ANSWER = re.compile(r"The answer is \(?([A-Z])\)?")
 
@@ -41,8 +42,8 @@ def draw_examples(split: Split, num_examples: int, seed: int) -> list[Example]:
 
 @torch.no_grad()
 def sample_responses(
-    model: LlavaForConditionalGeneration,
-    processor: LlavaProcessor,
+    model: Model,
+    processor: Processor,
     examples: Sequence[Example],
     prompt: PromptName,
     *,
@@ -108,7 +109,7 @@ def share_of_true_statements(thought: str, task: Task) -> float:
     return sum(sentence in task.facts for sentence in sentences) / len(sentences) if sentences else 0.0
 
 
-def measure_nano(model: LlavaForConditionalGeneration, processor: LlavaProcessor, num_tasks: int) -> Measurement:
+def measure_nano(model: Model, processor: Processor, num_tasks: int) -> Measurement:
     """On held-out (validation) tasks: one response at 0.4 under three prompts, groups of 8 at 0.5 with a thought."""
     torch.manual_seed(0)
     examples = draw_examples("validation", num_tasks, seed=0)

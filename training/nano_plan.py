@@ -1,12 +1,14 @@
-"""How the nano-LLaVA is trained: stages, prompt shares, and how often the last stage misreads a scene."""
+"""How a nano model is trained: stages, prompt shares, and how often the last stage misreads a scene."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 from pipeline.records import PromptName
 
+ArchitectureName = Literal["llava", "qwen"]
 STAGES = ("tower", "lookup", "describe", "joint", "careless")
 PROMPT_SHARES: Mapping[PromptName, float] = {
     "thought_specific": 0.3,
@@ -14,7 +16,10 @@ PROMPT_SHARES: Mapping[PromptName, float] = {
     "zero_shot": 0.35,
     "thought_generic": 0.1,
 }
-_STEPS = {"tower": 450, "lookup": 250, "describe": 2500, "joint": 2000, "careless": 400}
+_STEPS: Mapping[ArchitectureName, Mapping[str, int]] = {
+    "llava": {"tower": 450, "lookup": 250, "describe": 2500, "joint": 2000, "careless": 400},
+    "qwen": {"tower": 300, "lookup": 250, "describe": 1000, "joint": 2000, "careless": 300},
+}
 _ROWS = {"tower": 64, "lookup": 48, "describe": 16, "joint": 16, "careless": 16}
 _LEARNING_RATE = {"tower": 2e-3, "lookup": 1.5e-3, "describe": 1.5e-3, "joint": 1.2e-3, "careless": 8e-4}
 _MISREAD = {
@@ -30,10 +35,11 @@ _MISREAD = {
 
 @dataclass(frozen=True)
 class NanoPlan:
-    """How long and how fast each stage trains; the default made the shipped checkpoint."""
+    """How long and how fast each stage trains."""
 
-    seed: int = 0
-    steps: Mapping[str, int] = field(default_factory=lambda: dict(_STEPS))
+    architecture: ArchitectureName
+    seed: int
+    steps: Mapping[str, int]
     rows: Mapping[str, int] = field(default_factory=lambda: dict(_ROWS))
     """Conversations in a step."""
     learning_rate: Mapping[str, float] = field(default_factory=lambda: dict(_LEARNING_RATE))
@@ -42,3 +48,8 @@ class NanoPlan:
     save_every: int = 100
     eval_every: int = 1000
     num_eval_tasks: int = 450
+
+
+def make_plan(architecture: ArchitectureName, seed: int = 0) -> NanoPlan:
+    """What the shipped checkpoint of that architecture was made by."""
+    return NanoPlan(architecture, seed, dict(_STEPS[architecture]))

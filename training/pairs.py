@@ -21,11 +21,15 @@ from datasets.table import InMemoryTable
 from PIL import Image as Pillow
 
 from pipeline.errors import DataError
+from pipeline.recipe import Corruption
+from training.corruption import OTHER_IMAGES, corrupt
 from training.job import PairSummary
 from training.models import Batch
 from training.template import Messages, Processor, render
 
 COLUMNS = ("images", "prompt", "chosen", "rejected")
+REFERENCE_COLUMNS = ("ref_chosen_logps", "ref_rejected_logps", "ref_conditional_logps")
+"""TRL's names of the reference's log-probs, and ours of the third; each one number a row, summed over the response."""
 Row = Mapping[str, Any]
 
 
@@ -62,12 +66,12 @@ class RenderedPair:
 
 
 def render_pair(row: Row, processor: Processor) -> RenderedPair:
-    """The pair's text under the processor's chat template."""
+    """The pair's text under the processor's chat template, without the white space that some templates write after EOS."""
     prompt, chosen, rejected = (read_messages(row[name]) for name in ("prompt", "chosen", "rejected"))
     return RenderedPair(
         prompt=render(processor, prompt, prompt=True),
-        chosen=render(processor, (*prompt, *chosen)),
-        rejected=render(processor, (*prompt, *rejected)),
+        chosen=render(processor, (*prompt, *chosen)).rstrip(),
+        rejected=render(processor, (*prompt, *rejected)).rstrip(),
     )
 
 
@@ -86,10 +90,14 @@ def scale_images(row: Row, max_side: int) -> list[Pillow.Image]:
 class PairCollator:
     """Rows to a batch as TRL's DPOTrainer reads it: `input_ids`, `attention_mask` and `completion_mask` of shape
     (2 x rows, length), padded on the right, chosen rows first, and the processor's image tensors in the same order.
+
+    With a corruption, the chosen rows come a third time, with corrupted images: (3 x rows, length). Reference log-probs
+    that rows carry, one number each, go along.
     """
 
     processor: Processor
     max_image_side: int
+    corruption: Corruption | None = None
 
     def __call__(self, rows: Sequence[Row]) -> Batch:
         """The batch. Raises ValueError for a row that the preflight would refuse."""
@@ -99,11 +107,21 @@ class PairCollator:
         lengths = [
             _completion_length(pair.prompt, text, self.processor) for pair, text in zip(pairs * 2, texts, strict=True)
         ]
-        batch = _process(self.processor, images * 2, texts)
+        images, shown = images * 2, images
+        if self.corruption is not None:
+            images += [self._corrupt(row, shown, self.corruption) for row, shown in zip(rows, shown, strict=True)]
+            texts, lengths = texts + texts[: len(rows)], lengths + lengths[: len(rows)]
+        batch = _process(self.processor, images, texts)
         position = batch["attention_mask"].cumsum(dim=1)
         begin = position[:, -1:] - torch.tensor(lengths).unsqueeze(1)
         batch["completion_mask"] = ((position > begin) & (batch["attention_mask"] == 1)).long()
+        for name in REFERENCE_COLUMNS:
+            if name in rows[0]:
+                batch[name] = torch.tensor([row[name] for row in rows])
         return batch
+
+    def _corrupt(self, row: Row, images: list[Pillow.Image], kind: Corruption) -> list[Pillow.Image]:
+        return corrupt(images, kind, row.get(OTHER_IMAGES) or ())
 
 
 def check_pairs(
@@ -138,8 +156,10 @@ def _inspect(row: Row, processor: Processor, max_length: int, max_image_side: in
     if fault is not None:
         return 0, fault
     pair, images = render_pair(row, processor), scale_images(row, max_image_side)
+    expected, sampled = _count_image_tokens(images, processor), _count_image_tokens(row["images"], processor)
+    if expected != sampled:
+        return 0, f"{expected} image tokens, but {sampled} when it was sampled; raise train.max_image_side"
     batch = _process(processor, [images, images], list(pair.rows))
-    expected = sum(processor._get_num_multimodal_tokens(image_sizes=[i.size[::-1] for i in images])["num_image_tokens"])
     length = int(batch["attention_mask"].sum(dim=1).max())
     for text, ids, mask in zip(pair.rows, batch["input_ids"], batch["attention_mask"], strict=True):
         fault = _token_fault(pair.prompt, text, ids[mask == 1].tolist(), expected, processor)
@@ -148,6 +168,12 @@ def _inspect(row: Row, processor: Processor, max_length: int, max_image_side: in
     if length > max_length:
         return length, f"{length} tokens are more than train.max_length = {max_length}"
     return length, None
+
+
+def _count_image_tokens(images: Sequence[Pillow.Image], processor: Processor) -> int:
+    """What the processor announces: more for a larger image, where it does not scale all to one size."""
+    announced = processor._get_num_multimodal_tokens(image_sizes=[image.size[::-1] for image in images])
+    return sum(announced["num_image_tokens"])
 
 
 def _content_fault(row: Row, processor: Processor) -> str | None:
@@ -160,16 +186,15 @@ def _content_fault(row: Row, processor: Processor) -> str | None:
     if len(placeholders) != len(row["images"]):
         return f"{len(row['images'])} image(s), but {len(placeholders)} image part(s) in the prompt"
     texts = [part.get("text", "") for turns in messages.values() for turn in turns for part in turn["content"]]
-    if any(processor.image_token in text for text in texts):
-        return f"the image placeholder {processor.image_token} stands in the text"
-    return None
+    markers = [marker for marker in processor.tokenizer.all_special_tokens if any(marker in text for text in texts)]
+    return f"the special token {markers[0]} stands in the text" if markers else None
 
 
 def _token_fault(prompt: str, text: str, ids: list[int], num_image_tokens: int, processor: Processor) -> str | None:
     """What is wrong with one whole row of token ids."""
     tokenizer = processor.tokenizer
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
-    if (count := ids.count(processor.image_token_id)) != num_image_tokens:
+    if (count := sum(i in processor.image_token_ids for i in ids)) != num_image_tokens:
         return f"{count} image tokens, but the processor announces {num_image_tokens}"
     if bos is not None and bos != eos and ids.count(bos) != 1:
         return f"{tokenizer.bos_token} occurs {ids.count(bos)} times"

@@ -49,7 +49,7 @@ def ensure_template(processor: Processor) -> bool:
     fault = find_fault(processor)
     if fault is None:
         return False
-    if _is_stock_llava(processor):
+    if processor.chat_template and _is_stock_llava(processor):
         processor.chat_template = LLAVA.replace("IMAGE", repr(processor.image_token))
         processor.tokenizer.chat_template = processor.chat_template
         fault = find_fault(processor)

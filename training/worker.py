@@ -22,6 +22,7 @@ from training.job import (
     ADAPTER,
     JOB,
     PREFLIGHT,
+    REFERENCE,
     STATUS,
     Preflight,
     TrainJob,
@@ -84,6 +85,7 @@ def _train(job: TrainJob, job_directory: Path) -> None:
     from training.dpo import build_trainer, count_steps, measure, run_training
     from training.models import load_processor, quiet_libraries
     from training.pairs import check_pairs, load_pairs
+    from training.reference import attach_reference
 
     quiet_libraries()
     _tell(job_directory, "preparing", "looking at every pair")
@@ -97,10 +99,20 @@ def _train(job: TrainJob, job_directory: Path) -> None:
         raise DataError(f"none of {found.num_rows} pairs in {job.pairs_path} can be trained{reason}; see {PREFLIGHT}")
     _log.info("%d + %d pairs, %d to %d tokens", len(train), len(validation), found.min_length, found.max_length)
     trainer = build_trainer(base, train, validation, processor, job.train, job_directory, job.checkpoint_name)
+    attach_reference(
+        trainer,
+        job.train,
+        Path(job.reference_path or job_directory / REFERENCE),
+        digest,
+        lambda done, total: _tell(job_directory, "preparing", f"reference log-probs of {done} of {total} pairs"),
+    )
     adapted = measure(trainer)
+    slower = "" if trainer.shares_prompts else f"each prompt passes twice: {trainer.sharing_fault}"
+    _log.info(slower or "prompts are shared")
     _tell(
         job_directory,
         "running",
+        slower,
         num_train=len(train),
         num_validation=len(validation),
         num_steps=count_steps(len(train), job.train, trainer.accelerator.num_processes),

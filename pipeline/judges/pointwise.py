@@ -122,8 +122,10 @@ def _read(text: str, usage: Usage) -> dict[str, Any]:
 
 
 def read_api_key(section: JudgeSection) -> str:
-    """The judge's key. Raises MachineError where the environment does not hold it."""
+    """The judge's key; a server of one's own may need none. Raises MachineError where OpenAI's is not in the environment."""
     key = os.environ.get(section.api_key_env, "").strip()
+    if not key and section.base_url is not None:
+        return "none"
     if not key:
         raise MachineError(f"judge {section.model} needs an API key; set {section.api_key_env} in the environment")
     return key

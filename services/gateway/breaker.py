@@ -43,11 +43,6 @@ class Breaker:
         """Whether a request may go through; half-open, one at a time."""
         return self._open_until is None or (not self._is_on_trial and self.clock() >= self._open_until)
 
-    @property
-    def wait_s(self) -> float:
-        """Until it lets the next one through."""
-        return 0.0 if self._open_until is None else max(0.0, self._open_until - self.clock())
-
     def begin(self) -> None:
         """A request goes through."""
         self._is_on_trial = self._open_until is not None

@@ -69,6 +69,7 @@ class Fleet:
         self._supervision = supervision or Supervision(settings.hang_timeout_s)
         self._numbers = itertools.count()
         self._tasks: dict[Replica, asyncio.Task[None]] = {}
+        self._crash: asyncio.Future[None]
         for url in settings.upstreams:
             self._make_remote(url)
         for _ in range(0 if settings.upstreams else settings.replicas):
@@ -76,21 +77,28 @@ class Fleet:
 
     async def run(self) -> None:
         """Serve until cancelled. Raises the error where the very first start fails on every replica."""
+        self._crash = asyncio.get_running_loop().create_future()
         try:
             for replica in self.replicas:
                 self.start(replica)
-            await self.changes.wait_for(
-                lambda: any(r.has_served for r in self.replicas) or all(r.failure for r in self.replicas), None
-            )
-            if not any(replica.has_served for replica in self.replicas):
-                failure = self.replicas[0].failure
-                assert failure is not None
-                raise failure
-            await asyncio.Event().wait()
+            await self._first_start()
+            await self._crash
         finally:
             for task in self._tasks.values():
                 task.cancel()
             await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+
+    async def _first_start(self) -> None:
+        """Until one replica serves; raises the first one's error where none can."""
+        await self.changes.wait_for(
+            lambda: (
+                self._crash.done() or any(r.has_served for r in self.replicas) or all(r.failure for r in self.replicas)
+            ),
+            None,
+        )
+        failure = self.replicas[0].failure
+        if failure is not None and not any(replica.has_served for replica in self.replicas):
+            raise failure
 
     # Requests
 
@@ -194,7 +202,14 @@ class Fleet:
 
     def start(self, replica: Replica) -> None:
         """Begin to supervise it."""
-        self._tasks[replica] = asyncio.create_task(replica.run())
+        task = self._tasks[replica] = asyncio.create_task(replica.run())
+        task.add_done_callback(self._on_end)
+
+    def _on_end(self, task: asyncio.Task[None]) -> None:
+        """A supervision that ends by itself is a bug, which ends the gateway aloud."""
+        if not task.cancelled() and not self._crash.done() and (error := task.exception()) is not None:
+            self._crash.set_exception(error)
+            self.changes.notify()
 
     async def retire(self, replica: Replica) -> None:
         """Let its requests end, as far as they do in time, then stop it and forget it."""

@@ -183,7 +183,9 @@ class _Call:
             ) from None
         if not isinstance(answer, dict):
             raise EngineFault("not_json", "the engine answered with no object", has_begun=self._has_begun)
-        if "error" in answer and "model" not in answer:  # of a stream
+        if "error" in answer and "model" not in answer:  # vLLM's way to end a stream
+            if not self._has_begun:
+                raise EngineFault("error", f"the engine answered with an error: {_excerpt(data)}")
             return data
         if answer.get("model") != self._model:
             message = f"the engine was asked for {self._model} and answered as {str(answer.get('model'))[:100]}"

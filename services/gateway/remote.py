@@ -1,6 +1,6 @@
 """A vLLM server that someone else runs: waited for, asked, reloaded in place; never started or stopped.
 
-It must be reachable by the gateway only, and be started with
+It must be reachable by the gateway only, and be started by `vcot engine`, or with
 
     VLLM_SERVER_DEV_MODE=1 ... --served-model-name vcot
 

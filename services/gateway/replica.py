@@ -189,7 +189,7 @@ class Replica:
                 try:
                     await put_adapter(upstream, missing[0], await asyncio.to_thread(self.plan.publish, missing[0]))
                     adapters.append(missing[0])
-                except (SwapError, ServerError, CheckpointError) as error:
+                except (SwapError, ServerError, CheckpointError, OSError) as error:
                     self.plan.exclude(missing[0], f"{error}")
             else:
                 return held, adapters

@@ -22,10 +22,17 @@ Way = Literal["adapter", "reload", "replica"]
 _CONFIGS = ("config.json", "preprocessor_config.json", "processor_config.json", "tokenizer.json")
 _BOOKKEEPING = frozenset(("transformers_version", "dtype", "torch_dtype", "_name_or_path", "architectures", "auto_map"))
 """Written anew by each save; the dtype is the recipe's."""
+_TOKENIZER_STATE = frozenset(("padding", "truncation"))
+"""Of the last call before tokenizer.json was saved; each call sets its own."""
 _TEMPLATE = "chat_template.jinja"
 _ADAPTER_WEIGHTS = "adapter_model.safetensors"
-_LANGUAGE = {"model.language_model.": "language_model.model.", "language_model.model.": "language_model.model."}
-"""How PEFT names the language model's modules (it wraps `base_model.model.` around), and how vLLM does."""
+_LANGUAGE = {
+    "model.language_model.": ("language_model.model.", "model.language_model.", "model."),
+    "language_model.model.": ("language_model.model.",),
+    "model.layers.": ("model.layers.",),
+}
+"""How PEFT names the language model's modules (with `base_model.model.` before), or an export that keeps the files' names; and
+under what the files of a base that vLLM maps alike have them."""
 _SIDES = {"lora_A": 1, "lora_B": 0}
 """Which side of the adapted matrix (out x in) each factor shares."""
 _PLAIN = {
@@ -114,15 +121,16 @@ def _differences(live: Checkpoint, target: Checkpoint) -> Iterator[str]:
     for name in _CONFIGS:
         paths = live.directory / name, target.directory / name
         if all(path.is_file() for path in paths) and paths[0].read_bytes() != paths[1].read_bytes():
-            ours, theirs = (json.loads(path.read_bytes()) for path in paths)
-            yield from (f"{name} says {key}" for key in _unequal(ours, theirs))
+            ignored = _BOOKKEEPING | _TOKENIZER_STATE if name == "tokenizer.json" else _BOOKKEEPING
+            ours, theirs = map(_read_json, paths)
+            yield from (f"{name} says {key}" for key in _unequal(ours, theirs, ignored))
 
 
-def _unequal(ours: Any, theirs: Any, place: str = "") -> Iterator[str]:
+def _unequal(ours: Any, theirs: Any, ignored: frozenset[str], place: str = "") -> Iterator[str]:
     """Where two JSON documents contradict each other; what only one of them says is a default written out."""
     if isinstance(ours, dict) and isinstance(theirs, dict):
-        for key in ours.keys() & theirs.keys() - _BOOKKEEPING:
-            yield from _unequal(ours[key], theirs[key], f"{place}.{key}" if place else key)
+        for key in sorted(ours.keys() & theirs.keys() - ignored):
+            yield from _unequal(ours[key], theirs[key], ignored, f"{place}.{key}" if place else key)
     elif ours != theirs:
         yield f"{place} = {str(ours)[:40]} where it says {str(theirs)[:40]}"
 
@@ -144,7 +152,7 @@ def check_adapter(target: Checkpoint, parent: Checkpoint, max_rank: int | None) 
             f'adapter {name} cannot be served, since vLLM was started without adapters; set serve.swap = "adapter" and '
             "start it again, or merge it"
         )
-    config = json.loads((target.directory / "adapter_config.json").read_bytes())
+    config = _read_json(target.directory / "adapter_config.json")
     for field, allowed in _PLAIN.items():
         if config.get(field, allowed[0]) not in allowed:
             raise _not_exact(name, f"{field} = {config[field]!r}")
@@ -168,8 +176,8 @@ def _check_tensor(name: str, key: str, shape: tuple[int, ...], shapes: Shapes, m
     if prefix is None or factor not in _SIDES or not key.startswith("base_model.model.") or not key.endswith(".weight"):
         raise _not_exact(name, f"tensor {key}, which is no LoRA factor of the language model")
     rest = module.removeprefix(prefix)
-    own = f"{_LANGUAGE[prefix]}{rest}.weight", f"model.language_model.{rest}.weight", f"model.{rest}.weight"
-    matrix = next((shapes[stored] for stored in own if stored in shapes), None)
+    stored = (f"{start}{rest}.weight" for start in _LANGUAGE[prefix])
+    matrix = next((shapes[known] for known in stored if known in shapes), None)
     side, rank = _SIDES[factor], shape[1 - _SIDES[factor]] if len(shape) == 2 else 0
     if matrix is None or len(matrix) != 2 or len(shape) != 2 or shape[side] != matrix[side]:
         raise _not_exact(name, f"tensor {key} {list(shape)}, which fits no linear layer of its base")
@@ -179,6 +187,13 @@ def _check_tensor(name: str, key: str, shape: tuple[int, ...], shapes: Shapes, m
 
 def _not_exact(name: str, what: str) -> SwapError:
     return SwapError(f"adapter {name} would not be served exactly, because of {what}; merge it")
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise SwapError(f"{path} is not JSON ({error}); make the checkpoint again") from None
 
 
 def tensor_shapes(directory: Path, pattern: str = "*.safetensors") -> Shapes:

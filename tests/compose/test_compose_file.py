@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 import tomllib
 from pathlib import Path
@@ -12,96 +11,145 @@ from typing import Any
 import pytest
 import yaml
 
-ROOT = Path(__file__).parents[2]
+from pipeline.recipe import load_recipe
+from tests.compose.engine import ROOT, compose_clients
+
 IMAGES = sorted((ROOT / "services/images").glob("*.Dockerfile"))
 COMPOSE = yaml.safe_load((ROOT / "compose.yaml").read_text("utf-8"))
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+BUILT = {name: service for name, service in SERVICES.items() if "build" in service}
 PROFILES = sorted({profile for service in SERVICES.values() for profile in service["profiles"]})
 SECRET = re.compile(r"(?i)\b\w*(key|token|secret|password)\w*\b")
+INNER = {name for name, network in COMPOSE["networks"].items() if network.get("internal")}
+
+
+def networks(name: str) -> set[str]:
+    return set(SERVICES[name]["networks"])
+
+
+def in_profile(profile: str) -> set[str]:
+    return {name for name, service in SERVICES.items() if profile in service["profiles"]}
 
 
 @pytest.mark.parametrize("name", SERVICES)
-def test_a_service_that_stays_has_a_health_check_and_one_that_ends_is_not_restarted(name: str):
+def test_a_service_that_answers_has_a_health_check_and_one_that_ends_is_not_restarted(name: str) -> None:
     service = SERVICES[name]
-    if service["restart"] == "no":
-        assert "healthcheck" not in service
-    else:
-        assert service["healthcheck"]["test"]
-        assert "8100/health" in str(service["healthcheck"]["test"])
+    assert (service["restart"] == "no") == name.startswith(("prepare", "loop", "judge-model"))
+    assert ("healthcheck" in service) == name.startswith(
+        ("vllm", "gateway", "prometheus", "grafana")
+    ) or name == "judge"
 
 
 @pytest.mark.parametrize("name", SERVICES)
-def test_a_service_is_contained(name: str):
+def test_a_service_is_contained(name: str) -> None:
     service = SERVICES[name]
     assert service["init"] is True
     assert service["cap_drop"] == ["ALL"]
     assert "no-new-privileges:true" in service["security_opt"]
     assert all(port.startswith("127.0.0.1:") for port in service.get("ports", ()))
-    assert not service.get("privileged")
-    assert "network_mode" not in service
+    assert not {"privileged", "network_mode", "user", "cap_add", "pid"} & set(service)
 
 
 @pytest.mark.parametrize("name", SERVICES)
-def test_keys_come_from_the_environment_at_run_time_only(name: str):
-    service = SERVICES[name]
-    assert not any("=" in variable for variable in service["environment"])
-    assert not any(SECRET.search(argument) for argument in service["build"]["args"])
+def test_no_key_is_written_in_the_file(name: str) -> None:
+    variables = SERVICES[name].get("environment", [])
+    if isinstance(variables, dict):
+        assert not any(SECRET.search(variable) for variable in variables if not variable.endswith("_CREATION"))
+    else:
+        assert not any("=" in variable for variable in variables)
+    assert not any(SECRET.search(argument) for argument in SERVICES[name].get("build", {}).get("args", ()))
+
+
+@pytest.mark.parametrize("name", ["vllm", "vllm-cpu", "judge"])
+def test_vllm_is_reached_by_an_inner_network_only_and_holds_no_key(name: str) -> None:
+    assert networks(name) <= INNER
+    assert "ports" not in SERVICES[name]
+    assert not isinstance(SERVICES[name].get("environment", {}), list)
+    assert "runs:/vcot/runs:ro" in SERVICES[name]["volumes"]
+
+
+def test_only_the_gateway_and_prometheus_reach_the_engines() -> None:
+    """Its development endpoints allow arbitrary calls."""
+    members = {name for name in SERVICES if "engine" in networks(name)}
+    assert members == {"vllm", "vllm-cpu", "gateway", "gateway-cpu", "prometheus"}
+    for name in INNER:
+        options = COMPOSE["networks"][name]["driver_opts"]
+        assert options == {"com.docker.network.bridge.inhibit_ipv4": "true"}, "else this machine's processes reach it"
 
 
 @pytest.mark.parametrize("name", SERVICES)
-def test_a_service_waits_for_the_health_of_what_it_needs_in_each_of_its_profiles(name: str):
+def test_a_service_waits_for_what_it_needs_in_each_of_its_profiles(name: str) -> None:
     for needed, how in SERVICES[name].get("depends_on", {}).items():
-        assert how["condition"] == "service_healthy"
+        ends, answers = SERVICES[needed]["restart"] == "no", "healthcheck" in SERVICES[needed]
+        expected = "completed_successfully" if ends else "healthy" if answers else "started"
+        assert how["condition"] == f"service_{expected}"
         assert set(SERVICES[name]["profiles"]) <= set(SERVICES[needed]["profiles"])
 
 
-def test_images_are_pinned():
+@pytest.mark.parametrize(("recipe", "suffix"), [("paper", ""), ("nano", "-cpu")])
+def test_the_containers_of_a_run_are_told_how_to_find_each_other(recipe: str, suffix: str) -> None:
+    command = SERVICES[f"prepare{suffix}"]["command"]
+    assert command[:4] == ["prepare", "--recipe", recipe, "--set"]
+    resolved = load_recipe(recipe, command[4:])
+    assert resolved.serve.upstreams == ("http://vllm:8000",)
+    assert resolved.serve.url == "http://gateway:8100"
+    assert resolved.train.worker == "remote"
+    assert SERVICES[f"vllm{suffix}"]["networks"] == (["engine"] if not suffix else {"engine": {"aliases": ["vllm"]}})
+    assert SERVICES[f"gateway{suffix}"]["networks"]["outer"] == {"aliases": ["gateway"]}
+    for name in ("vllm", "gateway", "loop"):
+        command = SERVICES[name + suffix]["command"]
+        assert command[1:3] == ["--run", f"runs/{recipe}"]
+
+
+def test_images_are_pinned() -> None:
     version = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["version"]
-    images = {service["image"] for service in SERVICES.values()}
-    assert images == {f"vcot-gpu:{version}", f"vcot-cpu:{version}"}
+    ours = {service["image"] for service in BUILT.values()}
+    assert ours == {f"vcot-{size}:{version}" for size in ("core", "cpu", "gpu")}
+    for name in SERVICES.keys() - BUILT.keys():
+        assert re.fullmatch(r"[\w/-]+:v?\d+\.\d+\.\d+", SERVICES[name]["image"])
     for text in [(ROOT / "compose.yaml").read_text("utf-8"), *(path.read_text("utf-8") for path in IMAGES)]:
         assert ":latest" not in text
 
 
 @pytest.mark.parametrize("path", IMAGES, ids=lambda path: path.name)
-def test_an_image_has_a_pinned_base_a_normal_user_and_no_secret(path: Path):
+def test_an_image_has_a_pinned_base_a_normal_user_and_no_secret(path: Path) -> None:
     text = path.read_text("utf-8")
     instructions = re.findall(r"^([A-Z]+) (.*)$", text, re.MULTILINE)
     default = next(value for name, value in instructions if name == "ARG").removeprefix("BASE=")
     assert re.fullmatch(r"[\w./-]+:[\w.-]*\d[\w.-]*", default)
     assert default in (ROOT / "compose.yaml").read_text("utf-8")
-    assert [value for name, value in instructions if name == "USER"][-1] == "vcot"
+    stages = re.split(r"^FROM ", text, flags=re.MULTILINE)
+    shipped = [stage for stage in stages if re.match(r"\S+ AS (core|cpu)\n", stage)] or stages[-1:]
+    assert all(re.findall(r"^USER (.*)$", stage, re.MULTILINE)[-1] == "vcot" for stage in shipped)
     assert not any(SECRET.search(value) for name, value in instructions if name in ("ARG", "ENV"))
     assert "--mount" not in text  # the builder before BuildKit has none
 
 
-def test_the_gpu_image_is_the_locks_vllm():
+def test_the_gpu_image_is_the_locks_vllm() -> None:
     (line,) = re.findall(r"^ARG BASE=vllm/vllm-openai:v(\S+)$", (ROOT / IMAGES[-1]).read_text("utf-8"), re.MULTILINE)
     assert f"\nvllm=={line} " in (ROOT / "requirements/gpu.txt").read_text("utf-8")
 
 
-def test_the_env_file_in_git_holds_no_key():
+def test_the_env_file_in_git_holds_no_key() -> None:
     assert not SECRET.search(re.sub(r"(?m)^#.*$", "", (ROOT / ".env").read_text("utf-8")))
 
 
-def test_the_default_profile_is_the_gpus_server_alone():
+def test_the_default_profile_serves_on_a_gpu() -> None:
     (profile,) = re.findall(r"^COMPOSE_PROFILES=(\S+)$", (ROOT / ".env").read_text("utf-8"), re.MULTILINE)
-    assert [name for name, service in SERVICES.items() if profile in service["profiles"]] == ["server"]
+    assert in_profile(profile) == {"prepare", "vllm", "gateway"}
 
 
-def test_what_is_never_copied_into_an_image():
+def test_what_is_never_copied_into_an_image() -> None:
     ignored = (ROOT / ".dockerignore").read_text("utf-8").splitlines()
     assert ignored[1] == "*"
     assert not {"!.env", "!runs", "!.git", "!."} & set(ignored)
 
 
 @pytest.mark.parametrize("profile", PROFILES)
-def test_compose_accepts_the_file(profile: str):
-    for command in (["docker", "compose"], ["docker-compose"]):
-        if shutil.which(command[0]) and subprocess.run([*command, "version"], capture_output=True).returncode == 0:
-            break
-    else:
+def test_compose_accepts_the_file(profile: str) -> None:
+    if not (clients := compose_clients()):
         pytest.skip("neither docker compose nor docker-compose is installed")
-    config = [*command, "-f", str(ROOT / "compose.yaml"), "--profile", profile, "config", "--quiet"]
-    done = subprocess.run(config, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    for client in clients:
+        config = [*client, "-f", str(ROOT / "compose.yaml"), "--profile", profile, "config", "--quiet"]
+        done = subprocess.run(config, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr

@@ -4,8 +4,10 @@ import asyncio
 import base64
 import io
 import itertools
+import json
 import os
 import signal
+import subprocess
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -155,3 +157,44 @@ def descendants(state: GatewayState, name: bytes) -> list[int]:
 
 def _children(pid: int) -> list[str]:
     return [pid for task in Path(f"/proc/{pid}/task").iterdir() for pid in (task / "children").read_text().split()]
+
+
+async def test_the_rest_of_the_api_is_the_engines(gateway: GatewayHandle) -> None:
+    """n, log-probs, structured outputs, a stream's usage, and completions, by the SDK."""
+    await swap_to(gateway.url, "policy", "base")
+    stamp = f"base@{(await live_checkpoint(gateway.url)).digest[7:19]}"
+    async with client(gateway) as api:
+        settings: dict[str, Any] = {"model": "policy", "messages": question(), "max_tokens": 16, "temperature": 1.0}
+        sampled = await api.chat.completions.create(**settings, n=3, logprobs=True, top_logprobs=2)
+        assert [choice.index for choice in sampled.choices] == [0, 1, 2]
+        tokens = [choice.logprobs.content for choice in sampled.choices]
+        assert all(len(token.top_logprobs) == 2 and token.logprob <= 0 for content in tokens for token in content)
+        assert sum(len(content) for content in tokens) == sampled.usage.completion_tokens
+
+        stream = await api.chat.completions.create(**settings, n=2, stream=True, stream_options={"include_usage": True})
+        *chunks, last = [chunk async for chunk in stream]
+        assert {choice.index for chunk in chunks for choice in chunk.choices} == {0, 1}
+        assert last.choices == []
+        assert 0 < last.usage.completion_tokens <= 32
+        assert {chunk.model for chunk in (*chunks, last)} == {stamp}
+
+        completion = await api.completions.create(model="policy", prompt="The circle is", max_tokens=4, n=2, logprobs=1)
+        assert (completion.model, len(completion.choices)) == (stamp, 2)
+        assert len(completion.choices[0].logprobs.token_logprobs) == 4
+
+
+async def test_an_answer_keeps_its_json_schema(gateway: GatewayHandle) -> None:
+    """nano's vocabulary has no braces or quotes of JSON as single pieces; the grammar holds it to them all the same."""
+    schema = {"type": "integer", "enum": [1, 2, 3]}
+    form = {"type": "json_schema", "json_schema": {"name": "rating", "schema": schema, "strict": True}}
+    async with client(gateway) as api:
+        _, texts = await ask(api, n=4, temperature=1.0, response_format=form)
+        assert {int(text) for text in texts} <= {1, 2, 3}
+
+
+def test_curl_is_a_client(gateway: GatewayHandle) -> None:
+    body = json.dumps({"model": "policy", "messages": question(), "max_tokens": 4})
+    command = ["curl", "--silent", "--show-error", "--fail-with-body", "--max-time", "60", "--json", "@-"]
+    done = subprocess.run([*command, f"{gateway.url}/v1/chat/completions"], input=body, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert json.loads(done.stdout)["model"].startswith("base@")

@@ -30,6 +30,7 @@ from training.resume import MARKER
 
 pytestmark = pytest.mark.e2e
 OVERRIDES = ("train.epochs=4", "train.learning_rate=1e-3")
+METHODS = ("train.method=dpo", "train.method=mdpo")
 # The worker itself, saving more often than its ten seconds.
 WORKER = "import sys, training.dpo, training.worker as w; training.dpo.MIN_SAVE_INTERVAL_S = 0.2; sys.exit(w.main())"
 
@@ -61,8 +62,9 @@ def wait_until_saved(job: Path, process: subprocess.Popen[bytes]) -> None:
 
 
 @pytest.mark.timeout(300)
-def test_killed_worker_ends_with_the_same_adapter(make_job, tmp_path):
-    undisturbed = make_job(*OVERRIDES, num_train=46, num_validation=6)
+@pytest.mark.parametrize("method", METHODS)
+def test_killed_worker_ends_with_the_same_adapter(make_job, tmp_path, method):
+    undisturbed = make_job(method, *OVERRIDES, num_train=46, num_validation=6)
     first = start(undisturbed, "--merge-into", str(tmp_path / "merged"))
     while not (undisturbed / STATUS).is_file():
         time.sleep(0.05)
@@ -73,7 +75,7 @@ def test_killed_worker_ends_with_the_same_adapter(make_job, tmp_path):
     assert run_worker(undisturbed).returncode == 0
     assert time.monotonic() - begin < 3, "a job that is done returns at once"
 
-    disturbed = make_job(*OVERRIDES, num_train=46, num_validation=6)
+    disturbed = make_job(method, *OVERRIDES, num_train=46, num_validation=6)
     process = start(disturbed)
     wait_until_saved(disturbed, process)
     os.kill(process.pid, signal.SIGKILL)

@@ -157,6 +157,13 @@ async def test_a_missing_key_is_named_before_anything_is_asked(monkeypatch, tmp_
             pass
 
 
+async def test_a_server_of_ones_own_needs_no_key(monkeypatch, tmp_path):
+    monkeypatch.delenv("VCOT_TEST_KEY", raising=False)
+    section = SECTION.model_copy(update={"base_url": "http://judge:8000/v1"})
+    async with PointwiseJudge(section, ImageStore(tmp_path)):
+        pass
+
+
 def test_a_pointwise_judge_without_a_model_is_a_wrong_recipe(tmp_path):
     with pytest.raises(RecipeError, match=r"needs judge\.model"):
         PointwiseJudge(JudgeSection(kind="pointwise"), ImageStore(tmp_path))

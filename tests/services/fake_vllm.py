@@ -1,9 +1,9 @@
 """A vLLM server in miniature: it has weights, adapters, and caches that keep what old weights computed.
 
-What a real one does with a careless swap, this one does, too: a cached prefix or a cached image answers with the weights
-that it was computed with (an adapter's under its name and path), a request that spans a reload mixes weights token by token,
-a reload that fails half-way leaves rubbish, an adapter stays across a reload, and a failed development call closes its
-connection. `faults` are what goes wrong with the next requests, one each.
+What a real one does with a careless swap, this one does, too: a cached prefix or a cached image answers with the
+weights that it was computed with (an adapter's under its name, the prefix under its path, too), a request that spans a
+reload mixes weights token by token, a reload that fails half-way leaves rubbish, an adapter stays across a reload, and
+a failed development call closes its connection. `faults` are what goes wrong with the next requests, one each.
 """
 
 from __future__ import annotations
@@ -53,16 +53,20 @@ def write_checkpoint(
 
 
 def write_adapter(
-    directory: Path, name: str, delta: float, parent: CheckpointRef, base_weight: float, *, canary_weight: float = 0.0
+    directory: Path,
+    name: str,
+    delta: float,
+    parent: CheckpointRef,
+    base_weight: float,
+    *,
+    canary_weight: float = 0.0,
+    module: str = "language_model.layers.0.self_attn.q_proj",
 ) -> Path:
     """An adapter that adds `delta` to its parent's weight."""
     directory.mkdir(parents=True)
-    module = "base_model.model.model.language_model.layers.0.self_attn.q_proj"
-    write_tensors(
-        directory / "adapter_model.safetensors",
-        {f"{module}.lora_A.weight": (4, 8), f"{module}.lora_B.weight": (8, 4)},
-        delta,
-    )
+    prefix = f"base_model.model.model.{module}"
+    factors = {f"{prefix}.lora_A.weight": (4, 8), f"{prefix}.lora_B.weight": (8, 4)}
+    write_tensors(directory / "adapter_model.safetensors", factors, delta)
     (directory / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 4, "lora_alpha": 8}))
     ref = CheckpointRef(name=name, digest=compute_digest(directory), kind="adapter", parent=parent.digest)
     canary = make_canary(canary_weight or base_weight + delta)
@@ -253,7 +257,7 @@ class FakeVllm:
         delta, path = self.adapters.get(model, (0.0, ""))
         delta = 0.0 if self.ignores_adapters else delta
         prefix = self.prefixes.setdefault(f"{model}{path}{text}", self.weight + delta)
-        seen = self.images.setdefault(f"{model}{path}{image}", self.weight + delta)
+        seen = self.images.setdefault(f"{model}{image}", self.weight + delta)
         try:
             logprobs = [
                 await self._token(position, text, prefix, seen, delta) for position in range(body.get("max_tokens", 3))

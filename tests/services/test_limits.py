@@ -132,6 +132,20 @@ async def test_a_deadline_in_an_answer_cuts_it_off() -> None:
     assert len(client.sent) == 1
 
 
+async def test_a_deadline_in_a_stream_ends_it_with_an_error_event() -> None:
+    async def drip(scope: Scope, receive: Receive, send: Send) -> None:
+        headers = [(b"content-type", b"text/event-stream; charset=utf-8")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": b"data: {}\n", "more_body": True})
+        await asyncio.Event().wait()
+
+    client = Client(x_vcot_deadline_s="0.02")
+    await Limits(drip, Slots(1, 0), 100)(client.scope, client.receive, client.send)
+    *_, last = client.sent
+    assert not last.get("more_body")
+    assert json.loads(last["body"].strip().removeprefix(b"data: "))["error"]["type"] == "deadline_exceeded"
+
+
 @pytest.mark.parametrize("value", ["", "soon", "0", "-1", "nan", "inf"])
 async def test_a_deadline_that_is_no_number_of_seconds_is_refused(value: str) -> None:
     client = Client(x_vcot_deadline_s=value)

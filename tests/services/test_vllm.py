@@ -1,4 +1,5 @@
 import asyncio
+import json
 import os
 import signal
 import subprocess
@@ -10,9 +11,10 @@ from typing import Literal
 
 import pytest
 
-from pipeline.errors import MachineError, ServerError
+from pipeline.errors import CheckpointError, MachineError, ServerError
 from pipeline.recipe import ServeSection
-from services import vllm
+from pipeline.run import open_run
+from services import commands, vllm
 from services.checkpoints import Checkpoint, Registry
 from services.lifeline import keeper_command
 from services.vllm import VllmServer, server_command, server_environment
@@ -61,6 +63,7 @@ def test_the_command_for_a_cpu(checkpoint: Checkpoint) -> None:
     assert option(command, "--dtype") == "float32"
     assert option(command, "--uds") == "/private/s"
     assert option(command, "--generation-config") == "vllm"
+    assert json.loads(option(command, "--limit-mm-per-prompt")) == {"image": 1, "video": 0, "audio": 0}
     assert option(command, "--max-num-batched-tokens") == option(command, "--max-model-len") == "512"
     assert option(command, "--kv-cache-memory-bytes") == str(2**29)
     assert {"--enforce-eager", "--no-enable-chunked-prefill"} < set(command)
@@ -77,6 +80,19 @@ def test_the_command_for_a_gpu(checkpoint: Checkpoint) -> None:
     assert option(command, "--gpu-memory-utilization") == "0.45"
     assert option(command, "--chat-template") == "/mended.jinja"
     assert not {"--enforce-eager", "--no-enable-chunked-prefill", "--kv-cache-memory-bytes"} & set(command)
+
+
+def test_devices_and_adapters_are_asked_for_where_they_are_wanted(checkpoint: Checkpoint) -> None:
+    serve = ServeSection()
+    plain = server_command(checkpoint, serve, Path("/s"), "cuda")
+    assert not {"--enable-lora", "--tensor-parallel-size"} & set(plain)
+    command = server_command(checkpoint, serve, Path("/s"), "cuda", devices="2,3", max_lora_rank=12)
+    assert (option(command, "--tensor-parallel-size"), option(command, "--max-lora-rank")) == ("2", "16")
+    assert "--enable-lora" in command
+    given = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
+    assert "VLLM_ALLOW_RUNTIME_LORA_UPDATING" not in server_environment("cuda", given)
+    result = server_environment("cuda", given, devices="2,3", takes_adapters=True)
+    assert (result["CUDA_VISIBLE_DEVICES"], result["VLLM_ALLOW_RUNTIME_LORA_UPDATING"]) == ("2,3", "True")
 
 
 def test_the_environment_keeps_what_the_user_set_for_speed_only() -> None:
@@ -233,3 +249,31 @@ def test_a_server_of_adapters_leaves_lm_head_as_it_is(checkpoint: Checkpoint) ->
     targets = words[words.index("--lora-target-modules") + 1 :]
     assert "q_proj" in targets
     assert "lm_head" not in targets
+
+
+def test_a_server_of_its_own_is_the_same_command_on_tcp(checkpoint: Checkpoint) -> None:
+    serve = ServeSection()
+    on_tcp = server_command(checkpoint, serve, vllm.Address("0.0.0.0", 8000), "cuda")
+    on_socket = server_command(checkpoint, serve, Path("/s"), "cuda")
+    at = on_tcp.index("--host")
+    assert on_tcp[at : at + 4] == ["--host", "0.0.0.0", "--port", "8000"]
+    assert [*on_tcp[:at], "--uds", "/s", *on_tcp[at + 4 :]] == on_socket
+
+
+@pytest.mark.parametrize("is_prepared", [False, True])
+def test_an_engine_only_reads_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_prepared: bool) -> None:
+    directory = tmp_path / "run"
+    base = write_checkpoint(tmp_path / "base", "seed", 1.0, kind="base")
+    with open_run(directory, "nano", [f"model.source={base}"]) as run:
+        if is_prepared:
+            Registry(directory).base(run.recipe.model)
+    before = {path: path.stat().st_mtime_ns for path in directory.rglob("*")}
+    became: list[list[str]] = []
+    monkeypatch.setattr(vllm.os, "execve", lambda _, command, __: became.append(command))
+    if is_prepared:
+        commands.engine(directory, "0.0.0.0", 8000)
+        assert option(became[0], "--model") == str(base)
+    else:
+        with pytest.raises(CheckpointError, match="run `vcot prepare` first"):
+            commands.engine(directory, "0.0.0.0", 8000)
+    assert {path: path.stat().st_mtime_ns for path in directory.rglob("*")} == before

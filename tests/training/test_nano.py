@@ -1,4 +1,4 @@
-"""The nano-LLaVA: its tokenizer, its layout on disk, its training batches, and a build that is killed half-way."""
+"""The nano models: tokenizer, layout on disk, training batches, and a build that is killed half-way."""
 
 import random
 from pathlib import Path
@@ -6,33 +6,41 @@ from typing import get_args
 
 import pytest
 import torch
-from safetensors import safe_open
+from PIL import Image
 from safetensors.torch import load_file
-from transformers import AutoProcessor, LlavaForConditionalGeneration
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from pipeline.checkpoints import verify_checkpoint
 from pipeline.errors import CheckpointError
 from pipeline.prompts import render_prompt
 from pipeline.records import ImageRef, PromptName
 from pipeline.sources.nano import FAMILIES, build_task, make_question, render_target
-from training.nano import Build, build_nano
-from training.nano_data import IGNORED, build_corpus, draw_conversations, draw_lookups, normalise_pixels
+from training.nano import ARCHITECTURES, Build, build_nano
+from training.nano_data import IGNORED, MEAN, STD, build_corpus, draw_conversations, draw_lookups
 from training.nano_eval import draw_examples, measure_accuracy, sample_responses
-from training.nano_model import build_model, build_processor, build_tokenizer, save_checkpoint
-from training.nano_plan import STAGES, NanoPlan
+from training.nano_model import NUM_IMAGE_TOKENS, build_tokenizer
+from training.nano_plan import STAGES, NanoPlan, make_plan
 
 PROMPTS = get_args(PromptName)
-SHIPPED = Path(__file__).parents[2] / "training/checkpoints/nano"
-TINY = NanoPlan(
-    steps=dict.fromkeys(STAGES, 2), rows=dict.fromkeys(STAGES, 2), save_every=1, eval_every=100, num_eval_tasks=3
-)
+SHIPPED = Path(__file__).parents[2] / "training/checkpoints"
+
+
+def tiny_plan(architecture):
+    two = dict.fromkeys(STAGES, 2)
+    return NanoPlan(architecture, 0, steps=two, rows=two, save_every=1, eval_every=100, num_eval_tasks=3)
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def architecture(request):
+    return ARCHITECTURES[request.param]
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
+def checkpoint(architecture, tmp_path_factory):
     torch.manual_seed(0)
-    tokenizer = build_tokenizer(build_corpus(0, num_questions=300))
+    tokenizer = build_tokenizer(build_corpus(architecture, 0, num_questions=300), architecture.tokens)
     directory = tmp_path_factory.mktemp("nano")
-    save_checkpoint(build_model(tokenizer), build_processor(tokenizer), directory)
+    architecture.save(architecture.build_model(tokenizer), architecture.build_processor(tokenizer), directory)
     return directory
 
 
@@ -43,7 +51,7 @@ def processor(checkpoint):
 
 @pytest.fixture(scope="module")
 def model(checkpoint):
-    return LlavaForConditionalGeneration.from_pretrained(checkpoint).eval()
+    return AutoModelForImageTextToText.from_pretrained(checkpoint).eval()
 
 
 def messages(prompt, response=None):
@@ -78,19 +86,22 @@ def test_letters_and_the_separator_are_one_ordinary_piece(processor):
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)
-def test_prompt_and_response_tokenize_apart_as_they_do_together(processor, prompt):
+def test_prompt_and_response_tokenize_apart_as_they_do_together(processor, architecture, prompt):
     rng = random.Random(1)
     for family in FAMILIES:
         task = build_task(make_question(rng, family, "test"), ImageRef(sha256="", path="", width=56, height=56), "test")
         text = render_prompt(prompt, task)
         before = processor.apply_chat_template(messages(text), add_generation_prompt=True)
-        whole = processor.apply_chat_template(messages(text, render_target(task, prompt)))
-        assert whole.startswith(before)
+        whole = processor.apply_chat_template(messages(text, render_target(task, prompt))).rstrip()
+        expanded = before.replace(processor.image_token, processor.image_token * NUM_IMAGE_TOKENS)
+        assert expanded == architecture.turns.prompt(text)
+        assert whole == before + architecture.turns.response(render_target(task, prompt))
         ids = encode(processor, before) + encode(processor, whole.removeprefix(before))
         assert ids == encode(processor, whole)
         assert not any(piece.startswith("<0x") for piece in processor.tokenizer.convert_ids_to_tokens(ids))
-        assert ids.count(processor.tokenizer.bos_token_id) == 1
-        assert ids[0] == processor.tokenizer.bos_token_id
+        if processor.tokenizer.bos_token_id is not None:
+            assert ids.count(processor.tokenizer.bos_token_id) == 1
+            assert ids[0] == processor.tokenizer.bos_token_id
         assert ids[-1] == processor.tokenizer.eos_token_id
 
 
@@ -99,72 +110,83 @@ def test_the_processor_makes_four_image_tokens_and_no_second_bos(processor):
     text = processor.apply_chat_template(messages("Look."), add_generation_prompt=True)
     inputs = processor(text=text, images=[example.image], return_tensors="pt")
     ids = inputs["input_ids"][0].tolist()
-    assert ids.count(processor.tokenizer.convert_tokens_to_ids("<image>")) == 4
-    assert ids.count(processor.tokenizer.bos_token_id) == 1
-    torch.testing.assert_close(inputs["pixel_values"], normalise_pixels([example.image]))
+    assert ids.count(processor.image_token_id) == NUM_IMAGE_TOKENS
+    assert ids.count(processor.tokenizer.bos_token_id) == (processor.tokenizer.bos_token_id is not None)
 
 
-def test_the_layout_is_the_hubs_and_loads_back_unchanged(checkpoint, model):
-    with safe_open(checkpoint / "model.safetensors", "pt") as weights:
-        names = set(weights.keys())
-    assert any(name.startswith("vision_tower.vision_model.encoder.layers.0.") for name in names)
-    assert any(name.startswith("language_model.model.layers.0.") for name in names)
-    assert not any(name.startswith("vision_tower.") and "vision_model" not in name for name in names)
+def test_the_layout_is_the_hubs_and_loads_back_unchanged(checkpoint, architecture, model):
     stored = load_file(checkpoint / "model.safetensors")
-    assert torch.equal(model.lm_head.weight, stored["language_model.lm_head.weight"])
-    patch = model.model.vision_tower.embeddings.patch_embedding.weight
-    assert torch.equal(patch, stored["vision_tower.vision_model.embeddings.patch_embedding.weight"])
+    tower, decoder, head = {
+        "nano": ("vision_tower.vision_model.encoder", "language_model.model.layers.0.", "language_model.lm_head"),
+        "nano-qwen": ("model.visual.blocks.0.", "model.language_model.layers.0.", "lm_head"),
+    }[architecture.checkpoint_name]
+    assert any(name.startswith(tower) for name in stored)
+    assert any(name.startswith(decoder) for name in stored)
+    assert not any(name.startswith("vision_tower.") and "vision_model" not in name for name in stored)
+    assert torch.equal(model.lm_head.weight, stored[f"{head}.weight"])
+    assert {tensor.dtype for tensor in stored.values()} == {torch.float32}
 
 
-def test_the_training_loss_is_that_of_the_models_own_forward_pass(processor, model):
-    build = Build(model, processor.tokenizer, NanoPlan())
-    batch = draw_conversations(random.Random(0), processor.tokenizer, 1, {"cot": 1.0}, {})
-    logits = model(input_ids=batch.ids, pixel_values=batch.pixels).logits
+def test_the_training_loss_is_that_of_the_models_own_forward_pass(processor, architecture, model):
+    """With the processor's own image tensors."""
+    build = Build(
+        model,
+        processor.tokenizer,
+        make_plan(next(name for name, known in ARCHITECTURES.items() if known is architecture)),
+    )
+    batch = draw_conversations(random.Random(0), processor.tokenizer, architecture.turns, 1, {"cot": 1.0}, {})
+    image = Image.fromarray(((batch.pixels[0] * STD + MEAN) * 255).round().byte().permute(1, 2, 0).numpy())
+    inputs = processor(text=processor.image_token, images=[image], return_tensors="pt")
+    if "mm_token_type_ids" in inputs:
+        inputs["mm_token_type_ids"] = (batch.ids == processor.image_token_id).int()
+    logits = model(**{**inputs, "input_ids": batch.ids, "attention_mask": torch.ones_like(batch.ids)}).logits
     losses = torch.nn.functional.cross_entropy(logits[0], batch.labels[0], reduction="none", ignore_index=IGNORED)
     weights = batch.weights * (batch.labels != IGNORED)
     expected = (losses * weights[0]).sum() / weights.sum()
-    torch.testing.assert_close(build.response_loss(batch, build.patch_features(batch.pixels)), expected)
+    torch.testing.assert_close(build.response_loss(batch, build.look(batch)), expected)
 
 
-def test_only_the_response_carries_loss(processor):
-    batch = draw_conversations(random.Random(0), processor.tokenizer, 4, {"zero_shot": 1.0}, {})
+def test_only_the_response_carries_loss(processor, architecture):
+    turns, tokenizer = architecture.turns, processor.tokenizer
+    batch = draw_conversations(random.Random(0), tokenizer, turns, 4, {"zero_shot": 1.0}, {})
     for labels in batch.labels:
-        text = processor.tokenizer.decode(labels[labels != IGNORED])
-        assert text.startswith(" The answer is (")
-        assert text.endswith(".</s>")
-    lookups = draw_lookups(random.Random(0), processor.tokenizer, 4)
-    assert set(processor.tokenizer.decode(lookups.labels[lookups.labels != IGNORED]).split()) <= {
-        "(A)",
-        "(B)",
-        "(C)",
-        "(D)",
-    }
+        text = tokenizer.decode(labels[labels != IGNORED])
+        assert text.startswith(f"{turns.begin}The answer is (")
+        assert text.endswith(f".{turns.eos}")
+    lookups = draw_lookups(random.Random(0), tokenizer, turns, 4)
+    letters = tokenizer.decode(lookups.labels[lookups.labels != IGNORED]).split()
+    assert set(letters) <= {"(A)", "(B)", "(C)", "(D)"}
 
 
-def test_a_killed_build_ends_with_the_weights_of_an_undisturbed_one(tmp_path):
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_a_killed_build_ends_with_the_weights_of_an_undisturbed_one(name, tmp_path):
     def die(line):
         if line.startswith("joint"):
             raise KeyboardInterrupt
 
-    build_nano(tmp_path / "whole", plan=TINY, report=lambda _: None)
+    plan = tiny_plan(name)
+    build_nano(tmp_path / "whole", plan, report=lambda _: None)
     with pytest.raises(KeyboardInterrupt):
-        build_nano(tmp_path / "killed", plan=TINY, report=die)
+        build_nano(tmp_path / "killed", plan, report=die)
     lines = []
-    build_nano(tmp_path / "killed", plan=TINY, report=lines.append)
+    build_nano(tmp_path / "killed", plan, report=lines.append)
     assert not any(line.startswith(("tower", "lookup")) for line in lines)
     whole, killed = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "killed"))
     assert all(torch.equal(whole[name], killed[name]) for name in whole)
     card = (tmp_path / "whole/README.md").read_text("utf-8")
     assert card == (tmp_path / "killed/README.md").read_text("utf-8")
     assert "apache-2.0" in card
+    assert verify_checkpoint(tmp_path / "whole").checkpoint.name == ARCHITECTURES[name].checkpoint_name
     with pytest.raises(CheckpointError, match="another plan"):
-        build_nano(tmp_path / "killed", plan=NanoPlan(seed=1), report=lambda _: None)
+        build_nano(tmp_path / "killed", make_plan(name, seed=1), report=lambda _: None)
 
 
-def test_the_shipped_checkpoint_is_well_above_chance_and_well_below_perfect():
+def test_the_shipped_checkpoint_is_well_above_chance_and_well_below_perfect(architecture):
     torch.manual_seed(0)
-    processor = AutoProcessor.from_pretrained(SHIPPED)
-    model = LlavaForConditionalGeneration.from_pretrained(SHIPPED).eval()
+    shipped = SHIPPED / architecture.checkpoint_name
+    verify_checkpoint(shipped)
+    processor = AutoProcessor.from_pretrained(shipped)
+    model = AutoModelForImageTextToText.from_pretrained(shipped).eval()
     examples = draw_examples("validation", 180, seed=5)
     for prompt in ("zero_shot", "cot"):
         texts = sample_responses(model, processor, examples, prompt, temperature=0.4)

@@ -76,9 +76,9 @@ def test_published_pairs_pass_whole(processor, make_job):
         ({"images": None}, "no image"),
         ({"rejected": make_row()["chosen"]}, "chosen and rejected are the same"),
         ({"images": [Image.new("RGB", (56, 56))] * 2}, r"2 image\(s\), but 1 image part"),
-        ({"chosen": [{"role": "assistant", "content": text("An <image> here.")}]}, "placeholder <image>"),
-        ({"chosen": [{"role": "assistant", "content": text("<s>The red.")}]}, "<s> occurs 2 times"),
-        ({"chosen": [{"role": "assistant", "content": text("Red.</s> Blue.")}]}, "holds </s> 2 times"),
+        ({"chosen": [{"role": "assistant", "content": text("An <image> here.")}]}, "special token <image>"),
+        ({"chosen": [{"role": "assistant", "content": text("<s>The red.")}]}, "special token <s>"),
+        ({"chosen": [{"role": "assistant", "content": text("Red.</s> Blue.")}]}, "special token </s>"),
     ],
 )
 def test_refused_with_its_reason(processor, changes, reason):

@@ -37,6 +37,7 @@ def test_the_checkpoints_own_template_is_left_alone(processor):
         (lambda t: t.replace(" + eos_token", ""), "stopping is never taught"),
         (lambda t: t.replace("{{ 'ASSISTANT:' }}", "{{ 'ASSISTANT: <R>' }}"), "does not begin with"),
         (lambda t: "", "is missing"),
+        (lambda t: None, "is missing"),
     ],
 )
 def test_any_other_fault_is_refused(processor, edit, fault):

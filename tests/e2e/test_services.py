@@ -1,0 +1,199 @@
+"""The services of compose.yaml as processes of this machine: prepare, engine, gateway, worker, and a real Prometheus."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from bench.engine import make_variant
+from tests.compose.engine import until
+from tests.compose.test_observe import FOLDER, PANELS
+from training.job import JOB, PROGRESS, TrainJob, read_record, read_status
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+VCOT = (sys.executable, "-m", "services.cli")
+KEYS = {"VCOT_API_KEYS": "a-key", "VCOT_API_KEY": "a-key", "VCOT_ADMIN_KEY": "another"}
+QUIET = {"Refused by reason", "Retries and faults", "Swaps and their pause", "Prefix cache of vLLM"}
+"""Panels that may have nothing to show: nothing was refused, retried, swapped or asked twice."""
+
+
+class Services:
+    """Processes that end with the test; each is found at its URL."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.engine, self.gateway, self.prometheus = (f"http://127.0.0.1:{free_port()}" for _ in range(3))
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+
+    def start(self, name: str, *command: str) -> None:
+        with (self.folder / f"{name}.log").open("ab") as log:
+            self.processes[name] = subprocess.Popen(
+                command, cwd=self.folder, stdout=log, stderr=log, env=os.environ | KEYS, start_new_session=True
+            )
+
+    def start_engine(self) -> None:
+        self.start("engine", *VCOT, "engine", "--run", "runs/nano", "--port", port_of(self.engine))
+
+    def vcot(self, *arguments: str) -> None:
+        done = subprocess.run(
+            [*VCOT, *arguments], cwd=self.folder, env=os.environ | KEYS, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    def kill(self, name: str) -> None:
+        os.killpg(self.processes[name].pid, signal.SIGKILL)
+        self.processes[name].wait()
+
+    def ask(self) -> str:
+        """The stamp of an answer."""
+        body = {"model": "policy", "messages": [{"role": "user", "content": "What is it?"}], "max_tokens": 8}
+        return json.loads(get(f"{self.gateway}/v1/chat/completions", body))["model"]
+
+    def log(self, name: str) -> str:
+        return (self.folder / f"{name}.log").read_text("utf-8", "replace")[-3000:]
+
+    def stop(self) -> None:
+        for process in self.processes.values():
+            process.terminate()
+        for process in self.processes.values():
+            process.wait(60)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def port_of(url: str) -> str:
+    return url.rpartition(":")[2]
+
+
+def get(url: str, body: dict[str, Any] | None = None) -> bytes:
+    headers = {"content-type": "application/json", "authorization": f"Bearer {KEYS['VCOT_API_KEY']}"}
+    data = json.dumps(body).encode() if body else None
+    with urllib.request.urlopen(urllib.request.Request(url, data, headers), timeout=60) as response:
+        return response.read()
+
+
+def answers(url: str) -> bool:
+    try:
+        return bool(get(url)) or True
+    except OSError:
+        return False
+
+
+@pytest.fixture(scope="module")
+def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
+    """Prepared, and up as compose.yaml has it: an engine on TCP, and a gateway that did not start it."""
+    services = Services(tmp_path_factory.mktemp("services"))
+    upstreams = f"serve.upstreams=['{services.engine}']"
+    settings = [upstreams, f"serve.port={port_of(services.gateway)}", f"serve.url={services.gateway}"]
+    services.vcot("prepare", "--recipe", "nano", "--set", *settings)
+    try:
+        services.start_engine()
+        services.start("gateway", *VCOT, "serve", "--run", "runs/nano")
+        until(lambda: answers(f"{services.gateway}/health") or services.processes["gateway"].poll() is not None, 300)
+        assert services.processes["gateway"].poll() is None, services.log("gateway")
+        yield services
+    finally:
+        services.stop()
+
+
+def test_the_gateway_serves_what_it_did_not_start(services: Services) -> None:
+    assert services.ask().startswith("base@")
+
+
+def test_an_engine_that_starts_again_gets_the_policy_before_a_request(services: Services) -> None:
+    """It comes back as it was started, with the base's weights."""
+    services.vcot("checkpoints", "add", str(make_variant(services.folder, "moved", 0.2)), "--run", "runs/nano")
+    services.vcot("swap", "policy", "moved", "--run", "runs/nano")
+    before = services.ask()
+    assert before.startswith("moved@")
+    services.kill("engine")
+    until(lambda: not answers(f"{services.gateway}/health"), 60)
+    services.start_engine()
+    stamps: list[str] = []
+
+    def is_back() -> bool:
+        try:
+            stamps.append(services.ask())
+        except urllib.error.HTTPError as error:
+            error.close()
+        return bool(stamps)
+
+    until(is_back, 300)
+    assert stamps == [before]
+
+
+def test_every_panel_has_something_to_show(services: Services, tmp_path: Path) -> None:
+    """A real Prometheus scrapes the gateway and vLLM as services/observe has it, addresses apart."""
+    if (prometheus := shutil.which("prometheus")) is None:
+        pytest.skip("prometheus is not installed (Debian has it)")
+    config = yaml.safe_load((FOLDER / "prometheus.yml").read_text("utf-8"))
+    config["global"] = {"scrape_interval": "1s", "scrape_timeout": "1s"}
+    here = {"gateway": services.gateway, "vllm": services.engine}
+    config["scrape_configs"] = [job for job in config["scrape_configs"] if job["job_name"] in here]
+    for job in config["scrape_configs"]:
+        del job["dns_sd_configs"]
+        job["static_configs"] = [{"targets": [here[job["job_name"]].removeprefix("http://")]}]
+        if "authorization" in job:
+            job["authorization"]["credentials_file"] = str(tmp_path / "key")
+    (tmp_path / "key").write_text(KEYS["VCOT_API_KEY"])
+    (tmp_path / "prometheus.yml").write_text(yaml.safe_dump(config))
+    listen = f"--web.listen-address={services.prometheus.removeprefix('http://')}"
+    storage = f"--storage.tsdb.path={tmp_path / 'data'}"
+    services.start("prometheus", prometheus, f"--config.file={tmp_path / 'prometheus.yml'}", storage, listen)
+    until(lambda: answers(f"{services.prometheus}/-/ready"), 30)
+    empty = {panel["title"] for panel in PANELS} - QUIET
+
+    def all_show() -> bool:
+        services.ask()
+        for panel in PANELS:
+            if all(query(services, target["expr"]) for target in panel["targets"]):
+                empty.discard(panel["title"])
+        return not empty
+
+    try:
+        until(all_show, 60)
+    except AssertionError:
+        pytest.fail(f"nothing in {empty}")
+
+
+def query(services: Services, expression: str) -> list[Any]:
+    asked = urllib.parse.urlencode({"query": expression.replace("$__rate_interval", "10s")})
+    return json.loads(get(f"{services.prometheus}/api/v1/query?{asked}"))["data"]["result"]
+
+
+def test_a_worker_that_is_killed_goes_on_where_it_was(make_job, tmp_path: Path) -> None:
+    directory = tmp_path / "runs" / "one" / "training" / "key"
+    directory.parent.mkdir(parents=True)
+    submitted = make_job("train.worker=remote", "train.epochs=4", num_train=46, num_validation=6)
+    shutil.move(submitted, directory)
+    services = Services(tmp_path)
+    try:
+        services.start("worker", *VCOT, "worker")
+        until(lambda: (directory / PROGRESS).is_file(), 120)
+        services.kill("worker")
+        assert read_status(directory).state == "running"
+        services.start("worker", *VCOT, "worker")
+        until(lambda: read_status(directory).state in ("done", "failed"), 200)
+    finally:
+        services.stop()
+    assert read_status(directory).state == "done", services.log("worker")
+    merged = read_record(directory / JOB, TrainJob).merged_path(directory)
+    assert (merged / "checkpoint.json").is_file()

@@ -1,0 +1,131 @@
+"""`vcot worker` and who waits for it: real processes, told jobs that they cannot do (the e2e tests train for real)."""
+
+import asyncio
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from pipeline.errors import ServerError
+from pipeline.recipe import load_recipe
+from pipeline.records import CheckpointRef
+from services import trainer, worker
+from training.job import ADAPTER, JOB, STATUS, TrainJob, TrainStatus, exclusive, read_status, write_record
+
+
+def make_job(where: Literal["local", "remote"] = "remote", base_path: str = "nothing-here") -> TrainJob:
+    recipe = load_recipe("nano", [f"train.worker={where}"])
+    return TrainJob(
+        base=CheckpointRef(name="base", digest="sha256:" + "a" * 64, kind="base"),
+        base_path=base_path,
+        pairs_path="nowhere",
+        pairs_digest="d",
+        train=recipe.train,
+        merge=recipe.merge,
+    )
+
+
+def submit(runs: Path, name: str, job: TrainJob, status: TrainStatus | None = None) -> Path:
+    directory = runs / name / "training" / "key"
+    directory.mkdir(parents=True)
+    write_record(directory / JOB, job)
+    if status is not None:
+        write_record(directory / STATUS, status)
+    return directory
+
+
+def owed(runs: Path) -> list[str]:
+    return [directory.parents[1].name for directory, _ in worker.owed_jobs(runs)]
+
+
+async def test_a_run_hears_what_its_worker_says(tmp_path: Path) -> None:
+    directory, said = tmp_path / "run" / "training" / "key", []
+    waiting = asyncio.create_task(trainer.train_remotely(make_job(), directory, lambda *steps: said.append(steps[2])))
+    await asyncio.sleep(0)
+    assert await worker.work_once(tmp_path, lambda _: None)
+    with pytest.raises(ServerError, match="nothing-here does not exist"):
+        await waiting
+    assert said[0] == "waiting for a `vcot worker` to take the job"
+    assert not await worker.work_once(tmp_path, lambda _: None), "a failed job is not tried again by itself"
+
+
+async def test_the_same_command_submits_a_failed_job_again(tmp_path: Path) -> None:
+    directory = submit(tmp_path, "run", make_job(), TrainStatus(state="failed", message="no luck"))
+    assert owed(tmp_path) == []
+    waiting = asyncio.create_task(trainer.train_remotely(make_job(), directory, lambda *_: None))
+    await asyncio.sleep(0)
+    assert owed(tmp_path) == ["run"]
+    waiting.cancel()
+
+
+async def test_a_job_under_way_is_followed_and_not_begun_anew(tmp_path: Path) -> None:
+    directory = submit(tmp_path, "run", make_job(), TrainStatus(state="running", num_steps=7))
+    waiting = asyncio.create_task(trainer.train_remotely(make_job(), directory, lambda *_: None))
+    await asyncio.sleep(0)
+    assert read_status(directory).num_steps == 7
+    write_record(directory / STATUS, TrainStatus(state="done", num_steps=7))
+    assert (await waiting).num_steps == 7
+
+
+async def test_a_job_without_its_merged_checkpoint_is_submitted_again(tmp_path: Path) -> None:
+    """Other merge settings are another checkpoint of the same job."""
+    directory = submit(tmp_path, "run", make_job(), TrainStatus(state="done"))
+    (directory / ADAPTER).mkdir()
+    waiting = asyncio.create_task(trainer.train_remotely(make_job(), directory, lambda *_: None))
+    await asyncio.sleep(0)
+    assert owed(tmp_path) == ["run"]
+    waiting.cancel()
+
+
+def test_jobs_are_taken_in_the_order_of_submission_interrupted_ones_too_and_local_ones_never(tmp_path: Path) -> None:
+    submit(tmp_path, "second-by-name", make_job(), TrainStatus(state="running"))
+    submit(tmp_path, "mine", make_job("local"))
+    submit(tmp_path, "done", make_job(), TrainStatus(state="done"))
+    submit(tmp_path, "first-by-name", make_job())
+    assert owed(tmp_path) == ["second-by-name", "first-by-name"]
+
+
+def test_a_job_that_cannot_be_read_fails_and_stops_no_other(tmp_path: Path) -> None:
+    broken = submit(tmp_path, "broken", make_job())
+    (broken / JOB).write_text("{")
+    submit(tmp_path, "sound", make_job())
+    assert owed(tmp_path) == ["sound"]
+    assert "is not a TrainJob" in read_status(broken).message
+
+
+async def test_a_job_that_another_worker_has_is_left_to_it(tmp_path: Path) -> None:
+    directory = submit(tmp_path, "run", make_job())
+    with exclusive(directory, "claim.lock"):
+        assert not await worker.work_once(tmp_path, lambda _: None)
+    assert await worker.work_once(tmp_path, lambda _: None)
+
+
+async def test_a_trainer_that_dies_without_a_word_fails_its_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "stub").mkdir()
+    (tmp_path / "stub" / "sitecustomize.py").write_text("import os; os.kill(os.getpid(), 9)")
+    directory = submit(tmp_path / "runs", "run", make_job(), TrainStatus(state="running"))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "stub"))
+    await worker.work_once(tmp_path / "runs", lambda _: None)
+    assert "ended with 137" in read_status(directory).message
+
+
+async def test_a_worker_that_is_stopped_leaves_its_job_to_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "stub").mkdir()
+    (tmp_path / "stub" / "sitecustomize.py").write_text("import sys, time\nif sys.flags.isolated == 0: time.sleep(600)")
+    directory = submit(tmp_path / "runs", "run", make_job())
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "stub"))
+    said: asyncio.Queue[str] = asyncio.Queue()
+    working = asyncio.create_task(worker.work_once(tmp_path / "runs", said.put_nowait))
+    await said.get()
+    working.cancel()
+    await asyncio.gather(working, return_exceptions=True)
+    assert read_status(directory).state == "preparing"
+    assert owed(tmp_path / "runs") == ["run"]
+
+
+def test_where_a_job_is_done_is_not_part_of_what_it_is() -> None:
+    assert make_job("local").key == make_job("remote").key
