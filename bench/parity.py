@@ -165,6 +165,8 @@ async def measure(jobs: Sequence[tuple[TrainJob, Path]], dtype: Dtype, folder: P
     try:
         base, answers = await ask_all(made, dtype, folder)
     except VcotError as error:
+        if dtype == "float32":
+            raise
         say(f"{dtype}: {error}")
         return {"unsupported": str(error).splitlines()[0]}
     pairs = zip(made[0::2], answers[0::2], answers[1::2], strict=True)

@@ -26,6 +26,7 @@ from pipeline.checkpoints import MANIFEST, compute_digest, read_manifest
 from pipeline.errors import CheckpointError
 from pipeline.recipe import Dtype, ModelSection
 from pipeline.records import CheckpointManifest, CheckpointRef, Record
+from training.parity import TOLERANCES
 
 BASE_ALIAS = "base"
 POLICY_ALIAS = "policy"
@@ -103,7 +104,7 @@ class Registry:
     ) -> Checkpoint:
         """The untaught model under `model.name`, found, described and registered at first use (slow for a big one).
 
-        `serve_dtype` sets the canary's tolerance where the manifest is made here. Raises CheckpointError.
+        Its own manifest is taken where its canary suits `serve_dtype`; else one is made here. Raises CheckpointError.
         """
         source = f"{model.source}@{model.revision}" if model.revision else model.source
         known = self._read().checkpoints.get(check_name(model.name))
@@ -114,7 +115,7 @@ class Registry:
                 )
             return self.verify(model.name)
         directory = find_model(model, progress)
-        if (directory / MANIFEST).is_file():
+        if _has_canary_for(directory, serve_dtype):
             own, template = read_manifest(directory), None
             ref = own.checkpoint.model_copy(update={"name": model.name})
             manifest = own.model_copy(update={"checkpoint": ref})
@@ -305,6 +306,14 @@ class Registry:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(self._path)
+
+
+def _has_canary_for(directory: Path, serve_dtype: Dtype) -> bool:
+    """Whether the directory's own canary ends before a token that `serve_dtype`'s rounding may change."""
+    if not (directory / MANIFEST).is_file():
+        return False
+    canary = read_manifest(directory).canary
+    return canary is None or canary.tolerance >= TOLERANCES[serve_dtype]
 
 
 def check_name(name: str) -> str:

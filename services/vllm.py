@@ -44,6 +44,9 @@ _KEEP_ALIVE_S = 2.0
 _GRACE_S = 10.0
 _LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What --max-lora-rank takes."""
+_LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+"""The language model's linear layers in the Llama and Qwen families, all but lm_head, which no adapter of ours changes: with
+lm_head prepared for adapters, one request for `prompt_logprobs` ends the engine."""
 _MAX_LORAS = 2
 """Adapters in one batch: the one before a swap, and the one after."""
 _POLL_S = 0.25
@@ -125,6 +128,7 @@ def server_command(
     if max_lora_rank is not None:
         rank = next((rank for rank in _LORA_RANKS if rank >= max_lora_rank), _LORA_RANKS[-1])
         command += ["--enable-lora", "--max-lora-rank", str(rank), "--max-loras", str(_MAX_LORAS)]
+        command += ["--lora-target-modules", *_LORA_TARGETS]
     if checkpoint.chat_template is not None:
         command += ["--chat-template", str(checkpoint.chat_template)]
     if build == "cuda":

@@ -131,16 +131,18 @@ def test_an_unreachable_hub_is_said_in_one_sentence(tmp_path: Path, monkeypatch:
     assert "\n" not in str(caught.value)
 
 
-def test_a_base_without_a_manifest_is_described_once_by_another_process(
-    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("manifest", ["missing", "for float32"])
+def test_a_base_without_a_manifest_for_its_type_is_described_once_by_another_process(
+    manifest: str, tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (source / MANIFEST).unlink()
+    if manifest == "missing":
+        (source / MANIFEST).unlink()
     maker = tmp_path / "python"
     ref = CheckpointRef(name="base", digest=compute_digest(source), kind="base")
-    manifest = CheckpointManifest(checkpoint=ref, canary=make_canary(1.0)).model_dump_json()
+    made = CheckpointManifest(checkpoint=ref, canary=make_canary(1.0)).model_dump_json()
     maker.write_text(
         f'#!/bin/sh\nmkdir -p "$(dirname "$5")"\necho "$@" >> {tmp_path}/calls\n'
-        f'cat > "$5" <<\'E\'\n{manifest}\nE\ntouch "$(dirname "$5")/chat_template.jinja"\n'
+        f'cat > "$5" <<\'E\'\n{made}\nE\ntouch "$(dirname "$5")/chat_template.jinja"\n'
     )
     maker.chmod(maker.stat().st_mode | stat.S_IEXEC)
     monkeypatch.setattr(sys, "executable", str(maker))

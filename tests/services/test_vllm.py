@@ -243,6 +243,14 @@ def test_the_keeper_has_the_commands_status() -> None:
     keeper.stdin.close()
 
 
+def test_a_server_of_adapters_leaves_lm_head_as_it_is(checkpoint: Checkpoint) -> None:
+    """vLLM 0.32's own choice wraps it, and then a request for `prompt_logprobs` ends the engine."""
+    words = server_command(checkpoint, ServeSection(), Path("s"), "cpu", max_lora_rank=64)
+    targets = words[words.index("--lora-target-modules") + 1 :]
+    assert "q_proj" in targets
+    assert "lm_head" not in targets
+
+
 def test_a_server_of_its_own_is_the_same_command_on_tcp(checkpoint: Checkpoint) -> None:
     serve = ServeSection()
     on_tcp = server_command(checkpoint, serve, vllm.Address("0.0.0.0", 8000), "cuda")
