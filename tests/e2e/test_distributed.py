@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from training.job import ADAPTER, PROGRESS, STATUS, STEPS, TrainProgress, TrainStatus, read_record
 from training.resume import MARKER
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 SAME = ("train.lora_dropout=0", "train.epochs=2", "train.learning_rate=1e-3", "train.num_evaluations=3")
 # The ranks, saving more often than every ten seconds.
 QUICK_RANK = """
@@ -84,7 +84,7 @@ def find_ranks(job: Path) -> list[int]:
 
 
 def wait_until_saved(job: Path, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 400
     while time.monotonic() < deadline and process.poll() is None:
         if list((job / STEPS).glob(f"*/{MARKER}")):
             return

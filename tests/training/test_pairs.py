@@ -103,6 +103,33 @@ def test_wrong_image_token_count_is_refused(processor, monkeypatch):
     assert refusal(processor, make_row()) == f"{NUM_IMAGE_TOKENS} image tokens, but the processor announces 17"
 
 
+def test_only_one_row_of_each_image_size_goes_through_the_processor(processor, monkeypatch):
+    sizes, real = [], type(processor).__call__
+
+    def remember(self, images=None, **options):
+        sizes.extend(image.size for group in images for image in group)
+        return real(self, images=images, **options)
+
+    monkeypatch.setattr(type(processor), "__call__", remember)
+    rows = Rows(make_row(task=str(n), images=[Image.new("RGB", (56 + 28 * (n % 2), 56))]) for n in range(6))
+    kept, summary = check_pairs(rows, processor, **LIMITS)
+    assert (len(kept), sizes) == (6, [(56, 56), (84, 56)])
+    batch = PairCollator(processor, 336)([rows[3]])
+    assert summary.max_length == int(batch["attention_mask"].sum(dim=1).max())
+
+
+def test_an_image_that_cannot_be_read_is_refused(processor):
+    class Torn(Rows):
+        def __getitem__(self, index):
+            if index == 1:
+                raise OSError("image file is truncated")
+            return super().__getitem__(index)
+
+    _, summary = check_pairs(Torn([make_row(), make_row()]), processor, **LIMITS)
+    assert summary.refused == (("row 1", "an image cannot be read (image file is truncated)"),)
+    assert summary.refused_rows == (1,)
+
+
 def test_summary_keeps_the_good_rows(processor):
     rows = Rows([make_row(task="a"), make_row(task="b", images=[]), make_row(task="c")])
     kept, summary = check_pairs(rows, processor, **LIMITS)

@@ -63,6 +63,17 @@ def test_checkpoint_without_one_of_its_files_does_not_count(tmp_path, name):
     assert find_last_complete(tmp_path).name == "checkpoint-5"
 
 
+def test_each_rank_needs_its_random_state(tmp_path):
+    path = make_checkpoint(tmp_path, 5)
+    assert find_last_complete(tmp_path, num_processes=2) is None
+    (path / "rng_state.pth").rename(path / "rng_state_0.pth")
+    mark_complete(path)
+    assert find_last_complete(tmp_path, num_processes=2) is None, "TRL would give the second rank another state"
+    (path / "rng_state_1.pth").write_bytes(b"x")
+    mark_complete(path)
+    assert find_last_complete(tmp_path, num_processes=2) == path
+
+
 def test_cut_file_or_marker_does_not_count(tmp_path):
     cut = make_checkpoint(tmp_path, 5)
     (cut / "optimizer.pt").write_bytes(b"x")

@@ -1,0 +1,56 @@
+"""What is asked of accelerate, and what is refused before it is started (tests/e2e/test_distributed.py starts it)."""
+
+import pytest
+from accelerate.commands.config.config_args import load_config_from_file
+
+from pipeline.errors import InputError, MachineError, ServerError
+from pipeline.recipe import load_recipe
+from training import distributed
+from training.job import TrainStatus, tell_fault, write_record
+
+
+def make_recipe(**settings):
+    return load_recipe("nano", [f"train.{name}={value}" for name, value in settings.items()]).train
+
+
+@pytest.mark.parametrize("name", ["ddp", "fsdp", "zero2", "zero3"])
+def test_bundled_configs_are_accelerates(name):
+    """A key that accelerate does not know makes it refuse the file."""
+    config = load_config_from_file(str(distributed.find_config(name)))
+    assert config.distributed_type == {"ddp": "MULTI_GPU", "fsdp": "FSDP"}.get(name, "DEEPSPEED")
+    assert config.mixed_precision is None, "the recipe's dtype decides"
+
+
+def test_a_config_of_ones_own_and_one_that_is_not_there(tmp_path):
+    own = tmp_path / "own.yaml"
+    own.write_text("distributed_type: MULTI_GPU\n")
+    assert distributed.find_config(str(own)) == own
+    with pytest.raises(InputError, match=r"'zero9' is neither one of ddp, fsdp, zero2, zero3 nor a file"):
+        distributed.find_config("zero9")
+
+
+def test_what_the_machine_cannot_do_is_refused():
+    assert not distributed.is_distributed(make_recipe())
+    assert distributed.is_distributed(make_recipe(num_processes=2))
+    assert distributed.is_distributed(make_recipe(accelerate_config="zero2"))
+    distributed.check_machine(make_recipe(num_processes=2), num_gpus=0)
+    with pytest.raises(MachineError, match=r"= 4, but this machine has 2 GPU"):
+        distributed.check_machine(make_recipe(num_processes=4), num_gpus=2)
+    with pytest.raises(MachineError, match="silently do DDP"):
+        distributed.check_machine(make_recipe(num_processes=2, accelerate_config="fsdp"), num_gpus=0)
+
+
+@pytest.mark.parametrize(("fault", "kind"), [(MachineError("no"), InputError), (ServerError("no"), ServerError)])
+def test_a_ranks_sentence_becomes_the_workers(tmp_path, monkeypatch, fault, kind):
+    """accelerate's agent ends with 1, whatever its ranks ended with: the status carries it."""
+    tell_fault(tmp_path, fault)
+    monkeypatch.setattr(distributed, "RANK_MODULE", "a_module_that_is_not_there")
+    with pytest.raises(kind, match=r"^no$"):
+        distributed.launch(make_recipe(num_processes=2), tmp_path)
+
+
+def test_ranks_that_say_nothing(tmp_path, monkeypatch):
+    write_record(tmp_path / "status.json", TrainStatus(state="running"))
+    monkeypatch.setattr(distributed, "RANK_MODULE", "a_module_that_is_not_there")
+    with pytest.raises(ServerError, match="one of the 2 training processes ended before its time"):
+        distributed.launch(make_recipe(num_processes=2), tmp_path)
