@@ -18,7 +18,7 @@ PROMPT_SHARES: Mapping[PromptName, float] = {
 }
 _STEPS: Mapping[ArchitectureName, Mapping[str, int]] = {
     "llava": {"tower": 450, "lookup": 250, "describe": 2500, "joint": 2000, "careless": 400},
-    "qwen": {"tower": 300, "lookup": 250, "describe": 1000, "joint": 2000, "careless": 300},
+    "qwen": {"tower": 450, "lookup": 250, "describe": 1200, "joint": 1100, "careless": 300},
 }
 _ROWS = {"tower": 64, "lookup": 48, "describe": 16, "joint": 16, "careless": 16}
 _LEARNING_RATE = {"tower": 2e-3, "lookup": 1.5e-3, "describe": 1.5e-3, "joint": 1.2e-3, "careless": 8e-4}

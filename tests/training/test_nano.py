@@ -191,5 +191,6 @@ def test_the_shipped_checkpoint_is_well_above_chance_and_well_below_perfect(arch
     for prompt in ("zero_shot", "cot"):
         texts = sample_responses(model, processor, examples, prompt, temperature=0.4)
         shares = measure_accuracy(examples, texts)
-        assert 0.35 < shares["all"] < 0.88, (prompt, shares)  # sd 0.037
+        low = {"nano": 0.35, "nano-qwen": 0.29}[architecture.checkpoint_name]
+        assert low < shares["all"] < 0.88, (prompt, shares)  # sd 0.037
         assert shares["format"] > 0.95
