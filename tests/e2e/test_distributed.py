@@ -47,7 +47,8 @@ def test_two_processes_train_as_one_with_the_same_global_batch(make_job):
     curves = read_curve(one), read_curve(two)
     assert [(p.kind, p.step, p.num_steps) for p in curves[0]] == [(p.kind, p.step, p.num_steps) for p in curves[1]]
     for name in ("loss", "reward_margin", "reward_accuracy"):
-        found = [[getattr(point, name) for point in curve] for curve in curves]
+        since = 2 if name == "reward_accuracy" else 0  # until the first update every margin is zero but for rounding
+        found = [[getattr(point, name) for point in curve if point.step >= since] for curve in curves]
         assert found[1] == pytest.approx(found[0], abs=1e-5), name
     assert curves[0][-1].loss < curves[0][0].loss - 1e-3, "nothing was learned that could differ"
     adapters = [load_file(job / ADAPTER / "adapter_model.safetensors") for job in (one, two)]
