@@ -63,8 +63,8 @@ class Terminal:
         self.err.print(Text.assemble(*parts), soft_wrap=True)
 
     def show(self, result: RenderableType) -> None:
-        """The command's result, on stdout."""
-        self.out.print(result)
+        """The command's result, on stdout; text keeps its own lines, so that it can be copied."""
+        self.out.print(result, soft_wrap=isinstance(result, str))
 
     def account(self, count: StageCount) -> None:
         """The accounting equation of a stage that ended."""
