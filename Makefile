@@ -8,7 +8,7 @@ READY        := $(VENV)/.ready-$(REQUIREMENTS)
 HARNESS      := .venv-harness
 export PYTHONUNBUFFERED = 1
 
-.PHONY: demo test test-fast test-compose test-harness parity bench-gateway bench-swap bench-serving bench-train experiment lint format setup lock clean
+.PHONY: demo test test-slow test-fast test-compose test-harness parity bench-gateway bench-swap bench-serving bench-train experiment lint format setup lock clean
 .DEFAULT_GOAL := help
 
 help:
@@ -17,8 +17,11 @@ help:
 demo: setup ## run the whole mission in miniature, on two CPU cores
 	$(BIN)/vcot demo $(ARGS)
 
-test: setup ## run every test that this machine can, the real vLLM and TRL included
-	$(BIN)/pytest --durations=10 $(ARGS)
+test: setup ## the tests, the real vLLM and TRL included: minutes
+	$(BIN)/pytest -m "not slow" --durations=10 $(ARGS)
+
+test-slow: setup ## the long end-to-end tests: several servers, several training processes, other models
+	$(BIN)/pytest -m slow --durations=10 $(ARGS)
 
 test-fast: setup ## the tests without real servers: seconds
 	$(BIN)/pytest -m "not e2e and not compose" $(ARGS)

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from training.job import ADAPTER, PROGRESS, STATUS, STEPS, TrainProgress, TrainStatus, read_record
 from training.resume import MARKER
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(900)]
 SAME = ("train.lora_dropout=0", "train.epochs=2", "train.learning_rate=1e-3", "train.num_evaluations=3")
 # The ranks, saving more often than every ten seconds.
 QUICK_RANK = """

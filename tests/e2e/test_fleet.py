@@ -19,7 +19,7 @@ from services.admin import GatewayState, fetch_state, register, swap_to
 from services.serving import GatewayHandle, running_gateway
 from tests.e2e.test_serving import ask, client, descendants
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900), pytest.mark.asyncio(loop_scope="module")]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.asyncio(loop_scope="module")]
 
 NUM_QUESTIONS = 4
 # In a process of its own: torch stays out of this one.

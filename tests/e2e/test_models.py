@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(600)]
 
 SMALL = ["serve.port=0", "tasks.num_tasks=24", "eval.num_tasks=18", "eval.temperatures=[0.8]"]
 SHORT = ["train.epochs=1", "train.num_evaluations=1"]

@@ -26,7 +26,7 @@ from training.job import TrainJob
 from training.merge import merge_job
 from training.parity import read_probe
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600), pytest.mark.asyncio(loop_scope="module")]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.asyncio(loop_scope="module")]
 RECIPE = ("train.target_modules=language-model", "serve.port=0")
 """Servers of such a recipe take adapters."""
 

@@ -25,7 +25,7 @@ from tests.compose.engine import until
 from tests.compose.test_observe import FOLDER, PANELS
 from training.job import JOB, PROGRESS, TrainJob, read_record, read_status
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(900)]
 VCOT = (sys.executable, "-m", "services.cli")
 KEYS = {"VCOT_API_KEYS": "a-key", "VCOT_API_KEY": "a-key", "VCOT_ADMIN_KEY": "another"}
 QUIET = {"Refused by reason", "Retries and faults", "Swaps and their pause", "Prefix cache of vLLM"}

@@ -19,7 +19,7 @@ from services.terminal import Terminal
 from training.job import ADAPTER
 from training.sweep import Sweep
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(600)]
 GRID = (
     "sweep.num_pairs=20",
     "sweep.epochs=[1, 2]",
