@@ -80,6 +80,7 @@ lock: setup ## pin requirements/*.txt anew
 	$(COMPILE) requirements/bootstrap.in -o requirements/bootstrap.txt
 	$(COMPILE) --overrides requirements/overrides.txt requirements/cpu.in -o requirements/cpu.txt
 	$(COMPILE) requirements/gpu.in -o requirements/gpu.txt
+	$(COMPILE) bench/requirements.in -o bench/requirements.txt
 	$(COMPILE) requirements/harness.in -o requirements/harness.txt
 
 clean: ## remove the environment (runs are kept)

@@ -82,9 +82,9 @@ def install_proxies() -> None:
         return
     say(f"installing {_REQUIREMENTS.name} into {_VENV}")
     uv = str(Path(sys.executable).parent / "uv")
-    done = subprocess.run([uv, "venv", "--quiet", "--clear", "--python", sys.executable, str(_VENV)], check=False)
-    install = [uv, "pip", "install", "--quiet", "--no-deps", "--python", str(_VENV / "bin" / "python")]
-    if done.returncode == 0 and subprocess.run([*install, "-r", str(_REQUIREMENTS)], check=False).returncode == 0:
+    make = [uv, "venv", "--quiet", "--clear", "--python", sys.executable, str(_VENV)]
+    install = [uv, "pip", "sync", "--quiet", "--require-hashes", "--python", str(_VENV / "bin" / "python")]
+    if all(subprocess.run(command, check=False).returncode == 0 for command in (make, [*install, str(_REQUIREMENTS)])):
         shutil.copyfile(_REQUIREMENTS, mark)
 
 
@@ -291,8 +291,9 @@ def setting(num_rounds: int) -> dict[str, Any]:
 
 
 def _pinned(*names: str) -> dict[str, str]:
-    pairs = (line.split("==") for line in _REQUIREMENTS.read_text().splitlines() if "==" in line)
-    return {name: version for name, version in pairs if name in names}
+    """The pinned versions, out of lines such as `name==1.2.3 \\`."""
+    pins = (line.removesuffix(" \\").split("==") for line in _REQUIREMENTS.read_text().splitlines() if "==" in line)
+    return {name: version for name, version in pins if name in names}
 
 
 async def main(num_rounds: int, seconds: float) -> None:
