@@ -12,7 +12,9 @@ SMALL = ["serve.port=0", "tasks.num_tasks=24", "eval.num_tasks=18", "eval.temper
 SHORT = ["train.epochs=1", "train.num_evaluations=1"]
 
 
-@pytest.mark.xfail(strict=True, reason="vLLM's answer to the canary differs by 0.0052, so the gateway refuses to serve it")
+@pytest.mark.xfail(
+    strict=True, reason="vLLM's answer to the canary differs by 0.0052, so the gateway refuses to serve it"
+)
 def test_the_loop_with_the_nano_qwen(tmp_path):
     command = [sys.executable, "-m", "services.cli", "run", "--recipe", "nano-qwen", "--run", str(tmp_path / "run")]
     done = subprocess.run([*command, "--set", *SMALL, *SHORT], capture_output=True, text=True, check=False)
