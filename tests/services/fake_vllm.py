@@ -186,6 +186,7 @@ class FakeVllm:
     async def stop(self) -> None:
         if self._runner is not None:
             await self._runner.cleanup()
+            await asyncio.sleep(0)  # closed transports let go of their sockets in the loop's next turn
         if self._directory is not None:
             shutil.rmtree(self._directory, ignore_errors=True)
 

@@ -42,7 +42,7 @@ def test_training_ends_where_plain_trl_does(build, rows, checkpoint, tmp_path, d
     )
     start = train_weights(plain)
     plain.train()
-    assert (train_weights(plain) - train_weights(trainer)).abs().max() < 1e-6
+    assert (train_weights(plain) - train_weights(trainer)).abs().max() < 1e-5  # Adam divides rounding by rounding
     assert (train_weights(plain) - start).abs().max() > 1e-4
 
 
