@@ -95,7 +95,7 @@ async def test_a_killed_sweep_does_not_do_again_what_is_done(session, current, m
 
     adapters = {path.parent.name for path in session.run.directory.glob(f"training/*/{ADAPTER}")}
     assert adapters == {found.chosen.job[:12]}, "the chosen one's is kept, and no other"
-    rows = list(csv.DictReader(session.run.path("report", "sweep.csv").open()))
+    rows = list(csv.DictReader(session.run.path("report", "sweep.csv").read_text().splitlines()))
     assert [row["job"] for row in rows if row["chosen"] == "1"] == [found.chosen.job]
     svg = session.run.path("report", "sweep.svg").read_text()
     assert svg.startswith("<svg xmlns=")
