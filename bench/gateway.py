@@ -134,7 +134,6 @@ def serve_gateway(folder: Path, port: int, upstream_port: int) -> None:
     from services.checkpoints import Checkpoint, Registry
     from services.gateway.app import build_app
     from services.gateway.fleet import Fleet
-    from services.gateway.observe import log_to_stderr
     from services.vllm import Endpoint
 
     class InstantServer:
@@ -170,10 +169,9 @@ def serve_gateway(folder: Path, port: int, upstream_port: int) -> None:
                 return InstantServer(checkpoint)
 
             fleet = Fleet(registry, settings, launch, say)
-            log_to_stderr()
             await serving._serve_until_stopped(fleet, build_app(fleet, folder / "run", settings), listener)
 
-    asyncio.run(serve())
+    uvloop.run(serve())
 
 
 def gateway_command(folder: Path, port: int, upstream_port: int) -> list[str]:

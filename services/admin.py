@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import quote
 
-import aiohttp
+import httpx
 from pydantic import ValidationError
 
 from pipeline import errors
@@ -156,20 +156,17 @@ async def _call(method: str, url: str, body: Record | None, timeout_s: float) ->
     key = os.environ.get(ADMIN_KEY_ENV)
     headers = {"content-type": "application/json"} | ({"authorization": f"Bearer {key}"} if key else {})
     data = body.model_dump_json().encode() if body else None
-    timeout = aiohttp.ClientTimeout(total=timeout_s)
     try:
-        async with (
-            aiohttp.ClientSession(timeout=timeout) as session,
-            session.request(method, url, data=data, headers=headers) as response,
-        ):
-            answer = await response.read()
-            if response.ok:
-                return answer
-    except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        # Without TLS its certificates, whose loading takes 20 ms, are not needed.
+        async with httpx.AsyncClient(timeout=timeout_s, trust_env=False, verify=url.startswith("https:")) as client:
+            response = await client.request(method, url, content=data, headers=headers)
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise ServerError(
-            f"the gateway at {url} does not answer ({error or type(error).__name__}); is it running?"
+            f"the gateway at {url} does not answer ({str(error) or type(error).__name__}); is it running?"
         ) from None
-    raise _as_error(answer, f"{url} answered {response.status}")
+    if response.is_success:
+        return response.content
+    raise _as_error(response.content, f"{url} answered {response.status_code}")
 
 
 class _Fault(Record):

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import cached_property
 from pathlib import Path
 
 from pydantic import Field, ValidationError
@@ -61,6 +62,7 @@ class Entry(Record):
     files: tuple[tuple[str, int, int], ...]
     """Name, size and time of change (ns) of each file when the digest was computed."""
 
+    @cached_property
     def checkpoint(self) -> Checkpoint:
         """As the rest of the program sees it."""
         template = Path(self.chat_template) if self.chat_template else None
@@ -143,7 +145,7 @@ class Registry:
         """The checkpoint of that name or alias, if there is one."""
         content = self._read()
         entry = content.checkpoints.get(content.aliases.get(name, name))
-        return entry.checkpoint() if entry else None
+        return entry.checkpoint if entry else None
 
     def suggest(self, name: str) -> str:
         """What may have been meant by a name that is not known."""
@@ -174,7 +176,7 @@ class Registry:
 
     def list(self) -> list[Checkpoint]:
         """All registered checkpoints, in the order of registration."""
-        return [entry.checkpoint() for entry in self._read().checkpoints.values()]
+        return [entry.checkpoint for entry in self._read().checkpoints.values()]
 
     def aliases(self) -> dict[str, str]:
         """Alias to checkpoint name."""
@@ -261,7 +263,7 @@ class Registry:
         if entry != known:
             with self._changing() as content:
                 self._write(content.model_copy(update={"checkpoints": content.checkpoints | {ref.name: entry}}))
-        return entry.checkpoint()
+        return entry.checkpoint
 
     def _describe(
         self, directory: Path, name: str, serve_dtype: Dtype, progress: Callable[[str], None]

@@ -121,7 +121,7 @@ def serve(directory: Path | None, recipe: str | None, overrides: Sequence[str]) 
     terminal = Terminal()
     with open_target(directory, recipe, overrides) as run:
         terminal.heading("serve", f"{run.recipe.model.source}, run {run.directory}")
-        asyncio.run(serving.serve(run, terminal.say))
+        serving.serve(run, terminal.say)
 
 
 async def sample(session: Session) -> None:

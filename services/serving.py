@@ -37,7 +37,7 @@ from services.checkpoints import Checkpoint, Registry
 from services.lifeline import keeper_command
 
 if TYPE_CHECKING:
-    from starlette.applications import Starlette
+    from starlette.types import ASGIApp
 
     from services.gateway.fleet import Fleet
 
@@ -76,15 +76,20 @@ class Failure(Record):
     message: str
 
 
-async def serve(run: Run, progress: Progress) -> None:
+def serve(run: Run, progress: Progress) -> None:
     """Serve the run until SIGINT or SIGTERM: the gateway in this process, vLLM supervised as a child.
 
     Raises MachineError for a port in use or a run that is served already, CheckpointError, and ServerError where vLLM
     does not start.
     """
+    import uvloop
+
+    uvloop.run(_serve(run, progress))
+
+
+async def _serve(run: Run, progress: Progress) -> None:
     from services.gateway.app import build_app  # with uvicorn a third of a second that other commands need not pay
     from services.gateway.fleet import Fleet
-    from services.gateway.observe import log_to_stderr
     from services.vllm import VllmServer
 
     settings = run.recipe.serve
@@ -99,7 +104,6 @@ async def serve(run: Run, progress: Progress) -> None:
 
         fleet = Fleet(registry, settings, launch, progress, max_lora_rank=max_lora_rank)
         progress(f"the gateway listens at {url}")
-        log_to_stderr()
         await _serve_until_stopped(fleet, build_app(fleet, run.directory, settings), listener)
 
 
@@ -109,9 +113,12 @@ def served_lora_rank(recipe: Recipe) -> int | None:
     return recipe.train.lora_r if may_serve else None
 
 
-async def _serve_until_stopped(fleet: Fleet, app: Starlette, listener: socket.socket) -> None:
+async def _serve_until_stopped(fleet: Fleet, app: ASGIApp, listener: socket.socket) -> None:
     """Until a signal, or until the fleet gives up, whose error is raised."""
     import uvicorn
+
+    from services.gateway import memory
+    from services.gateway.connection import Connection
 
     class Server(uvicorn.Server):
         """Leaves signals to us: its own handling raises them again before vLLM is stopped."""
@@ -120,8 +127,18 @@ async def _serve_until_stopped(fleet: Fleet, app: Starlette, listener: socket.so
         def capture_signals(self) -> Iterator[None]:
             yield
 
-    config = uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off", timeout_graceful_shutdown=5)
+    config = uvicorn.Config(
+        app,
+        http=Connection,
+        ws="none",
+        lifespan="off",
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=5,
+    )
     server = Server(config)
+    memory.settle()
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
@@ -284,7 +301,7 @@ def main(arguments: list[str]) -> int:
 
     try:
         with open_run(Path(arguments[0])) as run:
-            asyncio.run(serve(run, say))
+            serve(run, say)
     except VcotError as error:
         say(str(error))
         sys.stdout.write(Failure(kind=type(error).__name__, message=str(error)).model_dump_json())

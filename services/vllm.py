@@ -23,9 +23,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata, util
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, NoReturn
+from typing import Literal, NamedTuple, NoReturn
 
-import aiohttp
+import httpx
 
 from pipeline.errors import MachineError, ServerError
 from pipeline.recipe import ServeSection
@@ -39,8 +39,6 @@ SERVED_NAME = "vcot"
 """What vLLM itself calls the model, whatever weights it holds."""
 _MEDIA = '{"image": 1, "video": 0, "audio": 0}'
 """One image in a prompt. What is not named is allowed 999 times, and memory is kept for it."""
-_KEEP_ALIVE_S = 2.0
-"""Below vLLM's 5 s, so that no request meets a connection that vLLM is closing."""
 _GRACE_S = 10.0
 _LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What --max-lora-rank takes."""
@@ -50,6 +48,7 @@ lm_head prepared for adapters, one request for `prompt_logprobs` ends the engine
 _MAX_LORAS = 2
 """Adapters in one batch: the one before a swap, and the one after."""
 _POLL_S = 0.25
+HEALTH_TIMEOUT_S = 5.0
 _SAY_EVERY_S = 5.0
 _TAIL_LINES = 15
 _PHASES = (
@@ -77,16 +76,16 @@ class Endpoint:
     base_url: str
     socket: Path | None = None
 
-    def session(self, timeout: aiohttp.ClientTimeout, *, keep_alive: bool = True) -> aiohttp.ClientSession:
-        """A client session with no limit on connections: vLLM queues on its own."""
-        keep: dict[str, Any] = {"keepalive_timeout": _KEEP_ALIVE_S} if keep_alive else {"force_close": True}
-        if self.socket is None:
-            connector: aiohttp.BaseConnector = aiohttp.TCPConnector(limit=0, **keep)
-        else:
-            connector = aiohttp.UnixConnector(path=str(self.socket), limit=0, **keep)
-        return aiohttp.ClientSession(
-            base_url=self.base_url, connector=connector, timeout=timeout, auto_decompress=False
+    def client(self, timeout: httpx.Timeout | float) -> httpx.AsyncClient:
+        """A client for calls other than inference. Each takes a connection of its own: vLLM closes the one on which a
+        development call failed, unannounced.
+        """
+        transport = httpx.AsyncHTTPTransport(
+            verify=self.base_url.startswith("https:"),
+            uds=None if self.socket is None else str(self.socket),
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=0),
         )
+        return httpx.AsyncClient(base_url=self.base_url, transport=transport, timeout=timeout, trust_env=False)
 
 
 def find_build() -> Build:
@@ -231,8 +230,8 @@ class VllmServer:
     async def _until_ready(self, progress: Progress) -> None:
         assert self._process is not None
         said, said_at = "", 0.0
-        async with self.endpoint.session(aiohttp.ClientTimeout(total=5)) as session:
-            while not await is_healthy(session):
+        async with self.endpoint.client(HEALTH_TIMEOUT_S) as client:
+            while not await is_healthy(client):
                 elapsed = time.monotonic() - self._began
                 phase = self._phase()
                 if phase != said or elapsed - said_at >= _SAY_EVERY_S:
@@ -283,10 +282,9 @@ class VllmServer:
         return ServerError(f"{message}, and ends:\n{tail}" if tail else message)
 
 
-async def is_healthy(session: aiohttp.ClientSession) -> bool:
+async def is_healthy(client: httpx.AsyncClient) -> bool:
     """Whether a server says that it is well."""
     try:
-        async with session.get("/health") as response:
-            return response.status == 200
-    except (aiohttp.ClientError, TimeoutError, OSError):
+        return (await client.get("/health")).status_code == 200
+    except httpx.HTTPError:
         return False

@@ -15,44 +15,77 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Mount, Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from pipeline.errors import CheckpointError, SwapError, VcotError
 from pipeline.recipe import ServeSection
 from services.admin import AddRequest, CheckpointList, GatewayState, RegisterRequest, ReplicaList, SwapRequest
 from services.gateway import rollout
-from services.gateway.answers import error_body
+from services.gateway.answers import Refusal, error_body, send_refusal
 from services.gateway.fleet import Fleet
 from services.gateway.keys import ADMIN, INFERENCE, Guarded
 from services.gateway.limits import Limits, Slots
 from services.gateway.metrics import CONTENT_TYPE, Metrics
-from services.gateway.observe import Observed
+from services.gateway.observe import Observed, Write, write_to_stderr
 from services.gateway.proxy import Proxy, stamp
 
-_INFERENCE = ("/v1/chat/completions", "/v1/completions", "/v1/models")
+_INFERENCE = ("/v1/chat/completions", "/v1/completions")
 _ROUTES = frozenset(
-    (*_INFERENCE, "/health", "/metrics", "/admin/state", "/admin/checkpoints", "/admin/swap", "/admin/replicas")
+    (
+        *_INFERENCE,
+        "/v1/models",
+        "/health",
+        "/metrics",
+        "/admin/state",
+        "/admin/checkpoints",
+        "/admin/swap",
+        "/admin/replicas",
+    )
 )
 """Counted under their own names."""
 
 
-def build_app(fleet: Fleet, run_directory: Path, settings: ServeSection, *, max_wait_s: float = 600.0) -> Starlette:
+def build_app(
+    fleet: Fleet,
+    run_directory: Path,
+    settings: ServeSection,
+    *,
+    max_wait_s: float = 600.0,
+    log: Write = write_to_stderr,
+) -> ASGIApp:
     """The application. A request that meets a swap waits for it, at most `max_wait_s`."""
     slots = Slots(settings.max_in_flight, settings.max_queued)
     metrics = Metrics(fleet, slots.places)
     proxy = Limits(Proxy(fleet, settings, metrics, max_wait_s), slots, int(settings.max_body_mb * 1e6))
-    admin = _Admin(fleet, run_directory, metrics)
+    others = _routes(_Admin(fleet, run_directory, metrics))
+    return Observed(_Gateway(Guarded(proxy, INFERENCE), others), metrics, _ROUTES, log)
+
+
+class _Gateway:
+    """Inference goes straight to the proxy; Starlette finds the way of all else."""
+
+    def __init__(self, inference: ASGIApp, others: ASGIApp) -> None:
+        self._inference = inference
+        self._others = others
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] not in _INFERENCE:
+            await self._others(scope, receive, send)
+        elif scope["method"] == "POST":
+            await self._inference(scope, receive, send)
+        else:
+            refusal = Refusal(405, "method_not_allowed", f"{scope['path']} takes POST", headers={"allow": "POST"})
+            await send_refusal(scope, send, refusal)
+
+
+def _routes(admin: _Admin) -> Starlette:
     return Starlette(
-        middleware=[Middleware(Observed, metrics=metrics, routes=_ROUTES)],
         routes=[
             Route("/health", admin.health, methods=["GET"]),
             Route("/metrics", admin.metrics, methods=["GET"], middleware=[Middleware(Guarded, keys=INFERENCE)]),
             Mount(
                 "/v1",
-                routes=[
-                    Route("/chat/completions", proxy, methods=["POST"]),
-                    Route("/completions", proxy, methods=["POST"]),
-                    Route("/models", admin.models, methods=["GET"]),
-                ],
+                routes=[Route("/models", admin.models, methods=["GET"])],
                 middleware=[Middleware(Guarded, keys=INFERENCE)],
             ),
             Mount(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import random
 import re
 import time
-import uuid
 from dataclasses import dataclass, field
 
 from starlette.types import Scope
@@ -29,6 +29,8 @@ class Exchange:
     """None where nothing was answered."""
     checkpoint: str = ""
     """Name of what the answer is stamped with; empty where it is not."""
+    replica: str | None = None
+    """Who was asked last."""
     bytes_in: int = 0
     bytes_out: int = 0
     is_whole: bool = False
@@ -46,4 +48,4 @@ def exchange_of(scope: Scope) -> Exchange:
 
 def choose_request_id(given: str | None) -> str:
     """The client's own id if it can stand in a header and a log, or a new one."""
-    return given if given is not None and _SAFE_ID.fullmatch(given) else uuid.uuid4().hex
+    return given if given is not None and _SAFE_ID.fullmatch(given) else f"{random.getrandbits(128):032x}"

@@ -1,10 +1,10 @@
-"""What one request may take: a place, a slot, bytes, time. ASGI middleware around the proxy.
+"""What one request may take: a place, a slot, bytes, and its client's time. ASGI middleware around the proxy.
 
 Model: a request takes a place as it arrives, or is turned away with 429; its body is read whole, then it waits its turn
 for one of the slots, and leaves both at its end. A client that hangs up, in the queue or later, has its work cancelled.
-One that sends its body too slowly gets 408, and one that stops reading its answer is cut off, so that neither holds a slot
-that others could use. With `x-vcot-deadline-s` (how many seconds the client still waits) all of it, the engine's work
-included, ends by then, with 504.
+With `x-vcot-deadline-s` (how many seconds the client still waits) all of it, the engine's work included, ends by then, with
+504. How long a client may take to send its request and to read its answer is the connection's business
+(services/gateway/connection.py).
 
 Limits: an answer that has begun when its deadline comes is cut off, since its status is sent already; a stream ends with an
 error event.
@@ -13,11 +13,11 @@ error event.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import math
-from collections.abc import AsyncIterator, Awaitable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from types import TracebackType
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -25,6 +25,8 @@ from services.gateway.answers import Refusal, error_event, header_value, send_re
 
 DEADLINE_HEADER = "x-vcot-deadline-s"
 _RETRY_AFTER_S = 2
+_PATIENCE_S = 0.05
+"""How long a request goes on before its client is watched; for a quick one that would cost more than it saves."""
 
 
 @dataclass
@@ -50,7 +52,7 @@ class Places:
 
 
 class Slots:
-    """Lets requests in, first come, first served."""
+    """Lets requests in, first come, first served: `with slots.place()`, then `async with slots`."""
 
     def __init__(self, max_in_flight: int, max_queued: int) -> None:
         self.places = Places(max_in_flight, max_queued)
@@ -65,48 +67,36 @@ class Slots:
         finally:
             self.places.taken -= 1
 
-    @asynccontextmanager
-    async def slot(self) -> AsyncIterator[None]:
+    async def __aenter__(self) -> None:
         """Wait for one's turn."""
-        async with self._free:
-            self.places.in_flight += 1
-            try:
-                yield
-            finally:
-                self.places.in_flight -= 1
+        await self._free.acquire()
+        self.places.in_flight += 1
 
-
-class ClientStalledError(Exception):
-    """The client does not read what it is sent."""
+    async def __aexit__(self, *_: object) -> None:
+        self.places.in_flight -= 1
+        self._free.release()
 
 
 class Limits:
     """The middleware. The application behind it gets the whole body in one message, and need not watch for hang-ups."""
 
-    def __init__(
-        self,
-        app: ASGIApp,
-        slots: Slots,
-        max_body_bytes: int,
-        *,
-        max_read_s: float = 60.0,
-        max_write_s: float = 30.0,
-    ) -> None:
+    def __init__(self, app: ASGIApp, slots: Slots, max_body_bytes: int) -> None:
         self._app = app
         self._slots = slots
         self._max_body_bytes = max_body_bytes
-        self._max_read_s = max_read_s
-        self._max_write_s = max_write_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request within its limits, unless its client hangs up first."""
-        answer = _Answer(send, self._max_write_s)
+        answer = _Answer(send)
         deadline_s = None
         try:
             deadline_s = parse_deadline(header_value(scope, DEADLINE_HEADER))
             with self._slots.place():
-                async with asyncio.timeout(deadline_s):
+                if deadline_s is None:
                     await self._answer(scope, receive, answer)
+                else:
+                    async with asyncio.timeout(deadline_s):
+                        await self._answer(scope, receive, answer)
         except Refusal as refusal:
             await send_refusal(scope, send, refusal)
         except TimeoutError:
@@ -115,34 +105,23 @@ class Limits:
                 await send_refusal(scope, send, Refusal(504, "deadline_exceeded", message))
             elif answer.is_stream:
                 event = b"\n\n" + error_event(message, "deadline_exceeded", 504)
-                with contextlib.suppress(ClientStalledError):
-                    await answer.send({"type": "http.response.body", "body": event})
-        except ClientStalledError:
-            pass  # an answer without an end makes the server close the connection
+                await send({"type": "http.response.body", "body": event})
+            # else an answer without an end makes the server close the connection
 
     async def _answer(self, scope: Scope, receive: Receive, answer: _Answer) -> None:
         body = await self._read(scope, receive)
-        if body is not None:
-            await _unless(_hang_up(receive), self._in_turn(scope, body, answer))
+        if body is None:
+            return
 
-    async def _in_turn(self, scope: Scope, body: bytes, answer: _Answer) -> None:
-        async def receive() -> Message:
+        async def receive_whole() -> Message:
             return {"type": "http.request", "body": body, "more_body": False}
 
-        async with self._slots.slot():
-            await self._app(scope, receive, answer.send)
+        async with _WhileConnected(receive, answer), self._slots:
+            await self._app(scope, receive_whole, answer.send)
 
     async def _read(self, scope: Scope, receive: Receive) -> bytes | None:
         """The whole body; None where the client hung up. Raises Refusal."""
         self._check_size(declared_size(header_value(scope, "content-length")))
-        try:
-            async with asyncio.timeout(self._max_read_s):
-                return await self._read_all(receive)
-        except TimeoutError:
-            message = f"the request was not there after {self._max_read_s:g} s; send it faster"
-            raise Refusal(408, "body_timeout", message, headers={"connection": "close"}) from None
-
-    async def _read_all(self, receive: Receive) -> bytes | None:
         parts: list[bytes] = []
         size = 0
         while True:
@@ -184,42 +163,58 @@ def declared_size(value: str | None) -> int:
 
 
 class _Answer:
-    """Passes an answer on to a client that must keep reading."""
+    """Passes an answer on, and knows how far it is."""
 
-    def __init__(self, send: Send, max_write_s: float) -> None:
+    def __init__(self, send: Send) -> None:
         self.has_begun = False
         self.is_stream = False
+        self.is_whole = False
         self._send = send
-        self._max_write_s = max_write_s
 
     async def send(self, message: Message) -> None:
-        """Raises ClientStalledError where the client takes nothing for too long."""
+        """One message of the answer."""
         if not self.has_begun:
             self.has_begun, self.is_stream = True, _is_event_stream(message)
-        try:
-            async with asyncio.timeout(self._max_write_s):
-                await self._send(message)
-        except TimeoutError:
-            raise ClientStalledError from None
+        self.is_whole = message["type"] == "http.response.body" and not message.get("more_body", False)
+        await self._send(message)
 
 
 def _is_event_stream(start: Message) -> bool:
     return any(name == b"content-type" and value.startswith(b"text/event-stream") for name, value in start["headers"])
 
 
-async def _hang_up(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
+class _WhileConnected:
+    """Ends what is in its `async with` when the client hangs up before the answer is whole; as asyncio.timeout does."""
 
+    def __init__(self, receive: Receive, answer: _Answer) -> None:
+        self._receive = receive
+        self._answer = answer
+        self._is_gone = False
+        self._watch: asyncio.Task[None] | None = None
 
-async def _unless(happens: Awaitable[None], work: Awaitable[None]) -> None:
-    """Do `work`; if the other happens first, cancel it."""
-    event, task = asyncio.ensure_future(happens), asyncio.ensure_future(work)
-    try:
-        await asyncio.wait({event, task}, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        event.cancel()
-        if not task.done():
-            task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
+    async def __aenter__(self) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._task = task
+        self._num_cancelling = task.cancelling()
+        self._begin = asyncio.get_running_loop().call_later(_PATIENCE_S, self._begin_watch)
+
+    def _begin_watch(self) -> None:
+        self._watch = asyncio.create_task(self._until_gone())
+
+    async def _until_gone(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        if not self._answer.is_whole:
+            self._is_gone = True
+            self._task.cancel()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        self._begin.cancel()
+        if self._watch is not None:
+            self._watch.cancel()
+        if not self._is_gone:
+            return False
+        return self._task.uncancel() <= self._num_cancelling and kind is asyncio.CancelledError

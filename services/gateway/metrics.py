@@ -1,17 +1,26 @@
 """The gateway's figures, in Prometheus's text format.
 
-Model: requests and swaps are counted as they end; what is true now (in flight, queued, the replicas, what they serve)
-is read when Prometheus asks. Labels take values of ours only (routes, statuses, names of replicas and checkpoints),
-never a client's.
+Model: requests, faults and swaps are counted as they end, in plain numbers, since prometheus_client's own counters take a
+lock and a look-up each; what is true now (in flight, queued, the replicas, what they serve) is read when Prometheus asks.
+Labels take values of ours only (routes, statuses, names of replicas and checkpoints), never a client's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from bisect import bisect_left
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
+from itertools import accumulate
 from typing import get_args
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric, StateSetMetricFamily
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+    StateSetMetricFamily,
+)
 from prometheus_client.registry import Collector
 
 from services.gateway.breaker import BreakerState
@@ -22,61 +31,97 @@ from services.gateway.limits import Places
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
+_Counts = Counter[tuple[str, ...]]
+"""By the values of the labels."""
 
-class Metrics:
+
+class _Histogram:
+    """How many fell into each bucket of `_SECONDS`, and their sum."""
+
+    def __init__(self) -> None:
+        self.counts = [0] * (len(_SECONDS) + 1)
+        self.sum_s = 0.0
+
+    def observe(self, seconds: float) -> None:
+        self.counts[bisect_left(_SECONDS, seconds)] += 1
+        self.sum_s += seconds
+
+    @property
+    def buckets(self) -> list[tuple[str, float]]:
+        """Cumulative, as Prometheus has them."""
+        bounds = [*map(repr, map(float, _SECONDS)), "+Inf"]
+        return list(zip(bounds, map(float, accumulate(self.counts)), strict=True))
+
+
+class Metrics(Collector):
     """Counters of one gateway; mutated on its event loop only."""
 
     def __init__(self, fleet: Fleet, places: Places) -> None:
+        self._requests: _Counts = Counter()
+        self._refused: _Counts = Counter()
+        self._faults: _Counts = Counter()
+        self._retries: _Counts = Counter()
+        self._swaps: _Counts = Counter()
+        self._latency: defaultdict[str, _Histogram] = defaultdict(_Histogram)
+        self._first_byte: defaultdict[str, _Histogram] = defaultdict(_Histogram)
+        self._pause = _Histogram()
         self._registry = CollectorRegistry()
-        self._requests = Counter(
-            "vcot_requests", "Requests that ended.", ("route", "status", "checkpoint"), registry=self._registry
-        )
-        self._refused = Counter(
-            "vcot_refused", "Requests that the gateway refused.", ("reason",), registry=self._registry
-        )
-        self._latency = self._histogram("vcot_request_seconds", "From a request's arrival to its answer's end.")
-        self._first_byte = self._histogram("vcot_first_byte_seconds", "From a request's arrival to its answer's begin.")
-        self._swaps = Counter("vcot_swaps", "Swaps, by how they ended.", ("way", "outcome"), registry=self._registry)
-        self._faults = Counter(
-            "vcot_engine_faults", "Requests that an engine failed.", ("replica", "reason"), registry=self._registry
-        )
-        self._retries = Counter(
-            "vcot_retries", "Requests sent to another replica.", ("reason",), registry=self._registry
-        )
-        self._pause = Histogram(
-            "vcot_swap_pause_seconds", "How long a swap held requests up.", buckets=_SECONDS, registry=self._registry
-        )
+        self._registry.register(self)
         self._registry.register(_Now(fleet, places))
 
     def count(self, route: str, status: int, exchange: Exchange, total_s: float) -> None:
         """A request is over."""
-        self._requests.labels(route, str(status), exchange.checkpoint).inc()
+        self._requests[route, str(status), exchange.checkpoint] += 1
         if exchange.refused:
-            self._refused.labels(exchange.refused).inc()
+            self._refused[(exchange.refused,)] += 1
         if exchange.checkpoint and exchange.first_byte is not None:
-            self._latency.labels(exchange.checkpoint).observe(total_s)
-            self._first_byte.labels(exchange.checkpoint).observe(exchange.first_byte - exchange.began)
+            self._latency[exchange.checkpoint].observe(total_s)
+            self._first_byte[exchange.checkpoint].observe(exchange.first_byte - exchange.began)
 
     def count_swap(self, way: str, outcome: str, pause_s: float | None = None) -> None:
         """A swap is over: `swapped`, `unchanged`, or the name of the error that kept it from happening (and no way)."""
-        self._swaps.labels(way, outcome).inc()
+        self._swaps[way, outcome] += 1
         if pause_s is not None:
             self._pause.observe(pause_s)
 
     def count_fault(self, replica: str, reason: str) -> None:
         """An engine failed a request."""
-        self._faults.labels(replica, reason).inc()
+        self._faults[replica, reason] += 1
 
     def count_retry(self, reason: str) -> None:
         """The request went on to another."""
-        self._retries.labels(reason).inc()
+        self._retries[(reason,)] += 1
 
     def render(self) -> bytes:
         """What Prometheus reads."""
         return generate_latest(self._registry)
 
-    def _histogram(self, name: str, text: str) -> Histogram:
-        return Histogram(name, text, ("checkpoint",), buckets=_SECONDS, registry=self._registry)
+    def collect(self) -> Iterator[Metric]:
+        """What was counted."""
+        yield _counter("vcot_requests", "Requests that ended.", ("route", "status", "checkpoint"), self._requests)
+        yield _counter("vcot_refused", "Requests that the gateway refused.", ("reason",), self._refused)
+        yield _histogram("vcot_request_seconds", "From a request's arrival to its answer's end.", self._latency)
+        yield _histogram("vcot_first_byte_seconds", "From a request's arrival to its answer's begin.", self._first_byte)
+        yield _counter("vcot_swaps", "Swaps, by how they ended.", ("way", "outcome"), self._swaps)
+        yield _counter("vcot_engine_faults", "Requests that an engine failed.", ("replica", "reason"), self._faults)
+        yield _counter("vcot_retries", "Requests sent to another replica.", ("reason",), self._retries)
+        pause = HistogramMetricFamily("vcot_swap_pause_seconds", "How long a swap held requests up.")
+        pause.add_metric((), self._pause.buckets, self._pause.sum_s)
+        yield pause
+
+
+def _counter(name: str, text: str, labels: tuple[str, ...], counts: _Counts) -> Metric:
+    family = CounterMetricFamily(name, text, labels=labels)
+    for values, count in counts.items():
+        family.add_metric(values, count)
+    return family
+
+
+def _histogram(name: str, text: str, histograms: Mapping[str, _Histogram]) -> Metric:
+    family = HistogramMetricFamily(name, text, labels=("checkpoint",))
+    for checkpoint, histogram in histograms.items():
+        family.add_metric((checkpoint,), histogram.buckets, histogram.sum_s)
+    return family
 
 
 class _Now(Collector):

@@ -6,10 +6,9 @@ logged only when they fail. 499 is the status of a request whose client hung up 
 
 from __future__ import annotations
 
-import logging
 import sys
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 import orjson
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -18,28 +17,27 @@ from services.gateway.answers import CHECKPOINT_HEADER, REQUEST_ID, header_value
 from services.gateway.exchange import Exchange, choose_request_id, exchange_of
 from services.gateway.metrics import Metrics
 
-_LOG = logging.getLogger("vcot.requests")
 _CHECKPOINT = CHECKPOINT_HEADER.encode()
 _POLLED = ("/health", "/metrics", "/admin/state")
 _MAX_MODEL = 100
+Write = Callable[[bytes], object]
+"""Takes one line of the log, with its end."""
 
 
-def log_to_stderr() -> None:
-    """Write the lines to this process's standard error."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    _LOG.addHandler(handler)
-    _LOG.setLevel(logging.INFO)
-    _LOG.propagate = False
+def write_to_stderr(line: bytes) -> None:
+    """To this process's standard error, at once."""
+    sys.stderr.buffer.write(line)
+    sys.stderr.buffer.flush()
 
 
 class Observed:
     """The outermost middleware. `routes` are the paths that are counted under their own name."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, routes: Collection[str]) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, routes: Collection[str], write: Write) -> None:
         self._app = app
         self._metrics = metrics
         self._routes = routes
+        self._write = write
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request through, and say what became of it."""
@@ -77,11 +75,11 @@ class Observed:
         route = scope["path"] if scope["path"] in self._routes else "other"
         status = exchange.status or 499
         self._metrics.count(route, status, exchange, total_s)
-        if _LOG.isEnabledFor(logging.INFO) and not (route in _POLLED and status < 400):
-            _LOG.info(render_line(route, status, exchange, total_s))
+        if not (route in _POLLED and status < 400):
+            self._write(render_line(route, status, exchange, total_s))
 
 
-def render_line(route: str, status: int, exchange: Exchange, total_s: float) -> str:
+def render_line(route: str, status: int, exchange: Exchange, total_s: float) -> bytes:
     """The log's line."""
     line = {
         "time": time.time(),
@@ -89,6 +87,7 @@ def render_line(route: str, status: int, exchange: Exchange, total_s: float) -> 
         "route": route,
         "model": exchange.model and exchange.model[:_MAX_MODEL],
         "checkpoint": exchange.checkpoint or None,
+        "replica": exchange.replica,
         "status": status,
         "refused": exchange.refused,
         "is_whole": exchange.is_whole,
@@ -98,7 +97,7 @@ def render_line(route: str, status: int, exchange: Exchange, total_s: float) -> 
         "first_byte_ms": _ms_since(exchange.began, exchange.first_byte),
         "total_ms": round(total_s * 1e3, 2),
     }
-    return orjson.dumps(line).decode()
+    return orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)
 
 
 def _ms_since(began: float, then: float | None) -> float | None:

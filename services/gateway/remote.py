@@ -14,10 +14,8 @@ import asyncio
 import time
 from dataclasses import dataclass
 
-import aiohttp
-
 from pipeline.errors import ServerError
-from services.vllm import Endpoint, Progress, is_healthy
+from services.vllm import HEALTH_TIMEOUT_S, Endpoint, Progress, is_healthy
 
 _POLL_S = 0.5
 _SAY_EVERY_S = 10.0
@@ -41,8 +39,8 @@ class RemoteServer:
         """Wait until it answers. Raises ServerError where that takes too long."""
         began = said_at = time.monotonic()
         progress(f"waiting for vLLM at {self.url}")
-        async with self.endpoint.session(aiohttp.ClientTimeout(total=5)) as session:
-            while not await is_healthy(session):
+        async with self.endpoint.client(HEALTH_TIMEOUT_S) as client:
+            while not await is_healthy(client):
                 now = time.monotonic()
                 if now - began > self.start_timeout_s:
                     raise ServerError(

@@ -1,7 +1,4 @@
-"""One vLLM server as the gateway sees it: where requests go, and the calls that change what it holds or ask how it is.
-
-aiohttp's client, since every image passes here and it is several times cheaper than httpx for bodies of 100 KB.
-"""
+"""One vLLM server as the gateway sees it: where requests go, and the calls that change what it holds or ask how it is."""
 
 from __future__ import annotations
 
@@ -12,20 +9,18 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import aiohttp
+import httpx
 import orjson
 
 from pipeline.errors import ServerError
 from pipeline.records import Canary
 from services.gateway.canary import CanaryAnswer, canary_request, parse_canary
+from services.gateway.pool import Pool, Post
 from services.vllm import SERVED_NAME, Endpoint
 
 _JSON = {"content-type": "application/json"}
-_ANSWER_TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=10)
-_CONTROL_TIMEOUT = aiohttp.ClientTimeout(total=600, sock_connect=10)
-_PULSE_TIMEOUT = aiohttp.ClientTimeout(total=10)
-UNREACHABLE = (aiohttp.ClientError, TimeoutError, OSError)
-"""What the client raises when a server is not there, or goes away."""
+_CONTROL_TIMEOUT = httpx.Timeout(600.0, connect=10.0)
+_PULSE_TIMEOUT_S = 10.0
 _NEEDED = "VLLM_SERVER_DEV_MODE=1, and for adapters --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"
 _STARTED = re.compile(rb"^process_start_time_seconds (\S+)", re.MULTILINE)
 _TOKENS = re.compile(rb"^vllm:(?:prompt|generation)_tokens_total(?:\{[^}]*\})? (\S+)", re.MULTILINE)
@@ -70,29 +65,25 @@ def parse_pulse(metrics: bytes) -> Pulse:
 
 
 class Upstream:
-    """An open connection pool to one server. An async context manager."""
+    """Both ways to one server: a pool for requests, a client for control calls. An async context manager."""
 
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
-        self._session: aiohttp.ClientSession | None = None
-        self._control_session: aiohttp.ClientSession | None = None
+        self._pool = Pool(endpoint)
+        self._client = endpoint.client(_CONTROL_TIMEOUT)
 
     async def __aenter__(self) -> Self:
-        self._session = self._endpoint.session(_ANSWER_TIMEOUT)
-        # vLLM closes a connection on which a development call failed: none is used twice.
-        self._control_session = self._endpoint.session(_CONTROL_TIMEOUT, keep_alive=False)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for session in (self._session, self._control_session):
-            if session is not None:
-                await session.close()
+        self._pool.close()
+        await self._client.aclose()
 
-    def post(self, path: str, body: bytes, headers: Mapping[str, str]) -> Any:
-        """A request on the way to the model; an async context manager that gives aiohttp's response."""
-        return _opened(self._session).post(path, data=body, headers={**_JSON, **headers})
+    def post(self, path: str, body: bytes, headers: Mapping[str, str]) -> Post:
+        """A request on the way to the model; `async with` gives its answer. Raises services.gateway.pool.LostError."""
+        return self._pool.post(path, body, {**_JSON, **headers})
 
     async def reload(self, directory: Path) -> None:
         """Load the weights of `directory` into the running engine, in place. Raises ServerError."""
@@ -125,18 +116,16 @@ class Upstream:
 
     async def pulse(self) -> Pulse | None:
         """How it is; None where it does not say in time, or is not well. Raises ServerError where nothing is there."""
-        session = _opened(self._control_session)
         try:
-            async with session.get("/health", timeout=_PULSE_TIMEOUT) as response:
-                if response.status != 200:
-                    return None
-            async with session.get("/metrics", timeout=_PULSE_TIMEOUT) as response:
-                return parse_pulse(await response.read())
-        except aiohttp.ClientConnectorError as error:
+            health = await self._client.get("/health", timeout=_PULSE_TIMEOUT_S)
+            if health.status_code != 200:
+                return None
+            return parse_pulse((await self._client.get("/metrics", timeout=_PULSE_TIMEOUT_S)).content)
+        except httpx.ConnectError as error:
             raise ServerError(
                 f"nothing answers at {self._endpoint.socket or self._endpoint.base_url} ({error})"
             ) from None
-        except UNREACHABLE:
+        except httpx.HTTPError:
             return None
 
     async def _models(self) -> set[str]:
@@ -146,22 +135,15 @@ class Upstream:
     async def _control(self, path: str, body: dict[str, Any] | None = None, method: str = "POST") -> dict[str, Any]:
         data = orjson.dumps(body) if body is not None else b""
         try:
-            async with _opened(self._control_session).request(method, path, data=data, headers=_JSON) as response:
-                text = await response.read()
-        except UNREACHABLE as error:
+            response = await self._client.request(method, path, content=data, headers=_JSON)
+        except httpx.HTTPError as error:
             raise ServerError(f"vLLM did not answer {path}: {error!r}") from None
-        if response.status != 200:
-            hint = f" (it needs {_NEEDED})" if response.status == 404 and not path.startswith("/v1/chat") else ""
-            said = text[:300].decode("utf-8", "replace")
-            raise ServerError(f"vLLM answered {path} with {response.status}: {said}{hint}")
+        if response.status_code != 200:
+            hint = f" (it needs {_NEEDED})" if response.status_code == 404 and not path.startswith("/v1/chat") else ""
+            said = response.content[:300].decode("utf-8", "replace")
+            raise ServerError(f"vLLM answered {path} with {response.status_code}: {said}{hint}")
         try:
-            answer = orjson.loads(text) if text else {}
+            answer = orjson.loads(response.content or b"{}")
         except orjson.JSONDecodeError:  # a sentence
             return {}
         return answer if isinstance(answer, dict) else {}
-
-
-def _opened(session: aiohttp.ClientSession | None) -> aiohttp.ClientSession:
-    if session is None:
-        raise RuntimeError("the upstream is not open")
-    return session

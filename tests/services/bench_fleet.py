@@ -51,6 +51,7 @@ class Bench:
         self.lives: dict[int, list[FakeVllm]] = {}
         self.prepare: Callable[[FakeVllm], None] = lambda _: None
         self.said: list[str] = []
+        self.log: list[bytes] = []
         self.settings = ServeSection(**settings)
         self.fleet = Fleet(
             self.registry,
@@ -61,7 +62,7 @@ class Bench:
             limits=limits,
             supervision=supervision or Supervision(first_backoff_s=0.0),
         )
-        self.app = build_app(self.fleet, directory / "run", self.settings, max_wait_s=max_wait_s)
+        self.app = build_app(self.fleet, directory / "run", self.settings, max_wait_s=max_wait_s, log=self.log.append)
         self.http = self.client("127.0.0.1")
 
     def client(self, host: str) -> httpx.AsyncClient:

@@ -186,7 +186,8 @@ class FakeVllm:
     async def stop(self) -> None:
         if self._runner is not None:
             await self._runner.cleanup()
-            await asyncio.sleep(0)  # closed transports let go of their sockets in the loop's next turn
+            for _ in range(3):  # closed transports let go of their sockets in the loop's next turns
+                await asyncio.sleep(0)
         if self._directory is not None:
             shutil.rmtree(self._directory, ignore_errors=True)
 

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from services.gateway import content, keys, limits
-from services.gateway.app import build_app
+from services.gateway.metrics import Metrics
 from tests.services.bench_fleet import Bench
 
 PAGE = (Path(__file__).parents[2] / "docs" / "serving.md").read_text("utf-8")
@@ -12,7 +12,7 @@ PAGE = (Path(__file__).parents[2] / "docs" / "serving.md").read_text("utf-8")
 
 def test_the_page_names_every_metric_and_refused_field(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
-    metrics = build_app(bench.fleet, tmp_path, bench.settings).user_middleware[0].kwargs["metrics"]
+    metrics = Metrics(bench.fleet, limits.Places(1, 1))
     named = set(re.findall(r"^# TYPE (\w+) ", metrics.render().decode(), re.MULTILINE))
     named = {name for name in named if not name.endswith("_created")}
     assert named == set(re.findall(r"`(vcot_\w+)`", PAGE))

@@ -247,9 +247,7 @@ async def test_a_server_that_hangs_is_found_and_its_requests_answered_by_another
 
 
 async def test_a_server_that_is_silent_is_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import aiohttp
-
-    monkeypatch.setattr("services.gateway.upstream._PULSE_TIMEOUT", aiohttp.ClientTimeout(total=0.02))
+    monkeypatch.setattr("services.gateway.upstream._PULSE_TIMEOUT_S", 0.02)
     bench = Bench(tmp_path, supervision=watched())
     async with bench.running():
         bench.server.is_silent = True

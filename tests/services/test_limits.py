@@ -2,15 +2,12 @@
 
 import asyncio
 import json
-import socket
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-import uvicorn
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from services.gateway.limits import Limits, Slots, parse_deadline
 from tests.services.bench_fleet import Bench
@@ -181,29 +178,19 @@ async def test_a_body_of_just_the_size_arrives_whole() -> None:
     assert (client.status, work.bodies) == (200, [b"ab" * 50])
 
 
-async def test_a_slow_body_holds_no_slot_and_ends() -> None:
+async def test_a_slow_body_holds_no_slot() -> None:
     work, slots = Work(), Slots(1, 1)
     work.go.set()
-    limits = Limits(work, slots, 100, max_read_s=0.05)
+    limits = Limits(work, slots, 100)
     slow = Client({"type": "http.request", "body": b"x", "more_body": True})
     task = asyncio.create_task(limits(slow.scope, slow.receive, slow.send))
     await settle()
     quick = Client()
     await asyncio.wait_for(limits(quick.scope, quick.receive, quick.send), 0.04)
     assert quick.status == 200
+    slow.gone.set()
     await task
-    assert (slow.status, slow.error["code"], slow.header("connection")) == (408, "body_timeout", "close")
-    assert slots.places.taken == 0
-
-
-async def test_a_client_that_does_not_read_its_answer_loses_its_slot() -> None:
-    work, slots = Work(), Slots(1, 0)
-    work.go.set()
-    client = Client()
-    client.reads.clear()
-    await Limits(work, slots, 100, max_write_s=0.02)(client.scope, client.receive, client.send)
-    assert client.sent == []
-    assert (slots.places.in_flight, slots.places.taken) == (0, 0)
+    assert (slow.sent, slots.places.taken) == ([], 0)
 
 
 @pytest.fixture
@@ -247,49 +234,3 @@ async def test_a_deadline_ends_the_wait_for_a_swap(tmp_path: Path) -> None:
         bench.server.hold.set()
         assert (await first).status_code == 200
         await swap
-
-
-@asynccontextmanager
-async def on_a_socket(app: ASGIApp) -> AsyncIterator[int]:
-    """The application on a real server and port."""
-    config = uvicorn.Config(app, log_level="critical", access_log=False, lifespan="off")
-    server = uvicorn.Server(config)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        serving = asyncio.create_task(server.serve(sockets=[listener]))
-        try:
-            yield listener.getsockname()[1]
-        finally:
-            server.should_exit = True
-            await serving
-
-
-async def test_a_reader_that_stalls_is_cut_off_on_a_real_connection() -> None:
-    async def endless(scope: Scope, receive: Receive, send: Send) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-        while True:
-            await send({"type": "http.response.body", "body": b"x" * 1_000_000, "more_body": True})
-
-    slots, ended = Slots(1, 0), asyncio.Event()
-    limits = Limits(endless, slots, 100, max_write_s=0.2)
-
-    async def watched(scope: Scope, receive: Receive, send: Send) -> None:
-        await limits(scope, receive, send)
-        ended.set()
-
-    async with on_a_socket(watched) as port:
-        reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1024)
-        writer.write(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 1\r\n\r\nx")
-        assert (await reader.readline()).startswith(b"HTTP/1.1 200")
-        assert slots.places.in_flight == 1
-        await asyncio.wait_for(ended.wait(), 10)
-        assert slots.places.taken == 0
-        writer.transport.abort()
-
-
-async def test_a_refused_body_is_answered_on_a_real_connection() -> None:
-    async with on_a_socket(Limits(Work(), Slots(1, 0), 100)) as port:
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        writer.write(b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\nff\r\n" + b"x" * 255)
-        async with asyncio.timeout(10):
-            assert (await reader.readline()).startswith(b"HTTP/1.1 413")
-        writer.transport.abort()

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from services.gateway.exchange import choose_request_id
+from services.gateway.observe import write_to_stderr
 from tests.services.bench_fleet import Bench
 from tests.services.test_limits import Client
 
@@ -26,10 +26,8 @@ async def scrape(bench: Bench) -> dict[tuple[str, ...], float]:
     }
 
 
-@pytest.fixture
-def lines(caplog: pytest.LogCaptureFixture) -> Any:
-    caplog.set_level(logging.INFO, "vcot.requests")
-    return lambda: [json.loads(r.getMessage()) for r in caplog.records if r.name == "vcot.requests"]
+def lines(bench: Bench) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in bench.log]
 
 
 CHAT = "/v1/chat/completions"
@@ -108,7 +106,7 @@ async def test_metrics_are_for_bearers_of_a_key(tmp_path: Path, monkeypatch: pyt
 
 
 async def test_each_request_is_one_line_without_its_text_or_key(
-    tmp_path: Path, lines: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VCOT_API_KEYS", "sk-secret")
     bench = Bench(tmp_path)
@@ -117,25 +115,26 @@ async def test_each_request_is_one_line_without_its_text_or_key(
         answer = await bench.ask("a private question", headers=headers)
         await bench.ask("a private question", headers={"authorization": "Bearer sk-wrong"})
         assert (await bench.http.get("/health")).status_code == 200
-    first, second = lines()
+    first, second = lines(bench)
     assert answer.headers["x-request-id"] == first["id"] == "mine-1"
     assert (first["route"], first["model"], first["checkpoint"], first["status"]) == (CHAT, "policy", "base", 200)
     assert first["bytes_in"] > 50
     assert first["bytes_out"] == len(answer.content)
     assert 0 <= first["wait_ms"] <= first["first_byte_ms"] <= first["total_ms"]
-    assert (first["is_whole"], first["refused"]) == (True, None)
+    assert (first["is_whole"], first["refused"], first["replica"]) == (True, None, "vllm-0")
     assert (second["status"], second["refused"], second["model"], second["wait_ms"]) == (
         401,
         "invalid_api_key",
         None,
         None,
     )
-    assert "private" not in caplog.text
-    assert "sk-" not in caplog.text
-    assert "yes" not in caplog.text
+    text = b"".join(bench.log).decode()
+    assert "private" not in text
+    assert "sk-" not in text
+    assert "yes" not in text
 
 
-async def test_a_client_that_hangs_up_is_logged_so(tmp_path: Path, lines: Any) -> None:
+async def test_a_client_that_hangs_up_is_logged_so(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
     async with bench.running():
         bench.server.hold.clear()
@@ -146,8 +145,22 @@ async def test_a_client_that_hangs_up_is_logged_so(tmp_path: Path, lines: Any) -
         await bench.server.holding.wait()
         client.gone.set()
         await request
-    (line,) = lines()
+    (line,) = lines(bench)
     assert (line["status"], line["is_whole"], line["bytes_in"]) == (499, False, len(body))
+
+
+async def test_the_line_names_the_replica_that_answered(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, replicas=2)
+    async with bench.running():
+        bench.server_of(0).faults = ["500"]
+        await bench.ask()
+    (line,) = lines(bench)
+    assert (line["status"], line["replica"]) == (200, "vllm-1")
+
+
+def test_lines_go_out_one_by_one(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    write_to_stderr(b"{}\n")
+    assert capfdbinary.readouterr().err == b"{}\n"
 
 
 @pytest.mark.parametrize("given", [None, "", "a b", "x" * 129, "é", 'a"b', "a\n"])

@@ -1,0 +1,145 @@
+"""One client's connection: uvicorn's protocol, with an end to what a slow client may hold.
+
+A request that is not whole some time after its connection was opened, or after its first byte, is answered with 408,
+whether its headers or its body are late. A client that takes nothing of its answer for some time is cut off. uvicorn alone
+has an end for idle connections only (`timeout_keep_alive`), so that one byte now and then would hold one for ever.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, cast
+
+from starlette.types import Scope
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from services.gateway.answers import error_body
+from services.gateway.exchange import exchange_of
+
+_CORK_BYTES = 16 * 1024
+
+
+class Connection(HttpToolsProtocol):
+    """Given to uvicorn as `http`; the times are of the class."""
+
+    max_request_s = 60.0
+    max_stall_s = 30.0
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._is_receiving = self._has_head = False
+        """Whether a request has begun and is not whole; whether its headers are, so that `cycle` is its own."""
+        self._late: asyncio.TimerHandle | None = None
+        self._stalled: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """The first request is awaited."""
+        super().connection_made(cast("asyncio.Transport", _Corked(transport, self.loop)))
+        self._late = self.loop.call_later(self.max_request_s, self._end_late)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Nothing is awaited."""
+        self._disarm()
+        super().connection_lost(exc)
+        self._unstall()
+
+    def data_received(self, data: bytes) -> None:
+        """A part of a request; most come whole, and need no timer."""
+        super().data_received(data)
+        if self._is_receiving and self._late is None and not self.transport.is_closing():
+            self._late = self.loop.call_later(self.max_request_s, self._end_late)
+
+    def on_message_begin(self) -> None:
+        """A request begins."""
+        self._is_receiving, self._has_head = True, False
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        """Its body follows."""
+        super().on_headers_complete()
+        self._has_head = True
+
+    def on_message_complete(self) -> None:
+        """It is whole."""
+        self._is_receiving = False
+        self._disarm()
+        super().on_message_complete()
+
+    def pause_writing(self) -> None:
+        """The client does not keep up."""
+        super().pause_writing()
+        self._stalled = self.loop.call_later(self.max_stall_s, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """It does again."""
+        self._unstall()
+        super().resume_writing()
+
+    def _disarm(self) -> None:
+        if self._late is not None:
+            self._late.cancel()
+            self._late = None
+
+    def _unstall(self) -> None:
+        if self._stalled is not None:
+            self._stalled.cancel()
+            self._stalled = None
+
+    def _end_late(self) -> None:
+        """Answer 408 and close; while an earlier request is being answered, wait on."""
+        self._late = None
+        is_behind = bool(self.pipeline) or (not self._has_head and self._is_answering)
+        if is_behind:
+            self._late = self.loop.call_later(self.max_request_s, self._end_late)
+            return
+        if self._is_receiving and not (self._has_head and self.cycle.response_started):
+            self.transport.write(self._refuse_late())
+        self.transport.close()
+
+    @property
+    def _is_answering(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def _refuse_late(self) -> bytes:
+        exchange = exchange_of(cast("Scope", self.scope))
+        exchange.status, exchange.refused = 408, "request_timeout"
+        message = f"the request was not there after {self.max_request_s:g} s; send it faster"
+        body = error_body(message, exchange.refused, exchange.status)
+        head = f"HTTP/1.1 408 Request Timeout\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
+        return head.encode() + b"connection: close\r\n\r\n" + body
+
+
+class _Corked:
+    """A transport that sends what is written in one turn of the loop at once: an answer's head with its body.
+
+    uvicorn writes them one after the other, and each write wakes the client up (30 microseconds on loopback). More than
+    `_CORK_BYTES` goes out as it comes, so that a client that does not read is noticed.
+    """
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._held: list[bytes] = []
+        self._num_held = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        """Send, before the loop's next turn."""
+        if not self._held:
+            self._loop.call_soon(self._flush)
+        self._held.append(data)
+        self._num_held += len(data)
+        if self._num_held > _CORK_BYTES:
+            self._flush()
+
+    def close(self) -> None:
+        """Close once all is sent."""
+        self._flush()
+        self._transport.close()
+
+    def _flush(self) -> None:
+        if self._held:
+            held, self._held, self._num_held = self._held, [], 0
+            self._transport.write(b"".join(held))

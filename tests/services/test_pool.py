@@ -1,0 +1,266 @@
+"""The pool before servers that answer in every way they should not."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from services.gateway import pool as pool_module
+from services.gateway.pool import LostError, Pool
+from services.vllm import Endpoint
+
+Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+OK = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\ncontent-length: 2\r\n\r\n{}"
+
+
+class Server:
+    """A server whose every connection is `handle`d."""
+
+    def __init__(self, handle: Handler) -> None:
+        self.num_connections = 0
+        self.received: list[bytes] = []
+        self.closed = asyncio.Event()
+        self._handle = handle
+
+    async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.num_connections += 1
+        try:
+            await self._handle(reader, writer)
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        finally:
+            self.closed.set()
+            writer.close()
+
+
+@asynccontextmanager
+async def served(handle: Handler) -> AsyncIterator[tuple[Server, Pool]]:
+    server = Server(handle)
+    async with await asyncio.start_server(server, "127.0.0.1", 0) as listening:
+        port = listening.sockets[0].getsockname()[1]
+        pool = Pool(Endpoint(f"http://127.0.0.1:{port}"))
+        try:
+            yield server, pool
+        finally:
+            pool.close()
+            await asyncio.sleep(0.01)
+
+
+async def read_request(reader: asyncio.StreamReader) -> bytes:
+    head = await reader.readuntil(b"\r\n\r\n")
+    size = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
+    return head + await reader.readexactly(size)
+
+
+def answering(*answers: bytes) -> Handler:
+    """Each request gets the next answer, the last one for ever."""
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        left = list(answers)
+        while True:
+            await read_request(reader)
+            writer.write(left.pop(0) if len(left) > 1 else left[0])
+
+    return handle
+
+
+async def ask(pool: Pool, body: bytes = b"{}") -> tuple[int, bytes]:
+    async with asyncio.timeout(5), pool.post("/v1/x", body, {}) as answer:
+        return answer.status, await answer.read()
+
+
+async def test_a_request_is_on_the_wire_as_it_was_given(tmp_path: Path) -> None:
+    received: list[bytes] = []
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        received.append(await read_request(reader))
+        writer.write(OK)
+
+    path = tmp_path / "s"
+    async with await asyncio.start_unix_server(Server(handle), path):
+        pool = Pool(Endpoint("http://vllm", path))
+        async with pool.post("/v1/x", b"[1]", {"x-request-id": "a-1"}) as answer:
+            assert (answer.status, answer.headers["content-type"]) == (200, "application/json")
+            assert await answer.read() == b"{}"
+        pool.close()
+        await asyncio.sleep(0.01)
+    assert received == [b"POST /v1/x HTTP/1.1\r\nhost: vllm\r\nx-request-id: a-1\r\ncontent-length: 3\r\n\r\n[1]"]
+
+
+async def test_a_connection_is_used_again() -> None:
+    async with served(answering(OK)) as (server, pool):
+        assert [await ask(pool) for _ in range(3)] == [(200, b"{}")] * 3
+        assert server.num_connections == 1
+
+
+async def test_requests_at_once_have_connections_of_their_own() -> None:
+    async with served(answering(OK)) as (server, pool):
+        assert await asyncio.gather(*[ask(pool) for _ in range(5)]) == [(200, b"{}")] * 5
+        assert server.num_connections == 5
+
+
+async def test_an_answer_may_come_in_any_pieces() -> None:
+    chunked = b"HTTP/1.1 201 OK\r\ntransfer-encoding: chunked\r\n\r\n4\r\nabcd\r\n2\r\nef\r\n0\r\n\r\n"
+
+    async def drip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_request(reader)
+        for byte in chunked:
+            writer.write(bytes([byte]))
+            await asyncio.sleep(0)
+        await read_request(reader)
+        writer.write(OK)
+
+    async with served(drip) as (server, pool):
+        assert await ask(pool) == (201, b"abcdef")
+        assert await ask(pool) == (200, b"{}")
+        assert server.num_connections == 1
+
+
+async def test_an_answer_of_1xx_only_announces_the_answer() -> None:
+    async with served(answering(b"HTTP/1.1 103 Early Hints\r\nlink: x\r\n\r\n" + OK)) as (server, pool):
+        async with pool.post("/v1/x", b"{}", {}) as answer:
+            assert (answer.status, await answer.read(), "link" in answer.headers) == (200, b"{}", False)
+        assert await ask(pool) == (200, b"{}")
+        assert server.num_connections == 1
+
+
+async def test_a_connection_that_was_idle_too_long_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool_module, "KEEP_ALIVE_S", 0.0)
+    async with served(answering(OK)) as (server, pool):
+        await ask(pool)
+        await asyncio.sleep(0.01)
+        await ask(pool)
+        assert server.num_connections == 2
+
+
+@pytest.mark.parametrize("head", [b"HTTP/1.1 200 OK\r\nconnection: close", b"HTTP/1.0 200 OK"])
+async def test_a_connection_that_is_to_close_is_not_used(head: bytes) -> None:
+    async with served(answering(head + b"\r\ncontent-length: 2\r\n\r\n{}")) as (server, pool):
+        assert [await ask(pool) for _ in range(2)] == [(200, b"{}")] * 2
+        assert server.num_connections == 2
+
+
+async def test_a_connection_that_the_server_closed_meanwhile_is_not_used() -> None:
+    async def once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_request(reader)
+        writer.write(OK)
+
+    async with served(once) as (server, pool):
+        await ask(pool)
+        await asyncio.sleep(0.01)
+        assert await ask(pool) == (200, b"{}")
+        assert server.num_connections == 2
+
+
+WRONG = OK.replace(b"{}", b"[]")
+
+
+@pytest.mark.parametrize("answers", [(OK + WRONG, OK), (OK + b"x", OK)], ids=["an answer more", "a byte more"])
+async def test_what_comes_behind_an_answer_never_answers_the_next_request(answers: tuple[bytes, ...]) -> None:
+    async with served(answering(*answers)) as (server, pool):
+        assert [await ask(pool) for _ in range(2)] == [(200, b"{}")] * 2
+        assert server.num_connections == 2
+
+
+async def test_what_comes_while_nothing_is_asked_never_answers_the_next_request() -> None:
+    async def eager(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_request(reader)
+        writer.write(OK)
+        await asyncio.sleep(0.01)
+        writer.write(WRONG)
+        await read_request(reader)
+        writer.write(WRONG)
+
+    async with served(eager) as (server, pool):
+        assert await ask(pool) == (200, b"{}")
+        await asyncio.sleep(0.03)
+        assert await ask(pool) == (200, b"{}")
+        assert server.num_connections == 2
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"",
+        b"HTTP/1.1 200",
+        b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n{",
+        b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\n{}\r\n",
+        b"HTTP/1.1 200 OK\r\n\r\nuntil the end",
+        b"SSH-2.0-OpenSSH\r\n",
+        b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n",
+    ],
+)
+async def test_an_answer_that_breaks_off_is_lost(answer: bytes) -> None:
+    async def broken(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_request(reader)
+        writer.write(answer)
+
+    async with served(broken) as (_, pool):
+        with pytest.raises(LostError):
+            await ask(pool)
+
+
+async def test_what_came_before_a_break_is_given_first() -> None:
+    async def broken(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_request(reader)
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nhalf")
+
+    async with served(broken) as (_, pool):
+        async with pool.post("/v1/x", b"{}", {}) as answer:
+            parts = answer.parts()
+            assert await anext(parts) == b"half"
+            with pytest.raises(LostError):
+                await anext(parts)
+
+
+async def test_where_nothing_listens_a_request_is_lost(tmp_path: Path) -> None:
+    async with await asyncio.start_server(Server(answering(OK)), "127.0.0.1", 0) as listening:
+        port = listening.sockets[0].getsockname()[1]
+    for endpoint in (Endpoint(f"http://127.0.0.1:{port}"), Endpoint("http://vllm", tmp_path / "none")):
+        with pytest.raises(LostError, match="no connection"):
+            await ask(Pool(endpoint))
+
+
+@pytest.mark.parametrize("head", [b"", b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nhalf"])
+async def test_who_stops_waiting_closes_the_connection(head: bytes) -> None:
+    async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_request(reader)
+        writer.write(head)
+        await reader.read()
+
+    async with served(hang) as (server, pool):
+        asked = asyncio.create_task(ask(pool))
+        await asyncio.sleep(0.02)
+        asked.cancel()
+        await asyncio.wait_for(server.closed.wait(), 5)
+        with pytest.raises(asyncio.CancelledError):
+            await asked
+
+
+async def test_an_answer_that_is_not_taken_makes_the_server_wait() -> None:
+    size, num_written = 32 * 2**20, 0
+
+    async def pour(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal num_written
+        await read_request(reader)
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % size)
+        while num_written < size:
+            writer.write(b"x" * 2**16)
+            num_written += 2**16
+            await writer.drain()
+
+    async with served(pour) as (_, pool), pool.post("/v1/x", b"{}", {}) as answer:
+        await asyncio.sleep(0.2)
+        assert num_written < size // 2
+        async with asyncio.timeout(20):
+            assert len(await answer.read()) == size
+
+
+async def test_a_pool_that_is_closed_keeps_nothing() -> None:
+    async with served(answering(OK)) as (server, pool):
+        async with pool.post("/v1/x", b"{}", {}) as answer:
+            pool.close()
+            assert await answer.read() == b"{}"
+        await asyncio.wait_for(server.closed.wait(), 5)
