@@ -134,6 +134,7 @@ def serve_gateway(folder: Path, port: int, upstream_port: int) -> None:
     from services.checkpoints import Checkpoint, Registry
     from services.gateway.app import build_app
     from services.gateway.fleet import Fleet
+    from services.gateway.roster import Roster
     from services.vllm import Endpoint
 
     class InstantServer:
@@ -168,7 +169,7 @@ def serve_gateway(folder: Path, port: int, upstream_port: int) -> None:
             def launch(checkpoint: Checkpoint, _: int, __: str | None) -> InstantServer:
                 return InstantServer(checkpoint)
 
-            fleet = Fleet(registry, settings, launch, say)
+            fleet = Fleet(registry, settings, Roster(folder / "run", settings), launch, say)
             await serving._serve_until_stopped(fleet, build_app(fleet, folder / "run", settings), listener)
 
     uvloop.run(serve())

@@ -90,6 +90,7 @@ def serve(run: Run, progress: Progress) -> None:
 async def _serve(run: Run, progress: Progress) -> None:
     from services.gateway.app import build_app  # with uvicorn a third of a second that other commands need not pay
     from services.gateway.fleet import Fleet
+    from services.gateway.roster import Roster
     from services.vllm import VllmServer
 
     settings = run.recipe.serve
@@ -102,7 +103,9 @@ async def _serve(run: Run, progress: Progress) -> None:
             log = run.path("logs", f"vllm-{number}.log" if number else "vllm.log")
             return VllmServer(checkpoint, settings, log, devices, max_lora_rank)
 
-        fleet = Fleet(registry, settings, launch, progress, max_lora_rank=max_lora_rank)
+        fleet = Fleet(
+            registry, settings, Roster(run.directory, settings), launch, progress, max_lora_rank=max_lora_rank
+        )
         progress(f"the gateway listens at {url}")
         await _serve_until_stopped(fleet, build_app(fleet, run.directory, settings), listener)
 

@@ -58,6 +58,7 @@ class Connection(HttpToolsProtocol):
         """Its body follows."""
         super().on_headers_complete()
         self._has_head = True
+        self.cycle.body = cast("bytearray", _Parts())
 
     def on_message_complete(self) -> None:
         """It is whole."""
@@ -107,6 +108,25 @@ class Connection(HttpToolsProtocol):
         body = error_body(message, exchange.refused, exchange.status)
         head = f"HTTP/1.1 408 Request Timeout\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
         return head.encode() + b"connection: close\r\n\r\n" + body
+
+
+class _Parts:
+    """A body as it comes, joined once: uvicorn's bytearray copies each part in, and the whole out again."""
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+        self._size = 0
+
+    def __iadd__(self, part: bytes) -> _Parts:
+        self._parts.append(part)
+        self._size += len(part)
+        return self
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __bytes__(self) -> bytes:
+        return self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
 
 
 class _Corked:

@@ -4,7 +4,7 @@ Model: each replica supervises one vLLM server (replica.py). A request goes to t
 checkpoint that it asks for, by image and load (routing.py); what they hold is changed by rollout.py, which holds
 `steering` meanwhile.
 
-Limits: one event loop; replicas that are added at run time are gone when the gateway is.
+Limits: one event loop.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from services.gateway.gate import Changes
 from services.gateway.plan import Plan
 from services.gateway.remote import RemoteServer
 from services.gateway.replica import Replica, Server, Supervision
+from services.gateway.roster import Roster
 from services.gateway.routing import choose
 from services.gateway.swap import SwapLimits
 from services.vllm import Progress
@@ -47,6 +48,7 @@ class Fleet:
         self,
         registry: Registry,
         settings: ServeSection,
+        roster: Roster,
         launch: Launch,
         progress: Progress,
         *,
@@ -64,15 +66,16 @@ class Fleet:
         self.limits = limits or SwapLimits()
         self.steering = asyncio.Lock()
         """Held by whoever changes what replicas hold, or takes one away."""
+        self._roster = roster
         self._launch = launch
         self._progress = progress
         self._supervision = supervision or Supervision(settings.hang_timeout_s)
         self._numbers = itertools.count()
         self._tasks: dict[Replica, asyncio.Task[None]] = {}
         self._crash: asyncio.Future[None]
-        for url in settings.upstreams:
+        for url in roster.now.upstreams:
             self._make_remote(url)
-        for _ in range(0 if settings.upstreams else settings.replicas):
+        for _ in range(roster.now.num_own):
             self.make_own()
 
     async def run(self) -> None:
@@ -165,6 +168,7 @@ class Fleet:
         """Start one more server, or use the one at `url`; it takes requests once it is verified. Raises SwapError."""
         if url is not None and _name_of(url) in {replica.name for replica in self.replicas}:
             raise SwapError(f"{url} is a replica already; give another server")
+        self._roster.add(url)
         replica = self.make_own() if url is None else self._make_remote(url)
         self.start(replica)
         return replica
@@ -178,6 +182,7 @@ class Fleet:
             others = [other for other in self.replicas if other is not replica]
             if not any(other.gate.admission.phase == "live" for other in others):
                 raise SwapError(f"replica {name} is the only one that serves; add another first")
+            self._roster.remove(replica.url)
             await self.retire(replica)
 
     def make_own(self, pinned: Checkpoint | None = None, devices: str | None = None) -> Replica:
@@ -191,7 +196,7 @@ class Fleet:
     def _make_remote(self, url: str) -> Replica:
         server = RemoteServer(url.rstrip("/"), self.settings.start_timeout_s)
         replica = self._make(_name_of(url), lambda _: server)
-        replica.is_own = False
+        replica.url = url
         return replica
 
     def _make(self, name: str, launch: Callable[[Checkpoint], Server], pinned: Checkpoint | None = None) -> Replica:

@@ -10,6 +10,7 @@ import hmac
 import ipaddress
 import os
 from dataclasses import dataclass
+from functools import lru_cache
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -73,10 +74,13 @@ def is_bearer(authorization: str | None, accepted: list[str]) -> bool:
 
 def is_local(client: tuple[str, int] | None) -> bool:
     """Whether a connection comes from this machine; a unix socket's has no address."""
-    if client is None:
-        return True
+    return client is None or _is_loopback(client[0])
+
+
+@lru_cache(maxsize=1024)
+def _is_loopback(host: str) -> bool:
     try:
-        address = ipaddress.ip_address(client[0])
+        address = ipaddress.ip_address(host)
     except ValueError:
         return False
     mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None

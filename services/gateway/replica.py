@@ -72,7 +72,8 @@ class Replica:
     supervision: Supervision = Supervision()
     devices: str | None = None
     """CUDA_VISIBLE_DEVICES of a server of our own."""
-    is_own: bool = True
+    url: str | None = None
+    """Of a server that someone else runs."""
     breaker: Breaker = field(default_factory=Breaker)
     num_restarts: int = 0
     failure: VcotError | None = None

@@ -52,7 +52,7 @@ async def _serve(fleet: Fleet, target: Checkpoint, commit: Commit) -> tuple[Way 
     if not behind and (target.ref.kind == "adapter" or target == live):
         commit()
         return None, 0.0
-    can_start = all(replica.is_own for replica in fleet.replicas)
+    can_start = all(replica.url is None for replica in fleet.replicas)
     way = await asyncio.to_thread(choose_way, fleet.settings.swap, live, target, can_start)
     if way == "adapter":
         return way, await _serve_adapter(fleet, target, commit)

@@ -17,6 +17,7 @@ from services.gateway.admission import Admission, Phase
 from services.gateway.app import build_app
 from services.gateway.fleet import Fleet
 from services.gateway.replica import Replica, Supervision
+from services.gateway.roster import Roster
 from services.gateway.swap import SwapLimits
 from tests.services.fake_vllm import FakeVllm, make_canary, write_adapter, write_checkpoint
 
@@ -56,6 +57,7 @@ class Bench:
         self.fleet = Fleet(
             self.registry,
             self.settings,
+            Roster(directory / "run", self.settings),
             self._launch,
             self.said.append,
             max_lora_rank=8,

@@ -207,12 +207,11 @@ async def test_what_came_before_a_break_is_given_first() -> None:
         await read_request(reader)
         writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nhalf")
 
-    async with served(broken) as (_, pool):
-        async with pool.post("/v1/x", b"{}", {}) as answer:
-            parts = answer.parts()
-            assert await anext(parts) == b"half"
-            with pytest.raises(LostError):
-                await anext(parts)
+    async with served(broken) as (_, pool), pool.post("/v1/x", b"{}", {}) as answer:
+        parts = answer.parts()
+        assert await anext(parts) == b"half"
+        with pytest.raises(LostError):
+            await anext(parts)
 
 
 async def test_where_nothing_listens_a_request_is_lost(tmp_path: Path) -> None:

@@ -1,0 +1,76 @@
+"""Which servers a run's gateway has: the recipe's, and what the operator has added and removed since.
+
+`<run>/replicas.json` keeps the changes over a restart of the gateway. It says, too, of which recipe settings it is a change:
+with others in the recipe it counts no more.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from pipeline.errors import CheckpointError
+from pipeline.recipe import ServeSection, UpstreamUrl
+from pipeline.records import Record
+
+_FILE = "replicas.json"
+
+
+class Servers(Record):
+    """Own servers, by number, and those of others, by URL."""
+
+    num_own: int
+    upstreams: tuple[UpstreamUrl, ...]
+
+
+class Changed(Record):
+    """`replicas.json`."""
+
+    recipe: Servers
+    now: Servers
+
+
+class Roster:
+    """The servers of one run. Mutated by its fleet only; each change is on disk before it counts."""
+
+    def __init__(self, run_directory: Path, settings: ServeSection) -> None:
+        self._path = run_directory / _FILE
+        self._recipe = Servers(
+            num_own=0 if settings.upstreams else settings.replicas, upstreams=tuple(dict.fromkeys(settings.upstreams))
+        )
+        self.now = self._read()
+
+    def add(self, url: str | None) -> None:
+        """One more of our own, or the one at `url`."""
+        if url is None:
+            self._write(self.now.num_own + 1, self.now.upstreams)
+        else:
+            self._write(self.now.num_own, (*self.now.upstreams, url))
+
+    def remove(self, url: str | None) -> None:
+        """One less of our own, or not the one at `url`."""
+        if url is None:
+            self._write(self.now.num_own - 1, self.now.upstreams)
+        else:
+            self._write(self.now.num_own, tuple(known for known in self.now.upstreams if known != url))
+
+    def _read(self) -> Servers:
+        try:
+            changed = Changed.model_validate_json(self._path.read_text("utf-8"))
+        except FileNotFoundError:
+            return self._recipe
+        except ValidationError as error:
+            why = error.errors()[0]["msg"]
+            raise CheckpointError(f"{self._path} is no list of replicas ({why}); delete it for the recipe's") from None
+        return changed.now if changed.recipe == self._recipe else self._recipe
+
+    def _write(self, num_own: int, upstreams: tuple[str, ...]) -> None:
+        self.now = Servers(num_own=num_own, upstreams=upstreams)
+        partial = self._path.with_suffix(".partial")
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(Changed(recipe=self._recipe, now=self.now).model_dump_json(indent=2) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(self._path)
