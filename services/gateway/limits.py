@@ -116,7 +116,7 @@ class Limits:
         async def receive_whole() -> Message:
             return {"type": "http.request", "body": body, "more_body": False}
 
-        async with _WhileConnected(receive, answer), self._slots:
+        async with _WhileConnected(receive), self._slots:
             await self._app(scope, receive_whole, answer.send)
 
     async def _read(self, scope: Scope, receive: Receive) -> bytes | None:
@@ -168,14 +168,12 @@ class _Answer:
     def __init__(self, send: Send) -> None:
         self.has_begun = False
         self.is_stream = False
-        self.is_whole = False
         self._send = send
 
     async def send(self, message: Message) -> None:
         """One message of the answer."""
         if not self.has_begun:
             self.has_begun, self.is_stream = True, _is_event_stream(message)
-        self.is_whole = message["type"] == "http.response.body" and not message.get("more_body", False)
         await self._send(message)
 
 
@@ -184,11 +182,10 @@ def _is_event_stream(start: Message) -> bool:
 
 
 class _WhileConnected:
-    """Ends what is in its `async with` when the client hangs up before the answer is whole; as asyncio.timeout does."""
+    """Ends what is in its `async with` when the client hangs up; as asyncio.timeout does at its time."""
 
-    def __init__(self, receive: Receive, answer: _Answer) -> None:
+    def __init__(self, receive: Receive) -> None:
         self._receive = receive
-        self._answer = answer
         self._is_gone = False
         self._watch: asyncio.Task[None] | None = None
 
@@ -205,9 +202,8 @@ class _WhileConnected:
     async def _until_gone(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
             pass
-        if not self._answer.is_whole:
-            self._is_gone = True
-            self._task.cancel()
+        self._is_gone = True
+        self._task.cancel()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

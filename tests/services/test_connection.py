@@ -120,6 +120,18 @@ async def test_a_long_answer_is_not_late() -> None:
     assert answer.count(b"HTTP/1.1 408") == 1
 
 
+async def test_an_answer_may_take_longer_than_a_request() -> None:
+    work = Work()
+    async with listening(Watched(work)) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(HEAD + b"x")
+        await asyncio.sleep(0.3)
+        work.go.set()
+        async with asyncio.timeout(10):
+            assert (await reader.readline()).startswith(b"HTTP/1.1 200")
+        writer.close()
+
+
 async def test_requests_that_are_whole_in_time_are_answered() -> None:
     async with listening(answering(), Connection) as port:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -135,18 +147,22 @@ async def test_requests_that_are_whole_in_time_are_answered() -> None:
 
 
 async def test_a_reader_that_stalls_is_cut_off() -> None:
-    async def endless(scope: Scope, receive: Receive, send: Send) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-        while True:
-            await send({"type": "http.response.body", "body": b"x" * 1_000, "more_body": True})
-            await asyncio.sleep(0)
+    num_sent = 0
 
-    watched = Watched(endless)
+    async def pour(scope: Scope, receive: Receive, send: Send) -> None:
+        nonlocal num_sent
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        while num_sent < 100_000:
+            await send({"type": "http.response.body", "body": b"x" * 1_000, "more_body": True})
+            num_sent += 1
+
+    watched = Watched(pour)
     async with listening(watched) as port:
         reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1024)
         writer.write(HEAD + b"x")
         assert (await reader.readline()).startswith(b"HTTP/1.1 200")
         assert watched.slots.places.in_flight == 1
+        assert num_sent < 50_000, "it waits for the client"
         await asyncio.wait_for(watched.ended.wait(), 10)
         assert watched.slots.places.taken == 0
         writer.transport.abort()

@@ -119,7 +119,11 @@ async def test_an_unknown_model_names_the_nearest(bench: Bench) -> None:
     assert answer.json()["error"]["message"] == "no checkpoint or alias 'polisy'; did you mean policy?"  # and no path
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"[]", b'{"messages": []}', b'{"model": 3}'])
+NO_REQUESTS = [b"", b"{", b"[]", b'{"messages": []}', b'{"model": 3}']
+NOT_PASSED_ON = [b'{"model": "base", "temperature": NaN}', b'{"model": "base", "seed": 18446744073709551616}']
+
+
+@pytest.mark.parametrize("body", [*NO_REQUESTS, *NOT_PASSED_ON])
 async def test_what_is_no_request_is_refused(bench: Bench, body: bytes) -> None:
     answer = await bench.http.post("/v1/chat/completions", content=body)
     assert answer.status_code == 400

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
+from services.gateway import limits
 from services.gateway.limits import Limits, Slots, parse_deadline
 from tests.services.bench_fleet import Bench
 
@@ -103,6 +104,20 @@ async def test_a_client_that_hangs_up_in_the_queue_leaves_it() -> None:
     await tasks[0]
     assert len(work.bodies) == 1
     assert second.sent == []
+
+
+async def test_who_was_answered_is_not_watched() -> None:
+    work = Work()
+    work.go.set()
+    client, asked = Client(), list[None]()
+
+    async def receive() -> Message:
+        asked.append(None)
+        return await client.receive()
+
+    await Limits(work, Slots(1, 0), 100)(client.scope, receive, client.send)
+    await asyncio.sleep(2 * limits._PATIENCE_S)
+    assert len(asked) == 1
 
 
 async def test_a_deadline_ends_the_wait_in_the_queue() -> None:
