@@ -19,7 +19,11 @@ from services.gateway.exchange import exchange_of
 _CORK_BYTES = 16 * 1024
 
 
-class Connection(HttpToolsProtocol):
+_buffer = memoryview(bytearray(256 * 1024))
+"""What is read goes here, and is parsed before the next read: one event loop."""
+
+
+class Connection(HttpToolsProtocol, asyncio.BufferedProtocol):
     """Given to uvicorn as `http`; the times are of the class."""
 
     max_request_s = 60.0
@@ -43,7 +47,15 @@ class Connection(HttpToolsProtocol):
         super().connection_lost(exc)
         self._unstall()
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Where to read to."""
+        return _buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """That much was read."""
+        self.data_received(_buffer[:nbytes])
+
+    def data_received(self, data: Any) -> None:
         """A part of a request; most come whole, and need no timer."""
         super().data_received(data)
         if self._is_receiving and self._late is None and not self.transport.is_closing():
@@ -160,6 +172,6 @@ class _Corked:
         self._transport.close()
 
     def _flush(self) -> None:
-        if self._held:
-            held, self._held, self._num_held = self._held, [], 0
+        held, self._held, self._num_held = self._held, [], 0
+        if held and not self._transport.is_closing():
             self._transport.write(b"".join(held))
