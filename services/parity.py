@@ -17,7 +17,7 @@ from pipeline.errors import SwapError
 from pipeline.recipe import Dtype
 from pipeline.records import CheckpointRef, Record, SamplingParams
 from training.job import Retention
-from training.parity import FORCED_TOLERANCES, Answers, Probe, ProbePair, ProbeRow, compare_served, find_served_fault
+from training.parity import FORCED_TOLERANCES, Answers, Probe, ProbePair, compare_served, find_served_fault
 
 _NEUTRAL = {
     "top_k": 0,
@@ -59,18 +59,19 @@ async def ask_served(client: ChatClient, ref: CheckpointRef, probe: Probe, max_c
 
     answers = {}
     async for index, scored in map_bounded(ask, range(len(asked)), limit=max_concurrency):
-        _check_tokens(ref, asked[index][1], scored.tokens)
-        answers[index] = scored.logprobs[-len(probe.base[index]) :]
+        trained = asked[index][1].tokens
+        _check_tokens(ref, trained + probe.closing, scored.tokens)
+        answers[index] = scored.logprobs[: len(trained) - 1][-len(probe.base[index]) :]
     return Answers.of([answers[index] for index in range(len(asked))])
 
 
-def _check_tokens(ref: CheckpointRef, row: ProbeRow, served: tuple[int, ...]) -> None:
-    if served == row.tokens:
+def _check_tokens(ref: CheckpointRef, trained: tuple[int, ...], served: tuple[int, ...]) -> None:
+    if served == trained:
         return
-    at = next(i for i, (a, b) in enumerate(zip_longest(row.tokens, served)) if a != b)
+    at = next(i for i, (a, b) in enumerate(zip_longest(trained, served)) if a != b)
     raise SwapError(
         f"{ref.name} is not asked as it was trained: from token {at + 1} on the server reads {served[at : at + 4]}, where "
-        f"{row.tokens[at : at + 4]} was trained (a BOS more or less, another chat template, another image size): serve it "
+        f"{trained[at : at + 4]} was trained (a BOS more or less, another chat template, another image size): serve it "
         "with the chat template and processor that were saved with it"
     )
 

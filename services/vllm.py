@@ -118,6 +118,9 @@ def server_command(
     command += ["--uds", str(at)] if isinstance(at, Path) else ["--host", at.host, "--port", str(at.port)]
     command += ["--dtype", serve.dtype, "--max-model-len", str(serve.max_model_len)]
     command += ["--limit-mm-per-prompt", _MEDIA, "--generation-config", "vllm"]
+    # Templates get a message's parts, as in training. vLLM would guess from the template's loops whether it takes them, and
+    # where it guesses wrongly hand it one string, the image's placeholder and the text with a line break between them.
+    command += ["--chat-template-content-format", "openai"]
     command += ["--disable-uvicorn-access-log"]
     # The gateway refuses other media already; this name can never be resolved (RFC 2606).
     command += [

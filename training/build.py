@@ -29,6 +29,7 @@ from training.job import MergeReport, Retention, TrainJob, fresh_directory
 from training.models import DTYPES, Model, free_memory, load_model, load_processor, quiet_libraries
 from training.parity import Answers, Probe, check_merge, compare_margins, loses, write_probe
 from training.probe import ask, load_questions
+from training.template import closing_tokens
 
 _BY_WIDTH: tuple[Dtype, ...] = ("bfloat16", "float16", "float32")
 
@@ -128,6 +129,7 @@ class Build:
             checkpoint=report.checkpoint,
             beta=self.job.train.beta,
             pairs=self.questions.pairs,
+            closing=closing_tokens(self.processor),
             base=self.base.record(),
             policy=self.policy.record(),
             stored=built.stored.record(),

@@ -54,18 +54,19 @@ class Qwen(Architecture):
     )
     chat_template = (
         "{% for message in messages %}"
-        "{% if message['content'] is string %}{% set parts = [{'type': 'text', 'text': message['content']}] %}"
-        "{% else %}{% set parts = message['content'] %}{% endif %}"
+        "{% if message['content'] is string %}{% set content = [{'type': 'text', 'text': message['content']}] %}"
+        "{% else %}{% set content = message['content'] %}{% endif %}"
         "{{ '<|im_start|>' + message['role'] + '\n' }}"
         "{% if message['role'] == 'assistant' %}"
-        "{% for part in parts if part['type'] == 'text' %}"
+        "{% for part in content if part['type'] == 'text' %}"
         "{% generation %}{{ part['text'] | trim + '<|im_end|>' }}{% endgeneration %}{% endfor %}"
         "{% else %}"
-        "{% for part in parts %}{% if part['type'] == 'image' %}{{ '<|vision_start|><|image_pad|><|vision_end|>' }}"
+        "{% for part in content %}{% if part['type'] == 'image' %}{{ '<|vision_start|><|image_pad|><|vision_end|>' }}"
         "{% else %}{{ part['text'] }}{% endif %}{% endfor %}{{ '<|im_end|>' }}"
         "{% endif %}{{ '\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
     )
-    """ChatML as Qwen3-VL writes it."""
+    """ChatML as Qwen3-VL writes it, and like it with loops over `content`: by that name vLLM sees that a message comes in
+    parts, where it is not told."""
     turns = Turns(
         user="<|im_start|>user\n",
         image=f"<|vision_start|>{'<|image_pad|>' * NUM_IMAGE_TOKENS}<|vision_end|>",

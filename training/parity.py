@@ -50,7 +50,7 @@ class ProbeRow(Record):
 
     text: str
     tokens: tuple[int, ...]
-    """Prompt and response as trained, image tokens expanded."""
+    """Prompt and response as trained, image tokens expanded, up to EOS."""
 
 
 class ProbePair(Record):
@@ -68,6 +68,8 @@ class Probe(Record):
     checkpoint: CheckpointRef
     beta: float
     pairs: tuple[ProbePair, ...]
+    closing: tuple[int, ...] = ()
+    """What the chat template writes behind each response's EOS: served, and not trained."""
     base: Logprobs
     policy: Logprobs
     stored: Logprobs

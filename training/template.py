@@ -1,10 +1,11 @@
 """The chat template: what the policy reads while it is trained must be what it reads when it is served.
 
 vLLM's chat endpoint renders the checkpoint's template and tokenizes it without special tokens, so whatever the template
-does not write is not there. LLaVA-1.5's own template writes neither BOS nor EOS: served prompts lack the BOS that the
-model was taught with, and a policy trained on it never learns to stop. `ensure_template` mends that one, and refuses
-any other with the same fault. The mended template is saved with the merged checkpoint; a server that starts with the
-unmended base must be given it (`--chat-template`).
+does not write is not there. In both, a message reaches the template as a list of parts (services/vllm.py). LLaVA-1.5's
+own template writes neither BOS nor EOS: served prompts lack the BOS that the model was taught with, and a policy trained
+on it never learns to stop. `ensure_template` mends that one, and refuses any other with the same fault. The mended
+template is saved with the merged checkpoint; a server that starts with the unmended base must be given it
+(`--chat-template`).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ Messages: TypeAlias = Sequence[Mapping[str, Any]]
 _TEXT = "x"
 _QUESTION = ({"role": "user", "content": [{"type": "image"}, {"type": "text", "text": _TEXT}]},)
 _ANSWER = ({"role": "assistant", "content": [{"type": "text", "text": _TEXT}]},)
+_READS_STRINGS = "reads a message as one string, where it comes as a list of parts, an image or a text each"
 _STOCK_LLAVA = ("USER: {image}\nx ASSISTANT:", "USER: {image}\nx ASSISTANT: x ")
 
 LLAVA = (
@@ -41,6 +43,13 @@ def render(processor: Processor, messages: Messages, *, prompt: bool = False) ->
     return str(processor.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=prompt))
 
 
+def closing_tokens(processor: Processor) -> tuple[int, ...]:
+    """What the template writes behind an answer's EOS, as ChatML's line break: a later turn reads it, no answer holds it."""
+    row = render(processor, (*_QUESTION, *_ANSWER))
+    whole, answered = (processor.tokenizer(text, add_special_tokens=False)["input_ids"] for text in (row, row.rstrip()))
+    return tuple(whole[len(answered) :])
+
+
 def ensure_template(processor: Processor) -> bool:
     """Mend LLaVA's stock template in `processor`; True where it was mended.
 
@@ -49,7 +58,7 @@ def ensure_template(processor: Processor) -> bool:
     fault = find_fault(processor)
     if fault is None:
         return False
-    if processor.chat_template and _is_stock_llava(processor):
+    if processor.chat_template and fault != _READS_STRINGS and _is_stock_llava(processor):
         processor.chat_template = LLAVA.replace("IMAGE", repr(processor.image_token))
         processor.tokenizer.chat_template = processor.chat_template
         fault = find_fault(processor)
@@ -63,7 +72,12 @@ def find_fault(processor: Processor) -> str | None:
     if not processor.chat_template:
         return "is missing"
     tokenizer = processor.tokenizer
-    prompt, row = render(processor, _QUESTION, prompt=True), render(processor, (*_QUESTION, *_ANSWER))
+    try:
+        prompt, row = render(processor, _QUESTION, prompt=True), render(processor, (*_QUESTION, *_ANSWER))
+    except TypeError:  # a string and a list do not add up
+        return _READS_STRINGS
+    if str(_ANSWER[0]["content"]) in row:
+        return _READS_STRINGS
     ids = tokenizer(row, add_special_tokens=False)["input_ids"]
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     if not row.startswith(prompt):

@@ -102,6 +102,22 @@ async def test_what_is_served_right_passes(trained, checkpoint, serve):
     assert report.retention.kept == pytest.approx(1, abs=1e-3)
 
 
+async def test_what_the_template_writes_behind_eos_is_served_and_not_compared(
+    make_job, qwen_checkpoint, serve, tmp_path
+):
+    """ChatML's line break, and nothing else in its place."""
+    worker.work(make_job("train.learning_rate=1e-2", "train.lora_r=4", base=qwen_checkpoint), tmp_path / "merged")
+    probe, base, policy = read_probe(tmp_path / "merged"), serve(qwen_checkpoint), serve(tmp_path / "merged")
+    tokenizer = base.processor.tokenizer
+    assert tokenizer.decode(probe.closing) == "\n"
+    assert {row.tokens[-1] for pair in probe.pairs for row in (pair.chosen, pair.rejected)} == {tokenizer.eos_token_id}
+    report = await pass_gate(base, policy, probe)
+    assert max(report.max_abs_logp.values()) < 1e-4 < report.differs_from_base
+    policy.template = policy.processor.chat_template + "{{ '\\n' }}"
+    with pytest.raises(SwapError, match=r"the server reads \(\d+,\), where \(\) was trained"):
+        await pass_gate(base, policy, probe)
+
+
 async def test_trap_base_served_as_the_policy(trained, checkpoint, serve):
     with pytest.raises(SwapError, match="a log-prob of the checkpoint differs"):
         await pass_gate(serve(checkpoint), serve(checkpoint), read_probe(trained[1]))

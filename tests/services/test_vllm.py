@@ -63,6 +63,7 @@ def test_the_command_for_a_cpu(checkpoint: Checkpoint) -> None:
     assert option(command, "--dtype") == "float32"
     assert option(command, "--uds") == "/private/s"
     assert option(command, "--generation-config") == "vllm"
+    assert option(command, "--chat-template-content-format") == "openai", "in parts, as in training"
     assert json.loads(option(command, "--limit-mm-per-prompt")) == {"image": 1, "video": 0, "audio": 0}
     assert option(command, "--max-num-batched-tokens") == option(command, "--max-model-len") == "512"
     assert option(command, "--kv-cache-memory-bytes") == str(2**29)

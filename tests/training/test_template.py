@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pipeline.errors import CheckpointError
-from training.template import ensure_template, find_fault, render
+from training.template import closing_tokens, ensure_template, find_fault, render
 
 USER = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Which?"}]}
 ASSISTANT = {"role": "assistant", "content": [{"type": "text", "text": "This."}]}
@@ -29,6 +29,12 @@ def test_the_checkpoints_own_template_is_left_alone(processor):
     assert processor.chat_template == before
 
 
+def test_what_stands_behind_eos_is_known(processor):
+    assert closing_tokens(processor) == ()
+    processor.chat_template += "{{ '\n\n' }}"
+    assert processor.tokenizer.decode(closing_tokens(processor)) == "\n\n"
+
+
 @pytest.mark.parametrize(
     ("edit", "fault"),
     [
@@ -36,6 +42,14 @@ def test_the_checkpoints_own_template_is_left_alone(processor):
         (lambda t: t.replace("{{ bos_token }}", "{{ bos_token + bos_token }}"), "writes <s> 2 times"),
         (lambda t: t.replace(" + eos_token", ""), "stopping is never taught"),
         (lambda t: t.replace("{{ 'ASSISTANT:' }}", "{{ 'ASSISTANT: <R>' }}"), "does not begin with"),
+        (
+            lambda t: "{{ bos_token }}{% for m in messages %}{{ m['content'] }}{% endfor %}",
+            "reads a message as one string",
+        ),
+        (
+            lambda t: "{% for m in messages %}{{ m['role'] + m['content'] }}{% endfor %}",
+            "reads a message as one string",
+        ),
         (lambda t: "", "is missing"),
         (lambda t: None, "is missing"),
     ],
