@@ -6,7 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import aiohttp
 import pytest
 
 from pipeline.checkpoints import read_manifest
@@ -53,11 +52,9 @@ async def test_a_template_that_vllm_takes_for_one_of_strings_is_given_parts(tmp_
     server = VllmServer(Checkpoint(checkpoint, manifest), load_recipe("nano-qwen").serve, tmp_path / "vllm.log")
     try:
         await server.start(lambda _: None)
-        async with (
-            server.endpoint.session(aiohttp.ClientTimeout(total=60)) as session,
-            session.post("/v1/chat/completions", json=canary_request(manifest.canary, SERVED_NAME)) as response,
-        ):
-            answer = parse_canary(await response.json())
+        async with server.endpoint.client(60.0) as client:
+            asked = await client.post("/v1/chat/completions", json=canary_request(manifest.canary, SERVED_NAME))
+        answer = parse_canary(asked.json())
     finally:
         await server.stop()
     assert explain_difference(manifest.canary, answer) is None
