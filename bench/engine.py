@@ -15,6 +15,7 @@ import orjson
 from PIL import Image, ImageDraw
 
 from pipeline.errors import ServerError
+from services.vllm import Endpoint
 
 NANO = Path(__file__).parents[1] / "training" / "checkpoints" / "nano"
 _COLOURS = ("red", "green", "blue", "yellow")
@@ -38,6 +39,16 @@ moved = {name: move(value) for name, value in weights.items()}
 (target / "model.safetensors").unlink()
 save_file(moved, target / "model.safetensors", metadata={"format": "pt"})
 """
+
+
+def open_session(endpoint: Endpoint) -> aiohttp.ClientSession:
+    """The same client for both sides of a measurement."""
+    connector = (
+        aiohttp.TCPConnector(limit=0) if endpoint.socket is None else aiohttp.UnixConnector(str(endpoint.socket))
+    )
+    return aiohttp.ClientSession(
+        base_url=endpoint.base_url, connector=connector, timeout=aiohttp.ClientTimeout(total=600)
+    )
 
 
 def say(message: str) -> None:

@@ -177,9 +177,10 @@ def _contrasts(arms: Sequence[Arm], settings: Sequence[Setting]) -> Iterator[Con
     for first, second in pairs:
         for setting in settings:
             for name in MEASURES:
-                values = first.measure(name, setting), second.measure(name, setting)
-                tasks = [task for task in values[0] if task in values[1]]
-                found = compare_paired(*([v[task] for task in tasks] for v in values), [images[task] for task in tasks])
+                old, new = first.measure(name, setting), second.measure(name, setting)
+                tasks = [task for task in old if task in new]
+                values = [old[task] for task in tasks], [new[task] for task in tasks]
+                found = compare_paired(*values, [images[task] for task in tasks])
                 yield Contrast(
                     first=first.name,
                     second=second.name,

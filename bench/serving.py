@@ -26,7 +26,7 @@ import aiohttp
 import orjson
 import uvloop
 
-from bench.engine import chat, question, say, vllm_socket
+from bench.engine import chat, open_session, question, say, vllm_socket
 from pipeline.errors import ServerError
 from pipeline.run import open_run
 from services.admin import fetch_state
@@ -36,7 +36,6 @@ from services.vllm import SERVED_NAME, Endpoint
 _K = 8
 _MAX_TOKENS = 64
 _CONCURRENCY = 8
-_TIMEOUT = aiohttp.ClientTimeout(total=600)
 
 
 def request(number: int, seed: int, model: str) -> dict[str, Any]:
@@ -73,7 +72,7 @@ async def main(num_rounds: int, num_requests: int) -> None:
         async with running_gateway(run, say) as gateway:
             direct = Endpoint("http://vllm", vllm_socket((await fetch_state(gateway.url)).pid))
             through = Endpoint(gateway.url)
-            async with direct.session(_TIMEOUT) as direct_session, through.session(_TIMEOUT) as gateway_session:
+            async with open_session(direct) as direct_session, open_session(through) as gateway_session:
                 ways = {"direct": (direct_session, SERVED_NAME), "gateway": (gateway_session, "policy")}
                 for number in range(num_rounds + 1):
                     order = list(ways) if number % 2 else list(ways)[::-1]

@@ -32,7 +32,7 @@ import aiohttp
 import orjson
 import uvloop
 
-from bench.engine import chat, make_variant, question, say
+from bench.engine import chat, make_variant, open_session, question, say
 from pipeline.errors import ServerError
 from pipeline.run import Run, open_run
 from services.admin import live_checkpoint, register, swap_to
@@ -70,8 +70,8 @@ async def references_of_fresh(run: Run, name: str) -> list[Tokens]:
     server = VllmServer(checkpoint, run.recipe.serve, run.path("logs", "fresh.log"))
     await server.start(say)
     try:
-        async with server.endpoint.session(aiohttp.ClientTimeout(total=600)) as session:
-            return await references(session, SERVED_NAME)
+        async with open_session(server.endpoint) as fresh:
+            return await references(fresh, SERVED_NAME)
     finally:
         await server.stop()
 

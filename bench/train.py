@@ -183,7 +183,7 @@ def now_s() -> float:
     return time.perf_counter()
 
 
-class _Clock(TrainerCallback):
+class _Clock(TrainerCallback):  # type: ignore[misc]
     """Seconds of each step, collating and optimizer included, the first left out."""
 
     def __init__(self) -> None:
