@@ -97,6 +97,8 @@ class Canary(Record):
 
     image_png_base64: str
     prompt: str
+    num_prompt_tokens: Annotated[int, Field(ge=1)]
+    """Image tokens included, as rendered in training: another template or processor seldom makes as many."""
     tokens: tuple[str, ...]
     logprobs: tuple[float, ...]
     tolerance: Annotated[float, Field(gt=0)]

@@ -62,7 +62,8 @@ def build_canary(model: Model, processor: Processor, serve_dtype: Dtype) -> Cana
     the first such token (but has one at least), before EOS, and before half a character.
     """
     image = draw_canary(_image_side(processor))
-    ids, logprobs, margins = _answer(model, processor, image)
+    batch = _prompt_batch(processor, image)
+    ids, logprobs, margins = _answer(model, processor, batch)
     tokens, tolerance = served_tokens(processor.tokenizer, ids), TOLERANCES[serve_dtype]
     length = 1
     while length < len(ids) and margins[length] > 2 * tolerance and _is_whole(tokens[length], ids[length], processor):
@@ -72,6 +73,7 @@ def build_canary(model: Model, processor: Processor, serve_dtype: Dtype) -> Cana
     return Canary(
         image_png_base64=base64.b64encode(buffer.getvalue()).decode(),
         prompt=PROMPT,
+        num_prompt_tokens=int(batch["input_ids"].shape[1]),
         tokens=tuple(tokens[:length]),
         logprobs=tuple(logprobs[:length]),
         tolerance=tolerance,
@@ -89,9 +91,9 @@ def _prompt_batch(processor: Processor, image: Image.Image) -> Batch:
     return dict(processor(images=[[image]], text=[text], add_special_tokens=False, return_tensors="pt"))
 
 
-def _answer(model: Model, processor: Processor, image: Image.Image) -> tuple[list[int], list[float], list[float]]:
+def _answer(model: Model, processor: Processor, batch: Batch) -> tuple[list[int], list[float], list[float]]:
     """Greedy token ids, their log-probs, and by how much each leads the runner-up."""
-    inputs = {key: value.to(model.device) for key, value in _prompt_batch(processor, image).items()}
+    inputs = {key: value.to(model.device) for key, value in batch.items()}
     tokenizer = processor.tokenizer
     settings = GenerationConfig(
         do_sample=False,

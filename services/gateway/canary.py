@@ -1,8 +1,9 @@
 """Asking the canary: is what the server holds what the manifest says? Pure.
 
 The question is a fixed image and prompt, answered greedily; the reference are the tokens and log-probs that the Hugging
-Face model gave (training/canary.py). Tokens must be equal, log-probs within the manifest's tolerance. Two different
-weights may well give the same tokens, but not the same log-probs to the last bit.
+Face model gave (training/canary.py). The prompt must be as many tokens as in training, the answer's tokens must be equal,
+and their log-probs within the manifest's tolerance, which in 16 bits would forgive a prompt that is a token longer. Two
+different weights may well give the same tokens, but not the same log-probs to the last bit.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ _HALF = "\ufffd"
 class CanaryAnswer:
     """What a server answered, token by token."""
 
+    num_prompt_tokens: int
     tokens: tuple[str, ...]
     logprobs: tuple[float, ...]
 
@@ -43,9 +45,13 @@ def parse_canary(payload: dict[str, Any]) -> CanaryAnswer:
     """The answer in a chat completion. Raises ServerError for anything else."""
     try:
         content = payload["choices"][0]["logprobs"]["content"]
-        return CanaryAnswer(tuple(str(t["token"]) for t in content), tuple(float(t["logprob"]) for t in content))
+        return CanaryAnswer(
+            num_prompt_tokens=int(payload["usage"]["prompt_tokens"]),
+            tokens=tuple(str(t["token"]) for t in content),
+            logprobs=tuple(float(t["logprob"]) for t in content),
+        )
     except (KeyError, IndexError, TypeError, ValueError):
-        raise ServerError(f"the canary's answer holds no log-probs: {str(payload)[:200]}") from None
+        raise ServerError(f"the canary's answer holds no log-probs or no usage: {str(payload)[:200]}") from None
 
 
 def distance(canary: Canary, answer: CanaryAnswer) -> float:
@@ -61,6 +67,11 @@ def _is_same(expected: str, token: str) -> bool:
 
 def explain_difference(canary: Canary, answer: CanaryAnswer) -> str | None:
     """Why the answer is not the manifest's, or None where it is."""
+    if answer.num_prompt_tokens != canary.num_prompt_tokens:
+        return (
+            f"the server read the prompt as {answer.num_prompt_tokens} tokens, and it was {canary.num_prompt_tokens} in "
+            "training: another chat template or image processor"
+        )
     for position, (expected, token) in enumerate(zip(canary.tokens, answer.tokens, strict=False)):
         if not _is_same(expected, token):
             return f"token {position + 1} is {token!r}, and {expected!r} in the manifest"

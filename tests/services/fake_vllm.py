@@ -30,6 +30,7 @@ from services.vllm import Endpoint
 CANARY_PROMPT = "What is it?"
 CANARY_IMAGE = "aW1hZ2U="
 NUM_TOKENS = 3
+NUM_PROMPT_TOKENS = 9
 _FAULTS = frozenset(("reset", "half", "half-json", "empty", "hang", "500", "502", "503", "429", "429-bare"))
 
 
@@ -91,6 +92,7 @@ def make_canary(weight: float) -> Canary:
     return Canary(
         image_png_base64=CANARY_IMAGE,
         prompt=CANARY_PROMPT,
+        num_prompt_tokens=NUM_PROMPT_TOKENS,
         tokens=("yes",) * NUM_TOKENS,
         logprobs=logprobs,
         tolerance=1e-3,
@@ -121,6 +123,8 @@ class FakeVllm:
     reloads_base_as: float | None = None
     faults: list[str] = field(default_factory=list)
     """What becomes of the next chat requests: reset, half, half-json, 500, 429, 429-bare, hang, wrong-model, empty."""
+    num_prompt_tokens: int = NUM_PROMPT_TOKENS
+    """How it renders a prompt."""
     ignores_adapters: bool = False
     """Answers under an adapter's name with its base's weights."""
     is_silent: bool = False
@@ -186,8 +190,7 @@ class FakeVllm:
     async def stop(self) -> None:
         if self._runner is not None:
             await self._runner.cleanup()
-            for _ in range(3):  # closed transports let go of their sockets in the loop's next turns
-                await asyncio.sleep(0)
+            await asyncio.sleep(0.01)  # for what was accepted last, too, to see its client gone and let go of its socket
         if self._directory is not None:
             shutil.rmtree(self._directory, ignore_errors=True)
 
@@ -272,7 +275,8 @@ class FakeVllm:
             return await self._stream(request, body, logprobs, answers_as)
         tokens = [{"token": "yes", "logprob": value} for value in logprobs]
         choice = {"index": 0, "message": {"content": "yes"}, "finish_reason": "stop", "logprobs": {"content": tokens}}
-        return web.json_response({"model": answers_as, "choices": [choice] * body.get("n", 1)})
+        usage = {"prompt_tokens": self.num_prompt_tokens}
+        return web.json_response({"model": answers_as, "choices": [choice] * body.get("n", 1), "usage": usage})
 
     async def _fail(self, request: web.Request, body: dict[str, Any], fault: str) -> web.StreamResponse:
         """Do what a broken server does."""

@@ -264,20 +264,38 @@ async def test_a_base_without_canary_is_served_with_a_warning(tmp_path: Path) ->
 
 def test_the_canary_compares_tokens_then_logprobs() -> None:
     canary = make_canary(1.0)
-    same = CanaryAnswer(canary.tokens, canary.logprobs)
-    assert explain_difference(canary, same) is None
-    near = CanaryAnswer(canary.tokens, tuple(value + 9e-4 for value in canary.logprobs))
-    assert explain_difference(canary, near) is None
-    far = CanaryAnswer(canary.tokens, (*canary.logprobs[:-1], canary.logprobs[-1] - 2e-3))
-    assert "0.002" in str(explain_difference(canary, far))
-    assert "token 2" in str(explain_difference(canary, CanaryAnswer(("yes", "no", "yes"), canary.logprobs)))
-    assert "2 tokens came" in str(explain_difference(canary, CanaryAnswer(canary.tokens[:2], canary.logprobs[:2])))
-    nan = CanaryAnswer(canary.tokens, (float("nan"),) * 3)
-    assert "nan" in str(explain_difference(canary, nan))
+
+    def difference(
+        tokens: tuple[str, ...] = canary.tokens,
+        logprobs: tuple[float, ...] = canary.logprobs,
+        num_prompt_tokens: int = canary.num_prompt_tokens,
+    ) -> str | None:
+        return explain_difference(canary, CanaryAnswer(num_prompt_tokens, tokens, logprobs))
+
+    assert difference() is None
+    assert difference(logprobs=tuple(value + 9e-4 for value in canary.logprobs)) is None
+    assert "0.002" in str(difference(logprobs=(*canary.logprobs[:-1], canary.logprobs[-1] - 2e-3)))
+    assert "token 2" in str(difference(tokens=("yes", "no", "yes")))
+    assert "2 tokens came" in str(difference(canary.tokens[:2], canary.logprobs[:2]))
+    assert "nan" in str(difference(logprobs=(float("nan"),) * 3))
+    assert "10 tokens, and it was 9 in training" in str(difference(num_prompt_tokens=10))
+
+
+async def test_a_server_that_reads_another_prompt_takes_no_request(bench: Bench) -> None:
+    """A line break more behind the image, say: in 16 bits no log-prob would tell."""
+    bench.prepare = lambda server: setattr(server, "num_prompt_tokens", 10)
+    with pytest.raises(ServerError, match="another chat template or image processor"):
+        async with bench.running():
+            raise AssertionError
 
 
 def test_an_answer_without_logprobs_is_no_canary() -> None:
-    for payload in ({}, {"choices": []}, {"choices": [{"logprobs": None}]}):
+    for payload in (
+        {},
+        {"choices": []},
+        {"choices": [{"logprobs": None}]},
+        {"choices": [{"logprobs": {"content": []}}]},
+    ):
         with pytest.raises(ServerError, match="no log-probs"):
             parse_canary(payload)
 
