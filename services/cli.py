@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated
 
@@ -17,6 +18,7 @@ _TOOLS = Group("Tools", sort_key=3)
 app = App(
     name="vcot",
     help="Teach a small vision-language model to reason better from AI feedback, and measure whether it worked.",
+    version=lambda: metadata.version("vcot"),
     version_flags=["--version"],
     result_action="return_value",
 )

@@ -37,6 +37,15 @@ class Project:
         """A compose command's standard output."""
         return check([*self.compose, "--profile", profile, *arguments], self.environment, timeout_s)
 
+    def up(self) -> None:
+        """Bring it up, until the gateway is healthy; where that fails, what the containers said is shown."""
+        try:
+            self.run("up", "-d")
+            until(lambda: self.inspect("gateway-cpu", "{{.State.Health.Status}}") == "healthy", 300)
+        except (AssertionError, subprocess.TimeoutExpired):
+            sys.stdout.write(self.run("logs", "--tail=40"))
+            raise
+
     def engine(self, *arguments: str) -> str:
         """A docker command's standard output."""
         return check([self.docker, *arguments], self.environment, 60).strip()

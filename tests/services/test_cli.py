@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,11 @@ def test_help_lists_every_step_and_imports_nothing_heavy():
         "demo",
     ):
         assert f" {step} " in done.stdout
+
+
+def test_the_version_is_the_packages(vcot):
+    pyproject = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text("utf-8"))
+    assert vcot("--version")[:2] == (0, pyproject["project"]["version"] + "\n")
 
 
 def test_an_unknown_command_names_the_nearest(vcot):
