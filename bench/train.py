@@ -10,11 +10,11 @@ count. Filling the cache is one forward of each row, once for all runs; it is ti
 
 Shapes:
 
-    mini    LLaVA-1.5-7B in miniature: 576 image tokens, chains of about 100, and about its shares of tower (4 % of the
+    mini    LLaVA-1.5-7B in miniature: 576 image tokens, chains of about 100, and about its shares of tower (5 % of the
             weights) and adapter (3 %); 2 layers of width 512, random weights. No dropout: a CPU draws its masks so slowly
-            that they hide what the passes cost (docs/lab-notes.md has both). The headline, and the last line
+            that they hide what the passes cost (docs/lab-notes.md has both)
     nano    the nano checkpoint with its own recipe, dropout 0.1: 4 image tokens, chains of 23, an adapter half as wide
-            as the model
+            as the model. The headline, and the last line
     7b      LLaVA-1.5-7B's shape with random weights, for a GPU: bfloat16, gradient checkpointing, the paper's adapter
 
 On a GPU also peak memory, tokens per second, and the share of the matrix rate that a large product reaches there: 4 x
@@ -304,7 +304,7 @@ def main() -> None:
     quiet_libraries()
     torch.set_num_threads(1)
     batch_sizes = {"nano": 8, "mini": 2, "7b": 4, "tiny": 2}
-    for name in (options.shape,) if options.shape else ("nano", "mini"):
+    for name in (options.shape,) if options.shape else ("mini", "nano"):
         print(json.dumps(measure(name, options.rounds, options.steps, batch_sizes[name])))
 
 

@@ -44,6 +44,17 @@ def test_training_ends_where_plain_trl_does(build, rows, checkpoint, tmp_path, d
     plain.train()
     assert (train_weights(plain) - train_weights(trainer)).abs().max() < 1e-5  # Adam divides rounding by rounding
     assert (train_weights(plain) - start).abs().max() > 1e-4
+    for ours, theirs in zip(logged(trainer), logged(plain), strict=True):
+        assert ours == pytest.approx(theirs, abs=1e-4, rel=1e-4)
+
+
+def logged(trainer):
+    """What TRL logs of each step, but for the accuracy, where the first step's margins are zero but for rounding."""
+    return [
+        {name: value for name, value in entry.items() if name != "rewards/accuracies"}
+        for entry in trainer.state.log_history
+        if "loss" in entry
+    ]
 
 
 def test_reference_is_not_forwarded_in_training(build, tmp_path):
