@@ -1,20 +1,21 @@
 """Steps per second of our DPO beside plain TRL's: the same rows, model, batches, adapter and optimizer, in one run.
 
-    python -m bench.train [--shape mini | nano | 7b] [--rounds 5] [--steps 5]
+    python -m bench.train [--shape mini | nano | 7b] [--rounds 5] [--steps 6]
 
 Three ways of one step take turns, round by round: `trl`, its unmodified DPOTrainer, which forwards the reference on the
 fly; `cached`, with the reference's log-probs read from disk; `shared`, which passes image and question once for both
-responses, too. Each round is a training of its own by `train()`; its first step is left out, and the medians of all others
-are compared. On the CPU a step's time is this process's own, on one thread, so that its neighbours on the machine do not
-count. Filling the cache is one forward of each row, once for all runs; it is timed apart (`reference_s`, with the start).
+responses, too. Each round is a training of its own by `train()`; its first step is left out. The others see the same
+batches in each round, so that a step's time is its median over the rounds; the means over steps are compared. On the CPU a
+step's time is this process's own, on one thread, so that its neighbours on the machine do not count. Filling the cache is
+one forward of each row, once for all runs; it is timed apart (`reference_s`, with the start).
 
 Shapes:
 
-    mini    LLaVA-1.5-7B in miniature: 576 image tokens, chains of about 100, and about its shares of tower (4 % of the
+    mini    LLaVA-1.5-7B in miniature: 576 image tokens, chains of about 100, and about its shares of tower (5 % of the
             weights) and adapter (3 %); 2 layers of width 512, random weights. No dropout: a CPU draws its masks so slowly
-            that they hide what the passes cost (docs/lab-notes.md has both). The headline, and the last line
+            that they hide what the passes cost (docs/lab-notes.md has both)
     nano    the nano checkpoint with its own recipe, dropout 0.1: 4 image tokens, chains of 23, an adapter half as wide
-            as the model
+            as the model. The headline, and the last line
     7b      LLaVA-1.5-7B's shape with random weights, for a GPU: bfloat16, gradient checkpointing, the paper's adapter
 
 On a GPU also peak memory, tokens per second, and the share of the matrix rate that a large product reaches there: 4 x
@@ -242,31 +243,31 @@ def measure(name: str, rounds: int, num_steps: int, batch_size: int) -> dict[str
         build(shape, "shared", folder)
         reference_s = now_s() - begin
         free_memory()
-        times: dict[str, list[float]] = {way: [] for way in WAYS}
+        times: dict[str, list[list[float]]] = {way: [] for way in WAYS}
         peaks = dict.fromkeys(WAYS, 0.0)
         for number in range(rounds):
             for way in WAYS:
                 steps, peak = time_way(shape, way, folder, num_steps)
-                times[way] += steps
+                times[way].append(steps)
                 peaks[way] = max(peaks[way], peak)
                 print(f"{name} round {number + 1}: {way} {statistics.median(steps):.3f} s a step", file=sys.stderr)
         return report(shape, name, times, peaks, reference_s)
 
 
 def report(
-    shape: Shape, name: str, times: dict[str, list[float]], peaks: dict[str, float], reference_s: float
+    shape: Shape, name: str, times: dict[str, list[list[float]]], peaks: dict[str, float], reference_s: float
 ) -> dict[str, Any]:
-    """The figures of one shape."""
-    median = {way: statistics.median(steps) for way, steps in times.items()}
+    """The figures of one shape; `times` holds each round's steps."""
+    step_s = {way: statistics.mean(map(statistics.median, zip(*rounds, strict=True))) for way, rounds in times.items()}
     batch = PairCollator(shape.processor, shape.recipe.max_image_side)(
         [*shape.rows.select(range(len(shape.rows) // 2))]
     )
     num_tokens, num_answers = int(batch["attention_mask"].sum()), int(batch["completion_mask"].sum())
     found = {
         "shape": name,
-        "cached_vs_trl": round(median["trl"] / median["cached"], 3),
-        "shared_prompt_vs_trl": round(median["trl"] / median["shared"], 3),
-        "step_s": {way: round(value, 4) for way, value in median.items()},
+        "cached_vs_trl": round(step_s["trl"] / step_s["cached"], 3),
+        "shared_prompt_vs_trl": round(step_s["trl"] / step_s["shared"], 3),
+        "step_s": {way: round(value, 4) for way, value in step_s.items()},
         "prompt_share": round(1 - num_answers / num_tokens, 3),
         "tokens_a_step": num_tokens,
         "pairs_a_step": shape.recipe.batch_size,
@@ -276,8 +277,8 @@ def report(
         parameters = sum(p.numel() for p in shape.make_model().parameters())
         rate = matrix_rate()
         found["peak_gb"] = {way: round(value, 1) for way, value in peaks.items()}
-        found["tokens_per_s"] = {way: round(num_tokens / value) for way, value in median.items()}
-        found["matrix_share"] = {w: round(4 * parameters * num_tokens / s / rate, 3) for w, s in median.items()}
+        found["tokens_per_s"] = {way: round(num_tokens / value) for way, value in step_s.items()}
+        found["matrix_share"] = {w: round(4 * parameters * num_tokens / s / rate, 3) for w, s in step_s.items()}
     return found
 
 
@@ -296,7 +297,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="bench.train", description="Steps per second beside plain TRL.")
     parser.add_argument("--shape", choices=("nano", "mini", "7b", "tiny"))
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=5, help="timed steps in a round")
+    parser.add_argument("--steps", type=int, default=6, help="timed steps in a round")
     options = parser.parse_args()
     if options.shape == "7b" and not torch.cuda.is_available():
         parser.error("--shape 7b needs a GPU")
@@ -304,7 +305,7 @@ def main() -> None:
     quiet_libraries()
     torch.set_num_threads(1)
     batch_sizes = {"nano": 8, "mini": 2, "7b": 4, "tiny": 2}
-    for name in (options.shape,) if options.shape else ("nano", "mini"):
+    for name in (options.shape,) if options.shape else ("mini", "nano"):
         print(json.dumps(measure(name, options.rounds, options.steps, batch_sizes[name])))
 
 

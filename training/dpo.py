@@ -29,6 +29,7 @@ from trl import DPOConfig
 from pipeline.errors import MachineError, ServerError
 from pipeline.recipe import Dtype, TrainSection
 from training.corruption import add_other_images
+from training.dropout import quicken_dropout
 from training.job import ADAPTER, PROGRESS, STEPS, TrainProgress, fresh_directory, publish_directory
 from training.models import DTYPES, Model, device, load_model
 from training.objective import GAP, TERM, PreferenceTrainer, start_loss
@@ -111,6 +112,8 @@ def adapt_model(
         conditional=is_mdpo,
     )
     trainer.remove_callback(PrinterCallback)
+    if device().type == "cpu":
+        quicken_dropout(trainer.model)
     trainer.try_sharing(recipe.dtype)
     return trainer
 

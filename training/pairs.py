@@ -105,10 +105,7 @@ class PairCollator:
         pairs = [render_pair(row, self.processor) for row in rows]
         images = [scale_images(row, self.max_image_side) for row in rows]
         texts = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
-        lengths = [
-            _completion_length(_tokenize(pair.prompt, self.processor), _tokenize(text, self.processor))
-            for pair, text in zip(pairs * 2, texts, strict=True)
-        ]
+        lengths = self._completion_lengths([pair.prompt for pair in pairs], texts)
         images, shown = images * 2, images
         if self.corruption is not None:
             images += [self._corrupt(row, shown, self.corruption) for row, shown in zip(rows, shown, strict=True)]
@@ -121,6 +118,11 @@ class PairCollator:
             if name in rows[0]:
                 batch[name] = torch.tensor([row[name] for row in rows])
         return batch
+
+    def _completion_lengths(self, prompts: list[str], texts: list[str]) -> list[int]:
+        """In tokens, of each of `texts`, which begin with `prompts`, over and over."""
+        ids = self.processor.tokenizer([*prompts, *texts], add_special_tokens=False)["input_ids"]
+        return [_completion_length(ids[i % len(prompts)], whole) for i, whole in enumerate(ids[len(prompts) :])]
 
     def _corrupt(self, row: Row, images: list[Pillow.Image], kind: Corruption) -> list[Pillow.Image]:
         return corrupt(images, kind, row.get(OTHER_IMAGES) or ())

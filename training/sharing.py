@@ -12,10 +12,12 @@ each response: the same distribution, other draws.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch.nn.functional import pad
+from accelerate.utils import extract_model_from_parallel
 
 from pipeline.recipe import Dtype
 from training.models import Batch, Model
@@ -98,30 +100,55 @@ def plan_packing(batch: Batch, num_pairs: int) -> Packing:
 def score(model: Model, batch: Batch) -> TokenScores:
     """The plain pass: each row on its own."""
     inputs = {name: value for name, value in batch.items() if name not in NOT_FOR_MODEL}
-    labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, -100)
-    scored = model(**inputs, labels=labels, use_cache=False, fused_lm_head=True)
-    return TokenScores(*(getattr(scored, name) for name in _FIELDS))
+    return _score(model, batch, inputs, _predicted(batch).nonzero(as_tuple=True))
 
 
 def score_shared(model: Model, batch: Batch, num_pairs: int) -> TokenScores:
     """The same scores with each prompt passed once."""
     packing = plan_packing(batch, num_pairs)
-    is_label = batch["completion_mask"][:, 1:] == 1
-    labels = pad(batch["input_ids"][:, 1:].masked_fill(~is_label, -100), (0, 1), value=-100)
-    scored = model(
-        **_pack(batch, packing, num_pairs),
-        attention_mask=packing.attention_mask,
-        position_ids=packing.column,
-        shift_labels=labels[packing.row, packing.column].masked_fill(packing.segment == _PADDING, -100),
-        use_cache=False,
-        fused_lm_head=True,
+    row, column = _predicted(batch).nonzero(as_tuple=True)
+    packed = {"attention_mask": packing.attention_mask, "position_ids": packing.column}
+    return _score(
+        model,
+        batch,
+        _pack(batch, packing, num_pairs) | packed,
+        (packing.packed_row[row, 0], packing.packed_column[row, column]),
     )
-    return TokenScores(
-        *(
-            getattr(scored, name)[packing.packed_row, packing.packed_column[:, :-1]].masked_fill(~is_label, 0)
-            for name in _FIELDS
+
+
+def _predicted(batch: Batch) -> torch.Tensor:
+    """(plain rows, length - 1): whether the next token is a completion's."""
+    return batch["completion_mask"][:, 1:] == 1
+
+
+def _score(model: Model, batch: Batch, inputs: Batch, where: tuple[torch.Tensor, ...]) -> TokenScores:
+    """The scores of the completions' tokens, each predicted from the position (row, column) of `inputs` in `where`."""
+    is_predicted = _predicted(batch)
+    with _selecting(model, where):
+        scored = model(
+            **inputs,
+            shift_labels=batch["input_ids"][:, 1:][is_predicted].unsqueeze(0),
+            use_cache=False,
+            fused_lm_head=True,
         )
-    )
+    values = [getattr(scored, name)[0] for name in _FIELDS]
+    return TokenScores(*(v.new_zeros(is_predicted.shape).masked_scatter(is_predicted, v) for v in values))
+
+
+@contextmanager
+def _selecting(model: Model, where: tuple[torch.Tensor, ...]) -> Iterator[None]:
+    """The head gets the hidden states at `where` only, as one row; without Triton, TRL's would score all of them."""
+
+    def select(_module: Model, _arguments: object, outputs: Model) -> Model:
+        outputs.last_hidden_state = outputs.last_hidden_state[where].unsqueeze(0)
+        return outputs
+
+    backbone = extract_model_from_parallel(model).get_base_model().base_model
+    handle = backbone.register_forward_hook(select)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def _pack(batch: Batch, packing: Packing, num_pairs: int) -> Batch:

@@ -29,15 +29,19 @@ def rows(pairs_of, checkpoint):
 
 @pytest.fixture
 def build(rows, checkpoint, tmp_path):
-    """Makes a trainer that is ready to train, and its recipe."""
+    """Makes a trainer that is ready to train, and its recipe; of the small checkpoint, unless `base` is another."""
     from training import dpo
+    from training.models import load_processor
     from training.reference import attach_reference
 
-    def make(*overrides, validation=None, reference=tmp_path / "reference", on_pairs=lambda done, total: None):
+    def make(
+        *overrides, base=None, validation=None, reference=tmp_path / "reference", on_pairs=lambda done, total: None
+    ):
         recipe = load_recipe("nano", [*SMALL, *overrides]).train
         held_out = rows[1] if validation is None else validation
-        trainer = dpo.build_trainer(checkpoint, rows[0], held_out, rows[2], recipe, tmp_path, "test")
-        attach_reference(trainer, recipe, reference, compute_digest(checkpoint), on_pairs)
+        processor = load_processor(base)[0] if base else rows[2]
+        trainer = dpo.build_trainer(base or checkpoint, rows[0], held_out, processor, recipe, tmp_path, "test")
+        attach_reference(trainer, recipe, reference, compute_digest(base or checkpoint), on_pairs)
         return trainer, recipe
 
     return make

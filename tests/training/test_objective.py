@@ -6,6 +6,7 @@ import json
 import math
 import re
 from dataclasses import fields
+from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -21,6 +22,7 @@ from training.objective import anchor_loss, conditional_loss, start_loss
 from training.resume import find_last_complete
 from training.sharing import score
 
+NANO = Path(dpo.__file__).parent / "checkpoints" / "nano"
 START = math.log(2)
 MDPO = "train.method=mdpo"
 EXACT = "train.lora_dropout=0"
@@ -47,9 +49,10 @@ def test_each_term_is_log_2_before_training(build, first_batch):
     }
 
 
-def test_terms_are_the_papers(build, disturb, first_batch):
+@pytest.mark.parametrize("base", [None, NANO])
+def test_terms_are_the_papers(build, disturb, first_batch, base):
     """Recomputed from plain forwards of policy and reference, each row alone."""
-    trainer, recipe = build(MDPO, EXACT)
+    trainer, recipe = build(MDPO, EXACT, base=base)
     disturb(trainer)
     batch = first_batch(trainer)
     _, terms = term_values(trainer, batch)
@@ -75,10 +78,11 @@ def test_gradients_of_the_terms_alone(term):
     assert torch.autograd.gradcheck(term, ratios)
 
 
+@pytest.mark.parametrize("base", [None, NANO])
 @pytest.mark.parametrize("sharing", [True, False])
 @pytest.mark.parametrize("method", ["train.method=dpo", MDPO])
-def test_gradient_agrees_with_finite_differences(build, disturb, method, sharing, first_batch):
-    trainer, _ = build(method, EXACT)
+def test_gradient_agrees_with_finite_differences(build, disturb, method, sharing, first_batch, base):
+    trainer, _ = build(method, EXACT, base=base)
     disturb(trainer)
     trainer.shares_prompts = sharing
     trainer.model.double()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from trl.trainer import utils
 
 from training import dpo
+from training.models import completion_logprobs
 from training.sharing import Packing, find_fault, plan_packing, score, score_shared
 
 EXACT = "train.lora_dropout=0"
@@ -42,6 +44,20 @@ def test_log_probs_and_gradients_are_those_of_plain_rows(build, disturb, first_b
     assert (plain.log_probs != 0).sum() == batch["completion_mask"].sum()
     for one, other in zip(shared_gradients, plain_gradients, strict=True):
         torch.testing.assert_close(one, other, atol=2e-3, rtol=2e-3)
+
+
+@pytest.mark.parametrize("sharing", [False, True])
+def test_head_scores_the_responses_and_nothing_else(build, disturb, first_batch, monkeypatch, sharing):
+    trainer, _ = build(EXACT)
+    disturb(trainer)
+    trainer.shares_prompts, batch = sharing, first_batch(trainer)
+    kernel, seen = utils._ChunkedLogProbFunction, []
+    apply = kernel.apply
+    monkeypatch.setattr(kernel, "apply", lambda hidden, *rest: seen.append(len(hidden)) or apply(hidden, *rest))
+    found = trainer.score(trainer.model, batch).log_probs
+    assert seen == [int(batch["completion_mask"].sum())]
+    plain = {name: value for name, value in batch.items() if not name.startswith("ref_")}
+    torch.testing.assert_close(found.detach(), completion_logprobs(trainer.model, plain), atol=3e-5, rtol=1e-5)
 
 
 def test_prompt_passes_once(build, first_batch):
