@@ -88,6 +88,7 @@ def serve(run: Run, progress: Progress) -> None:
 
 
 async def _serve(run: Run, progress: Progress) -> None:
+    from services.gateway import keys
     from services.gateway.app import build_app  # with uvicorn a third of a second that other commands need not pay
     from services.gateway.fleet import Fleet
     from services.gateway.roster import Roster
@@ -107,6 +108,8 @@ async def _serve(run: Run, progress: Progress) -> None:
             registry, settings, Roster(run.directory, settings), launch, progress, max_lora_rank=max_lora_rank
         )
         progress(f"the gateway listens at {url}")
+        for warning in keys.warnings(listener.getsockname()[0]):
+            fleet.warn(warning)
         await _serve_until_stopped(fleet, build_app(fleet, run.directory, settings), listener)
 
 

@@ -38,6 +38,14 @@ INFERENCE = Keys(API_KEYS_ENV, is_list=True)
 ADMIN = Keys(ADMIN_KEY_ENV, is_list=False)
 
 
+def warnings(host: str) -> list[str]:
+    """What a gateway that listens at `host` refuses to all others for want of a key."""
+    if is_local((host, 0)):
+        return []
+    unset = [(INFERENCE, "ask"), (ADMIN, "swap or register")]
+    return [f"no {k.variable} is set, so only this machine may {what}" for k, what in unset if not k.accepted()]
+
+
 class Guarded:
     """Middleware that lets bearers of a key through; anyone of this machine, where there is no key."""
 

@@ -190,7 +190,9 @@ class FakeVllm:
     async def stop(self) -> None:
         if self._runner is not None:
             await self._runner.cleanup()
-            await asyncio.sleep(0.01)  # for what was accepted last, too, to see its client gone and let go of its socket
+            await asyncio.sleep(
+                0.01
+            )  # for what was accepted last, too, to see its client gone and let go of its socket
         if self._directory is not None:
             shutil.rmtree(self._directory, ignore_errors=True)
 
@@ -275,7 +277,7 @@ class FakeVllm:
             return await self._stream(request, body, logprobs, answers_as)
         tokens = [{"token": "yes", "logprob": value} for value in logprobs]
         choice = {"index": 0, "message": {"content": "yes"}, "finish_reason": "stop", "logprobs": {"content": tokens}}
-        usage = {"prompt_tokens": self.num_prompt_tokens}
+        usage = {"prompt_tokens": self.num_prompt_tokens, "completion_tokens": len(logprobs)}
         return web.json_response({"model": answers_as, "choices": [choice] * body.get("n", 1), "usage": usage})
 
     async def _fail(self, request: web.Request, body: dict[str, Any], fault: str) -> web.StreamResponse:

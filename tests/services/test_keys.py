@@ -5,7 +5,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from services.gateway.keys import is_bearer, is_local
+from services.gateway.keys import is_bearer, is_local, warnings
 from tests.services.bench_fleet import ASK, Bench
 
 STRANGER = "192.0.2.7"
@@ -20,6 +20,16 @@ def test_this_machine_is_local(host: str) -> None:
 @pytest.mark.parametrize("host", [STRANGER, "10.0.0.1", "::ffff:192.0.2.7", "fe80::1", "localhost", "testclient", ""])
 def test_any_other_is_not(host: str) -> None:
     assert not is_local((host, 1))
+
+
+def test_a_gateway_for_others_says_which_key_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VCOT_ADMIN_KEY", "secret")
+    assert warnings("127.0.0.1") == []
+    assert warnings("0.0.0.0") == ["no VCOT_API_KEYS is set, so only this machine may ask"]
+    monkeypatch.setenv("VCOT_API_KEYS", "k")
+    assert warnings("::") == []
+    monkeypatch.delenv("VCOT_ADMIN_KEY")
+    assert "VCOT_ADMIN_KEY" in warnings("192.0.2.7")[0]
 
 
 def test_a_bearer_has_a_whole_key() -> None:
