@@ -217,7 +217,9 @@ async def test_a_replica_that_comes_up_during_a_swap_holds_what_is_live_then(pai
 
 async def test_one_replica_that_cannot_start_does_not_stop_the_others(tmp_path: Path) -> None:
     bench = Bench(tmp_path, replicas=2, supervision=Supervision(first_backoff_s=30))
-    bench.prepare = lambda server: setattr(server, "fail_start", "no memory" if len(bench.servers) == 1 else "")
+    bench.prepare = lambda server: setattr(
+        server, "fail_start", "no memory" if server is bench.lives.get(0, [None])[-1] else ""
+    )
     task = asyncio.create_task(bench.fleet.run())
     await bench.until("live", bench.fleet.replicas[1])
     assert (await bench.ask()).status_code == 200
