@@ -63,7 +63,7 @@ def test_report_in_a_browser(tmp_path, width):
     assert seen["headings"] == ["Results", "Training", "Preference data", "Examples", "The run"]
     assert "answers more questions right" in seen["finding"]
     assert seen["images"] == [56, 56]
-    assert len(seen["figures"]) == 6
+    assert len(seen["figures"]) == 7
     assert min(seen["figures"]) > 150
     assert seen["wide"] == []
     assert seen["scrollWidth"] <= seen["clientWidth"] <= width
