@@ -23,6 +23,12 @@ GUESSED_STRINGS = "different from the detected format 'string'"
 """What vLLM's log says where it would have handed the template strings, had it not been told."""
 
 
+@pytest.fixture(autouse=True)
+def whole_logs(monkeypatch):
+    """Whatever imported TRL in this process has told vLLM to log errors only."""
+    monkeypatch.delenv("VLLM_LOGGING_LEVEL", raising=False)
+
+
 def test_the_loop_with_the_nano_qwen(tmp_path):
     command = [sys.executable, "-m", "services.cli", "run", "--recipe", "nano-qwen", "--run", str(tmp_path / "run")]
     done = subprocess.run([*command, "--set", *SMALL, *SHORT], capture_output=True, text=True, check=False)
