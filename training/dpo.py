@@ -30,6 +30,7 @@ from pipeline.errors import MachineError, ServerError
 from pipeline.recipe import Dtype, TrainSection
 from training.corruption import add_other_images
 from training.dropout import quicken_dropout
+from training.features import keep_features
 from training.job import ADAPTER, PROGRESS, STEPS, TrainProgress, fresh_directory, publish_directory
 from training.models import DTYPES, Model, device, load_model
 from training.objective import GAP, TERM, PreferenceTrainer, start_loss
@@ -114,6 +115,8 @@ def adapt_model(
     trainer.remove_callback(PrinterCallback)
     if device().type == "cpu":
         quicken_dropout(trainer.model)
+    if recipe.accelerate_config == "ddp":  # else ranks must gather the tower's weights together, or wait for ever
+        keep_features(trainer.model)
     trainer.try_sharing(recipe.dtype)
     return trainer
 
