@@ -38,7 +38,7 @@ from pipeline.run import Run, open_run
 from services.admin import live_checkpoint, register, swap_to
 from services.checkpoints import Registry
 from services.serving import running_gateway
-from services.vllm import SERVED_NAME, VllmServer
+from services.vllm import SERVED_NAME, Endpoint, VllmServer
 
 _NUM_QUESTIONS = 32
 _QUESTIONS = [question(number) for number in range(_NUM_QUESTIONS)]
@@ -145,11 +145,10 @@ async def main(num_askers: int, num_swaps: int) -> None:
     with tempfile.TemporaryDirectory(prefix="vcot-bench-") as name:
         folder = Path(name)
         moved = make_variant(folder, "moved", 0.2)
-        connector = aiohttp.TCPConnector(limit=0)
         with open_run(folder / "run", "nano", ["serve.port=0"]) as run:
             async with (
                 running_gateway(run, say) as gateway,
-                aiohttp.ClientSession(gateway.url, connector=connector, timeout=aiohttp.ClientTimeout(600)) as session,
+                open_session(Endpoint(gateway.url)) as session,
             ):
                 base = await live_checkpoint(gateway.url)
                 expected = {base.digest: await references(session, "policy")}

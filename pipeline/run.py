@@ -15,6 +15,7 @@ serving.json         where the run's gateway answers, while one runs
 from __future__ import annotations
 
 import fcntl
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from pipeline.errors import InputError, RecipeError
 from pipeline.images import ImageStore
 from pipeline.ledger import Ledger
 from pipeline.recipe import Recipe, load_recipe, parse_recipe, render_recipe
+from pipeline.records import Record
 
 RECIPE = "recipe.toml"
 
@@ -88,6 +90,16 @@ def _resolve(directory: Path, before: str | None, recipe: str | None, overrides:
     if recipe is not None and (begun := load_recipe(recipe).name) != resolved.name:
         raise RecipeError(f"run {directory} was begun with recipe {resolved.name}, not {begun}; use another directory")
     return resolved
+
+
+def write_durably(path: Path, record: Record) -> None:
+    """Replace a file of a run by a record: it is on disk, whole, before this returns."""
+    partial = path.with_suffix(".partial")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(record.model_dump_json(indent=2) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
 
 
 def _write_recipe(path: Path, text: str) -> None:

@@ -10,7 +10,6 @@ Limits: a checkpoint's files stay where they are; only a base's manifest, which 
 from __future__ import annotations
 
 import fcntl
-import os
 import re
 import subprocess
 import sys
@@ -27,6 +26,7 @@ from pipeline.checkpoints import MANIFEST, compute_digest, read_manifest
 from pipeline.errors import CheckpointError
 from pipeline.recipe import Dtype, ModelSection
 from pipeline.records import CheckpointManifest, CheckpointRef, Record
+from pipeline.run import write_durably
 from training.parity import TOLERANCES
 
 BASE_ALIAS = "base"
@@ -126,7 +126,9 @@ class Registry:
         checkpoint = self._add(directory, manifest, template, source)
         with self._changing() as content:
             aliases = {BASE_ALIAS: model.name, POLICY_ALIAS: model.name} | content.aliases
-            self._write(content.model_copy(update={"aliases": aliases, "live": content.live or model.name}))
+            write_durably(
+                self._path, content.model_copy(update={"aliases": aliases, "live": content.live or model.name})
+            )
         return checkpoint
 
     def register(self, directory: Path) -> Checkpoint:
@@ -262,7 +264,9 @@ class Registry:
         )
         if entry != known:
             with self._changing() as content:
-                self._write(content.model_copy(update={"checkpoints": content.checkpoints | {ref.name: entry}}))
+                write_durably(
+                    self._path, content.model_copy(update={"checkpoints": content.checkpoints | {ref.name: entry}})
+                )
         return entry.checkpoint
 
     def _describe(
@@ -302,12 +306,7 @@ class Registry:
             yield self._read()
 
     def _write(self, content: RegistryFile) -> None:
-        partial = self._path.with_suffix(".partial")
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(content.model_dump_json(indent=2) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(self._path)
+        write_durably(self._path, content)
 
 
 def _has_canary_for(directory: Path, serve_dtype: Dtype) -> bool:

@@ -33,15 +33,20 @@ class Features:
         self._max_bytes = max_bytes
         self._known: dict[bytes, torch.Tensor] = {}
         self._num_bytes = 0
+        self._is_off = False
+        """Whether the model gave something else than one tensor an image."""
 
     def __call__(self, pixel_values: torch.Tensor, *sizes: Any, **options: Any) -> Any:
         """The features of `pixel_values`, (images, channels, height, width), as the model's own method gives them."""
         asked = {name: value for name, value in options.items() if value is not None and name != "return_dict"}
-        if sizes or asked or pixel_values.dim() != 4 or pixel_values.requires_grad:
+        if self._is_off or sizes or asked or pixel_values.dim() != 4 or pixel_values.requires_grad:
             return self._compute(pixel_values, *sizes, **options)
-        features = [self._of(image) for image in pixel_values]
-        if any(feature is None for feature in features):
-            return self._compute(pixel_values, **options)
+        features = []
+        for image in pixel_values:
+            if (feature := self._of(image)) is None:
+                self._is_off = True
+                return self._compute(pixel_values, **options)
+            features.append(feature)
         return BaseModelOutputWithPooling(pooler_output=features)
 
     def _of(self, image: torch.Tensor) -> torch.Tensor | None:

@@ -92,11 +92,8 @@ class Limits:
         try:
             deadline_s = parse_deadline(header_value(scope, DEADLINE_HEADER))
             with self._slots.place():
-                if deadline_s is None:
+                async with asyncio.timeout(deadline_s):
                     await self._answer(scope, receive, answer)
-                else:
-                    async with asyncio.timeout(deadline_s):
-                        await self._answer(scope, receive, answer)
         except Refusal as refusal:
             await send_refusal(scope, send, refusal)
         except TimeoutError:

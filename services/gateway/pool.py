@@ -172,7 +172,7 @@ class Connection(asyncio.Protocol):
     @property
     def is_reusable(self) -> bool:
         """Whether another request may be sent."""
-        return self._is_usable and self._is_whole and self._fault is None
+        return self._is_usable and self._is_whole
 
     async def ask(self, head: bytes, body: bytes) -> Answer:
         """Send a request and wait for the head of its answer. Raises LostError."""

@@ -6,7 +6,6 @@ with others in the recipe it counts no more.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -14,6 +13,7 @@ from pydantic import ValidationError
 from pipeline.errors import CheckpointError
 from pipeline.recipe import ServeSection, UpstreamUrl
 from pipeline.records import Record
+from pipeline.run import write_durably
 
 _FILE = "replicas.json"
 
@@ -68,9 +68,4 @@ class Roster:
 
     def _write(self, num_own: int, upstreams: tuple[str, ...]) -> None:
         self.now = Servers(num_own=num_own, upstreams=upstreams)
-        partial = self._path.with_suffix(".partial")
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(Changed(recipe=self._recipe, now=self.now).model_dump_json(indent=2) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(self._path)
+        write_durably(self._path, Changed(recipe=self._recipe, now=self.now))

@@ -105,3 +105,15 @@ def test_models_of_another_kind_are_left_alone(qwen_checkpoint, build):
     with torch.no_grad():
         assert trainer.score(trainer.model, trainer._prepare_inputs(trainer.data_collator([trainer.train_dataset[0]])))
     assert not isinstance(before, Features) or not before._known
+
+
+def test_a_model_that_gives_something_else_is_tried_once():
+    asked = []
+
+    def compute(pixel_values, **_):
+        asked.append(len(pixel_values))
+        return "something else"
+
+    features = Features(compute)
+    assert [features(torch.zeros(3, 3, 2, 2)) for _ in range(2)] == ["something else"] * 2
+    assert asked == [1, 3, 3]
