@@ -38,7 +38,7 @@ from pipeline.records import CheckpointRef, PreferencePair, content_key
 from pipeline.run import open_run
 from pipeline.sources.nano import generate_nano, render_target
 from services import trainer
-from services.admin import register, swap_to
+from services.admin import swap_to, try_out
 from services.parity import ask_served
 from services.serving import running_gateway
 from training.build import Build
@@ -129,8 +129,7 @@ async def ask_all(made: Sequence[Made], dtype: Dtype, folder: Path) -> tuple[Ans
                 of_base = await ask_served(client, base, made[0].probe, _CONCURRENCY)
                 answers = []
                 for each in made:
-                    await register(gateway.url, each.directory)
-                    await swap_to(gateway.url, "policy", each.ref.name)
+                    await try_out(gateway.url, each.directory)
                     answers.append(await ask_served(client, each.ref, each.probe, _CONCURRENCY))
                 return of_base, answers
 

@@ -32,10 +32,10 @@ class SwapRequest(Record):
 
 
 class Swapped(Record):
-    """Answer of POST /admin/swap: what a swap did."""
+    """Answer of POST /admin/swap and /admin/trial: what it did."""
 
     live: CheckpointRef
-    """What the alias means now."""
+    """What the alias means now, or what is on trial."""
     way: Literal["none", "adapter", "reload", "replica"]
     """How it came to be served; `none` where it was already."""
     pause_s: float
@@ -43,7 +43,7 @@ class Swapped(Record):
 
 
 class RegisterRequest(Record):
-    """Body of POST /admin/checkpoints."""
+    """Body of POST /admin/checkpoints and /admin/trial: a checkpoint's directory."""
 
     path: str
 
@@ -120,6 +120,15 @@ async def swap_to(url: str, alias: str, name: str) -> Swapped:
     """Make checkpoint `name` live and point `alias` at it. Raises SwapError, CheckpointError or ServerError."""
     body = SwapRequest(alias=alias, checkpoint=name)
     return Swapped.model_validate_json(await _call("POST", f"{url}/admin/swap", body, _SWAP_TIMEOUT_S))
+
+
+async def try_out(url: str, directory: Path) -> Swapped:
+    """Have a checkpoint, registered or not, served to requests that expect its digest, until the next swap.
+
+    Raises SwapError, CheckpointError or ServerError.
+    """
+    body = RegisterRequest(path=str(directory.absolute()))
+    return Swapped.model_validate_json(await _call("POST", f"{url}/admin/trial", body, _SWAP_TIMEOUT_S))
 
 
 async def retire(url: str, name: str) -> CheckpointRef:

@@ -4,6 +4,9 @@ Model: `<run>/checkpoints/registry.json` maps names to directories and manifests
 checkpoint is live. It is replaced in one step under a lock, so several processes may use it, and it is read again when it
 has changed. A digest is recomputed only where a file's size or time of change did: 14 GB are not read at each command.
 
+A checkpoint that was trained is registered once it was seen to be served as it was trained (`stages.parity_stage`). Until
+then it is a directory in `<run>/checkpoints`, and no alias can mean it.
+
 Limits: a checkpoint's files stay where they are; only a base's manifest, which the hub does not have, is kept in the run.
 """
 
@@ -126,15 +129,18 @@ class Registry:
         checkpoint = self._add(directory, manifest, template, source)
         with self._changing() as content:
             aliases = {BASE_ALIAS: model.name, POLICY_ALIAS: model.name} | content.aliases
-            write_durably(
-                self._path, content.model_copy(update={"aliases": aliases, "live": content.live or model.name})
-            )
+            self._write(content.model_copy(update={"aliases": aliases, "live": content.live or model.name}))
         return checkpoint
 
     def register(self, directory: Path) -> Checkpoint:
         """Verify and add a directory that holds a manifest; adding it again changes nothing. Raises CheckpointError."""
         directory = directory.absolute()
         return self._add(directory, read_manifest(directory))
+
+    def inspect(self, directory: Path) -> Checkpoint:
+        """The checkpoint that `register` would add, verified. Raises CheckpointError as that does."""
+        directory = directory.absolute()
+        return self._examine(directory, read_manifest(directory)).checkpoint
 
     def resolve(self, name: str) -> Checkpoint:
         """The checkpoint of that name or alias. Raises CheckpointError, naming the nearest."""
@@ -149,8 +155,20 @@ class Registry:
         entry = content.checkpoints.get(content.aliases.get(name, name))
         return entry.checkpoint if entry else None
 
+    def find_made(self, name: str) -> Checkpoint | None:
+        """The checkpoint of that name or alias, or else one that the run made and that is not registered yet."""
+        directory, found = self._folder / name, self.find(name)
+        if found is not None or not _SAFE_NAME.fullmatch(name) or not (directory / MANIFEST).is_file():
+            return found
+        manifest = read_manifest(directory)
+        return None if manifest.checkpoint.kind == "base" else Checkpoint(directory, manifest)
+
     def suggest(self, name: str) -> str:
         """What may have been meant by a name that is not known."""
+        if self.find_made(name) is not None:
+            return (
+                f"it was made, and is registered once `vcot parity {name}` has seen that it is served as it was trained"
+            )
         content = self._read()
         known = [*content.aliases, *content.checkpoints]
         close = get_close_matches(name, known, n=1)
@@ -246,6 +264,17 @@ class Registry:
     def _add(
         self, directory: Path, manifest: CheckpointManifest, template: Path | None = None, source: str | None = None
     ) -> Checkpoint:
+        entry = self._examine(directory, manifest, template, source)
+        if entry != self._read().checkpoints.get(manifest.checkpoint.name):
+            with self._changing() as content:
+                checkpoints = content.checkpoints | {manifest.checkpoint.name: entry}
+                self._write(content.model_copy(update={"checkpoints": checkpoints}))
+        return entry.checkpoint
+
+    def _examine(
+        self, directory: Path, manifest: CheckpointManifest, template: Path | None = None, source: str | None = None
+    ) -> Entry:
+        """What is to be known of a checkpoint, its files verified. Raises CheckpointError."""
         ref, files = manifest.checkpoint, _stat_files(directory)
         known = self._read().checkpoints.get(check_name(ref.name))
         if known is not None and known.manifest.checkpoint.digest != ref.digest:
@@ -255,19 +284,13 @@ class Registry:
             )
         if known is None or known.files != files:
             _check_digest(directory, ref)
-        entry = Entry(
+        return Entry(
             directory=str(directory),
             manifest=manifest,
             chat_template=str(template) if template else None,
             source=source,
             files=files,
         )
-        if entry != known:
-            with self._changing() as content:
-                write_durably(
-                    self._path, content.model_copy(update={"checkpoints": content.checkpoints | {ref.name: entry}})
-                )
-        return entry.checkpoint
 
     def _describe(
         self, directory: Path, name: str, serve_dtype: Dtype, progress: Callable[[str], None]

@@ -194,11 +194,12 @@ async def merge(session: Session, *, adapter: bool) -> None:
     job = current.job
     if adapter:
         job = job.model_copy(update={"merge": job.merge.model_copy(update={"serve_as": "adapter"})})
-    await _merge(current, job)
+    made = await _merge(current, job)
+    session.terminal.say(f"`vcot parity {made.ref.name}` registers it, if it is served as it was trained")
 
 
 async def _merge(current: Round, job: TrainJob) -> Checkpoint:
-    """The job's checkpoint, registered."""
+    """The job's checkpoint, which is for `parity_stage` to register."""
     session, directory = current.session, current.job_directory
     if not (directory / ADAPTER).is_dir():
         raise InputError(f"job {directory} has no adapter yet; run `vcot train` first")
@@ -217,9 +218,10 @@ async def _merge(current: Round, job: TrainJob) -> Checkpoint:
         session.terminal.warn(
             "vLLM drops what this adapter changes outside the language model; serve the merged checkpoint"
         )
-    checkpoint = session.registry.register(out)
-    session.terminal.say(f"{checkpoint.ref.name} is {checkpoint.ref.digest[:19]}, in {out}")
-    return checkpoint
+    made = session.registry.find_made(job.checkpoint_name)
+    assert made is not None
+    session.terminal.say(f"{made.ref.name} is {made.ref.digest[:19]}, in {out}")
+    return made
 
 
 def _describe_loss(dtype: str, kept: Retention) -> str:
@@ -232,13 +234,18 @@ def _describe_loss(dtype: str, kept: Retention) -> str:
 async def parity(session: Session, names: Sequence[str]) -> None:
     """`vcot parity`."""
     taught = [current.policy for current in list_rounds(session)]
-    chosen = [session.registry.resolve(name) for name in names] or [policy for policy in taught if policy]
+    chosen = _find_all(session, names) or [policy for policy in taught if policy]
     table = Table("checkpoint", "pair of models", "largest log-prob difference", "allowed")
     for report in await parity_stage(session, chosen):
         for models, difference in report.max_abs_logp.items():
             table.add_row(report.checkpoint.name, models, f"{difference:.1e}", f"{report.tolerance:g} ({report.dtype})")
         table.add_row(report.checkpoint.name, "vLLM checkpoint, vLLM base", f"{report.differs_from_base:.1e}", "more")
     session.terminal.show(table)
+
+
+def _find_all(session: Session, names: Sequence[str]) -> list[Checkpoint]:
+    """The checkpoints of those names or aliases, also what is made and not registered yet. Raises CheckpointError."""
+    return [session.registry.find_made(name) or session.registry.resolve(name) for name in names]
 
 
 async def swap(session: Session, alias: str, name: str) -> None:
@@ -281,7 +288,7 @@ async def remove_replica(session: Session, name: str) -> None:
 async def evaluate(session: Session, names: Sequence[str]) -> None:
     """`vcot eval`."""
     split, choice = session.run.recipe.eval.split, None if names else await _choose(session, list_rounds(session))
-    chosen = choice.checkpoints if choice else [session.registry.resolve(name) for name in names]
+    chosen = choice.checkpoints if choice else _find_all(session, names)
     await eval_stage(session, chosen, split)
     scores = load_scores(session, chosen, split)
     _show(session, evaluate_scores(session, scores, chosen, choice.trend if choice else ()))
@@ -378,9 +385,13 @@ async def show_checkpoint(session: Session, name: str) -> None:
 
 async def add_checkpoint(session: Session, directory: Path) -> None:
     """`vcot checkpoints add`."""
-    url = session.run.recipe.serve.url
-    ref = await register((await session.gateway()).url, directory) if url else session.registry.register(directory).ref
-    session.terminal.say(f"{ref.name} is {ref.digest[:19]}, in {directory.absolute()}")
+    checkpoint = session.registry.inspect(directory)
+    await parity_stage(session, [checkpoint])
+    if session.run.recipe.serve.url:
+        await register((await session.gateway()).url, directory)
+    else:
+        session.registry.register(directory)
+    session.terminal.say(f"{checkpoint.ref.name} is {checkpoint.ref.digest[:19]}, in {checkpoint.directory}")
 
 
 async def retire_checkpoint(session: Session, name: str) -> None:

@@ -130,7 +130,7 @@ class Round:
             name = self.job.checkpoint_name
         except InputError:  # nothing is sampled or judged yet
             return None
-        return self.session.registry.find(name)
+        return self.session.registry.find_made(name)
 
 
 @dataclass(frozen=True)

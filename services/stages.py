@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Self
 from eval.image_reliance import choose_images
 from eval.scorer import score_response
 from pipeline.client import ChatClient
-from pipeline.errors import CheckpointError, DataError, InputError, StageError, SwapError
+from pipeline.errors import CheckpointError, DataError, InputError, StageError, SwapError, VcotError
 from pipeline.judges import judge_responses
 from pipeline.publish import publish_pairs, render_card
 from pipeline.recipe import render_recipe
@@ -35,7 +35,7 @@ from pipeline.records import (
 from pipeline.run import Run
 from pipeline.sample import SampleRequest, owed_requests, plan_requests, sample, show_image
 from pipeline.sources import load_tasks
-from services.admin import register, retire, swap_to
+from services.admin import register, retire, swap_to, try_out
 from services.checkpoints import Checkpoint, Registry
 from services.parity import ParityReport, ask_served, check_defaults, verify
 from services.rounds import Round, make_judge
@@ -89,6 +89,15 @@ class Session:
             self.terminal.say(
                 f"{checkpoint.ref.name} is live at {gateway.url} ({swapped.way}) after a pause of {swapped.pause_s:.2f} s"
             )
+        return await self._client(gateway)
+
+    async def on_trial(self, checkpoint: Checkpoint) -> ChatClient:
+        """A client of the gateway, with `checkpoint` served behind it to this client only, registered or not."""
+        gateway = await self.gateway()
+        await try_out(gateway.url, checkpoint.directory)
+        return await self._client(gateway)
+
+    async def _client(self, gateway: GatewayHandle) -> ChatClient:
         concurrency = max(self.run.recipe.sample.max_concurrency, self.run.recipe.eval.max_concurrency)
         client = ChatClient(f"{gateway.url}/v1", os.environ.get(API_KEY_ENV, "none"), max_connections=concurrency)
         return await self._stack.enter_async_context(client)
@@ -126,7 +135,9 @@ class Session:
         return self.run.path("parity", f"{ref.digest.removeprefix('sha256:')[:12]}-{self.run.recipe.serve.dtype}.json")
 
     async def retire(self, checkpoint: Checkpoint) -> None:
-        """Forget a checkpoint, here and at a gateway elsewhere; its files stay."""
+        """Forget a checkpoint that was registered, here and at a gateway elsewhere; its files stay."""
+        if self.registry.find(checkpoint.ref.name) is None:
+            return
         if self.run.recipe.serve.url:
             await retire((await self.gateway()).url, checkpoint.ref.name)
         self.registry.retire(checkpoint.ref.name)
@@ -237,9 +248,9 @@ def eval_requests(
 
 
 async def parity_stage(session: Session, checkpoints: Sequence[Checkpoint]) -> list[ParityReport]:
-    """See that each trained checkpoint is served as it was trained; what was seen once is not asked again.
+    """See that each trained checkpoint is served as it was trained, and register it; what was seen once is not asked again.
 
-    Raises SwapError where one is not; the checkpoint that it was trained from is live again then, and it is retired.
+    Raises SwapError where one is not; the checkpoint that it was trained from is live again then, and it is not registered.
     """
     reports = []
     for checkpoint in checkpoints:
@@ -248,31 +259,37 @@ async def parity_stage(session: Session, checkpoints: Sequence[Checkpoint]) -> l
         probe = read_probe(checkpoint.directory)
         if probe is None:
             session.terminal.warn(f"{checkpoint.ref.name} has no {PROBE}, so how it is served cannot be compared")
-            continue
-        path = session.parity_path(checkpoint.ref)
-        if not path.is_file():
-            write_record(path, await _verify_served(session, checkpoint, probe))
-        reports.append(read_record(path, ParityReport))
+        else:
+            path = session.parity_path(checkpoint.ref)
+            if not path.is_file():
+                write_record(path, await _verify_served(session, checkpoint, probe))
+            reports.append(read_record(path, ParityReport))
+        if session.registry.find(checkpoint.ref.name) is None:
+            session.registry.register(checkpoint.directory)
     return reports
 
 
 async def _verify_served(session: Session, checkpoint: Checkpoint, probe: Probe) -> ParityReport:
     ref, recipe = checkpoint.ref, session.run.recipe
     session.terminal.heading("parity", f"{ref.name}: {2 * len(probe.pairs)} responses, vLLM against Hugging Face")
-    parent = next((c for c in session.registry.list() if c.ref.digest == ref.parent), None)
+    parent = next((c for c in (session.base, *session.registry.list()) if c.ref.digest == ref.parent), None)
     if parent is None:
         raise CheckpointError(f"the base {ref.parent} of {ref.name} is not registered; `vcot checkpoints add` it")
     try:
         client = await session.live(parent)
         served_base = await ask_served(client, parent.ref, probe, recipe.eval.max_concurrency)
-        client = await session.live(checkpoint)
+        client = await session.on_trial(checkpoint)
         served = await ask_served(client, ref, probe, recipe.eval.max_concurrency)
         await check_defaults(client, ref, probe)
         report = verify(ref, served, served_base, probe, recipe.serve.dtype)
     except SwapError as error:
         await session.live(parent)
         await session.retire(checkpoint)
-        raise SwapError(f"{error}; {parent.ref.name} is live again, and {ref.name} is retired") from None
+        raise SwapError(f"{error}; {parent.ref.name} is live again, and {ref.name} is not registered") from None
+    except BaseException:  # no answer, or a signal: nothing is known of it, and it does not stay on trial
+        with suppress(VcotError):
+            await session.live(parent)
+        raise
     worst, kept = max(report.max_abs_logp.values()), report.retention
     session.terminal.say(
         f"log-probs agree within {worst:.1e} ({report.tolerance:g} allowed in {report.dtype}), the base's differ by "

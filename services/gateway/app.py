@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from collections.abc import Awaitable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,15 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from pipeline.errors import CheckpointError, SwapError, VcotError
 from pipeline.recipe import ServeSection
-from services.admin import AddRequest, CheckpointList, GatewayState, RegisterRequest, ReplicaList, SwapRequest
+from services.admin import (
+    AddRequest,
+    CheckpointList,
+    GatewayState,
+    RegisterRequest,
+    ReplicaList,
+    Swapped,
+    SwapRequest,
+)
 from services.gateway import rollout
 from services.gateway.answers import Refusal, error_body, send_refusal
 from services.gateway.fleet import Fleet
@@ -39,6 +48,7 @@ _ROUTES = frozenset(
         "/admin/state",
         "/admin/checkpoints",
         "/admin/swap",
+        "/admin/trial",
         "/admin/replicas",
     )
 )
@@ -97,6 +107,7 @@ def _routes(admin: _Admin) -> Starlette:
                     Route("/checkpoints/{name}", admin.show, methods=["GET"]),
                     Route("/checkpoints/{name}", admin.retire, methods=["DELETE"]),
                     Route("/swap", admin.swap, methods=["POST"]),
+                    Route("/trial", admin.try_out, methods=["POST"]),
                     Route("/replicas", admin.replicas, methods=["GET"]),
                     Route("/replicas", admin.add_replica, methods=["POST"]),
                     Route("/replicas/{name}", admin.remove_replica, methods=["DELETE"]),
@@ -128,10 +139,12 @@ class _Admin:
         return Response(self._metrics.render(), media_type=CONTENT_TYPE)
 
     async def models(self, _: Request) -> Response:
-        """OpenAI's list: what can be asked for right now."""
+        """OpenAI's list: what anyone can ask for right now."""
         aliases, created = self._fleet.registry.aliases(), int(time.time())
         data = []
         for checkpoint in self._fleet.served():
+            if self._fleet.resolve(checkpoint.ref.name, None) is None:  # on trial
+                continue
             name, root = checkpoint.ref.name, stamp(checkpoint.ref)
             card = {"object": "model", "created": created, "owned_by": "vcot", "root": root}
             names = dict.fromkeys([*(alias for alias, meant in aliases.items() if meant == name), name])
@@ -193,13 +206,21 @@ class _Admin:
     async def swap(self, request: Request) -> Response:
         """Make a checkpoint live."""
         wanted = SwapRequest.model_validate_json(await request.body())
+        return await self._counted(rollout.swap(self._fleet, wanted.alias, wanted.checkpoint), "swapped")
+
+    async def try_out(self, request: Request) -> Response:
+        """Put a checkpoint directory on trial."""
+        wanted = RegisterRequest.model_validate_json(await request.body())
+        return await self._counted(rollout.try_out(self._fleet, Path(wanted.path)), "tried")
+
+    async def _counted(self, change: Awaitable[Swapped], done: str) -> Response:
         try:
-            swapped = await rollout.swap(self._fleet, wanted.alias, wanted.checkpoint)
+            swapped = await change
         except VcotError as error:
             self._metrics.count_swap("", type(error).__name__)
             raise
         is_changed = swapped.way != "none"
-        outcome = "swapped" if is_changed else "unchanged"
+        outcome = done if is_changed else "unchanged"
         self._metrics.count_swap(swapped.way, outcome, swapped.pause_s if is_changed else None)
         return _json(swapped.model_dump(mode="json"))
 

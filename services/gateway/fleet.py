@@ -64,6 +64,8 @@ class Fleet:
         self.settings = settings
         self.max_lora_rank = max_lora_rank
         self.limits = limits or SwapLimits()
+        self.trial: Checkpoint | None = None
+        """What one replica serves to whoever expects its digest, registered or not (rollout.py)."""
         self.steering = asyncio.Lock()
         """Held by whoever changes what replicas hold, or takes one away."""
         self._roster = roster
@@ -156,6 +158,13 @@ class Fleet:
         """What the registry says is live, or at least what a replica holds."""
         held = [c for r in self.replicas if (c := r.gate.admission.checkpoint) is not None]
         return next((c for c in held if c.ref.name == self.registry.live()), held[0] if held else None)
+
+    def resolve(self, name: str, digest: str | None) -> Checkpoint | None:
+        """What a request for that name or alias means, which may expect a digest; None where it means nothing."""
+        trial = self.trial
+        if trial is not None and (trial.ref.name, trial.ref.digest) == (name, digest):
+            return trial
+        return self.registry.find(name)
 
     def served(self) -> Iterator[Checkpoint]:
         """All that can be asked for now."""

@@ -79,7 +79,7 @@ class Metrics(Collector):
             self._first_byte[exchange.checkpoint].observe(exchange.first_byte - exchange.began)
 
     def count_swap(self, way: str, outcome: str, pause_s: float | None = None) -> None:
-        """A swap is over: `swapped`, `unchanged`, or the name of the error that kept it from happening (and no way)."""
+        """A swap is over: `swapped`, `tried`, `unchanged`, or the error that kept it from happening (and no way)."""
         self._swaps[way, outcome] += 1
         if pause_s is not None:
             self._pause.observe(pause_s)

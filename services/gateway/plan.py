@@ -22,7 +22,7 @@ class Plan:
     registry: Registry
     warn: Callable[[str], None]
     pinned: Checkpoint | None = None
-    """What a replica was added for, until that is live."""
+    """What a replica was added for, registered or not, until that is live."""
     _excluded: set[str] = field(default_factory=set)
     """Digests of what turned out to be unusable."""
 
@@ -45,14 +45,19 @@ class Plan:
         self.warn(f"checkpoint {checkpoint.ref.name} is not served: {reason}")
 
     def verified(self) -> Checkpoint:
-        """The checkpoint, its files verified; the base where they are not what they were. Raises CheckpointError."""
+        """The checkpoint, its files verified; the base where they are not what they were. Raises CheckpointError.
+
+        Nothing takes the place of what a replica was added for.
+        """
         self._excluded.clear()
         checkpoint = self.checkpoint()
+        if self.registry.find(checkpoint.ref.name) is None:
+            return self.registry.inspect(checkpoint.directory)
         try:
             return self.registry.verify(checkpoint.ref.name)
         except CheckpointError as error:
             base = self.registry.resolve(BASE_ALIAS)
-            if base.ref.name == checkpoint.ref.name:
+            if base.ref.name == checkpoint.ref.name or self.pinned is not None:
                 raise
             self._excluded.add(checkpoint.ref.digest)
             self.warn(f"{base.ref.name} is served instead of {checkpoint.ref.name}: {error}")

@@ -79,11 +79,13 @@ class Proxy:
 
     async def _answer(self, scope: Scope, request: dict[str, Any], send: Send) -> None:
         model, key = request["model"], partial(image_key, request)
+        expect = header_value(scope, EXPECT_HEADER)
+        wanted = partial(self._resolve, model, expect)
         try:
-            replica, target = await self._fleet.find(partial(self._resolve, model), key, self._max_wait_s)
+            replica, target = await self._fleet.find(wanted, key, self._max_wait_s)
         except NotServedError as error:
-            raise _not_live(model, self._resolve(model), error.live) from None
-        _check_expected(target.ref, header_value(scope, EXPECT_HEADER))
+            raise _not_live(model, wanted(), error.live) from None
+        _check_expected(target.ref, expect)
         request["model"] = served_name(target.ref)
         call = _Call(scope, _written(request), request["model"], target.ref, send)
         exchange = exchange_of(scope)
@@ -104,14 +106,13 @@ class Proxy:
                 self._metrics.count_retry(fault.reason)
                 replica = other
 
-    def _resolve(self, model: str) -> Checkpoint:
+    def _resolve(self, model: str, expect: str | None) -> Checkpoint:
         """The checkpoint that an alias or a name means. Raises Refusal."""
-        registry = self._fleet.registry
-        checkpoint = registry.find(model)
+        checkpoint = self._fleet.resolve(model, expect)
         if checkpoint is None:
-            raise Refusal(
-                404, "model_not_found", f"no checkpoint or alias {model[:100]!r}; {registry.suggest(model[:100])}"
-            )
+            name = model[:100]
+            message = f"no checkpoint or alias {name!r}; {self._fleet.registry.suggest(name)}"
+            raise Refusal(404, "model_not_found", message)
         return checkpoint
 
 

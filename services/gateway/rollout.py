@@ -1,10 +1,14 @@
 """How a fleet comes to serve another checkpoint: the way there, taken replica by replica.
 
     first replica: changed and verified -> the alias is pointed at the new checkpoint -> the others, one by one
+    on trial:      changed and verified, and nothing more
 
 The others answer meanwhile what was resolved before, and the first what is resolved now, so with two replicas nobody
 waits; with one, a reload makes requests wait for the drain and the load. If the first fails, nothing has changed. If
 another fails, it is started anew with what it should hold.
+
+A checkpoint on trial is served by one replica, to whoever expects its digest. Nothing of a trial is recorded: it ends with
+the next swap, and a server that is started anew holds what is live.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ import asyncio
 import contextlib
 import shutil
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 from pipeline.errors import ServerError, SwapError, VcotError
 from services.admin import Swapped
@@ -23,6 +28,7 @@ from services.gateway.servable import Way, check_adapter, choose_way
 from services.gateway.swap import RollbackError, forget_adapter, load_adapter, reload_weights
 
 Commit = Callable[[], None]
+"""Records that a checkpoint is served. In its place, None stands for a trial."""
 Step = Callable[[Replica, Commit], Awaitable[float]]
 """Changes one replica, verifies it and commits; the pause in seconds. Raises SwapError or ServerError, changing nothing."""
 
@@ -32,28 +38,46 @@ async def swap(fleet: Fleet, alias: str, name: str) -> Swapped:
     async with fleet.steering:
         target = await asyncio.to_thread(fleet.registry.verify, name)
         fleet.registry.check_alias(alias, target.ref.name)
-        if not any(replica.gate.admission.served for replica in fleet.replicas):
-            admission = fleet.best.gate.admission
-            raise ServerError(f"no checkpoint is live ({admission.message}); swap when one is")
-
-        def commit() -> None:
-            fleet.registry.set_live(alias, target.ref.name)
-
-        way, pause_s = await _serve(fleet, target, commit)
+        await _end_trial(fleet, target)
+        way, pause_s = await _serve(fleet, target, lambda: fleet.registry.set_live(alias, target.ref.name))
         await _drop_unused_adapters(fleet)
         return Swapped(live=target.ref, way=way or "none", pause_s=pause_s)
 
 
-async def _serve(fleet: Fleet, target: Checkpoint, commit: Commit) -> tuple[Way | None, float]:
-    """Have every replica hold `target`; the way, None where they do, and the longest pause."""
-    live = fleet.live
-    assert live is not None
-    behind = [r for r in fleet.replicas if r.gate.admission.served and target not in r.gate.admission.served]
-    if not behind and (target.ref.kind == "adapter" or target == live):
+async def try_out(fleet: Fleet, directory: Path) -> Swapped:
+    """Put the checkpoint in `directory`, registered or not, on trial. Raises CheckpointError, SwapError, ServerError."""
+    async with fleet.steering:
+        target = await asyncio.to_thread(fleet.registry.inspect, directory)
+        await _end_trial(fleet, target)
+        way, pause_s = await _serve(fleet, target, None)
+        fleet.trial = target
+        await _drop_unused_adapters(fleet)
+        return Swapped(live=target.ref, way=way or "none", pause_s=pause_s)
+
+
+async def _end_trial(fleet: Fleet, target: Checkpoint) -> None:
+    """A server that was started for a trial stays only if it holds `target`."""
+    fleet.trial = None
+    for replica in [r for r in fleet.replicas if r.plan.pinned is not None]:
+        if target not in replica.gate.admission.served:
+            await fleet.retire(replica)
+
+
+async def _serve(fleet: Fleet, target: Checkpoint, commit: Commit | None) -> tuple[Way | None, float]:
+    """Have every replica hold `target`, or one on trial; the way, None where they do, and the longest pause."""
+    served = [replica for replica in fleet.replicas if replica.gate.admission.served]
+    if not served:
+        raise ServerError(f"no checkpoint is live ({fleet.best.gate.admission.message}); swap when one is")
+    behind = [replica for replica in served if target not in replica.gate.admission.served]
+    is_held = len(behind) < len(served)
+    if is_held and commit is not None:
         commit()
+    if not behind or (is_held and commit is None):
         return None, 0.0
+    held = behind[0].gate.admission.checkpoint
+    assert held is not None
     can_start = all(replica.url is None for replica in fleet.replicas)
-    way = await asyncio.to_thread(choose_way, fleet.settings.swap, live, target, can_start)
+    way = await asyncio.to_thread(choose_way, fleet.settings.swap, held, target, can_start)
     if way == "adapter":
         return way, await _serve_adapter(fleet, target, commit)
     if way == "replica":
@@ -71,7 +95,7 @@ def _reload_step(fleet: Fleet, target: Checkpoint) -> Step:
     return step
 
 
-async def _serve_adapter(fleet: Fleet, target: Checkpoint, commit: Commit) -> float:
+async def _serve_adapter(fleet: Fleet, target: Checkpoint, commit: Commit | None) -> float:
     """Beside its parent, which is made live first where it is not."""
     parent = fleet.registry.find_digest(target.ref.parent)
     if parent is None:
@@ -89,15 +113,16 @@ async def _serve_adapter(fleet: Fleet, target: Checkpoint, commit: Commit) -> fl
     return max(pause_s, await _roll(fleet, target, step, commit))
 
 
-async def _roll(fleet: Fleet, target: Checkpoint, step: Step, commit: Commit) -> float:
-    """Take every live replica through `step`, the first with `commit`; how long requests had to wait."""
+async def _roll(fleet: Fleet, target: Checkpoint, step: Step, commit: Commit | None) -> float:
+    """Take every live replica through `step`, the first with `commit`; on trial, that one only. How long requests waited."""
+    is_held = any(target in replica.gate.admission.served for replica in fleet.replicas)
     taken: list[Replica] = []
     pause_s = 0.0
     while behind := [r for r in fleet.replicas if _is_behind(r, target) and r not in taken]:
-        replica, is_first = behind[0], not taken
+        replica, is_first = behind[0], not taken and not is_held
         taken.append(replica)
         try:
-            taken_s = await step(replica, commit if is_first else lambda: None)
+            taken_s = await step(replica, commit if commit and is_first else lambda: None)
             pause_s = taken_s if len(behind) == 1 and is_first else pause_s
         except (SwapError, ServerError) as error:
             if isinstance(error, RollbackError) or not is_first:
@@ -105,6 +130,8 @@ async def _roll(fleet: Fleet, target: Checkpoint, step: Step, commit: Commit) ->
             if is_first:
                 raise
             fleet.warn(f"{replica.name} is started anew to hold {target.ref.name}: {error}")
+        if commit is None:
+            break
     return pause_s
 
 
@@ -113,15 +140,22 @@ def _is_behind(replica: Replica, target: Checkpoint) -> bool:
     return admission.phase == "live" and target not in admission.served
 
 
-async def _replace(fleet: Fleet, target: Checkpoint, commit: Commit) -> float:
-    """Start one more server with `target`; once it answers, take the first of the others away, and start the rest anew."""
-    first, *rest = fleet.replicas
-    surge = fleet.make_own(pinned=target, devices=first.devices)
-    fleet.start(surge)
+async def _replace(fleet: Fleet, target: Checkpoint, commit: Commit | None) -> float:
+    """Start one more server with `target`; once it answers, take the first of the others away, and start the rest anew.
+
+    A trial ends with all of them served; where one came before, its server is there already.
+    """
+    first, *rest = (replica for replica in fleet.replicas if replica.plan.pinned is None)
+    surge = next((replica for replica in fleet.replicas if replica.plan.pinned is not None), None)
+    if surge is None:
+        surge = fleet.make_own(pinned=target, devices=first.devices)
+        fleet.start(surge)
     try:
         await fleet.changes.wait_for(lambda: surge.has_served or surge.failure is not None, None)
         if surge.failure is not None:
             raise surge.failure
+        if commit is None:
+            return 0.0
         commit()
     except (VcotError, OSError) as error:
         await fleet.retire(surge)
@@ -147,8 +181,8 @@ async def _start_anew(fleet: Fleet, replica: Replica) -> None:
 
 
 async def _drop_unused_adapters(fleet: Fleet) -> None:
-    """Unload what no alias means any more, once no request is on it."""
-    meant = set(fleet.registry.aliases().values())
+    """Unload what no alias means any more and is not on trial, once no request is on it."""
+    meant = {*fleet.registry.aliases().values(), *([fleet.trial.ref.name] if fleet.trial else ())}
     dropped: list[Checkpoint] = []
     for replica in fleet.replicas:
         for adapter in [a for a in replica.gate.admission.adapters.values() if a.ref.name not in meant]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from unittest.mock import AsyncMock
 
 import httpx2
 import pytest
@@ -14,9 +16,10 @@ import pytest
 from bench.parity import draw_pairs, train
 from pipeline.checkpoints import compute_digest, read_manifest
 from pipeline.client import DIGEST_HEADER, ChatClient
-from pipeline.errors import SwapError
+from pipeline.errors import RequestError, SwapError
 from pipeline.run import open_run
-from services import vllm
+from services import stages, vllm
+from services.admin import live_checkpoint
 from services.checkpoints import Checkpoint
 from services.parity import ask_served, check_defaults
 from services.stages import Session, parity_stage
@@ -53,17 +56,26 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
         yield session
 
 
-async def test_policy_passes_merged_and_as_an_adapter_and_another_is_rolled_back(
-    session: Session, trained: tuple[TrainJob, Path], merged: Path, tmp_path: Path
+async def test_policy_passes_merged_and_as_an_adapter_and_another_is_never_registered(
+    session: Session, trained: tuple[TrainJob, Path], merged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job, directory = trained
     adapter = job.model_copy(update={"merge": job.merge.model_copy(update={"serve_as": "adapter"})})
     merge_job(adapter, directory, tmp_path / "adapter")
     async with session:
-        checkpoints = [session.registry.register(path) for path in (merged, tmp_path / "adapter")]
+        checkpoints = [session.registry.inspect(path) for path in (merged, tmp_path / "adapter")]
+        for interruption in (RequestError("no answer", retryable=False), asyncio.CancelledError()):
+            with monkeypatch.context() as patch:
+                patch.setattr(stages, "check_defaults", AsyncMock(side_effect=interruption))
+                with pytest.raises(type(interruption)):
+                    await parity_stage(session, checkpoints)
+            assert session.registry.list() == [session.base]  # nothing is known of it, and it is not on trial any more
+            assert (await live_checkpoint((await session.gateway()).url)) == session.base.ref
+
         for report in await parity_stage(session, checkpoints):
             assert max(report.max_abs_logp.values()) < 1e-4 < report.differs_from_base
             assert report.retention.kept == pytest.approx(1, abs=1e-3)
+        assert session.registry.list() == [session.base, *checkpoints]
 
         # A probe of other weights: what is served is not what was trained.
         liar = shutil.copytree(merged, tmp_path / "liar")
@@ -74,10 +86,13 @@ async def test_policy_passes_merged_and_as_an_adapter_and_another_is_rolled_back
         (liar / "config.json").write_text((liar / "config.json").read_text() + " ")
         manifest["checkpoint"]["digest"] = compute_digest(liar)
         (liar / "checkpoint.json").write_text(json.dumps(manifest))
-        with pytest.raises(SwapError, match=r"liar is not served as it was trained: a log-prob .*base is live again"):
-            await parity_stage(session, [session.registry.register(liar)])
-        assert session.registry.find("liar") is None
+        with pytest.raises(
+            SwapError, match=r"liar is not served as it was trained: a log-prob .*liar is not registered"
+        ):
+            await parity_stage(session, [session.registry.inspect(liar)])
+        assert session.registry.list() == [session.base, *checkpoints]
         assert session.registry.live() == session.base.ref.name
+        assert (await live_checkpoint((await session.gateway()).url)) == session.base.ref
 
 
 class Stamped(httpx2.AsyncHTTPTransport):

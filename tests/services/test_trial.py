@@ -1,0 +1,237 @@
+"""Checkpoints on trial: asked before they are registered, by nobody but who expects their weights, and then forgotten."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import CheckpointError, SwapError
+from services.admin import Swapped, named_error
+from services.checkpoints import Checkpoint, Registry
+from services.gateway import rollout
+from services.gateway.plan import Plan
+from tests.services.bench_fleet import BASE, Bench, answer_of
+from tests.services.fake_vllm import write_adapter, write_checkpoint
+
+WEIGHT = 3.0
+
+
+@pytest.fixture
+async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
+    async with Bench(tmp_path).running() as bench:
+        yield bench
+
+
+@pytest.fixture
+async def pair(tmp_path: Path) -> AsyncIterator[Bench]:
+    async with Bench(tmp_path, replicas=2).running() as bench:
+        yield bench
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Path:
+    """A checkpoint that nobody registered."""
+    return write_checkpoint(tmp_path / "made", "made", WEIGHT)
+
+
+async def put_on_trial(bench: Bench, directory: Path) -> tuple[Swapped, dict[str, str]]:
+    """What it did, and the header that the checkpoint answers to."""
+    tried = await rollout.try_out(bench.fleet, directory)
+    return tried, {"x-vcot-expect": tried.live.digest}
+
+
+async def log_probs(bench: Bench, model: str, headers: dict[str, str]) -> set[float]:
+    answer = await bench.ask(model=model, headers=headers)
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["x-vcot-digest"] == headers["x-vcot-expect"]
+    return {token["logprob"] for token in answer.json()["choices"][0]["logprobs"]["content"]}
+
+
+async def test_it_answers_only_who_expects_its_digest(bench: Bench, made: Path) -> None:
+    tried, expecting = await put_on_trial(bench, made)
+    assert tried.way == "reload"
+    assert await log_probs(bench, "made", expecting) == answer_of(WEIGHT)
+    for headers in ({}, {"x-vcot-expect": bench.base.ref.digest}):
+        assert (await bench.ask(model="made", headers=headers)).status_code == 404
+    refused = await bench.ask()  # the alias means what it meant
+    assert refused.status_code == 409
+    assert "policy means base, but made is live" in refused.json()["error"]["message"]
+    assert (await bench.http.get("/v1/models")).json()["data"] == []
+    assert bench.registry.find("made") is None
+    with pytest.raises(CheckpointError, match="no checkpoint or alias 'made'"):
+        await bench.swap("policy", "made")
+
+
+async def test_what_is_registered_then_is_live_without_another_load(bench: Bench, made: Path) -> None:
+    await put_on_trial(bench, made)
+    bench.registry.register(made)
+    num_calls = len(bench.server.calls)
+    swapped = await bench.swap("policy", "made")
+    assert (swapped.way, len(bench.server.calls)) == ("none", num_calls)
+    assert await bench.answer() == ("made", answer_of(WEIGHT))
+    assert bench.registry.live() == "made"
+
+
+async def test_the_next_swap_ends_it(bench: Bench, made: Path) -> None:
+    _, expecting = await put_on_trial(bench, made)
+    swapped = await bench.swap("policy", "base")
+    assert swapped.way == "reload"
+    assert await bench.answer() == ("base", answer_of(BASE))
+    assert (await bench.ask(model="made", headers=expecting)).status_code == 404
+
+
+async def test_a_server_that_dies_comes_back_with_what_is_live(bench: Bench, made: Path) -> None:
+    _, expecting = await put_on_trial(bench, made)
+    bench.server.died.set()
+    await bench.until("loading")
+    await bench.until("live")
+    assert await bench.answer() == ("base", answer_of(BASE))
+    assert (await bench.ask(model="made", headers=expecting)).status_code == 409
+
+
+async def test_nothing_of_it_is_recorded(bench: Bench, made: Path) -> None:
+    """So that a gateway that is killed and started anew knows nothing of it."""
+    recorded = (bench.directory / "run" / "checkpoints" / "registry.json").read_bytes()
+    await put_on_trial(bench, made)
+    assert (bench.directory / "run" / "checkpoints" / "registry.json").read_bytes() == recorded
+
+
+async def test_a_canary_that_differs_leaves_all_as_it_was(bench: Bench, tmp_path: Path) -> None:
+    liar = write_checkpoint(tmp_path / "liar", "liar", WEIGHT, canary_weight=4.0)
+    with pytest.raises(SwapError, match=r"canary answers otherwise.*base is live as before"):
+        await put_on_trial(bench, liar)
+    assert bench.fleet.trial is None
+    assert await bench.answer() == ("base", answer_of(BASE))
+
+
+async def test_files_that_were_altered_are_not_tried(bench: Bench, made: Path) -> None:
+    (made / "config.json").write_text((made / "config.json").read_text() + " ")
+    with pytest.raises(CheckpointError, match="its files were changed"):
+        await put_on_trial(bench, made)
+    assert await bench.answer() == ("base", answer_of(BASE))
+
+
+async def test_over_http(bench: Bench, made: Path, tmp_path: Path) -> None:
+    tried = await bench.http.post("/admin/trial", json={"path": str(made)})
+    assert (tried.status_code, tried.json()["live"]["name"], tried.json()["way"]) == (200, "made", "reload")
+    metrics = (await bench.http.get("/metrics")).text
+    assert 'vcot_swaps_total{outcome="tried",way="reload"} 1.0' in metrics
+    error = (await bench.http.post("/admin/trial", json={"path": str(tmp_path / "none")})).json()["error"]
+    assert isinstance(named_error(error["code"], error["message"]), CheckpointError)
+
+
+async def test_one_replica_tries_it_and_the_other_answers_as_before(pair: Bench, made: Path) -> None:
+    _, expecting = await put_on_trial(pair, made)
+    assert await log_probs(pair, "made", expecting) == answer_of(WEIGHT)
+    for _ in range(4):
+        assert await pair.answer() == ("base", answer_of(BASE))
+    assert sum(any(call.startswith("reload") for call in server.calls) for server in pair.servers) == 1
+
+    pair.registry.register(made)
+    await pair.swap("policy", "made")  # the other follows
+    assert [r.gate.admission.checkpoint for r in pair.fleet.replicas] == [pair.registry.resolve("made")] * 2
+    assert [sum(call.startswith("reload") for call in server.calls) for server in pair.servers] == [1, 1]
+
+
+async def test_after_a_trial_that_failed_both_replicas_hold_what_is_live(pair: Bench, made: Path) -> None:
+    await put_on_trial(pair, made)
+    await pair.swap("policy", "base")
+    assert [replica.gate.admission.checkpoint for replica in pair.fleet.replicas] == [pair.base, pair.base]
+
+
+async def test_a_replica_that_cannot_follow_is_started_anew_with_what_was_proven(pair: Bench, made: Path) -> None:
+    """The alias means it from the start of the swap, since a replica answers already."""
+    await put_on_trial(pair, made)
+    pair.registry.register(made)
+    behind = next(
+        server for server in pair.servers if server.checkpoint == pair.base and not _was_reloaded(server.calls)
+    )
+    behind.fail_next_reload = True
+    await pair.swap("policy", "made")
+    assert await pair.answer() == ("made", answer_of(WEIGHT))
+    await pair.until_so(lambda: all(_holds(replica, "made") for replica in pair.fleet.replicas))
+    assert any("is started anew to hold made" in warning for warning in pair.fleet.warnings)
+
+
+def _was_reloaded(calls: list[str]) -> bool:
+    return any(call.startswith("reload") for call in calls)
+
+
+def _holds(replica: rollout.Replica, name: str) -> bool:
+    checkpoint = replica.gate.admission.checkpoint
+    return checkpoint is not None and checkpoint.ref.name == name
+
+
+async def test_another_shape_is_tried_on_a_server_of_its_own_beside_the_others(pair: Bench, tmp_path: Path) -> None:
+    wide = write_checkpoint(tmp_path / "wide", "wide", WEIGHT, shape=2)
+    tried, expecting = await put_on_trial(pair, wide)
+    assert tried.way == "replica"
+    assert await log_probs(pair, "wide", expecting) == answer_of(WEIGHT)
+    assert [replica.name for replica in pair.fleet.replicas] == ["vllm-0", "vllm-1", "vllm-2"]
+    assert await pair.answer() == ("base", answer_of(BASE))
+
+    pair.registry.register(wide)
+    await pair.swap("policy", "wide")
+    assert [replica.name for replica in pair.fleet.replicas] == ["vllm-1", "vllm-2"]
+    assert len(pair.lives[2]) == 1  # the server of the trial serves on
+    assert all(_holds(replica, "wide") for replica in pair.fleet.replicas)
+    assert all(replica.plan.pinned is None for replica in pair.fleet.replicas)
+
+
+@pytest.mark.parametrize("ends", ["swap", "another trial"])
+async def test_the_server_of_a_trial_goes_with_it(pair: Bench, tmp_path: Path, made: Path, ends: str) -> None:
+    await put_on_trial(pair, write_checkpoint(tmp_path / "wide", "wide", WEIGHT, shape=2))
+    if ends == "swap":
+        assert (await pair.swap("policy", "base")).way == "none"
+    else:
+        await put_on_trial(pair, made)
+    assert [replica.name for replica in pair.fleet.replicas] == ["vllm-0", "vllm-1"]
+
+
+async def test_what_a_replica_was_added_for_is_not_replaced_by_the_base(bench: Bench, made: Path) -> None:
+    for checkpoint in (bench.tuned, bench.registry.inspect(made)):
+        plan = Plan(bench.registry, bench.said.append, pinned=checkpoint)
+        assert plan.verified() == checkpoint
+        (checkpoint.directory / "config.json").write_text('{"altered": true}')
+        with pytest.raises(CheckpointError, match="its files were changed"):
+            plan.verified()
+
+
+async def test_an_adapter_is_tried_beside_its_base_and_unloaded_again(bench: Bench, tmp_path: Path) -> None:
+    light = write_adapter(tmp_path / "light", "light", 0.5, bench.base.ref, BASE)
+    tried, expecting = await put_on_trial(bench, light)
+    assert tried.way == "adapter"
+    assert await log_probs(bench, "light", expecting) == answer_of(BASE + 0.5)
+    assert await bench.answer() == ("base", answer_of(BASE))
+    await bench.swap("policy", "base")
+    assert not bench.admission.adapters
+    assert any(call.startswith("unload") for call in bench.server.calls)
+
+
+async def test_a_trial_waits_for_a_swap_that_is_on(bench: Bench, made: Path) -> None:
+    bench.server.hold.clear()
+    held = asyncio.create_task(bench.ask("hold on"))
+    await bench.server.holding.wait()
+    swap = asyncio.create_task(bench.swap("policy", "tuned"))
+    await bench.until("draining")
+    trial = asyncio.create_task(put_on_trial(bench, made))
+    bench.server.hold.set()
+    assert (await held).status_code == 200
+    await swap
+    await trial
+    assert bench.registry.live() == "tuned"
+    assert (bench.fleet.live, bench.admission.checkpoint) == (bench.fleet.trial, bench.fleet.trial)
+
+
+def test_what_a_run_made_is_found_before_it_is_registered(tmp_path: Path) -> None:
+    registry = Registry(tmp_path / "run")
+    directory = write_checkpoint(tmp_path / "run" / "checkpoints" / "made", "made", WEIGHT)
+    write_checkpoint(tmp_path / "run" / "checkpoints" / "seed", "seed", BASE, kind="base")
+    found = registry.find_made("made")
+    assert found == registry.inspect(directory)
+    assert isinstance(found, Checkpoint)
+    write_checkpoint(tmp_path / "run" / "elsewhere", "elsewhere", WEIGHT)
+    assert registry.find("made") is registry.find_made("seed") is registry.find_made("../elsewhere") is None
+    with pytest.raises(CheckpointError, match="it was made, and is registered once `vcot parity made`"):
+        registry.resolve("made")
