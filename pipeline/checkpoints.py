@@ -67,7 +67,9 @@ def read_manifest(directory: Path) -> CheckpointManifest:
     try:
         return CheckpointManifest.model_validate_json(path.read_text("utf-8"))
     except FileNotFoundError:
-        raise CheckpointError(f"checkpoint {directory} has no {MANIFEST}; run `vcot checkpoints add`") from None
+        raise CheckpointError(
+            f"checkpoint {directory} has no {MANIFEST}; give one that `vcot merge` made (a base is the recipe's model)"
+        ) from None
     except ValidationError as error:
         raise CheckpointError(f"{path} is not a checkpoint manifest: {error.errors()[0]['msg']}") from None
 

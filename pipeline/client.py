@@ -197,8 +197,8 @@ def _check(completion: ChatCompletion, n: int, latency_s: float) -> Completion:
     return Completion(
         choices=tuple(Choice(choice.message.content or "", choice.finish_reason) for choice in choices),
         usage=Usage(
-            prompt_tokens=usage.prompt_tokens if usage else 0,
-            completion_tokens=usage.completion_tokens if usage else 0,
+            prompt_tokens=(usage.prompt_tokens or 0) if usage else 0,  # some servers answer null
+            completion_tokens=(usage.completion_tokens or 0) if usage else 0,
         ),
         latency_s=latency_s,
     )

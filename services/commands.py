@@ -32,6 +32,7 @@ from services.stages import (
 from services.terminal import Terminal
 from services.trend import Choice, choose_round
 from services.vllm import Address, become_server
+from training.distributed import check_installed
 from training.job import (
     ADAPTER,
     MERGE_REPORT,
@@ -325,8 +326,10 @@ def _report(session: Session, rounds: Sequence[Round], choice: Choice) -> None:
 
 async def run_all(session: Session) -> None:
     """`vcot run`: the whole loop, as many rounds of it as the recipe says."""
-    async with make_judge(session):  # a key that is not set is said before hours of sampling
+    async with make_judge(session):  # what is not set or not installed is said before hours of sampling
         pass
+    if session.run.recipe.train.worker == "local":
+        check_installed(session.run.recipe.train)
     rounds: list[Round] = []
     start = session.base
     for number in range(1, session.run.recipe.rounds.num + 1):

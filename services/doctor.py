@@ -16,10 +16,11 @@ from typing import Literal
 from rich.table import Table
 
 from pipeline.checkpoints import check_layout
-from pipeline.errors import CheckpointError
-from pipeline.recipe import ModelSection, Recipe, TasksSection
+from pipeline.errors import CheckpointError, InputError, MachineError
+from pipeline.recipe import ModelSection, Recipe, TasksSection, TrainSection
 from services.checkpoints import find_model, is_bundled, is_hub_id
 from services.terminal import Terminal
+from training.distributed import check_installed
 from training.memory import estimate_memory, find_shape, read_shape
 
 Verdict = Literal["ok", "missing", "note"]
@@ -59,7 +60,7 @@ def inspect_machine(recipe: Recipe, directory: Path) -> Iterator[Finding]:
     """Everything that the recipe needs, in the order in which a run would miss it."""
     yield _python()
     yield _vllm(recipe)
-    yield from _trainer()
+    yield from _trainer(recipe.train)
     gpus = list_gpus()
     yield _gpu(recipe, gpus)
     yield _memory(recipe, gpus)
@@ -85,10 +86,14 @@ def _vllm(recipe: Recipe) -> Finding:
     return Finding("vLLM", "missing", "not installed", "make setup (or make setup REQUIREMENTS=gpu)")
 
 
-def _trainer() -> Iterator[Finding]:
+def _trainer(section: TrainSection) -> Iterator[Finding]:
     for name in ("torch", "transformers", "trl", "peft"):
         version = _version(name)
         yield Finding(name, "ok" if version else "missing", version or "not installed", "" if version else "make setup")
+    try:
+        check_installed(section)
+    except (InputError, MachineError) as error:
+        yield Finding("train.*", "missing", "named in the recipe, and not here", str(error))
 
 
 def _version(distribution: str) -> str | None:

@@ -124,7 +124,7 @@ async def _serve_until_stopped(fleet: Fleet, app: ASGIApp, listener: socket.sock
     import uvicorn
 
     from services.gateway import memory
-    from services.gateway.connection import Connection
+    from services.gateway.connection import ClientConnection
 
     class Server(uvicorn.Server):
         """Leaves signals to us: its own handling raises them again before vLLM is stopped."""
@@ -135,7 +135,7 @@ async def _serve_until_stopped(fleet: Fleet, app: ASGIApp, listener: socket.sock
 
     config = uvicorn.Config(
         app,
-        http=Connection,
+        http=ClientConnection,
         ws="none",
         lifespan="off",
         log_level="warning",

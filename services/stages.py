@@ -274,7 +274,7 @@ async def _verify_served(session: Session, checkpoint: Checkpoint, probe: Probe)
     session.terminal.heading("parity", f"{ref.name}: {2 * len(probe.pairs)} responses, vLLM against Hugging Face")
     parent = next((c for c in (session.base, *session.registry.list()) if c.ref.digest == ref.parent), None)
     if parent is None:
-        raise CheckpointError(f"the base {ref.parent} of {ref.name} is not registered; `vcot checkpoints add` it")
+        raise CheckpointError(f"the base {ref.parent} of {ref.name} is not registered; `vcot checkpoints add` it first")
     try:
         client = await session.live(parent)
         served_base = await ask_served(client, parent.ref, probe, recipe.eval.max_concurrency)

@@ -53,12 +53,20 @@ def check_machine(recipe: TrainSection, num_gpus: int) -> None:
             f"train.accelerate_config = {recipe.accelerate_config!r} needs GPUs: without them accelerate would silently "
             "do DDP; use ddp here"
         )
+
+
+def check_installed(recipe: TrainSection) -> None:
+    """See that what the recipe names is here: the accelerate config, and its and the trackers' packages.
+
+    Raises InputError or MachineError. Free of torch, so that it can be said before anything is sampled.
+    """
     if "DEEPSPEED" in find_config(recipe.accelerate_config).read_text("utf-8"):
-        require("deepspeed", f"train.accelerate_config = {recipe.accelerate_config!r}")
+        _require("deepspeed", f"train.accelerate_config = {recipe.accelerate_config!r}")
+    for tracker in recipe.report_to:
+        _require(tracker, "train.report_to")
 
 
-def require(package: str, wanted_by: str) -> None:
-    """Raise MachineError where an optional package is not installed."""
+def _require(package: str, wanted_by: str) -> None:
     if importlib.util.find_spec(package) is None:
         raise MachineError(
             f"{wanted_by} needs the package {package}, which is not installed; install it, or leave it out"

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 from pipeline.checkpoints import compute_digest
 from pipeline.errors import CheckpointError, VcotError
 from pipeline.records import CheckpointRef
-from training.distributed import check_machine, is_distributed, launch, require
+from training.distributed import check_installed, check_machine, is_distributed, launch
 from training.job import ADAPTER, JOB, REFERENCE, TrainJob, exclusive, read_record, read_status, tell, tell_fault
 from training.merge import find_merged, merge_job
 
@@ -84,8 +84,7 @@ def _train(job: TrainJob, job_directory: Path) -> None:
     _check_weights(base, job.base)
     if job.reference is not None:
         _check_weights(Path(str(job.reference_weights)), job.reference)
-    for tracker in job.train.report_to:
-        require(tracker, "train.report_to")
+    check_installed(job.train)
     tell(job_directory, "preparing", "loading the libraries")
     from training.models import load_processor, num_gpus, quiet_libraries
     from training.preflight import check_job, open_pairs

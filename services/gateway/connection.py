@@ -23,7 +23,7 @@ _buffer = memoryview(bytearray(256 * 1024))
 """What is read goes here, and is parsed before the next read: one event loop."""
 
 
-class Connection(HttpToolsProtocol, asyncio.BufferedProtocol):
+class ClientConnection(HttpToolsProtocol, asyncio.BufferedProtocol):
     """Given to uvicorn as `http`; the times are of the class."""
 
     max_request_s = 60.0

@@ -34,6 +34,7 @@ def test_the_papers_numbers():
         ("trian.epochs=3", r"unknown field trian \(did you mean train\?\)"),
         ("sample.k=1", r"sample\.k = 1: input should be greater than or equal to 2"),
         ("train.learning_rate=fast", r"train\.learning_rate = 'fast'"),
+        ("train.report_to=wandb", r"train\.report_to = 'wandb': it takes a list; write train\.report_to=\[\"wandb\"\]"),
         ("sample.k", "has no '='"),
         ("name.x=1", "name is a field"),
         ("sample.temperature=0", r"sample\.temperature = 0: input should be greater than 0"),

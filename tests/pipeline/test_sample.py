@@ -39,7 +39,7 @@ class Upstream:
         return self.answer(body)
 
     @staticmethod
-    def answer(body, n=None, stamp=DIGEST, finish_reason="stop"):
+    def answer(body, n=None, stamp=DIGEST, finish_reason="stop", completion_tokens=6):
         choices = [
             {
                 "index": i,
@@ -48,7 +48,7 @@ class Upstream:
             }
             for i in range(n if n is not None else body["n"])
         ]
-        usage = {"prompt_tokens": 5, "completion_tokens": 6, "total_tokens": 11}
+        usage = {"prompt_tokens": 5, "completion_tokens": completion_tokens, "total_tokens": 11}
         completion = {
             "id": "x",
             "object": "chat.completion",
@@ -108,6 +108,13 @@ async def test_one_request_per_task_gives_k_responses_parsed_apart(tasks, ledger
     assert body["messages"][0]["content"][0]["image_url"]["url"].startswith("data:image/png;base64,")
     assert {(r.thought, r.answer) for r in responses.values()} == {("It is 0.", "B"), ("It is 1.", "B")}
     assert len({body["seed"] for body, _ in upstream.requests}) == 6
+
+
+async def test_a_server_that_counts_no_tokens_is_good_enough(tasks, ledger, store):
+    upstream = Upstream([Upstream.answer({}, n=2, completion_tokens=None)])
+    count, responses = await draw(upstream, tasks[:1], ledger, store)
+    assert (count.ok, len(upstream.requests)) == (2, 1)
+    assert [r.usage.completion_tokens for r in responses.values() if r.usage] == [0]
 
 
 async def test_the_same_command_again_sends_nothing_and_other_settings_owe_new_work(tasks, ledger, store):

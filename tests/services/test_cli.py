@@ -119,6 +119,7 @@ def test_an_unknown_command_names_the_nearest(vcot):
         (["pair"], "run `vcot sample` first"),
         (["train"], "run `vcot sample` first"),
         (["swap", "policy", "none"], "no server runs"),
+        (["run", "--set", "train.accelerate_config=nope"], "is neither one of ddp, fsdp, zero2, zero3 nor a file"),
     ],
 )
 def test_bad_input_gives_one_sentence_and_code_2_and_begins_no_run(vcot, tmp_path, arguments, said):
@@ -185,6 +186,12 @@ def test_a_key_that_is_not_set_is_named_before_anything_is_asked(vcot, monkeypat
     code, _, err = vcot("run", "--recipe", "paper")
     assert code == 2
     assert err.strip() == "vcot: judge gpt-4o-mini needs an API key; set OPENAI_API_KEY in the environment"
+
+
+def test_the_doctor_says_what_a_training_would_lack(vcot):
+    code, out, _ = vcot("doctor", "--set", "train.accelerate_config=nope")
+    assert code == 2
+    assert "missing for nano: train.*" in out
 
 
 def test_the_doctor_finds_nothing_missing_for_nano(vcot):

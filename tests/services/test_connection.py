@@ -10,7 +10,7 @@ import pytest
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from services.gateway.connection import Connection
+from services.gateway.connection import ClientConnection
 from services.gateway.exchange import Exchange, exchange_of
 from services.gateway.limits import Limits, Slots
 from tests.services.test_limits import Work
@@ -18,13 +18,13 @@ from tests.services.test_limits import Work
 HEAD = b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 1\r\n\r\n"
 
 
-class Impatient(Connection):
+class Impatient(ClientConnection):
     max_request_s = 0.1
     max_stall_s = 0.1
 
 
 @asynccontextmanager
-async def listening(app: ASGIApp, connection: type[Connection] = Impatient) -> AsyncIterator[int]:
+async def listening(app: ASGIApp, connection: type[ClientConnection] = Impatient) -> AsyncIterator[int]:
     """The application on a real server and port."""
     config = uvicorn.Config(app, http=connection, ws="none", log_level="critical", access_log=False, lifespan="off")
     server = uvicorn.Server(config)
@@ -133,7 +133,7 @@ async def test_an_answer_may_take_longer_than_a_request() -> None:
 
 
 async def test_requests_that_are_whole_in_time_are_answered() -> None:
-    async with listening(answering(), Connection) as port:
+    async with listening(answering(), ClientConnection) as port:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         for parts in ((HEAD + b"x",), (HEAD, b"x"), (HEAD[:9], HEAD[9:], b"x"), (HEAD + b"x" + HEAD + b"x",)):
             for part in parts:

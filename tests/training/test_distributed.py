@@ -40,6 +40,15 @@ def test_what_the_machine_cannot_do_is_refused():
         distributed.check_machine(make_recipe(num_processes=2, accelerate_config="fsdp"), num_gpus=0)
 
 
+def test_packages_that_the_recipe_names_are_looked_for(monkeypatch):
+    monkeypatch.setattr(distributed.importlib.util, "find_spec", lambda _: None)
+    distributed.check_installed(make_recipe(accelerate_config="fsdp"))
+    with pytest.raises(MachineError, match="'zero3' needs the package deepspeed, which is not installed"):
+        distributed.check_installed(make_recipe(accelerate_config="zero3"))
+    with pytest.raises(MachineError, match=r"train\.report_to needs the package trackio"):
+        distributed.check_installed(make_recipe(report_to='["trackio"]'))
+
+
 @pytest.mark.parametrize(("fault", "kind"), [(MachineError("no"), InputError), (ServerError("no"), ServerError)])
 def test_a_ranks_sentence_becomes_the_workers(tmp_path, monkeypatch, fault, kind):
     """accelerate's agent ends with 1, whatever its ranks ended with: the status carries it."""
