@@ -55,8 +55,9 @@ async def test_it_answers_only_who_expects_its_digest(bench: Bench, made: Path) 
     for headers in ({}, {"x-vcot-expect": bench.base.ref.digest}):
         assert (await bench.ask(model="made", headers=headers)).status_code == 404
     refused = await bench.ask()  # the alias means what it meant
-    assert refused.status_code == 409
-    assert "policy means base, but made is live" in refused.json()["error"]["message"]
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "checkpoint_on_trial")
+    assert refused.headers["retry-after"]  # an SDK asks again
+    assert "policy means base, but made is on trial" in refused.json()["error"]["message"]
     assert (await bench.http.get("/v1/models")).json()["data"] == []
     assert bench.registry.find("made") is None
     with pytest.raises(CheckpointError, match="no checkpoint or alias 'made'"):
