@@ -125,6 +125,7 @@ async def _serve_until_stopped(fleet: Fleet, app: ASGIApp, listener: socket.sock
 
     from services.gateway import memory
     from services.gateway.connection import ClientConnection
+    from services.gateway.rollout import end_forgotten_trials
 
     class Server(uvicorn.Server):
         """Leaves signals to us: its own handling raises them again before vLLM is stopped."""
@@ -150,17 +151,20 @@ async def _serve_until_stopped(fleet: Fleet, app: ASGIApp, listener: socket.sock
         loop.add_signal_handler(number, stop.set)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     supervising = asyncio.create_task(fleet.run())
+    forgetting = asyncio.create_task(end_forgotten_trials(fleet))
     stopping = asyncio.create_task(stop.wait())
     try:
-        await asyncio.wait({serving, supervising, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        if supervising.done():
-            supervising.result()
+        await asyncio.wait({serving, supervising, forgetting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        for task in (supervising, forgetting):
+            if task.done():
+                task.result()
     finally:
         server.should_exit = True
         await asyncio.wait({serving})
-        supervising.cancel()
-        stopping.cancel()
-        await asyncio.gather(supervising, stopping, return_exceptions=True)
+        ends = (supervising, forgetting, stopping)
+        for each in ends:
+            each.cancel()
+        await asyncio.gather(*ends, return_exceptions=True)
 
 
 @asynccontextmanager

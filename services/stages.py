@@ -7,8 +7,8 @@ done it does not do again, and a server is started only when something is owed t
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from contextlib import AsyncExitStack, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Self
 from eval.image_reliance import choose_images
 from eval.scorer import score_response
 from pipeline.client import ChatClient
-from pipeline.errors import CheckpointError, DataError, InputError, StageError, SwapError, VcotError
+from pipeline.errors import CheckpointError, DataError, InputError, StageError, SwapError
 from pipeline.judges import judge_responses
 from pipeline.publish import publish_pairs, render_card
 from pipeline.recipe import render_recipe
@@ -35,7 +35,7 @@ from pipeline.records import (
 from pipeline.run import Run
 from pipeline.sample import SampleRequest, owed_requests, plan_requests, sample, show_image
 from pipeline.sources import load_tasks
-from services.admin import register, retire, swap_to, try_out
+from services.admin import fetch_state, register, retire, swap_to, try_out
 from services.checkpoints import Checkpoint, Registry
 from services.parity import ParityReport, ask_served, check_defaults, verify
 from services.rounds import Round, make_judge
@@ -91,11 +91,20 @@ class Session:
             )
         return await self._client(gateway)
 
-    async def on_trial(self, checkpoint: Checkpoint) -> ChatClient:
-        """A client of the gateway, with `checkpoint` served behind it to this client only, registered or not."""
+    @asynccontextmanager
+    async def trials(self) -> AsyncIterator[Callable[[Checkpoint], Awaitable[ChatClient]]]:
+        """Serves checkpoints, registered or not, to their client only. Afterwards the policy is served as before."""
         gateway = await self.gateway()
-        await try_out(gateway.url, checkpoint.directory)
-        return await self._client(gateway)
+        before = (await fetch_state(gateway.url)).aliases[POLICY_ALIAS]
+
+        async def serve(checkpoint: Checkpoint) -> ChatClient:
+            await try_out(gateway.url, checkpoint.directory)
+            return await self._client(gateway)
+
+        try:
+            yield serve
+        finally:
+            await swap_to(gateway.url, POLICY_ALIAS, before)
 
     async def _client(self, gateway: GatewayHandle) -> ChatClient:
         concurrency = max(self.run.recipe.sample.max_concurrency, self.run.recipe.eval.max_concurrency)
@@ -135,9 +144,7 @@ class Session:
         return self.run.path("parity", f"{ref.digest.removeprefix('sha256:')[:12]}-{self.run.recipe.serve.dtype}.json")
 
     async def retire(self, checkpoint: Checkpoint) -> None:
-        """Forget a checkpoint that was registered, here and at a gateway elsewhere; its files stay."""
-        if self.registry.find(checkpoint.ref.name) is None:
-            return
+        """Forget a checkpoint, here and at a gateway elsewhere; its files stay."""
         if self.run.recipe.serve.url:
             await retire((await self.gateway()).url, checkpoint.ref.name)
         self.registry.retire(checkpoint.ref.name)
@@ -250,7 +257,7 @@ def eval_requests(
 async def parity_stage(session: Session, checkpoints: Sequence[Checkpoint]) -> list[ParityReport]:
     """See that each trained checkpoint is served as it was trained, and register it; what was seen once is not asked again.
 
-    Raises SwapError where one is not; the checkpoint that it was trained from is live again then, and it is not registered.
+    Raises SwapError where one is not, which is not registered then. What is live stays so, but for the time of asking.
     """
     reports = []
     for checkpoint in checkpoints:
@@ -275,27 +282,27 @@ async def _verify_served(session: Session, checkpoint: Checkpoint, probe: Probe)
     parent = next((c for c in (session.base, *session.registry.list()) if c.ref.digest == ref.parent), None)
     if parent is None:
         raise CheckpointError(f"the base {ref.parent} of {ref.name} is not registered; `vcot checkpoints add` it first")
-    try:
-        client = await session.live(parent)
-        served_base = await ask_served(client, parent.ref, probe, recipe.eval.max_concurrency)
-        client = await session.on_trial(checkpoint)
-        served = await ask_served(client, ref, probe, recipe.eval.max_concurrency)
-        await check_defaults(client, ref, probe)
-        report = verify(ref, served, served_base, probe, recipe.serve.dtype)
-    except SwapError as error:
-        await session.live(parent)
-        await session.retire(checkpoint)
-        raise SwapError(f"{error}; {parent.ref.name} is live again, and {ref.name} is not registered") from None
-    except BaseException:  # no answer, or a signal: nothing is known of it, and it does not stay on trial
-        with suppress(VcotError):
+    found: ParityReport | SwapError
+    async with session.trials() as serve:
+        try:
+            served_base = await ask_served(await serve(parent), parent.ref, probe, recipe.eval.max_concurrency)
+            client = await serve(checkpoint)
+            served = await ask_served(client, ref, probe, recipe.eval.max_concurrency)
+            await check_defaults(client, ref, probe)
+            found = verify(ref, served, served_base, probe, recipe.serve.dtype)
+        except SwapError as error:
+            found = error
+    if isinstance(found, SwapError):
+        if session.registry.find(ref.name) is not None:  # it was served rightly once, in another type
             await session.live(parent)
-        raise
-    worst, kept = max(report.max_abs_logp.values()), report.retention
+            await session.retire(checkpoint)
+        raise SwapError(f"{found}; it is not registered, and all else is served as before")
+    worst, kept = max(found.max_abs_logp.values()), found.retention
     session.terminal.say(
-        f"log-probs agree within {worst:.1e} ({report.tolerance:g} allowed in {report.dtype}), the base's differ by "
-        f"{report.differs_from_base:.2g}; reward margin {kept.before:.3f} -> {kept.after:.3f} as served ({kept.kept:.1%})"
+        f"log-probs agree within {worst:.1e} ({found.tolerance:g} allowed in {found.dtype}), the base's differ by "
+        f"{found.differs_from_base:.2g}; reward margin {kept.before:.3f} -> {kept.after:.3f} as served ({kept.kept:.1%})"
     )
-    return report
+    return found
 
 
 async def eval_stage(session: Session, checkpoints: Sequence[Checkpoint], split: Split) -> None:

@@ -1,8 +1,7 @@
 """The replicas behind one gateway, and which of them answers a request.
 
 Model: each replica supervises one vLLM server (replica.py). A request goes to those that are live and hold the
-checkpoint that it asks for, by image and load (routing.py); what they hold is changed by rollout.py, which holds
-`steering` meanwhile.
+checkpoint that it asks for, by image and load (routing.py); what they hold is changed by rollout.py, within `steered`.
 
 Limits: one event loop.
 """
@@ -12,7 +11,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-from collections.abc import Callable, Collection, Iterator
+import time
+from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from urllib.parse import urlsplit
 
 from pipeline.errors import CheckpointError, ServerError, SwapError
@@ -66,8 +66,9 @@ class Fleet:
         self.limits = limits or SwapLimits()
         self.trial: Checkpoint | None = None
         """What one replica serves to whoever expects its digest, registered or not (rollout.py)."""
-        self.steering = asyncio.Lock()
-        """Held by whoever changes what replicas hold, or takes one away."""
+        self.trial_asked = 0.0
+        """When it was last asked for; monotonic."""
+        self._steering = asyncio.Lock()
         self._roster = roster
         self._launch = launch
         self._progress = progress
@@ -135,7 +136,7 @@ class Fleet:
     @property
     def is_changing(self) -> bool:
         """Whether waiting may help."""
-        return self.steering.locked() or any(replica.gate.admission.is_changing for replica in self.replicas)
+        return self._steering.locked() or any(replica.gate.admission.is_changing for replica in self.replicas)
 
     def _not_served(self, target: Checkpoint) -> ServerError:
         if any(replica.gate.admission.serves(target.ref.digest) for replica in self.replicas):
@@ -163,6 +164,7 @@ class Fleet:
         """What a request for that name or alias means, which may expect a digest; None where it means nothing."""
         trial = self.trial
         if trial is not None and (trial.ref.name, trial.ref.digest) == (name, digest):
+            self.trial_asked = time.monotonic()
             return trial
         return self.registry.find(name)
 
@@ -172,6 +174,15 @@ class Fleet:
         yield from found.values()
 
     # Replicas
+
+    @contextlib.asynccontextmanager
+    async def steered(self) -> AsyncIterator[None]:
+        """For whoever changes what replicas hold, or takes one away: one at a time, and whoever waited looks again."""
+        try:
+            async with self._steering:
+                yield
+        finally:
+            self.changes.notify()
 
     def add(self, url: str | None) -> Replica:
         """Start one more server, or use the one at `url`; it takes requests once it is verified. Raises SwapError."""
@@ -184,7 +195,7 @@ class Fleet:
 
     async def remove(self, name: str) -> None:
         """Let a replica's requests end, then drop it. Raises CheckpointError for an unknown name, SwapError for the last."""
-        async with self.steering:
+        async with self.steered():
             replica = next((replica for replica in self.replicas if replica.name == name), None)
             if replica is None:
                 raise CheckpointError(f"no replica {name!r}; there are {', '.join(r.name for r in self.replicas)}")

@@ -8,7 +8,7 @@ waits; with one, a reload makes requests wait for the drain and the load. If the
 another fails, it is started anew with what it should hold.
 
 A checkpoint on trial is served by one replica, to whoever expects its digest. Nothing of a trial is recorded: it ends with
-the next swap, and a server that is started anew holds what is live.
+the next swap, or when it is forgotten, and a server that is started anew holds what is live.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shutil
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -35,7 +36,7 @@ Step = Callable[[Replica, Commit], Awaitable[float]]
 
 async def swap(fleet: Fleet, alias: str, name: str) -> Swapped:
     """Serve `name` and let `alias` mean it. Raises CheckpointError, SwapError, ServerError."""
-    async with fleet.steering:
+    async with fleet.steered():
         target = await asyncio.to_thread(fleet.registry.verify, name)
         fleet.registry.check_alias(alias, target.ref.name)
         await _end_trial(fleet, target)
@@ -46,16 +47,38 @@ async def swap(fleet: Fleet, alias: str, name: str) -> Swapped:
 
 async def try_out(fleet: Fleet, directory: Path) -> Swapped:
     """Put the checkpoint in `directory`, registered or not, on trial. Raises CheckpointError, SwapError, ServerError."""
-    async with fleet.steering:
+    async with fleet.steered():
         target = await asyncio.to_thread(fleet.registry.inspect, directory)
         await _end_trial(fleet, target)
         way, pause_s = await _serve(fleet, target, None)
-        fleet.trial = target
+        fleet.trial, fleet.trial_asked = target, time.monotonic()
         await _drop_unused_adapters(fleet)
         return Swapped(live=target.ref, way=way or "none", pause_s=pause_s)
 
 
-async def _end_trial(fleet: Fleet, target: Checkpoint) -> None:
+async def end_forgotten_trials(fleet: Fleet, idle_s: float = 60.0) -> None:
+    """Bring back what is live where a trial was asked nothing for so long, since its client was killed; until cancelled."""
+    while True:
+        await asyncio.sleep(idle_s / 4)
+        if fleet.trial is None:
+            continue
+        async with fleet.steered():
+            trial = fleet.trial
+            if trial is None or time.monotonic() - fleet.trial_asked < idle_s or _is_asked(fleet, trial):
+                continue
+            await _end_trial(fleet, None)
+            await _drop_unused_adapters(fleet)
+            if trial.ref.name != fleet.registry.live():
+                for replica in [r for r in fleet.replicas if r.gate.admission.checkpoint == trial]:
+                    await _start_anew(fleet, replica)
+            fleet.warn(f"the trial of {trial.ref.name} was ended, since nothing was asked of it for {idle_s:.0f} s")
+
+
+def _is_asked(fleet: Fleet, checkpoint: Checkpoint) -> bool:
+    return any(replica.gate.admission.asked_for(checkpoint.ref.digest) for replica in fleet.replicas)
+
+
+async def _end_trial(fleet: Fleet, target: Checkpoint | None) -> None:
     """A server that was started for a trial stays only if it holds `target`."""
     fleet.trial = None
     for replica in [r for r in fleet.replicas if r.plan.pinned is not None]:

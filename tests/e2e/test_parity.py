@@ -17,9 +17,10 @@ from bench.parity import draw_pairs, train
 from pipeline.checkpoints import compute_digest, read_manifest
 from pipeline.client import DIGEST_HEADER, ChatClient
 from pipeline.errors import RequestError, SwapError
+from pipeline.records import CheckpointRef
 from pipeline.run import open_run
 from services import stages, vllm
-from services.admin import live_checkpoint
+from services.admin import fetch_state
 from services.checkpoints import Checkpoint
 from services.parity import ask_served, check_defaults
 from services.stages import Session, parity_stage
@@ -62,6 +63,12 @@ async def test_policy_passes_merged_and_as_an_adapter_and_another_is_never_regis
     job, directory = trained
     adapter = job.model_copy(update={"merge": job.merge.model_copy(update={"serve_as": "adapter"})})
     merge_job(adapter, directory, tmp_path / "adapter")
+
+    async def live() -> tuple[CheckpointRef | None, str]:
+        state = await fetch_state((await session.gateway()).url)
+        return state.live, state.aliases["policy"]
+
+    base = (session.base.ref, session.base.ref.name)
     async with session:
         checkpoints = [session.registry.inspect(path) for path in (merged, tmp_path / "adapter")]
         for interruption in (RequestError("no answer", retryable=False), asyncio.CancelledError()):
@@ -70,12 +77,15 @@ async def test_policy_passes_merged_and_as_an_adapter_and_another_is_never_regis
                 with pytest.raises(type(interruption)):
                     await parity_stage(session, checkpoints)
             assert session.registry.list() == [session.base]  # nothing is known of it, and it is not on trial any more
-            assert (await live_checkpoint((await session.gateway()).url)) == session.base.ref
+            assert await live() == base
 
         for report in await parity_stage(session, checkpoints):
             assert max(report.max_abs_logp.values()) < 1e-4 < report.differs_from_base
             assert report.retention.kept == pytest.approx(1, abs=1e-3)
         assert session.registry.list() == [session.base, *checkpoints]
+        assert await live() == base  # to ask changes nothing
+        await session.live(checkpoints[1])
+        policy = (session.base.ref, checkpoints[1].ref.name)  # an adapter beside its base
 
         # A probe of other weights: what is served is not what was trained.
         liar = shutil.copytree(merged, tmp_path / "liar")
@@ -87,12 +97,20 @@ async def test_policy_passes_merged_and_as_an_adapter_and_another_is_never_regis
         manifest["checkpoint"]["digest"] = compute_digest(liar)
         (liar / "checkpoint.json").write_text(json.dumps(manifest))
         with pytest.raises(
-            SwapError, match=r"liar is not served as it was trained: a log-prob .*liar is not registered"
+            SwapError, match=r"liar is not served as it was trained: a log-prob .*; it is not registered"
         ):
             await parity_stage(session, [session.registry.inspect(liar)])
         assert session.registry.list() == [session.base, *checkpoints]
-        assert session.registry.live() == session.base.ref.name
-        assert (await live_checkpoint((await session.gateway()).url)) == session.base.ref
+        assert await live() == policy
+
+        # What was served rightly once and is no more goes from the registry, too, though an alias means it.
+        session.parity_path(checkpoints[1].ref).unlink()
+        with monkeypatch.context() as patch:
+            patch.setattr(stages, "check_defaults", AsyncMock(side_effect=SwapError("it is sampled otherwise")))
+            with pytest.raises(SwapError, match="it is sampled otherwise; it is not registered"):
+                await parity_stage(session, checkpoints)
+        assert session.registry.list() == [session.base, checkpoints[0]]
+        assert await live() == base
 
 
 class Stamped(httpx2.AsyncHTTPTransport):

@@ -1,8 +1,9 @@
 import asyncio
 import json
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import httpx
 import pytest
@@ -103,6 +104,28 @@ async def test_a_checkpoint_that_is_not_live_is_refused_with_the_remedy(bench: B
     refused = await bench.ask(model="tuned")
     assert refused.status_code == 409
     assert "base is live; make it so with `vcot swap policy tuned`" in refused.json()["error"]["message"]
+
+
+async def test_who_waited_for_a_swap_that_changed_nothing_is_answered(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    verifying, go = threading.Event(), threading.Event()
+
+    def verify(name: str) -> NoReturn:
+        verifying.set()
+        go.wait(5)
+        raise CheckpointError(f"{name} was altered")
+
+    monkeypatch.setattr(bench.registry, "verify", verify)
+    swap = asyncio.create_task(bench.swap("policy", "tuned"))
+    await asyncio.to_thread(verifying.wait, 5)
+    waiting = asyncio.create_task(bench.ask(model="tuned"))
+    await asyncio.sleep(0.05)
+    assert not waiting.done()
+    go.set()
+    with pytest.raises(CheckpointError, match="was altered"):
+        await swap
+    assert (await asyncio.wait_for(waiting, 2)).status_code == 409
 
 
 async def test_an_alias_of_another_checkpoint_is_refused(bench: Bench) -> None:

@@ -199,6 +199,42 @@ async def test_what_a_replica_was_added_for_is_not_replaced_by_the_base(bench: B
             plan.verified()
 
 
+@pytest.mark.parametrize("kind", ["reload", "replica", "adapter"])
+async def test_a_trial_that_was_forgotten_is_ended(bench: Bench, tmp_path: Path, kind: str) -> None:
+    """Its client was killed: what is live answers again, on as many servers as before, and nobody steers anything."""
+    if kind == "adapter":
+        directory = write_adapter(tmp_path / "it", "it", 0.5, bench.base.ref, BASE)
+    else:
+        directory = write_checkpoint(tmp_path / "it", "it", WEIGHT, shape=2 if kind == "replica" else 1)
+    tried, expecting = await put_on_trial(bench, directory)
+    assert tried.way == kind
+    ending = asyncio.create_task(rollout.end_forgotten_trials(bench.fleet, idle_s=0.4))
+    for _ in range(8):  # as long as it is asked, it goes on
+        await log_probs(bench, "it", expecting)
+        await asyncio.sleep(0.1)
+    bench.server.hold.clear()
+    held = asyncio.create_task(bench.ask("hold on", model="it", headers=expecting))
+    await bench.server.holding.wait()
+    await asyncio.sleep(0.8)  # one long answer counts, too
+    assert bench.fleet.trial is not None
+    bench.server.hold.set()
+    assert (await held).status_code == 200
+
+    await bench.until_so(lambda: any("the trial of it was ended" in warning for warning in bench.fleet.warnings))
+    ending.cancel()
+    assert await bench.answer() == ("base", answer_of(BASE))
+    assert (await bench.ask(model="it", headers=expecting)).status_code == 404
+    assert ([r.name for r in bench.fleet.replicas], bench.admission.adapters) == (["vllm-0"], {})
+
+
+async def test_the_end_of_a_trial_of_what_is_live_restarts_nothing(bench: Bench) -> None:
+    await put_on_trial(bench, bench.base.directory)
+    ending = asyncio.create_task(rollout.end_forgotten_trials(bench.fleet, idle_s=0.1))
+    await bench.until_so(lambda: bench.fleet.trial is None)
+    ending.cancel()
+    assert (await bench.answer(), bench.replica.num_restarts) == (("base", answer_of(BASE)), 0)
+
+
 async def test_an_adapter_is_tried_beside_its_base_and_unloaded_again(bench: Bench, tmp_path: Path) -> None:
     light = write_adapter(tmp_path / "light", "light", 0.5, bench.base.ref, BASE)
     tried, expecting = await put_on_trial(bench, light)
