@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 from urllib.parse import quote
 
 import httpx
-from pydantic import ValidationError
+from pydantic import ValidationError, model_validator
 
 from pipeline import errors
 from pipeline.errors import ServerError, VcotError
@@ -43,9 +43,22 @@ class Swapped(Record):
 
 
 class RegisterRequest(Record):
-    """Body of POST /admin/checkpoints and /admin/trial: a checkpoint's directory."""
+    """Body of POST /admin/checkpoints."""
 
     path: str
+
+
+class TrialRequest(Record):
+    """Body of POST /admin/trial: a checkpoint's directory, or the name of a registered one."""
+
+    path: str | None = None
+    name: str | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.path is None) == (self.name is None):
+            raise ValueError("give either a path or a name")
+        return self
 
 
 class AddRequest(Record):
@@ -122,12 +135,15 @@ async def swap_to(url: str, alias: str, name: str) -> Swapped:
     return Swapped.model_validate_json(await _call("POST", f"{url}/admin/swap", body, _SWAP_TIMEOUT_S))
 
 
-async def try_out(url: str, directory: Path) -> Swapped:
-    """Have a checkpoint, registered or not, served to requests that expect its digest, until the next swap.
+async def try_out(url: str, checkpoint: Path | str) -> Swapped:
+    """Have the checkpoint in a directory, or the registered one of a name, served to requests that expect its digest.
 
-    Raises SwapError, CheckpointError or ServerError.
+    It ends with the next swap. Raises SwapError, CheckpointError or ServerError.
     """
-    body = RegisterRequest(path=str(directory.absolute()))
+    if isinstance(checkpoint, str):
+        body = TrialRequest(name=checkpoint)
+    else:
+        body = TrialRequest(path=str(checkpoint.absolute()))
     return Swapped.model_validate_json(await _call("POST", f"{url}/admin/trial", body, _SWAP_TIMEOUT_S))
 
 

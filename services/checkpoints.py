@@ -138,11 +138,8 @@ class Registry:
         return self._add(directory, read_manifest(directory))
 
     def inspect(self, directory: Path) -> Checkpoint:
-        """The checkpoint in `directory`, as it is registered or would be, verified. Raises CheckpointError as `register`."""
+        """The checkpoint that `register` would add, verified. Raises CheckpointError as that does."""
         directory = directory.absolute()
-        known = next((checkpoint for checkpoint in self.list() if checkpoint.directory == directory), None)
-        if known is not None:
-            return self.verify(known.ref.name)
         return self._examine(directory, read_manifest(directory)).checkpoint
 
     def resolve(self, name: str) -> Checkpoint:

@@ -98,7 +98,8 @@ class Session:
         before = (await fetch_state(gateway.url)).aliases[POLICY_ALIAS]
 
         async def serve(checkpoint: Checkpoint) -> ChatClient:
-            await try_out(gateway.url, checkpoint.directory)
+            is_base = checkpoint.ref.kind == "base"  # each gateway has its own, wherever that lies
+            await try_out(gateway.url, checkpoint.ref.name if is_base else checkpoint.directory)
             return await self._client(gateway)
 
         try:

@@ -28,6 +28,7 @@ from services.admin import (
     ReplicaList,
     Swapped,
     SwapRequest,
+    TrialRequest,
 )
 from services.gateway import rollout
 from services.gateway.answers import Refusal, error_body, send_refusal
@@ -209,9 +210,10 @@ class _Admin:
         return await self._counted(rollout.swap(self._fleet, wanted.alias, wanted.checkpoint), "swapped")
 
     async def try_out(self, request: Request) -> Response:
-        """Put a checkpoint directory on trial."""
-        wanted = RegisterRequest.model_validate_json(await request.body())
-        return await self._counted(rollout.try_out(self._fleet, Path(wanted.path)), "tried")
+        """Put a checkpoint on trial."""
+        wanted = TrialRequest.model_validate_json(await request.body())
+        checkpoint = wanted.name or Path(str(wanted.path))
+        return await self._counted(rollout.try_out(self._fleet, checkpoint), "tried")
 
     async def _counted(self, change: Awaitable[Swapped], done: str) -> Response:
         try:

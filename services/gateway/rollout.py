@@ -45,10 +45,16 @@ async def swap(fleet: Fleet, alias: str, name: str) -> Swapped:
         return Swapped(live=target.ref, way=way or "none", pause_s=pause_s)
 
 
-async def try_out(fleet: Fleet, directory: Path) -> Swapped:
-    """Put the checkpoint in `directory`, registered or not, on trial. Raises CheckpointError, SwapError, ServerError."""
+async def try_out(fleet: Fleet, checkpoint: Path | str) -> Swapped:
+    """Put the checkpoint in a directory, or the registered one of a name, on trial.
+
+    Raises CheckpointError, SwapError, ServerError.
+    """
     async with fleet.steered():
-        target = await asyncio.to_thread(fleet.registry.inspect, directory)
+        if isinstance(checkpoint, str):
+            target = await asyncio.to_thread(fleet.registry.verify, checkpoint)
+        else:
+            target = await asyncio.to_thread(fleet.registry.inspect, checkpoint)
         await _end_trial(fleet, target)
         way, pause_s = await _serve(fleet, target, None)
         fleet.trial, fleet.trial_asked = target, time.monotonic()

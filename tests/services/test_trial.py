@@ -35,9 +35,9 @@ def made(tmp_path: Path) -> Path:
     return write_checkpoint(tmp_path / "made", "made", WEIGHT)
 
 
-async def put_on_trial(bench: Bench, directory: Path) -> tuple[Swapped, dict[str, str]]:
+async def put_on_trial(bench: Bench, checkpoint: Path | str) -> tuple[Swapped, dict[str, str]]:
     """What it did, and the header that the checkpoint answers to."""
-    tried = await rollout.try_out(bench.fleet, directory)
+    tried = await rollout.try_out(bench.fleet, checkpoint)
     return tried, {"x-vcot-expect": tried.live.digest}
 
 
@@ -118,6 +118,10 @@ async def test_over_http(bench: Bench, made: Path, tmp_path: Path) -> None:
     assert (tried.status_code, tried.json()["live"]["name"], tried.json()["way"]) == (200, "made", "reload")
     metrics = (await bench.http.get("/metrics")).text
     assert 'vcot_swaps_total{outcome="tried",way="reload"} 1.0' in metrics
+    named = await bench.http.post("/admin/trial", json={"name": "policy"})
+    assert (named.json()["live"]["name"], named.json()["way"]) == ("base", "reload")
+    for body in ({}, {"name": "base", "path": str(made)}):
+        assert (await bench.http.post("/admin/trial", json=body)).status_code == 422
     error = (await bench.http.post("/admin/trial", json={"path": str(tmp_path / "none")})).json()["error"]
     assert isinstance(named_error(error["code"], error["message"]), CheckpointError)
 
@@ -228,7 +232,7 @@ async def test_a_trial_that_was_forgotten_is_ended(bench: Bench, tmp_path: Path,
 
 
 async def test_the_end_of_a_trial_of_what_is_live_restarts_nothing(bench: Bench) -> None:
-    await put_on_trial(bench, bench.base.directory)
+    await put_on_trial(bench, "base")
     ending = asyncio.create_task(rollout.end_forgotten_trials(bench.fleet, idle_s=0.1))
     await bench.until_so(lambda: bench.fleet.trial is None)
     ending.cancel()
