@@ -140,10 +140,8 @@ async def try_out(url: str, checkpoint: Path | str) -> Swapped:
 
     It ends with the next swap. Raises SwapError, CheckpointError or ServerError.
     """
-    if isinstance(checkpoint, str):
-        body = TrialRequest(name=checkpoint)
-    else:
-        body = TrialRequest(path=str(checkpoint.absolute()))
+    known = {"name": checkpoint} if isinstance(checkpoint, str) else {"path": str(checkpoint.absolute())}
+    body = TrialRequest(**known)
     return Swapped.model_validate_json(await _call("POST", f"{url}/admin/trial", body, _SWAP_TIMEOUT_S))
 
 
