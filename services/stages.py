@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import NoReturn, Self
 
 from eval.image_reliance import choose_images
 from eval.scorer import score_response
@@ -294,16 +294,26 @@ async def _verify_served(session: Session, checkpoint: Checkpoint, probe: Probe)
         except SwapError as error:
             found = error
     if isinstance(found, SwapError):
-        if session.registry.find(ref.name) is not None:  # it was served rightly once, in another type
-            await session.live(parent)
-            await session.retire(checkpoint)
-        raise SwapError(f"{found}; it is not registered, and all else is served as before")
+        await _reject(session, checkpoint, parent, found)
     worst, kept = max(found.max_abs_logp.values()), found.retention
     session.terminal.say(
         f"log-probs agree within {worst:.1e} ({found.tolerance:g} allowed in {found.dtype}), the base's differ by "
         f"{found.differs_from_base:.2g}; reward margin {kept.before:.3f} -> {kept.after:.3f} as served ({kept.kept:.1%})"
     )
     return found
+
+
+async def _reject(session: Session, checkpoint: Checkpoint, parent: Checkpoint, fault: SwapError) -> NoReturn:
+    """Raise SwapError, after retiring a checkpoint that was served rightly once, as in another type."""
+    name = checkpoint.ref.name
+    if session.registry.find(name) is None:
+        raise SwapError(f"{fault}; it is not registered, and all else is served as before")
+    await session.live(parent)
+    try:
+        await session.retire(checkpoint)
+    except CheckpointError as error:
+        raise SwapError(f"{fault}; {parent.ref.name} is live, but {error}") from None
+    raise SwapError(f"{fault}; {parent.ref.name} is live, and {name} is retired")
 
 
 async def eval_stage(session: Session, checkpoints: Sequence[Checkpoint], split: Split) -> None:

@@ -20,7 +20,7 @@ from pipeline.errors import RequestError, SwapError
 from pipeline.records import CheckpointRef
 from pipeline.run import open_run
 from services import stages, vllm
-from services.admin import fetch_state
+from services.admin import fetch_state, swap_to
 from services.checkpoints import Checkpoint
 from services.parity import ask_served, check_defaults
 from services.stages import Session, parity_stage
@@ -107,7 +107,14 @@ async def test_policy_passes_merged_and_as_an_adapter_and_another_is_never_regis
         session.parity_path(checkpoints[1].ref).unlink()
         with monkeypatch.context() as patch:
             patch.setattr(stages, "check_defaults", AsyncMock(side_effect=SwapError("it is sampled otherwise")))
-            with pytest.raises(SwapError, match="it is sampled otherwise; it is not registered"):
+            gateway = (await session.gateway()).url
+            await swap_to(gateway, "prod", checkpoints[1].ref.name)
+            with pytest.raises(
+                SwapError, match=r"otherwise; base is live, but .* cannot be retired while prod means it"
+            ):
+                await parity_stage(session, checkpoints)
+            await swap_to(gateway, "prod", "base")
+            with pytest.raises(SwapError, match=r"it is sampled otherwise; base is live, and .* is retired"):
                 await parity_stage(session, checkpoints)
         assert session.registry.list() == [session.base, checkpoints[0]]
         assert await live() == base
