@@ -4,6 +4,7 @@ import select
 import signal
 import socket
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,9 @@ import pytest
 from pipeline.errors import CheckpointError, MachineError, RequestError, ServerError
 from pipeline.records import SamplingParams
 from pipeline.run import Run, open_run
-from services.admin import fetch_state, live_checkpoint, register, retire, swap_to
-from services.serving import running_gateway
+from services.admin import fetch_state, live_checkpoint, register, retire, swap_to, try_out
+from services.gateway import memory, rollout
+from services.serving import Serving, _serve, running_gateway
 from services.stages import Session
 from services.terminal import Terminal
 from tests.services.fake_vllm import install_stub, write_checkpoint
@@ -82,6 +84,26 @@ async def test_a_gateway_is_started_swapped_and_stopped(run: Run, tmp_path: Path
         await live_checkpoint(gateway.url)
     async with running_gateway(run, said.append) as again:  # what was live is live again
         assert (await live_checkpoint(again.url)).name == "tuned"
+
+
+async def test_a_trial_whose_client_was_killed_ends_by_itself(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In this process, where a minute can be made shorter."""
+    monkeypatch.setattr(rollout, "end_forgotten_trials", partial(rollout.end_forgotten_trials, idle_s=0.5))
+    monkeypatch.setattr(memory, "settle", lambda: None)
+    up = asyncio.Event()
+    serving = asyncio.create_task(_serve(run, lambda message: up.set() if "is live" in message else None))
+    async with asyncio.timeout(30):
+        await up.wait()
+        url = Serving.model_validate_json(run.path("serving.json").read_text()).url
+        tried = await try_out(url, write_checkpoint(tmp_path / "made", "made", 3.0))
+        assert (await fetch_state(url)).live == tried.live
+        up.clear()
+        await up.wait()  # the server, started anew
+        assert (await live_checkpoint(url)).name == "base"
+    serving.cancel()
+    await asyncio.gather(serving, return_exceptions=True)
 
 
 async def test_the_steps_of_a_run_bear_its_key(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
