@@ -7,7 +7,6 @@ variable and never stored. Every step takes only its own section.
 from __future__ import annotations
 
 import difflib
-import json
 import tomllib
 from collections.abc import Mapping, Sequence
 from importlib import resources
@@ -413,7 +412,7 @@ def _explain(fault: Mapping[str, Any]) -> str:
     if fault["type"] == "value_error":
         return f"{dotted}: {fault['ctx']['error']}" if dotted else str(fault["ctx"]["error"])
     if fault["type"] == "tuple_type":
-        return f"{dotted} = {fault['input']!r}: it takes a list; write {dotted}=[{json.dumps(fault['input'])}]"
+        return f"{dotted} = {fault['input']!r}: it takes a list; write {dotted}=[{_toml(fault['input'])}]"
     return f"{dotted} = {fault['input']!r}: {fault['msg'][0].lower()}{fault['msg'][1:]}"
 
 

@@ -144,7 +144,7 @@ class _Admin:
         aliases, created = self._fleet.registry.aliases(), int(time.time())
         data = []
         for checkpoint in self._fleet.served():
-            if self._fleet.resolve(checkpoint.ref.name, None) is None:  # on trial
+            if self._fleet.registry.find(checkpoint.ref.name) is None:  # on trial
                 continue
             name, root = checkpoint.ref.name, stamp(checkpoint.ref)
             card = {"object": "model", "created": created, "owned_by": "vcot", "root": root}

@@ -39,10 +39,7 @@ async def swap(fleet: Fleet, alias: str, name: str) -> Swapped:
     async with fleet.steered():
         target = await asyncio.to_thread(fleet.registry.verify, name)
         fleet.registry.check_alias(alias, target.ref.name)
-        await _end_trial(fleet, target)
-        way, pause_s = await _serve(fleet, target, lambda: fleet.registry.set_live(alias, target.ref.name))
-        await _drop_unused_adapters(fleet)
-        return Swapped(live=target.ref, way=way or "none", pause_s=pause_s)
+        return await _change(fleet, target, lambda: fleet.registry.set_live(alias, target.ref.name))
 
 
 async def try_out(fleet: Fleet, checkpoint: Path | str) -> Swapped:
@@ -55,11 +52,16 @@ async def try_out(fleet: Fleet, checkpoint: Path | str) -> Swapped:
             target = await asyncio.to_thread(fleet.registry.verify, checkpoint)
         else:
             target = await asyncio.to_thread(fleet.registry.inspect, checkpoint)
-        await _end_trial(fleet, target)
-        way, pause_s = await _serve(fleet, target, None)
+        return await _change(fleet, target, None)
+
+
+async def _change(fleet: Fleet, target: Checkpoint, commit: Commit | None) -> Swapped:
+    await _end_trial(fleet, target)
+    way, pause_s = await _serve(fleet, target, commit)
+    if commit is None:
         fleet.trial, fleet.trial_asked = target, time.monotonic()
-        await _drop_unused_adapters(fleet)
-        return Swapped(live=target.ref, way=way or "none", pause_s=pause_s)
+    await _drop_unused_adapters(fleet)
+    return Swapped(live=target.ref, way=way or "none", pause_s=pause_s)
 
 
 async def end_forgotten_trials(fleet: Fleet, idle_s: float = 60.0) -> None:

@@ -35,6 +35,7 @@ def test_the_papers_numbers():
         ("sample.k=1", r"sample\.k = 1: input should be greater than or equal to 2"),
         ("train.learning_rate=fast", r"train\.learning_rate = 'fast'"),
         ("train.report_to=wandb", r"train\.report_to = 'wandb': it takes a list; write train\.report_to=\[\"wandb\"\]"),
+        ("eval.temperatures=2020-01-01", r"eval\.temperatures = datetime.*: it takes a list"),
         ("sample.k", "has no '='"),
         ("name.x=1", "name is a field"),
         ("sample.temperature=0", r"sample\.temperature = 0: input should be greater than 0"),
