@@ -9,6 +9,7 @@ and loaded in place.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -159,13 +160,15 @@ class Replica:
         try:
             await server.start(self._say)
             async with Upstream(server.endpoint) as upstream:
+                health = Health(self.supervision.hang_timeout_s)
+                health.fault(time.monotonic(), 0, await upstream.pulse())  # of the process that is verified now
                 self._say("asking the canary")
                 checkpoint, adapters = await self._take_up(server, upstream)
                 self.breaker.succeed()
                 self._upstream, self.has_served = upstream, True
                 self.gate.move("live", "", checkpoint, adapters)
                 self.progress(f"{checkpoint.ref.name} is live")
-                error = await self._until_down(server, upstream)
+                error = await self._until_down(server, upstream, health)
                 self.gate.move("dead", _first_line(error))
                 raise error
         finally:
@@ -213,8 +216,7 @@ class Replica:
         await upstream.reload(wanted.directory)
         await self._verify_start(upstream, wanted)
 
-    async def _until_down(self, server: Server, upstream: Upstream) -> ServerError:
-        health = Health(self.supervision.hang_timeout_s)
+    async def _until_down(self, server: Server, upstream: Upstream, health: Health) -> ServerError:
         ends = [
             asyncio.ensure_future(server.wait()),
             asyncio.ensure_future(self._until_restart()),

@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from pipeline.errors import CheckpointError, ServerError, SwapError
+from services.gateway import replica
 from services.gateway.replica import Supervision
 from services.gateway.upstream import Upstream
 from services.vllm import Endpoint
@@ -325,6 +326,24 @@ async def test_a_server_of_others_that_was_restarted_never_answers_with_its_firs
         await remotes[0].start(BASE)
         await bench.until_so(lambda: bench.replica.num_restarts > 0 and bench.admission.phase == "live")
         assert await bench.answer() == ("tuned", answer_of(TUNED))
+
+
+async def test_a_server_of_others_that_was_restarted_as_it_went_live_is_noticed(
+    tmp_path: Path, remotes: list[Remote], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between its verification and the first look at its health, which must not take the new process for that one."""
+    watch = replica.watch
+
+    async def restart_first(*arguments: Any) -> ServerError:
+        monkeypatch.setattr(replica, "watch", watch)
+        await remotes[0].start(TUNED)
+        return await watch(*arguments)
+
+    monkeypatch.setattr(replica, "watch", restart_first)
+    bench = Bench(tmp_path, upstreams=[remotes[0].url], supervision=watched())
+    async with bench.running():
+        await bench.until_so(lambda: bench.replica.num_restarts > 0 and bench.admission.phase == "live")
+        assert await bench.answer() == ("base", answer_of(BASE))
 
 
 async def test_replicas_come_and_go_at_run_time(tmp_path: Path, remotes: list[Remote]) -> None:
