@@ -126,7 +126,7 @@ def describe_base(directory: Path, name: str, serve_dtype: Dtype) -> tuple[Check
     """
     digest = compute_digest(directory)
     processor, mended = load_processor(directory)
-    canary = build_canary(load_model(directory, torch.float32), processor, serve_dtype)
+    canary = build_canary(load_model(directory, torch.float32, "spread"), processor, serve_dtype)
     ref = CheckpointRef(name=name, digest=digest, kind="base")
     return CheckpointManifest(checkpoint=ref, canary=canary), processor.chat_template if mended else None
 
