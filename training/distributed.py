@@ -56,12 +56,14 @@ def check_machine(recipe: TrainSection, num_gpus: int) -> None:
 
 
 def check_installed(recipe: TrainSection) -> None:
-    """See that what the recipe names is here: the accelerate config, and its and the trackers' packages.
+    """See that what the recipe names is here: the accelerate config, and its, the 4-bit weights' and the trackers' packages.
 
     Raises InputError or MachineError. Free of torch, so that it can be said before anything is sampled.
     """
     if "DEEPSPEED" in find_config(recipe.accelerate_config).read_text("utf-8"):
         _require("deepspeed", f"train.accelerate_config = {recipe.accelerate_config!r}")
+    if recipe.base_weights == "nf4":
+        _require("bitsandbytes", "train.base_weights = nf4")
     for tracker in recipe.report_to:
         _require(tracker, "train.report_to")
 

@@ -85,7 +85,7 @@ def build_trainer(
     """
     if recipe.dtype == "float16" and not torch.cuda.is_available():
         raise MachineError("train.dtype = float16 needs a GPU; use float32 or bfloat16 here")
-    model = load_model(base, DTYPES[recipe.dtype])
+    model = load_model(base, DTYPES[recipe.dtype], weights=recipe.base_weights)
     return adapt_model(model, train, validation, processor, recipe, job_directory, run_name)
 
 
@@ -113,6 +113,9 @@ def adapt_model(
         conditional=is_mdpo,
     )
     trainer.remove_callback(PrinterCallback)
+    for parameter in trainer.model.parameters():
+        if parameter.requires_grad:  # on 4-bit weights TRL puts adapters into bfloat16, which loses small updates
+            parameter.data = parameter.data.float()
     if device().type == "cpu":
         quicken_dropout(trainer.model)
     if recipe.accelerate_config == "ddp":  # else ranks must gather the tower's weights together, or wait for ever

@@ -2,7 +2,8 @@
 
 Model: per process, the peak of a step of DPO with LoRA by TRL 1.16 and PEFT 0.21, in bytes:
 
-    weights        every parameter, in the type that training computes in
+    weights        every parameter, in the type that training computes in; with nf4, linears but lm_head in 4 bits (QLoRA: a
+                   constant of one byte for 64 weights, and one of four bytes for 256 constants)
     adapter        16 x its parameters: PEFT keeps them in float32, and so are the gradient and AdamW's two moments
     checkpoints    each layer's input, kept for the backward pass (with gradient checkpointing)
     layer          what one layer keeps for its own backward pass; without checkpointing, all layers keep theirs
@@ -28,11 +29,12 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import CheckpointError
-from pipeline.recipe import Dtype, TrainSection
+from pipeline.recipe import BaseWeights, Dtype, TrainSection
 from pipeline.records import Record
 
 GIB = 2**30
 BYTES: Mapping[Dtype, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
+_NF4_BYTES = 1 / 2 + 1 / 64 + 4 / (64 * 256)
 _TILE_TOKENS, _TILE_VOCABULARY = 4096, 32768
 _OVERHEAD_GIB = 1.5
 _LLAMA = {
@@ -117,8 +119,19 @@ class Shape:
     @property
     def num_parameters(self) -> int:
         """All of them but norms, biases and position embeddings, which are less than a thousandth."""
+        return self.num_linear_parameters + (1 if self.tied else 2) * self.vocabulary * self.decoder.hidden
+
+    @property
+    def num_linear_parameters(self) -> int:
+        """Those of the linears but lm_head."""
         stacks = sum(stack.num_layers * _size(stack.linears) for stack in (self.decoder, self.tower))
-        return stacks + _size(self.projector) + (1 if self.tied else 2) * self.vocabulary * self.decoder.hidden
+        return stacks + _size(self.projector)
+
+    def weight_bytes(self, dtype: Dtype, base_weights: BaseWeights) -> float:
+        """Of all weights, as training holds them."""
+        linears = self.num_linear_parameters
+        per_linear = _NF4_BYTES if base_weights == "nf4" else BYTES[dtype]
+        return linears * per_linear + (self.num_parameters - linears) * BYTES[dtype]
 
     def num_adapter_parameters(self, rank: int, *, all_linear: bool) -> int:
         """A and B of each adapted linear; `all_linear` adapts tower and projector, too."""
@@ -215,7 +228,7 @@ def estimate_memory(shape: Shape, recipe: TrainSection, longest_row: int) -> Mem
         checkpoints, kept = 0, layer * shape.decoder.num_layers + tower_layer * shape.tower.num_layers
     tile = min(tokens, _TILE_TOKENS) * min(shape.vocabulary, _TILE_VOCABULARY) * width
     return MemoryEstimate(
-        weights=shape.num_parameters * width / spread.weights / GIB,
+        weights=shape.weight_bytes(recipe.dtype, recipe.base_weights) / spread.weights / GIB,
         adapter=shape.num_adapter_parameters(recipe.lora_r, all_linear=all_linear) * spread.per_parameter / GIB,
         checkpoints=checkpoints / GIB,
         layer=kept / GIB,

@@ -114,7 +114,8 @@ def check_job(job: TrainJob, job_directory: Path, found: CheckedPairs) -> Memory
     if estimate.weights > available:
         raise MachineError(
             f"the weights alone take {estimate.weights:.1f} GiB in {job.train.dtype}, and there are {available:.1f} GiB "
-            "for them; train on a larger machine, or spread them over several (train.accelerate_config = fsdp)"
+            "for them; hold them in 4 bits (train.base_weights = nf4), train on a larger machine, or spread them over "
+            "several (train.accelerate_config = fsdp)"
         )
     return estimate
 
