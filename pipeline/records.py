@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -77,6 +78,11 @@ class Task(Record):
     def answer_letter(self) -> str | None:
         """The gold option's letter, A for the first."""
         return None if self.answer is None else chr(ord("A") + self.answer)
+
+
+def is_same_option(choices: Sequence[str], one: int, other: int) -> bool:
+    """Whether two options say the same, so that whoever names either is right (A-OKVQA holds some such questions)."""
+    return choices[one].split() == choices[other].split()
 
 
 class SamplingParams(Record):
@@ -229,6 +235,8 @@ class Score(Record):
     value: Outcome | None = None
     answer: str | None = None
     """The letter that was parsed."""
+    is_cut: bool = False
+    """The response reached its longest length, so that it has no final answer."""
     target: str
     num_choices: int
     error: str | None = None
@@ -262,7 +270,9 @@ class EvalResult(Record):
     accuracy: dict[str, Interval]
     """By `Avg`, `NAT`, `SOC`, `LAN`; a subject without questions is absent. An unparsable answer counts as not correct."""
     no_answer: float
-    """Share of answered requests whose answer could not be parsed."""
+    """Share of answered requests without an answer that could be parsed, those that were cut off among them."""
+    cut: float = 0.0
+    """Share of answered requests whose response was cut off at its longest length."""
     chance: float
     """Expected accuracy of a uniform guess on the same questions."""
     num_scored: int
