@@ -26,7 +26,7 @@ from services.vllm import Endpoint
 KEEP_ALIVE_S = 2.0
 """Below vLLM's 5 s, so that no request meets a connection that vLLM is closing."""
 _CONNECT_TIMEOUT_S = 10.0
-_HIGH_WATER = 256 * 1024
+HIGH_WATER = 256 * 1024
 """Bytes of an answer that wait to be taken before the server is made to wait."""
 
 
@@ -67,6 +67,7 @@ class Pool:
     def give(self, connection: Connection) -> None:
         """Keep it for the next request, unless its answer was not read to its end."""
         if connection.is_reusable and not self._is_closed:
+            connection.resume()  # an idle connection that does not read would miss its end, and the next answer
             self._idle.append((connection, time.monotonic()))
         else:
             connection.close()
@@ -151,7 +152,7 @@ class Answer:
         """Keep a part; whether that is enough for now."""
         self._parts.append(part)
         self._num_waiting += len(part)
-        return self._num_waiting > _HIGH_WATER
+        return self._num_waiting > HIGH_WATER
 
 
 class Connection(asyncio.Protocol):
@@ -263,8 +264,8 @@ class Connection(asyncio.Protocol):
             self._is_usable = False
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """One header."""
-        if self._answer is not None and not self._is_whole:
+        """One header; what stands behind a body in chunks (a trailer) is none."""
+        if self._answer is not None and not self._has_head:
             self._answer.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
 
     def on_headers_complete(self) -> None:
