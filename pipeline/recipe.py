@@ -74,6 +74,8 @@ class ServeSection(Section):
     """Requests that may wait; beyond, the answer is 429 with `Retry-After`."""
     max_body_mb: Annotated[float, Field(gt=0)] = 32.0
     """Largest request, in MB, images included."""
+    max_held_mb: Annotated[float, Field(gt=0)] = 2048.0
+    """Bodies of all requests that are answered or wait, in MB; beyond, the answer is 429."""
     replicas: Count = 1
     """vLLM servers to start; requests are spread over them, and outlive the loss of all but one."""
     upstreams: tuple[UpstreamUrl, ...] = ()
