@@ -34,7 +34,7 @@ class EngineFault(Exception):
         reason: str,
         message: str,
         *,
-        is_broken: bool = True,
+        is_broken: bool | None = None,
         has_begun: bool = False,
         retry_after: str | None = None,
     ) -> None:
@@ -42,7 +42,10 @@ class EngineFault(Exception):
         self.reason = reason
         """One of a few words, for the counters."""
         self.is_broken = is_broken
-        """Whether that speaks against the engine; being full does not."""
+        """Whether that speaks against the engine; None where only the engine can tell, which is then asked how it is.
+
+        A client can make any engine fail its request, and being full is no fault.
+        """
         self.has_begun = has_begun
         """Whether a part of the answer is with the client."""
         self.retry_after = retry_after
@@ -127,6 +130,13 @@ class Upstream:
             ) from None
         except httpx.HTTPError:
             return None
+
+    async def is_sound(self) -> bool:
+        """Whether the server itself says that it is well; one that was given up is not."""
+        try:
+            return not self._client.is_closed and await self.pulse() is not None
+        except ServerError:
+            return False
 
     async def _models(self) -> set[str]:
         listed = await self._control("/v1/models", method="GET")

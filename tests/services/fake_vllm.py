@@ -31,7 +31,9 @@ CANARY_PROMPT = "What is it?"
 CANARY_IMAGE = "aW1hZ2U="
 NUM_TOKENS = 3
 NUM_PROMPT_TOKENS = 9
-_FAULTS = frozenset(("reset", "half", "half-json", "empty", "hang", "500", "502", "503", "429", "429-bare"))
+_FAULTS = frozenset(
+    ("reset", "half", "half-json", "empty", "hang", "422", "500", "502", "503", "429", "429-bare", "cache-miss", "closing")
+)
 
 
 def write_checkpoint(
@@ -129,6 +131,8 @@ class FakeVllm:
     """Answers under an adapter's name with its base's weights."""
     is_silent: bool = False
     """Takes connections, and answers nothing on /health."""
+    is_sick: bool = False
+    """Says on /health that its engine is dead."""
     is_stuck: bool = False
     """Its token counters stand still."""
     started: float = field(default_factory=time.time)
@@ -199,7 +203,7 @@ class FakeVllm:
     async def _health(self, _: web.Request) -> web.Response:
         if self.is_silent:
             await asyncio.Event().wait()
-        return web.Response()
+        return web.Response(status=503 if self.is_sick else 200)
 
     async def _metrics(self, _: web.Request) -> web.Response:
         self.num_tokens += not self.is_stuck
@@ -284,6 +288,14 @@ class FakeVllm:
         """Do what a broken server does."""
         if fault == "hang":
             await asyncio.Event().wait()
+        if body.get("stream") and fault.isdecimal():  # as vLLM: the status is sent already
+            return await self._end_with(request, {"message": "no", "type": "Odd", "code": int(fault)})
+        if fault == "cache-miss":
+            return web.json_response({"error": {"message": "Multi-modal cache miss for hash 'a'"}}, status=500)
+        if fault == "closing":  # unannounced, behind a whole answer
+            assert request.transport is not None
+            asyncio.get_running_loop().call_later(0.001, request.transport.abort)
+            return web.json_response({"error": {"message": "no"}}, status=500)
         if fault.isdecimal() or fault.startswith("429"):
             headers = {"retry-after": "7"} if fault == "429" else {}
             return web.json_response({"error": {"message": "no"}}, status=int(fault[:3]), headers=headers)
@@ -300,6 +312,12 @@ class FakeVllm:
         assert request.transport is not None
         request.transport.abort()
         return web.Response()
+
+    async def _end_with(self, request: web.Request, error: dict[str, Any]) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"content-type": "text/event-stream; charset=utf-8"})
+        await response.prepare(request)
+        await response.write(f"data: {json.dumps({'error': error})}\n\ndata: [DONE]\n\n".encode())
+        return response
 
     async def _token(self, position: int, text: str, prefix: float, image: float, delta: float) -> float:
         if position == 1 and text.startswith("hold"):
