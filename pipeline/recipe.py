@@ -88,6 +88,8 @@ class ServeSection(Section):
     """How long a server may make no token with requests in flight before it is started anew."""
     allowed_image_hosts: tuple[str, ...] = ()
     """Hosts (`name` or `name:port`) that vLLM may fetch images from; images come as data URLs from anywhere else."""
+    max_image_pixels: Count = 50_000_000
+    """Width times height of an image in a request; a larger one is refused by its header, before it is decoded."""
 
 
 class TasksSection(Section):

@@ -39,7 +39,7 @@ from services.gateway.answers import (
     send_json,
     send_refusal,
 )
-from services.gateway.content import check_content
+from services.gateway.content import check_content, check_size
 from services.gateway.exchange import exchange_of
 from services.gateway.fleet import Fleet, NotServedError
 from services.gateway.metrics import Metrics
@@ -66,6 +66,7 @@ class Proxy:
         self._fleet = fleet
         self._metrics = metrics
         self._allowed_hosts = frozenset(host.lower() for host in settings.allowed_image_hosts)
+        self._max_image_pixels = settings.max_image_pixels
         self._max_wait_s = max_wait_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -74,7 +75,7 @@ class Proxy:
         try:
             request = _parse((await receive())["body"])
             exchange.model = request["model"]
-            check_content(request, self._allowed_hosts)
+            check_content(request, self._allowed_hosts, self._max_image_pixels)
             await self._answer(scope, request, send)
         except Refusal as refusal:
             await send_refusal(scope, send, refusal)
@@ -247,6 +248,7 @@ def _excerpt(data: bytes) -> str:
 
 
 def _parse(body: bytes) -> dict[str, Any]:
+    check_size(body)
     try:
         request = jiter.from_json(body, allow_inf_nan=False, cache_mode="keys")  # 4 times as fast as orjson here
     except ValueError as error:

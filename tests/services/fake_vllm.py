@@ -32,7 +32,21 @@ CANARY_IMAGE = "aW1hZ2U="
 NUM_TOKENS = 3
 NUM_PROMPT_TOKENS = 9
 _FAULTS = frozenset(
-    ("reset", "half", "half-json", "empty", "hang", "422", "500", "502", "503", "429", "429-bare", "cache-miss", "closing")
+    (
+        "reset",
+        "half",
+        "half-json",
+        "empty",
+        "hang",
+        "422",
+        "500",
+        "502",
+        "503",
+        "429",
+        "429-bare",
+        "cache-miss",
+        "closing",
+    )
 )
 
 
