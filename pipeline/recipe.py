@@ -95,6 +95,8 @@ class TasksSection(Section):
     """The data set."""
     path: str | None = None
     """Its official on-disk layout; without it, the hub's copy is read (nano is drawn, and needs neither)."""
+    revision: str | None = None
+    """The revision of the hub's copy (a commit for a run that can be repeated)."""
     split: Split = "train"
     """The source's split."""
     num_tasks: Count | None = None
@@ -275,6 +277,8 @@ class EvalSection(Section):
     """The data set."""
     path: str | None = None
     """Its official on-disk layout; without it, the hub's copy is read."""
+    revision: str | None = None
+    """The revision of the hub's copy (a commit for a run that can be repeated)."""
     split: Split = "test"
     """The source's split."""
     num_tasks: Count | None = None
@@ -308,7 +312,14 @@ class EvalSection(Section):
 
     def tasks(self, split: Split) -> TasksSection:
         """The benchmark's questions of `split`, as a task source."""
-        return TasksSection(source=self.source, path=self.path, split=split, num_tasks=self.num_tasks, seed=self.seed)
+        return TasksSection(
+            source=self.source,
+            path=self.path,
+            revision=self.revision,
+            split=split,
+            num_tasks=self.num_tasks,
+            seed=self.seed,
+        )
 
 
 class Recipe(Section):

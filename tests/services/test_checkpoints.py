@@ -12,6 +12,7 @@ from pipeline.recipe import ModelSection
 from pipeline.records import CheckpointManifest, CheckpointRef
 from services import checkpoints
 from services.checkpoints import Registry, find_model
+from tests.hub_cache import write_snapshot
 from tests.services.fake_vllm import make_canary, write_checkpoint
 
 
@@ -119,6 +120,20 @@ def test_a_source_that_is_nothing_is_said_in_one_sentence(source: str) -> None:
     with pytest.raises(CheckpointError, match="no directory, hub id or bundled name") as caught:
         find_model(ModelSection(source=source))
     assert "\n" not in str(caught.value)
+
+
+def test_a_hub_model_is_the_revision_that_the_recipe_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`main` has moved on since."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    old, new = (
+        write_snapshot(tmp_path, "model", "owner/model", revision, {"config.json": revision.encode()})
+        for revision in ("a" * 40, "b" * 40)
+    )
+    assert find_model(ModelSection(source="owner/model", revision="a" * 40)) == old
+    assert find_model(ModelSection(source="owner/model")) == new
+    with pytest.raises(CheckpointError, match="could not be fetched"):
+        find_model(ModelSection(source="owner/model", revision="c" * 40))
 
 
 def test_an_unreachable_hub_is_said_in_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
