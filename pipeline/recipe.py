@@ -99,6 +99,8 @@ class TasksSection(Section):
     """The data set."""
     path: str | None = None
     """Its official on-disk layout; without it, the hub's copy is read (nano is drawn, and needs neither)."""
+    revision: str | None = None
+    """The revision of the hub's copy (a commit for a run that can be repeated)."""
     split: Split = "train"
     """The source's split."""
     num_tasks: Count | None = None
@@ -156,10 +158,12 @@ class PairsSection(Section):
 
     policy: Literal["best_worst"] = "best_worst"
     """The best against the worst response of a task; equal scores are dropped and counted."""
+    num: Count | None = None
+    """At most so many pairs, drawn by image; the others are left out and counted. Without it, all."""
     validation_fraction: Fraction = 0.1
     """Share of the pairs held out for validation, split by image."""
     seed: int = 0
-    """Which images are held out."""
+    """Which pairs are drawn, and which images are held out."""
 
 
 class TrainSection(Section):
@@ -277,6 +281,8 @@ class EvalSection(Section):
     """The data set."""
     path: str | None = None
     """Its official on-disk layout; without it, the hub's copy is read."""
+    revision: str | None = None
+    """The revision of the hub's copy (a commit for a run that can be repeated)."""
     split: Split = "test"
     """The source's split."""
     num_tasks: Count | None = None
@@ -310,7 +316,14 @@ class EvalSection(Section):
 
     def tasks(self, split: Split) -> TasksSection:
         """The benchmark's questions of `split`, as a task source."""
-        return TasksSection(source=self.source, path=self.path, split=split, num_tasks=self.num_tasks, seed=self.seed)
+        return TasksSection(
+            source=self.source,
+            path=self.path,
+            revision=self.revision,
+            split=split,
+            num_tasks=self.num_tasks,
+            seed=self.seed,
+        )
 
 
 class Recipe(Section):

@@ -98,17 +98,27 @@ class SamplingParams(Record):
 class Canary(Record):
     """A fixed question about a fixed image with the greedy answer that the Hugging Face model gave (float32 log-probs).
 
-    The gateway asks it after every swap. `logprobs[i]` is log p(tokens[i] | image, prompt, tokens[:i]).
+    The gateway asks it after every swap. `logprobs[i]` is log p(tokens[i] | image, prompt, tokens[:i]). How much of it must
+    agree depends on the type that the server computes in, and is not said here (services/gateway/canary.py).
     """
 
     image_png_base64: str
     prompt: str
-    num_prompt_tokens: Annotated[int, Field(ge=1)]
-    """Image tokens included, as rendered in training: another template or processor seldom makes as many."""
-    tokens: tuple[str, ...]
+    prompt_tokens: Annotated[tuple[int, ...], Field(min_length=1)]
+    """Token ids as the model reads them, each image's tokens included."""
+    tokens: Annotated[tuple[int, ...], Field(min_length=1)]
+    """Token ids of the answer, up to EOS."""
     logprobs: tuple[float, ...]
-    tolerance: Annotated[float, Field(gt=0)]
-    """Largest absolute difference of a log-prob that the serving dtype explains."""
+    leads: tuple[Annotated[float, Field(ge=0)], ...]
+    """By how much each token's log-prob leads the runner-up's."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not len(self.tokens) == len(self.logprobs) == len(self.leads):
+            raise ValueError(
+                f"a canary of {len(self.tokens)} tokens has {len(self.logprobs)} logprobs and {len(self.leads)} leads"
+            )
+        return self
 
 
 class CheckpointRef(Record):

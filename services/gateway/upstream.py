@@ -70,7 +70,9 @@ def parse_pulse(metrics: bytes) -> Pulse:
 class Upstream:
     """Both ways to one server: a pool for requests, a client for control calls. An async context manager."""
 
-    def __init__(self, endpoint: Endpoint) -> None:
+    def __init__(self, endpoint: Endpoint, tolerance: float) -> None:
+        """`tolerance` is how far the type that it computes in may move a log-prob."""
+        self.tolerance = tolerance
         self._endpoint = endpoint
         self._pool = Pool(endpoint)
         self._client = endpoint.client(_CONTROL_TIMEOUT)
@@ -112,7 +114,7 @@ class Upstream:
 
     async def ask(self, canary: Canary, model: str = SERVED_NAME) -> CanaryAnswer:
         """The canary's answer. Raises ServerError."""
-        answer = await self._control("/v1/chat/completions", canary_request(canary, model))
+        answer = await self._control("/v1/chat/completions", canary_request(canary, model, self.tolerance))
         if answer.get("model") != model:
             raise ServerError(f"vLLM was asked for {model} and answered as {answer.get('model')}")
         return parse_canary(answer)

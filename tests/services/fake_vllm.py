@@ -29,25 +29,9 @@ from services.vllm import Endpoint
 
 CANARY_PROMPT = "What is it?"
 CANARY_IMAGE = "aW1hZ2U="
-NUM_TOKENS = 3
-NUM_PROMPT_TOKENS = 9
-_FAULTS = frozenset(
-    (
-        "reset",
-        "half",
-        "half-json",
-        "empty",
-        "hang",
-        "422",
-        "500",
-        "502",
-        "503",
-        "429",
-        "429-bare",
-        "cache-miss",
-        "closing",
-    )
-)
+TOKENS = (7, 7, 7)
+PROMPT_TOKENS = tuple(range(9))
+_FAULTS = frozenset("reset half half-json empty hang 422 500 502 503 429 429-bare cache-miss closing".split())
 
 
 def write_checkpoint(
@@ -104,14 +88,13 @@ def write_tensors(path: Path, shapes: dict[str, tuple[int, ...]], value: float) 
 
 def make_canary(weight: float) -> Canary:
     """How a server with `weight` answers the fixed question."""
-    logprobs = tuple(_logprob(weight, weight, weight) for _ in range(NUM_TOKENS))
     return Canary(
         image_png_base64=CANARY_IMAGE,
         prompt=CANARY_PROMPT,
-        num_prompt_tokens=NUM_PROMPT_TOKENS,
-        tokens=("yes",) * NUM_TOKENS,
-        logprobs=logprobs,
-        tolerance=1e-3,
+        prompt_tokens=PROMPT_TOKENS,
+        tokens=TOKENS,
+        logprobs=(_logprob(weight, weight, weight),) * len(TOKENS),
+        leads=(1.0,) * len(TOKENS),
     )
 
 
@@ -139,7 +122,7 @@ class FakeVllm:
     reloads_base_as: float | None = None
     faults: list[str] = field(default_factory=list)
     """What becomes of the next chat requests: reset, half, half-json, 500, 429, 429-bare, hang, wrong-model, empty."""
-    num_prompt_tokens: int = NUM_PROMPT_TOKENS
+    prompt_tokens: tuple[int, ...] = PROMPT_TOKENS
     """How it renders a prompt."""
     ignores_adapters: bool = False
     """Answers under an adapter's name with its base's weights."""
@@ -295,8 +278,12 @@ class FakeVllm:
             return await self._stream(request, body, logprobs, answers_as)
         tokens = [{"token": "yes", "logprob": value} for value in logprobs]
         choice = {"index": 0, "message": {"content": "yes"}, "finish_reason": "stop", "logprobs": {"content": tokens}}
-        usage = {"prompt_tokens": self.num_prompt_tokens, "completion_tokens": len(logprobs)}
-        return web.json_response({"model": answers_as, "choices": [choice] * body.get("n", 1), "usage": usage})
+        usage = {"prompt_tokens": len(self.prompt_tokens), "completion_tokens": len(logprobs)}
+        answer = {"model": answers_as, "choices": [choice] * body.get("n", 1), "usage": usage}
+        if body.get("return_token_ids"):
+            choice["token_ids"] = [TOKENS[0]] * len(logprobs)
+            answer["prompt_token_ids"] = list(self.prompt_tokens)
+        return web.json_response(answer)
 
     async def _fail(self, request: web.Request, body: dict[str, Any], fault: str) -> web.StreamResponse:
         """Do what a broken server does."""

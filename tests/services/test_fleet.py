@@ -307,7 +307,7 @@ async def test_a_server_that_is_silent_is_down(tmp_path: Path, monkeypatch: pyte
 async def test_where_nothing_listens_a_server_is_down_at_once() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-    async with Upstream(Endpoint(f"http://127.0.0.1:{port}")) as upstream:
+    async with Upstream(Endpoint(f"http://127.0.0.1:{port}"), 1e-3) as upstream:
         with pytest.raises(ServerError, match="nothing answers"):
             await upstream.pulse()
 
