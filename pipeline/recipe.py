@@ -22,6 +22,7 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 UpstreamUrl = Annotated[str, Field(pattern=r"^https?://[^/]+/?$")]
 """Of a server: no path."""
 Source = Literal["nano", "aokvqa", "scienceqa"]
+SearchMode = Literal["one_at_a_time", "grid"]
 Corruption = Literal["crop", "blank", "noise", "other_image"]
 Loss = Literal[
     "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
@@ -191,6 +192,8 @@ class TrainSection(Section):
     """`all-linear` adapts tower, projector and language model; `language-model` leaves the first two as they are."""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-5
     """Peak learning rate."""
+    schedule: Literal["linear", "constant"] = "linear"
+    """How the learning rate goes on from its peak: `linear` falls to 0 at the last step, `constant` stays."""
     epochs: Annotated[float, Field(gt=0)] = 2
     """Passes over the pairs."""
     batch_size: Count = 8
@@ -238,12 +241,14 @@ class TrainSection(Section):
 
 
 class SweepSection(Section):
-    """The search for training settings: a grid over the product of these values; all else is as in `train`."""
+    """The search for training settings, around those of `train`."""
 
+    mode: SearchMode = "one_at_a_time"
+    """`one_at_a_time` varies each setting while the others are as in `train`; `grid` trains the product of the lists."""
     num_pairs: Count = 2000
     """Pairs that the search is done on, drawn by image; 0.9 of them train where `pairs.validation_fraction` is 0.1."""
     epochs: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)] = (1, 2, 3, 4, 5)
-    """Passes over the pairs."""
+    """Passes over the pairs; one at a time, all are read off one training of the most."""
     learning_rate: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)] = (1e-6, 5e-6, 1e-5, 5e-5)
     """Peak learning rates."""
     lora_dropout: Annotated[tuple[Annotated[float, Field(ge=0, lt=1)], ...], Field(min_length=1)] = (0.1, 0.5, 0.8)
@@ -254,6 +259,15 @@ class SweepSection(Section):
     """Validation losses within this share of the lowest count as equal; the smallest gap then decides."""
     seed: int = 0
     """Which pairs are drawn."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        odd = next((num for num in self.epochs if num != int(num)), None)
+        if self.mode == "one_at_a_time" and odd is not None:
+            raise ValueError(
+                f'epochs holds {odd:g}, but they are read at the ends of epochs; give whole numbers, or mode = "grid"'
+            )
+        return self
 
 
 class MergeSection(Section):

@@ -31,7 +31,7 @@ CANARY_PROMPT = "What is it?"
 CANARY_IMAGE = "aW1hZ2U="
 TOKENS = (7, 7, 7)
 PROMPT_TOKENS = tuple(range(9))
-_FAULTS = frozenset("reset half half-json empty hang 422 500 502 503 429 429-bare cache-miss closing".split())
+_FAULTS = frozenset(["reset", "half", "half-json", "empty", "hang", "422", "500", "502", "503", "429", "429-bare", "cache-miss", "closing"])
 
 
 def write_checkpoint(
