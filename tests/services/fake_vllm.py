@@ -340,7 +340,7 @@ async def main():
     await server.listen(argument("--uds"))
     await asyncio.Event().wait()
 
-mode = os.environ.get("STUB_MODE", "")
+mode = os.environ.get("VLLM_STUB_MODE", "")
 print("non-default args: {}", flush=True)
 if mode == "die":
     print("(Worker pid=7) INFO 11-22 22:26:03 [cpu.py:68] Starting to load model ...")
@@ -355,8 +355,8 @@ asyncio.run(main())
 
 def install_stub(folder: Path) -> None:
     """A package `vllm` whose server is the fake one; put `folder` on PYTHONPATH."""
-    package = folder / "vllm" / "entrypoints" / "openai"
+    package = folder / "vllm" / "entrypoints" / "launchers" / "api_server"
     package.mkdir(parents=True)
-    for path in (folder / "vllm", folder / "vllm" / "entrypoints", package):
+    for path in (folder / "vllm", *(folder / "vllm").rglob("*/")):
         (path / "__init__.py").touch()
-    (package / "api_server.py").write_text(STUB)
+    (package / "entry.py").write_text(STUB)
