@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from pipeline.engine_args import check_engine_args
 from pipeline.errors import RecipeError
 from pipeline.records import PromptName, SamplingParams, ShownImage, Split
 
@@ -91,6 +92,18 @@ class ServeSection(Section):
     """Hosts (`name` or `name:port`) that vLLM may fetch images from; images come as data URLs from anywhere else."""
     max_image_pixels: Count = 50_000_000
     """Width times height of an image in a request; a larger one is refused by its header, before it is decoded."""
+    extra_args: tuple[str, ...] = ()
+    """More options for vLLM's command line, such as ["--max-num-seqs", "64"]; none that vcot sets or depends on."""
+
+    def devices_of(self, number: int) -> str | None:
+        """CUDA_VISIBLE_DEVICES of the `number`-th server, from 0; None where it takes what it finds."""
+        return self.devices[number % len(self.devices)] if self.devices else None
+
+    @field_validator("extra_args")
+    @classmethod
+    def _check_extra_args(cls, arguments: tuple[str, ...]) -> tuple[str, ...]:
+        check_engine_args(arguments)
+        return arguments
 
 
 class TasksSection(Section):

@@ -31,7 +31,8 @@ from services.stages import (
 )
 from services.terminal import Terminal
 from services.trend import Choice, choose_round
-from services.vllm import Address, become_server
+from services.vllm import become_server
+from services.vllm_command import Address
 from training.distributed import check_installed
 from training.job import (
     ADAPTER,
@@ -95,13 +96,19 @@ def prepare(directory: Path | None, recipe: str | None, overrides: Sequence[str]
         terminal.say(f"{base.ref.name} is {base.ref.digest[:19]}, in {base.directory}")
 
 
-def engine(directory: Path | None, host: str, port: int) -> NoReturn:
-    """`vcot engine`: this process becomes vLLM. The run is only read."""
+def engine(directory: Path | None, host: str, port: int, number: int) -> NoReturn:
+    """`vcot engine`: this process becomes vLLM, on the devices of the `number`-th server. The run is only read."""
     with open_run(run_directory(directory, None)) as run:
         base = Registry(run.directory).find(run.recipe.model.name)
         if base is None:
             raise CheckpointError(f"run {run.directory} does not hold its model yet; run `vcot prepare` first")
-        become_server(base, run.recipe.serve, Address(host, port), serving.served_lora_rank(run.recipe))
+        become_server(
+            base,
+            run.recipe.serve,
+            Address(host, port),
+            devices=run.recipe.serve.devices_of(number),
+            max_lora_rank=serving.served_lora_rank(run.recipe),
+        )
 
 
 def work(runs: Path) -> None:

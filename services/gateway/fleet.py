@@ -208,8 +208,8 @@ class Fleet:
 
     def make_own(self, pinned: Checkpoint | None = None, devices: str | None = None) -> Replica:
         """One more server of ours, not started yet; `pinned` is what it is to hold until that is live."""
-        number, known = next(self._numbers), self.settings.devices
-        devices = devices or (known[number % len(known)] if known else None)
+        number = next(self._numbers)
+        devices = devices or self.settings.devices_of(number)
         replica = self._make(f"vllm-{number}", lambda checkpoint: self._launch(checkpoint, number, devices), pinned)
         replica.devices = devices
         return replica

@@ -16,7 +16,8 @@ from pipeline.errors import ServerError
 from pipeline.records import Canary
 from services.gateway.canary import CanaryAnswer, canary_request, parse_canary
 from services.gateway.pool import Pool, Post
-from services.vllm import SERVED_NAME, Endpoint
+from services.vllm import Endpoint
+from services.vllm_command import SERVED_NAME
 
 _JSON = {"content-type": "application/json"}
 _CONTROL_TIMEOUT = httpx.Timeout(600.0, connect=10.0)
@@ -92,7 +93,8 @@ class Upstream:
 
     async def reload(self, directory: Path) -> None:
         """Load the weights of `directory` into the running engine, in place. Raises ServerError."""
-        await self._control("/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": str(directory)}})
+        path = self._endpoint.readable(directory)
+        await self._control("/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": str(path)}})
 
     async def flush_caches(self) -> None:
         """Forget whatever was computed with earlier weights. Raises ServerError."""

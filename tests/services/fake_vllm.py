@@ -31,7 +31,10 @@ CANARY_PROMPT = "What is it?"
 CANARY_IMAGE = "aW1hZ2U="
 TOKENS = (7, 7, 7)
 PROMPT_TOKENS = tuple(range(9))
-_FAULTS = frozenset(["reset", "half", "half-json", "empty", "hang", "422", "500", "502", "503", "429", "429-bare", "cache-miss", "closing"])
+_FAULTS = frozenset(
+    ("reset", "half", "half-json", "empty", "hang", "422", "500", "502", "503", "429", "429-bare")
+    + ("cache-miss", "closing")
+)
 
 
 def write_checkpoint(
@@ -359,7 +362,7 @@ async def main():
     await server.listen(argument("--uds"))
     await asyncio.Event().wait()
 
-mode = os.environ.get("STUB_MODE", "")
+mode = os.environ.get("VLLM_STUB_MODE", "")
 print("non-default args: {}", flush=True)
 if mode == "die":
     print("(Worker pid=7) INFO 11-22 22:26:03 [cpu.py:68] Starting to load model ...")
@@ -374,8 +377,8 @@ asyncio.run(main())
 
 def install_stub(folder: Path) -> None:
     """A package `vllm` whose server is the fake one; put `folder` on PYTHONPATH."""
-    package = folder / "vllm" / "entrypoints" / "openai"
+    package = folder / "vllm" / "entrypoints" / "launchers" / "api_server"
     package.mkdir(parents=True)
-    for path in (folder / "vllm", folder / "vllm" / "entrypoints", package):
+    for path in (folder / "vllm", *(folder / "vllm").rglob("*/")):
         (path / "__init__.py").touch()
-    (package / "api_server.py").write_text(STUB)
+    (package / "entry.py").write_text(STUB)
