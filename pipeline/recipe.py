@@ -87,6 +87,8 @@ class ServeSection(Section):
     """How long a server may make no token with requests in flight before it is started anew."""
     allowed_image_hosts: tuple[str, ...] = ()
     """Hosts (`name` or `name:port`) that vLLM may fetch images from; images come as data URLs from anywhere else."""
+    while_training: Literal["auto", "keep", "sleep", "stop"] = "auto"
+    """What vLLM does in a training: `sleep` (frees GPU memory), `stop`, `keep`; `auto`: sleep on GPUs, keep with `url`."""
     extra_args: tuple[str, ...] = ()
     """More options for vLLM's command line, such as ["--max-num-seqs", "64"]; none that vcot sets or depends on."""
 
