@@ -92,6 +92,8 @@ class ServeSection(Section):
     """Hosts (`name` or `name:port`) that vLLM may fetch images from; images come as data URLs from anywhere else."""
     max_image_pixels: Count = 50_000_000
     """Width times height of an image in a request; a larger one is refused by its header, before it is decoded."""
+    while_training: Literal["auto", "keep", "sleep", "stop"] = "auto"
+    """What vLLM does in a training: `sleep` (frees GPU memory), `stop`, `keep`; `auto`: sleep on GPUs, keep with `url`."""
     extra_args: tuple[str, ...] = ()
     """More options for vLLM's command line, such as ["--max-num-seqs", "64"]; none that vcot sets or depends on."""
 

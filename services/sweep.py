@@ -174,8 +174,10 @@ async def sweep(current: Round) -> Sweep:
         rate = search.rate
         search.tells_time = rate is None
         session.terminal.say(search.describe_work(rate))
-        with session.terminal.steps("pairs") as on_steps:
-            await trainer.train_all(owed, session.run.path("training", "sweep.log"), lambda: search.advance(on_steps))
+        async with session.at_rest():
+            with session.terminal.steps("pairs") as on_steps:
+                log = session.run.path("training", "sweep.log")
+                await trainer.train_all(owed, log, lambda: search.advance(on_steps))
     search.publish()
     record = search.record
     faults = {point.job: point.fault for point in record.points if point.fault}

@@ -74,6 +74,11 @@ def find_build() -> Build:
     return "cpu"
 
 
+def can_sleep(serve: ServeSection, build: Build) -> bool:
+    """Whether servers are started with vLLM's sleep mode, which its CPU build does not have."""
+    return build == "cuda" and serve.while_training in ("auto", "sleep")
+
+
 def server_command(
     checkpoint: Checkpoint,
     directory: Path,
@@ -110,6 +115,8 @@ def server_command(
     if checkpoint.chat_template is not None:
         command += ["--chat-template", str(checkpoint.chat_template)]
     if build == "cuda":
+        if can_sleep(serve, build):
+            command += ["--enable-sleep-mode"]
         if devices is not None:
             command += ["--tensor-parallel-size", str(devices.count(",") + 1)]
         return [*command, "--gpu-memory-utilization", str(serve.gpu_memory_utilization)]

@@ -41,7 +41,7 @@ from services.gateway.answers import (
 )
 from services.gateway.content import check_content, check_size
 from services.gateway.exchange import exchange_of
-from services.gateway.fleet import Fleet, NotServedError
+from services.gateway.fleet import Fleet, NotServedError, RestingError
 from services.gateway.metrics import Metrics
 from services.gateway.pool import Answer, LostError
 from services.gateway.replica import Replica
@@ -50,6 +50,7 @@ from services.gateway.swap import served_name
 from services.gateway.upstream import EngineFault, Upstream
 
 _RETRY_AFTER_S = 5
+_REST_RETRY_AFTER_S = 60
 _BROKEN = frozenset((500, 502, 503))
 _CACHE_MISS = "cache_miss"
 
@@ -79,6 +80,8 @@ class Proxy:
             await self._answer(scope, request, send)
         except Refusal as refusal:
             await send_refusal(scope, send, refusal)
+        except RestingError as error:
+            await send_refusal(scope, send, Refusal(503, "resting", str(error), retry_after_s=_REST_RETRY_AFTER_S))
         except ServerError as error:
             await send_refusal(scope, send, Refusal(503, "unavailable", str(error), retry_after_s=_RETRY_AFTER_S))
 

@@ -100,6 +100,8 @@ def test_the_containers_of_a_run_are_told_how_to_find_each_other(recipe: str, su
     assert resolved.serve.upstreams == ("http://vllm:8000",)
     assert resolved.serve.url == "http://gateway:8100"
     assert resolved.train.worker == "remote"
+    # The worker has the same GPU, which the gateway elsewhere cannot know.
+    assert resolved.serve.while_training == ("auto" if suffix else "sleep")
     assert SERVICES[f"vllm{suffix}"]["networks"] == (["engine"] if not suffix else {"engine": {"aliases": ["vllm"]}})
     assert SERVICES[f"gateway{suffix}"]["networks"]["outer"] == {"aliases": ["gateway"]}
     for name in ("vllm", "gateway", "loop"):
