@@ -17,6 +17,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from eval.published import describe_published
 from eval.table import COLUMNS, LEVEL, describe_differences, format_p
 from pipeline.images import media_type
 from pipeline.judges.verifier import normalise_statement
@@ -71,6 +72,7 @@ def write_report(data: ReportData, out: Path) -> Path:
         columns=COLUMNS,
         level=LEVEL,
         sentences=describe_differences(data.differences),
+        published_sentence=describe_published(data.published),
         results_figures=_draw_results(data),
         training_figures=_draw_training(data),
         judge_figures=_draw_judgments(data),
