@@ -28,6 +28,7 @@ def score_response(task: Task, response: Response) -> Score:
         value=None if response.error is not None else outcome,
         answer=answer,
         target=task.answer_letter,
+        prior=task.prior_letter,
         num_choices=len(task.choices),
         error=response.error,
     )

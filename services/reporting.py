@@ -14,6 +14,7 @@ from pipeline.records import Difference, EvalResult, Record, Response, StageCoun
 from pipeline.sample import SampleRequest
 from services.checkpoints import Checkpoint
 from services.parity import ParityReport
+from services.prior import load_prior
 from services.report import write_report
 from services.report.data import Example, ReportData, TrendRow
 from services.rounds import Round
@@ -88,6 +89,7 @@ def write_run_report(session: Session, rounds: Sequence[Round], shown: Round, ev
         chance=evaluation.chance,
         published=evaluation.published,
         reliance=evaluation.reliance,
+        prior=load_prior(session),
         trend=evaluation.trend,
         training=read_status(directory) if directory.is_dir() else None,
         parity=tuple(read_parity(session, evaluation)),

@@ -8,6 +8,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from eval.prior import PriorReport, PriorRow
 from eval.published import PaperRow
 from pipeline.recipe import load_recipe
 from pipeline.records import Interval
@@ -123,6 +124,20 @@ def test_the_papers_figures_are_shown_where_there_are_any(tmp_path, page):
     assert "Beside the paper's Table 1, in %" in text
     assert "base zero_shot 0.4 66.4 ±2.1 59.3 +7.1 +4.1 to +10.1 4.2" in text
     assert "true differences of 4.2 points are told from noise" in text
+
+
+def test_answers_that_follow_the_prior_are_shown(tmp_path, page):
+    assert "Seen or expected" not in page.text
+    share = Interval(value=0.5, low=0.3, high=0.7, n=24)
+    row = PriorRow(
+        checkpoint=make_data().checkpoints[0], prompt="cot", temperature=0.4, usual=share, seen=share, prior=share,
+        other=0.1, no_answer=0.02, num_failed=3,
+    )  # fmt: skip
+    report = PriorReport(rows=(row,), differences=(), chance=0.3, num_drawings=24)
+    text = Page(write_report(make_data(prior=report), tmp_path / "r.html").read_text("utf-8")).text
+    assert "answers about 24 drawings that contradict the usual state" in text
+    assert "base cot 0.4 50.0 ±20.0 50.0 ±20.0 50.0 ±20.0 10.0 2.0 3" in text
+    assert "would assert the usual state in 30 %" in text
 
 
 def test_statements_are_marked(page):
