@@ -22,7 +22,7 @@ from pipeline.records import PromptName, SamplingParams, ShownImage, Split
 Dtype = Literal["float32", "bfloat16", "float16"]
 UpstreamUrl = Annotated[str, Field(pattern=r"^https?://[^/]+/?$")]
 """Of a server: no path."""
-Source = Literal["nano", "aokvqa", "scienceqa"]
+Source = Literal["nano", "aokvqa", "scienceqa", "unusual"]
 SearchMode = Literal["one_at_a_time", "grid"]
 Corruption = Literal["crop", "blank", "noise", "other_image"]
 Loss = Literal[

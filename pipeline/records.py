@@ -56,6 +56,8 @@ class Task(Record):
     choices: tuple[str, ...]
     answer: int | None
     """Index into `choices`; None where the source keeps it secret."""
+    prior: int | None = None
+    """Index of the choice that one would expect without looking, where the source knows one; it may be the right one."""
     rationale: str = ""
     facts: tuple[str, ...] = ()
     """Statements known to be true of the image (nano world only); what the verifier checks a thought against."""
@@ -70,14 +72,20 @@ class Task(Record):
     def _check(self) -> Self:
         if not 2 <= len(self.choices) <= 26:
             raise ValueError(f"task {self.id} has {len(self.choices)} choice(s); a question needs 2 to 26")
-        if self.answer is not None and not 0 <= self.answer < len(self.choices):
-            raise ValueError(f"task {self.id}: answer {self.answer} is not an index into {len(self.choices)} choices")
+        for name, index in (("answer", self.answer), ("prior", self.prior)):
+            if index is not None and not 0 <= index < len(self.choices):
+                raise ValueError(f"task {self.id}: {name} {index} is not an index into {len(self.choices)} choices")
         return self
 
     @property
     def answer_letter(self) -> str | None:
         """The gold option's letter, A for the first."""
         return None if self.answer is None else chr(ord("A") + self.answer)
+
+    @property
+    def prior_letter(self) -> str | None:
+        """The expected option's letter."""
+        return None if self.prior is None else chr(ord("A") + self.prior)
 
 
 def is_same_option(choices: Sequence[str], one: int, other: int) -> bool:
@@ -248,6 +256,8 @@ class Score(Record):
     is_cut: bool = False
     """The response reached its longest length, so that it has no final answer."""
     target: str
+    prior: str | None = None
+    """The letter that one would expect without looking, where the source knows one."""
     num_choices: int
     error: str | None = None
 

@@ -247,6 +247,21 @@ def evaluate(*checkpoints: str, target: Target = _DEFAULT) -> None:
     commands.execute(target.run, target.recipe, target.set, lambda session: commands.evaluate(session, checkpoints))
 
 
+@app.command(group=_TOOLS)
+def probe(*checkpoints: str, target: Target = _DEFAULT) -> None:
+    """Ask about drawings of unusual things, such as a green stop sign: whether a model says what it sees or what it expects.
+
+    Parameters
+    ----------
+    checkpoints
+        Names of registered checkpoints (default: the base and the recipe's policy, if it is trained).
+
+    """
+    from services import commands
+
+    commands.execute(target.run, target.recipe, target.set, lambda session: commands.probe(session, checkpoints))
+
+
 @app.command(group=_STEPS, sort_key=9)
 def report(target: Target = _DEFAULT) -> None:
     """Write the report page and print the table."""

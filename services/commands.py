@@ -11,6 +11,7 @@ from typing import NoReturn
 
 from rich.table import Table
 
+from eval.prior import render_prior
 from pipeline.errors import CheckpointError, InputError
 from pipeline.recipe import load_recipe
 from pipeline.run import RECIPE, Run, exclusive, open_run
@@ -18,6 +19,7 @@ from services import admin, serving, trainer, worker
 from services import sweep as search
 from services.admin import fetch_state, register, retire, swap_to
 from services.checkpoints import Checkpoint, CheckpointInfo, Registry
+from services.prior import probe_priors
 from services.reporting import Evaluation, evaluate_scores, write_run_report
 from services.rounds import Round, list_rounds, make_judge
 from services.stages import (
@@ -310,6 +312,13 @@ async def evaluate(session: Session, names: Sequence[str]) -> None:
     await eval_stage(session, chosen, split)
     scores = load_scores(session, chosen, split)
     _show(session, evaluate_scores(session, scores, chosen, choice.trend if choice else ()))
+
+
+async def probe(session: Session, names: Sequence[str]) -> None:
+    """`vcot probe`."""
+    chosen = _find_all(session, names) or (await _choose(session, list_rounds(session))).checkpoints
+    for part in render_prior(await probe_priors(session, chosen)):
+        session.terminal.show(part)
 
 
 async def _choose(session: Session, rounds: Sequence[Round]) -> Choice:

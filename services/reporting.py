@@ -8,11 +8,13 @@ from pathlib import Path
 from rich.console import RenderableType
 
 from eval.image_reliance import Reliance, build_reliance, render_reliance
+from eval.published import PaperRow, compare_published, load_published, render_published
 from eval.table import build_chance, build_differences, build_results, render_results
 from pipeline.records import Difference, EvalResult, Record, Response, StageCount
 from pipeline.sample import SampleRequest
 from services.checkpoints import Checkpoint
 from services.parity import ParityReport
+from services.prior import load_prior
 from services.report import write_report
 from services.report.data import Example, ReportData, TrendRow
 from services.rounds import Round
@@ -32,6 +34,8 @@ class Evaluation(Record):
     differences: tuple[Difference, ...]
     """Each later checkpoint minus the first."""
     chance: dict[str, float]
+    published: tuple[PaperRow, ...] = ()
+    """The untaught model beside the paper's Table 1, where model and benchmark are the paper's."""
     reliance: tuple[Reliance, ...] = ()
     """Where other images were shown, too."""
     trend: tuple[TrendRow, ...] = ()
@@ -41,6 +45,7 @@ class Evaluation(Record):
     def renderables(self) -> list[RenderableType]:
         """The tables and sentences for a terminal."""
         parts = render_results(self.results, self.differences, self.chance)
+        parts += render_published(self.published) if self.published else []
         parts += [render_reliance(self.reliance)] if self.reliance else []
         parts += [render_trend(self.trend)] if self.trend else []
         return parts
@@ -52,10 +57,12 @@ def evaluate_scores(
     """Table 1, the paired differences and the rest, kept as `report/results.json`."""
     section = session.run.recipe.eval
     refs, true = [checkpoint.ref for checkpoint in checkpoints], scores["true"]
+    results = build_results(true, refs, seed=section.seed, num_samples=section.num_samples)
     evaluation = Evaluation(
-        results=tuple(build_results(true, refs, seed=section.seed, num_samples=section.num_samples)),
+        results=tuple(results),
         differences=tuple(build_differences(true, refs[0], refs[1:])),
         chance=build_chance(true),
+        published=tuple(compare_published(results, session.run.recipe, load_published())),
         reliance=tuple(build_reliance(scores, refs)),
         trend=tuple(trend),
     )
@@ -80,7 +87,9 @@ def write_run_report(session: Session, rounds: Sequence[Round], shown: Round, ev
         results=evaluation.results,
         differences=evaluation.differences,
         chance=evaluation.chance,
+        published=evaluation.published,
         reliance=evaluation.reliance,
+        prior=load_prior(session),
         trend=evaluation.trend,
         training=read_status(directory) if directory.is_dir() else None,
         parity=tuple(read_parity(session, evaluation)),

@@ -21,7 +21,7 @@ from pipeline.client import ChatClient
 from pipeline.errors import CheckpointError, DataError, InputError, StageError, SwapError
 from pipeline.judges import judge_responses
 from pipeline.publish import publish_pairs, render_card
-from pipeline.recipe import render_recipe
+from pipeline.recipe import EvalSection, render_recipe
 from pipeline.records import (
     CheckpointRef,
     PreferencePair,
@@ -267,13 +267,8 @@ def eval_requests(
     session: Session, checkpoint: CheckpointRef, split: Split, images: Sequence[ShownImage]
 ) -> list[SampleRequest]:
     """Every prompt at every temperature about every kind of image, for one checkpoint."""
-    section, tasks = session.run.recipe.eval, session.questions(split)
-    requests = [
-        request
-        for prompt in section.prompts
-        for temperature in section.temperatures
-        for request in plan_requests(tasks, prompt, checkpoint, section.params(temperature))
-    ]
+    tasks = session.questions(split)
+    requests = plan_settings(session.run.recipe.eval, tasks, checkpoint)
     asked: list[SampleRequest] = []
     for name in images:
         if name == "true":
@@ -282,6 +277,16 @@ def eval_requests(
         shown = choose_images(tasks, name, session.run.images)
         asked += [show_image(request, shown[request.task.id]) for request in requests if request.task.id in shown]
     return asked
+
+
+def plan_settings(section: EvalSection, tasks: Sequence[Task], checkpoint: CheckpointRef) -> list[SampleRequest]:
+    """Every prompt of the section at every temperature, about the tasks' own images."""
+    return [
+        request
+        for prompt in section.prompts
+        for temperature in section.temperatures
+        for request in plan_requests(tasks, prompt, checkpoint, section.params(temperature))
+    ]
 
 
 async def parity_stage(session: Session, checkpoints: Sequence[Checkpoint]) -> list[ParityReport]:
@@ -361,6 +366,16 @@ async def eval_stage(session: Session, checkpoints: Sequence[Checkpoint], split:
         )
         requests = eval_requests(session, checkpoint.ref, split, section.images)
         await _ask(session, f"eval {checkpoint.ref.name}", checkpoint, requests, section.max_concurrency)
+
+
+async def probe_stage(session: Session, checkpoints: Sequence[Checkpoint], tasks: Sequence[Task]) -> None:
+    """Ask `tasks` of each checkpoint as the benchmark's questions are asked, after checking how it is served."""
+    await parity_stage(session, checkpoints)
+    section = session.run.recipe.eval
+    for checkpoint in checkpoints:
+        session.terminal.heading("probe", f"{checkpoint.ref.name}: {len(tasks)} {tasks[0].source} drawings")
+        requests = plan_settings(section, tasks, checkpoint.ref)
+        await _ask(session, f"probe {checkpoint.ref.name}", checkpoint, requests, section.max_concurrency)
 
 
 Scores = dict[ShownImage, list[Score]]

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from eval.image_reliance import Reliance
+from eval.prior import PriorReport
+from eval.published import PaperRow
 from pipeline.recipe import Recipe
 from pipeline.records import CheckpointRef, Difference, EvalResult, PreferencePair, Record, StageCount, Task
 from services.parity import ParityReport
@@ -76,8 +78,12 @@ class ReportData:
     differences: tuple[Difference, ...]
     chance: Mapping[str, float]
     """By column of Table 1."""
+    published: tuple[PaperRow, ...] = ()
+    """The untaught model beside the paper's figures, where they are of the same model and benchmark."""
     reliance: tuple[Reliance, ...] = ()
     """Where other images than the questions' own were shown, too."""
+    prior: PriorReport | None = None
+    """Where the drawings of unusual things were asked about."""
     trend: tuple[TrendRow, ...] = ()
     """Of several rounds."""
     training: TrainStatus | None = None

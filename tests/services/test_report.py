@@ -8,7 +8,10 @@ from xml.etree import ElementTree
 
 import pytest
 
+from eval.prior import PriorReport, PriorRow
+from eval.published import PaperRow
 from pipeline.recipe import load_recipe
+from pipeline.records import Interval
 from services.report import figures
 from services.report.page import write_report
 from training.sweep import Settings, Sweep, SweepPoint
@@ -108,6 +111,33 @@ def test_pairs_that_were_left_out_are_said(tmp_path):
     recipe = load_recipe("nano", ["pairs.num=262"])
     text = Page(write_report(make_data(recipe=recipe, num_left_out=38), tmp_path / "r.html").read_text("utf-8")).text
     assert "38 more pairs came out than pairs.num = 262 asks for" in text
+
+
+def test_the_papers_figures_are_shown_where_there_are_any(tmp_path, page):
+    assert "the paper's Table 1" not in page.text
+    interval = Interval(value=0.071, low=0.041, high=0.101, n=2017)
+    row = PaperRow(
+        checkpoint=make_data().checkpoints[0], prompt="zero_shot", temperature=0.4, paper=0.593, difference=interval,
+        ours=Interval(value=0.664, low=0.643, high=0.685, n=2017), mde=0.042, source="the paper's Table 1",
+    )  # fmt: skip
+    text = Page(write_report(make_data(published=(row,)), tmp_path / "r.html").read_text("utf-8")).text
+    assert "Beside the paper's Table 1, in %" in text
+    assert "base zero_shot 0.4 66.4 ±2.1 59.3 +7.1 +4.1 to +10.1 4.2" in text
+    assert "true differences of 4.2 points are told from noise" in text
+
+
+def test_answers_that_follow_the_prior_are_shown(tmp_path, page):
+    assert "Seen or expected" not in page.text
+    share = Interval(value=0.5, low=0.3, high=0.7, n=24)
+    row = PriorRow(
+        checkpoint=make_data().checkpoints[0], prompt="cot", temperature=0.4, usual=share, seen=share, prior=share,
+        other=0.1, no_answer=0.02, num_failed=3,
+    )  # fmt: skip
+    report = PriorReport(rows=(row,), differences=(), chance=0.3, num_drawings=24)
+    text = Page(write_report(make_data(prior=report), tmp_path / "r.html").read_text("utf-8")).text
+    assert "answers about 24 drawings that contradict the usual state" in text
+    assert "base cot 0.4 50.0 ±20.0 50.0 ±20.0 50.0 ±20.0 10.0 2.0 3" in text
+    assert "would assert the usual state in 30 %" in text
 
 
 def test_statements_are_marked(page):
