@@ -37,10 +37,10 @@ def build_pairs(tasks: Sequence[Task], responses: Sequence[Response], judgments:
     for task in tasks:
         judged = [(r, j) for r in groups[task.id] if (j := judgments.get(r.key)) is not None and j.score is not None]
         if len(judged) < 2 or task.image is None:
-            tally.add("failed")
+            tally.add("failed", reason="too_few_judged" if task.image else "no_image")
             continue
         pair = best_worst(task, judged)
-        tally.add("refused" if pair is None else "ok")
+        tally.add("refused" if pair is None else "ok", reason="tie")
         if pair is not None:
             pairs.append(pair)
     return PairSet(tuple(pairs), tally.close())

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.images import ImageStore
-from pipeline.records import PreferencePair, content_key
+from pipeline.records import PreferencePair, StageCount, content_key
 
 if TYPE_CHECKING:
     from datasets import Features
@@ -97,9 +97,16 @@ def _rows(pairs: Sequence[PreferencePair], images: ImageStore) -> Iterator[dict[
 
 
 def render_card(
-    train: Sequence[PreferencePair], validation: Sequence[PreferencePair], *, source: str, model: str, recipe_toml: str
+    train: Sequence[PreferencePair],
+    validation: Sequence[PreferencePair],
+    *,
+    source: str,
+    model: str,
+    judged: StageCount,
+    paired: StageCount,
+    recipe_toml: str,
 ) -> str:
-    """The data card: what the rows are, where they come from, and the recipe that made them."""
+    """The data card: what the rows are, where they come from, what is not among them, and the recipe that made them."""
     pairs = [*train, *validation]
     gap = sum(pair.chosen_score - pair.rejected_score for pair in pairs) / len(pairs)
     return f"""---
@@ -128,6 +135,8 @@ of several sampled chains of thought on one question; ties are left out.
 | questions | {source} |
 | sampled from | {model} (`{pairs[0].policy}`) |
 | judge | {pairs[0].judge} |
+| responses judged | {judged.ok:,} of {judged.requested:,}{_why(judged)} |
+| questions that gave a pair | {paired.ok:,} of {paired.requested:,}{_why(paired)} |
 | mean score gap | {gap:.3f} |
 
 Columns: `images, prompt, chosen, rejected` as TRL's vision preference format takes them; `task, chosen_score,
@@ -139,3 +148,7 @@ rejected_score, judge, policy` say where a row comes from. The images and questi
 {recipe_toml.strip()}
 ```
 """
+
+
+def _why(count: StageCount) -> str:
+    return f"; the others: {count.by_reason}" if count.reasons else ""

@@ -19,7 +19,7 @@ from eval.image_reliance import choose_images
 from eval.scorer import score_response
 from pipeline.client import ChatClient
 from pipeline.errors import CheckpointError, DataError, InputError, StageError, SwapError
-from pipeline.judges import judge_responses
+from pipeline.judges import find_unjudged_fault, judge_responses
 from pipeline.publish import publish_pairs, render_card
 from pipeline.recipe import render_recipe
 from pipeline.records import (
@@ -31,12 +31,14 @@ from pipeline.records import (
     Split,
     StageCount,
     Task,
+    Usage,
 )
 from pipeline.run import Run
 from pipeline.sample import SampleRequest, owed_requests, plan_requests, sample, show_image
 from pipeline.sources import load_tasks
 from services.admin import fetch_state, register, retire, swap_to, try_out
 from services.checkpoints import Checkpoint, Registry
+from services.judging import read_meter, say_estimate, test_judge
 from services.parity import ParityReport, ask_served, check_defaults, verify
 from services.rounds import Round, make_judge
 from services.serving import GatewayHandle, running_gateway
@@ -56,6 +58,8 @@ class Session:
     run: Run
     terminal: Terminal
     counts: list[StageCount] = field(default_factory=list)
+    test_usage: Usage | None = None
+    """What a test judgment took, where one was made."""
     _stack: AsyncExitStack = field(default_factory=AsyncExitStack)
     _gateway: GatewayHandle | None = None
     _questions: dict[Split, list[Task]] = field(default_factory=dict)
@@ -156,7 +160,8 @@ class Session:
         self.terminal.account(count)
         if count.failed:
             raise StageError(
-                f"{count.failed} of {count.requested} failed in {count.stage}; the same command tries them again"
+                f"{count.failed} of {count.requested} failed in {count.stage} ({count.by_reason}); the same command tries "
+                "them again"
             )
 
 
@@ -188,21 +193,32 @@ async def _ask(
 
 
 async def judge_stage(current: Round) -> None:
-    """Score every response."""
-    session, responses = current.session, current.responses()
-    judge = make_judge(session)
-    session.terminal.heading("judge", f"{len(responses)} responses, by {judge.name}")
+    """Score every response. Raises StageError where the judge gave no verdict on more than the recipe tolerates."""
+    session, section = current.session, current.session.run.recipe.judge
+    judge, standing = make_judge(session), current.standing()
+    session.terminal.heading("judge", f"{len(standing.responses)} responses, by {judge.name}")
     async with judge:
-        with session.terminal.tracking("judgments") as on_progress:
+        meter = read_meter(session, judge)
+        if standing.owed and judge.is_model and not meter.num_judgments and session.test_usage is None:
+            await test_judge(session, judge, len(standing.owed))
+            meter = read_meter(session, judge)
+        elif standing.owed and judge.is_model:
+            say_estimate(session, meter, len(standing.owed))
+        with session.terminal.tracking("judgments", lambda: meter.summary) as on_progress:
             count = await judge_responses(
                 judge,
                 {task.id: task for task in current.tasks},
-                responses,
+                standing,
                 session.run.ledger,
-                max_concurrency=session.run.recipe.judge.max_concurrency,
+                meter,
+                max_concurrency=section.max_concurrency,
                 on_progress=on_progress,
             )
+    if meter.num_judgments:
+        session.terminal.say(f"paid for {meter.cost.summary}")
     session.account(count)
+    if (fault := find_unjudged_fault(count, section)) is not None:
+        raise StageError(fault)
 
 
 def pair_stage(current: Round) -> None:
@@ -213,10 +229,16 @@ def pair_stage(current: Round) -> None:
     count = pairs.pair_set.count
     session.counts.append(count)
     session.terminal.say(
-        f"{len(pairs.train)} training + {len(pairs.validation)} validation pairs in {pairs.directory}; "
-        f"{count.refused} tasks dropped as ties"
-        + (f", {count.failed} had too few judged responses" if count.failed else "")
+        f"{len(pairs.train)} training + {len(pairs.validation)} validation pairs in {pairs.directory}"
+        + (f"; tasks without one: {count.by_reason}" if count.reasons else "")
     )
+    if count.ok < count.requested / 2:
+        judged = current.standing().count()
+        session.terminal.warn(
+            f"only {count.ok} of {count.requested} tasks gave a pair ({count.by_reason})"
+            + (f", and {judged.refused} responses were not judged ({judged.by_reason})" if judged.refused else "")
+            + "; sample more tasks, hotter (sample.temperature), or with a judge that tells responses apart"
+        )
 
 
 def publish_splits(
@@ -229,6 +251,8 @@ def publish_splits(
         validation,
         source=recipe.tasks.source,
         model=current.start.ref.name if current.number > 1 else recipe.model.source,
+        judged=current.standing().count(),
+        paired=current.pairs.pair_set.count,
         recipe_toml=render_recipe(recipe),
     )
     publish_pairs(train, validation, current.session.run.images, directory, card=card)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from eval.image_reliance import Reliance
+from pipeline.judges.cost import Cost
 from pipeline.recipe import Recipe
 from pipeline.records import CheckpointRef, Difference, EvalResult, PreferencePair, Record, StageCount, Task
 from services.parity import ParityReport
@@ -81,6 +82,8 @@ class ReportData:
     training: TrainStatus | None = None
     parity: tuple[ParityReport, ...] = ()
     """Of the checkpoints that were compared as served."""
+    judge_cost: Cost | None = None
+    """What the judgments took; None for a program."""
     progress: tuple[TrainProgress, ...] = ()
     sweep: Sweep | None = None
     examples: tuple[Example, ...] = field(default=())
