@@ -2,7 +2,8 @@
 
 One SQLite file. A record is durable before it counts as done (full synchronous commits), so `kill -9` at any moment loses
 at most work in flight, and the same command again finds every finished record by its key. An error is kept, so that it
-can be read, but its key is still owed: a later good record replaces it, and nothing ever replaces a good record.
+can be read: a later record replaces it, and nothing ever replaces a good record. Whether its key is still owed is the
+step's to say: what failed is, what a judge refused is final.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from pipeline.errors import InputError
-from pipeline.records import Judgment, Response
+from pipeline.records import Judgment, Response, Usage
 
 LedgerRecord = Response | Judgment
 R = TypeVar("R", Response, Judgment)
@@ -76,7 +77,7 @@ class Ledger:
         return found
 
     def done(self, kind: type[R], keys: Iterable[str]) -> set[str]:
-        """Those of `keys` whose record is good; the others are owed."""
+        """Those of `keys` whose record is good."""
         done: set[str] = set()
         chunk: tuple[str, ...]
         for chunk in _chunks(keys):
@@ -85,6 +86,18 @@ class Ledger:
             with self._lock:
                 done |= {key for (key,) in self._connection.execute(query, (kind.__name__, *chunk))}
         return done
+
+    def spent(self, judge: str) -> tuple[int, Usage]:
+        """How many of a judge's judgments were billed, and for how many tokens, whatever became of them."""
+        query = """
+            SELECT count(*), sum(json_extract(body, '$.usage.prompt_tokens')),
+                   sum(json_extract(body, '$.usage.completion_tokens'))
+            FROM records WHERE kind = 'Judgment' AND json_extract(body, '$.judge') = ?
+                           AND json_extract(body, '$.usage') IS NOT NULL
+        """
+        with self._lock:
+            ((num_judgments, prompt_tokens, completion_tokens),) = self._connection.execute(query, (judge,)).fetchall()
+        return num_judgments, Usage(prompt_tokens=prompt_tokens or 0, completion_tokens=completion_tokens or 0)
 
     def close(self) -> None:
         """Close the file."""

@@ -13,6 +13,8 @@ from pipeline.prompts import render_prompt
 from pipeline.records import Judgment, PreferencePair, Response, StageCount, Task
 from pipeline.stage import Tally
 
+_TIE, _LEFT_OUT = "tie", "beyond_pairs_num"
+
 
 @dataclass(frozen=True)
 class PairSet:
@@ -21,13 +23,16 @@ class PairSet:
     pairs: tuple[PreferencePair, ...]
     count: StageCount
     """Of tasks: refused are ties and pairs that were left out, failed are those with fewer than two judged responses."""
-    num_left_out: int = 0
-    """Pairs that are not among `pairs`, since fewer were wanted."""
+
+    @property
+    def num_left_out(self) -> int:
+        """Pairs that are not among `pairs`, since fewer were wanted."""
+        return self.count.reasons.get(_LEFT_OUT, 0)
 
     @property
     def num_ties(self) -> int:
         """Tasks whose best and worst responses score alike, or say the same."""
-        return self.count.refused - self.num_left_out
+        return self.count.reasons.get(_TIE, 0)
 
 
 def build_pairs(tasks: Sequence[Task], responses: Sequence[Response], judgments: Mapping[str, Judgment]) -> PairSet:
@@ -44,10 +49,10 @@ def build_pairs(tasks: Sequence[Task], responses: Sequence[Response], judgments:
     for task in tasks:
         judged = [(r, j) for r in groups[task.id] if (j := judgments.get(r.key)) is not None and j.score is not None]
         if len(judged) < 2 or task.image is None:
-            tally.add("failed")
+            tally.add("failed", reason="too_few_judged" if task.image else "no_image")
             continue
         pair = best_worst(task, judged)
-        tally.add("refused" if pair is None else "ok")
+        tally.add("refused" if pair is None else "ok", reason=_TIE)
         if pair is not None:
             pairs.append(pair)
     return PairSet(tuple(pairs), tally.close())
@@ -93,11 +98,13 @@ def limit_pairs(pair_set: PairSet, num: int | None, seed: int) -> PairSet:
     if num is None or len(pair_set.pairs) <= num:
         return pair_set
     kept = draw_pairs(pair_set.pairs, num, seed)
-    num_left_out = len(pair_set.pairs) - len(kept)
-    count = pair_set.count.model_copy(
-        update={"ok": pair_set.count.ok - num_left_out, "refused": pair_set.count.refused + num_left_out}
-    )
-    return PairSet(tuple(kept), count, num_left_out)
+    num_left_out, count = len(pair_set.pairs) - len(kept), pair_set.count
+    changes = {
+        "ok": count.ok - num_left_out,
+        "refused": count.refused + num_left_out,
+        "reasons": count.reasons | {_LEFT_OUT: num_left_out},
+    }
+    return PairSet(tuple(kept), count.model_copy(update=changes))
 
 
 def split_pairs(

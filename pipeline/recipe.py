@@ -167,6 +167,22 @@ class JudgeSection(Section):
     """Longest verdict, in tokens."""
     max_concurrency: Count = 16
     """Requests in flight."""
+    max_unjudged: Annotated[float, Field(ge=0, lt=1)] = 0.02
+    """Share of the responses that may stay without a verdict (refused, filtered, unreadable); more stop the run."""
+    max_asks: Count = 1
+    """How often a response without a verdict is asked about in all, by later commands and while there are too many."""
+    max_cost_usd: Annotated[float, Field(gt=0)] | None = None
+    """Judging stops before it costs the run more dollars than this."""
+    input_usd: Annotated[float, Field(ge=0)] | None = None
+    """Dollars per million prompt tokens; known for OpenAI's gpt-4o-mini, gpt-4o and gpt-4.1-mini."""
+    output_usd: Annotated[float, Field(ge=0)] | None = None
+    """Dollars per million tokens of verdicts."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.input_usd is None) != (self.output_usd is None):
+            raise ValueError("input_usd and output_usd belong together; set both, or neither")
+        return self
 
 
 class PairsSection(Section):

@@ -154,6 +154,13 @@ class Usage(Record):
     prompt_tokens: int
     completion_tokens: int
 
+    def __add__(self, other: Usage) -> Usage:
+        """Of both."""
+        return Usage(
+            prompt_tokens=self.prompt_tokens + other.prompt_tokens,
+            completion_tokens=self.completion_tokens + other.completion_tokens,
+        )
+
 
 class Response(Record):
     """One sampled response of a group of `n`, or the error that came instead."""
@@ -175,6 +182,8 @@ class Response(Record):
     """The whole group's, on its first response only."""
     latency_s: float | None = None
     error: str | None = None
+    reason: str = ""
+    """The error in one word, as `too_long`, for accounts."""
     refused: bool = False
     """The server will never answer this request (it does not fit the context, say)."""
 
@@ -196,9 +205,14 @@ class Judgment(Record):
     score: float | None = None
     rationale: str = ""
     usage: Usage | None = None
+    """Of all attempts, those without a verdict included."""
     error: str | None = None
+    reason: str = ""
+    """The error in one word, as `refusal`, for accounts."""
     refused: bool = False
-    """The judge will never answer this request."""
+    """The judge answered, and not with a verdict: it is not asked for ever."""
+    num_asked: int = 0
+    """How often it answered, with a verdict or without."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -300,7 +314,7 @@ class EvalResult(Record):
 
 
 class StageCount(Record):
-    """The accounting equation of one stage: requested = ok + cached + failed + refused."""
+    """The accounting equation of one stage: requested = ok + cached + failed + refused; the last two are by reason."""
 
     stage: str
     requested: int
@@ -308,13 +322,23 @@ class StageCount(Record):
     cached: int = 0
     failed: int = 0
     refused: int = 0
-    """Not tried, with the reason said: a dropped tie, a row that would not fit."""
+    """Without a result for good: a dropped tie, a judge's refusal, a row that would not fit."""
+    reasons: dict[str, int] = {}
+    """How many failed or were refused for what, in one word each, as `rate_limit`."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.requested != self.ok + self.cached + self.failed + self.refused:
             raise ValueError(f"stage {self.stage} does not add up: {self.requested} requested, but {self!r}")
+        if sum(self.reasons.values()) != self.failed + self.refused:
+            raise ValueError(f"stage {self.stage}: the reasons of {self!r} do not add up to what failed or was refused")
         return self
+
+    @property
+    def by_reason(self) -> str:
+        """The reasons in words, the commonest first: `10 refusal, 2 content filter`."""
+        ordered = sorted(self.reasons.items(), key=lambda item: (-item[1], item[0]))
+        return ", ".join(f"{number} {reason.replace('_', ' ')}" for reason, number in ordered)
 
 
 class Difference(Record):

@@ -19,6 +19,7 @@ from services import admin, serving, trainer, worker
 from services import sweep as search
 from services.admin import fetch_state, register, retire, swap_to
 from services.checkpoints import Checkpoint, CheckpointInfo, Registry
+from services.judging import count_owed, read_cost, test_judge
 from services.prior import probe_priors
 from services.reporting import Evaluation, evaluate_scores, write_run_report
 from services.rounds import Round, list_rounds, make_judge
@@ -352,8 +353,9 @@ def _report(session: Session, rounds: Sequence[Round], choice: Choice) -> None:
 
 async def run_all(session: Session) -> None:
     """`vcot run`: the whole loop, as many rounds of it as the recipe says."""
-    async with make_judge(session):  # what is not set or not installed is said before hours of sampling
-        pass
+    async with make_judge(session) as judge:  # what is not set, or answers nobody, is said before hours of sampling
+        if judge.is_model and (num_owed := count_owed(session)):
+            await test_judge(session, judge, num_owed)
     if session.run.recipe.train.worker == "local":
         check_installed(session.run.recipe.train)
     rounds: list[Round] = []
@@ -364,6 +366,8 @@ async def run_all(session: Session) -> None:
     choice = await _choose(session, rounds)
     await eval_stage(session, choice.checkpoints, session.run.recipe.eval.split)
     _report(session, rounds, choice)
+    if (cost := read_cost(session, make_judge(session))) is not None:
+        session.terminal.say(f"judging took {cost.summary}")
     session.terminal.summary()
 
 

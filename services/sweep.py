@@ -188,6 +188,7 @@ async def sweep(current: Round) -> Sweep:
             ok=len(owed) - len(faults),
             cached=len(search.jobs) - len(owed),
             refused=len(faults),
+            reasons={"training_failed": len(faults)} if faults else {},
         )
     )
     if record.chosen is None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from eval.image_reliance import Reliance
 from eval.prior import PriorReport
 from eval.published import PaperRow
+from pipeline.judges.cost import Cost
 from pipeline.recipe import Recipe
 from pipeline.records import CheckpointRef, Difference, EvalResult, PreferencePair, Record, StageCount, Task
 from services.parity import ParityReport
@@ -89,6 +90,8 @@ class ReportData:
     training: TrainStatus | None = None
     parity: tuple[ParityReport, ...] = ()
     """Of the checkpoints that were compared as served."""
+    judge_cost: Cost | None = None
+    """What the judgments took; None for a program."""
     progress: tuple[TrainProgress, ...] = ()
     sweep: Sweep | None = None
     examples: tuple[Example, ...] = field(default=())

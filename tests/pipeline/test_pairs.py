@@ -8,10 +8,21 @@ from pipeline.errors import DataError
 from pipeline.images import ImageStore
 from pipeline.pairs import build_pairs, limit_pairs, split_pairs
 from pipeline.publish import pairs_digest, publish_pairs, render_card
-from pipeline.records import CheckpointRef, ImageRef, Judgment, PreferencePair, Response, SamplingParams, Task
+from pipeline.records import (
+    CheckpointRef,
+    ImageRef,
+    Judgment,
+    PreferencePair,
+    Response,
+    SamplingParams,
+    StageCount,
+    Task,
+)
 
 CHECKPOINT = CheckpointRef(name="base", digest="sha256:aa", kind="base")
 SAMPLING = SamplingParams(temperature=0.5, max_tokens=8, n=8, seed=0)
+JUDGED = StageCount(stage="judge", requested=50, ok=47, refused=3, reasons={"refusal": 2, "content_filter": 1})
+PAIRED = StageCount(stage="pair", requested=6, ok=5, refused=1, reasons={"tie": 1})
 
 
 def make_task(name, image=None):
@@ -112,8 +123,9 @@ def test_the_published_data_set_is_what_datasets_reads(tmp_path):
     tasks = [make_task(f"t{i}", store.put_png(Image.new("RGB", (4, 4), (i, 0, 0)))) for i in range(5)]
     pairs = [make_pair(task) for task in tasks]
     train, validation = split_pairs(pairs, 0.2, seed=0)
-    card = render_card(train, validation, num_made=7, source="nano", model="nano", recipe_toml='name = "x"')
-    assert "drawn at random, by image, from 7 pairs; 2 are left out" in card
+    card = render_card(
+        train, validation, source="nano", model="nano", judged=JUDGED, paired=PAIRED, recipe_toml='name = "x"'
+    )
     folder = tmp_path / "pairs" / pairs_digest(train, validation)[:12]
     publish_pairs(train, validation, store, folder, card=card)
     data = load_dataset(str(folder), cache_dir=str(tmp_path / "cache"))
@@ -123,6 +135,14 @@ def test_the_published_data_set_is_what_datasets_reads(tmp_path):
     assert [part["type"] for part in row["prompt"][0]["content"]] == ["image", "text"]
     assert row["chosen"] == [{"role": "assistant", "content": [{"type": "text", "text": "text 0"}]}]
     assert row["rejected"][0]["content"][0]["text"] == "text 1"
+
+
+def test_the_card_says_what_is_not_among_the_rows_and_why():
+    card = render_card(
+        [make_pair(make_task("t"))], [], source="nano", model="nano", judged=JUDGED, paired=PAIRED, recipe_toml=""
+    )
+    assert "| responses judged | 47 of 50; the others: 2 refusal, 1 content filter |" in card
+    assert "| questions that gave a pair | 5 of 6; the others: 1 tie |" in card
 
 
 def test_the_digest_is_of_the_rows_not_of_where_images_lie():

@@ -10,8 +10,9 @@ import pytest
 
 from eval.prior import PriorReport, PriorRow
 from eval.published import PaperRow
+from pipeline.judges.cost import Cost
 from pipeline.recipe import load_recipe
-from pipeline.records import Interval
+from pipeline.records import Interval, Usage
 from services.report import figures
 from services.report.page import write_report
 from training.sweep import Settings, Sweep, SweepPoint
@@ -65,7 +66,9 @@ def test_page_says_what_was_found(page):
     assert "Validation loss went from 0.711 to 0.493" in page.text
     assert "its gap to the training loss at the end is +0.030" in page.text
     assert "Scores of 2400 responses by verifier/1" in page.text
-    assert "pair 300 262 0 0 38" in page.text
+    assert "pair 300 262 0 0 38 38 tie" in page.text
+    assert "judge 2,400 2,388 0 0 12 9 refusal, 3 cut by length" in page.text
+    assert "Judging took" not in page.text
     assert "Chance: a uniform guess 25.0 25.0 25.0 25.0" in page.text
     assert "sha256:3f1ca7a7" in page.text
     assert "is served as it was trained: in float32 no token's log-prob differs by more than 6.2e-06" in page.text
@@ -78,8 +81,10 @@ def test_page_says_that_it_is_a_miniature_with_a_program_as_judge(page):
 
 
 def test_paper_recipe_is_no_miniature(tmp_path):
-    data = make_data(recipe=load_recipe("paper"), judge="pointwise/1:gpt-4o-mini")
+    cost = Cost(num_judgments=2400, usage=Usage(prompt_tokens=7_000_000, completion_tokens=100_000), usd=1.11)
+    data = make_data(recipe=load_recipe("paper"), judge="pointwise/1:gpt-4o-mini", judge_cost=cost)
     text = Page(write_report(data, tmp_path / "report.html").read_text("utf-8")).text
+    assert "Judging took 2,400 judgments: 7.1 M tokens, $1.11" in text
     assert "miniature" not in text
     assert "not a language model" not in text
 
