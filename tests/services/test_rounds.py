@@ -81,7 +81,7 @@ async def test_more_pairs_than_asked_for_are_left_out_and_fewer_are_said(session
     pairs = list_rounds(session)[0].pairs
     assert len(pairs.train) + len(pairs.validation) == pairs.pair_set.count.ok == min(num, 12)
     assert said in capsys.readouterr().err
-    left_out = "drawn at random, by image, from 12 pairs; 7 are left out"
+    left_out = "5 of 12; the others: 7 beyond pairs num"
     assert (left_out in (pairs.directory / "README.md").read_text("utf-8")) == (num == 5)
 
 
