@@ -190,6 +190,8 @@ class PairsSection(Section):
 
     policy: Literal["best_worst"] = "best_worst"
     """The best against the worst response of a task; equal scores are dropped and counted."""
+    choose_cut: bool = False
+    """Whether a response that was cut off at `sample.max_tokens` may be the chosen one."""
     num: Count | None = None
     """At most so many pairs, drawn by image; the others are left out and counted. Without it, all."""
     validation_fraction: Fraction = 0.1

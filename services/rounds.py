@@ -92,7 +92,7 @@ class Round:
         keys = [key for request in self.requests() for key in request.response_keys()]
         found = self.session.run.ledger.get(Response, keys)
         settled = [response for response in found.values() if response.error is None or response.refused]
-        return len(keys) - len(settled) + len(self._find_standing(settled).owed)
+        return len(keys) - len(settled) + self._find_standing(settled).num_asks
 
     @cached_property
     def pairs(self) -> Pairs:
@@ -113,7 +113,7 @@ class Round:
             raise InputError(fault)
         found = run.ledger.get(Judgment, standing.judged)
         judgments = {r.key: found[key] for key, r in standing.responses.items() if key in found}
-        made = build_pairs(self.tasks, list(standing.responses.values()), judgments)
+        made = build_pairs(self.tasks, list(standing.responses.values()), judgments, choose_cut=section.choose_cut)
         pair_set = limit_pairs(made, section.num, section.seed)
         train, validation = split_pairs(pair_set.pairs, section.validation_fraction, section.seed)
         digest = pairs_digest(train, validation)

@@ -222,10 +222,10 @@ async def judge_stage(current: Round) -> None:
     async with judge:
         meter = read_meter(session, judge)
         if standing.owed and judge.is_model and not meter.num_judgments and session.test_usage is None:
-            await test_judge(session, judge, len(standing.owed))
+            await test_judge(session, judge, standing.num_asks)
             meter = read_meter(session, judge)
         elif standing.owed and judge.is_model:
-            say_estimate(session, meter, len(standing.owed))
+            say_estimate(session, meter, standing.num_asks)
         with session.terminal.tracking("judgments", lambda: meter.summary) as on_progress:
             count = await judge_responses(
                 judge,

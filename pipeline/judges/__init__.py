@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -82,6 +82,11 @@ class Standing:
         """Keys that are to be asked, in the order of the responses."""
         return [key for key in self.responses if key not in self.judged and key not in self.refused]
 
+    @property
+    def num_asks(self) -> int:
+        """Judgments to be asked for: responses to one task that say the same share one."""
+        return len(_group(self, self.owed).keys() - _group(self, self.judged).keys())
+
     def count(self) -> StageCount:
         """The account as it stands; what was never asked counts as failed."""
         tally = Tally("judge", total=len(self.responses), ok=len(self.judged))
@@ -136,27 +141,56 @@ async def judge_responses(
     max_concurrency: int,
     on_progress: OnProgress,
 ) -> StageCount:
-    """Judge what is owed; every judgment is in the ledger before it counts, with what all its attempts were billed."""
+    """Judge what is owed; every judgment is in the ledger before it counts, with what all its attempts were billed.
+
+    Responses to one task that say the same share one verdict, which is asked for and billed once.
+    """
     tally = Tally("judge", total=len(standing.responses))
     tally.add("cached", len(standing.judged))
     for judgment in standing.refused.values():
         tally.add("refused", reason=judgment.reason)
 
-    async def score(key: str) -> Sequence[Judgment]:
-        response, earlier = standing.responses[key], standing.unfinished.get(key)
+    async def score(keys: Sequence[str]) -> Sequence[Judgment]:
+        response, earlier = standing.responses[keys[0]], standing.unfinished.get(keys[0])
         meter.begin()
         judgment: Judgment | None = None
         try:
             num_asked = earlier.num_asked if earlier else 0
-            judgment = await judge.score(tasks[response.task], response, key, num_asked=num_asked)
-            await asyncio.to_thread(ledger.put, [_add_up(judgment, earlier)])
+            judgment = await judge.score(tasks[response.task], response, keys[0], num_asked=num_asked)
+            return await keep(_add_up(judgment, earlier), keys)
         finally:
             meter.end(judgment.usage if judgment else None)
-        return [judgment]
 
+    async def keep(judgment: Judgment, keys: Sequence[str]) -> Sequence[Judgment]:
+        records = [_share(judgment, key, standing) for key in keys]
+        await asyncio.to_thread(ledger.put, records)
+        return records
+
+    twins = _group(standing, standing.owed)
+    known = _group(standing, standing.judged)
+    for said in twins.keys() & known.keys():
+        (judgment,) = ledger.get(Judgment, known[said][:1]).values()
+        tally.add("ok", len(await keep(judgment, twins.pop(said))))
     return await work_off(
-        standing.owed, score, tally, limit=max_concurrency, place=judge.place, on_progress=on_progress
+        twins.values(), score, tally, limit=max_concurrency, place=judge.place, on_progress=on_progress
     )
+
+
+def _group(standing: Standing, keys: Iterable[str]) -> dict[tuple[str, str | None], list[str]]:
+    """The keys of one task whose responses say the same, in their order."""
+    groups: dict[tuple[str, str | None], list[str]] = {}
+    for key in keys:
+        response = standing.responses[key]
+        groups.setdefault((response.task, response.text), []).append(key)
+    return groups
+
+
+def _share(judgment: Judgment, key: str, standing: Standing) -> Judgment:
+    """The judgment of a response that says the same; what was billed stays with the one that was asked for."""
+    if key == judgment.key:
+        return judgment
+    billed = standing.unfinished[key].usage if key in standing.unfinished else None
+    return judgment.model_copy(update={"key": key, "response": standing.responses[key].key, "usage": billed})
 
 
 def _add_up(judgment: Judgment, earlier: Judgment | None) -> Judgment:

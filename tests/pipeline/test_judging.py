@@ -84,6 +84,25 @@ def faulty(**faults):
     return make_api(faults=faults)
 
 
+async def test_responses_that_say_the_same_are_judged_and_billed_once(bench):
+    app, texts = make_api(), [response.text for response in bench.responses]
+    bench.responses = [
+        response.model_copy(update={"text": texts[number % 7]}) for number, response in enumerate(bench.responses)
+    ]
+    count = await bench.judge(app)
+    assert (count.requested, count.ok, app.state.api.counts["calls"]) == (60, 60, 7)
+    scores = {}
+    for judgment in bench.judgments.values():
+        text = next(response.text for response in bench.responses if response.key == judgment.response)
+        scores.setdefault(text, set()).add(judgment.score)
+    assert len(scores) == 7
+    assert all(len(found) == 1 for found in scores.values())
+    assert bench.ledger.spent("pointwise/1:gpt-4o-mini")[0] == 7
+    bench.responses.append(bench.responses[3].model_copy(update={"key": "late"}))
+    count = await bench.judge(app)
+    assert (count.cached, count.ok, app.state.api.counts["calls"]) == (60, 1, 7)
+
+
 async def test_every_response_gets_its_score_and_what_it_took(bench):
     app = make_api()
     count = await bench.judge(app)

@@ -74,6 +74,27 @@ def test_ties_same_texts_and_unjudged_tasks_are_dropped_and_counted():
     assert (pair_set.count.requested, pair_set.count.refused, pair_set.count.failed) == (5, 2, 2)
 
 
+def test_what_says_the_same_as_the_best_is_never_rejected():
+    task = make_task("t")
+    (pair,) = build_pairs([task], *make_group(task, [1.0, 0.0, 0.5, 0.25], ["x", "x", "y", "z"])).pairs
+    assert (pair.chosen, pair.rejected, pair.rejected_score) == ("x", "z", 0.25)
+
+
+def test_a_response_that_was_cut_off_is_never_chosen_unless_asked_for():
+    task = make_task("t")
+    responses, judgments = make_group(task, [1.0, 0.5, 0.0])
+    cut = [response.model_copy(update={"finish_reason": "length"}) for response in responses]
+    (pair,) = build_pairs([task], [cut[0], *responses[1:]], judgments).pairs
+    assert (pair.chosen_score, pair.rejected_score) == (0.5, 0.0)
+    (pair,) = build_pairs([task], [cut[0], *responses[1:]], judgments, choose_cut=True).pairs
+    assert pair.chosen_score == 1.0
+    (pair,) = build_pairs([task], [*responses[:2], cut[2]], judgments).pairs
+    assert pair.rejected_score == 0.0, "it may be rejected"
+    none = build_pairs([task], cut, judgments)
+    assert (none.pairs, none.count.reasons) == ((), {"all_cut_off": 1})
+    assert build_pairs([task], [*cut[:2], responses[2]], judgments).count.reasons == {"tie": 1}
+
+
 @given(st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0]), min_size=2, max_size=8))
 def test_a_pair_always_spans_the_scores_or_does_not_exist(scores):
     task = make_task("t")
