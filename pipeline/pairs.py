@@ -45,8 +45,8 @@ def build_pairs(
     """Best against worst response by score, a pair per task; equal scores are dropped and counted.
 
     `judgments` are by response key. A response that was cut off at its longest length is never the best one, unless
-    `choose_cut`: it would teach not to come to an end. Where several responses share the best (or worst) score, the first by index is taken,
-    so that the same records always give the same pairs.
+    `choose_cut`: it would teach not to come to an end. Where several responses share the best (or worst) score, the first
+    by index is taken, so that the same records always give the same pairs.
     """
     groups: dict[str, list[Response]] = defaultdict(list)
     for response in responses:

@@ -89,7 +89,7 @@ async def sample(
 
     async def answer(request: SampleRequest) -> Sequence[Response]:
         responses = await _ask(request, client, images)
-        await asyncio.to_thread(ledger.put, responses)
+        await ledger.write(responses)
         return responses
 
     owed = owed_requests(requests, ledger)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from dataclasses import dataclass
 from importlib import metadata
@@ -415,6 +416,12 @@ def main() -> None:
     except KeyboardInterrupt:
         _say("stopped; the same command goes on where it was")
         sys.exit(130)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        where = f" at {error.filename}" if error.filename else ""
+        _say(f"the disk is full{where}; make room, and the same command goes on where it was")
+        sys.exit(1)
     except Exception as error:
         from pipeline.errors import VcotError
 

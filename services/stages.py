@@ -72,7 +72,7 @@ class Session:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self._stack.aclose()
-        self.run.ledger.close()
+        await self.run.ledger.finish()
 
     async def gateway(self) -> GatewayHandle:
         """The run's gateway, started at first use and stopped with the session."""

@@ -6,7 +6,6 @@ and is final. A stage goes on with a few of those (`judge.max_unjudged`), never 
 
 from __future__ import annotations
 
-import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -163,7 +162,7 @@ async def judge_responses(
 
     async def keep(judgment: Judgment, keys: Sequence[str]) -> Sequence[Judgment]:
         records = [_share(judgment, key, standing) for key in keys]
-        await asyncio.to_thread(ledger.put, records)
+        await ledger.write(records)
         return records
 
     twins = _group(standing, standing.owed)
