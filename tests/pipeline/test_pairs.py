@@ -176,3 +176,21 @@ def test_the_digest_is_of_the_rows_not_of_where_images_lie():
 
 def test_every_field_of_a_published_pair_is_in_the_digest():
     assert set(PreferencePair.model_fields) == set(make_pair(make_task("t")).model_dump())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"task": "other"}, {"prompt": "other"}, {"chosen": "other"}, {"rejected": "other"}, {"chosen_score": 7.0},
+        {"rejected_score": -1.0}, {"judge": "other"}, {"policy": "sha256:bb"}, {"chosen_key": "o"}, {"rejected_key": "o"},
+        {"image": ImageRef(sha256="other", path="p", width=4, height=4)},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)  # fmt: skip
+def test_the_digest_of_pairs_holds_every_column(changes):
+    pair = make_pair(make_task("t"))
+    other = pair.model_copy(update=changes)
+    assert pairs_digest([pair], []) != pairs_digest([other], [])
+    assert pairs_digest([pair], []) != pairs_digest([], [pair])
+    moved = pair.model_copy(update={"image": pair.image.model_copy(update={"path": "elsewhere.png"})})
+    assert pairs_digest([pair], []) == pairs_digest([moved], [])

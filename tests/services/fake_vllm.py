@@ -148,6 +148,8 @@ class FakeVllm:
     """The weight that it wakes with, where that is another than it slept with."""
     is_silent: bool = False
     """Takes connections, and answers nothing on /health."""
+    holds_prefixes: bool = False
+    """Answers a reset of its prefix cache with 200, and keeps it, as vLLM does while blocks are held."""
     is_sick: bool = False
     """Says on /health that its engine is dead."""
     is_stuck: bool = False
@@ -263,6 +265,8 @@ class FakeVllm:
 
     async def _reset(self, request: web.Request) -> web.Response:
         self.calls.append(request.path)
+        if "prefix" in request.path and self.holds_prefixes:
+            return web.json_response({"success": False})
         if "prefix" in request.path:
             self.prefixes.clear()
         if "encoder" in request.path:
