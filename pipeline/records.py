@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -79,6 +80,11 @@ class Task(Record):
         return None if self.answer is None else chr(ord("A") + self.answer)
 
 
+def is_same_option(choices: Sequence[str], one: int, other: int) -> bool:
+    """Whether two options say the same, so that whoever names either is right (A-OKVQA holds some such questions)."""
+    return choices[one].split() == choices[other].split()
+
+
 class SamplingParams(Record):
     """How a response is drawn."""
 
@@ -92,17 +98,27 @@ class SamplingParams(Record):
 class Canary(Record):
     """A fixed question about a fixed image with the greedy answer that the Hugging Face model gave (float32 log-probs).
 
-    The gateway asks it after every swap. `logprobs[i]` is log p(tokens[i] | image, prompt, tokens[:i]).
+    The gateway asks it after every swap. `logprobs[i]` is log p(tokens[i] | image, prompt, tokens[:i]). How much of it must
+    agree depends on the type that the server computes in, and is not said here (services/gateway/canary.py).
     """
 
     image_png_base64: str
     prompt: str
-    num_prompt_tokens: Annotated[int, Field(ge=1)]
-    """Image tokens included, as rendered in training: another template or processor seldom makes as many."""
-    tokens: tuple[str, ...]
+    prompt_tokens: Annotated[tuple[int, ...], Field(min_length=1)]
+    """Token ids as the model reads them, each image's tokens included."""
+    tokens: Annotated[tuple[int, ...], Field(min_length=1)]
+    """Token ids of the answer, up to EOS."""
     logprobs: tuple[float, ...]
-    tolerance: Annotated[float, Field(gt=0)]
-    """Largest absolute difference of a log-prob that the serving dtype explains."""
+    leads: tuple[Annotated[float, Field(ge=0)], ...]
+    """By how much each token's log-prob leads the runner-up's."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not len(self.tokens) == len(self.logprobs) == len(self.leads):
+            raise ValueError(
+                f"a canary of {len(self.tokens)} tokens has {len(self.logprobs)} logprobs and {len(self.leads)} leads"
+            )
+        return self
 
 
 class CheckpointRef(Record):
@@ -229,6 +245,8 @@ class Score(Record):
     value: Outcome | None = None
     answer: str | None = None
     """The letter that was parsed."""
+    is_cut: bool = False
+    """The response reached its longest length, so that it has no final answer."""
     target: str
     num_choices: int
     error: str | None = None
@@ -262,7 +280,9 @@ class EvalResult(Record):
     accuracy: dict[str, Interval]
     """By `Avg`, `NAT`, `SOC`, `LAN`; a subject without questions is absent. An unparsable answer counts as not correct."""
     no_answer: float
-    """Share of answered requests whose answer could not be parsed."""
+    """Share of answered requests without an answer that could be parsed, those that were cut off among them."""
+    cut: float = 0.0
+    """Share of answered requests whose response was cut off at its longest length."""
     chance: float
     """Expected accuracy of a uniform guess on the same questions."""
     num_scored: int

@@ -92,7 +92,7 @@ def prepare(directory: Path | None, recipe: str | None, overrides: Sequence[str]
     """`vcot prepare`: what servers of the run start from."""
     terminal = Terminal()
     with open_target(directory, recipe, overrides) as run:
-        base = Registry(run.directory).base(run.recipe.model, run.recipe.serve.dtype, terminal.say)
+        base = Registry(run.directory).base(run.recipe.model, terminal.say)
         terminal.say(f"{base.ref.name} is {base.ref.digest[:19]}, in {base.directory}")
 
 

@@ -11,7 +11,7 @@ import re
 
 from pipeline.judges import Judge
 from pipeline.parsers import parse_choice
-from pipeline.records import Judgment, Response, Task, content_key
+from pipeline.records import Judgment, Response, Task, content_key, is_same_option
 
 _SENTENCE_END = re.compile(r"[.!?\n]+")
 
@@ -36,7 +36,9 @@ def verify(task: Task, response: Response) -> tuple[float, str]:
     if response.answer is None or response.thought is None:
         return 0.0, "format not kept"
     letter = parse_choice(response.answer, task.choices)
-    right = letter is not None and letter == task.answer_letter
+    right = (
+        letter is not None and task.answer is not None and is_same_option(task.choices, ord(letter) - 65, task.answer)
+    )
     verdict = "answer right" if right else f"answer {letter or 'not readable'}, gold {task.answer_letter}"
     if not task.facts:
         return float(right), verdict

@@ -122,9 +122,10 @@ def _draw_training(data: ReportData) -> list[Figure]:
 def _draw_sweep(data: ReportData) -> list[Figure]:
     if data.sweep is None or data.sweep.chosen is None:
         return []
+    each = " for each setting apart" if data.sweep.mode == "one_at_a_time" else ""
     caption = (
-        f"The search: {len(data.sweep.points)} trainings of {data.sweep.num_points} on {data.sweep.num_train} pairs. "
-        f"Chosen, with the gap closest to zero of those near the lowest loss: {data.sweep.chosen.settings.label}."
+        f"The search: {data.sweep.num_ended} trainings of {data.sweep.num_trainings} on {data.sweep.num_train} pairs. "
+        f"Chosen{each}, with the gap closest to zero of those near the lowest loss: {data.sweep.chosen.label}."
     )
     return [_figure(figures.draw_sweep(data.sweep), caption)]
 

@@ -104,6 +104,12 @@ def test_page_is_accessible(page):
     assert sum(attributes.get("role") == "img" and "aria-label" in attributes for attributes in page.all("div")) == 7
 
 
+def test_pairs_that_were_left_out_are_said(tmp_path):
+    recipe = load_recipe("nano", ["pairs.num=262"])
+    text = Page(write_report(make_data(recipe=recipe, num_left_out=38), tmp_path / "r.html").read_text("utf-8")).text
+    assert "38 more pairs came out than pairs.num = 262 asks for" in text
+
+
 def test_statements_are_marked(page):
     marks = [a["aria-label"] for a in page.all("span") if a.get("class") == "mark"]
     assert marks == ["true", "true", "false", "true", "true"] * 2
@@ -178,13 +184,32 @@ def test_reward_curve_is_left_out_where_it_was_not_logged(tmp_path):
     assert "coin toss" not in html
 
 
-def test_a_search_is_shown_with_its_choice(tmp_path):
-    settings = Settings(epochs=2, learning_rate=1e-5, lora_dropout=0.1, lora_alpha=128)
-    points = tuple(SweepPoint(job=str(n), settings=settings, loss=0.6 + n / 10, gap=(-1) ** n / 10) for n in range(3))
-    sweep = Sweep(num_points=4, num_train=18, num_validation=2, tolerance=0.01, points=points, chosen=points[0])
+def make_sweep(mode, *varied):
+    centre = Settings(epochs=2, learning_rate=1e-5, lora_dropout=0.1, lora_alpha=128)
+    points = tuple(
+        SweepPoint(job=str(n), settings=centre, varies=name, loss=0.6 + n / 10, gap=(-1) ** n / 10)
+        for n, name in enumerate((None, *varied))
+    )
+    return Sweep(
+        mode=mode, num_trainings=4, num_train=18, num_validation=2, tolerance=0.01, centre=centre, points=points,
+        chosen=centre,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("sweep", "series"),
+    [
+        (make_sweep("grid", None, None), ["lr 1e-05"]),
+        (make_sweep("one_at_a_time", "learning_rate", "epochs"), ["epochs", "learning rate", "the recipe's own"]),
+    ],
+)
+def test_a_search_is_shown_with_its_choice(tmp_path, sweep, series):
     html = write_report(make_data(sweep=sweep), tmp_path / "report.html").read_text("utf-8")
     assert "3 trainings of 4 on 18 pairs" in html
+    assert ("for each setting apart" in html) == (sweep.mode == "one_at_a_time")
     assert "epochs 2, learning_rate 1e-05, dropout 0.1, alpha 128" in html
     document = ElementTree.fromstring(figures.standalone(figures.draw_sweep(sweep)))
     assert document.tag == "{http://www.w3.org/2000/svg}svg"
     assert "--series-0" in document[0].text
+    words = "".join(document.itertext())
+    assert all(name in words for name in (*series, "chosen"))
