@@ -141,6 +141,15 @@ async def test_a_command_that_finds_servers_at_rest_wakes_them(stopping: Run) ->
             assert (await live_checkpoint(same.url)).name == "base"
 
 
+async def test_a_rest_whose_command_was_killed_is_ended_by_the_gateway(stopping: Run) -> None:
+    async with running_gateway(stopping, lambda _: None) as gateway:
+        await rest(gateway.url, "stop", 0.2)
+        async with asyncio.timeout(30):
+            while (await fetch_state(gateway.url)).phase != "live":
+                await asyncio.sleep(0.05)
+        assert any("asks for it no more" in warning for warning in (await fetch_state(gateway.url)).warnings)
+
+
 async def test_what_keeps_its_server_is_not_held_up(run: Run) -> None:
     """As every run on a CPU, where a start takes long and nothing is gained."""
     async with Session(run, Terminal()) as session:
