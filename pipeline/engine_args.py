@@ -22,6 +22,7 @@ _REFUSED: dict[str, str] = {
     "--kv-cache-memory-bytes": _SET_BY_RECIPE.format("serve.kv_cache_gib"),
     "--tensor-parallel-size": _SET_BY_RECIPE.format("serve.devices"),
     "--device-ids": _SET_BY_RECIPE.format("serve.devices"),
+    "--enable-sleep-mode": _SET_BY_RECIPE.format("serve.while_training"),
     "--allowed-media-domains": _SET_BY_RECIPE.format("serve.allowed_image_hosts"),
     "--max-lora-rank": _SET_BY_RECIPE.format("train.lora_r"),
     **dict.fromkeys(("--enable-lora", "--max-loras", "--lora-target-modules", "--lora-modules"), _AS_TRAINED),

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 
 from pipeline.errors import VcotError
 from pipeline.recipe import ServeSection
 from services import admin
 from services.admin import Wanted
+from services.terminal import Terminal
 
 _LEASE_S = 60.0
 _RENEWALS = 4
@@ -28,7 +29,7 @@ def wanted_rest(serve: ServeSection) -> Wanted | None:
 
 
 @contextlib.asynccontextmanager
-async def resting(url: str, way: Wanted, say: Callable[[str], None]) -> AsyncIterator[None]:
+async def resting(url: str, way: Wanted, terminal: Terminal) -> AsyncIterator[None]:
     """Have the servers behind the gateway at `url` rest during the block, and serve again after it, verified.
 
     Where the block fails they come back when the lease is over. Raises SwapError, ServerError.
@@ -38,7 +39,7 @@ async def resting(url: str, way: Wanted, say: Callable[[str], None]) -> AsyncIte
         yield
         return
     ways = ", ".join(f"{name} ({how})" for name, how in rested.ways.items() if how != "keep")
-    say(f"at rest while this trains: {ways}")
+    terminal.say(f"at rest while this trains: {ways}")
     over = asyncio.Event()
     renewing = asyncio.create_task(_renew(url, way, over))
     try:
@@ -46,8 +47,8 @@ async def resting(url: str, way: Wanted, say: Callable[[str], None]) -> AsyncIte
     finally:
         over.set()
         await renewing
-    await admin.wake(url)
-    say("back from its rest, and verified")
+    with terminal.aside("serve", "back from the rest, by way of the canary"):
+        await admin.wake(url)
 
 
 async def _renew(url: str, way: Wanted, over: asyncio.Event) -> None:

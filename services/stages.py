@@ -119,7 +119,7 @@ class Session:
         url = self._find_gateway() if way is not None else None
         async with AsyncExitStack() as stack:
             if way is not None and url is not None:
-                await stack.enter_async_context(resting(url, way, self.terminal.say))
+                await stack.enter_async_context(resting(url, way, self.terminal))
             yield
 
     def _find_gateway(self) -> str | None:

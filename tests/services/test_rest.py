@@ -18,6 +18,7 @@ from services.gateway.lease import Lease, choose_rest
 from services.gateway.replica import Supervision
 from services.gateway.swap import SwapLimits
 from services.resting import wanted_rest
+from services.terminal import Terminal
 from tests.services.bench_fleet import BASE, TUNED, Bench, answer_of
 from tests.services.fake_vllm import FakeVllm, write_checkpoint
 
@@ -381,7 +382,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 async def test_a_command_renews_the_lease_while_it_trains_then_wakes(calls: list[str]) -> None:
-    async with command_side.resting("http://gateway", "sleep", lambda _: None):
+    async with command_side.resting("http://gateway", "sleep", Terminal()):
         await asyncio.sleep(0.1)
     assert len(calls) > 3
     assert calls[-1] == "wake"
@@ -393,6 +394,6 @@ async def test_a_command_renews_the_lease_while_it_trains_then_wakes(calls: list
 async def test_a_command_that_fails_leaves_it_to_the_lease(calls: list[str]) -> None:
     """It may be ending because of Ctrl-C, and a start takes long."""
     with pytest.raises(ServerError):
-        async with command_side.resting("http://gateway", "sleep", lambda _: None):
+        async with command_side.resting("http://gateway", "sleep", Terminal()):
             raise ServerError("the trainer ended with 1")
     assert "wake" not in calls

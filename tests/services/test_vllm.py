@@ -95,6 +95,13 @@ def test_the_command_for_a_gpu(checkpoint: Checkpoint) -> None:
     assert not {"--enforce-eager", "--no-enable-chunked-prefill", "--kv-cache-memory-bytes"} & set(command)
 
 
+@pytest.mark.parametrize("way", ["auto", "sleep", "stop", "keep"])
+def test_sleep_mode_is_asked_for_where_it_is_wanted_and_there(checkpoint: Checkpoint, way: str) -> None:
+    serve = ServeSection(while_training=way)
+    assert ("--enable-sleep-mode" in plain_command(checkpoint, serve, "cuda")) == (way in ("auto", "sleep"))
+    assert "--enable-sleep-mode" not in plain_command(checkpoint, serve, "cpu"), "the CPU build refuses it"
+
+
 def test_devices_and_adapters_are_asked_for_where_they_are_wanted(checkpoint: Checkpoint) -> None:
     serve = ServeSection()
     assert not {"--enable-lora", "--tensor-parallel-size"} & set(plain_command(checkpoint, serve, "cuda"))
