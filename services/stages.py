@@ -21,7 +21,7 @@ from pipeline.client import ChatClient
 from pipeline.errors import CheckpointError, DataError, InputError, StageError, SwapError
 from pipeline.judges import judge_responses
 from pipeline.publish import publish_pairs, render_card
-from pipeline.recipe import EvalSection, render_recipe
+from pipeline.recipe import EvalSection
 from pipeline.records import (
     CheckpointRef,
     PreferencePair,
@@ -234,9 +234,8 @@ def publish_splits(
         train,
         validation,
         num_made=len(current.pairs.pair_set.pairs) + current.pairs.pair_set.num_left_out,
-        source=recipe.tasks.source,
+        recipe=recipe,
         model=current.start.ref.name if current.number > 1 else recipe.model.source,
-        recipe_toml=render_recipe(recipe),
     )
     publish_pairs(train, validation, current.session.run.images, directory, card=card)
 

@@ -1,5 +1,9 @@
+import json
+
+import pyarrow.parquet as pq
 import pytest
-from datasets import load_dataset
+import yaml
+from datasets import Features, load_dataset
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -8,6 +12,7 @@ from pipeline.errors import DataError
 from pipeline.images import ImageStore
 from pipeline.pairs import build_pairs, limit_pairs, split_pairs
 from pipeline.publish import pairs_digest, publish_pairs, render_card
+from pipeline.recipe import load_recipe
 from pipeline.records import CheckpointRef, ImageRef, Judgment, PreferencePair, Response, SamplingParams, Task
 
 CHECKPOINT = CheckpointRef(name="base", digest="sha256:aa", kind="base")
@@ -112,7 +117,7 @@ def test_the_published_data_set_is_what_datasets_reads(tmp_path):
     tasks = [make_task(f"t{i}", store.put_png(Image.new("RGB", (4, 4), (i, 0, 0)))) for i in range(5)]
     pairs = [make_pair(task) for task in tasks]
     train, validation = split_pairs(pairs, 0.2, seed=0)
-    card = render_card(train, validation, num_made=7, source="nano", model="nano", recipe_toml='name = "x"')
+    card = render_card(train, validation, num_made=7, recipe=load_recipe("nano"), model="nano")
     assert "drawn at random, by image, from 7 pairs; 2 are left out" in card
     folder = tmp_path / "pairs" / pairs_digest(train, validation)[:12]
     publish_pairs(train, validation, store, folder, card=card)
@@ -123,6 +128,30 @@ def test_the_published_data_set_is_what_datasets_reads(tmp_path):
     assert [part["type"] for part in row["prompt"][0]["content"]] == ["image", "text"]
     assert row["chosen"] == [{"role": "assistant", "content": [{"type": "text", "text": "text 0"}]}]
     assert row["rejected"][0]["content"][0]["text"] == "text 1"
+
+    schema = pq.read_schema(folder / "train.parquet")
+    written = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
+    assert '"List"' not in json.dumps(written), "datasets 3 does not know it"
+    assert written["images"] == [{"_type": "Image"}]
+    assert Features.from_arrow_schema(schema) == data["train"].features
+    metadata = yaml.safe_load(card.split("---")[1])
+    assert Features._from_yaml_list(metadata["dataset_info"]["features"]) == Features.from_arrow_schema(schema)
+    assert (metadata["license"], metadata["language"], metadata["size_categories"]) == ("apache-2.0", ["en"], ["n<1K"])
+
+
+def test_the_card_says_nothing_about_the_machine():
+    overrides = [
+        "judge.base_url=http://10.0.0.7/v1",
+        "judge.api_key_env=MY_KEY",
+        "eval.path=/home/me/sqa",
+        "serve.port=8123",
+    ]
+    pair = make_pair(make_task("t"))
+    card = render_card([pair], [pair], num_made=2, recipe=load_recipe("paper", overrides), model="/home/me/llava")
+    assert not [word for word in ("10.0.0.7", "MY_KEY", "/home", "[serve]", "8123") if word in card]
+    assert "temperature = 0.5" in card
+    assert "| sampled from | llava (" in card
+    assert yaml.safe_load(card.split("---")[1])["license_link"] == "https://github.com/allenai/aokvqa"
 
 
 def test_the_digest_is_of_the_rows_not_of_where_images_lie():
