@@ -46,6 +46,12 @@ class Target:
 
 
 _DEFAULT = Target()
+Wandb = Annotated[
+    bool,
+    Parameter(
+        negative=(), help="Send the training's curves to Weights & Biases (short for --set train.report_to=...)."
+    ),
+]
 
 
 @app.command(group=_RUNS)
@@ -55,11 +61,11 @@ def demo(target: Target = _DEFAULT) -> None:
 
 
 @app.command(name="run", group=_RUNS)
-def run(target: Target = _DEFAULT) -> None:
+def run(target: Target = _DEFAULT, *, wandb: Wandb = False) -> None:
     """Run every step: sample, judge, pair, train, merge, swap, evaluate, report. What is done is not done again."""
     from services import commands
 
-    commands.execute(target.run, target.recipe, target.set, commands.run_all)
+    commands.execute(target.run, target.recipe, commands.with_wandb(target.set, wandb), commands.run_all)
 
 
 @app.command(group=_RUNS)
@@ -166,11 +172,11 @@ def pair(target: Target = _DEFAULT) -> None:
 
 
 @app.command(group=_STEPS, sort_key=4)
-def train(target: Target = _DEFAULT) -> None:
+def train(target: Target = _DEFAULT, *, wandb: Wandb = False) -> None:
     """Train the policy on the pairs, in a process of its own."""
     from services import commands
 
-    commands.execute(target.run, target.recipe, target.set, commands.train)
+    commands.execute(target.run, target.recipe, commands.with_wandb(target.set, wandb), commands.train)
 
 
 @app.command(group=_RUNS)

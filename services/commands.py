@@ -90,6 +90,11 @@ def with_source(overrides: Sequence[str], source: str | None, path: Path | None)
     return (*named, *overrides)
 
 
+def with_wandb(overrides: Sequence[str], wanted: bool) -> tuple[str, ...]:
+    """`--wandb` as an override; it is kept in the run like any other."""
+    return ('train.report_to=["wandb"]', *overrides) if wanted else tuple(overrides)
+
+
 def prepare(directory: Path | None, recipe: str | None, overrides: Sequence[str]) -> None:
     """`vcot prepare`: what servers of the run start from."""
     terminal = Terminal()
