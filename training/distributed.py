@@ -20,6 +20,7 @@ from pathlib import Path
 from pipeline.errors import InputError, MachineError, ServerError
 from pipeline.recipe import TrainSection
 from training.job import read_status
+from training.trackers import check_account
 
 RANK_MODULE = "training.rank"
 _LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
@@ -56,7 +57,7 @@ def check_machine(recipe: TrainSection, num_gpus: int) -> None:
 
 
 def check_installed(recipe: TrainSection) -> None:
-    """See that what the recipe names is here: the accelerate config, and its and the trackers' packages.
+    """See that what the recipe names is here: the accelerate config, its and the trackers' packages, and a key for wandb.
 
     Raises InputError or MachineError. Free of torch, so that it can be said before anything is sampled.
     """
@@ -64,6 +65,8 @@ def check_installed(recipe: TrainSection) -> None:
         _require("deepspeed", f"train.accelerate_config = {recipe.accelerate_config!r}")
     for tracker in recipe.report_to:
         _require(tracker, "train.report_to")
+    if "wandb" in recipe.report_to:
+        check_account()
 
 
 def _require(package: str, wanted_by: str) -> None:
