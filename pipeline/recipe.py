@@ -86,6 +86,8 @@ class ServeSection(Section):
     """How long a server may make no token with requests in flight before it is started anew."""
     allowed_image_hosts: tuple[str, ...] = ()
     """Hosts (`name` or `name:port`) that vLLM may fetch images from; images come as data URLs from anywhere else."""
+    while_training: Literal["auto", "keep", "sleep", "stop"] = "auto"
+    """What the engine does while the run trains on its GPU."""
 
 
 class TasksSection(Section):

@@ -18,6 +18,7 @@ from services import admin, serving, trainer, worker
 from services import sweep as search
 from services.admin import fetch_state, register, retire, swap_to
 from services.checkpoints import Checkpoint, CheckpointInfo, Registry
+from services.machine import check_machine
 from services.reporting import Evaluation, evaluate_scores, write_run_report
 from services.rounds import Round, list_rounds, make_judge
 from services.stages import (
@@ -178,7 +179,7 @@ def _say_preflight(session: Session, preflight: Preflight) -> None:
             f"{len(refused)} pairs cannot be trained whole; the first, {refused[0][0]}: {refused[0][1]}"
         )
     say = session.terminal.warn if preflight.memory.total > preflight.available_gib else session.terminal.say
-    say(f"memory: {preflight.memory.summary}; {preflight.available_gib:.1f} GiB are there")
+    say(f"memory: {preflight.memory.summary}; {preflight.available_gib:.1f} GiB were free")
 
 
 async def sweep(session: Session) -> None:
@@ -330,6 +331,8 @@ async def run_all(session: Session) -> None:
         pass
     if session.run.recipe.train.worker == "local":
         check_installed(session.run.recipe.train)
+    if warning := check_machine(session.run.recipe, is_served=serving.is_served(session.run)):
+        session.terminal.warn(warning)
     rounds: list[Round] = []
     start = session.base
     for number in range(1, session.run.recipe.rounds.num + 1):
