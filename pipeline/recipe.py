@@ -87,7 +87,7 @@ class ServeSection(Section):
     allowed_image_hosts: tuple[str, ...] = ()
     """Hosts (`name` or `name:port`) that vLLM may fetch images from; images come as data URLs from anywhere else."""
     while_training: Literal["auto", "keep", "sleep", "stop"] = "auto"
-    """What the engine does while the run trains on its GPU."""
+    """What vLLM does in a training: `sleep` (frees its GPU), `stop`, `keep`; `auto` is sleep on GPUs, keep with `url`."""
 
 
 class TasksSection(Section):

@@ -135,31 +135,28 @@ class Fit:
                 )
 
 
-def engine_state(recipe: Recipe, shape: Shape, cards: Cards) -> EngineState:
-    """What the run's engine does while it trains; `auto` lets it be where both fit."""
-    match recipe.serve.while_training:
-        case "keep":
-            return "kept"
-        case "sleep":
-            return "asleep"
-        case "stop":
-            return "stopped"
-        case "auto":
-            estimate = estimate_memory(shape, recipe.train, longest_row(shape, recipe))
-            left = cards.free_gib - cards.total_gib * recipe.serve.gpu_memory_utilization
-            return "kept" if estimate.judge(left) == "fits" else "asleep"
+def engine_state(serve: ServeSection) -> EngineState:
+    """What the run's engine does while it trains; one that is not the run's own is let be."""
+    if serve.while_training == "auto":
+        return "kept" if is_elsewhere(serve) else "asleep"
+    states: dict[str, EngineState] = {"keep": "kept", "sleep": "asleep", "stop": "stopped"}
+    return states[serve.while_training]
+
+
+def is_elsewhere(serve: ServeSection) -> bool:
+    """Whether others run the engine, so that nothing is known of its GPU."""
+    return bool(serve.url or serve.upstreams)
 
 
 def find_fit(recipe: Recipe, shape: Shape, cards: Cards) -> Fit:
     """How the recipe fits on the cards."""
     serving = estimate_serving(shape, recipe.serve, cards.total_gib)
-    is_elsewhere = bool(recipe.serve.url or recipe.serve.upstreams)
-    kept = {"kept": serving.share, "asleep": ASLEEP_GIB, "stopped": 0.0}[engine_state(recipe, shape, cards)]
+    kept = {"kept": serving.share, "asleep": ASLEEP_GIB, "stopped": 0.0}[engine_state(recipe.serve)]
     return Fit(
         serving=serving,
         training=estimate_memory(shape, recipe.train, longest_row(shape, recipe)),
-        left_gib=cards.free_gib - (0.0 if is_elsewhere else kept),
-        serving_fault="" if is_elsewhere else _serving_fault(recipe, serving, cards),
+        left_gib=cards.free_gib - (0.0 if is_elsewhere(recipe.serve) else kept),
+        serving_fault="" if is_elsewhere(recipe.serve) else _serving_fault(recipe, serving, cards),
     )
 
 
@@ -213,14 +210,14 @@ def make_plan(recipe: Recipe, shape: Shape, cards: Cards) -> Plan:
     for step in _serving_steps(shape, cards):
         if fit(steps).serving_fault:
             steps.append(step)
-    for step in _training_steps(shape, cards):
+    for step in _training_steps(shape, cards.num):
         if fit(steps).training_fault:
             steps.append(step)
     if fit(steps).fits:
         for place in reversed(range(len(steps))):
             without = steps[:place] + steps[place + 1 :]
             steps = without if fit(without).fits else steps
-    changed = _use_freed(result(steps), shape, cards)
+    changed = _use_freed(result(steps), cards)
     return Plan(changed, render_flags(recipe, changed), find_fit(changed, shape, cards))
 
 
@@ -272,13 +269,13 @@ def _context(recipe: Recipe, shape: Shape) -> int:
     return min(recipe.serve.max_model_len, -(-longest // 256) * 256)
 
 
-def _training_steps(shape: Shape, cards: Cards) -> Iterator[Step]:
+def _training_steps(shape: Shape, num_cards: int) -> Iterator[Step]:
     yield lambda recipe: _set(recipe, "serve", while_training="sleep")
     for _ in range(8):
         yield _divide_batch
     yield lambda recipe: _set(recipe, "serve", while_training="stop")
     yield lambda recipe: _set(recipe, "train", gradient_checkpointing=True)
-    if cards.num > 1:
+    if num_cards > 1:
         yield lambda recipe: _set(recipe, "train", accelerate_config="fsdp")
     if shape.image_side is None:
         yield from (_limit("max_image_side", side) for side in _IMAGE_SIDES)
@@ -302,9 +299,9 @@ def _limit(field: Literal["max_image_side", "max_length"], value: int) -> Step:
     return lambda recipe: _set(recipe, "train", **{field: min(value, getattr(recipe.train, field))})
 
 
-def _use_freed(recipe: Recipe, shape: Shape, cards: Cards) -> Recipe:
+def _use_freed(recipe: Recipe, cards: Cards) -> Recipe:
     """The engine's share raised where it gives all of it back for the training: more requests at once, at no cost."""
-    if engine_state(recipe, shape, cards) == "kept" or recipe.serve.gpu_memory_utilization >= _share(cards):
+    if engine_state(recipe.serve) == "kept" or recipe.serve.gpu_memory_utilization >= _share(cards):
         return recipe
     return _set(recipe, "serve", gpu_memory_utilization=_share(cards))
 

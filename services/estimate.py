@@ -256,17 +256,13 @@ class _Machine:
     def evaluate(self, counts: Counts) -> Span:
         """Each prompt at each temperature, of base and policy."""
         section = self.recipe.eval
-        restarts = 2 if engine_state(self.recipe, self.shape, self._cards) == "stopped" else 1
+        restarts = 2 if engine_state(self.recipe.serve) == "stopped" else 1
         hours = ENGINE_START_S * (restarts / 3600)
         for prompt in section.prompts:
             requests = _Requests(prompt, section.num_samples, section.max_concurrency, section.max_tokens)
             times = 2 * len(section.temperatures) * len(section.images)
             hours += self._answer(requests, counts.num_eval_tasks) * times
         return hours
-
-    @property
-    def _cards(self) -> Cards:
-        return Cards(self.num_cards, self.kind.usable_gib, self.kind.usable_gib)
 
     def _answer(self, requests: _Requests, num_prompts: int) -> Span:
         """Hours until `num_prompts` are answered: their own part, and the responses'."""

@@ -57,12 +57,8 @@ def test_a_training_gets_what_the_engine_leaves():
     assert left == {"keep": SIZES[80] - share, "sleep": SIZES[80] - ASLEEP_GIB, "stop": SIZES[80]}
     kept = fit("serve.while_training=keep", "serve.gpu_memory_utilization=0.9", size=80)
     assert kept.training_fault.startswith("the training needs at least")
-    assert fit("serve.url=http://elsewhere", HALF).left_gib == SIZES[80]
-
-
-def test_an_engine_that_may_choose_sleeps_where_it_must():
-    assert fit("serve.while_training=auto", size=80).left_gib == SIZES[80] - 0.45 * SIZES[80]
-    assert fit("serve.while_training=auto", size=48).left_gib == SIZES[48] - ASLEEP_GIB
+    assert fit("serve.while_training=auto").left_gib == left["sleep"]
+    assert fit("serve.url=http://elsewhere").left_gib == SIZES[80]
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -80,7 +76,10 @@ def test_the_papers_recipe_fits_every_card_with_the_flags_that_are_printed(size,
 
 
 def test_nothing_is_changed_that_need_not_be():
-    assert plan(1, 80).flags == ""
+    assert plan(1, 80, "serve.while_training=keep").flags == ""
+    assert plan(1, 80).flags == "--set serve.gpu_memory_utilization=0.9"  # at no cost, as the engine sleeps
+    for size in (40, 48, 80):
+        assert make_plan(load_recipe("paper"), SEVEN, cards(1, size)).flags == ""
     small = plan(1, 24, "serve.while_training=keep")
     assert shlex.split(small.flags) == [
         "--set",
