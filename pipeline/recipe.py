@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from pipeline.engine_args import check_engine_args
 from pipeline.errors import RecipeError
 from pipeline.records import PromptName, SamplingParams, ShownImage, Split
 
@@ -87,7 +88,19 @@ class ServeSection(Section):
     allowed_image_hosts: tuple[str, ...] = ()
     """Hosts (`name` or `name:port`) that vLLM may fetch images from; images come as data URLs from anywhere else."""
     while_training: Literal["auto", "keep", "sleep", "stop"] = "auto"
-    """What vLLM does in a training: `sleep` (frees its GPU), `stop`, `keep`; `auto` is sleep on GPUs, keep with `url`."""
+    """What vLLM does in a training: `sleep` (frees GPU memory), `stop`, `keep`; `auto`: sleep on GPUs, keep with `url`."""
+    extra_args: tuple[str, ...] = ()
+    """More options for vLLM's command line, such as ["--max-num-seqs", "64"]; none that vcot sets or depends on."""
+
+    def devices_of(self, number: int) -> str | None:
+        """CUDA_VISIBLE_DEVICES of the `number`-th server, from 0; None where it takes what it finds."""
+        return self.devices[number % len(self.devices)] if self.devices else None
+
+    @field_validator("extra_args")
+    @classmethod
+    def _check_extra_args(cls, arguments: tuple[str, ...]) -> tuple[str, ...]:
+        check_engine_args(arguments)
+        return arguments
 
 
 class TasksSection(Section):

@@ -94,7 +94,11 @@ def prepare(target: Target = _DEFAULT) -> None:
 
 @app.command(group=_SERVICES)
 def engine(
-    *, run: Annotated[Path | None, Parameter(alias="-r")] = None, host: str = "127.0.0.1", port: int = 8000
+    *,
+    run: Annotated[Path | None, Parameter(alias="-r")] = None,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    number: int = 0,
 ) -> None:
     """Serve the run's model by vLLM alone, for a gateway elsewhere (serve.upstreams).
 
@@ -108,11 +112,13 @@ def engine(
         Where it listens.
     port
         Its port.
+    number
+        Which of several it is, from 0: it takes the GPUs of that place in serve.devices.
 
     """
     from services import commands
 
-    commands.engine(run, host, port)
+    commands.engine(run, host, port, number)
 
 
 @app.command(group=_SERVICES)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import NoReturn
 
@@ -32,7 +32,8 @@ from services.stages import (
 )
 from services.terminal import Terminal
 from services.trend import Choice, choose_round
-from services.vllm import Address, become_server
+from services.vllm import become_server
+from services.vllm_command import Address
 from training.distributed import check_installed
 from training.job import (
     ADAPTER,
@@ -96,13 +97,19 @@ def prepare(directory: Path | None, recipe: str | None, overrides: Sequence[str]
         terminal.say(f"{base.ref.name} is {base.ref.digest[:19]}, in {base.directory}")
 
 
-def engine(directory: Path | None, host: str, port: int) -> NoReturn:
-    """`vcot engine`: this process becomes vLLM. The run is only read."""
+def engine(directory: Path | None, host: str, port: int, number: int) -> NoReturn:
+    """`vcot engine`: this process becomes vLLM, on the devices of the `number`-th server. The run is only read."""
     with open_run(run_directory(directory, None)) as run:
         base = Registry(run.directory).find(run.recipe.model.name)
         if base is None:
             raise CheckpointError(f"run {run.directory} does not hold its model yet; run `vcot prepare` first")
-        become_server(base, run.recipe.serve, Address(host, port), serving.served_lora_rank(run.recipe))
+        become_server(
+            base,
+            run.recipe.serve,
+            Address(host, port),
+            devices=run.recipe.serve.devices_of(number),
+            max_lora_rank=serving.served_lora_rank(run.recipe),
+        )
 
 
 def work(runs: Path) -> None:
@@ -145,7 +152,16 @@ async def train(session: Session) -> None:
     """`vcot train`."""
     current = list_rounds(session)[-1]
     pair_stage(current)
-    await _train(current)
+    is_remote = session.run.recipe.train.worker == "remote"  # which merges, too
+    async with _servers_at_rest(current, current.job if is_remote else None):
+        await _train(current)
+
+
+def _servers_at_rest(current: Round, merged: TrainJob | None) -> AbstractAsyncContextManager[None]:
+    """Servers that are up give their GPU to the round's training, and to the merge of job `merged`, where one is owed."""
+    directory = current.job_directory
+    is_owed = not trainer.is_done(directory, merged.merged_path(directory) if merged else None)
+    return current.session.at_rest() if is_owed else nullcontext()
 
 
 async def _train(current: Round, merge_into: Path | None = None) -> None:
@@ -196,7 +212,8 @@ async def merge(session: Session, *, adapter: bool) -> None:
     job = current.job
     if adapter:
         job = job.model_copy(update={"merge": job.merge.model_copy(update={"serve_as": "adapter"})})
-    made = await _merge(current, job)
+    async with _servers_at_rest(current, job):
+        made = await _merge(current, job)
     session.terminal.say(f"`vcot parity {made.ref.name}` registers it, if it is served as it was trained")
 
 
@@ -351,8 +368,9 @@ async def _teach(current: Round) -> Checkpoint:
     await sample_stage(current)
     await judge_stage(current)
     pair_stage(current)
-    await _train(current, current.session.run.path("checkpoints", current.job.checkpoint_name))
-    return await _merge(current, current.job)
+    async with _servers_at_rest(current, current.job):
+        await _train(current, current.session.run.path("checkpoints", current.job.checkpoint_name))
+        return await _merge(current, current.job)
 
 
 async def checkpoints(session: Session) -> None:

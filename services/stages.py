@@ -38,8 +38,9 @@ from pipeline.sources import load_tasks
 from services.admin import fetch_state, register, retire, swap_to, try_out
 from services.checkpoints import Checkpoint, Registry
 from services.parity import ParityReport, ask_served, check_defaults, verify
+from services.resting import resting, wanted_rest
 from services.rounds import Round, make_judge
-from services.serving import GatewayHandle, running_gateway
+from services.serving import GatewayHandle, find_gateway, running_gateway
 from services.terminal import Terminal
 from training.job import TrainJob, read_record, write_record
 from training.parity import PROBE, Probe, read_probe
@@ -71,8 +72,8 @@ class Session:
 
     async def gateway(self) -> GatewayHandle:
         """The run's gateway, started at first use and stopped with the session."""
-        if self._gateway is None and self.run.recipe.serve.url:
-            self._gateway = GatewayHandle(self.run.recipe.serve.url.rstrip("/").removesuffix("/v1"), started_here=False)
+        if self._gateway is None and (url := self._url_elsewhere):
+            self._gateway = GatewayHandle(url, started_here=False)
         if self._gateway is None:
             what = f"{self.run.recipe.model.source} by vLLM, behind the gateway"
             with self.terminal.aside("serve", what), self.terminal.waiting("starting the server") as progress:
@@ -106,6 +107,27 @@ class Session:
             yield serve
         finally:
             await swap_to(gateway.url, POLICY_ALIAS, before)
+
+    @asynccontextmanager
+    async def at_rest(self) -> AsyncIterator[None]:
+        """For training: the servers that are up rest meanwhile as `serve.while_training` says; none is started for that."""
+        way = wanted_rest(self.run.recipe.serve)
+        url = self._find_gateway() if way is not None else None
+        async with AsyncExitStack() as stack:
+            if way is not None and url is not None:
+                await stack.enter_async_context(resting(url, way, self.terminal.say))
+            yield
+
+    def _find_gateway(self) -> str | None:
+        """The URL of the run's gateway, if there is one without starting it."""
+        if self._gateway is not None:
+            return self._gateway.url
+        return self._url_elsewhere or find_gateway(self.run)
+
+    @property
+    def _url_elsewhere(self) -> str | None:
+        url = self.run.recipe.serve.url
+        return url.rstrip("/").removesuffix("/v1") if url else None
 
     async def _client(self, gateway: GatewayHandle) -> ChatClient:
         concurrency = max(self.run.recipe.sample.max_concurrency, self.run.recipe.eval.max_concurrency)

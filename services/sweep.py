@@ -128,8 +128,11 @@ async def sweep(current: Round) -> Sweep:
         f"{len(search.points)} of them done",
     )
     if owed := search.owed:
-        with session.terminal.steps("pairs") as on_steps:
-            await trainer.train_all(owed, session.run.path("training", "sweep.log"), lambda: search.advance(on_steps))
+        async with session.at_rest():
+            with session.terminal.steps("pairs") as on_steps:
+                await trainer.train_all(
+                    owed, session.run.path("training", "sweep.log"), lambda: search.advance(on_steps)
+                )
     search.publish()
     record = search.record
     faults = [point.fault for point in record.points if point.fault]

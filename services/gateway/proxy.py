@@ -38,7 +38,7 @@ from services.gateway.answers import (
 )
 from services.gateway.content import check_content
 from services.gateway.exchange import exchange_of
-from services.gateway.fleet import Fleet, NotServedError
+from services.gateway.fleet import Fleet, NotServedError, RestingError
 from services.gateway.metrics import Metrics
 from services.gateway.pool import Answer, LostError
 from services.gateway.replica import Replica
@@ -47,6 +47,7 @@ from services.gateway.swap import served_name
 from services.gateway.upstream import EngineFault, Upstream
 
 _RETRY_AFTER_S = 5
+_REST_RETRY_AFTER_S = 60
 _BROKEN = frozenset((500, 502, 503))
 
 
@@ -74,6 +75,8 @@ class Proxy:
             await self._answer(scope, request, send)
         except Refusal as refusal:
             await send_refusal(scope, send, refusal)
+        except RestingError as error:
+            await send_refusal(scope, send, Refusal(503, "resting", str(error), retry_after_s=_REST_RETRY_AFTER_S))
         except ServerError as error:
             await send_refusal(scope, send, Refusal(503, "unavailable", str(error), retry_after_s=_RETRY_AFTER_S))
 

@@ -26,6 +26,7 @@ from services.parity import ask_served, check_defaults
 from services.stages import Session, parity_stage
 from services.terminal import Terminal
 from services.vllm import VllmServer
+from services.vllm_command import SERVED_NAME
 from training.job import TrainJob
 from training.merge import merge_job
 from training.parity import read_probe
@@ -160,7 +161,7 @@ async def test_server_that_is_started_wrong_turns_the_gate_red(
     (merged / "chat_template.jinja").write_text("{{- bos_token }}" + template)
     probe = read_probe(merged)
     assert probe is not None
-    served_as = probe.checkpoint.model_copy(update={"name": vllm.SERVED_NAME})
+    served_as = probe.checkpoint.model_copy(update={"name": SERVED_NAME})
     async with serving(merged, tmp_path) as client:
         with pytest.raises(SwapError, match=r"is not asked as it was trained: from token 2 .*a BOS more or less"):
             await ask_served(client, served_as, probe, max_concurrency=4)

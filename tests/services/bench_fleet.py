@@ -40,6 +40,7 @@ class Bench:
         limits: SwapLimits | None = None,
         supervision: Supervision | None = None,
         max_wait_s: float = 5.0,
+        can_sleep: bool = True,
         **settings: Any,
     ) -> None:
         self.directory = directory
@@ -61,6 +62,7 @@ class Bench:
             self._launch,
             self.said.append,
             max_lora_rank=8,
+            can_sleep=can_sleep,
             limits=limits,
             supervision=supervision or Supervision(first_backoff_s=0.0),
         )

@@ -127,6 +127,10 @@ class FakeVllm:
     """How it renders a prompt."""
     ignores_adapters: bool = False
     """Answers under an adapter's name with its base's weights."""
+    is_asleep: bool = False
+    """Takes requests, and answers none."""
+    wakes_with: float | None = None
+    """The weight that it wakes with, where that is another than it slept with."""
     is_silent: bool = False
     """Takes connections, and answers nothing on /health."""
     is_stuck: bool = False
@@ -174,6 +178,9 @@ class FakeVllm:
         app.router.add_post("/collective_rpc", self._reload)
         for name in ("prefix", "mm", "encoder"):
             app.router.add_post(f"/reset_{name}_cache", self._reset)
+        app.router.add_post("/sleep", self._sleep)
+        app.router.add_post("/wake_up", self._wake_up)
+        app.router.add_get("/is_sleeping", self._is_sleeping)
         self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
         await self._runner.setup()
         if socket is not None:
@@ -245,11 +252,27 @@ class FakeVllm:
             self.images.clear()
         return web.json_response({"success": True})
 
+    async def _sleep(self, request: web.Request) -> web.Response:
+        self.calls.append(f"sleep {request.query['level']}")
+        self.is_asleep = True
+        return web.json_response({"status": "sleeping", "level": 1})
+
+    async def _wake_up(self, _: web.Request) -> web.Response:
+        self.calls.append("wake_up")
+        self.is_asleep = False
+        self.weight = self.weight if self.wakes_with is None else self.wakes_with
+        return web.json_response({"status": "awake", "tags": None})
+
+    async def _is_sleeping(self, _: web.Request) -> web.Response:
+        return web.json_response({"is_sleeping": self.is_asleep})
+
     async def _chat(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
         content = body["messages"][0]["content"]
         text = content if isinstance(content, str) else content[1]["text"]
         self.num_asked += 1
+        if self.is_asleep:
+            await asyncio.Event().wait()
         if "x-request-id" in request.headers:
             self.request_ids.append(request.headers["x-request-id"])
         image = "" if isinstance(content, str) else content[0]["image_url"]["url"]
@@ -340,7 +363,7 @@ async def main():
     await server.listen(argument("--uds"))
     await asyncio.Event().wait()
 
-mode = os.environ.get("STUB_MODE", "")
+mode = os.environ.get("VLLM_STUB_MODE", "")
 print("non-default args: {}", flush=True)
 if mode == "die":
     print("(Worker pid=7) INFO 11-22 22:26:03 [cpu.py:68] Starting to load model ...")
@@ -355,8 +378,8 @@ asyncio.run(main())
 
 def install_stub(folder: Path) -> None:
     """A package `vllm` whose server is the fake one; put `folder` on PYTHONPATH."""
-    package = folder / "vllm" / "entrypoints" / "openai"
+    package = folder / "vllm" / "entrypoints" / "launchers" / "api_server"
     package.mkdir(parents=True)
-    for path in (folder / "vllm", folder / "vllm" / "entrypoints", package):
+    for path in (folder / "vllm", *(folder / "vllm").rglob("*/")):
         (path / "__init__.py").touch()
-    (package / "api_server.py").write_text(STUB)
+    (package / "entry.py").write_text(STUB)
