@@ -17,7 +17,7 @@ from rich.table import Table
 from pipeline.checkpoints import check_layout
 from pipeline.errors import CheckpointError, InputError, MachineError
 from pipeline.recipe import Recipe, TasksSection, TrainSection
-from services.capacity import Cards, find_fit, make_plan
+from services.capacity import Cards, engine_state, find_fit, make_plan
 from services.checkpoints import find_model, is_bundled, is_hub_id
 from services.estimate import count_work, estimate_disk
 from services.machine import MINIMUM_DRIVERS, cards_of, cuda_of_torch, driver_fault, find_recipe_shape
@@ -32,8 +32,6 @@ from training.shape import Shape
 Verdict = Literal["ok", "missing", "note"]
 _BASE_MEMORY_GIB = 6.0
 """Servers, gateway and data sets, beside any weights."""
-_SHARD_GIB = 5.0
-"""Of weights, at most, while they are loaded; the hub's are cut so."""
 _BASE_DISK_GIB = 1.0
 """Of a run with a bundled model."""
 _VERDICTS: Mapping[memory.Verdict, Verdict] = {"fits": "ok", "close": "note", "too_large": "missing"}
@@ -180,11 +178,13 @@ def _memory(recipe: Recipe) -> Finding:
 
 
 def _needed_memory(recipe: Recipe) -> float:
-    """GiB: Python, vLLM and data; a sleeping engine's weights; and what loading holds of a shard."""
+    """GiB: servers and data, a sleeping engine's weights, and those that each training process loads."""
     shape = None if is_bundled(recipe.model) else find_recipe_shape(recipe.model)
     if shape is None:
         return _BASE_MEMORY_GIB
-    return _BASE_MEMORY_GIB + shape.num_parameters * BYTES[recipe.serve.dtype] / GIB + _SHARD_GIB
+    asleep = BYTES[recipe.serve.dtype] if engine_state(recipe.serve) == "asleep" else 0
+    loaded = BYTES[recipe.train.dtype] * (recipe.train.num_processes if recipe.train.accelerate_config == "ddp" else 1)
+    return _BASE_MEMORY_GIB + shape.num_parameters * (asleep + loaded) / GIB
 
 
 def _disk(recipe: Recipe, directory: Path) -> Finding:
