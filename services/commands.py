@@ -20,6 +20,7 @@ from services import sweep as search
 from services.admin import fetch_state, register, retire, swap_to
 from services.checkpoints import Checkpoint, CheckpointInfo, Registry
 from services.judging import count_owed, read_cost, test_judge
+from services.machine import check_machine
 from services.prior import probe_priors
 from services.push import Parcel, Place, pack, push, render_parcel
 from services.reporting import Evaluation, evaluate_scores, write_run_report
@@ -203,7 +204,7 @@ def _say_preflight(session: Session, preflight: Preflight) -> None:
             f"{len(refused)} pairs cannot be trained whole; the first, {refused[0][0]}: {refused[0][1]}"
         )
     say = session.terminal.warn if preflight.memory.total > preflight.available_gib else session.terminal.say
-    say(f"memory: {preflight.memory.summary}; {preflight.available_gib:.1f} GiB are there")
+    say(f"memory: {preflight.memory.summary}; {preflight.available_gib:.1f} GiB were free")
 
 
 async def sweep(session: Session) -> None:
@@ -359,11 +360,13 @@ def _report(session: Session, rounds: Sequence[Round], choice: Choice) -> None:
 
 async def run_all(session: Session) -> None:
     """`vcot run`: the whole loop, as many rounds of it as the recipe says."""
+    if session.run.recipe.train.worker == "local":
+        check_installed(session.run.recipe.train)
+    if warning := check_machine(session.run.recipe, is_served=serving.is_served(session.run)):
+        session.terminal.warn(warning)
     async with make_judge(session) as judge:  # what is not set, or answers nobody, is said before hours of sampling
         if judge.is_model and (num_owed := count_owed(session)):
             await test_judge(session, judge, num_owed)
-    if session.run.recipe.train.worker == "local":
-        check_installed(session.run.recipe.train)
     rounds: list[Round] = []
     start = session.base
     for number in range(1, session.run.recipe.rounds.num + 1):

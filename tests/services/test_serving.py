@@ -145,7 +145,7 @@ async def test_a_rest_whose_command_was_killed_is_ended_by_the_gateway(stopping:
     async with running_gateway(stopping, lambda _: None) as gateway:
         await rest(gateway.url, "stop", 0.2)
         async with asyncio.timeout(30):
-            while (await fetch_state(gateway.url)).phase != "live":
+            while (await fetch_state(gateway.url)).phase != "live":  # noqa: ASYNC110 - another process's state
                 await asyncio.sleep(0.05)
         assert any("asks for it no more" in warning for warning in (await fetch_state(gateway.url)).warnings)
 
