@@ -20,7 +20,14 @@ class PairSet:
 
     pairs: tuple[PreferencePair, ...]
     count: StageCount
-    """Of tasks: refused are ties, failed are those with fewer than two judged responses."""
+    """Of tasks: refused are ties and pairs that were left out, failed are those with fewer than two judged responses."""
+    num_left_out: int = 0
+    """Pairs that are not among `pairs`, since fewer were wanted."""
+
+    @property
+    def num_ties(self) -> int:
+        """Tasks whose best and worst responses score alike, or say the same."""
+        return self.count.refused - self.num_left_out
 
 
 def build_pairs(tasks: Sequence[Task], responses: Sequence[Response], judgments: Mapping[str, Judgment]) -> PairSet:
@@ -79,6 +86,18 @@ def draw_pairs(pairs: Sequence[PreferencePair], num_pairs: int, seed: int) -> li
     drawn = sorted(pairs, key=lambda pair: _place(f"draw:{seed}", pair.image.sha256))[:num_pairs]
     kept = {pair.task for pair in drawn}
     return [pair for pair in pairs if pair.task in kept]
+
+
+def limit_pairs(pair_set: PairSet, num: int | None, seed: int) -> PairSet:
+    """At most `num` of the pairs, drawn by image, the rest counted as left out; None keeps all."""
+    if num is None or len(pair_set.pairs) <= num:
+        return pair_set
+    kept = draw_pairs(pair_set.pairs, num, seed)
+    num_left_out = len(pair_set.pairs) - len(kept)
+    count = pair_set.count.model_copy(
+        update={"ok": pair_set.count.ok - num_left_out, "refused": pair_set.count.refused + num_left_out}
+    )
+    return PairSet(tuple(kept), count, num_left_out)
 
 
 def split_pairs(

@@ -97,10 +97,17 @@ def _rows(pairs: Sequence[PreferencePair], images: ImageStore) -> Iterator[dict[
 
 
 def render_card(
-    train: Sequence[PreferencePair], validation: Sequence[PreferencePair], *, source: str, model: str, recipe_toml: str
+    train: Sequence[PreferencePair],
+    validation: Sequence[PreferencePair],
+    *,
+    num_made: int,
+    source: str,
+    model: str,
+    recipe_toml: str,
 ) -> str:
-    """The data card: what the rows are, where they come from, and the recipe that made them."""
+    """The data card: what the rows are, of how many they were drawn, where they come from, and the recipe."""
     pairs = [*train, *validation]
+    left_out = f"\nThey are drawn at random, by image, from {num_made} pairs; {num_made - len(pairs)} are left out.\n"
     gap = sum(pair.chosen_score - pair.rejected_score for pair in pairs) / len(pairs)
     return f"""---
 configs:
@@ -122,7 +129,7 @@ tags:
 
 {len(train)} training and {len(validation)} validation pairs; no image is in both. Each row holds the best and the worst
 of several sampled chains of thought on one question; ties are left out.
-
+{left_out if num_made > len(pairs) else ""}
 | | |
 |---|---|
 | questions | {source} |

@@ -154,10 +154,12 @@ class PairsSection(Section):
 
     policy: Literal["best_worst"] = "best_worst"
     """The best against the worst response of a task; equal scores are dropped and counted."""
+    num: Count | None = None
+    """At most so many pairs, drawn by image; the others are left out and counted. Without it, all."""
     validation_fraction: Fraction = 0.1
     """Share of the pairs held out for validation, split by image."""
     seed: int = 0
-    """Which images are held out."""
+    """Which pairs are drawn, and which images are held out."""
 
 
 class TrainSection(Section):

@@ -76,6 +76,7 @@ def write_run_report(session: Session, rounds: Sequence[Round], shown: Round, ev
         judge=judgments[0].judge,
         judge_scores=tuple(judgment.score for judgment in judgments if judgment.score is not None),
         gaps=tuple(pair.chosen_score - pair.rejected_score for pair in shown.pairs.pair_set.pairs),
+        num_left_out=shown.pairs.pair_set.num_left_out,
         results=evaluation.results,
         differences=evaluation.differences,
         chance=evaluation.chance,

@@ -16,7 +16,7 @@ from pipeline.errors import DataError, InputError
 from pipeline.judges import Judge, judgment_key
 from pipeline.judges.pointwise import PointwiseJudge
 from pipeline.judges.verifier import Verifier
-from pipeline.pairs import PairSet, build_pairs, split_pairs
+from pipeline.pairs import PairSet, build_pairs, limit_pairs, split_pairs
 from pipeline.publish import pairs_digest
 from pipeline.records import Judgment, PreferencePair, Response, Split, Task
 from pipeline.sample import SampleRequest, plan_requests
@@ -88,7 +88,7 @@ class Round:
         judgments = {keys[key]: j for key, j in run.ledger.get(Judgment, keys).items() if j.error is None}
         if not judgments:
             raise InputError(f"run {run.directory} holds no judgment by {judge.name}; run `vcot judge` first")
-        pair_set = build_pairs(self.tasks, responses, judgments)
+        pair_set = limit_pairs(build_pairs(self.tasks, responses, judgments), section.num, section.seed)
         train, validation = split_pairs(pair_set.pairs, section.validation_fraction, section.seed)
         digest = pairs_digest(train, validation)
         return Pairs(pair_set, train, validation, digest, run.path("pairs", digest[:12]), tuple(judgments.values()))

@@ -210,13 +210,19 @@ def pair_stage(current: Round) -> None:
     session, recipe, pairs = current.session, current.session.run.recipe, current.pairs
     session.terminal.heading("pair", f"{recipe.pairs.policy}, ties dropped")
     publish_splits(current, pairs.train, pairs.validation, pairs.directory)
-    count = pairs.pair_set.count
+    count, num_left_out = pairs.pair_set.count, pairs.pair_set.num_left_out
     session.counts.append(count)
     session.terminal.say(
         f"{len(pairs.train)} training + {len(pairs.validation)} validation pairs in {pairs.directory}; "
-        f"{count.refused} tasks dropped as ties"
+        f"{pairs.pair_set.num_ties} tasks dropped as ties"
         + (f", {count.failed} had too few judged responses" if count.failed else "")
+        + (f", {num_left_out} pairs left out (pairs.num = {recipe.pairs.num})" if num_left_out else "")
     )
+    if recipe.pairs.num is not None and count.ok < recipe.pairs.num:
+        session.terminal.warn(
+            f"{count.ok} pairs came out, {recipe.pairs.num - count.ok} fewer than pairs.num = {recipe.pairs.num} asks for; "
+            "more tasks give more pairs (tasks.num_tasks), and so do responses that differ more (sample.temperature)"
+        )
 
 
 def publish_splits(
@@ -227,6 +233,7 @@ def publish_splits(
     card = render_card(
         train,
         validation,
+        num_made=len(current.pairs.pair_set.pairs) + current.pairs.pair_set.num_left_out,
         source=recipe.tasks.source,
         model=current.start.ref.name if current.number > 1 else recipe.model.source,
         recipe_toml=render_recipe(recipe),

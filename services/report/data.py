@@ -70,6 +70,8 @@ class ReportData:
     """Of every judged response."""
     gaps: tuple[float, ...]
     """Best minus worst score, of every pair."""
+    num_left_out: int
+    """Pairs beyond the recipe's `pairs.num`."""
     results: tuple[EvalResult, ...]
     differences: tuple[Difference, ...]
     chance: Mapping[str, float]

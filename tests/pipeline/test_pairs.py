@@ -6,7 +6,7 @@ from PIL import Image
 
 from pipeline.errors import DataError
 from pipeline.images import ImageStore
-from pipeline.pairs import build_pairs, split_pairs
+from pipeline.pairs import build_pairs, limit_pairs, split_pairs
 from pipeline.publish import pairs_digest, publish_pairs, render_card
 from pipeline.records import CheckpointRef, ImageRef, Judgment, PreferencePair, Response, SamplingParams, Task
 
@@ -86,6 +86,22 @@ def test_no_image_is_in_both_splits_and_the_fraction_is_kept():
     assert split_pairs(pairs, 0.1, seed=1)[1] != validation
 
 
+def test_at_most_so_many_pairs_are_drawn_by_image_and_the_rest_are_counted():
+    tasks = [make_task(f"t{i}", ImageRef(sha256=f"im{i // 2}", path="p", width=1, height=1)) for i in range(20)]
+    groups = [make_group(task, [0.5, 0.5] if task.id == "t0" else [1.0, 0.0]) for task in tasks]
+    judgments = {key: judgment for _, group in groups for key, judgment in group.items()}
+    made = build_pairs(tasks, [response for group, _ in groups for response in group], judgments)
+    kept = limit_pairs(made, 8, seed=0)
+    assert (len(made.pairs), len(kept.pairs), kept.num_left_out, kept.num_ties) == (19, 8, 11, 1)
+    assert (kept.count.requested, kept.count.ok, kept.count.refused) == (20, 8, 12)
+    images = [pair.image.sha256 for pair in kept.pairs]
+    halves = [image for image in set(images) if images.count(image) == 1 and image != "im0"]
+    assert len(halves) <= 1, "no more than the last image is cut"
+    assert kept == limit_pairs(made, 8, seed=0)
+    assert kept.pairs != limit_pairs(made, 8, seed=1).pairs
+    assert limit_pairs(made, None, seed=0) == limit_pairs(made, 19, seed=0) == made
+
+
 def test_too_little_to_split_is_said():
     with pytest.raises(DataError, match=r"1 preference pair\(s\) on 1 image.*sample more tasks"):
         split_pairs([make_pair(make_task("t"))], 0.1, seed=0)
@@ -96,7 +112,8 @@ def test_the_published_data_set_is_what_datasets_reads(tmp_path):
     tasks = [make_task(f"t{i}", store.put_png(Image.new("RGB", (4, 4), (i, 0, 0)))) for i in range(5)]
     pairs = [make_pair(task) for task in tasks]
     train, validation = split_pairs(pairs, 0.2, seed=0)
-    card = render_card(train, validation, source="nano", model="nano", recipe_toml='name = "x"')
+    card = render_card(train, validation, num_made=7, source="nano", model="nano", recipe_toml='name = "x"')
+    assert "drawn at random, by image, from 7 pairs; 2 are left out" in card
     folder = tmp_path / "pairs" / pairs_digest(train, validation)[:12]
     publish_pairs(train, validation, store, folder, card=card)
     data = load_dataset(str(folder), cache_dir=str(tmp_path / "cache"))

@@ -137,6 +137,7 @@ def make_data(**fields):
         "judge": "verifier/1",
         "judge_scores": tuple(rng.choice(kinds) for _ in range(2400)),
         "gaps": tuple(rng.choice(kinds[3:]) for _ in range(262)),
+        "num_left_out": 0,
         "results": tuple(build_results(scores, [BASE, POLICY], seed=0, num_samples=1)),
         "differences": tuple(build_differences(scores, BASE, [POLICY])),
         "chance": build_chance(scores),

@@ -104,6 +104,12 @@ def test_page_is_accessible(page):
     assert sum(attributes.get("role") == "img" and "aria-label" in attributes for attributes in page.all("div")) == 7
 
 
+def test_pairs_that_were_left_out_are_said(tmp_path):
+    recipe = load_recipe("nano", ["pairs.num=262"])
+    text = Page(write_report(make_data(recipe=recipe, num_left_out=38), tmp_path / "r.html").read_text("utf-8")).text
+    assert "38 more pairs came out than pairs.num = 262 asks for" in text
+
+
 def test_statements_are_marked(page):
     marks = [a["aria-label"] for a in page.all("span") if a.get("class") == "mark"]
     assert marks == ["true", "true", "false", "true", "true"] * 2
