@@ -24,7 +24,7 @@ from services.checkpoints import Checkpoint
 from services.gateway.canary import CanaryAnswer, distance, explain_difference
 from services.gateway.gate import Gate
 from services.gateway.upstream import Upstream
-from services.vllm import SERVED_NAME
+from services.vllm_command import SERVED_NAME
 
 
 class RollbackError(SwapError):

@@ -12,7 +12,8 @@ from pipeline.checkpoints import read_manifest
 from pipeline.recipe import load_recipe
 from services.checkpoints import Checkpoint
 from services.gateway.canary import canary_request, explain_difference, parse_canary
-from services.vllm import SERVED_NAME, VllmServer
+from services.vllm import VllmServer
+from services.vllm_command import SERVED_NAME
 from training.parity import TOLERANCES
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(600)]

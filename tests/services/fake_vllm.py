@@ -31,7 +31,23 @@ CANARY_PROMPT = "What is it?"
 CANARY_IMAGE = "aW1hZ2U="
 TOKENS = (7, 7, 7)
 PROMPT_TOKENS = tuple(range(9))
-_FAULTS = frozenset(("reset", "half", "half-json", "empty", "hang", "500", "502", "503", "429", "429-bare"))
+_FAULTS = frozenset(
+    (
+        "reset",
+        "half",
+        "half-json",
+        "empty",
+        "hang",
+        "422",
+        "500",
+        "502",
+        "503",
+        "429",
+        "429-bare",
+        "cache-miss",
+        "closing",
+    )
+)
 
 
 def write_checkpoint(
@@ -126,8 +142,14 @@ class FakeVllm:
     """How it renders a prompt."""
     ignores_adapters: bool = False
     """Answers under an adapter's name with its base's weights."""
+    is_asleep: bool = False
+    """Takes requests, and answers none."""
+    wakes_with: float | None = None
+    """The weight that it wakes with, where that is another than it slept with."""
     is_silent: bool = False
     """Takes connections, and answers nothing on /health."""
+    is_sick: bool = False
+    """Says on /health that its engine is dead."""
     is_stuck: bool = False
     """Its token counters stand still."""
     started: float = field(default_factory=time.time)
@@ -173,6 +195,9 @@ class FakeVllm:
         app.router.add_post("/collective_rpc", self._reload)
         for name in ("prefix", "mm", "encoder"):
             app.router.add_post(f"/reset_{name}_cache", self._reset)
+        app.router.add_post("/sleep", self._sleep)
+        app.router.add_post("/wake_up", self._wake_up)
+        app.router.add_get("/is_sleeping", self._is_sleeping)
         self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
         await self._runner.setup()
         if socket is not None:
@@ -198,7 +223,7 @@ class FakeVllm:
     async def _health(self, _: web.Request) -> web.Response:
         if self.is_silent:
             await asyncio.Event().wait()
-        return web.Response()
+        return web.Response(status=503 if self.is_sick else 200)
 
     async def _metrics(self, _: web.Request) -> web.Response:
         self.num_tokens += not self.is_stuck
@@ -244,11 +269,27 @@ class FakeVllm:
             self.images.clear()
         return web.json_response({"success": True})
 
+    async def _sleep(self, request: web.Request) -> web.Response:
+        self.calls.append(f"sleep {request.query['level']}")
+        self.is_asleep = True
+        return web.json_response({"status": "sleeping", "level": 1})
+
+    async def _wake_up(self, _: web.Request) -> web.Response:
+        self.calls.append("wake_up")
+        self.is_asleep = False
+        self.weight = self.weight if self.wakes_with is None else self.wakes_with
+        return web.json_response({"status": "awake", "tags": None})
+
+    async def _is_sleeping(self, _: web.Request) -> web.Response:
+        return web.json_response({"is_sleeping": self.is_asleep})
+
     async def _chat(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
         content = body["messages"][0]["content"]
         text = content if isinstance(content, str) else content[1]["text"]
         self.num_asked += 1
+        if self.is_asleep:
+            await asyncio.Event().wait()
         if "x-request-id" in request.headers:
             self.request_ids.append(request.headers["x-request-id"])
         image = "" if isinstance(content, str) else content[0]["image_url"]["url"]
@@ -287,6 +328,14 @@ class FakeVllm:
         """Do what a broken server does."""
         if fault == "hang":
             await asyncio.Event().wait()
+        if body.get("stream") and fault.isdecimal():  # as vLLM: the status is sent already
+            return await self._end_with(request, {"message": "no", "type": "Odd", "code": int(fault)})
+        if fault == "cache-miss":
+            return web.json_response({"error": {"message": "Multi-modal cache miss for hash 'a'"}}, status=500)
+        if fault == "closing":  # unannounced, behind a whole answer
+            assert request.transport is not None
+            asyncio.get_running_loop().call_later(0.001, request.transport.abort)
+            return web.json_response({"error": {"message": "no"}}, status=500)
         if fault.isdecimal() or fault.startswith("429"):
             headers = {"retry-after": "7"} if fault == "429" else {}
             return web.json_response({"error": {"message": "no"}}, status=int(fault[:3]), headers=headers)
@@ -303,6 +352,12 @@ class FakeVllm:
         assert request.transport is not None
         request.transport.abort()
         return web.Response()
+
+    async def _end_with(self, request: web.Request, error: dict[str, Any]) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"content-type": "text/event-stream; charset=utf-8"})
+        await response.prepare(request)
+        await response.write(f"data: {json.dumps({'error': error})}\n\ndata: [DONE]\n\n".encode())
+        return response
 
     async def _token(self, position: int, text: str, prefix: float, image: float, delta: float) -> float:
         if position == 1 and text.startswith("hold"):
@@ -343,7 +398,7 @@ async def main():
     await server.listen(argument("--uds"))
     await asyncio.Event().wait()
 
-mode = os.environ.get("STUB_MODE", "")
+mode = os.environ.get("VLLM_STUB_MODE", "")
 print("non-default args: {}", flush=True)
 if mode == "die":
     print("(Worker pid=7) INFO 11-22 22:26:03 [cpu.py:68] Starting to load model ...")
@@ -358,8 +413,8 @@ asyncio.run(main())
 
 def install_stub(folder: Path) -> None:
     """A package `vllm` whose server is the fake one; put `folder` on PYTHONPATH."""
-    package = folder / "vllm" / "entrypoints" / "openai"
+    package = folder / "vllm" / "entrypoints" / "launchers" / "api_server"
     package.mkdir(parents=True)
-    for path in (folder / "vllm", folder / "vllm" / "entrypoints", package):
+    for path in (folder / "vllm", *(folder / "vllm").rglob("*/")):
         (path / "__init__.py").touch()
-    (package / "api_server.py").write_text(STUB)
+    (package / "entry.py").write_text(STUB)

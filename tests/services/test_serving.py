@@ -172,7 +172,7 @@ async def test_a_host_that_is_not_ours_is_said(run: Run) -> None:
 
 
 async def test_a_server_that_does_not_start_gives_its_log(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("STUB_MODE", "die")
+    monkeypatch.setenv("VLLM_STUB_MODE", "die")
     with pytest.raises(ServerError, match=r"ended with status 3 while loading weights.*no such layer"):
         async with running_gateway(run, lambda _: None):
             pass
