@@ -147,7 +147,9 @@ class _Spread:
         """For a config file of the user's own, as if nothing were spread."""
         num = recipe.num_processes
         match recipe.accelerate_config:
-            case "fsdp" | "zero3":
+            case "fsdp":
+                return cls(num, 16)
+            case "zero3":
                 return cls(num, 16 / num)
             case "zero2":
                 return cls(1, 4 + 12 / num)

@@ -66,10 +66,12 @@ def test_what_spreads_and_what_does_not():
     assert ddp.weights == alone.weights
     assert ddp.adapter == pytest.approx(alone.adapter * 20 / 16)
     fsdp = estimate("train.num_processes=4", "train.accelerate_config=fsdp")
-    assert (fsdp.weights, fsdp.adapter) == (alone.weights / 4, alone.adapter / 4)
+    assert (fsdp.weights, fsdp.adapter) == (alone.weights / 4, alone.adapter)
+    zero3 = estimate("train.num_processes=4", "train.accelerate_config=zero3")
+    assert (zero3.weights, zero3.adapter) == (alone.weights / 4, alone.adapter / 4)
     zero2 = estimate("train.num_processes=4", "train.accelerate_config=zero2")
     assert zero2.weights == alone.weights
-    assert fsdp.adapter < zero2.adapter < alone.adapter
+    assert zero3.adapter < zero2.adapter < alone.adapter
 
 
 def test_a_large_model_fits_where_it_is_spread_and_a_layer_is_whole_for_a_while():
