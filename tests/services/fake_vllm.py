@@ -30,6 +30,7 @@ from services.vllm import Endpoint
 CANARY_PROMPT = "What is it?"
 CANARY_IMAGE = "aW1hZ2U="
 TOKENS = (7, 7, 7)
+_CONFIG = Path(__file__).parents[2] / "training" / "checkpoints" / "nano" / "config.json"
 PROMPT_TOKENS = tuple(range(9))
 _FAULTS = frozenset(
     (
@@ -52,7 +53,7 @@ def write_checkpoint(
     directory.mkdir(parents=True)
     matrix = "language_model.model.layers.0.self_attn.q_proj.weight"
     write_tensors(directory / "model.safetensors", {"w": (shape,), matrix: (8, 8)}, weight)
-    (directory / "config.json").write_text("{}")
+    shutil.copyfile(_CONFIG, directory / "config.json")
     ref = CheckpointRef(name=name, digest=compute_digest(directory), kind=kind)
     write_manifest(directory, CheckpointManifest(checkpoint=ref, canary=make_canary(canary_weight or weight)))
     return directory

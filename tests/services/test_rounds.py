@@ -112,6 +112,14 @@ async def test_the_reference_is_the_last_policy_or_the_seed(session, reference):
         assert job.reference is None
 
 
+async def test_a_leak_is_not_taken_for_a_round_without_a_policy(session, monkeypatch):
+    """Else a trained run whose evaluation split was changed to train shows a table of the base alone."""
+    await teach(session, 2.0)
+    monkeypatch.setitem(session._questions, "test", list_rounds(session)[0].tasks)
+    with pytest.raises(DataError, match="is in the evaluation set too"):
+        list_rounds(session)
+
+
 @pytest.mark.parametrize("split", ["validation", "test"])
 async def test_pairs_on_an_image_of_the_evaluation_are_refused(session, monkeypatch, split):
     current = list_rounds(session)[0]
