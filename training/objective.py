@@ -144,7 +144,7 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]
             self._early_engine = prepare_deepspeed(self.model, self.accelerator)
 
     def trained_weights(self) -> dict[str, torch.Tensor]:
-        """The adapter's weights by name, and perhaps the base's, gathered where each process has a part; all call it."""
+        """The adapter's weights by name, and perhaps the base's; gathered where processes hold parts, so all call this."""
         if is_deepspeed_zero3_enabled():
             weights: dict[str, torch.Tensor] = self.model_wrapped._zero3_consolidated_16bit_state_dict(
                 exclude_frozen_parameters=True
