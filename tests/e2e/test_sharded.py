@@ -20,8 +20,8 @@ from training.nano_llava import Llava
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(600)]
 MIB = 2**20
-# For each checkpoint: sharded and whole give the same logits, also after one rank looked at its weights, and after a pass
-# that raised.
+# For each checkpoint sharded and whole give the same logits, sharded also after one rank looked at its weights, and after a
+# pass that raised.
 COMPARING_RANK = """
 import sys; from pathlib import Path
 import torch; from accelerate import PartialState; from torch.distributed.tensor import DTensor
