@@ -13,7 +13,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from torch.distributed.fsdp import FSDPModule
 from transformers import AutoModelForImageTextToText
 from transformers.distributed import DistributedConfig
 
@@ -50,10 +49,3 @@ def check_filled(model: Model) -> None:
     empty = [name for name, value in (*model.named_parameters(), *model.named_buffers()) if value.is_meta]
     if empty:
         raise ServerError(f"{len(empty)} weights were not loaded, the first {empty[0]}; train with ddp instead")
-
-
-def forget_pass(model: Model) -> None:
-    """Have a model begin anew after a forward pass that raised: one that is spread would go on in the middle of it."""
-    root = next((module for module in model.modules() if isinstance(module, FSDPModule)), None)
-    if root is not None:
-        root.reset_iter_state()

@@ -22,7 +22,6 @@ from accelerate.utils import extract_model_from_parallel
 from pipeline.recipe import Dtype
 from training.models import Batch, Model
 from training.parity import TOLERANCES
-from training.sharded import forget_pass
 
 NOT_FOR_MODEL = ("completion_mask", "ref_chosen_logps", "ref_rejected_logps", "ref_conditional_logps")
 """Keys of a batch that the model's forward does not take."""
@@ -178,7 +177,6 @@ def find_fault(model: Model, batch: Batch, num_pairs: int, dtype: Dtype) -> str 
     try:
         plain, shared = score(model, batch), score_shared(model, batch, num_pairs)
     except (TypeError, ValueError, RuntimeError) as error:
-        forget_pass(model)
         return f"its forward takes no packed rows ({type(error).__name__}: {error})"
     difference = float((plain.log_probs - shared.log_probs).abs().max())
     if not difference <= TOLERANCES[dtype]:

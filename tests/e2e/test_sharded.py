@@ -28,7 +28,7 @@ import torch; from accelerate import PartialState; from torch.distributed.tensor
 from tests.training.test_pairs import make_row
 from training.models import load_model, load_processor
 from training.pairs import PairCollator
-from training.sharded import forget_pass, load_sharded
+from training.sharded import load_sharded
 def fail(*_):
     raise RuntimeError("in the midst of a pass")
 state = PartialState(cpu=True)
@@ -51,7 +51,8 @@ for directory in map(Path, sys.argv[1:]):
             sharded(**batch)
         except RuntimeError:
             failing.remove()
-        forget_pass(sharded)
+        else:
+            raise AssertionError("nothing failed")
         assert torch.equal(sharded(**batch).logits, expected)
     sys.stdout.write("same\\n")
     sys.stdout.flush()
@@ -61,7 +62,7 @@ state.destroy_process_group()
 # files, such as the checkpoint's, are not counted: they are not held.
 LIMITED_RANK = """
 import os, signal, sys, time; from pathlib import Path
-import training.dpo, training.reference, training.rank as rank
+import torch._dynamo, training.dpo, training.reference, training.rank as rank
 def held(pid):
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 1024
@@ -131,7 +132,7 @@ def save_wide(directory: Path) -> int:
 def train_limited(job: Path, modules: Path, limit_mib: float) -> int:
     """The worker's exit code, its ranks being limited."""
     (modules / "limited_rank.py").write_text(LIMITED_RANK)
-    settings = {"LIMIT_MIB": str(limit_mib), "MALLOC_MMAP_THRESHOLD_": str(MIB)}  # what is freed is no longer held
+    settings = {"LIMIT_MIB": str(limit_mib), "MALLOC_MMAP_THRESHOLD_": "65536"}  # what is freed is no longer held
     with (job / "worker.log").open("ab") as log:
         command = [sys.executable, "-c", WORKER, str(job)]
         return subprocess.run(
@@ -142,7 +143,7 @@ def train_limited(job: Path, modules: Path, limit_mib: float) -> int:
 def test_two_processes_train_a_model_that_one_of_them_may_not_hold(make_job, tmp_path):
     """An odd number of batches: a rank with one to compute less would be waited for by the other."""
     base = tmp_path / "wide"
-    limit_mib = 0.96 * save_wide(base) / MIB
+    limit_mib = 0.85 * save_wide(base) / MIB
     settings = ("train.num_processes=2", "train.batch_size=1", "train.epochs=1", "train.lora_r=4")
     settings += ("train.gradient_checkpointing=true", "train.num_evaluations=1")
     sharded, whole = (
