@@ -100,8 +100,9 @@ class Ledger:
         return num_judgments, Usage(prompt_tokens=prompt_tokens or 0, completion_tokens=completion_tokens or 0)
 
     def close(self) -> None:
-        """Close the file."""
-        self._connection.close()
+        """Close the file, after what is being written; a thread that comes later gets sqlite3.ProgrammingError."""
+        with self._lock:  # closing under a thread's statement ends the process
+            self._connection.close()
 
 
 def _chunks(keys: Iterable[str]) -> Iterator[tuple[str, ...]]:

@@ -80,7 +80,7 @@ def test_a_stage_that_does_not_add_up_is_refused():
     StageCount(stage="sample", requested=4, ok=1, cached=1, failed=1, refused=1, reasons={"tie": 2})
     with pytest.raises(ValidationError, match="does not add up"):
         StageCount(stage="sample", requested=5, ok=1, cached=1, failed=1, refused=1, reasons={"tie": 2})
-    with pytest.raises(ValidationError, match="reasons .* do not add up"):
+    with pytest.raises(ValidationError, match=r"reasons .* do not add up"):
         StageCount(stage="sample", requested=4, ok=1, cached=1, failed=1, refused=1, reasons={"tie": 1})
 
 
