@@ -252,8 +252,9 @@ def _check(completion: ChatCompletion, n: int, latency_s: float) -> Completion:
     try:
         choices = sorted(completion.choices, key=lambda choice: choice.index)
         if len(choices) != n:
+            scope: Scope = "attempt" if len(choices) < n else "item"
             message = f"asked for {n} choices, the answer holds {len(choices)}"
-            raise BadAnswer(message, scope="attempt", reason="incomplete", usage=usage)
+            raise BadAnswer(message, scope=scope, reason="incomplete", usage=usage)
         read = tuple(_read_choice(choice, usage) for choice in choices)
     except (AttributeError, TypeError) as error:
         message = f"the answer is no completion ({error})"

@@ -154,6 +154,11 @@ class Usage(Record):
     prompt_tokens: int
     completion_tokens: int
 
+    @property
+    def num_tokens(self) -> int:
+        """All of them."""
+        return self.prompt_tokens + self.completion_tokens
+
     def __add__(self, other: Usage) -> Usage:
         """Of both."""
         return Usage(

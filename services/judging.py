@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pipeline.errors import AccountError, RequestError, StageError
+from pipeline.errors import AccountError, RecipeError, RequestError, StageError
 from pipeline.faults import find_remedy
 from pipeline.judges import Judge
 from pipeline.judges.cost import PRICES_AS_OF, Cost, Meter, open_meter
@@ -29,7 +29,8 @@ def count_owed(session: Session) -> int:
 async def test_judge(session: Session, judge: Judge, num_owed: int) -> None:
     """One judgment by a judge that is a model, and what `num_owed` will cost.
 
-    Raises AccountError where the judge answers nobody, StageError where it does not answer now.
+    Raises AccountError where the judge answers nobody, StageError where it does not answer now, RecipeError where there is
+    a cap and it tells no tokens.
     """
     session.terminal.heading("judge", f"a test judgment by {judge.name}, before more is asked")
     try:
@@ -41,7 +42,14 @@ async def test_judge(session: Session, judge: Judge, num_owed: int) -> None:
         raise StageError(
             f"judge {judge.name} does not answer: {judgment.error}; see that it runs, then repeat the command"
         )
-    session.test_usage = judgment.usage
+    if judgment.reason == "bad_request":
+        raise AccountError(
+            f"judge {judge.name} does not take the question: {judgment.error}; choose another judge.model, or an API "
+            "(judge.base_url) that takes images and structured output"
+        )
+    session.test_usage, cap = judgment.usage, session.run.recipe.judge.max_cost_usd
+    if cap is not None and judgment.usage is None:
+        raise RecipeError(f"judge.max_cost_usd = {cap:g} cannot be kept: {judge.name} tells no tokens; leave it out")
     if judgment.refused:
         session.terminal.warn(f"the test judgment is no verdict: {judgment.error}")
     else:

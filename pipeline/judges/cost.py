@@ -49,7 +49,7 @@ class Cost(Record):
     @property
     def summary(self) -> str:
         """For people: `1,000 judgments: 2.9 M tokens, $0.46`."""
-        tokens = describe_tokens(self.usage.prompt_tokens + self.usage.completion_tokens)
+        tokens = describe_tokens(self.usage.num_tokens)
         return f"{self.num_judgments:,} judgment{'s' * (self.num_judgments != 1)}: {tokens}{describe_usd(self.usd)}"
 
 
@@ -135,8 +135,7 @@ class Meter:
     @property
     def summary(self) -> str:
         """The running total, in a few words; empty before anything was paid."""
-        num_tokens = self.usage.prompt_tokens + self.usage.completion_tokens
-        return f"{describe_tokens(num_tokens)}{describe_usd(self.cost.usd)}" if num_tokens else ""
+        return f"{describe_tokens(self.usage.num_tokens)}{describe_usd(self.cost.usd)}" if self.num_judgments else ""
 
     def estimate(self, num_judgments: int) -> Cost:
         """What so many more would cost, at the mean of those that were paid for."""

@@ -137,7 +137,8 @@ class PointwiseJudge(Judge):
         else:
             billed.append(completion.usage)
             outcome = _read(completion.choices[0])
-        return outcome | {"usage": sum(billed[1:], billed[0]) if billed else None}
+        told = [usage for usage in billed if usage.num_tokens]  # some servers tell none
+        return outcome | {"usage": sum(told[1:], told[0]) if told else None}
 
     def _render(self, task: Task, response: Response) -> str:
         return self._render_text(task.question, task.choices, response.text or "")

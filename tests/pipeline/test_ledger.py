@@ -53,6 +53,31 @@ def test_a_file_that_is_no_ledger_is_named(tmp_path):
         Ledger(path)
 
 
+def test_closing_waits_for_a_thread_that_writes(tmp_path):
+    """In a process of its own: without the lock it ends by a segmentation fault."""
+    code = f"""
+import pathlib, sqlite3, threading
+from pipeline.ledger import Ledger
+from pipeline.records import Judgment
+def write(ledger, number):
+    try:
+        for i in range(100):
+            ledger.put([Judgment(key=f"{{number}}/{{i}}", response="r", task="t", judge="j", score=1.0)] * 50)
+    except sqlite3.ProgrammingError:
+        pass
+for attempt in range(40):
+    ledger = Ledger(pathlib.Path({str(tmp_path)!r}) / f"{{attempt}}.sqlite")
+    threads = [threading.Thread(target=write, args=(ledger, number)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    ledger.close()
+    for thread in threads:
+        thread.join()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_what_was_put_survives_kill_9(tmp_path):
     path = tmp_path / "l.sqlite"
     code = f"""

@@ -9,7 +9,7 @@ from PIL import Image
 
 from pipeline import concurrency
 from pipeline.client import DIGEST_HEADER, EXPECT_HEADER, ChatClient
-from pipeline.errors import StageError
+from pipeline.errors import AccountError, StageError
 from pipeline.images import ImageStore
 from pipeline.ledger import Ledger
 from pipeline.records import CheckpointRef, Response, SamplingParams, Task
@@ -176,6 +176,15 @@ async def test_an_answer_of_other_weights_stops_the_stage_and_is_not_kept(lie, t
         await draw(Upstream([lie]), tasks[:1], ledger, store)
     keys = plan_requests(tasks[:1], "thought_specific", CHECKPOINT, SAMPLING)[0].response_keys()
     assert ledger.get(Response, keys) == {}
+
+
+async def test_a_gateway_that_takes_no_key_is_asked_no_further(tasks, ledger, store):
+    upstream = Upstream([error(401)])
+    with pytest.raises(AccountError, match=r"sample: HTTP 401 .*: no; set VCOT_API_KEY"):
+        await draw(upstream, tasks, ledger, store, concurrency=2)
+    assert len(upstream.requests) <= 3
+    count, _ = await draw(Upstream(), tasks, ledger, store)
+    assert 0 < count.cached <= 4  # what was in flight is kept
 
 
 async def test_a_server_that_is_gone_ends_the_stage_early(tasks, ledger, store):

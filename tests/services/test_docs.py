@@ -1,13 +1,17 @@
-"""docs/serving.md says what the code does."""
+"""docs/serving.md and docs/judging.md say what the code does."""
 
 import re
 from pathlib import Path
 
+from pipeline import concurrency, faults
+from pipeline.judges import cost
+from pipeline.recipe import JudgeSection
 from services.gateway import content, keys, limits
 from services.gateway.metrics import Metrics
 from tests.services.bench_fleet import Bench
 
-PAGE = (Path(__file__).parents[2] / "docs" / "serving.md").read_text("utf-8")
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE = (DOCS / "serving.md").read_text("utf-8")
 
 
 def test_the_page_names_every_metric_and_refused_field(tmp_path: Path) -> None:
@@ -27,3 +31,18 @@ def test_the_page_names_the_recipes_limits(tmp_path: Path) -> None:
     for field in ("max_in_flight", "max_queued", "max_body_mb", "max_held_mb"):
         assert f"| `serve.{field}` | {getattr(settings, field):g} |" in PAGE
     assert f"| `serve.max_image_pixels` | {settings.max_image_pixels:,} |" in PAGE
+
+
+def test_the_page_on_judging_names_its_limits_and_prices() -> None:
+    page = (DOCS / "judging.md").read_text("utf-8")
+    section = JudgeSection(kind="pointwise", model="gpt-4o-mini")
+    assert f"tried again, {concurrency.MAX_ATTEMPTS} times" in page
+    assert f"up to {concurrency.MAX_PATIENCE_S / 60:g} minutes" in page
+    assert f"more\nthan {faults.MAX_WAIT_S / 60:g} minutes" in page
+    assert f"`judge.max_unjudged` ({section.max_unjudged:g})" in page
+    assert f"OpenAI's prices of {cost.PRICES_AS_OF}" in page
+    assert cost.estimate_cost(136_488, 3116, 19, cost.find_prices(section)).summary in page
+    sizes = {"low": (640, 480), "high": (512, 512)}
+    for detail, (width, height) in sizes.items():
+        tokens = cost.guess_prompt_tokens("gpt-4o-mini", detail, width=width, height=height, num_text_tokens=0)
+        assert f"{tokens:,}" in page

@@ -54,6 +54,14 @@ async def session(tmp_path):
             yield session
 
 
+def make_verdict():
+    """An answer without usage."""
+    message = {"role": "assistant", "content": '{"rationale": "x", "score": 7}'}
+    choice = {"index": 0, "finish_reason": "stop", "message": message}
+    body = {"id": "x", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}
+    return httpx2.Response(200, json=body)
+
+
 def make_response(request, index):
     return Response(
         key=request.response_key(index), group=request.key, task=request.task.id, index=index,
@@ -179,3 +187,22 @@ async def test_a_judge_that_does_not_answer_the_test_stops_before_sampling(sessi
     async with make_judge(session) as judge:
         with pytest.raises(StageError, match=r"judge pointwise/1:gpt-4o-mini does not answer: HTTP 503"):
             await ask_once(session, judge, 1)
+
+
+@pytest.mark.parametrize(
+    ("reply", "error", "said"),
+    [
+        (
+            httpx2.Response(400, json={"error": {"message": "json_schema is not supported"}}),
+            AccountError,
+            r"does not take the question: .*json_schema is not supported; choose another judge\.model",
+        ),
+        (make_verdict(), RecipeError, r"judge\.max_cost_usd = 1 cannot be kept: .* tells no tokens"),
+    ],
+)
+async def test_a_test_shows_what_would_be_wrong_with_every_judgment(session, monkeypatch, reply, error, said):
+    set_judge(session, max_cost_usd=1.0)
+    transport = httpx2.MockTransport(lambda request: reply)
+    monkeypatch.setattr("services.rounds.PointwiseJudge", functools.partial(PointwiseJudge, transport=transport))
+    with pytest.raises(error, match=said):
+        await judge_stage(list_rounds(session)[0])
