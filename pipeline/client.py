@@ -9,12 +9,15 @@ fault means is decided in pipeline/faults.py.
 from __future__ import annotations
 
 import base64
+import ipaddress
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 from pipeline.errors import BadAnswer, RequestError, Scope, WrongCheckpoint
 from pipeline.faults import explain_status, explain_text, quote
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
 DIGEST_HEADER = "x-vcot-digest"
 EXPECT_HEADER = "x-vcot-expect"
 _TIMEOUT_S = 600.0
+_OPENAI_URL = "https://api.openai.com/v1"
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,22 @@ def user_message(
     return {"role": "user", "content": content}
 
 
+def find_proxy(url: str) -> str | None:
+    """The environment's variable whose proxy a request to `url` goes through; None for what is asked directly."""
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    if host == "localhost" or _is_loopback(host) or proxy_bypass(host):
+        return None
+    return next((f"{kind.upper()}_PROXY" for kind in (parts.scheme, "all") if getproxies().get(kind)), None)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
 class ChatClient:
     """Chat completions from one API. An async context manager; share one between all requests of a stage."""
 
@@ -79,19 +99,22 @@ class ChatClient:
         *,
         max_connections: int,
         gate: Gate | None = None,
+        is_own: bool = False,
         transport: httpx2.AsyncBaseTransport | None = None,
     ) -> None:
         """`base_url` ends in /v1; None is OpenAI's own. `gate` keeps to the API's limits.
 
-        `transport` replaces the network in tests.
+        What `is_own` (the run's gateway), or is on this machine, is asked directly, whatever proxy the environment names:
+        keys and images are none of its business. `transport` replaces the network in tests.
         """
         import httpx2  # with openai, a third of a second that `--help` need not pay
         import openai
 
         limits = httpx2.Limits(max_connections=max_connections, max_keepalive_connections=max_connections)
         timeout = httpx2.Timeout(_TIMEOUT_S, connect=10.0)
+        self._proxy = None if is_own else find_proxy(base_url or _OPENAI_URL)
         http_client = (
-            openai.DefaultAioHttpClient(limits=limits, timeout=timeout)
+            openai.DefaultAioHttpClient(limits=limits, timeout=timeout, trust_env=self._proxy is not None)
             if transport is None
             else httpx2.AsyncClient(transport=transport, timeout=timeout)
         )
@@ -195,7 +218,9 @@ class ChatClient:
             return _Answer(error.response.headers, fault=fault)
         except openai.APIConnectionError as error:
             cause = error.__cause__ or error
-            fault = RequestError(f"no answer from {where}: {cause!r}", scope="attempt", reason="connection")
+            through = f", asked through the proxy of {self._proxy}" if self._proxy else ""
+            message = f"no answer from {where}{through}: {cause!r}"
+            fault = RequestError(message, scope="attempt", reason="connection")
             return _Answer({}, fault=fault)
         completion = _read_body(raw, where)
         if isinstance(completion, RequestError):

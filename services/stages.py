@@ -135,7 +135,9 @@ class Session:
 
     async def _client(self, gateway: GatewayHandle) -> ChatClient:
         concurrency = max(self.run.recipe.sample.max_concurrency, self.run.recipe.eval.max_concurrency)
-        client = ChatClient(f"{gateway.url}/v1", os.environ.get(API_KEY_ENV, "none"), max_connections=concurrency)
+        client = ChatClient(
+            f"{gateway.url}/v1", os.environ.get(API_KEY_ENV, "none"), max_connections=concurrency, is_own=True
+        )
         return await self._stack.enter_async_context(client)
 
     @cached_property
