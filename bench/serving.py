@@ -31,7 +31,8 @@ from pipeline.errors import ServerError
 from pipeline.run import open_run
 from services.admin import fetch_state
 from services.serving import running_gateway
-from services.vllm import SERVED_NAME, Endpoint
+from services.vllm import Endpoint
+from services.vllm_command import SERVED_NAME
 
 _K = 8
 _MAX_TOKENS = 64

@@ -38,7 +38,8 @@ from pipeline.run import Run, open_run
 from services.admin import live_checkpoint, register, swap_to
 from services.checkpoints import Registry
 from services.serving import running_gateway
-from services.vllm import SERVED_NAME, Endpoint, VllmServer
+from services.vllm import Endpoint, VllmServer
+from services.vllm_command import SERVED_NAME
 
 _NUM_QUESTIONS = 32
 _QUESTIONS = [question(number) for number in range(_NUM_QUESTIONS)]

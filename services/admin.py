@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 from urllib.parse import quote
 
 import httpx
-from pydantic import ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from pipeline import errors
 from pipeline.errors import ServerError, VcotError
@@ -19,6 +19,10 @@ from pipeline.recipe import UpstreamUrl
 from pipeline.records import CheckpointRef, Record
 from services.checkpoints import CheckpointInfo
 
+Wanted = Literal["auto", "sleep", "stop"]
+"""How servers are to rest: `auto` is `sleep` where they can, else not at all."""
+RestWay = Literal["keep", "sleep", "stop"]
+"""How one does."""
 ADMIN_KEY_ENV = "VCOT_ADMIN_KEY"
 _SWAP_TIMEOUT_S = 1800.0
 _QUICK_TIMEOUT_S = 10.0
@@ -59,6 +63,26 @@ class TrialRequest(Record):
         if (self.path is None) == (self.name is None):
             raise ValueError("give either a path or a name")
         return self
+
+
+class RestRequest(Record):
+    """Body of POST /admin/rest."""
+
+    way: Wanted
+    lease_s: Annotated[float, Field(gt=0, le=3600)]
+    """Seconds after which the servers come back, unless it is asked again."""
+
+
+class Rested(Record):
+    """Answer of POST /admin/rest."""
+
+    ways: dict[str, RestWay]
+    """How each replica rests, by name."""
+
+    @property
+    def is_any(self) -> bool:
+        """Whether there is something to wake again."""
+        return any(way != "keep" for way in self.ways.values())
 
 
 class AddRequest(Record):
@@ -143,6 +167,17 @@ async def try_out(url: str, checkpoint: Path | str) -> Swapped:
     known = {"name": checkpoint} if isinstance(checkpoint, str) else {"path": str(checkpoint.absolute())}
     body = TrialRequest(**known)
     return Swapped.model_validate_json(await _call("POST", f"{url}/admin/trial", body, _SWAP_TIMEOUT_S))
+
+
+async def rest(url: str, way: Wanted, lease_s: float) -> Rested:
+    """Have a gateway's servers rest for `lease_s`, or longer where they rest already. Raises SwapError, ServerError."""
+    body = RestRequest(way=way, lease_s=lease_s)
+    return Rested.model_validate_json(await _call("POST", f"{url}/admin/rest", body, _SWAP_TIMEOUT_S))
+
+
+async def wake(url: str) -> GatewayState:
+    """Have them serve again, and wait for that. Raises ServerError where none comes back."""
+    return GatewayState.model_validate_json(await _call("POST", f"{url}/admin/wake", None, _SWAP_TIMEOUT_S))
 
 
 async def retire(url: str, name: str) -> CheckpointRef:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from dataclasses import dataclass
 from importlib import metadata
@@ -26,6 +27,8 @@ nano = App(name="nano", help="The embedded nano models.", group=_TOOLS)
 app.command(nano)
 checkpoints = App(name="checkpoints", help="The run's registered checkpoints (alone: list them).", group=_TOOLS)
 app.command(checkpoints)
+push = App(name="push", help="Send the run's pairs, or a registered checkpoint, to the Hugging Face hub.", group=_TOOLS)
+app.command(push)
 replicas = App(name="replicas", help="The servers behind the running gateway (alone: list them).", group=_TOOLS)
 app.command(replicas)
 
@@ -44,6 +47,12 @@ class Target:
 
 
 _DEFAULT = Target()
+Wandb = Annotated[
+    bool,
+    Parameter(
+        negative=(), help="Send the training's curves to Weights & Biases (short for --set train.report_to=...)."
+    ),
+]
 
 
 @app.command(group=_RUNS)
@@ -53,11 +62,11 @@ def demo(target: Target = _DEFAULT) -> None:
 
 
 @app.command(name="run", group=_RUNS)
-def run(target: Target = _DEFAULT) -> None:
+def run(target: Target = _DEFAULT, *, wandb: Wandb = False) -> None:
     """Run every step: sample, judge, pair, train, merge, swap, evaluate, report. What is done is not done again."""
     from services import commands
 
-    commands.execute(target.run, target.recipe, target.set, commands.run_all)
+    commands.execute(target.run, target.recipe, commands.with_wandb(target.set, wandb), commands.run_all)
 
 
 @app.command(group=_RUNS)
@@ -94,7 +103,11 @@ def prepare(target: Target = _DEFAULT) -> None:
 
 @app.command(group=_SERVICES)
 def engine(
-    *, run: Annotated[Path | None, Parameter(alias="-r")] = None, host: str = "127.0.0.1", port: int = 8000
+    *,
+    run: Annotated[Path | None, Parameter(alias="-r")] = None,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    number: int = 0,
 ) -> None:
     """Serve the run's model by vLLM alone, for a gateway elsewhere (serve.upstreams).
 
@@ -108,11 +121,13 @@ def engine(
         Where it listens.
     port
         Its port.
+    number
+        Which of several it is, from 0: it takes the GPUs of that place in serve.devices.
 
     """
     from services import commands
 
-    commands.engine(run, host, port)
+    commands.engine(run, host, port, number)
 
 
 @app.command(group=_SERVICES)
@@ -164,11 +179,11 @@ def pair(target: Target = _DEFAULT) -> None:
 
 
 @app.command(group=_STEPS, sort_key=4)
-def train(target: Target = _DEFAULT) -> None:
+def train(target: Target = _DEFAULT, *, wandb: Wandb = False) -> None:
     """Train the policy on the pairs, in a process of its own."""
     from services import commands
 
-    commands.execute(target.run, target.recipe, target.set, commands.train)
+    commands.execute(target.run, target.recipe, commands.with_wandb(target.set, wandb), commands.train)
 
 
 @app.command(group=_RUNS)
@@ -239,6 +254,21 @@ def evaluate(*checkpoints: str, target: Target = _DEFAULT) -> None:
     from services import commands
 
     commands.execute(target.run, target.recipe, target.set, lambda session: commands.evaluate(session, checkpoints))
+
+
+@app.command(group=_TOOLS)
+def probe(*checkpoints: str, target: Target = _DEFAULT) -> None:
+    """Ask about drawings of unusual things, such as a green stop sign: whether a model says what it sees or what it expects.
+
+    Parameters
+    ----------
+    checkpoints
+        Names of registered checkpoints (default: the base and the recipe's policy, if it is trained).
+
+    """
+    from services import commands
+
+    commands.execute(target.run, target.recipe, target.set, lambda session: commands.probe(session, checkpoints))
 
 
 @app.command(group=_STEPS, sort_key=9)
@@ -368,6 +398,67 @@ def remove_replica(name: str, *, target: Target = _DEFAULT) -> None:
     commands.execute(target.run, target.recipe, target.set, lambda session: commands.remove_replica(session, name))
 
 
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Sending:
+    """How something is sent."""
+
+    revision: str | None = None
+    """A branch of the repository (default: main)."""
+    public: Annotated[bool, Parameter(negative=())] = False
+    """Make it visible to all; else it is private."""
+    dry_run: Annotated[bool, Parameter(negative=())] = False
+    """Only list what would be sent."""
+
+
+_SENDING = Sending()
+
+
+@push.command(name="pairs")
+def push_pairs(repo: str, *, sending: Sending = _SENDING, target: Target = _DEFAULT) -> None:
+    """Send the preference pairs as a data set with its card. The token comes from HF_TOKEN.
+
+    Parameters
+    ----------
+    repo
+        Where it goes, as USER/NAME; it is made if it does not exist.
+
+    """
+    from services import commands
+    from services.push import Place
+
+    place = Place(repo, sending.revision, sending.public)
+    commands.execute(
+        target.run, target.recipe, target.set, lambda s: commands.push_pairs(s, place, dry_run=sending.dry_run)
+    )
+
+
+@push.command(name="checkpoint")
+def push_checkpoint(
+    repo: str, checkpoint: str | None = None, *, sending: Sending = _SENDING, target: Target = _DEFAULT
+) -> None:
+    """Send a registered checkpoint, merged or an adapter, with its card. The token comes from HF_TOKEN.
+
+    Parameters
+    ----------
+    repo
+        Where it goes, as USER/NAME; it is made if it does not exist.
+    checkpoint
+        Its name (default: the recipe's policy).
+
+    """
+    from services import commands
+    from services.push import Place
+
+    place = Place(repo, sending.revision, sending.public)
+    commands.execute(
+        target.run,
+        target.recipe,
+        target.set,
+        lambda s: commands.push_checkpoint(s, place, checkpoint, dry_run=sending.dry_run),
+    )
+
+
 @nano.command
 def build(out: Path = Path("runs/nano-checkpoint"), *, architecture: str = "llava") -> None:
     """Build a nano model from scratch; the same command resumes.
@@ -394,6 +485,12 @@ def main() -> None:
     except KeyboardInterrupt:
         _say("stopped; the same command goes on where it was")
         sys.exit(130)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        where = f" at {error.filename}" if error.filename else ""
+        _say(f"the disk is full{where}; make room, and the same command goes on where it was")
+        sys.exit(1)
     except Exception as error:
         from pipeline.errors import VcotError
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import NoReturn
 
 from rich.table import Table
 
+from eval.prior import render_prior
 from pipeline.errors import CheckpointError, InputError
 from pipeline.recipe import load_recipe
 from pipeline.run import RECIPE, Run, exclusive, open_run
@@ -18,6 +19,10 @@ from services import admin, serving, trainer, worker
 from services import sweep as search
 from services.admin import fetch_state, register, retire, swap_to
 from services.checkpoints import Checkpoint, CheckpointInfo, Registry
+from services.judging import count_owed, read_cost, test_judge
+from services.machine import check_machine
+from services.prior import probe_priors
+from services.push import Parcel, Place, pack, push, render_parcel
 from services.reporting import Evaluation, evaluate_scores, write_run_report
 from services.rounds import Round, list_rounds, make_judge
 from services.stages import (
@@ -31,7 +36,8 @@ from services.stages import (
 )
 from services.terminal import Terminal
 from services.trend import Choice, choose_round
-from services.vllm import Address, become_server
+from services.vllm import become_server
+from services.vllm_command import Address
 from training.distributed import check_installed
 from training.job import (
     ADAPTER,
@@ -87,21 +93,32 @@ def with_source(overrides: Sequence[str], source: str | None, path: Path | None)
     return (*named, *overrides)
 
 
+def with_wandb(overrides: Sequence[str], wanted: bool) -> tuple[str, ...]:
+    """`--wandb` as an override; it is kept in the run like any other."""
+    return ('train.report_to=["wandb"]', *overrides) if wanted else tuple(overrides)
+
+
 def prepare(directory: Path | None, recipe: str | None, overrides: Sequence[str]) -> None:
     """`vcot prepare`: what servers of the run start from."""
     terminal = Terminal()
     with open_target(directory, recipe, overrides) as run:
-        base = Registry(run.directory).base(run.recipe.model, run.recipe.serve.dtype, terminal.say)
+        base = Registry(run.directory).base(run.recipe.model, terminal.say)
         terminal.say(f"{base.ref.name} is {base.ref.digest[:19]}, in {base.directory}")
 
 
-def engine(directory: Path | None, host: str, port: int) -> NoReturn:
-    """`vcot engine`: this process becomes vLLM. The run is only read."""
+def engine(directory: Path | None, host: str, port: int, number: int) -> NoReturn:
+    """`vcot engine`: this process becomes vLLM, on the devices of the `number`-th server. The run is only read."""
     with open_run(run_directory(directory, None)) as run:
         base = Registry(run.directory).find(run.recipe.model.name)
         if base is None:
             raise CheckpointError(f"run {run.directory} does not hold its model yet; run `vcot prepare` first")
-        become_server(base, run.recipe.serve, Address(host, port), serving.served_lora_rank(run.recipe))
+        become_server(
+            base,
+            run.recipe.serve,
+            Address(host, port),
+            devices=run.recipe.serve.devices_of(number),
+            max_lora_rank=serving.served_lora_rank(run.recipe),
+        )
 
 
 def work(runs: Path) -> None:
@@ -144,7 +161,16 @@ async def train(session: Session) -> None:
     """`vcot train`."""
     current = list_rounds(session)[-1]
     pair_stage(current)
-    await _train(current)
+    is_remote = session.run.recipe.train.worker == "remote"  # which merges, too
+    async with _servers_at_rest(current, current.job if is_remote else None):
+        await _train(current)
+
+
+def _servers_at_rest(current: Round, merged: TrainJob | None) -> AbstractAsyncContextManager[None]:
+    """Servers that are up give their GPU to the round's training, and to the merge of job `merged`, where one is owed."""
+    directory = current.job_directory
+    is_owed = not trainer.is_done(directory, merged.merged_path(directory) if merged else None)
+    return current.session.at_rest() if is_owed else nullcontext()
 
 
 async def _train(current: Round, merge_into: Path | None = None) -> None:
@@ -178,7 +204,7 @@ def _say_preflight(session: Session, preflight: Preflight) -> None:
             f"{len(refused)} pairs cannot be trained whole; the first, {refused[0][0]}: {refused[0][1]}"
         )
     say = session.terminal.warn if preflight.memory.total > preflight.available_gib else session.terminal.say
-    say(f"memory: {preflight.memory.summary}; {preflight.available_gib:.1f} GiB are there")
+    say(f"memory: {preflight.memory.summary}; {preflight.available_gib:.1f} GiB were free")
 
 
 async def sweep(session: Session) -> None:
@@ -195,7 +221,8 @@ async def merge(session: Session, *, adapter: bool) -> None:
     job = current.job
     if adapter:
         job = job.model_copy(update={"merge": job.merge.model_copy(update={"serve_as": "adapter"})})
-    made = await _merge(current, job)
+    async with _servers_at_rest(current, job):
+        made = await _merge(current, job)
     session.terminal.say(f"`vcot parity {made.ref.name}` registers it, if it is served as it was trained")
 
 
@@ -297,6 +324,13 @@ async def evaluate(session: Session, names: Sequence[str]) -> None:
     _show(session, evaluate_scores(session, scores, chosen, choice.trend if choice else ()))
 
 
+async def probe(session: Session, names: Sequence[str]) -> None:
+    """`vcot probe`."""
+    chosen = _find_all(session, names) or (await _choose(session, list_rounds(session))).checkpoints
+    for part in render_prior(await probe_priors(session, chosen)):
+        session.terminal.show(part)
+
+
 async def _choose(session: Session, rounds: Sequence[Round]) -> Choice:
     """Of several rounds, the one whose policy does best on the validation split, which is asked of all."""
     if session.run.recipe.rounds.num > 1:
@@ -328,10 +362,13 @@ def _report(session: Session, rounds: Sequence[Round], choice: Choice) -> None:
 
 async def run_all(session: Session) -> None:
     """`vcot run`: the whole loop, as many rounds of it as the recipe says."""
-    async with make_judge(session):  # what is not set or not installed is said before hours of sampling
-        pass
     if session.run.recipe.train.worker == "local":
         check_installed(session.run.recipe.train)
+    if warning := check_machine(session.run.recipe, is_served=serving.is_served(session.run)):
+        session.terminal.warn(warning)
+    async with make_judge(session) as judge:  # what is not set, or answers nobody, is said before hours of sampling
+        if judge.is_model and (num_owed := count_owed(session)):
+            await test_judge(session, judge, num_owed)
     rounds: list[Round] = []
     start = session.base
     for number in range(1, session.run.recipe.rounds.num + 1):
@@ -340,6 +377,8 @@ async def run_all(session: Session) -> None:
     choice = await _choose(session, rounds)
     await eval_stage(session, choice.checkpoints, session.run.recipe.eval.split)
     _report(session, rounds, choice)
+    if (cost := read_cost(session, make_judge(session))) is not None:
+        session.terminal.say(f"judging took {cost.summary}")
     session.terminal.summary()
 
 
@@ -350,8 +389,9 @@ async def _teach(current: Round) -> Checkpoint:
     await sample_stage(current)
     await judge_stage(current)
     pair_stage(current)
-    await _train(current, current.session.run.path("checkpoints", current.job.checkpoint_name))
-    return await _merge(current, current.job)
+    async with _servers_at_rest(current, current.job):
+        await _train(current, current.session.run.path("checkpoints", current.job.checkpoint_name))
+        return await _merge(current, current.job)
 
 
 async def checkpoints(session: Session) -> None:
@@ -404,6 +444,42 @@ async def retire_checkpoint(session: Session, name: str) -> None:
     url = session.run.recipe.serve.url
     ref = await retire((await session.gateway()).url, name) if url else session.registry.retire(name)
     session.terminal.say(f"{ref.name} ({ref.digest[:19]}) is retired; its files stay where they are")
+
+
+async def push_pairs(session: Session, place: Place, *, dry_run: bool) -> None:
+    """`vcot push pairs`."""
+    current = list_rounds(session)[-1]
+    pair_stage(current)
+    _push(
+        session,
+        pack(current.pairs.directory, "dataset", f"Preference pairs of {session.run.recipe.name}"),
+        place,
+        dry_run,
+    )
+
+
+async def push_checkpoint(session: Session, place: Place, name: str | None, *, dry_run: bool) -> None:
+    """`vcot push checkpoint`."""
+    taught = [policy.ref.name for current in list_rounds(session) if (policy := current.policy) is not None]
+    if name is None and not taught:
+        raise InputError(f"run {session.run.directory} has no policy yet; run `vcot run` first, or name a checkpoint")
+    checkpoint = session.registry.resolve(name or taught[-1])
+    if checkpoint.ref.kind == "base":
+        raise InputError(
+            f"{checkpoint.ref.name} is the untaught model, which is published already; name a trained checkpoint"
+        )
+    _push(
+        session, pack(checkpoint.directory, "model", f"{checkpoint.ref.name} ({checkpoint.ref.digest})"), place, dry_run
+    )
+
+
+def _push(session: Session, parcel: Parcel, place: Place, dry_run: bool) -> None:
+    session.terminal.heading("push", f"{parcel.folder} as {parcel.kind} to {place}")
+    session.terminal.show(render_parcel(parcel))
+    if dry_run:
+        session.terminal.say("nothing was sent; without --dry-run it is")
+        return
+    session.terminal.say(f"sent: {push(parcel, place)}")
 
 
 def doctor(directory: Path | None, recipe: str | None, overrides: Sequence[str]) -> bool:

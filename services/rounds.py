@@ -12,11 +12,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.errors import DataError, InputError
-from pipeline.judges import Judge, judgment_key
+from pipeline.errors import DataError, OwedError
+from pipeline.judges import Judge, Standing, find_standing, find_unjudged_fault
 from pipeline.judges.pointwise import PointwiseJudge
 from pipeline.judges.verifier import Verifier
-from pipeline.pairs import PairSet, build_pairs, split_pairs
+from pipeline.pairs import PairSet, build_pairs, limit_pairs, split_pairs
 from pipeline.publish import pairs_digest
 from pipeline.records import Judgment, PreferencePair, Response, Split, Task
 from pipeline.sample import SampleRequest, plan_requests
@@ -64,31 +64,57 @@ class Round:
         return plan_requests(self.tasks, section.prompt, self.start.ref, section.params())
 
     def responses(self) -> list[Response]:
-        """The good responses that are there, in the order of the plan. Raises InputError where there is none."""
+        """The good responses that are there, in the order of the plan. Raises OwedError where there is none."""
         run = self.session.run
         keys = [key for request in self.requests() for key in request.response_keys()]
         found = run.ledger.get(Response, keys)
         responses = [found[key] for key in keys if key in found and found[key].error is None]
         if not responses:
-            raise InputError(f"run {run.directory} holds no response to its recipe; run `vcot sample` first")
+            raise OwedError(f"run {run.directory} holds no response to its recipe; run `vcot sample` first")
         if len(responses) < len(keys):
             self.session.terminal.warn(
                 f"{len(keys) - len(responses)} of {len(keys)} responses are missing; `vcot sample` asks again"
             )
         return responses
 
+    def standing(self) -> Standing:
+        """How far the judging of the responses that are there has come. Raises OwedError where there is none."""
+        return self._find_standing(self.responses())
+
+    def _find_standing(self, responses: list[Response]) -> Standing:
+        run = self.session.run
+        tasks = {task.id: task for task in self.tasks}
+        return find_standing(make_judge(self.session), tasks, responses, run.ledger, run.recipe.judge)
+
+    @property
+    def num_unjudged(self) -> int:
+        """Judgments that are owed, those of responses that are still to be sampled included."""
+        keys = [key for request in self.requests() for key in request.response_keys()]
+        found = self.session.run.ledger.get(Response, keys)
+        settled = [response for response in found.values() if response.error is None or response.refused]
+        return len(keys) - len(settled) + self._find_standing(settled).num_asks
+
     @cached_property
     def pairs(self) -> Pairs:
-        """Best and worst response of each task. Raises InputError where nothing is sampled or judged."""
+        """Best and worst response of each task. Raises OwedError where a response is not sampled or judged.
+
+        What a judge gave no verdict on for good is left out, as far as the recipe tolerates that.
+        """
         run, section = self.session.run, self.session.run.recipe.pairs
-        responses = self.responses()
-        judge = make_judge(self.session)
-        tasks = {task.id: task for task in self.tasks}
-        keys = {judgment_key(judge, tasks[r.task], r): r.key for r in responses}
-        judgments = {keys[key]: j for key, j in run.ledger.get(Judgment, keys).items() if j.error is None}
-        if not judgments:
-            raise InputError(f"run {run.directory} holds no judgment by {judge.name}; run `vcot judge` first")
-        pair_set = build_pairs(self.tasks, responses, judgments)
+        standing = self.standing()
+        if not standing.judged:
+            name = make_judge(self.session).name
+            raise OwedError(f"run {run.directory} holds no judgment by {name}; run `vcot judge` first")
+        if standing.owed:
+            raise OwedError(
+                f"{len(standing.owed)} of {len(standing.responses)} responses are not judged yet; `vcot judge` goes on"
+            )
+        if (fault := find_unjudged_fault(standing.count(), run.recipe.judge)) is not None:
+            raise OwedError(fault)
+        found = run.ledger.get(Judgment, standing.judged)
+        judgments = {r.key: found[key] for key, r in standing.responses.items() if key in found}
+        made = build_pairs(self.tasks, list(standing.responses.values()), judgments, choose_cut=section.choose_cut)
+        pair_set = limit_pairs(made, section.num, section.seed)
         train, validation = split_pairs(pair_set.pairs, section.validation_fraction, section.seed)
         digest = pairs_digest(train, validation)
         return Pairs(pair_set, train, validation, digest, run.path("pairs", digest[:12]), tuple(judgments.values()))
@@ -125,10 +151,13 @@ class Round:
 
     @property
     def policy(self) -> Checkpoint | None:
-        """What the round made of its starting policy; None as long as it is not there."""
+        """What the round made of its starting policy; None as long as it is not there.
+
+        Raises DataError where the recipe, changed meanwhile, asks for what may not be: that is no "not yet".
+        """
         try:
             name = self.job.checkpoint_name
-        except InputError:  # nothing is sampled or judged yet
+        except OwedError:
             return None
         return self.session.registry.find_made(name)
 

@@ -32,7 +32,7 @@ from pipeline.errors import MachineError, ServerError, VcotError
 from pipeline.recipe import Recipe, ServeSection
 from pipeline.records import Record
 from pipeline.run import Run, open_run
-from services.admin import fetch_state, named_error
+from services.admin import fetch_state, named_error, wake
 from services.checkpoints import Checkpoint, Registry
 from services.lifeline import keeper_command
 
@@ -93,11 +93,12 @@ async def _serve(run: Run, progress: Progress) -> None:
     from services.gateway.fleet import Fleet
     from services.gateway.roster import Roster
     from services.vllm import VllmServer
+    from services.vllm_command import can_sleep, find_build
 
     settings = run.recipe.serve
     with _only_gateway(run), _listening(settings) as listener, _announced(run, _url(listener)) as url:
         registry = Registry(run.directory)
-        await asyncio.to_thread(registry.base, run.recipe.model, settings.dtype, progress)
+        await asyncio.to_thread(registry.base, run.recipe.model, progress)
         max_lora_rank = served_lora_rank(run.recipe)
 
         def launch(checkpoint: Checkpoint, number: int, devices: str | None) -> VllmServer:
@@ -105,7 +106,13 @@ async def _serve(run: Run, progress: Progress) -> None:
             return VllmServer(checkpoint, settings, log, devices, max_lora_rank)
 
         fleet = Fleet(
-            registry, settings, Roster(run.directory, settings), launch, progress, max_lora_rank=max_lora_rank
+            registry,
+            settings,
+            Roster(run.directory, settings),
+            launch,
+            progress,
+            max_lora_rank=max_lora_rank,
+            can_sleep=not settings.upstreams and can_sleep(settings, find_build()),
         )
         progress(f"the gateway listens at {url}")
         for warning in keys.warnings(listener.getsockname()[0]):
@@ -125,6 +132,7 @@ async def _serve_until_stopped(fleet: Fleet, app: ASGIApp, listener: socket.sock
 
     from services.gateway import memory
     from services.gateway.connection import ClientConnection
+    from services.gateway.rest import end_forgotten_rests
     from services.gateway.rollout import end_forgotten_trials
 
     class Server(uvicorn.Server):
@@ -151,17 +159,17 @@ async def _serve_until_stopped(fleet: Fleet, app: ASGIApp, listener: socket.sock
         loop.add_signal_handler(number, stop.set)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     supervising = asyncio.create_task(fleet.run())
-    forgetting = asyncio.create_task(end_forgotten_trials(fleet))
+    forgetting = [asyncio.create_task(forget(fleet)) for forget in (end_forgotten_trials, end_forgotten_rests)]
     stopping = asyncio.create_task(stop.wait())
     try:
-        await asyncio.wait({serving, supervising, forgetting, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        for task in (supervising, forgetting):
+        await asyncio.wait({serving, supervising, *forgetting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        for task in (supervising, *forgetting):
             if task.done():
                 task.result()
     finally:
         server.should_exit = True
         await asyncio.wait({serving})
-        ends = (supervising, forgetting, stopping)
+        ends = (supervising, *forgetting, stopping)
         for each in ends:
             each.cancel()
         await asyncio.gather(*ends, return_exceptions=True)
@@ -208,6 +216,8 @@ async def _until_live(run: Run, progress: Progress, child: asyncio.subprocess.Pr
             except ServerError:
                 pass  # it listens in a moment
             else:
+                if state.phase == "resting":  # for a command that was killed, or another that holds the run no more
+                    state = await wake(serving.url)
                 if state.live is not None:
                     return serving.url
                 message = state.message
@@ -240,6 +250,12 @@ def _only_gateway(run: Run) -> Iterator[None]:
             where = f" at {serving.url} by process {serving.pid}" if serving else ""
             raise MachineError(f"run {run.directory} is served already{where}; use that one, or stop it") from None
         yield
+
+
+def find_gateway(run: Run) -> str | None:
+    """The URL of the gateway that serves the run already, if one does."""
+    serving = _read_serving(run)
+    return serving.url if serving is not None and is_served(run) else None
 
 
 def is_served(run: Run) -> bool:

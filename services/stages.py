@@ -19,9 +19,9 @@ from eval.image_reliance import choose_images
 from eval.scorer import score_response
 from pipeline.client import ChatClient
 from pipeline.errors import CheckpointError, DataError, InputError, StageError, SwapError
-from pipeline.judges import judge_responses
+from pipeline.judges import find_unjudged_fault, judge_responses
 from pipeline.publish import publish_pairs, render_card
-from pipeline.recipe import render_recipe
+from pipeline.recipe import EvalSection
 from pipeline.records import (
     CheckpointRef,
     PreferencePair,
@@ -31,15 +31,18 @@ from pipeline.records import (
     Split,
     StageCount,
     Task,
+    Usage,
 )
 from pipeline.run import Run
 from pipeline.sample import SampleRequest, owed_requests, plan_requests, sample, show_image
 from pipeline.sources import load_tasks
 from services.admin import fetch_state, register, retire, swap_to, try_out
 from services.checkpoints import Checkpoint, Registry
+from services.judging import read_meter, say_estimate, test_judge
 from services.parity import ParityReport, ask_served, check_defaults, verify
+from services.resting import resting, wanted_rest
 from services.rounds import Round, make_judge
-from services.serving import GatewayHandle, running_gateway
+from services.serving import GatewayHandle, find_gateway, running_gateway
 from services.terminal import Terminal
 from training.job import TrainJob, read_record, write_record
 from training.parity import PROBE, Probe, read_probe
@@ -56,6 +59,8 @@ class Session:
     run: Run
     terminal: Terminal
     counts: list[StageCount] = field(default_factory=list)
+    test_usage: Usage | None = None
+    """What a test judgment took, where one was made."""
     _stack: AsyncExitStack = field(default_factory=AsyncExitStack)
     _gateway: GatewayHandle | None = None
     _questions: dict[Split, list[Task]] = field(default_factory=dict)
@@ -67,12 +72,12 @@ class Session:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self._stack.aclose()
-        self.run.ledger.close()
+        await self.run.ledger.finish()
 
     async def gateway(self) -> GatewayHandle:
         """The run's gateway, started at first use and stopped with the session."""
-        if self._gateway is None and self.run.recipe.serve.url:
-            self._gateway = GatewayHandle(self.run.recipe.serve.url.rstrip("/").removesuffix("/v1"), started_here=False)
+        if self._gateway is None and (url := self._url_elsewhere):
+            self._gateway = GatewayHandle(url, started_here=False)
         if self._gateway is None:
             what = f"{self.run.recipe.model.source} by vLLM, behind the gateway"
             with self.terminal.aside("serve", what), self.terminal.waiting("starting the server") as progress:
@@ -107,9 +112,32 @@ class Session:
         finally:
             await swap_to(gateway.url, POLICY_ALIAS, before)
 
+    @asynccontextmanager
+    async def at_rest(self) -> AsyncIterator[None]:
+        """For training: the servers that are up rest meanwhile as `serve.while_training` says; none is started for that."""
+        way = wanted_rest(self.run.recipe.serve)
+        url = self._find_gateway() if way is not None else None
+        async with AsyncExitStack() as stack:
+            if way is not None and url is not None:
+                await stack.enter_async_context(resting(url, way, self.terminal))
+            yield
+
+    def _find_gateway(self) -> str | None:
+        """The URL of the run's gateway, if there is one without starting it."""
+        if self._gateway is not None:
+            return self._gateway.url
+        return self._url_elsewhere or find_gateway(self.run)
+
+    @property
+    def _url_elsewhere(self) -> str | None:
+        url = self.run.recipe.serve.url
+        return url.rstrip("/").removesuffix("/v1") if url else None
+
     async def _client(self, gateway: GatewayHandle) -> ChatClient:
         concurrency = max(self.run.recipe.sample.max_concurrency, self.run.recipe.eval.max_concurrency)
-        client = ChatClient(f"{gateway.url}/v1", os.environ.get(API_KEY_ENV, "none"), max_connections=concurrency)
+        client = ChatClient(
+            f"{gateway.url}/v1", os.environ.get(API_KEY_ENV, "none"), max_connections=concurrency, is_own=True
+        )
         return await self._stack.enter_async_context(client)
 
     @cached_property
@@ -120,7 +148,7 @@ class Session:
     @cached_property
     def base(self) -> Checkpoint:
         """The untaught model."""
-        return self.registry.base(self.run.recipe.model, self.run.recipe.serve.dtype, self.terminal.say)
+        return self.registry.base(self.run.recipe.model, self.terminal.say)
 
     def questions(self, split: Split) -> list[Task]:
         """The benchmark's questions of one split; each has a gold answer."""
@@ -156,7 +184,8 @@ class Session:
         self.terminal.account(count)
         if count.failed:
             raise StageError(
-                f"{count.failed} of {count.requested} failed in {count.stage}; the same command tries them again"
+                f"{count.failed} of {count.requested} failed in {count.stage} ({count.by_reason}); the same command tries "
+                "them again"
             )
 
 
@@ -188,21 +217,32 @@ async def _ask(
 
 
 async def judge_stage(current: Round) -> None:
-    """Score every response."""
-    session, responses = current.session, current.responses()
-    judge = make_judge(session)
-    session.terminal.heading("judge", f"{len(responses)} responses, by {judge.name}")
+    """Score every response. Raises StageError where the judge gave no verdict on more than the recipe tolerates."""
+    session, section = current.session, current.session.run.recipe.judge
+    judge, standing = make_judge(session), current.standing()
+    session.terminal.heading("judge", f"{len(standing.responses)} responses, by {judge.name}")
     async with judge:
-        with session.terminal.tracking("judgments") as on_progress:
+        meter = read_meter(session, judge)
+        if standing.owed and judge.is_model and not meter.num_judgments and session.test_usage is None:
+            await test_judge(session, judge, standing.num_asks)
+            meter = read_meter(session, judge)
+        elif standing.owed and judge.is_model:
+            say_estimate(session, meter, standing.num_asks)
+        with session.terminal.tracking("judgments", lambda: meter.summary) as on_progress:
             count = await judge_responses(
                 judge,
                 {task.id: task for task in current.tasks},
-                responses,
+                standing,
                 session.run.ledger,
-                max_concurrency=session.run.recipe.judge.max_concurrency,
+                meter,
+                max_concurrency=section.max_concurrency,
                 on_progress=on_progress,
             )
+    if meter.num_judgments:
+        session.terminal.say(f"paid for {meter.cost.summary}")
     session.account(count)
+    if (fault := find_unjudged_fault(count, section)) is not None:
+        raise StageError(fault)
 
 
 def pair_stage(current: Round) -> None:
@@ -213,10 +253,17 @@ def pair_stage(current: Round) -> None:
     count = pairs.pair_set.count
     session.counts.append(count)
     session.terminal.say(
-        f"{len(pairs.train)} training + {len(pairs.validation)} validation pairs in {pairs.directory}; "
-        f"{count.refused} tasks dropped as ties"
-        + (f", {count.failed} had too few judged responses" if count.failed else "")
+        f"{len(pairs.train)} training + {len(pairs.validation)} validation pairs in {pairs.directory}"
+        + (f"; left out: {count.by_reason}" if count.reasons else "")
     )
+    if count.ok < (recipe.pairs.num or count.requested / 2):
+        judged = current.standing().count()
+        wanted = "" if recipe.pairs.num is None else f", and pairs.num asks for {recipe.pairs.num}"
+        session.terminal.warn(
+            f"only {count.ok} of {count.requested} tasks gave a pair ({count.by_reason}){wanted}"
+            + (f"; {judged.refused} responses were not judged ({judged.by_reason})" if judged.refused else "")
+            + "; sample more tasks, hotter (sample.temperature), or with a judge that tells responses apart"
+        )
 
 
 def publish_splits(
@@ -227,9 +274,10 @@ def publish_splits(
     card = render_card(
         train,
         validation,
-        source=recipe.tasks.source,
+        recipe=recipe,
         model=current.start.ref.name if current.number > 1 else recipe.model.source,
-        recipe_toml=render_recipe(recipe),
+        judged=current.standing().count(),
+        paired=current.pairs.pair_set.count,
     )
     publish_pairs(train, validation, current.session.run.images, directory, card=card)
 
@@ -238,13 +286,8 @@ def eval_requests(
     session: Session, checkpoint: CheckpointRef, split: Split, images: Sequence[ShownImage]
 ) -> list[SampleRequest]:
     """Every prompt at every temperature about every kind of image, for one checkpoint."""
-    section, tasks = session.run.recipe.eval, session.questions(split)
-    requests = [
-        request
-        for prompt in section.prompts
-        for temperature in section.temperatures
-        for request in plan_requests(tasks, prompt, checkpoint, section.params(temperature))
-    ]
+    tasks = session.questions(split)
+    requests = plan_settings(session.run.recipe.eval, tasks, checkpoint)
     asked: list[SampleRequest] = []
     for name in images:
         if name == "true":
@@ -253,6 +296,16 @@ def eval_requests(
         shown = choose_images(tasks, name, session.run.images)
         asked += [show_image(request, shown[request.task.id]) for request in requests if request.task.id in shown]
     return asked
+
+
+def plan_settings(section: EvalSection, tasks: Sequence[Task], checkpoint: CheckpointRef) -> list[SampleRequest]:
+    """Every prompt of the section at every temperature, about the tasks' own images."""
+    return [
+        request
+        for prompt in section.prompts
+        for temperature in section.temperatures
+        for request in plan_requests(tasks, prompt, checkpoint, section.params(temperature))
+    ]
 
 
 async def parity_stage(session: Session, checkpoints: Sequence[Checkpoint]) -> list[ParityReport]:
@@ -332,6 +385,16 @@ async def eval_stage(session: Session, checkpoints: Sequence[Checkpoint], split:
         )
         requests = eval_requests(session, checkpoint.ref, split, section.images)
         await _ask(session, f"eval {checkpoint.ref.name}", checkpoint, requests, section.max_concurrency)
+
+
+async def probe_stage(session: Session, checkpoints: Sequence[Checkpoint], tasks: Sequence[Task]) -> None:
+    """Ask `tasks` of each checkpoint as the benchmark's questions are asked, after checking how it is served."""
+    await parity_stage(session, checkpoints)
+    section = session.run.recipe.eval
+    for checkpoint in checkpoints:
+        session.terminal.heading("probe", f"{checkpoint.ref.name}: {len(tasks)} {tasks[0].source} drawings")
+        requests = plan_settings(section, tasks, checkpoint.ref)
+        await _ask(session, f"probe {checkpoint.ref.name}", checkpoint, requests, section.max_concurrency)
 
 
 Scores = dict[ShownImage, list[Score]]

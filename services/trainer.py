@@ -43,7 +43,7 @@ async def train(job: TrainJob, directory: Path, on_steps: OnSteps, merge_into: P
 
     Raises InputError or ServerError with the worker's sentence.
     """
-    if _is_done(directory, merge_into):
+    if is_done(directory, merge_into):
         return read_status(directory)
     directory.mkdir(parents=True, exist_ok=True)
     write_record(directory / JOB, job)
@@ -62,7 +62,7 @@ async def train_remotely(job: TrainJob, directory: Path, on_steps: OnSteps) -> T
 
     Raises ServerError with the worker's sentence.
     """
-    if not _is_done(directory, job.merged_path(directory)):
+    if not is_done(directory, job.merged_path(directory)):
         directory.mkdir(parents=True, exist_ok=True)
         write_record(directory / JOB, job)
         if read_status(directory).state in ENDED:
@@ -78,7 +78,8 @@ async def train_remotely(job: TrainJob, directory: Path, on_steps: OnSteps) -> T
     return status
 
 
-def _is_done(directory: Path, merge_into: Path | None) -> bool:
+def is_done(directory: Path, merge_into: Path | None) -> bool:
+    """Whether the job there is trained and, where that is asked for, merged."""
     trained = (directory / ADAPTER).is_dir() and read_status(directory).state == "done"
     return trained and (merge_into is None or merge_into.is_dir())
 

@@ -78,7 +78,7 @@ def _describe(current: Round) -> Lesson:
         reference=current.reference.ref.name,
         num_tasks=len(current.tasks),
         num_pairs=len(pairs.pair_set.pairs),
-        ties=pairs.pair_set.count.refused / len(current.tasks),
+        ties=pairs.pair_set.num_ties / len(current.tasks),
         mean_score=sum(scores) / len(scores),
         mean_tokens=sum(usages) / len(responses) if usages else None,
         reward_margin=margins[-1] if margins else None,

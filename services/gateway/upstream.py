@@ -16,12 +16,16 @@ from pipeline.errors import ServerError
 from pipeline.records import Canary
 from services.gateway.canary import CanaryAnswer, canary_request, parse_canary
 from services.gateway.pool import Pool, Post
-from services.vllm import SERVED_NAME, Endpoint
+from services.vllm import Endpoint
+from services.vllm_command import SERVED_NAME
 
 _JSON = {"content-type": "application/json"}
 _CONTROL_TIMEOUT = httpx.Timeout(600.0, connect=10.0)
 _PULSE_TIMEOUT_S = 10.0
-_NEEDED = "VLLM_SERVER_DEV_MODE=1, and for adapters --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"
+_NEEDED = (
+    "VLLM_SERVER_DEV_MODE=1, to sleep --enable-sleep-mode, and for adapters --enable-lora and "
+    "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"
+)
 _STARTED = re.compile(rb"^process_start_time_seconds (\S+)", re.MULTILINE)
 _TOKENS = re.compile(rb"^vllm:(?:prompt|generation)_tokens_total(?:\{[^}]*\})? (\S+)", re.MULTILINE)
 
@@ -34,7 +38,7 @@ class EngineFault(Exception):
         reason: str,
         message: str,
         *,
-        is_broken: bool = True,
+        is_broken: bool | None = None,
         has_begun: bool = False,
         retry_after: str | None = None,
     ) -> None:
@@ -42,7 +46,10 @@ class EngineFault(Exception):
         self.reason = reason
         """One of a few words, for the counters."""
         self.is_broken = is_broken
-        """Whether that speaks against the engine; being full does not."""
+        """Whether that speaks against the engine; None where only the engine can tell, which is then asked how it is.
+
+        A client can make any engine fail its request, and being full is no fault.
+        """
         self.has_begun = has_begun
         """Whether a part of the answer is with the client."""
         self.retry_after = retry_after
@@ -67,7 +74,9 @@ def parse_pulse(metrics: bytes) -> Pulse:
 class Upstream:
     """Both ways to one server: a pool for requests, a client for control calls. An async context manager."""
 
-    def __init__(self, endpoint: Endpoint) -> None:
+    def __init__(self, endpoint: Endpoint, tolerance: float) -> None:
+        """`tolerance` is how far the type that it computes in may move a log-prob."""
+        self.tolerance = tolerance
         self._endpoint = endpoint
         self._pool = Pool(endpoint)
         self._client = endpoint.client(_CONTROL_TIMEOUT)
@@ -87,7 +96,8 @@ class Upstream:
 
     async def reload(self, directory: Path) -> None:
         """Load the weights of `directory` into the running engine, in place. Raises ServerError."""
-        await self._control("/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": str(directory)}})
+        path = self._endpoint.readable(directory)
+        await self._control("/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": str(path)}})
 
     async def flush_caches(self) -> None:
         """Forget whatever was computed with earlier weights. Raises ServerError."""
@@ -96,6 +106,15 @@ class Upstream:
             raise ServerError("vLLM did not reset its prefix cache: blocks are still held by requests")
         await self._control("/reset_mm_cache")
         await self._control("/reset_encoder_cache")
+
+    async def sleep(self) -> None:
+        """Free the GPU's memory: the weights go to the machine's, what was cached is dropped. Raises ServerError."""
+        await self._control("/sleep?level=1")
+
+    async def wake_up(self) -> None:
+        """Undo that; what is awake stays so. Raises ServerError."""
+        if (await self._control("/is_sleeping", method="GET")).get("is_sleeping"):
+            await self._control("/wake_up")
 
     async def load_adapter(self, model: str, directory: Path) -> None:
         """Serve the adapter in `directory` under that model name, beside its base. Raises ServerError."""
@@ -109,7 +128,7 @@ class Upstream:
 
     async def ask(self, canary: Canary, model: str = SERVED_NAME) -> CanaryAnswer:
         """The canary's answer. Raises ServerError."""
-        answer = await self._control("/v1/chat/completions", canary_request(canary, model))
+        answer = await self._control("/v1/chat/completions", canary_request(canary, model, self.tolerance))
         if answer.get("model") != model:
             raise ServerError(f"vLLM was asked for {model} and answered as {answer.get('model')}")
         return parse_canary(answer)
@@ -127,6 +146,13 @@ class Upstream:
             ) from None
         except httpx.HTTPError:
             return None
+
+    async def is_sound(self) -> bool:
+        """Whether the server itself says that it is well; one that was given up is not."""
+        try:
+            return not self._client.is_closed and await self.pulse() is not None
+        except ServerError:
+            return False
 
     async def _models(self) -> set[str]:
         listed = await self._control("/v1/models", method="GET")

@@ -56,7 +56,7 @@ try:
 except OSError as error:
     print(error.strerror)
 """
-VCOT, VLLM = "/opt/vcot/bin/vcot", "vllm.entrypoints.openai.api_server"
+VCOT, VLLM = "/opt/vcot/bin/vcot", "vllm.entrypoints.launchers.api_server.entry"
 IS_TRAINING = """
 import glob
 print(any('"running"' in open(path).read() for path in glob.glob("/vcot/runs/*/training/*/status.json")))

@@ -27,6 +27,11 @@ def networks(name: str) -> set[str]:
     return set(SERVICES[name]["networks"])
 
 
+def interpolated(words: list[str], **variables: str) -> list[str]:
+    """As Compose would with those variables, and no others, in the environment."""
+    return [re.sub(r"\$\{(\w+):-([^}]*)\}", lambda m: variables.get(m[1]) or m[2], word) for word in words]
+
+
 def in_profile(profile: str) -> set[str]:
     return {name for name, service in SERVICES.items() if profile in service["profiles"]}
 
@@ -90,15 +95,33 @@ def test_a_service_waits_for_what_it_needs_in_each_of_its_profiles(name: str) ->
 def test_the_containers_of_a_run_are_told_how_to_find_each_other(recipe: str, suffix: str) -> None:
     command = SERVICES[f"prepare{suffix}"]["command"]
     assert command[:4] == ["prepare", "--recipe", recipe, "--set"]
-    resolved = load_recipe(recipe, command[4:])
+    resolved = load_recipe(recipe, interpolated(command[4:]))
+    assert resolved.serve.devices == ()
     assert resolved.serve.upstreams == ("http://vllm:8000",)
     assert resolved.serve.url == "http://gateway:8100"
     assert resolved.train.worker == "remote"
+    # The worker has the same GPU, which the gateway elsewhere cannot know.
+    assert resolved.serve.while_training == ("auto" if suffix else "sleep")
     assert SERVICES[f"vllm{suffix}"]["networks"] == (["engine"] if not suffix else {"engine": {"aliases": ["vllm"]}})
     assert SERVICES[f"gateway{suffix}"]["networks"]["outer"] == {"aliases": ["gateway"]}
     for name in ("vllm", "gateway", "loop"):
         command = SERVICES[name + suffix]["command"]
         assert command[1:3] == ["--run", f"runs/{recipe}"]
+
+
+def test_a_server_gets_several_gpus_where_they_are_named() -> None:
+    """Docker joins the list with commas, so that one entry may hold several; inside they are counted from 0."""
+    for name in ("vllm", "worker"):
+        (devices,) = SERVICES[name]["deploy"]["resources"]["reservations"]["devices"]
+        assert interpolated(devices["device_ids"], VCOT_GPU="2,3") == ["2,3"]
+    command = interpolated(SERVICES["prepare"]["command"], VCOT_DEVICES='["0,1"]')
+    assert load_recipe("paper", command[4:]).serve.devices_of(0) == "0,1"
+
+
+def test_the_judge_is_started_as_vllm_documents_it() -> None:
+    judge = SERVICES["judge"]
+    assert judge["entrypoint"][:2] == ["vllm", "serve"]
+    assert not judge["command"][0].startswith("-"), "the model comes by its place"
 
 
 def test_images_are_pinned() -> None:

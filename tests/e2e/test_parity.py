@@ -26,6 +26,7 @@ from services.parity import ask_served, check_defaults
 from services.stages import Session, parity_stage
 from services.terminal import Terminal
 from services.vllm import VllmServer
+from services.vllm_command import SERVED_NAME
 from training.job import TrainJob
 from training.merge import merge_job
 from training.parity import read_probe
@@ -71,7 +72,7 @@ async def test_policy_passes_merged_and_as_an_adapter_and_another_is_never_regis
     base = (session.base.ref, session.base.ref.name)
     async with session:
         checkpoints = [session.registry.inspect(path) for path in (merged, tmp_path / "adapter")]
-        for interruption in (RequestError("no answer", retryable=False), asyncio.CancelledError()):
+        for interruption in (RequestError("no answer", scope="item", reason="empty"), asyncio.CancelledError()):
             with monkeypatch.context() as patch:
                 patch.setattr(stages, "check_defaults", AsyncMock(side_effect=interruption))
                 with pytest.raises(type(interruption)):
@@ -160,7 +161,7 @@ async def test_server_that_is_started_wrong_turns_the_gate_red(
     (merged / "chat_template.jinja").write_text("{{- bos_token }}" + template)
     probe = read_probe(merged)
     assert probe is not None
-    served_as = probe.checkpoint.model_copy(update={"name": vllm.SERVED_NAME})
+    served_as = probe.checkpoint.model_copy(update={"name": SERVED_NAME})
     async with serving(merged, tmp_path) as client:
         with pytest.raises(SwapError, match=r"is not asked as it was trained: from token 2 .*a BOS more or less"):
             await ask_served(client, served_as, probe, max_concurrency=4)

@@ -55,6 +55,12 @@ class Services:
     def start_engine(self) -> None:
         self.start("engine", *VCOT, "engine", "--run", "runs/nano", "--port", port_of(self.engine))
 
+    def start_gateway(self) -> None:
+        """Returns once it answers."""
+        self.start("gateway", *VCOT, "serve", "--run", "runs/nano")
+        until(lambda: answers(f"{self.gateway}/health") or self.processes["gateway"].poll() is not None, 300)
+        assert self.processes["gateway"].poll() is None, self.log("gateway")
+
     def vcot(self, *arguments: str) -> None:
         done = subprocess.run(
             [*VCOT, *arguments], cwd=self.folder, env=os.environ | KEYS, capture_output=True, text=True, timeout=300
@@ -90,8 +96,8 @@ def port_of(url: str) -> str:
     return url.rpartition(":")[2]
 
 
-def get(url: str, body: dict[str, Any] | None = None) -> bytes:
-    headers = {"content-type": "application/json", "authorization": f"Bearer {KEYS['VCOT_API_KEY']}"}
+def get(url: str, body: dict[str, Any] | None = None, key: str = KEYS["VCOT_API_KEY"]) -> bytes:
+    headers = {"content-type": "application/json", "authorization": f"Bearer {key}"}
     data = json.dumps(body).encode() if body else None
     with urllib.request.urlopen(urllib.request.Request(url, data, headers), timeout=60) as response:
         return response.read()
@@ -113,9 +119,7 @@ def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
     services.vcot("prepare", "--recipe", "nano", "--set", *settings)
     try:
         services.start_engine()
-        services.start("gateway", *VCOT, "serve", "--run", "runs/nano")
-        until(lambda: answers(f"{services.gateway}/health") or services.processes["gateway"].poll() is not None, 300)
-        assert services.processes["gateway"].poll() is None, services.log("gateway")
+        services.start_gateway()
         yield services
     finally:
         services.stop()
@@ -123,6 +127,21 @@ def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
 
 def test_the_gateway_serves_what_it_did_not_start(services: Services) -> None:
     assert services.ask().startswith("base@")
+
+
+def test_an_engine_that_sleeps_is_woken_by_a_gateway_that_is_started_anew(services: Services) -> None:
+    """By vLLM's own calls; on a CPU it keeps its memory, and answers nobody."""
+    before = services.ask()
+    rested = get(f"{services.gateway}/admin/rest", {"way": "stop", "lease_s": 600}, KEYS["VCOT_ADMIN_KEY"])
+    assert set(json.loads(rested)["ways"].values()) == {"sleep"}, "it is not the gateway's to stop"
+    assert json.loads(get(f"{services.engine}/is_sleeping"))["is_sleeping"]
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        services.ask()
+    assert json.loads(refused.value.read())["error"]["code"] == "resting"
+    services.kill("gateway")
+    services.start_gateway()
+    assert services.ask() == before
+    assert not json.loads(get(f"{services.engine}/is_sleeping"))["is_sleeping"]
 
 
 def test_an_engine_that_starts_again_gets_the_policy_before_a_request(services: Services) -> None:

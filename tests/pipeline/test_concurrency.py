@@ -3,7 +3,7 @@ import random
 
 import pytest
 
-from pipeline.concurrency import MAX_ATTEMPTS, map_bounded, retry_delay_s, with_retry
+from pipeline.concurrency import MAX_ATTEMPTS, MAX_PATIENCE_S, map_bounded, retry_delay_s, with_retry
 from pipeline.errors import RequestError
 
 
@@ -71,21 +71,32 @@ async def fail_n_times(n, error, slept):
 
 async def test_a_retryable_error_is_retried_until_it_goes():
     slept = []
-    assert await fail_n_times(3, RequestError("busy", retryable=True), slept) == 4
+    assert await fail_n_times(3, RequestError("busy", scope="attempt", reason="overloaded"), slept) == 4
     assert len(slept) == 3
 
 
 async def test_retries_end():
     slept = []
     with pytest.raises(RequestError):
-        await fail_n_times(99, RequestError("busy", retryable=True), slept)
+        await fail_n_times(99, RequestError("busy", scope="attempt", reason="overloaded"), slept)
     assert len(slept) == MAX_ATTEMPTS - 1
+
+
+async def test_a_429_with_the_servers_wish_is_no_attempt_but_patience_ends():
+    busy = RequestError("busy", scope="attempt", reason="rate_limit", retry_after_s=10.0)
+    slept = []
+    assert await fail_n_times(4 * MAX_ATTEMPTS, busy, slept) == 4 * MAX_ATTEMPTS + 1
+    assert min(slept) >= 10
+    slept.clear()
+    with pytest.raises(RequestError):
+        await fail_n_times(999, busy, slept)
+    assert len(slept) == MAX_PATIENCE_S / 10
 
 
 async def test_a_final_error_is_not_retried():
     slept = []
     with pytest.raises(RequestError):
-        await fail_n_times(1, RequestError("bad request"), slept)
+        await fail_n_times(1, RequestError("bad request", scope="item", reason="bad_request"), slept)
     assert slept == []
 
 

@@ -40,6 +40,7 @@ class Bench:
         limits: SwapLimits | None = None,
         supervision: Supervision | None = None,
         max_wait_s: float = 5.0,
+        can_sleep: bool = True,
         **settings: Any,
     ) -> None:
         self.directory = directory
@@ -61,6 +62,7 @@ class Bench:
             self._launch,
             self.said.append,
             max_lora_rank=8,
+            can_sleep=can_sleep,
             limits=limits,
             supervision=supervision or Supervision(first_backoff_s=0.0),
         )
@@ -69,7 +71,7 @@ class Bench:
 
     def client(self, host: str) -> httpx.AsyncClient:
         transport = httpx.ASGITransport(self.app, client=(host, 1))
-        return httpx.AsyncClient(transport=transport, base_url="http://gateway")
+        return httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8100")
 
     def _launch(self, checkpoint: Checkpoint, number: int, devices: str | None) -> FakeVllm:
         self.servers.append(FakeVllm(checkpoint))

@@ -29,9 +29,15 @@ from services.vllm import Endpoint
 
 CANARY_PROMPT = "What is it?"
 CANARY_IMAGE = "aW1hZ2U="
-NUM_TOKENS = 3
-NUM_PROMPT_TOKENS = 9
-_FAULTS = frozenset(("reset", "half", "half-json", "empty", "hang", "500", "502", "503", "429", "429-bare"))
+TOKENS = (7, 7, 7)
+_CONFIG = Path(__file__).parents[2] / "training" / "checkpoints" / "nano" / "config.json"
+PROMPT_TOKENS = tuple(range(9))
+_FAULTS = frozenset(
+    (
+        *("reset", "half", "half-json", "empty", "hang", "422", "500", "502", "503", "429", "429-bare"),
+        *("cache-miss", "closing"),
+    )
+)
 
 
 def write_checkpoint(
@@ -47,7 +53,7 @@ def write_checkpoint(
     directory.mkdir(parents=True)
     matrix = "language_model.model.layers.0.self_attn.q_proj.weight"
     write_tensors(directory / "model.safetensors", {"w": (shape,), matrix: (8, 8)}, weight)
-    (directory / "config.json").write_text("{}")
+    shutil.copyfile(_CONFIG, directory / "config.json")
     ref = CheckpointRef(name=name, digest=compute_digest(directory), kind=kind)
     write_manifest(directory, CheckpointManifest(checkpoint=ref, canary=make_canary(canary_weight or weight)))
     return directory
@@ -88,14 +94,13 @@ def write_tensors(path: Path, shapes: dict[str, tuple[int, ...]], value: float) 
 
 def make_canary(weight: float) -> Canary:
     """How a server with `weight` answers the fixed question."""
-    logprobs = tuple(_logprob(weight, weight, weight) for _ in range(NUM_TOKENS))
     return Canary(
         image_png_base64=CANARY_IMAGE,
         prompt=CANARY_PROMPT,
-        num_prompt_tokens=NUM_PROMPT_TOKENS,
-        tokens=("yes",) * NUM_TOKENS,
-        logprobs=logprobs,
-        tolerance=1e-3,
+        prompt_tokens=PROMPT_TOKENS,
+        tokens=TOKENS,
+        logprobs=(_logprob(weight, weight, weight),) * len(TOKENS),
+        leads=(1.0,) * len(TOKENS),
     )
 
 
@@ -123,12 +128,20 @@ class FakeVllm:
     reloads_base_as: float | None = None
     faults: list[str] = field(default_factory=list)
     """What becomes of the next chat requests: reset, half, half-json, 500, 429, 429-bare, hang, wrong-model, empty."""
-    num_prompt_tokens: int = NUM_PROMPT_TOKENS
+    prompt_tokens: tuple[int, ...] = PROMPT_TOKENS
     """How it renders a prompt."""
     ignores_adapters: bool = False
     """Answers under an adapter's name with its base's weights."""
+    is_asleep: bool = False
+    """Takes requests, and answers none."""
+    wakes_with: float | None = None
+    """The weight that it wakes with, where that is another than it slept with."""
     is_silent: bool = False
     """Takes connections, and answers nothing on /health."""
+    holds_prefixes: bool = False
+    """Answers a reset of its prefix cache with 200, and keeps it, as vLLM does while blocks are held."""
+    is_sick: bool = False
+    """Says on /health that its engine is dead."""
     is_stuck: bool = False
     """Its token counters stand still."""
     started: float = field(default_factory=time.time)
@@ -174,6 +187,9 @@ class FakeVllm:
         app.router.add_post("/collective_rpc", self._reload)
         for name in ("prefix", "mm", "encoder"):
             app.router.add_post(f"/reset_{name}_cache", self._reset)
+        app.router.add_post("/sleep", self._sleep)
+        app.router.add_post("/wake_up", self._wake_up)
+        app.router.add_get("/is_sleeping", self._is_sleeping)
         self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
         await self._runner.setup()
         if socket is not None:
@@ -199,7 +215,7 @@ class FakeVllm:
     async def _health(self, _: web.Request) -> web.Response:
         if self.is_silent:
             await asyncio.Event().wait()
-        return web.Response()
+        return web.Response(status=503 if self.is_sick else 200)
 
     async def _metrics(self, _: web.Request) -> web.Response:
         self.num_tokens += not self.is_stuck
@@ -239,17 +255,35 @@ class FakeVllm:
 
     async def _reset(self, request: web.Request) -> web.Response:
         self.calls.append(request.path)
+        if "prefix" in request.path and self.holds_prefixes:
+            return web.json_response({"success": False})
         if "prefix" in request.path:
             self.prefixes.clear()
         if "encoder" in request.path:
             self.images.clear()
         return web.json_response({"success": True})
 
+    async def _sleep(self, request: web.Request) -> web.Response:
+        self.calls.append(f"sleep {request.query['level']}")
+        self.is_asleep = True
+        return web.json_response({"status": "sleeping", "level": 1})
+
+    async def _wake_up(self, _: web.Request) -> web.Response:
+        self.calls.append("wake_up")
+        self.is_asleep = False
+        self.weight = self.weight if self.wakes_with is None else self.wakes_with
+        return web.json_response({"status": "awake", "tags": None})
+
+    async def _is_sleeping(self, _: web.Request) -> web.Response:
+        return web.json_response({"is_sleeping": self.is_asleep})
+
     async def _chat(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
         content = body["messages"][0]["content"]
         text = content if isinstance(content, str) else content[1]["text"]
         self.num_asked += 1
+        if self.is_asleep:
+            await asyncio.Event().wait()
         if "x-request-id" in request.headers:
             self.request_ids.append(request.headers["x-request-id"])
         image = "" if isinstance(content, str) else content[0]["image_url"]["url"]
@@ -277,13 +311,25 @@ class FakeVllm:
             return await self._stream(request, body, logprobs, answers_as)
         tokens = [{"token": "yes", "logprob": value} for value in logprobs]
         choice = {"index": 0, "message": {"content": "yes"}, "finish_reason": "stop", "logprobs": {"content": tokens}}
-        usage = {"prompt_tokens": self.num_prompt_tokens, "completion_tokens": len(logprobs)}
-        return web.json_response({"model": answers_as, "choices": [choice] * body.get("n", 1), "usage": usage})
+        usage = {"prompt_tokens": len(self.prompt_tokens), "completion_tokens": len(logprobs)}
+        answer = {"model": answers_as, "choices": [choice] * body.get("n", 1), "usage": usage}
+        if body.get("return_token_ids"):
+            choice["token_ids"] = [TOKENS[0]] * len(logprobs)
+            answer["prompt_token_ids"] = list(self.prompt_tokens)
+        return web.json_response(answer)
 
     async def _fail(self, request: web.Request, body: dict[str, Any], fault: str) -> web.StreamResponse:
         """Do what a broken server does."""
         if fault == "hang":
             await asyncio.Event().wait()
+        if body.get("stream") and fault.isdecimal():  # as vLLM: the status is sent already
+            return await self._end_with(request, {"message": "no", "type": "Odd", "code": int(fault)})
+        if fault == "cache-miss":
+            return web.json_response({"error": {"message": "Multi-modal cache miss for hash 'a'"}}, status=500)
+        if fault == "closing":  # unannounced, behind a whole answer
+            assert request.transport is not None
+            asyncio.get_running_loop().call_later(0.001, request.transport.abort)
+            return web.json_response({"error": {"message": "no"}}, status=500)
         if fault.isdecimal() or fault.startswith("429"):
             headers = {"retry-after": "7"} if fault == "429" else {}
             return web.json_response({"error": {"message": "no"}}, status=int(fault[:3]), headers=headers)
@@ -300,6 +346,12 @@ class FakeVllm:
         assert request.transport is not None
         request.transport.abort()
         return web.Response()
+
+    async def _end_with(self, request: web.Request, error: dict[str, Any]) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"content-type": "text/event-stream; charset=utf-8"})
+        await response.prepare(request)
+        await response.write(f"data: {json.dumps({'error': error})}\n\ndata: [DONE]\n\n".encode())
+        return response
 
     async def _token(self, position: int, text: str, prefix: float, image: float, delta: float) -> float:
         if position == 1 and text.startswith("hold"):
@@ -340,7 +392,7 @@ async def main():
     await server.listen(argument("--uds"))
     await asyncio.Event().wait()
 
-mode = os.environ.get("STUB_MODE", "")
+mode = os.environ.get("VLLM_STUB_MODE", "")
 print("non-default args: {}", flush=True)
 if mode == "die":
     print("(Worker pid=7) INFO 11-22 22:26:03 [cpu.py:68] Starting to load model ...")
@@ -355,8 +407,8 @@ asyncio.run(main())
 
 def install_stub(folder: Path) -> None:
     """A package `vllm` whose server is the fake one; put `folder` on PYTHONPATH."""
-    package = folder / "vllm" / "entrypoints" / "openai"
+    package = folder / "vllm" / "entrypoints" / "launchers" / "api_server"
     package.mkdir(parents=True)
-    for path in (folder / "vllm", folder / "vllm" / "entrypoints", package):
+    for path in (folder / "vllm", *(folder / "vllm").rglob("*/")):
         (path / "__init__.py").touch()
-    (package / "api_server.py").write_text(STUB)
+    (package / "entry.py").write_text(STUB)

@@ -12,12 +12,13 @@ import pytest
 from pipeline.errors import CheckpointError, MachineError, RequestError, ServerError
 from pipeline.records import SamplingParams
 from pipeline.run import Run, open_run
-from services.admin import fetch_state, live_checkpoint, register, retire, swap_to, try_out
+from services.admin import fetch_state, live_checkpoint, register, rest, retire, swap_to, try_out
 from services.gateway import memory, rollout
 from services.serving import Serving, _serve, running_gateway
 from services.stages import Session
 from services.terminal import Terminal
 from tests.services.fake_vllm import install_stub, write_checkpoint
+from tests.services.test_vllm import processes
 
 
 @pytest.fixture
@@ -106,6 +107,57 @@ async def test_a_trial_whose_client_was_killed_ends_by_itself(
     await asyncio.gather(serving, return_exceptions=True)
 
 
+@pytest.fixture
+def stopping(run: Run) -> Run:
+    with open_run(run.directory, None, ["serve.while_training=stop"]) as opened:
+        return opened
+
+
+async def test_a_run_trains_without_its_server_and_starts_none_for_that(stopping: Run) -> None:
+    async with Session(stopping, Terminal()) as session:
+        async with session.at_rest():
+            assert not (stopping.directory / "serving.json").exists()
+        gateway = await session.gateway()
+        async with session.at_rest():
+            assert (await fetch_state(gateway.url)).phase == "resting"
+            assert not processes(str(session.base.directory)), "the server is gone"
+        assert (await live_checkpoint(gateway.url)).name == "base"
+        with pytest.raises(ServerError, match="trainer"):
+            async with session.at_rest():
+                raise ServerError("the trainer ended with 1")
+        client = await session.live(session.base)  # the next that asks need not wait for the lease
+        ask = [{"role": "user", "content": "hello"}], SamplingParams(temperature=1.0, max_tokens=3, seed=0)
+        assert (await client.complete("policy", *ask)).choices[0].text == "yes"
+
+
+async def test_a_command_that_finds_servers_at_rest_wakes_them(stopping: Run) -> None:
+    """Whoever had them rest is gone, since one command works on a run at a time."""
+    async with running_gateway(stopping, lambda _: None) as gateway:
+        async with Session(stopping, Terminal()) as session:
+            assert session._find_gateway() == gateway.url
+        await rest(gateway.url, "stop", 60.0)
+        assert (await fetch_state(gateway.url)).live is None
+        async with running_gateway(stopping, lambda _: None) as same:
+            assert (await live_checkpoint(same.url)).name == "base"
+
+
+async def test_a_rest_whose_command_was_killed_is_ended_by_the_gateway(stopping: Run) -> None:
+    async with running_gateway(stopping, lambda _: None) as gateway:
+        await rest(gateway.url, "stop", 0.2)
+        async with asyncio.timeout(30):
+            while (await fetch_state(gateway.url)).phase != "live":  # noqa: ASYNC110 - another process's state
+                await asyncio.sleep(0.05)
+        assert any("asks for it no more" in warning for warning in (await fetch_state(gateway.url)).warnings)
+
+
+async def test_what_keeps_its_server_is_not_held_up(run: Run) -> None:
+    """As every run on a CPU, where a start takes long and nothing is gained."""
+    async with Session(run, Terminal()) as session:
+        gateway = await session.gateway()
+        async with session.at_rest():
+            assert (await live_checkpoint(gateway.url)).name == "base"
+
+
 async def test_the_steps_of_a_run_bear_its_key(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VCOT_API_KEYS", "other,secret")
     ask = [{"role": "user", "content": "hello"}], SamplingParams(temperature=1.0, max_tokens=3, seed=0)
@@ -172,7 +224,7 @@ async def test_a_host_that_is_not_ours_is_said(run: Run) -> None:
 
 
 async def test_a_server_that_does_not_start_gives_its_log(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("STUB_MODE", "die")
+    monkeypatch.setenv("VLLM_STUB_MODE", "die")
     with pytest.raises(ServerError, match=r"ended with status 3 while loading weights.*no such layer"):
         async with running_gateway(run, lambda _: None):
             pass

@@ -7,17 +7,18 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 
 from pipeline.errors import CheckpointError, MachineError, ServerError
 from pipeline.recipe import ServeSection
 from pipeline.run import open_run
-from services import commands, vllm
+from services import commands, vllm, vllm_command
 from services.checkpoints import Checkpoint, Registry
 from services.lifeline import keeper_command
-from services.vllm import VllmServer, server_command, server_environment
+from services.vllm import Endpoint, VllmServer
+from services.vllm_command import Address, find_build, server_command, server_environment
 from tests.services.fake_vllm import install_stub, write_checkpoint
 
 
@@ -53,73 +54,107 @@ def until(is_so: Callable[[], bool], limit_s: float = 10.0) -> bool:
     return is_so()
 
 
+SOCKETS = Path("/private")
+
+
+def plain_command(
+    checkpoint: Checkpoint, serve: ServeSection, build: Literal["cpu", "cuda"] = "cpu", **options: Any
+) -> list[str]:
+    return server_command(checkpoint, checkpoint.directory, serve, Path("/s"), build, **options)
+
+
 def option(command: list[str], name: str) -> str:
     return command[command.index(name) + 1]
 
 
 def test_the_command_for_a_cpu(checkpoint: Checkpoint) -> None:
-    serve = ServeSection(dtype="float32", max_model_len=512, kv_cache_gib=0.5)
-    command = server_command(checkpoint, serve, Path("/private/s"), "cpu")
+    serve = ServeSection(dtype="float32", max_model_len=512, max_in_flight=8, kv_cache_gib=0.5)
+    command = server_command(checkpoint, checkpoint.directory, serve, Path("/private/s"), "cpu")
     assert option(command, "--dtype") == "float32"
     assert option(command, "--uds") == "/private/s"
     assert option(command, "--generation-config") == "vllm"
     assert option(command, "--chat-template-content-format") == "openai", "in parts, as in training"
     assert json.loads(option(command, "--limit-mm-per-prompt")) == {"image": 1, "video": 0, "audio": 0}
-    assert option(command, "--max-num-batched-tokens") == option(command, "--max-model-len") == "512"
+    assert option(command, "--max-model-len") == "512"
+    assert option(command, "--max-num-batched-tokens") == str(8 * 512), "the images of all in flight fit into one step"
     assert option(command, "--kv-cache-memory-bytes") == str(2**29)
     assert {"--enforce-eager", "--no-enable-chunked-prefill"} < set(command)
     assert "--chat-template" not in command
     assert not {"--port", "--host"} & set(command)
     assert option(command, "--allowed-media-domains") == "none.invalid"
     serve = ServeSection(allowed_image_hosts=("img.org:8443",))
-    assert option(server_command(checkpoint, serve, Path("/s"), "cpu"), "--allowed-media-domains") == "img.org"
+    assert option(plain_command(checkpoint, serve), "--allowed-media-domains") == "img.org"
 
 
 def test_the_command_for_a_gpu(checkpoint: Checkpoint) -> None:
     mended = Checkpoint(checkpoint.directory, checkpoint.manifest, Path("/mended.jinja"))
-    command = server_command(mended, ServeSection(gpu_memory_utilization=0.45), Path("/s"), "cuda")
+    serve = ServeSection(gpu_memory_utilization=0.45)
+    command = server_command(mended, mended.directory, serve, Path("/s"), "cuda")
+    assert command[1:5] == ["-m", "vllm.entrypoints.cli.main", "serve", str(mended.directory)]
     assert option(command, "--gpu-memory-utilization") == "0.45"
     assert option(command, "--chat-template") == "/mended.jinja"
     assert not {"--enforce-eager", "--no-enable-chunked-prefill", "--kv-cache-memory-bytes"} & set(command)
 
 
+@pytest.mark.parametrize("way", ["auto", "sleep", "stop", "keep"])
+def test_sleep_mode_is_asked_for_where_it_is_wanted_and_there(checkpoint: Checkpoint, way: str) -> None:
+    serve = ServeSection(while_training=way)
+    assert ("--enable-sleep-mode" in plain_command(checkpoint, serve, "cuda")) == (way in ("auto", "sleep"))
+    assert "--enable-sleep-mode" not in plain_command(checkpoint, serve, "cpu"), "the CPU build refuses it"
+
+
 def test_devices_and_adapters_are_asked_for_where_they_are_wanted(checkpoint: Checkpoint) -> None:
     serve = ServeSection()
-    plain = server_command(checkpoint, serve, Path("/s"), "cuda")
-    assert not {"--enable-lora", "--tensor-parallel-size"} & set(plain)
-    command = server_command(checkpoint, serve, Path("/s"), "cuda", devices="2,3", max_lora_rank=12)
+    assert not {"--enable-lora", "--tensor-parallel-size"} & set(plain_command(checkpoint, serve, "cuda"))
+    command = plain_command(checkpoint, serve, "cuda", devices="2,3", max_lora_rank=12)
     assert (option(command, "--tensor-parallel-size"), option(command, "--max-lora-rank")) == ("2", "16")
     assert "--enable-lora" in command
     given = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
-    assert "VLLM_ALLOW_RUNTIME_LORA_UPDATING" not in server_environment("cuda", given)
-    result = server_environment("cuda", given, devices="2,3", takes_adapters=True)
+    assert "VLLM_ALLOW_RUNTIME_LORA_UPDATING" not in server_environment("cuda", given, SOCKETS)
+    result = server_environment("cuda", given, SOCKETS, devices="2,3", takes_adapters=True)
     assert (result["CUDA_VISIBLE_DEVICES"], result["VLLM_ALLOW_RUNTIME_LORA_UPDATING"]) == ("2,3", "True")
 
 
 def test_the_environment_keeps_what_the_user_set_for_speed_only() -> None:
-    given = {"OMP_NUM_THREADS": "7", "PYTHONDONTWRITEBYTECODE": "1", "VLLM_SERVER_DEV_MODE": "0", "OTHER": "x"}
-    given |= {"VCOT_API_KEYS": "k", "VCOT_ADMIN_KEY": "k", "VLLM_API_KEY": "k", "VLLM_MEDIA_URL_ALLOW_REDIRECTS": "1"}
-    result = server_environment("cpu", given)
+    given = {"OMP_NUM_THREADS": "7", "PYTHONDONTWRITEBYTECODE": "1", "VLLM_SERVER_DEV_MODE": "0"}
+    given |= {"VLLM_MEDIA_URL_ALLOW_REDIRECTS": "1", "VLLM_ATTENTION_BACKEND": "TORCH_SDPA"}
+    result = server_environment("cpu", given, SOCKETS)
     assert result["OMP_NUM_THREADS"] == "7"
+    assert result["VLLM_ATTENTION_BACKEND"] == "TORCH_SDPA"
     assert result["VLLM_SERVER_DEV_MODE"] == "1"
-    assert result["OTHER"] == "x"
     assert result["VLLM_NO_USAGE_STATS"] == "1"
-    assert "PYTHONDONTWRITEBYTECODE" not in result
-    assert not [name for name, value in result.items() if value == "k"]
+    assert "PYTHONDONTWRITEBYTECODE" not in result, "without .pyc files each process compiles 15 s of imports anew"
     assert result["VLLM_MEDIA_URL_ALLOW_REDIRECTS"] == "0"
-    assert "OMP_NUM_THREADS" not in server_environment("cuda", {})
+    assert "OMP_NUM_THREADS" not in server_environment("cuda", {}, SOCKETS)
+
+
+@pytest.mark.parametrize("build", ["cpu", "cuda"])
+def test_a_server_is_given_no_key_of_any_name(build: Literal["cpu", "cuda"]) -> None:
+    named = ("VCOT_API_KEYS", "VCOT_ADMIN_KEY", "VCOT_API_KEY", "OPENAI_API_KEY", "VLLM_API_KEY", "HF_TOKEN")
+    named += ("WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "S3_SECRET_ACCESS_KEY", "SOME_JUDGES_KEY", "GITHUB_TOKEN")
+    needed = {"PATH": "/bin", "HOME": "/h", "LD_LIBRARY_PATH": "/l", "CUDA_HOME": "/c", "NCCL_SOCKET_IFNAME": "lo"}
+    result = server_environment(build, dict.fromkeys(named, "secret") | needed, SOCKETS)
+    assert "secret" not in result.values()
+    assert needed.items() <= result.items()
+
+
+def test_a_proxy_is_passed_only_where_images_are_fetched() -> None:
+    """Its address may hold a password."""
+    given = {"https_proxy": "http://user:password@proxy:3128", "SSL_CERT_FILE": "/ca.pem"}
+    assert not given.items() & server_environment("cuda", given, SOCKETS).items()
+    assert given.items() <= server_environment("cuda", given, SOCKETS, fetches_images=True).items()
 
 
 @pytest.mark.parametrize("build", ["cpu", "cuda"])
 def test_nothing_of_the_server_listens_off_this_machine(build: Literal["cpu", "cuda"]) -> None:
-    result = server_environment(build, {"VLLM_HOST_IP": "10.0.0.7", "GLOO_SOCKET_IFNAME": "eth0"})
+    result = server_environment(build, {"VLLM_HOST_IP": "10.0.0.7", "GLOO_SOCKET_IFNAME": "eth0"}, SOCKETS)
     assert (result["VLLM_HOST_IP"], result["GLOO_SOCKET_IFNAME"]) == ("127.0.0.1", "lo")
 
 
 def test_a_missing_vllm_is_said_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vllm.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(vllm_command.util, "find_spec", lambda _: None)
     with pytest.raises(MachineError, match="make setup"):
-        vllm.find_build()
+        find_build()
 
 
 async def test_start_answers_on_a_private_socket_and_stop_leaves_nothing(server: VllmServer) -> None:
@@ -139,7 +174,7 @@ async def test_start_answers_on_a_private_socket_and_stop_leaves_nothing(server:
 async def test_a_server_that_dies_while_loading_shows_why(
     server: VllmServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setenv("STUB_MODE", "die")
+    monkeypatch.setenv("VLLM_STUB_MODE", "die")
     server.log.parent.mkdir()
     server.log.write_text("RuntimeError: of an earlier start\n")
     with pytest.raises(ServerError) as caught:
@@ -156,7 +191,7 @@ async def test_a_server_that_dies_while_loading_shows_why(
 async def test_a_server_that_hangs_is_ended_with_all_that_it_started(
     server: VllmServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("STUB_MODE", "hang")
+    monkeypatch.setenv("VLLM_STUB_MODE", "hang")
     server.serve = ServeSection(start_timeout_s=0.5)
     with pytest.raises(ServerError, match=r"was not ready after serve.start_timeout_s = 0 s|= 1 s"):
         await server.start(lambda _: None)
@@ -246,7 +281,7 @@ def test_the_keeper_has_the_commands_status() -> None:
 
 def test_a_server_of_adapters_leaves_lm_head_as_it_is(checkpoint: Checkpoint) -> None:
     """vLLM 0.32's own choice wraps it, and then a request for `prompt_logprobs` ends the engine."""
-    words = server_command(checkpoint, ServeSection(), Path("s"), "cpu", max_lora_rank=64)
+    words = plain_command(checkpoint, ServeSection(), max_lora_rank=64)
     targets = words[words.index("--lora-target-modules") + 1 :]
     assert "q_proj" in targets
     assert "lm_head" not in targets
@@ -254,8 +289,8 @@ def test_a_server_of_adapters_leaves_lm_head_as_it_is(checkpoint: Checkpoint) ->
 
 def test_a_server_of_its_own_is_the_same_command_on_tcp(checkpoint: Checkpoint) -> None:
     serve = ServeSection()
-    on_tcp = server_command(checkpoint, serve, vllm.Address("0.0.0.0", 8000), "cuda")
-    on_socket = server_command(checkpoint, serve, Path("/s"), "cuda")
+    on_tcp = server_command(checkpoint, checkpoint.directory, serve, Address("0.0.0.0", 8000), "cuda")
+    on_socket = plain_command(checkpoint, serve, "cuda")
     at = on_tcp.index("--host")
     assert on_tcp[at : at + 4] == ["--host", "0.0.0.0", "--port", "8000"]
     assert [*on_tcp[:at], "--uds", "/s", *on_tcp[at + 4 :]] == on_socket
@@ -272,9 +307,67 @@ def test_an_engine_only_reads_its_run(tmp_path: Path, monkeypatch: pytest.Monkey
     became: list[list[str]] = []
     monkeypatch.setattr(vllm.os, "execve", lambda _, command, __: became.append(command))
     if is_prepared:
-        commands.engine(directory, "0.0.0.0", 8000)
+        commands.engine(directory, "0.0.0.0", 8000, 0)
         assert option(became[0], "--model") == str(base)
     else:
         with pytest.raises(CheckpointError, match="run `vcot prepare` first"):
-            commands.engine(directory, "0.0.0.0", 8000)
+            commands.engine(directory, "0.0.0.0", 8000, 0)
     assert {path: path.stat().st_mtime_ns for path in directory.rglob("*")} == before
+
+
+@pytest.mark.parametrize(("number", "devices"), [(0, "0,1"), (1, "2,3"), (2, "0,1")])
+def test_an_engine_takes_the_devices_of_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, devices: str
+) -> None:
+    base = write_checkpoint(tmp_path / "base", "seed", 1.0, kind="base")
+    with open_run(tmp_path / "run", "nano", [f"model.source={base}", "serve.devices=['0,1', '2,3']"]) as run:
+        Registry(run.directory).base(run.recipe.model)
+    became: list[tuple[list[str], dict[str, str]]] = []
+    monkeypatch.setattr(vllm, "find_build", lambda: "cuda")
+    monkeypatch.setattr(vllm.os, "execve", lambda _, command, environment: became.append((command, environment)))
+    commands.engine(tmp_path / "run", "127.0.0.1", 8000, number)
+    command, environment = became[0]
+    assert option(command, "--tensor-parallel-size") == "2"
+    assert environment["CUDA_VISIBLE_DEVICES"] == devices
+
+
+def test_added_options_come_before_ours_which_count(checkpoint: Checkpoint) -> None:
+    command = plain_command(checkpoint, ServeSection(extra_args=("--max-num-seqs", "64")))
+    assert option(command, "--max-num-seqs") == "64"
+    assert command.index("--max-num-seqs") < command.index("--served-model-name")
+
+
+async def test_a_long_temporary_folder_is_no_place_for_a_socket(
+    server: VllmServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Linux takes 107 bytes, and vLLM would say so after 20 s of imports."""
+    long = tmp_path / ("x" * 90)
+    long.mkdir()
+    monkeypatch.setattr(vllm.tempfile, "tempdir", str(long))
+    await server.start(lambda _: None)
+    assert server.endpoint.socket is not None
+    assert not server.endpoint.socket.is_relative_to(long)
+    assert server.endpoint.socket.parent.stat().st_mode & 0o777 == 0o700
+    await server.stop()
+    monkeypatch.setattr(vllm.os, "access", lambda *_: False)
+    with pytest.raises(MachineError, match="set TMPDIR to a shorter one"):
+        await server.start(lambda _: None)
+
+
+async def test_a_path_that_vllm_takes_for_a_pattern_is_given_by_another_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install_stub(tmp_path / "stub")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "stub"))
+    odd = write_checkpoint(tmp_path / "run [v2]*" / "tuned", "tuned", 2.0)
+    checkpoint = Registry(tmp_path / "run").register(odd)
+    server = VllmServer(checkpoint, ServeSection(dtype="float32"), tmp_path / "logs" / "vllm.log")
+    await server.start(lambda _: None)
+    assert not processes(str(odd))
+    link = server.endpoint.readable(odd)
+    assert (link.resolve(), "[" in str(link)) == (odd, False)
+    assert server.endpoint.readable(tmp_path) == tmp_path
+    await server.stop()
+    assert odd.is_dir()
+    with pytest.raises(ServerError, match="move the run to another path"):
+        Endpoint("http://vllm:8000").readable(odd)

@@ -1,0 +1,77 @@
+"""The client on a real network: which way its requests go."""
+
+import asyncio
+import json
+from contextlib import asynccontextmanager
+
+import pytest
+
+from pipeline.client import ChatClient, find_proxy
+from pipeline.errors import RequestError
+from pipeline.records import SamplingParams
+
+PARAMS = SamplingParams(temperature=0.0, max_tokens=8, seed=0)
+CHOICE = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": "yes"}}
+COMPLETION = {"id": "x", "object": "chat.completion", "created": 0, "model": "m", "choices": [CHOICE], "usage": None}
+
+
+@asynccontextmanager
+async def listening():
+    """A server that answers every request, and the first lines of what it was asked."""
+    asked = []
+
+    async def handle(reader, writer):
+        head = await reader.readuntil(b"\r\n\r\n")
+        asked.append(head.partition(b"\r\n")[0].decode())
+        body = json.dumps(COMPLETION).encode()
+        head = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\nconnection: close\r\n"
+        writer.write(head + b"content-length: %d\r\n\r\n" % len(body) + body)
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(handle, "127.0.0.1", 0) as server:
+        yield server.sockets[0].getsockname()[1], asked
+
+
+@pytest.fixture(autouse=True)
+def no_proxies(monkeypatch):
+    for name in ("http", "https", "all", "no"):
+        monkeypatch.delenv(f"{name}_proxy", raising=False)
+        monkeypatch.delenv(f"{name.upper()}_PROXY", raising=False)
+
+
+async def ask(url, **options):
+    async with ChatClient(url, "key", max_connections=1, **options) as client:
+        return await client.complete("m", [{"role": "user", "content": "?"}], PARAMS)
+
+
+@pytest.mark.parametrize("variable", ["HTTP_PROXY", "http_proxy", "ALL_PROXY"])
+async def test_this_machine_and_the_run_s_own_gateway_are_asked_directly(monkeypatch, variable):
+    async with listening() as (proxy, through_proxy), listening() as (server, asked):
+        monkeypatch.setenv(variable, f"http://127.0.0.1:{proxy}")
+        await ask(f"http://127.0.0.1:{server}/v1")
+        await ask(f"http://localhost:{server}/v1")
+        assert len(asked) == 2
+        assert not through_proxy
+        with pytest.raises(RequestError, match="no answer"):
+            await ask("http://gateway.invalid/v1", is_own=True)
+        assert not through_proxy
+
+
+async def test_a_judge_elsewhere_is_asked_through_the_proxy(monkeypatch):
+    async with listening() as (proxy, through_proxy):
+        monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{proxy}")
+        await ask("http://judge.invalid/v1")
+        assert through_proxy == ["POST http://judge.invalid/v1/chat/completions HTTP/1.1"]
+    with pytest.raises(
+        RequestError, match=r"no answer from http://judge.invalid/v1/, asked through the proxy of HTTP_PROXY"
+    ):
+        await ask("http://judge.invalid/v1")
+
+
+def test_no_proxy_is_heeded(monkeypatch):
+    monkeypatch.setenv("HTTPS_PROXY", "http://proxy.invalid")
+    assert find_proxy("https://api.openai.com/v1") == "HTTPS_PROXY"
+    assert find_proxy("http://api.openai.com/v1") is None
+    monkeypatch.setenv("NO_PROXY", "openai.com")
+    assert find_proxy("https://api.openai.com/v1") is None
