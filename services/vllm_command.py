@@ -94,7 +94,13 @@ def server_command(
     `directory` is the checkpoint's, or a link to it; `at` a unix socket or an address; `devices` as CUDA_VISIBLE_DEVICES
     has them; `max_lora_rank` where adapters are to be served.
     """
-    command = [sys.executable, *_ENTRY[build], str(directory), *serve.extra_args]  # of two of a kind the last counts
+    command = [
+        sys.executable,
+        "-P",
+        *_ENTRY[build],
+        str(directory),
+        *serve.extra_args,
+    ]  # of two of a kind the last counts
     command += ["--served-model-name", SERVED_NAME]
     command += ["--uds", str(at)] if isinstance(at, Path) else ["--host", at.host, "--port", str(at.port)]
     command += ["--dtype", serve.dtype, "--max-model-len", str(serve.max_model_len)]
