@@ -241,6 +241,8 @@ async def _merge(current: Round, job: TrainJob) -> Checkpoint:
     report = read_record(out / MERGE_REPORT, MergeReport)
     for dtype, lost in report.dropped:
         session.terminal.warn(f"{_describe_loss(dtype, lost)}: merged again in {report.dtype}")
+    if report.unquantized is not None:
+        session.terminal.say(_describe_loss("the base itself, after training on 4 bits", report.unquantized))
     session.terminal.say(_describe_loss(report.held, report.retention))
     if not report.is_served_exactly:
         session.terminal.warn(

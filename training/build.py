@@ -27,7 +27,7 @@ from training.export import (
     write_rounded,
 )
 from training.job import MergeReport, Retention, TrainJob, fresh_directory
-from training.models import Model, free_memory, load_model, load_processor, quiet_libraries
+from training.models import DTYPES, Model, compute_in_float32, free_memory, load_model, load_processor, quiet_libraries
 from training.parity import Answers, Probe, check_merge, compare_margins, loses, write_probe
 from training.probe import ask, load_questions
 from training.template import closing_tokens
@@ -74,6 +74,7 @@ class Build:
         self.questions = load_questions(Path(job.pairs_path), self.processor, job.train)
         self.base = self._ask(self._load(self.base_path))
         self.policy = self._ask(attach_adapter(self._load(self.base_path), adapter))
+        self.unquantized = None if job.train.base_weights == "full" else self._leave_quantized()
 
     def _ask(self, model: Model) -> Answers:
         return ask(model, self.questions)
@@ -81,6 +82,20 @@ class Build:
     def _load(self, directory: Path) -> Model:
         free_memory()
         return load_model(directory, torch.float32, "spread")
+
+    def _leave_quantized(self) -> Retention:
+        """What is left of the margins that were trained on the quantized base, once the adapter is on the base itself."""
+        base, policy = (
+            self._ask(self._load_quantized()),
+            self._ask(attach_adapter(self._load_quantized(), self.adapter)),
+        )
+        beta = self.job.train.beta
+        return compare_margins(policy.margins(base, beta), self.policy.margins(self.base, beta))
+
+    def _load_quantized(self) -> Model:
+        free_memory()
+        recipe = self.job.train
+        return compute_in_float32(load_model(self.base_path, DTYPES[recipe.dtype], weights=recipe.base_weights))
 
     def _ask_rounded(self, directory: Path, cast: Cast) -> Answers:
         """The answers of the checkpoint in `directory` with its weights rounded."""
@@ -163,6 +178,7 @@ class Build:
             max_abs_logprob=answers.difference(self.policy),
             differs_from_base=answers.difference(base),
             retention=compare_margins(self.policy.margins(self.base, beta), answers.margins(base, beta)),
+            unquantized=self.unquantized,
         )
 
     def _casts(self) -> list[Cast]:

@@ -59,12 +59,15 @@ def check_machine(recipe: TrainSection, num_gpus: int) -> None:
 
 
 def check_installed(recipe: TrainSection) -> None:
-    """See that what the recipe names is here: the accelerate config, its and the trackers' packages, and a key for wandb.
+    """See that what the recipe names is here: the accelerate config, the packages that it, 4-bit weights and trackers need,
+    and a key for wandb.
 
     Raises InputError or MachineError. Free of torch, so that it can be said before anything is sampled.
     """
     if "DEEPSPEED" in find_config(recipe.accelerate_config).read_text("utf-8"):
         _require("deepspeed", f"train.accelerate_config = {recipe.accelerate_config!r}")
+    if recipe.base_weights == "nf4":
+        _require("bitsandbytes", "train.base_weights = nf4")
     for tracker in recipe.report_to:
         _require(tracker, "train.report_to")
     if "wandb" in recipe.report_to:

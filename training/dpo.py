@@ -94,7 +94,7 @@ def build_trainer(
 def _load(base: Path, recipe: TrainSection) -> Model:
     if recipe.accelerate_config == "fsdp" and recipe.num_processes > 1:
         return load_sharded(base, DTYPES[recipe.dtype], recipe.num_processes)
-    return load_model(base, DTYPES[recipe.dtype])
+    return load_model(base, DTYPES[recipe.dtype], weights=recipe.base_weights)
 
 
 def adapt_model(
@@ -120,6 +120,9 @@ def adapt_model(
         conditional=is_mdpo,
     )
     trainer.remove_callback(PrinterCallback)
+    for parameter in trainer.model.parameters():
+        if parameter.requires_grad:  # on 4-bit weights TRL puts adapters into bfloat16, which loses small updates
+            parameter.data = parameter.data.float()
     if device().type == "cpu":
         quicken_dropout(trainer.model)
     if recipe.accelerate_config == "ddp":  # else ranks must gather the tower's weights together, or wait for ever

@@ -181,6 +181,8 @@ class MergeReport(Record):
     """Largest difference between the checkpoint and the base rounded to the same type."""
     retention: Retention
     """Of the weights as held."""
+    unquantized: Retention | None = None
+    """Of the adapter on the base itself, where it was trained on the base in 4 bits; `retention` goes on from there."""
     dropped: tuple[tuple[Dtype, Retention], ...] = ()
     """Narrower types that were tried first and lost too much."""
     is_served_exactly: bool = True

@@ -2,12 +2,12 @@
 
     python -m training.merge JOB_DIR OUT_DIR
 
-Base and adapter are added in float32 and written in the recipe's dtype under the names that the base's own files use
-(vLLM loads those and silently drops others); processor, tokenizer and chat template go with them, and a generation
-config that sets no sampling. With merge.serve_as = adapter it is the adapter alone, under names of the same kind. What
-was written is then loaded again and asked: it must answer as base + adapter does, within the dtype's tolerance, and not
-as the base, and must keep the reward margins that were trained. Only then is the directory, with its manifest and its
-probe (training/parity.py), renamed into place.
+Base and adapter are added in float32, tensor by tensor, and written in the recipe's dtype into files like the base's own
+(vLLM loads their names and silently drops others); processor, tokenizer and chat template are the base's, the generation
+config sets no sampling, and a model card says how it was made. With merge.serve_as = adapter it is the adapter alone, under
+names of the same kind. What was written is then loaded again and asked: it must answer as base + adapter does, within the
+dtype's tolerance, and not as the base, and must keep the reward margins that were trained. Only then is the directory, with
+its manifest and its probe (training/parity.py), renamed into place.
 """
 
 from __future__ import annotations
@@ -72,8 +72,10 @@ def merge_job(job: TrainJob, job_directory: Path, out: Path) -> CheckpointManife
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = fresh_directory(out.with_name(f".{out.name}.partial"))
     from training.build import build_checkpoint  # torch, only where there is work to do
+    from training.card import write_checkpoint_card
 
     manifest, report = build_checkpoint(job, adapter, partial)
+    write_checkpoint_card(job, report, partial)
     write_manifest(partial, manifest)
     write_record(partial / MERGE_REPORT, report)
     publish_directory(partial, out)

@@ -8,12 +8,12 @@ from typing import Any, Literal, TypeAlias
 
 import torch
 from accelerate.utils import get_max_memory
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig
 from transformers.utils import logging
 
 from pipeline.checkpoints import check_layout
 from pipeline.errors import CheckpointError, MachineError
-from pipeline.recipe import Dtype
+from pipeline.recipe import BaseWeights, Dtype
 from training.template import Processor, ensure_template
 
 Model: TypeAlias = Any
@@ -72,15 +72,21 @@ def load_processor(directory: Path) -> tuple[Processor, bool]:
     return processor, mended
 
 
-def load_model(directory: Path, dtype: torch.dtype, place: Place = "device") -> Model:
+def load_model(directory: Path, dtype: torch.dtype, place: Place = "device", weights: BaseWeights = "full") -> Model:
     """The checkpoint's weights in `dtype`, in evaluation mode.
+
+    With `weights` nf4, all linear layers but lm_head are rounded from `dtype` to 4 bits and compute in `dtype`; that is for
+    the place "device" alone.
 
     Raises CheckpointError, and MachineError where not even a layer has room.
     """
     check_layout(directory)
     try:
         model = AutoModelForImageTextToText.from_pretrained(
-            directory, dtype=dtype, local_files_only=True, **_placement(place)
+            directory,
+            dtype=dtype,
+            local_files_only=True,
+            **(_four_bit(dtype) if weights == "nf4" else _placement(place)),
         )
     except (OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"checkpoint {directory} cannot be loaded ({_first_line(error)})") from None
@@ -91,7 +97,17 @@ def load_model(directory: Path, dtype: torch.dtype, place: Place = "device") -> 
         )
     if device().type == "cpu" and model.num_parameters() < _SMALL:
         torch.set_num_threads(1)
+    if weights == "nf4":
+        return _keep_packing(model).eval()
     return (model.to(device()) if place == "device" else model).eval()
+
+
+def compute_in_float32(model: Model) -> Model:
+    """The same 4-bit weights, and all that is not in 4 bits, computed in float32: to be asked, not trained."""
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.float()
+    return model
 
 
 def free_bytes() -> dict[int | str, int]:
@@ -105,6 +121,29 @@ def _placement(place: Place) -> dict[str, Any]:
         return {} if place == "device" else {"device_map": "meta"}
     room = {where: max(free - _WORKSPACE, free // 2) for where, free in free_bytes().items()}
     return {"device_map": "auto", "max_memory": room}
+
+
+def _four_bit(dtype: torch.dtype) -> dict[str, Any]:
+    """`from_pretrained`'s arguments for QLoRA's weights: NF4, the constants quantized as well."""
+    config = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+    return {"quantization_config": config, "device_map": {"": torch.cuda.current_device() if num_gpus() else "cpu"}}
+
+
+def _keep_packing(model: Model) -> Model:
+    """The model with its 4-bit weights to be used as they are.
+
+    On a CPU bitsandbytes 0.50 would pack them anew at the first pass without a gradient, which rounds their constants, so
+    that reference and policy would differ, and fails where a layer's width is no multiple of 64.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    return model
 
 
 def free_memory() -> None:

@@ -38,6 +38,9 @@ MIN_DIFFERENCE = 1e-5
 """Two float32 computations of the same weights differ by less; a policy that learned anything differs by more."""
 MAX_LOSS = 0.05
 """The share of the reward margins that rounding may change."""
+MAX_UNQUANTIZED_LOSS = 0.3
+"""The share that may change by leaving the 4-bit base that an adapter was trained on: 0.04 to 0.16 on nano and nano-qwen
+(docs/lab-notes.md), whose narrow layers are the worst case; twice that is a fault of another kind."""
 
 Margins: TypeAlias = npt.NDArray[np.float64]
 """One reward margin for each pair, in nats."""
@@ -130,6 +133,13 @@ def check_merge(report: MergeReport, remedy: str) -> None:
         raise CheckpointError(
             f"checkpoint {name} in {dtype} answers as its base does ({report.num_changed_tensors} tensors and "
             f"log-probs by {report.differs_from_base:.1e} changed): {remedy}"
+        )
+    left = report.unquantized
+    if left is not None and not left.error <= MAX_UNQUANTIZED_LOSS:
+        raise CheckpointError(
+            f"checkpoint {name} keeps {left.kept:.0%} of the reward margins that were trained on the base in 4 bits, with "
+            f"an error of {left.error:.0%} by adding the adapter to the base itself: train more, or with "
+            "train.base_weights = full"
         )
     if loses(report.retention):
         raise CheckpointError(

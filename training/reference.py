@@ -1,8 +1,8 @@
 """The reference's log-probs, computed once for all runs on the same pairs: a sweep, several seeds, a resumed run.
 
-One SQLite file for each digest of weights (which covers tokenizer, processor and chat template), dtype and image size; in
-it one number for each (prompt, response, image), the corruption of the image included. A batch's numbers are committed
-before the next is computed, so that a killed run goes on where it was, and several processes may fill one file.
+One SQLite file for each digest of weights (which covers tokenizer, processor and chat template), dtype (or 4 bits) and
+image size; in it one number for each (prompt, response, image), the corruption of the image included. A batch's numbers are
+committed before the next is computed, so that a killed run goes on where it was, and several processes may fill one file.
 
 The number is that of the training's own pass (same trainer, dtype, sharing of prompts), without the adapter. Which rows
 stand in one batch changes its rounding (float32: 1e-6); so batches are the rows in their order, and a batch with a number
@@ -41,7 +41,8 @@ class ReferenceCache:
 
     def __init__(self, directory: Path, digest: str, recipe: TrainSection) -> None:
         """Open or create the file for a base's `digest`. Raises InputError where it cannot be used."""
-        name = f"{digest.removeprefix('sha256:')[:16]}-{recipe.dtype}-{recipe.max_image_side}.sqlite"
+        held = recipe.dtype if recipe.base_weights == "full" else f"{recipe.dtype}-{recipe.base_weights}"
+        name = f"{digest.removeprefix('sha256:')[:16]}-{held}-{recipe.max_image_side}.sqlite"
         self.path = directory / name
         try:
             directory.mkdir(parents=True, exist_ok=True)

@@ -105,6 +105,7 @@ def _train(job: TrainJob, job_directory: Path) -> None:
 
 def fit(job: TrainJob, job_directory: Path, processor: Processor, pairs: Pairs) -> None:
     """Train the checked pairs to the end, alone or as one of several ranks, each of which calls this."""
+    from training.card import write_adapter_card
     from training.dpo import build_trainer, count_steps, measure, run_training
     from training.models import free_memory
     from training.reference import attach_reference
@@ -146,6 +147,8 @@ def fit(job: TrainJob, job_directory: Path, processor: Processor, pairs: Pairs) 
         )
     with tracking(job, job_directory) if is_first else nullcontext():
         run_training(trainer, job.train, job_directory, from_reference=job.reference is None)
+    if is_first:
+        write_adapter_card(job, job_directory / ADAPTER)  # in place of PEFT's, which says nothing
 
 
 def main(arguments: list[str] | None = None) -> int:

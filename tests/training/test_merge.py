@@ -7,15 +7,18 @@ import os
 import re
 import shutil
 import sys
+from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 
 from pipeline.checkpoints import compute_digest, verify_checkpoint
 from pipeline.errors import CheckpointError, MachineError
 from pipeline.records import CheckpointRef
 from training import build, merge, models, probe, worker
+from training.card import find_hub_id
 from training.job import (
     ADAPTER,
     JOB,
@@ -79,6 +82,25 @@ def test_layout_is_the_hubs(trained, checkpoint):
     sampling = json.loads((out / "generation_config.json").read_text())
     assert set(sampling) <= {"bos_token_id", "eos_token_id", "pad_token_id", "transformers_version"}
     assert not (out / "adapter_config.json").exists()
+
+
+def test_cards_say_what_was_made_and_change_no_digest(trained):
+    directory, out = trained
+    job = read_record(directory / JOB, TrainJob)
+    for card, library in ((out / "README.md", "transformers"), (directory / ADAPTER / "README.md", "peft")):
+        text = card.read_text()
+        assert ModelCard.load(card).data.library_name == library
+        for fact in (job.base.digest, job.pairs_digest, "DPO with LoRA", "| train.learning_rate | 0.01 |"):
+            assert fact in text
+    before = verify_checkpoint(out)
+    (out / "README.md").write_text("mine")
+    assert verify_checkpoint(out) == before
+
+
+def test_the_bases_hub_id_is_in_the_card(tmp_path):
+    snapshot = tmp_path / "models--llava-hf--llava-1.5-7b-hf" / "snapshots" / "abc"
+    assert find_hub_id(snapshot) == ("llava-hf/llava-1.5-7b-hf", "abc")
+    assert find_hub_id(tmp_path) is find_hub_id(Path("nano")) is None
 
 
 def test_sampling_settings_of_the_base_are_left_behind(job, checkpoint, tmp_path):

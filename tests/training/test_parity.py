@@ -52,6 +52,7 @@ def lossy(error):
         ({"max_abs_logprob": float("nan")}, "otherwise than base \\+ adapter"),
         ({"held": "bfloat16", "retention": lossy(0.72)}, "in bfloat16 keeps 28% of the reward margins.*: do this"),
         ({"retention": lossy(float("nan"))}, "keeps 28%"),
+        ({"unquantized": lossy(0.31)}, "on the base in 4 bits, with an error of 31%"),
         ({"num_changed_tensors": 0}, "as its base does"),
         ({"differs_from_base": 1e-7}, "as its base does"),
     ],
@@ -59,6 +60,7 @@ def lossy(error):
 def test_gate_of_a_new_checkpoint(changes, said):
     check_merge(make_report(), "do this")
     check_merge(make_report(held="bfloat16", max_abs_logprob=0.1), "do this")
+    check_merge(make_report(unquantized=lossy(0.29)), "do this")
     with pytest.raises(CheckpointError, match=said):
         check_merge(make_report(**changes), "do this")
 
