@@ -1,10 +1,13 @@
-"""Scores one response against gold: a failed request is an error, not a wrong answer, and nothing is guessed."""
+"""Scores one response against gold: a failed request is an error, not a wrong answer, and nothing is guessed.
+
+A response that was cut off at its longest length has no final answer, whatever its draft says, and is counted as cut.
+"""
 
 from __future__ import annotations
 
 from pipeline.errors import DataError
 from pipeline.parsers import parse_choice
-from pipeline.records import Response, Score, Task
+from pipeline.records import Outcome, Response, Score, Task, is_same_option
 
 
 def score_response(task: Task, response: Response) -> Score:
@@ -14,8 +17,8 @@ def score_response(task: Task, response: Response) -> Score:
     """
     if task.answer_letter is None:
         raise DataError(f"task {task.id} of {task.source} has no gold answer to score against; evaluate another split")
-    answer = None if response.error is not None else parse_choice(_final_part(response), task.choices)
-    outcome = "no_answer" if answer is None else "correct" if answer == task.answer_letter else "incorrect"
+    is_cut = response.finish_reason == "length"
+    answer = None if is_cut or response.error is not None else parse_choice(_final_part(response), task.choices)
     return Score(
         key=response.key,
         task=task.id,
@@ -25,19 +28,26 @@ def score_response(task: Task, response: Response) -> Score:
         checkpoint=response.checkpoint.digest,
         prompt=response.prompt,
         temperature=response.sampling.temperature,
-        value=None if response.error is not None else outcome,
+        value=None if response.error is not None else _judge(task, answer),
         answer=answer,
+        is_cut=is_cut,
         target=task.answer_letter,
+        prior=task.prior_letter,
         num_choices=len(task.choices),
         error=response.error,
     )
 
 
+def _judge(task: Task, answer: str | None) -> Outcome:
+    assert task.answer is not None
+    if answer is None:
+        return "no_answer"
+    return "correct" if is_same_option(task.choices, ord(answer) - ord("A"), task.answer) else "incorrect"
+
+
 def _final_part(response: Response) -> str:
-    """What the parser reads: the final answer or, of a response to an evaluation prompt that kept no format, all of it.
+    """What the parser reads: all of a response to an evaluation prompt, else what follows the thought.
 
     A thought prompt's response that never left its thought gave no final answer; what its draft says does not count.
     """
-    if response.answer is not None:
-        return response.answer
-    return (response.text or "") if response.prompt in ("zero_shot", "cot") else ""
+    return (response.text if response.prompt in ("zero_shot", "cot") else response.answer) or ""

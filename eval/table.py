@@ -2,7 +2,7 @@
 
 Below it stand the paired differences between checkpoints, each with its interval, p-value and the smallest effect that
 the benchmark could have seen, and sentences that say what they show. A failed request is in no figure and is counted;
-an answer that could not be read counts as not correct, and its share is shown.
+an answer that could not be read, or that was cut off, counts as not correct, and its share is shown.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ def build_results(
                     if (part := _column(good, column))
                 },
                 no_answer=no_answer / len(good) if good else 0.0,
+                cut=sum(score.is_cut for score in good) / len(good) if good else 0.0,
                 chance=chance_level([score.num_choices for score in good or group]),
                 num_scored=len(good),
                 num_failed=len(group) - len(good),
@@ -173,7 +174,12 @@ def _list_differences(differences: Sequence[Difference]) -> str:
         f"with {d.prompt} at {d.temperature:g} ({100 * d.accuracy.value:+.1f} points, {format_p(d.p_holm)})"
         for d in differences
     ]
-    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+    return list_phrases(parts)
+
+
+def list_phrases(phrases: Sequence[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    return phrases[0] if len(phrases) == 1 else f"{', '.join(phrases[:-1])} and {phrases[-1]}"
 
 
 def format_p(p_value: float) -> str:
@@ -184,17 +190,18 @@ def format_p(p_value: float) -> str:
 def _render_accuracy(results: Sequence[EvalResult], chance: dict[str, float]) -> Table:
     table = new_table(
         "Accuracy in %, ± half of the 95 % interval (clustered by image)",
-        "no ans.: unreadable, counts as not correct. failed: requests, in no figure.",
-        (*COLUMNS, "no ans.", "failed", "n"),
+        "unread: in %, no readable answer (cut: cut off), counts as not correct. fail: in no figure.",
+        (*COLUMNS, "unread", "cut", "fail", "n"),
     )
     for checkpoint in dict.fromkeys(row.checkpoint for row in results):
         table.add_row(Text(checkpoint.name, style="bold"))
         for row in results:
             if row.checkpoint == checkpoint:
                 cells = [_cell(row, column) for column in COLUMNS]
-                tail = (f"{100 * row.no_answer:.1f} %", str(row.num_failed), str(row.num_scored))
+                shares = (f"{100 * row.no_answer:.1f}", f"{100 * row.cut:.1f}")
+                tail = (*shares, str(row.num_failed), str(row.num_scored))
                 table.add_row(f"  {row.prompt} {row.temperature:g}", *cells, *tail)
-    levels = [f"{100 * chance[column]:.1f}{' ' * 6}" if column in chance else "" for column in COLUMNS]
+    levels = [f"{100 * chance[column]:.1f}{' ' * 5}" if column in chance else "" for column in COLUMNS]
     table.add_row("chance", *levels, style="dim")
     return table
 
@@ -204,7 +211,7 @@ def _cell(row: EvalResult, column: str) -> str:
     if interval is None:
         return ""
     half = f"±{50 * (interval.high - interval.low):.1f}"
-    return f"{100 * interval.value:.1f} {half:>5}"
+    return f"{100 * interval.value:.1f} {half:>4}"
 
 
 def _render_differences(differences: Sequence[Difference]) -> Table:

@@ -22,7 +22,8 @@ from pipeline.records import PromptName, SamplingParams, ShownImage, Split
 Dtype = Literal["float32", "bfloat16", "float16"]
 UpstreamUrl = Annotated[str, Field(pattern=r"^https?://[^/]+/?$")]
 """Of a server: no path."""
-Source = Literal["nano", "aokvqa", "scienceqa"]
+Source = Literal["nano", "aokvqa", "scienceqa", "unusual"]
+SearchMode = Literal["one_at_a_time", "grid"]
 Corruption = Literal["crop", "blank", "noise", "other_image"]
 Loss = Literal[
     "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
@@ -75,6 +76,8 @@ class ServeSection(Section):
     """Requests that may wait; beyond, the answer is 429 with `Retry-After`."""
     max_body_mb: Annotated[float, Field(gt=0)] = 32.0
     """Largest request, in MB, images included."""
+    max_held_mb: Annotated[float, Field(gt=0)] = 2048.0
+    """Bodies of all requests that are answered or wait, in MB; beyond, the answer is 429."""
     replicas: Count = 1
     """vLLM servers to start; requests are spread over them, and outlive the loss of all but one."""
     upstreams: tuple[UpstreamUrl, ...] = ()
@@ -87,6 +90,8 @@ class ServeSection(Section):
     """How long a server may make no token with requests in flight before it is started anew."""
     allowed_image_hosts: tuple[str, ...] = ()
     """Hosts (`name` or `name:port`) that vLLM may fetch images from; images come as data URLs from anywhere else."""
+    max_image_pixels: Count = 50_000_000
+    """Width times height of an image in a request; a larger one is refused by its header, before it is decoded."""
     while_training: Literal["auto", "keep", "sleep", "stop"] = "auto"
     """What vLLM does in a training: `sleep` (frees GPU memory), `stop`, `keep`; `auto`: sleep on GPUs, keep with `url`."""
     extra_args: tuple[str, ...] = ()
@@ -110,6 +115,8 @@ class TasksSection(Section):
     """The data set."""
     path: str | None = None
     """Its official on-disk layout; without it, the hub's copy is read (nano is drawn, and needs neither)."""
+    revision: str | None = None
+    """The revision of the hub's copy (a commit for a run that can be repeated)."""
     split: Split = "train"
     """The source's split."""
     num_tasks: Count | None = None
@@ -160,6 +167,22 @@ class JudgeSection(Section):
     """Longest verdict, in tokens."""
     max_concurrency: Count = 16
     """Requests in flight."""
+    max_unjudged: Annotated[float, Field(ge=0, lt=1)] = 0.02
+    """Share of the responses that may stay without a verdict (refused, filtered, unreadable); more stop the run."""
+    max_asks: Count = 1
+    """How often a response without a verdict is asked about in all, by later commands and while there are too many."""
+    max_cost_usd: Annotated[float, Field(gt=0)] | None = None
+    """Judging stops before it costs the run more dollars than this."""
+    input_usd: Annotated[float, Field(ge=0)] | None = None
+    """Dollars per million prompt tokens; known for OpenAI's gpt-4o-mini, gpt-4o and gpt-4.1-mini."""
+    output_usd: Annotated[float, Field(ge=0)] | None = None
+    """Dollars per million tokens of verdicts."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.input_usd is None) != (self.output_usd is None):
+            raise ValueError("input_usd and output_usd belong together; set both, or neither")
+        return self
 
 
 class PairsSection(Section):
@@ -167,6 +190,8 @@ class PairsSection(Section):
 
     policy: Literal["best_worst"] = "best_worst"
     """The best against the worst response of a task; equal scores are dropped and counted."""
+    choose_cut: bool = False
+    """Whether a response that was cut off at `sample.max_tokens` may be the chosen one."""
     num: Count | None = None
     """At most so many pairs, drawn by image; the others are left out and counted. Without it, all."""
     validation_fraction: Fraction = 0.1
@@ -200,6 +225,8 @@ class TrainSection(Section):
     """`all-linear` adapts tower, projector and language model; `language-model` leaves the first two as they are."""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-5
     """Peak learning rate."""
+    schedule: Literal["linear", "constant"] = "linear"
+    """How the learning rate goes on from its peak: `linear` falls to 0 at the last step, `constant` stays."""
     epochs: Annotated[float, Field(gt=0)] = 2
     """Passes over the pairs."""
     batch_size: Count = 8
@@ -247,12 +274,14 @@ class TrainSection(Section):
 
 
 class SweepSection(Section):
-    """The search for training settings: a grid over the product of these values; all else is as in `train`."""
+    """The search for training settings, around those of `train`."""
 
+    mode: SearchMode = "one_at_a_time"
+    """`one_at_a_time` varies each setting while the others are as in `train`; `grid` trains the product of the lists."""
     num_pairs: Count = 2000
     """Pairs that the search is done on, drawn by image; 0.9 of them train where `pairs.validation_fraction` is 0.1."""
     epochs: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)] = (1, 2, 3, 4, 5)
-    """Passes over the pairs."""
+    """Passes over the pairs; one at a time, all are read off one training of the most."""
     learning_rate: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)] = (1e-6, 5e-6, 1e-5, 5e-5)
     """Peak learning rates."""
     lora_dropout: Annotated[tuple[Annotated[float, Field(ge=0, lt=1)], ...], Field(min_length=1)] = (0.1, 0.5, 0.8)
@@ -263,6 +292,15 @@ class SweepSection(Section):
     """Validation losses within this share of the lowest count as equal; the smallest gap then decides."""
     seed: int = 0
     """Which pairs are drawn."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        odd = next((num for num in self.epochs if num != int(num)), None)
+        if self.mode == "one_at_a_time" and odd is not None:
+            raise ValueError(
+                f'epochs holds {odd:g}, but they are read at the ends of epochs; give whole numbers, or mode = "grid"'
+            )
+        return self
 
 
 class MergeSection(Section):
@@ -290,6 +328,8 @@ class EvalSection(Section):
     """The data set."""
     path: str | None = None
     """Its official on-disk layout; without it, the hub's copy is read."""
+    revision: str | None = None
+    """The revision of the hub's copy (a commit for a run that can be repeated)."""
     split: Split = "test"
     """The source's split."""
     num_tasks: Count | None = None
@@ -323,7 +363,14 @@ class EvalSection(Section):
 
     def tasks(self, split: Split) -> TasksSection:
         """The benchmark's questions of `split`, as a task source."""
-        return TasksSection(source=self.source, path=self.path, split=split, num_tasks=self.num_tasks, seed=self.seed)
+        return TasksSection(
+            source=self.source,
+            path=self.path,
+            revision=self.revision,
+            split=split,
+            num_tasks=self.num_tasks,
+            seed=self.seed,
+        )
 
 
 class Recipe(Section):

@@ -27,10 +27,9 @@ from pydantic import Field, ValidationError
 
 from pipeline.checkpoints import MANIFEST, compute_digest, read_manifest
 from pipeline.errors import CheckpointError
-from pipeline.recipe import Dtype, ModelSection
+from pipeline.recipe import ModelSection
 from pipeline.records import CheckpointManifest, CheckpointRef, Record
 from pipeline.run import write_durably
-from training.parity import TOLERANCES
 
 BASE_ALIAS = "base"
 POLICY_ALIAS = "policy"
@@ -104,12 +103,10 @@ class Registry:
         self._read_at: tuple[int, int] | None = None
         self._content = RegistryFile()
 
-    def base(
-        self, model: ModelSection, serve_dtype: Dtype = "float32", progress: Callable[[str], None] = lambda _: None
-    ) -> Checkpoint:
+    def base(self, model: ModelSection, progress: Callable[[str], None] = lambda _: None) -> Checkpoint:
         """The untaught model under `model.name`, found, described and registered at first use (slow for a big one).
 
-        Its own manifest is taken where its canary suits `serve_dtype`; else one is made here. Raises CheckpointError.
+        Its own manifest is taken where it has one; else one is made here. Raises CheckpointError.
         """
         source = f"{model.source}@{model.revision}" if model.revision else model.source
         known = self._read().checkpoints.get(check_name(model.name))
@@ -120,12 +117,12 @@ class Registry:
                 )
             return self.verify(model.name)
         directory = find_model(model, progress)
-        if _has_canary_for(directory, serve_dtype):
+        if (directory / MANIFEST).is_file():
             own, template = read_manifest(directory), None
             ref = own.checkpoint.model_copy(update={"name": model.name})
             manifest = own.model_copy(update={"checkpoint": ref})
         else:
-            manifest, template = self._describe(directory, model.name, serve_dtype, progress)
+            manifest, template = self._describe(directory, model.name, progress)
         checkpoint = self._add(directory, manifest, template, source)
         with self._changing() as content:
             aliases = {BASE_ALIAS: model.name, POLICY_ALIAS: model.name} | content.aliases
@@ -293,14 +290,14 @@ class Registry:
         )
 
     def _describe(
-        self, directory: Path, name: str, serve_dtype: Dtype, progress: Callable[[str], None]
+        self, directory: Path, name: str, progress: Callable[[str], None]
     ) -> tuple[CheckpointManifest, Path | None]:
         """Have the training side write a base's manifest (it takes torch) into the run."""
         folder = self._folder / name
         if not (folder / MANIFEST).is_file():
             progress(f"asking {directory.name} the canary")
             command = [sys.executable, "-m", "training.canary", str(directory), "--out", str(folder / MANIFEST)]
-            command += ["--name", name, "--serve-dtype", serve_dtype]
+            command += ["--name", name]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:
                 lines = done.stderr.strip().splitlines() or [f"status {done.returncode}"]
@@ -330,14 +327,6 @@ class Registry:
 
     def _write(self, content: RegistryFile) -> None:
         write_durably(self._path, content)
-
-
-def _has_canary_for(directory: Path, serve_dtype: Dtype) -> bool:
-    """Whether the directory's own canary ends before a token that `serve_dtype`'s rounding may change."""
-    if not (directory / MANIFEST).is_file():
-        return False
-    canary = read_manifest(directory).canary
-    return canary is None or canary.tolerance >= TOLERANCES[serve_dtype]
 
 
 def check_name(name: str) -> str:

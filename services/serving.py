@@ -98,7 +98,7 @@ async def _serve(run: Run, progress: Progress) -> None:
     settings = run.recipe.serve
     with _only_gateway(run), _listening(settings) as listener, _announced(run, _url(listener)) as url:
         registry = Registry(run.directory)
-        await asyncio.to_thread(registry.base, run.recipe.model, settings.dtype, progress)
+        await asyncio.to_thread(registry.base, run.recipe.model, progress)
         max_lora_rank = served_lora_rank(run.recipe)
 
         def launch(checkpoint: Checkpoint, number: int, devices: str | None) -> VllmServer:

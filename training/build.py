@@ -135,7 +135,7 @@ class Build:
             stored=built.stored.record(),
         )
         write_probe(self.out, probe)
-        canary = build_canary(built.model, self.processor, self.job.serve_dtype or report.dtype)
+        canary = build_canary(built.model, self.processor)
         return CheckpointManifest(checkpoint=report.checkpoint, job=self.job.key, canary=canary)
 
     def _report(self, dtype: Dtype, held: Dtype, answers: Answers, base: Answers) -> MergeReport:

@@ -1,9 +1,10 @@
 """The canary: a fixed image and question and how the Hugging Face model answers, to recognise served weights by.
 
 The image is drawn here, in code; the question is one that a small and a large model can both answer. Tokens are greedy,
-log-probs are computed in float32 from the checkpoint's stored weights, so that they do not depend on what serves it.
+log-probs are computed in float32 from the checkpoint's stored weights, so that they do not depend on what serves it. What
+is written down are token ids: how one decodes by itself depends on the tokenizer and on who decodes.
 
-    python -m training.canary CHECKPOINT_DIR --out FILE [--name base] [--serve-dtype float32]
+    python -m training.canary CHECKPOINT_DIR --out FILE [--name base]
 
 writes a base checkpoint's manifest, and beside it `chat_template.jinja` where the checkpoint's own had to be mended.
 """
@@ -14,8 +15,9 @@ import argparse
 import base64
 import io
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import get_args
 
 import torch
 from PIL import Image, ImageDraw
@@ -23,10 +25,8 @@ from transformers import GenerationConfig
 
 from pipeline.checkpoints import compute_digest
 from pipeline.errors import VcotError
-from pipeline.recipe import Dtype
 from pipeline.records import Canary, CheckpointManifest, CheckpointRef
-from training.models import Batch, Model, load_model, load_processor, quiet_libraries, served_tokens
-from training.parity import TOLERANCES
+from training.models import Batch, Model, load_model, load_processor, quiet_libraries
 from training.template import Processor, render
 
 PROMPT = (
@@ -55,37 +55,25 @@ def draw_canary(side: int) -> Image.Image:
     return image
 
 
-def build_canary(model: Model, processor: Processor, serve_dtype: Dtype) -> Canary:
-    """Ask `model` (float32) the fixed question and keep the greedy answer as far as no token is nearly tied.
-
-    Two tokens whose log-probs are within twice the tolerance may change places when served, so the answer ends before
-    the first such token (but has one at least), before EOS, and before half a character.
-    """
+def build_canary(model: Model, processor: Processor) -> Canary:
+    """Ask `model` (float32) the fixed question and write down its greedy answer, at most MAX_TOKENS long."""
     image = draw_canary(_image_side(processor))
     batch = _prompt_batch(processor, image)
-    ids, logprobs, margins = _answer(model, processor, batch)
-    tokens, tolerance = served_tokens(processor.tokenizer, ids), TOLERANCES[serve_dtype]
-    length = 1
-    while length < len(ids) and margins[length] > 2 * tolerance and _is_whole(tokens[length], ids[length], processor):
-        length += 1
+    tokens, logprobs, leads = _answer(model, processor, batch)
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return Canary(
         image_png_base64=base64.b64encode(buffer.getvalue()).decode(),
         prompt=PROMPT,
-        num_prompt_tokens=int(batch["input_ids"].shape[1]),
-        tokens=tuple(tokens[:length]),
-        logprobs=tuple(logprobs[:length]),
-        tolerance=tolerance,
+        prompt_tokens=tuple(batch["input_ids"][0].tolist()),
+        tokens=tuple(tokens),
+        logprobs=tuple(logprobs),
+        leads=tuple(leads),
     )
 
 
-def canary_batch(processor: Processor) -> Batch:
-    """The canary's prompt as vLLM's chat endpoint tokenizes it, with the image's tensors."""
-    return _prompt_batch(processor, draw_canary(_image_side(processor)))
-
-
 def _prompt_batch(processor: Processor, image: Image.Image) -> Batch:
+    """The prompt as vLLM's chat endpoint tokenizes it, with the image's tensors."""
     turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": PROMPT}]}
     text = render(processor, [turn], prompt=True)
     return dict(processor(images=[[image]], text=[text], add_special_tokens=False, return_tensors="pt"))
@@ -103,15 +91,21 @@ def _answer(model: Model, processor: Processor, batch: Batch) -> tuple[list[int]
         return_dict_in_generate=True,
         output_logits=True,
     )
-    with torch.inference_mode():
+    with torch.inference_mode(), _without_defaults(model):
         output = model.generate(**inputs, generation_config=settings)
     best = torch.cat(output.logits).float().log_softmax(dim=-1).topk(2)
     ids = best.indices[:, 0].tolist()
     return ids, best.values[:, 0].tolist(), (best.values[:, 0] - best.values[:, 1]).tolist()
 
 
-def _is_whole(token: str, token_id: int, processor: Processor) -> bool:
-    return token_id != processor.tokenizer.eos_token_id and not token.endswith("\ufffd")
+@contextmanager
+def _without_defaults(model: Model) -> Iterator[None]:
+    """Without the checkpoint's own generation config: what a call leaves open, as a repetition penalty, comes from there."""
+    defaults, model.generation_config = model.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = defaults
 
 
 def _image_side(processor: Processor) -> int:
@@ -119,14 +113,14 @@ def _image_side(processor: Processor) -> int:
     return min(int(crop["height"]), _MAX_SIDE) if crop else _MAX_SIDE
 
 
-def describe_base(directory: Path, name: str, serve_dtype: Dtype) -> tuple[CheckpointManifest, str | None]:
+def describe_base(directory: Path, name: str) -> tuple[CheckpointManifest, str | None]:
     """A base checkpoint's manifest, and the chat template to serve it with where its own had to be mended.
 
     Raises CheckpointError for a directory that is not a servable checkpoint.
     """
     digest = compute_digest(directory)
     processor, mended = load_processor(directory)
-    canary = build_canary(load_model(directory, torch.float32), processor, serve_dtype)
+    canary = build_canary(load_model(directory, torch.float32), processor)
     ref = CheckpointRef(name=name, digest=digest, kind="base")
     return CheckpointManifest(checkpoint=ref, canary=canary), processor.chat_template if mended else None
 
@@ -143,11 +137,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--name", default="base")
-    parser.add_argument("--serve-dtype", choices=get_args(Dtype), default="float32")
     options = parser.parse_args(arguments)
     quiet_libraries()
     try:
-        manifest, template = describe_base(options.checkpoint, options.name, options.serve_dtype)
+        manifest, template = describe_base(options.checkpoint, options.name)
     except VcotError as error:
         sys.stderr.write(f"{error}\n")
         return error.exit_code

@@ -222,6 +222,7 @@ def training_arguments(recipe: TrainSection, steps: Path, run_name: str) -> DPOC
         loss_weights=list(recipe.loss_weights) or None,
         label_smoothing=recipe.label_smoothing,
         learning_rate=recipe.learning_rate,
+        lr_scheduler_type=recipe.schedule,
         num_train_epochs=recipe.epochs,
         per_device_train_batch_size=recipe.batch_size,
         per_device_eval_batch_size=recipe.batch_size,

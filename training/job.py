@@ -58,7 +58,7 @@ class TrainJob(Record):
     train: TrainSection
     merge: MergeSection
     serve_dtype: Dtype | None = None
-    """What vLLM will compute in; it sets the canary's tolerance. Without it, the merge's. Not part of the key."""
+    """What vLLM will compute in; the merged weights must keep the training in it. Not part of the key."""
     reference: CheckpointRef | None = None
     """What training pulls towards, where that is not the base."""
     reference_weights: str | None = None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -18,7 +17,6 @@ from training.template import Processor, ensure_template
 
 Model: TypeAlias = Any
 """A transformers or PEFT model; neither library ships types."""
-Tokenizer: TypeAlias = Any
 Batch: TypeAlias = dict[str, torch.Tensor]
 DTYPES: dict[Dtype, torch.dtype] = {
     "float32": torch.float32,
@@ -98,20 +96,6 @@ def completion_logprobs(model: Model, batch: Batch) -> torch.Tensor:
     logprobs = logits.log_softmax(dim=-1).gather(-1, labels).squeeze(-1).cpu()
     masked: torch.Tensor = logprobs * batch["completion_mask"][:, 1:]
     return masked
-
-
-def served_tokens(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
-    """The strings that vLLM returns in `logprobs.content[i].token`: each token decoded alone.
-
-    A SentencePiece tokenizer's decoder drops a piece's leading space; vLLM puts it back (its detokenizer_utils), and so
-    do we.
-    """
-    tokens = []
-    for token_id in ids:
-        text, piece = tokenizer.decode([token_id]), tokenizer.convert_ids_to_tokens(int(token_id))
-        spaces = len(piece) - len(piece.lstrip("\u2581"))
-        tokens.append(" " * max(0, spaces - (len(text) - len(text.lstrip(" ")))) + text)
-    return tokens
 
 
 def _first_line(error: Exception) -> str:

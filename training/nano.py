@@ -184,7 +184,7 @@ def build_nano(
     architecture.save(model, processor, out)
     report(f"saved {out} after {time.monotonic() - begun:.0f} s; measuring it")
     write_card(out, measure_nano(model, processor, plan.num_eval_tasks), plan, architecture)
-    write_manifest(out, describe_base(out, architecture.checkpoint_name, "float32")[0])
+    write_manifest(out, describe_base(out, architecture.checkpoint_name)[0])
 
 
 def _train_stage(

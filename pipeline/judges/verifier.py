@@ -8,10 +8,11 @@ without facts (real photos) are scored by the answer alone.
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from pipeline.judges import Judge
 from pipeline.parsers import parse_choice
-from pipeline.records import Judgment, Response, Task, content_key
+from pipeline.records import Judgment, Response, Task, content_key, is_same_option
 
 _SENTENCE_END = re.compile(r"[.!?\n]+")
 
@@ -22,13 +23,16 @@ class Verifier(Judge):
     name = "verifier/1"
     fingerprint = content_key(weights=[0.5, 0.5])
 
-    async def score(self, task: Task, response: Response, key: str) -> Judgment:
+    async def score(self, task: Task, response: Response, key: str, *, num_asked: int = 0) -> Judgment:
         """Never fails for a task with a gold answer; refuses one without."""
+        outcome: dict[str, Any]
         if task.answer is None:
             error = f"task {task.id} has no gold answer for the verifier; use judge.kind = pointwise"
-            return Judgment(key=key, response=response.key, task=task.id, judge=self.name, error=error, refused=True)
-        score, rationale = verify(task, response)
-        return Judgment(key=key, response=response.key, task=task.id, judge=self.name, score=score, rationale=rationale)
+            outcome = {"error": error, "reason": "no_gold", "refused": True}
+        else:
+            score, rationale = verify(task, response)
+            outcome = {"score": score, "rationale": rationale}
+        return Judgment(key=key, response=response.key, task=task.id, judge=self.name, **outcome)
 
 
 def verify(task: Task, response: Response) -> tuple[float, str]:
@@ -36,7 +40,9 @@ def verify(task: Task, response: Response) -> tuple[float, str]:
     if response.answer is None or response.thought is None:
         return 0.0, "format not kept"
     letter = parse_choice(response.answer, task.choices)
-    right = letter is not None and letter == task.answer_letter
+    right = (
+        letter is not None and task.answer is not None and is_same_option(task.choices, ord(letter) - 65, task.answer)
+    )
     verdict = "answer right" if right else f"answer {letter or 'not readable'}, gold {task.answer_letter}"
     if not task.facts:
         return float(right), verdict

@@ -17,7 +17,7 @@ from pipeline.errors import DataError
 from pipeline.images import ImageStore
 from pipeline.records import ImageRef, Split
 from pipeline.sources.drafts import Draft, Row, StoreImage, digest_files, read_json, read_row
-from pipeline.sources.hub import iterate_hub
+from pipeline.sources.hub import hub_key, iterate_hub
 
 HUB_NAME = "HuggingFaceM4/A-OKVQA"
 _log = logging.getLogger(__name__)
@@ -50,14 +50,14 @@ class OfficialAnnotation(Annotation):
     split: str | None = None
 
 
-def data_key(path: Path | None, split: Split) -> str:
-    """Which data stands behind `path`: the hash of its list, or the hub's name."""
-    return HUB_NAME if path is None else digest_files([_find_list(path, split)])
+def data_key(path: Path | None, revision: str | None, split: Split) -> str:
+    """Which data stands behind `path`: the hash of its list, or the hub's name and revision."""
+    return hub_key(HUB_NAME, revision) if path is None else digest_files([_find_list(path, split)])
 
 
-def list_questions(path: Path | None, split: Split) -> list[Draft]:
+def list_questions(path: Path | None, revision: str | None, split: Split) -> list[Draft]:
     """The questions of `split`. Raises DataError for a list that is missing or malformed."""
-    return _list_hub(split) if path is None else _list_official(_find_list(path, split), split)
+    return _list_hub(revision, split) if path is None else _list_official(_find_list(path, split), split)
 
 
 def _find_list(path: Path, split: Split) -> Path:
@@ -98,9 +98,9 @@ def _find_image(annotation: OfficialAnnotation, folders: list[Path], where: Path
     return store_image
 
 
-def _list_hub(split: Split) -> list[Draft]:
+def _list_hub(revision: str | None, split: Split) -> list[Draft]:
     drafts = []
-    for row in iterate_hub(HUB_NAME, split):
+    for row in iterate_hub(HUB_NAME, revision, split):
         where = f"{HUB_NAME}, split {split}, row {row.number}"
         annotation = read_row(Annotation, row.columns, where)
         if row.store_image is None:

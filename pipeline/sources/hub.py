@@ -1,11 +1,16 @@
-"""Data sets from the Hugging Face hub, read with `datasets` (imported when first used: it takes a second).
+"""Data sets from the Hugging Face hub: one split at one revision, read with `datasets` (imported when first used).
 
-Images stay encoded until they are drawn: a data set of several gigabytes is memory-mapped, never held.
+Model: the split's Parquet files, and no other split's, are fetched into the hub's ordinary cache, where a later run finds
+them without the network (`HF_HUB_OFFLINE=1`). A revision that is a commit pins every byte. Images stay encoded until they
+are drawn: a data set of several gigabytes is memory-mapped, never held.
+
+Limits: data sets that the hub keeps as `<split>-<shard>-of-<shards>...parquet`, in any folder.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +19,8 @@ from pipeline.errors import DataError
 from pipeline.images import ImageStore
 from pipeline.records import ImageRef, Split
 from pipeline.sources.drafts import StoreImage
+
+_REMEDY = "check the network, or set path to a copy of the official files"
 
 
 @dataclass(frozen=True)
@@ -26,19 +33,21 @@ class HubRow:
     """None where the row has no image."""
 
 
-def iterate_hub(name: str, split: Split) -> Iterator[HubRow]:
+def hub_key(name: str, revision: str | None) -> str:
+    """Which data: the name on the hub, and the revision where one is given."""
+    return f"{name}@{revision}" if revision else name
+
+
+def iterate_hub(name: str, revision: str | None, split: Split) -> Iterator[HubRow]:
     """The rows of split `split` of hub data set `name`. Raises DataError where it cannot be loaded."""
     # Heavy, and of no use to a run on local files.
     import datasets
 
+    files = [str(path) for path in _fetch(name, revision, split)]
     try:
-        data = datasets.load_dataset(name, split=split)
+        data = datasets.load_dataset("parquet", data_files={split: files}, split=split)
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise DataError(
-            f"hub data set {name}, split {split}, cannot be loaded ({reason}); "
-            "check the network, or set path to a copy of the official files"
-        ) from None
+        raise _cannot_load(name, revision, split, error) from None
     if "image" not in data.column_names:
         raise DataError(f"hub data set {name} has no column image, only {', '.join(data.column_names)}; set path")
     data = data.cast_column("image", datasets.Image(decode=False))
@@ -49,6 +58,36 @@ def iterate_hub(name: str, split: Split) -> Iterator[HubRow]:
     for number, columns in enumerate(data):
         image = columns.pop("image")
         yield HubRow(number, columns, None if image is None else image_of(number))
+
+
+def _fetch(name: str, revision: str | None, split: Split) -> list[Path]:
+    """The split's files in the hub's cache, all of them. Raises DataError."""
+    from huggingface_hub import snapshot_download
+
+    patterns = [f"{split}-*.parquet", f"*/{split}-*.parquet"]
+    try:
+        folder = snapshot_download(name, repo_type="dataset", revision=revision, allow_patterns=patterns)
+    except (OSError, ValueError) as error:  # the hub's own errors are OSErrors
+        raise _cannot_load(name, revision, split, error) from None
+    files = sorted(Path(folder).rglob(f"{split}-*.parquet"))
+    if lacking := _find_lack(files, split):
+        raise _cannot_load(name, revision, split, lacking)
+    return files
+
+
+def _find_lack(files: Sequence[Path], split: Split) -> str | None:
+    """What is missing of a split; a download that was broken off, or another split's, leaves a folder that looks whole."""
+    if not files:
+        return f"there is no {split}-*.parquet in it"
+    found = re.search(r"-of-(\d+)", files[0].name)
+    if found is not None and len(files) != int(found[1]):
+        return f"{len(files)} of its {int(found[1])} Parquet files are in the cache"
+    return None
+
+
+def _cannot_load(name: str, revision: str | None, split: Split, error: Exception | str) -> DataError:
+    reason = " ".join(str(error).split())
+    return DataError(f"hub data set {hub_key(name, revision)}, split {split}, cannot be loaded ({reason}); {_REMEDY}")
 
 
 def _store(store: ImageStore, image: dict[str, Any], where: str) -> ImageRef:

@@ -21,7 +21,7 @@ from pydantic import Field
 from pipeline.errors import DataError
 from pipeline.records import Split, Subject
 from pipeline.sources.drafts import Draft, Row, StoreImage, digest_files, file_image, read_json, read_row
-from pipeline.sources.hub import iterate_hub
+from pipeline.sources.hub import hub_key, iterate_hub
 
 HUB_NAME = "derek-thomas/ScienceQA"
 TEST_NUM_QUESTIONS: dict[Subject, int] = {"NAT": 1209, "SOC": 764, "LAN": 44}
@@ -57,14 +57,18 @@ class Splits(Row):
     test: tuple[str, ...] = ()
 
 
-def data_key(path: Path | None) -> str:
-    """Which data stands behind `path`: the hash of its lists, or the hub's name."""
-    return HUB_NAME if path is None else digest_files([path / "problems.json", path / "pid_splits.json"])
+def data_key(path: Path | None, revision: str | None) -> str:
+    """Which data stands behind `path`: the hash of its lists, or the hub's name and revision."""
+    return (
+        hub_key(HUB_NAME, revision)
+        if path is None
+        else digest_files([path / "problems.json", path / "pid_splits.json"])
+    )
 
 
-def list_questions(path: Path | None, split: Split) -> list[Draft]:
+def list_questions(path: Path | None, revision: str | None, split: Split) -> list[Draft]:
     """The image questions of `split`. Raises DataError for files that are missing or malformed."""
-    drafts = _list_hub(split) if path is None else _list_official(path, split)
+    drafts = _list_hub(revision, split) if path is None else _list_official(path, split)
     if split == "test" and drafts and (warning := check_test_counts([draft.subject for draft in drafts])):
         _log.warning(warning)
     return drafts
@@ -99,9 +103,9 @@ def _list_official(path: Path, split: Split) -> list[Draft]:
     return drafts
 
 
-def _list_hub(split: Split) -> list[Draft]:
+def _list_hub(revision: str | None, split: Split) -> list[Draft]:
     drafts = []
-    for row in iterate_hub(HUB_NAME, split):
+    for row in iterate_hub(HUB_NAME, revision, split):
         if row.store_image is not None:
             problem = read_row(Problem, row.columns, f"{HUB_NAME}, split {split}, row {row.number}")
             drafts.append(_draft(problem, f"{split}-{row.number}", split, HUB_NAME, row.store_image))

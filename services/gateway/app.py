@@ -69,7 +69,7 @@ def build_app(
     log: Write = write_to_stderr,
 ) -> ASGIApp:
     """The application. A request that meets a swap waits for it, at most `max_wait_s`."""
-    slots = Slots(settings.max_in_flight, settings.max_queued)
+    slots = Slots(settings.max_in_flight, settings.max_queued, int(settings.max_held_mb * 1e6))
     metrics = Metrics(fleet, slots.places)
     proxy = Limits(Proxy(fleet, settings, metrics, max_wait_s), slots, int(settings.max_body_mb * 1e6))
     others = _routes(_Admin(fleet, run_directory, metrics))

@@ -1,13 +1,16 @@
-"""One client's connection: uvicorn's protocol, with an end to what a slow client may hold.
+"""One client's connection: uvicorn's protocol, with bounds on what a client may hold of the gateway's time and memory.
 
 A request that is not whole some time after its connection was opened, or after its first byte, is answered with 408,
-whether its headers or its body are late. A client that takes nothing of its answer for some time is cut off. uvicorn alone
-has an end for idle connections only (`timeout_keep_alive`), so that one byte now and then would hold one for ever.
+whether its headers or its body are late. Headers of more than MAX_HEAD_BYTES or MAX_HEADERS are answered with 431 as soon
+as they are. A client that takes nothing of its answer for some time is cut off. uvicorn alone has an end for idle
+connections only (`timeout_keep_alive`), so that one byte now and then would hold one for ever, and reads headers without
+end. What stands behind a body in chunks (a trailer) counts as a header, and is dropped.
 """
 
 from __future__ import annotations
 
 import asyncio
+from http import HTTPStatus
 from typing import Any, cast
 
 from starlette.types import Scope
@@ -16,6 +19,10 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from services.gateway.answers import error_body
 from services.gateway.exchange import exchange_of
 
+MAX_HEAD_BYTES = 64 * 1024
+MAX_HEADERS = 100
+_BYTES_AROUND_A_BODY_BYTE = 8
+"""A chunk of one byte has a line before it and a line break behind it."""
 _CORK_BYTES = 16 * 1024
 
 
@@ -33,6 +40,8 @@ class ClientConnection(HttpToolsProtocol, asyncio.BufferedProtocol):
         super().__init__(*args, **options)
         self._is_receiving = self._has_head = False
         """Whether a request has begun and is not whole; whether its headers are, so that `cycle` is its own."""
+        self._num_begun = 0
+        self._reset_counts()
         self._late: asyncio.TimerHandle | None = None
         self._stalled: asyncio.TimerHandle | None = None
 
@@ -55,16 +64,48 @@ class ClientConnection(HttpToolsProtocol, asyncio.BufferedProtocol):
         """That much was read."""
         self.data_received(_buffer[:nbytes])
 
+    def _reset_counts(self) -> None:
+        """Of the request that begins: its header fields, their bytes, its body's, and what else came for it."""
+        self._num_headers = self._num_head_bytes = self._num_body_bytes = self._num_other_bytes = 0
+
     def data_received(self, data: Any) -> None:
         """A part of a request; most come whole, and need no timer."""
+        begun, body = self._num_begun, self._num_body_bytes
         super().data_received(data)
+        if self._num_begun == begun and self._is_receiving:  # else at most one read, counted field by field
+            self._num_other_bytes += len(data) - (self._num_body_bytes - body)
+            if self._num_other_bytes > MAX_HEAD_BYTES + _BYTES_AROUND_A_BODY_BYTE * self._num_body_bytes:
+                self._end_oversized()
         if self._is_receiving and self._late is None and not self.transport.is_closing():
             self._late = self.loop.call_later(self.max_request_s, self._end_late)
 
     def on_message_begin(self) -> None:
         """A request begins."""
         self._is_receiving, self._has_head = True, False
+        self._num_begun += 1
+        self._reset_counts()
         super().on_message_begin()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A header, or a trailer. Raises _Oversized, which uvicorn answers as it does what is no HTTP."""
+        self._num_headers += 1
+        self._num_head_bytes += len(name) + len(value)
+        if self._num_headers > MAX_HEADERS or self._num_head_bytes > MAX_HEAD_BYTES:
+            raise _Oversized
+        if not self._has_head:
+            super().on_header(name, value)
+
+    def on_body(self, body: bytes) -> None:
+        """A part of the body."""
+        self._num_body_bytes += len(body)
+        super().on_body(body)
+
+    def send_400_response(self, msg: str) -> None:
+        """What could not be parsed is no HTTP, or too much of it."""
+        if self._num_headers > MAX_HEADERS or self._num_head_bytes > MAX_HEAD_BYTES:
+            self._end_oversized()
+        else:
+            self._refuse(400, "invalid_http", f"{msg} Send HTTP/1.1.")
 
     def on_headers_complete(self) -> None:
         """Its body follows."""
@@ -105,21 +146,35 @@ class ClientConnection(HttpToolsProtocol, asyncio.BufferedProtocol):
         if is_behind:
             self._late = self.loop.call_later(self.max_request_s, self._end_late)
             return
-        if self._is_receiving and not (self._has_head and self.cycle.response_started):
-            self.transport.write(self._refuse_late())
-        self.transport.close()
+        if self._is_receiving:
+            message = f"the request was not there after {self.max_request_s:g} s; send it faster"
+            self._refuse(408, "request_timeout", message)
+        else:
+            self.transport.close()
+
+    def _end_oversized(self) -> None:
+        message = f"the request's headers are more than {MAX_HEAD_BYTES:,} bytes or {MAX_HEADERS} fields; send fewer"
+        self._refuse(431, "headers_too_large", message)
 
     @property
     def _is_answering(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete
 
-    def _refuse_late(self) -> bytes:
-        exchange = exchange_of(cast("Scope", self.scope))
-        exchange.status, exchange.refused = 408, "request_timeout"
-        message = f"the request was not there after {self.max_request_s:g} s; send it faster"
-        body = error_body(message, exchange.refused, exchange.status)
-        head = f"HTTP/1.1 408 Request Timeout\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
-        return head.encode() + b"connection: close\r\n\r\n" + body
+    def _refuse(self, status: int, code: str, message: str) -> None:
+        """Answer with an error, unless another answer is on its way, and close."""
+        has_begun = self.cycle.response_started if self._has_head else self._is_answering
+        if not has_begun:
+            if self._is_receiving:
+                exchange = exchange_of(cast("Scope", self.scope))
+                exchange.status, exchange.refused = status, code
+            body = error_body(message, code, status)
+            head = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\ncontent-type: application/json\r\n"
+            self.transport.write(f"{head}content-length: {len(body)}\r\nconnection: close\r\n\r\n".encode() + body)
+        self.transport.close()
+
+
+class _Oversized(Exception):
+    """Ends the parsing of a head that has too many fields or bytes."""
 
 
 class _Parts:

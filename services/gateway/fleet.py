@@ -27,6 +27,7 @@ from services.gateway.roster import Roster
 from services.gateway.routing import choose
 from services.gateway.swap import SwapLimits
 from services.vllm import Progress
+from training.parity import TOLERANCES
 
 Launch = Callable[[Checkpoint, int, str | None], Server]
 """Makes a server of our own: what it is to hold, its number (never used twice), and its devices."""
@@ -238,7 +239,8 @@ class Fleet:
 
     def _make(self, name: str, launch: Callable[[Checkpoint], Server], pinned: Checkpoint | None = None) -> Replica:
         plan = Plan(self.registry, self.warn, pinned)
-        replica = Replica(name, launch, plan, self.changes, self._say_of(name), self.warn, self._supervision)
+        tolerance = TOLERANCES[self.settings.dtype]
+        replica = Replica(name, launch, plan, self.changes, self._say_of(name), self.warn, tolerance, self._supervision)
         self.replicas.append(replica)
         return replica
 

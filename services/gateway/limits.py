@@ -1,6 +1,7 @@
 """What one request may take: a place, a slot, bytes, and its client's time. ASGI middleware around the proxy.
 
-Model: a request takes a place as it arrives, or is turned away with 429; its body is read whole, then it waits its turn
+Model: a request takes a place as it arrives, or is turned away with 429, as it is where the bodies of all requests that are
+here would take more than `serve.max_held_mb`; its body is read whole, then it waits its turn
 for one of the slots, and leaves both at its end. A client that hangs up, in the queue or later, has its work cancelled.
 With `x-vcot-deadline-s` (how many seconds the client still waits) all of it, the engine's work included, ends by then, with
 504. How long a client may take to send its request and to read its answer is the connection's business
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
@@ -35,8 +36,11 @@ class Places:
 
     max_in_flight: int
     max_queued: int
+    max_held_bytes: int
     taken: int = 0
     in_flight: int = 0
+    held_bytes: int = 0
+    """Of the bodies of all requests that have a place."""
 
     @property
     def queued(self) -> int:
@@ -50,22 +54,43 @@ class Places:
             raise Refusal(429, "overloaded", message, retry_after_s=_RETRY_AFTER_S)
         self.taken += 1
 
+    def hold(self, num_bytes: int) -> None:
+        """Hold so much more of a body. Raises Refusal where all bodies together are too large."""
+        if self.held_bytes + num_bytes > self.max_held_bytes:
+            message = (
+                f"the {self.taken} requests that are here hold {self.held_bytes / 1e6:.0f} MB, and "
+                f"{self.max_held_bytes / 1e6:g} MB are allowed (serve.max_held_mb); send it again later"
+            )
+            raise Refusal(429, "overloaded", message, retry_after_s=_RETRY_AFTER_S)
+        self.held_bytes += num_bytes
+
 
 class Slots:
     """Lets requests in, first come, first served: `with slots.place()`, then `async with slots`."""
 
-    def __init__(self, max_in_flight: int, max_queued: int) -> None:
-        self.places = Places(max_in_flight, max_queued)
+    def __init__(self, max_in_flight: int, max_queued: int, max_held_bytes: int) -> None:
+        self.places = Places(max_in_flight, max_queued, max_held_bytes)
         self._free = asyncio.Semaphore(max_in_flight)
 
     @contextmanager
-    def place(self) -> Iterator[None]:
-        """Be in the house, or raise Refusal."""
+    def place(self) -> Iterator[Callable[[int], None]]:
+        """Hold a place for the duration of the block. Raises Refusal where none is free.
+
+        The block is given what counts the bytes that it holds, which raises Refusal where all hold too many.
+        """
         self.places.take()
+        held = 0
+
+        def hold(num_bytes: int) -> None:
+            nonlocal held
+            self.places.hold(num_bytes)
+            held += num_bytes
+
         try:
-            yield
+            yield hold
         finally:
             self.places.taken -= 1
+            self.places.held_bytes -= held
 
     async def __aenter__(self) -> None:
         """Wait for one's turn."""
@@ -91,9 +116,9 @@ class Limits:
         deadline_s = None
         try:
             deadline_s = parse_deadline(header_value(scope, DEADLINE_HEADER))
-            with self._slots.place():
+            with self._slots.place() as hold:
                 async with asyncio.timeout(deadline_s):
-                    await self._answer(scope, receive, answer)
+                    await self._answer(scope, receive, answer, hold)
         except Refusal as refusal:
             await send_refusal(scope, send, refusal)
         except TimeoutError:
@@ -105,8 +130,8 @@ class Limits:
                 await send({"type": "http.response.body", "body": event})
             # else an answer without an end makes the server close the connection
 
-    async def _answer(self, scope: Scope, receive: Receive, answer: _Answer) -> None:
-        body = await self._read(scope, receive)
+    async def _answer(self, scope: Scope, receive: Receive, answer: _Answer, hold: Callable[[int], None]) -> None:
+        body = await self._read(scope, receive, hold)
         if body is None:
             return
 
@@ -116,7 +141,7 @@ class Limits:
         async with _WhileConnected(receive), self._slots:
             await self._app(scope, receive_whole, answer.send)
 
-    async def _read(self, scope: Scope, receive: Receive) -> bytes | None:
+    async def _read(self, scope: Scope, receive: Receive, hold: Callable[[int], None]) -> bytes | None:
         """The whole body; None where the client hung up. Raises Refusal."""
         self._check_size(declared_size(header_value(scope, "content-length")))
         parts: list[bytes] = []
@@ -128,6 +153,7 @@ class Limits:
             parts.append(message.get("body", b""))
             size += len(parts[-1])
             self._check_size(size)
+            hold(len(parts[-1]))
             if not message.get("more_body", False):
                 return b"".join(parts)
 

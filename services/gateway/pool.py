@@ -7,7 +7,8 @@ request at a time on a connection, connections used again while they are fresh.
 
 An answer belongs to the request that was sent last, or to none: bytes that come when nothing was asked, or behind the end
 of an answer, close the connection, so that they can never answer the next request. Whoever stops reading early closes it,
-too, which tells the server to stop its work.
+too, which tells the server to stop its work. A connection on which 5xx came is not used again, since vLLM closes it
+unannounced; a request that is lost on a used connection before its answer began is sent once more, on a new one.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Mapping
+from contextlib import suppress
 from typing import cast
 from urllib.parse import urlsplit
 
@@ -26,7 +28,7 @@ from services.vllm import Endpoint
 KEEP_ALIVE_S = 2.0
 """Below vLLM's 5 s, so that no request meets a connection that vLLM is closing."""
 _CONNECT_TIMEOUT_S = 10.0
-_HIGH_WATER = 256 * 1024
+HIGH_WATER = 256 * 1024
 """Bytes of an answer that wait to be taken before the server is made to wait."""
 
 
@@ -60,18 +62,15 @@ class Pool:
         head = f"POST {path} HTTP/1.1\r\n{self._host_line}{lines}content-length: {len(body)}\r\n\r\n"
         return Post(self, head.encode("latin-1"), body)
 
-    async def take(self) -> Connection:
-        """A connection to ask one thing on; `give` it back. Raises LostError."""
-        return self._freshest() or await self._connect()
-
     def give(self, connection: Connection) -> None:
         """Keep it for the next request, unless its answer was not read to its end."""
         if connection.is_reusable and not self._is_closed:
+            connection.resume()  # an idle connection that does not read would miss its end, and the next answer
             self._idle.append((connection, time.monotonic()))
         else:
             connection.close()
 
-    def _freshest(self) -> Connection | None:
+    def freshest(self) -> Connection | None:
         """The freshest idle connection; those that are too old are closed."""
         oldest = time.monotonic() - KEEP_ALIVE_S
         while self._idle and (self._idle[0][1] < oldest or not self._idle[0][0].is_reusable):
@@ -82,7 +81,8 @@ class Pool:
                 return connection
         return None
 
-    async def _connect(self) -> Connection:
+    async def connect(self) -> Connection:
+        """A new connection to ask one thing on; `give` it back. Raises LostError."""
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(_CONNECT_TIMEOUT_S):
@@ -104,11 +104,17 @@ class Post:
         self._body = body
 
     async def __aenter__(self) -> Answer:
-        self._connection = await self._pool.take()
+        if (used := self._pool.freshest()) is not None:
+            with suppress(LostError):  # it was closed as the request went out
+                return await self._ask_on(used)
+        return await self._ask_on(await self._pool.connect())
+
+    async def _ask_on(self, connection: Connection) -> Answer:
+        self._connection = connection
         try:
-            return await self._connection.ask(self._head, self._body)
+            return await connection.ask(self._head, self._body)
         except BaseException:
-            self._connection.close()
+            connection.close()
             raise
 
     async def __aexit__(self, *_: object) -> None:
@@ -151,7 +157,7 @@ class Answer:
         """Keep a part; whether that is enough for now."""
         self._parts.append(part)
         self._num_waiting += len(part)
-        return self._num_waiting > _HIGH_WATER
+        return self._num_waiting > HIGH_WATER
 
 
 class Connection(asyncio.Protocol):
@@ -263,8 +269,8 @@ class Connection(asyncio.Protocol):
             self._is_usable = False
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """One header."""
-        if self._answer is not None and not self._is_whole:
+        """One header; what stands behind a body in chunks (a trailer) is none."""
+        if self._answer is not None and not self._has_head:
             self._answer.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
 
     def on_headers_complete(self) -> None:
@@ -274,6 +280,7 @@ class Connection(asyncio.Protocol):
         self._answer.status = self._parser.get_status_code()
         if self._answer.status >= 200:
             self._has_head = True
+            self._is_usable = self._is_usable and self._answer.status < 500
         else:
             self._answer.headers.clear()
 

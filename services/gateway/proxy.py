@@ -6,15 +6,18 @@ the request's own with its status. The stamp is two headers, and the `model` fie
 the answer and of every event.
 
 An engine that breaks off, answers with 500, 502, 503 or half a JSON, is full, or answers as another model than it was
-asked for (a fall-back from an adapter to its base) did not answer: the same request goes to each other replica that
-holds the same checkpoint, once. That is safe as long as nothing of an answer is with the client, since an unanswered
-sample has no effect. A stream that breaks off later ends with an error event.
+asked for (a fall-back from an adapter to its base) did not answer: the same request goes to one other replica that holds
+the same checkpoint; where engines are full, to each. That is safe as long as nothing of an answer is with the client, since
+an unanswered sample has no effect. A stream that breaks off later ends with an error event.
+
+A client can make any engine fail its own request. So a fault speaks against an engine only where the engine, asked how it
+is, is not well; what sound engines answer with 5xx is the request's own fault, and is told as 422, streamed or not.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from functools import partial
 from typing import Any
 
@@ -36,7 +39,7 @@ from services.gateway.answers import (
     send_json,
     send_refusal,
 )
-from services.gateway.content import check_content
+from services.gateway.content import check_content, check_size
 from services.gateway.exchange import exchange_of
 from services.gateway.fleet import Fleet, NotServedError, RestingError
 from services.gateway.metrics import Metrics
@@ -49,6 +52,7 @@ from services.gateway.upstream import EngineFault, Upstream
 _RETRY_AFTER_S = 5
 _REST_RETRY_AFTER_S = 60
 _BROKEN = frozenset((500, 502, 503))
+_CACHE_MISS = "cache_miss"
 
 
 def stamp(ref: CheckpointRef) -> str:
@@ -63,6 +67,7 @@ class Proxy:
         self._fleet = fleet
         self._metrics = metrics
         self._allowed_hosts = frozenset(host.lower() for host in settings.allowed_image_hosts)
+        self._max_image_pixels = settings.max_image_pixels
         self._max_wait_s = max_wait_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -71,7 +76,7 @@ class Proxy:
         try:
             request = _parse((await receive())["body"])
             exchange.model = request["model"]
-            check_content(request, self._allowed_hosts)
+            check_content(request, self._allowed_hosts, self._max_image_pixels)
             await self._answer(scope, request, send)
         except Refusal as refusal:
             await send_refusal(scope, send, refusal)
@@ -102,12 +107,22 @@ class Proxy:
                 self._metrics.count_fault(replica.name, fault.reason)
                 if fault.has_begun:
                     return await call.end_with(fault)
-                tried.append(replica)
-                other = self._fleet.route(target.ref.digest, key, tried)
-                if other is None:
+                other = self._next(fault, target.ref.digest, key, [*tried, replica])
+                if other is None or (other is replica and replica in tried):
                     raise _final(fault) from None
+                tried.append(replica)
                 self._metrics.count_retry(fault.reason)
                 replica = other
+
+    def _next(
+        self, fault: EngineFault, digest: str, key: Callable[[], int | None], tried: list[Replica]
+    ) -> Replica | None:
+        """Who is asked the same after `fault`; the last of `tried` is who was asked."""
+        if fault.reason == _CACHE_MISS:
+            return tried[-1]
+        if len(tried) > 1 and fault.reason != "429":
+            return None
+        return self._fleet.route(digest, key, tried)
 
     def _resolve(self, model: str, expect: str | None) -> Checkpoint:
         """The checkpoint that an alias or a name means. Raises Refusal."""
@@ -131,7 +146,15 @@ class _Call:
         self._has_begun = False
 
     async def relay(self, upstream: Upstream) -> None:
-        """Pass one engine's answer on. Raises EngineFault where it gives none, or breaks off."""
+        """Pass one engine's answer on. Raises EngineFault where it gives none, or breaks off; Refusal for a bad request."""
+        try:
+            await self._relay(upstream)
+        except EngineFault as fault:
+            if fault.is_broken is None:
+                fault.is_broken = not await upstream.is_sound()
+            raise
+
+    async def _relay(self, upstream: Upstream) -> None:
         headers = {REQUEST_ID: exchange_of(self._scope).request_id}
         try:
             async with upstream.post(self._scope["path"], self._body, headers) as response:
@@ -149,12 +172,12 @@ class _Call:
         if response.status == 200:
             data = self._stamped(data)
         elif response.status in _BROKEN:
-            raise EngineFault(str(response.status), f"the engine answered {response.status}: {_excerpt(data)}")
+            raise _failure(response.status, data)
         elif response.status == 429:
             wait = response.headers.get("retry-after", str(_RETRY_AFTER_S))
             raise EngineFault("429", f"the engine is full: {_excerpt(data)}", is_broken=False, retry_after=wait)
         elif response.status == 404:  # the gateway knows the routes and the names
-            raise EngineFault("404", f"the engine does not have {self._model}: {_excerpt(data)}")
+            raise EngineFault("404", f"the engine does not have {self._model}: {_excerpt(data)}", is_broken=True)
         await send_json(self._send, response.status, data, _stamp_headers(self._ref, kind))
 
     async def _pass_events(self, parts: AsyncIterator[bytes]) -> None:
@@ -185,25 +208,41 @@ class _Call:
         try:
             answer = orjson.loads(data)
         except orjson.JSONDecodeError as error:
-            raise EngineFault(
-                "not_json", f"the engine answered with no JSON ({error})", has_begun=self._has_begun
-            ) from None
+            message = f"the engine answered with no JSON ({error})"
+            raise EngineFault("not_json", message, is_broken=True, has_begun=self._has_begun) from None
         if not isinstance(answer, dict):
-            raise EngineFault("not_json", "the engine answered with no object", has_begun=self._has_begun)
+            message = "the engine answered with no object"
+            raise EngineFault("not_json", message, is_broken=True, has_begun=self._has_begun)
         if "error" in answer and "model" not in answer:  # vLLM's way to end a stream
             if not self._has_begun:
-                raise EngineFault("error", f"the engine answered with an error: {_excerpt(data)}")
+                raise _stream_failure(answer["error"], data)
             return data
         if answer.get("model") != self._model:
             message = f"the engine was asked for {self._model} and answered as {str(answer.get('model'))[:100]}"
-            raise EngineFault("wrong_model", message, has_begun=self._has_begun)
+            raise EngineFault("wrong_model", message, is_broken=True, has_begun=self._has_begun)
         return orjson.dumps(answer | {"model": stamp(self._ref)})
+
+
+def _failure(status: int, data: bytes) -> EngineFault:
+    if b"cache miss" in data:  # of an image that vLLM's API takes to be with its engine: it is sent along the next time
+        return EngineFault(_CACHE_MISS, f"the engine answered {status}: {_excerpt(data)}", is_broken=False)
+    return EngineFault(str(status), f"the engine answered {status}: {_excerpt(data)}")
+
+
+def _stream_failure(error: Any, data: bytes) -> Exception:
+    """What an error in place of a stream's first event is without `stream`."""
+    status = error.get("code") if isinstance(error, dict) else None
+    if not isinstance(status, int) or not 400 <= status < 500:
+        return _failure(status if status in _BROKEN else 500, data)
+    return Refusal(status, str(error.get("type") or "bad_request"), str(error.get("message") or _excerpt(data)))
 
 
 def _final(fault: EngineFault) -> Refusal:
     """What the client is told where no replica is left to ask."""
     if fault.retry_after is not None:
         return Refusal(429, "engine_full", str(fault), headers={"retry-after": fault.retry_after})
+    if fault.reason.isdecimal() and not fault.is_broken:
+        return Refusal(422, "request_failed", f"{fault}; the engine is well, so the request is at fault: change it")
     return Refusal(502, "engine_lost", str(fault), retry_after_s=_RETRY_AFTER_S)
 
 
@@ -212,6 +251,7 @@ def _excerpt(data: bytes) -> str:
 
 
 def _parse(body: bytes) -> dict[str, Any]:
+    check_size(body)
     try:
         request = jiter.from_json(body, allow_inf_nan=False, cache_mode="keys")  # 4 times as fast as orjson here
     except ValueError as error:

@@ -72,6 +72,8 @@ class Replica:
     changes: Changes
     progress: Progress
     warn: Callable[[str], None]
+    tolerance: float
+    """How far a log-prob of the canary may be off, in the type that its server computes in."""
     supervision: Supervision = Supervision()
     devices: str | None = None
     """CUDA_VISIBLE_DEVICES of a server of our own."""
@@ -238,7 +240,7 @@ class Replica:
         try:
             if (error := await _first_of(server.start(self._say), self._until_rest())) is not None:
                 raise error
-            async with Upstream(server.endpoint) as upstream:
+            async with Upstream(server.endpoint, self.tolerance) as upstream:
                 health = Health(self.supervision.hang_timeout_s)
                 health.fault(time.monotonic(), 0, await upstream.pulse())  # of the process that is verified now
                 self._say("asking the canary")

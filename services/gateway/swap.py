@@ -98,9 +98,9 @@ async def put_adapter(upstream: Upstream, adapter: Checkpoint, directory: Path) 
         raise SwapError("it has no canary, so that it is what answers could not be verified")
     await upstream.load_adapter(name, directory)
     answer, parents = await upstream.ask(canary, name), await upstream.ask(canary)
-    if difference := explain_difference(canary, answer):
+    if difference := explain_difference(canary, answer, upstream.tolerance):
         raise SwapError(f"its canary answers otherwise: {difference}")
-    if not distance(canary, answer) < distance(canary, parents):
+    if not distance(canary, answer, upstream.tolerance) < distance(canary, parents, upstream.tolerance):
         raise SwapError("its canary answers no nearer to its manifest than its parent does, so it was not applied")
 
 
@@ -114,7 +114,7 @@ async def verify_canary(upstream: Upstream, checkpoint: Checkpoint) -> None:
     """See that the server answers as `checkpoint` should. Raises SwapError; passes where its manifest has no canary."""
     answer = await _ask_afresh(upstream, checkpoint)
     if answer is not None and checkpoint.manifest.canary is not None:
-        difference = explain_difference(checkpoint.manifest.canary, answer)
+        difference = explain_difference(checkpoint.manifest.canary, answer, upstream.tolerance)
         if difference:
             raise SwapError(f"the server does not answer the canary as {checkpoint.ref.name} should: {difference}")
 
@@ -125,7 +125,7 @@ async def _verify(upstream: Upstream, target: Checkpoint, before: CanaryAnswer |
     if canary is None:
         return
     after = await upstream.ask(canary)
-    difference = explain_difference(canary, after)
+    difference = explain_difference(canary, after, upstream.tolerance)
     if difference:
         raise SwapError(f"its canary answers otherwise: {difference}")
     if after == before:

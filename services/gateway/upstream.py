@@ -38,7 +38,7 @@ class EngineFault(Exception):
         reason: str,
         message: str,
         *,
-        is_broken: bool = True,
+        is_broken: bool | None = None,
         has_begun: bool = False,
         retry_after: str | None = None,
     ) -> None:
@@ -46,7 +46,10 @@ class EngineFault(Exception):
         self.reason = reason
         """One of a few words, for the counters."""
         self.is_broken = is_broken
-        """Whether that speaks against the engine; being full does not."""
+        """Whether that speaks against the engine; None where only the engine can tell, which is then asked how it is.
+
+        A client can make any engine fail its request, and being full is no fault.
+        """
         self.has_begun = has_begun
         """Whether a part of the answer is with the client."""
         self.retry_after = retry_after
@@ -71,7 +74,9 @@ def parse_pulse(metrics: bytes) -> Pulse:
 class Upstream:
     """Both ways to one server: a pool for requests, a client for control calls. An async context manager."""
 
-    def __init__(self, endpoint: Endpoint) -> None:
+    def __init__(self, endpoint: Endpoint, tolerance: float) -> None:
+        """`tolerance` is how far the type that it computes in may move a log-prob."""
+        self.tolerance = tolerance
         self._endpoint = endpoint
         self._pool = Pool(endpoint)
         self._client = endpoint.client(_CONTROL_TIMEOUT)
@@ -123,7 +128,7 @@ class Upstream:
 
     async def ask(self, canary: Canary, model: str = SERVED_NAME) -> CanaryAnswer:
         """The canary's answer. Raises ServerError."""
-        answer = await self._control("/v1/chat/completions", canary_request(canary, model))
+        answer = await self._control("/v1/chat/completions", canary_request(canary, model, self.tolerance))
         if answer.get("model") != model:
             raise ServerError(f"vLLM was asked for {model} and answered as {answer.get('model')}")
         return parse_canary(answer)
@@ -141,6 +146,13 @@ class Upstream:
             ) from None
         except httpx.HTTPError:
             return None
+
+    async def is_sound(self) -> bool:
+        """Whether the server itself says that it is well; one that was given up is not."""
+        try:
+            return not self._client.is_closed and await self.pulse() is not None
+        except ServerError:
+            return False
 
     async def _models(self) -> set[str]:
         listed = await self._control("/v1/models", method="GET")

@@ -17,7 +17,7 @@ from eval.image_reliance import Reliance
 from pipeline.records import CheckpointRef, Difference, EvalResult, Interval
 from services.report.data import TrendRow
 from training.job import TrainProgress
-from training.sweep import Sweep, SweepPoint
+from training.sweep import VARIED, Sweep, SweepPoint
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -158,27 +158,49 @@ def draw_rewards(progress: Sequence[TrainProgress]) -> str:
 
 
 def draw_sweep(sweep: Sweep) -> str:
-    """Validation loss over its gap to the training loss, a point for each training, with the chosen one in a ring."""
-    points = [point for point in sweep.points if point.loss is not None]
-    rates = sorted({point.settings.learning_rate for point in points})
+    """Validation loss over its gap to the training loss, a point for each candidate, with the chosen ones in a ring."""
 
     def draw(axes: Axes) -> None:
-        for number, rate in enumerate(rates):
-            own = [point for point in points if point.settings.learning_rate == rate]
-            axes.plot(
-                *_place_points(own), "o", color=_SERIES[number % len(_SERIES)], markersize=5, label=f"lr {rate:g}"
-            )
-        if (chosen := sweep.chosen) is not None:
-            axes.plot(*_place_points([chosen]), "o", color=_INK, fillstyle="none", markersize=11, label="chosen")
+        for number, (label, points) in enumerate(_list_series(sweep).items()):
+            colour = _INK if label == _CENTRE else _SERIES[number % len(_SERIES)]
+            axes.plot(*_place_points(points), "o", color=colour, markersize=5, label=label)
+        for point in sweep.points:
+            if point.varies is not None and point.loss is not None:
+                value = f"{getattr(point.settings, point.varies):g}"
+                place = point.gap or 0.0, point.loss
+                axes.annotate(value, place, xytext=(6, -3), textcoords="offset points", fontsize=8)
+        axes.plot(
+            *_place_points(list(sweep.choices.values())),
+            "o",
+            color=_INK,
+            fillstyle="none",
+            markersize=11,
+            label="chosen",
+        )
         axes.axvline(0, color=_INK, linestyle=(0, (2, 3)), linewidth=1)
+        axes.margins(x=0.14)  # room for the values beside the points
         axes.set_xlabel("validation loss - training loss")
         axes.set_ylabel("validation loss")
 
     return _render("sweep", 3.2, draw)
 
 
+_CENTRE = "the recipe's own"
+
+
+def _list_series(sweep: Sweep) -> dict[str, list[SweepPoint]]:
+    """The points that share a colour, by their label: those of a learning rate in a grid, else those of a setting."""
+    if sweep.mode == "grid":
+        rates = sorted({point.settings.learning_rate for point in sweep.points})
+        return {f"lr {rate:g}": [p for p in sweep.points if p.settings.learning_rate == rate] for rate in rates}
+    series = {name: [point for point in sweep.points if point.varies == name] for name in (*VARIED, None)}
+    labels = {name: _CENTRE if name is None else name.removeprefix("lora_").replace("_", " ") for name in series}
+    return {labels[name]: points for name, points in series.items() if points}
+
+
 def _place_points(points: Sequence[SweepPoint]) -> tuple[list[float], list[float]]:
-    return [point.gap or 0.0 for point in points], [point.loss or 0.0 for point in points]
+    done = [point for point in points if point.loss is not None]
+    return [point.gap or 0.0 for point in done], [point.loss or 0.0 for point in done]
 
 
 def draw_gap(progress: Sequence[TrainProgress]) -> str:

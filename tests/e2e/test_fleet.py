@@ -60,7 +60,7 @@ def adapt(name, targets):
     ).eval()
     model.save_pretrained(out / name)
     ref = CheckpointRef(name=name, digest=compute_digest(out / name), kind="adapter", parent=parent)
-    write_manifest(out / name, CheckpointManifest(checkpoint=ref, canary=build_canary(model, processor, "float32")))
+    write_manifest(out / name, CheckpointManifest(checkpoint=ref, canary=build_canary(model, processor)))
     return list(answers(model))
 
 expected = {"base": list(answers(load_model(nano, torch.float32)))}
@@ -77,7 +77,7 @@ kept = {name: value for name, value in weights.items() if f"language_model.model
 save_file(kept, out / "shallow" / "model.safetensors", metadata={"format": "pt"})
 model = load_model(out / "shallow", torch.float32)
 ref = CheckpointRef(name="shallow", digest=compute_digest(out / "shallow"), kind="merged", parent=parent)
-write_manifest(out / "shallow", CheckpointManifest(checkpoint=ref, canary=build_canary(model, processor, "float32")))
+write_manifest(out / "shallow", CheckpointManifest(checkpoint=ref, canary=build_canary(model, processor)))
 expected["shallow"] = list(answers(model))
 print(json.dumps(expected))
 """

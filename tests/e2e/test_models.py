@@ -14,6 +14,7 @@ from services.checkpoints import Checkpoint
 from services.gateway.canary import canary_request, explain_difference, parse_canary
 from services.vllm import VllmServer
 from services.vllm_command import SERVED_NAME
+from training.parity import TOLERANCES
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -56,13 +57,16 @@ async def test_a_template_that_vllm_takes_for_one_of_strings_is_given_parts(tmp_
     renamed = template.read_text().replace("set content", "set parts").replace("in content", "in parts")
     template.write_text(renamed)
     manifest = read_manifest(checkpoint)
-    server = VllmServer(Checkpoint(checkpoint, manifest), load_recipe("nano-qwen").serve, tmp_path / "vllm.log")
+    serve = load_recipe("nano-qwen").serve
+    server = VllmServer(Checkpoint(checkpoint, manifest), serve, tmp_path / "vllm.log")
     try:
         await server.start(lambda _: None)
         async with server.endpoint.client(60.0) as client:
-            asked = await client.post("/v1/chat/completions", json=canary_request(manifest.canary, SERVED_NAME))
+            asked = await client.post(
+                "/v1/chat/completions", json=canary_request(manifest.canary, SERVED_NAME, TOLERANCES[serve.dtype])
+            )
         answer = parse_canary(asked.json())
     finally:
         await server.stop()
-    assert explain_difference(manifest.canary, answer) is None
+    assert explain_difference(manifest.canary, answer, TOLERANCES[serve.dtype]) is None
     assert GUESSED_STRINGS in server.log.read_text(), "the template is one that vLLM misreads"

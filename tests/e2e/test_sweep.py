@@ -1,9 +1,10 @@
-"""`vcot sweep` with real TRL: four points on nano, killed in the middle, and the same command again."""
+"""`vcot sweep` with real TRL: three trainings on nano, killed in the middle, and the same command again."""
 
 from __future__ import annotations
 
 import csv
 import json
+import re
 
 import pytest
 
@@ -58,7 +59,7 @@ def read_sweep(session):
 
 
 async def test_a_killed_sweep_does_not_do_again_what_is_done(session, current, monkeypatch, capsys):
-    """One learning rate is absurd on purpose: such a point fails, and is no reason to stop."""
+    """One learning rate is absurd on purpose: such a training fails, and is no reason to stop."""
     train_all = trainer.train_all
 
     async def stop_after_one(jobs, log, on_poll):
@@ -72,8 +73,9 @@ async def test_a_killed_sweep_does_not_do_again_what_is_done(session, current, m
     monkeypatch.setattr(trainer, "train_all", stop_after_one)
     with pytest.raises(Stopped):
         await sweep(current)
+    assert "how long they take is said as soon as" in capsys.readouterr().err
     done = read_sweep(session).points
-    assert 1 <= len(done) < 4
+    assert 1 <= read_sweep(session).num_ended < 3
 
     asked = []
 
@@ -86,23 +88,36 @@ async def test_a_killed_sweep_does_not_do_again_what_is_done(session, current, m
     assert found == read_sweep(session)
     fine = {point.job for point in done if not point.fault}
     assert fine.isdisjoint(asked)
-    assert (len(found.points), found.num_points, found.num_train, found.num_validation) == (4, 4, 18, 2)
-    assert [point.settings.learning_rate for point in found.points if point.fault] == [1e30, 1e30]
-    assert found.chosen is not None
-    assert found.chosen.gap is not None
-    assert found.chosen.settings.flags in capsys.readouterr().out
+    assert (found.num_ended, found.num_trainings, found.num_train, found.num_validation) == (3, 3, 18, 2)
+    assert [(point.settings.learning_rate, point.varies) for point in found.points if point.fault] == [
+        (1e30, "learning_rate")
+    ]
+    centre, first, second, _ = found.points
+    assert (first.settings.epochs, second.settings.epochs, first.job == second.job) == (1, 2, True)
+    assert first.seconds < second.seconds
+    steps = [p for p in trainer.read_progress(session.run.path("training", first.job[:12])) if p.kind == "train"]
+    assert {step.learning_rate for step in steps} == {5e-5}, "half the peak, and constant"
+    assert first.loss != second.loss
+    assert None not in (centre.gap, first.gap, second.gap)
+    assert found.choices["learning_rate"] == centre
+    assert found.choices["epochs"] in (first, second)
+    assert found.chosen == centre.settings.model_copy(update={"epochs": found.choices["epochs"].settings.epochs})
+    said = capsys.readouterr()
+    assert found.chosen.flags in said.out
+    assert re.search(r"passes of a pair through the model are left: about \d+ s, at [\d.]+ s a pass", said.err)
     assert (await sweep(current)).chosen == found.chosen
 
     adapters = {path.parent.name for path in session.run.directory.glob(f"training/*/{ADAPTER}")}
-    assert adapters == {found.chosen.job[:12]}, "the chosen one's is kept, and no other"
+    kept = {centre.job[:12]} if found.chosen == centre.settings else set()
+    assert adapters == kept, "one that was trained with the chosen settings is kept, and no other"
     rows = list(csv.DictReader(session.run.path("report", "sweep.csv").read_text().splitlines()))
-    assert [row["job"] for row in rows if row["chosen"] == "1"] == [found.chosen.job]
+    assert {row["job"] for row in rows if row["chosen"] == "1"} == {centre.job, found.choices["epochs"].job}
     svg = session.run.path("report", "sweep.svg").read_text()
     assert svg.startswith("<svg xmlns=")
     assert "chosen" in svg
     references = list(session.run.directory.glob("reference/*.sqlite"))
-    assert len(references) == 1, "the reference's log-probs are computed once for all points"
+    assert len(references) == 1, "the reference's log-probs are computed once for all"
     looked = list(session.run.directory.glob("training/preflight/*.json"))
-    assert len(looked) == 1, "each pair is looked at once for all points"
+    assert len(looked) == 1, "each pair is looked at once for all"
     assert json.loads(looked[0].read_text())["train"]["num_kept"] == 18
     assert current.job.key not in {point.job for point in found.points}

@@ -20,12 +20,12 @@ TASK = Task(
 )
 
 
-def respond(text=None, prompt="cot", error=None):
+def respond(text=None, prompt="cot", error=None, finish_reason="stop"):
     thought, answer = split_thought(prompt, text) if text is not None else (None, None)
     return Response(
         key="k", group="g", task=TASK.id, index=0, checkpoint=BASE, prompt=prompt,
         sampling=SamplingParams(temperature=0.4, max_tokens=64, seed=0),
-        text=text, thought=thought, answer=answer, error=error,
+        text=text, thought=thought, answer=answer, error=error, finish_reason=finish_reason,
     )  # fmt: skip
 
 
@@ -38,6 +38,7 @@ def respond(text=None, prompt="cot", error=None):
         ("The answer is (B). Wait. The answer is unclear.", "cot", "no_answer", None),
         ("The circle is blue.", "cot", "no_answer", None),
         ("B", "cot", "correct", "B"),
+        ("The answer is (B).\n\nQuestion: And then?\nThe answer is (A).", "cot", "correct", "B"),
         ("The answer is (blue)", "zero_shot", "correct", "B"),
         ("C", "zero_shot", "incorrect", "C"),
         ("(D)", "zero_shot", "no_answer", None),
@@ -51,6 +52,18 @@ def test_value(text, prompt, value, answer):
     assert (score.value, score.answer, score.error) == (value, answer, None)
     assert (score.target, score.num_choices, score.subject, score.image) == ("B", 3, "NAT", "ab")
     assert (score.checkpoint, score.prompt, score.temperature) == (BASE.digest, prompt, 0.4)
+
+
+def test_a_cut_off_draft_is_no_answer():
+    score = score_response(TASK, respond("The answer is (B), or perhaps", finish_reason="length"))
+    assert (score.value, score.answer, score.is_cut) == ("no_answer", None, True)
+    assert not score_response(TASK, respond("The answer is (B)")).is_cut
+
+
+def test_either_of_two_equal_options_is_right():
+    task = TASK.model_copy(update={"choices": ("blue", "red", "blue"), "answer": 0})
+    values = [score_response(task, respond(f"The answer is ({letter})")).value for letter in "ABC"]
+    assert values == ["correct", "incorrect", "correct"]
 
 
 def test_failed_request_is_an_error_and_no_wrong_answer():

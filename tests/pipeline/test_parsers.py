@@ -1,6 +1,8 @@
 """The parser reads what is said and never guesses."""
 
+import json
 import string
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -44,11 +46,60 @@ READ = [
     ("B. blue", "B"),
     ("B: blue", "B"),
     ("(B) blue.", "B"),
+    # other words for the same statement
+    ("The final answer: B", "B"),
+    ("The correct answer is (B).", "B"),
+    ("The correct answer is B. Some things are blue, and others red.", "B"),
+    ("The final answer is B.", "B"),
+    ("My answer is (B)", "B"),
+    ("The best option is (B)", "B"),
+    ("So the answer would be (B).", "B"),
+    ("The answer is most likely (B).", "B"),
+    ("### Final answer\nB", "B"),
+    ("**Answer:** (B) blue", "B"),
+    ("It is the sky. Answer: B", "B"),
+    ("The answer is \\boxed{B}.", "B"),
+    ("We see a sky, so $\\boxed{\\text{B}}$", "B"),
+    ("<answer>B</answer>", "B"),
+    ("Some thought. <answer> (B) blue </answer>", "B"),
+    # other notations of a letter and its text
+    ("The answer is option B.", "B"),
+    ("The answer is Option (B) blue. The sky is.", "B"),
+    ("The answer is option b", "B"),
+    ("The answer is Option B: blue.", "B"),
+    ("The answer is B - blue.", "B"),
+    ('The answer is "B" - Blue.', "B"),
+    ("The answer is B \u2013 blue", "B"),
+    ("The answer is B (blue). The sky is.", "B"),
+    ("The answer is B) blue", "B"),
+    ("The answer is [B]", "B"),
+    ("The answer is B blue", "B"),
+    ("The answer is B. A is wrong.", "B"),
+    # a text that goes on
+    ("The answer is blue, the colour of the sky.", "B"),
+    ('The answer is "blue" which the sky has.', "B"),
+    ("The answer is blue because of the sky.", "B"),
+    ("The answer is dark blue, which is a blue.", "C"),
+    ("The answer is the blue.", "B"),
+    # no statement
+    ("blue", "B"),
+    ("Dark blue.", "C"),
+    ("blue\n\nThe sky has that colour.", "B"),
+    ("B. blue\n\nThe sky has that colour.", "B"),
+    ("B. blue. The sky has that colour.", "B"),
+    ("B\n\nThe sky has that colour.", "B"),
+    ("B is the colour of the sky.", "B"),
+    # what is not the answer
+    ("<think>The answer is (A). Or not?</think>The answer is (B)", "B"),
+    ("Maybe red. The answer is (A).</think>\n\n(B)", "B"),
+    ("The answer is (B).\n\nQuestion: What is green?\nOptions: (A) grass\nThe answer is (A).", "B"),
+    ("The answer is (B).\nUSER: Why?\nASSISTANT: The answer is (A).", "B"),
+    ("B. blue\n\n### Question: What is green?\nThe answer is (A).", "B"),
+    ("Question: What is it?\nOptions: (A) red (B) blue\nThe answer is (B).", "B"),
 ]
 
 NOT_READ = [
     "",
-    "blue",
     "b",
     "I think it is (B)",
     "B. Let me look at the picture.",
@@ -83,7 +134,25 @@ NOT_READ = [
     "The answer is Blueberry",
     "The answer is (B). No: the answer is hard to tell.",
     "The answer is (answer)",
-    "The final answer: B",
+    "The answer is B) red",
+    "The answer is (A) (B)",
+    "The answer is (A)? No, (B).",
+    "The answer is (A). No, wait.",
+    "The answer is (A) - blue",
+    "The answer is option A or option B",
+    "The answer is red, blue",
+    "The answer is red - blue",
+    "The answer is blue, no: red",
+    "The answer is \\boxed{A} or \\boxed{}",
+    "The answer is blue-ish",
+    "The wrong answer is (B)",
+    "The other option is (B)",
+    "B is not right.",
+    "B is wrong.",
+    "Answer: I cannot tell.",
+    "<think>The answer is (B)",
+    "<answer>(A) or (B)</answer>",
+    "Blue is a colour.",
 ]
 
 
@@ -116,7 +185,16 @@ def test_not_read(text):
         ("hello", ("Hello.", "Hello!"), None),
         (".", ("?", "stop"), None),
         ("?", ("?", "!"), None),
-        ("same", ("same", "same"), None),
+        ("same", ("same", "other", "same"), "A"),  # whoever names either is right: pipeline.records.is_same_option
+        ("(C) same", ("same", "other", "same"), "C"),
+        ("yes, it turns", ("no", "yes"), "B"),
+        ('"B" - No.', ("yes", "no"), "B"),
+        ("B - 2/4.", ("4/4", "2/4"), "B"),
+        ("2/4", ("2", "4"), None),
+        ("the U.S. Constitution, of 1789", ("the U.S. Constitution", "the Magna Carta"), "A"),
+        ("When will it rain?", ("When will it rain?", "Why does it rain?"), "A"),
+        ("\u201cthe end\u201d", ('"the end"', '"The End"'), "A"),
+        ("2*3", ("2*3", "23"), "A"),
         ("A and B", ("A", "B", "A and B"), "C"),
         ("(Boston)", ("Plymouth", "Albany", "Wichita", "Boston"), "D"),
     ],
@@ -156,9 +234,38 @@ def test_letter_beyond_the_options_is_no_answer(choices, letter):
     assert parse_choice(f"The answer is ({letter})", choices) == (letter if known else None)
 
 
-@given(st.text(string.ascii_lowercase + " .,()\n", max_size=100), options)
+@given(st.text(string.ascii_lowercase + " .,\n", max_size=100), options)
 def test_words_without_a_statement_are_no_answer(text, choices):
-    assert parse_choice(text, choices) is None
+    assert parse_choice(text, choices) is None or text.strip(" .,\n").partition("\n")[0].strip(" .,") in choices
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "The answer is " + "a. " * 100_000,
+        "The answer is " + "(" * 2_000 + "B" + ")" * 2_000,
+        "The answer is (red). " * 20_000,
+        "\n" * 300_000,
+        "answer:\n" * 20_000,
+        "Question: is it?\n" * 20_000,
+        "<think>" * 50_000,
+        "<answer>" * 50_000,
+    ],
+)
+@pytest.mark.timeout(10)  # any rule that is quadratic takes minutes
+def test_long_texts_are_read_in_time(text):
+    parse_choice(text, COLOURS)
+
+
+UNREAD = Path(__file__).parents[3] / "shared" / "data" / "answers" / "unread.json"
+
+
+@pytest.mark.skipif(not UNREAD.is_file(), reason="../shared/data/answers (answers of public models) is absent")
+def test_answers_of_public_models():
+    answers = json.loads(UNREAD.read_text("utf-8"))
+    misread = [answer for answer in answers if parse_choice(answer["text"], answer["choices"]) != answer["reading"]]
+    assert answers
+    assert not misread
 
 
 @given(options, st.data())

@@ -1,3 +1,5 @@
+import re
+
 import pytest
 
 from pipeline.errors import RecipeError
@@ -25,6 +27,12 @@ def test_the_papers_numbers():
     assert (train.lora_r, train.lora_alpha, train.lora_dropout, train.target_modules) == (64, 128, 0.1, "all-linear")
     assert (train.learning_rate, train.epochs, paper.pairs.validation_fraction) == (1e-5, 2, 0.1)
     assert (paper.eval.temperatures, paper.eval.prompts) == ((0.4, 0.8), ("zero_shot", "cot"))
+
+
+def test_the_papers_weights_and_data_are_pinned_by_commit():
+    paper = load_recipe("paper")
+    for section in (paper.model, paper.tasks, paper.eval, paper.eval.tasks("validation")):
+        assert re.fullmatch("[0-9a-f]{40}", section.revision)
 
 
 @pytest.mark.parametrize(

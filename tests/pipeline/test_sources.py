@@ -6,6 +6,7 @@ import logging
 import os
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 from PIL import Image
 
@@ -14,6 +15,7 @@ from pipeline.images import ImageStore
 from pipeline.recipe import TasksSection
 from pipeline.sources import aokvqa, load_tasks, scienceqa
 from pipeline.sources.scienceqa import TEST_NUM_QUESTIONS, check_test_counts
+from tests.hub_cache import write_snapshot
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="../shared/data (real extracts) is absent")
@@ -225,6 +227,10 @@ SCIENCEQA_FAULTS = {
     "truncated image": (spoil_image(png(size=(64, 64))[:60]), "image .*2/image.png cannot be read"),
     "empty image": (spoil_image(b""), "image .*2/image.png cannot be read"),
     "id twice": (lambda data: data.splits["val"].append("2"), "id scienceqa/2 occurs twice"),
+    "half a character": (
+        lambda data: (data.problems.update({"\ud83d": data.problems["2"]}), data.splits["val"].append("\ud83d")),
+        "holds half a character",
+    ),
     "pid without problem": (
         lambda data: data.splits["val"].append("99"),
         "problem 99: listed in pid_splits.json but",
@@ -321,64 +327,109 @@ def test_partial_test_split_is_said(science, load, caplog):
     assert "published figures do not compare" in caplog.text
 
 
+COMMIT = "c0ffee" + "0" * 34
+
+
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    """Writes a data set in the hub's layout and lets `datasets` read it from disk."""
+    """Writes splits of a data set into a hub's cache; there is no network."""
     datasets = pytest.importorskip("datasets", reason="datasets is not installed")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     datasets.disable_progress_bars()
 
-    def write(split, rows):
-        folder = tmp_path / "hub"
-        folder.mkdir(exist_ok=True)
-        data = datasets.Dataset.from_list(rows).cast_column("image", datasets.Image())
-        data.to_parquet(str(folder / f"{split}-00000-of-00001.parquet"))
-        return str(folder)
+    def write(name, split, *shards, revision=COMMIT, num_shards=None):
+        files = {}
+        for number, rows in enumerate(shards):
+            path = tmp_path / "shard.parquet"
+            datasets.Dataset.from_list(rows).cast_column("image", datasets.Image()).to_parquet(str(path))
+            hub_name = f"data/{split}-{number:05}-of-{num_shards or len(shards):05}-0123456789abcdef.parquet"
+            files[hub_name] = path.read_bytes()
+        write_snapshot(tmp_path / "hub", "dataset", name, revision, files)
 
     return write
 
 
-def test_scienceqa_hub_columns(hub, load, monkeypatch):
-    row = {
-        "question": "Which?", "choices": ["a", "b", "c"], "answer": 2, "hint": "", "task": "", "grade": "grade2",
-        "subject": "language science", "topic": "verbs", "category": "", "skill": "", "lecture": "", "solution": "See.",
-    }  # fmt: skip
+SCIENCE_ROW = {
+    "question": "Which?", "choices": ["a", "b", "c"], "answer": 2, "hint": "", "task": "", "grade": "grade2",
+    "subject": "language science", "topic": "verbs", "category": "", "skill": "", "lecture": "", "solution": "See.",
+}  # fmt: skip
+OKVQA_ROW = {
+    "question": "What?", "choices": ["a", "b", "c", "d"], "direct_answers": "['a']",
+    "difficult_direct_answer": False, "rationales": ["Because."], "correct_choice_idx": 0,
+}  # fmt: skip
+
+
+def okvqa_rows(numbers):
+    return [
+        OKVQA_ROW | {"question_id": f"q{n}", "image": {"bytes": png((n, 0, 0)), "path": f"{n}.jpg"}} for n in numbers
+    ]
+
+
+def test_scienceqa_hub_columns(hub, load):
     images = [{"bytes": png("red"), "path": None}, None, {"bytes": png("blue"), "path": None}]
-    name = hub("validation", [row | {"image": image} for image in images])
-    monkeypatch.setattr(scienceqa, "HUB_NAME", name)
+    hub(scienceqa.HUB_NAME, "validation", [SCIENCE_ROW | {"image": image} for image in images])
     tasks = {task.id: task for task in load(source="scienceqa", split="validation")}
     assert set(tasks) == {"scienceqa/validation-0", "scienceqa/validation-2"}
     task = tasks["scienceqa/validation-2"]
     assert (task.choices, task.answer, task.subject, task.family) == (("a", "b", "c"), 2, "LAN", "verbs")
     assert task.image.sha256 != tasks["scienceqa/validation-0"].image.sha256
-    with pytest.raises(DataError, match="split test, cannot be loaded"):
+    with pytest.raises(DataError, match=r"split test, cannot be loaded \(there is no test-\*.parquet in it\)"):
         load(source="scienceqa", split="test")
 
 
-def test_aokvqa_hub_columns(hub, load, monkeypatch, tmp_path):
-    row = {
-        "question": "What?", "choices": ["a", "b", "c", "d"], "direct_answers": "['a']",
-        "difficult_direct_answer": False, "rationales": ["Because."], "correct_choice_idx": 0,
-    }  # fmt: skip
-    rows = [row | {"question_id": f"q{n}", "image": {"bytes": png((n, 0, 0)), "path": None}} for n in range(3)]
-    monkeypatch.setattr(aokvqa, "HUB_NAME", hub("train", rows))
+def test_aokvqa_hub_columns(hub, load):
+    hub(aokvqa.HUB_NAME, "train", okvqa_rows(range(2)), okvqa_rows(range(2, 3)))
     tasks = load(source="aokvqa", num_tasks=2)
     assert [task.answer for task in tasks] == [0, 0]
     assert {task.id for task in tasks} < {"aokvqa/q0", "aokvqa/q1", "aokvqa/q2"}
+    assert len(load(source="aokvqa")) == 3, "both shards are read"
 
 
-def test_aokvqa_hub_test_split_has_nulls(hub, load, monkeypatch):
+def test_a_revision_of_the_hub_is_part_of_the_tasks_key(hub, load, tmp_path):
+    old, new = "a" * 40, "b" * 40
+    hub(aokvqa.HUB_NAME, "train", okvqa_rows(range(2)), revision=old)
+    hub(aokvqa.HUB_NAME, "train", okvqa_rows(range(5)), revision=new)
+    assert [len(load(source="aokvqa", revision=revision)) for revision in (old, new, None)] == [2, 5, 5]
+    assert len(list((tmp_path / "run" / "tasks").iterdir())) == 3
+    with pytest.raises(DataError, match=rf"A-OKVQA@{'c' * 40}, split train, cannot be loaded .*set path"):
+        load(source="aokvqa", revision="c" * 40)
+
+
+def test_only_the_split_that_is_asked_for_is_fetched(hub, load, monkeypatch):
+    """The paper's run needs neither A-OKVQA's validation nor its test images."""
+    hub(aokvqa.HUB_NAME, "train", okvqa_rows(range(2)))
+    asked = []
+    real = huggingface_hub.snapshot_download
+    monkeypatch.setattr(
+        huggingface_hub, "snapshot_download", lambda *names, **how: asked.append(how) or real(*names, **how)
+    )
+    load(source="aokvqa", revision=COMMIT)
+    [how] = asked
+    listed = ["README.md", "data/train-00000-of-00001.parquet", "data/test-00000-of-00001.parquet", "train-0.parquet"]
+    kept = list(huggingface_hub.utils.filter_repo_objects(listed, allow_patterns=how["allow_patterns"]))
+    assert kept == ["data/train-00000-of-00001.parquet", "train-0.parquet"]
+    assert (how["repo_type"], how["revision"]) == ("dataset", COMMIT)
+
+
+def test_a_split_that_was_fetched_in_part_is_refused(hub, load):
+    hub(aokvqa.HUB_NAME, "train", okvqa_rows(range(2)), num_shards=2)
+    with pytest.raises(DataError, match="1 of its 2 Parquet files are in the cache"):
+        load(source="aokvqa")
+
+
+def test_aokvqa_hub_test_split_has_nulls(hub, load):
     secret = {"correct_choice_idx": None, "rationales": None, "direct_answers": None}
     row = secret | {"question_id": "q", "question": "What?", "choices": ["a", "b"]}
-    monkeypatch.setattr(aokvqa, "HUB_NAME", hub("test", [row | {"image": {"bytes": png(), "path": None}}]))
+    hub(aokvqa.HUB_NAME, "test", [row | {"image": {"bytes": png(), "path": None}}])
     [task] = load(source="aokvqa", split="test")
     assert (task.answer, task.rationale) == (None, "")
 
 
-def test_corrupt_hub_image_is_one_sentence(hub, load, monkeypatch):
+def test_corrupt_hub_image_is_one_sentence(hub, load):
     row = {"question_id": "q", "question": "What?", "choices": ["a", "b"], "correct_choice_idx": 0, "rationales": ["x"]}
-    monkeypatch.setattr(aokvqa, "HUB_NAME", hub("train", [row | {"image": {"bytes": b"junk", "path": None}}]))
+    hub(aokvqa.HUB_NAME, "train", [row | {"image": {"bytes": b"junk", "path": None}}])
     with pytest.raises(DataError, match=r"image of row 0 of .*, split train cannot be read"):
         load(source="aokvqa")
 

@@ -29,9 +29,25 @@ from services.vllm import Endpoint
 
 CANARY_PROMPT = "What is it?"
 CANARY_IMAGE = "aW1hZ2U="
-NUM_TOKENS = 3
-NUM_PROMPT_TOKENS = 9
-_FAULTS = frozenset(("reset", "half", "half-json", "empty", "hang", "500", "502", "503", "429", "429-bare"))
+TOKENS = (7, 7, 7)
+PROMPT_TOKENS = tuple(range(9))
+_FAULTS = frozenset(
+    (
+        "reset",
+        "half",
+        "half-json",
+        "empty",
+        "hang",
+        "422",
+        "500",
+        "502",
+        "503",
+        "429",
+        "429-bare",
+        "cache-miss",
+        "closing",
+    )
+)
 
 
 def write_checkpoint(
@@ -88,14 +104,13 @@ def write_tensors(path: Path, shapes: dict[str, tuple[int, ...]], value: float) 
 
 def make_canary(weight: float) -> Canary:
     """How a server with `weight` answers the fixed question."""
-    logprobs = tuple(_logprob(weight, weight, weight) for _ in range(NUM_TOKENS))
     return Canary(
         image_png_base64=CANARY_IMAGE,
         prompt=CANARY_PROMPT,
-        num_prompt_tokens=NUM_PROMPT_TOKENS,
-        tokens=("yes",) * NUM_TOKENS,
-        logprobs=logprobs,
-        tolerance=1e-3,
+        prompt_tokens=PROMPT_TOKENS,
+        tokens=TOKENS,
+        logprobs=(_logprob(weight, weight, weight),) * len(TOKENS),
+        leads=(1.0,) * len(TOKENS),
     )
 
 
@@ -123,7 +138,7 @@ class FakeVllm:
     reloads_base_as: float | None = None
     faults: list[str] = field(default_factory=list)
     """What becomes of the next chat requests: reset, half, half-json, 500, 429, 429-bare, hang, wrong-model, empty."""
-    num_prompt_tokens: int = NUM_PROMPT_TOKENS
+    prompt_tokens: tuple[int, ...] = PROMPT_TOKENS
     """How it renders a prompt."""
     ignores_adapters: bool = False
     """Answers under an adapter's name with its base's weights."""
@@ -133,6 +148,8 @@ class FakeVllm:
     """The weight that it wakes with, where that is another than it slept with."""
     is_silent: bool = False
     """Takes connections, and answers nothing on /health."""
+    is_sick: bool = False
+    """Says on /health that its engine is dead."""
     is_stuck: bool = False
     """Its token counters stand still."""
     started: float = field(default_factory=time.time)
@@ -206,7 +223,7 @@ class FakeVllm:
     async def _health(self, _: web.Request) -> web.Response:
         if self.is_silent:
             await asyncio.Event().wait()
-        return web.Response()
+        return web.Response(status=503 if self.is_sick else 200)
 
     async def _metrics(self, _: web.Request) -> web.Response:
         self.num_tokens += not self.is_stuck
@@ -300,13 +317,25 @@ class FakeVllm:
             return await self._stream(request, body, logprobs, answers_as)
         tokens = [{"token": "yes", "logprob": value} for value in logprobs]
         choice = {"index": 0, "message": {"content": "yes"}, "finish_reason": "stop", "logprobs": {"content": tokens}}
-        usage = {"prompt_tokens": self.num_prompt_tokens, "completion_tokens": len(logprobs)}
-        return web.json_response({"model": answers_as, "choices": [choice] * body.get("n", 1), "usage": usage})
+        usage = {"prompt_tokens": len(self.prompt_tokens), "completion_tokens": len(logprobs)}
+        answer = {"model": answers_as, "choices": [choice] * body.get("n", 1), "usage": usage}
+        if body.get("return_token_ids"):
+            choice["token_ids"] = [TOKENS[0]] * len(logprobs)
+            answer["prompt_token_ids"] = list(self.prompt_tokens)
+        return web.json_response(answer)
 
     async def _fail(self, request: web.Request, body: dict[str, Any], fault: str) -> web.StreamResponse:
         """Do what a broken server does."""
         if fault == "hang":
             await asyncio.Event().wait()
+        if body.get("stream") and fault.isdecimal():  # as vLLM: the status is sent already
+            return await self._end_with(request, {"message": "no", "type": "Odd", "code": int(fault)})
+        if fault == "cache-miss":
+            return web.json_response({"error": {"message": "Multi-modal cache miss for hash 'a'"}}, status=500)
+        if fault == "closing":  # unannounced, behind a whole answer
+            assert request.transport is not None
+            asyncio.get_running_loop().call_later(0.001, request.transport.abort)
+            return web.json_response({"error": {"message": "no"}}, status=500)
         if fault.isdecimal() or fault.startswith("429"):
             headers = {"retry-after": "7"} if fault == "429" else {}
             return web.json_response({"error": {"message": "no"}}, status=int(fault[:3]), headers=headers)
@@ -323,6 +352,12 @@ class FakeVllm:
         assert request.transport is not None
         request.transport.abort()
         return web.Response()
+
+    async def _end_with(self, request: web.Request, error: dict[str, Any]) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"content-type": "text/event-stream; charset=utf-8"})
+        await response.prepare(request)
+        await response.write(f"data: {json.dumps({'error': error})}\n\ndata: [DONE]\n\n".encode())
+        return response
 
     async def _token(self, position: int, text: str, prefix: float, image: float, delta: float) -> float:
         if position == 1 and text.startswith("hold"):

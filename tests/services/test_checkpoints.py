@@ -12,6 +12,7 @@ from pipeline.recipe import ModelSection
 from pipeline.records import CheckpointManifest, CheckpointRef
 from services import checkpoints
 from services.checkpoints import Registry, find_model
+from tests.hub_cache import write_snapshot
 from tests.services.fake_vllm import make_canary, write_checkpoint
 
 
@@ -121,6 +122,20 @@ def test_a_source_that_is_nothing_is_said_in_one_sentence(source: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_a_hub_model_is_the_revision_that_the_recipe_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`main` has moved on since."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    old, new = (
+        write_snapshot(tmp_path, "model", "owner/model", revision, {"config.json": revision.encode()})
+        for revision in ("a" * 40, "b" * 40)
+    )
+    assert find_model(ModelSection(source="owner/model", revision="a" * 40)) == old
+    assert find_model(ModelSection(source="owner/model")) == new
+    with pytest.raises(CheckpointError, match="could not be fetched"):
+        find_model(ModelSection(source="owner/model", revision="c" * 40))
+
+
 def test_an_unreachable_hub_is_said_in_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub.constants
 
@@ -131,12 +146,10 @@ def test_an_unreachable_hub_is_said_in_one_sentence(tmp_path: Path, monkeypatch:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("manifest", ["missing", "for float32"])
-def test_a_base_without_a_manifest_for_its_type_is_described_once_by_another_process(
-    manifest: str, tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_base_without_a_manifest_is_described_once_by_another_process(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if manifest == "missing":
-        (source / MANIFEST).unlink()
+    (source / MANIFEST).unlink()
     maker = tmp_path / "python"
     ref = CheckpointRef(name="base", digest=compute_digest(source), kind="base")
     made = CheckpointManifest(checkpoint=ref, canary=make_canary(1.0)).model_dump_json()
@@ -147,12 +160,12 @@ def test_a_base_without_a_manifest_for_its_type_is_described_once_by_another_pro
     maker.chmod(maker.stat().st_mode | stat.S_IEXEC)
     monkeypatch.setattr(sys, "executable", str(maker))
     for _ in range(2):
-        base = Registry(tmp_path / "run").base(ModelSection(source=str(source)), "bfloat16")
+        base = Registry(tmp_path / "run").base(ModelSection(source=str(source)))
         assert base.manifest.canary is not None
         assert base.chat_template == tmp_path / "run" / "checkpoints" / "base" / "chat_template.jinja"
     calls = (tmp_path / "calls").read_text().splitlines()
     assert len(calls) == 1
-    assert calls[0].endswith("--name base --serve-dtype bfloat16")
+    assert calls[0].endswith("--name base")
 
 
 def test_a_base_that_cannot_be_described_says_why(

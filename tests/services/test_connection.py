@@ -40,11 +40,11 @@ async def listening(app: ASGIApp, connection: type[ClientConnection] = Impatient
 class Watched:
     """The middleware before an application, with what became of its requests."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self.slots = Slots(1, 1)
+    def __init__(self, app: ASGIApp, max_body_bytes: int = 100) -> None:
+        self.slots = Slots(1, 1, 10**6)
         self.exchanges: list[Exchange] = []
         self.ended = asyncio.Event()
-        self._limits = Limits(app, self.slots, 100)
+        self._limits = Limits(app, self.slots, max_body_bytes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.exchanges.append(exchange_of(scope))
@@ -92,6 +92,71 @@ async def test_one_byte_now_and_then_does_not_help() -> None:
     async with listening(answering()) as port:
         answer = await send(port, *[bytes([byte]) for byte in HEAD[:20]], pause_s=0.02)
     assert answer.startswith(b"HTTP/1.1 408")
+
+
+LINE = b"POST / HTTP/1.1\r\nhost: x\r\n"
+CHUNKED = LINE + b"transfer-encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n"
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        (LINE, *[b"x-a: " + b"a" * 9_000 + b"\r\n"] * 12),
+        (LINE + b"x-a: ", *[b"a" * 60_000] * 6),
+        (LINE + b"x-a: " + b"a" * 70_000 + b"\r\n\r\n",),
+        (LINE + b"x-a: a\r\n" * 101 + b"\r\n",),
+        (b"POST /", *[b"a" * 60_000] * 6),
+        (CHUNKED + b"x-a: ", *[b"a" * 60_000] * 6),
+    ],
+    ids=["many long fields", "one field", "one field, whole", "many fields", "path", "trailer"],
+)
+async def test_headers_without_end_get_431(parts: tuple[bytes, ...]) -> None:
+    watched = answering()
+    watched_app = watched if CHUNKED not in parts[0] else _never
+    async with listening(watched_app, ClientConnection) as port:
+        answer = await send(port, *parts, pause_s=0.01)
+    assert answer.startswith(b"HTTP/1.1 431")
+    assert json.loads(answer.rpartition(b"\r\n\r\n")[2])["error"]["code"] == "headers_too_large"
+
+
+async def _never(scope: Scope, receive: Receive, send: Send) -> None:
+    await asyncio.sleep(1)
+
+
+async def test_many_small_chunks_are_no_headers() -> None:
+    async with listening(Watched(Work(), max_body_bytes=100_000), ClientConnection) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(LINE + b"transfer-encoding: chunked\r\n\r\n")
+        for _ in range(20):
+            writer.write(b"1\r\nx\r\n" * 4_000)
+            await asyncio.sleep(0)
+        writer.write(b"0\r\n\r\n")
+        with pytest.raises(TimeoutError):  # it waits for its turn, refused by nobody
+            await asyncio.wait_for(reader.readline(), 0.3)
+        writer.close()
+
+
+async def test_a_trailer_is_no_header() -> None:
+    seen: list[tuple[bytes, bytes]] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        while (await receive()).get("more_body"):
+            pass
+        seen.extend(scope["headers"])
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
+        await send({"type": "http.response.body", "body": b""})
+
+    async with listening(app, ClientConnection) as port:
+        answer = await send(port, CHUNKED + b"authorization: Bearer stolen\r\nconnection: close\r\n\r\n" + b"GET\0")
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert [name for name, _ in seen] == [b"host", b"transfer-encoding"]
+
+
+async def test_what_is_no_http_gets_400_in_openai_s_shape() -> None:
+    async with listening(answering(), ClientConnection) as port:
+        answer = await send(port, b"\x16\x03\x01 hello\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 400")
+    assert json.loads(answer.rpartition(b"\r\n\r\n")[2])["error"]["code"] == "invalid_http"
 
 
 async def test_a_late_body_is_logged_as_such() -> None:

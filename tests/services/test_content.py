@@ -1,12 +1,15 @@
 """What would make the engine fetch, load or run something is refused, wherever it stands."""
 
+import base64
+import io
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from services.gateway.answers import Refusal
-from services.gateway.content import check_content
+from services.gateway.content import OPENAI_FIELDS, VLLM_FIELDS, check_content, check_size
 from tests.services.bench_fleet import Bench
 
 DATA = "data:image/png;base64,aW1hZ2U="
@@ -23,7 +26,7 @@ def image(url: Any) -> dict[str, Any]:
 
 def refused(request: dict[str, Any], *hosts: str) -> str:
     with pytest.raises(Refusal) as caught:
-        check_content(request, hosts)
+        check_content(request, hosts, 10**6)
     assert caught.value.status == 400
     return caught.value.code
 
@@ -87,13 +90,13 @@ def test_only_data_urls_pass(url: str) -> None:
 
 @pytest.mark.parametrize("url", [DATA, DATA.upper(), "DaTa:image/png;base64,eA=="])
 def test_data_urls_pass(url: str) -> None:
-    check_content(image(url), ())
-    check_content(parts({"type": "input_image", "image_url": url}, {"image_url": url}), ())
+    check_content(image(url), (), 10**6)
+    check_content(parts({"type": "input_image", "image_url": url}, {"image_url": url}), (), 10**6)
 
 
 def test_a_url_in_a_text_is_only_text() -> None:
-    check_content(parts({"type": "text", "text": f"image_url {WEB}"}), ())
-    check_content({"messages": [{"role": "user", "content": WEB}]}, ())
+    check_content(parts({"type": "text", "text": f"image_url {WEB}"}), (), 10**6)
+    check_content({"messages": [{"role": "user", "content": WEB}]}, (), 10**6)
 
 
 @pytest.mark.parametrize(
@@ -101,7 +104,7 @@ def test_a_url_in_a_text_is_only_text() -> None:
     ["http://img.org", "https://img.org/a.png?b=c", "HTTPS://IMG.ORG/@a", "https://own:8443/x", "https://img.org?x"],
 )
 def test_an_allowed_host_passes(url: str) -> None:
-    check_content(image(url), ("img.org", "own:8443"))
+    check_content(image(url), ("img.org", "own:8443"), 10**6)
 
 
 @pytest.mark.parametrize(
@@ -147,7 +150,7 @@ def test_an_allowed_host_is_not_taken_for_another(url: str) -> None:
 )
 def test_fields_that_reach_further_than_the_prompt_are_refused(name: str) -> None:
     assert refused(image(DATA) | {name: {"trust_remote_code": True}}) == "field_refused"
-    check_content(image(DATA) | {name: None}, ())
+    check_content(image(DATA) | {name: None}, (), 10**6)
 
 
 @pytest.mark.parametrize("name", ["image_pil", "image_embeds", "audio_embeds", "video_embeds", "prompt_embeds"])
@@ -159,6 +162,66 @@ def test_parts_that_are_not_images_of_the_clients_are_refused(name: str) -> None
 def test_a_clients_cache_key_for_an_image_is_refused() -> None:
     assert refused(parts({"type": "image_url", "image_url": {"url": DATA}, "uuid": "x"})) == "field_refused"
     assert refused(parts({"image_url": None, "uuid": "x"})) == "field_refused"
+
+
+@pytest.mark.parametrize(
+    "name", ["vllm_xargs", "chat_template_kwargs", "documents", "priority", "add_special_tokens", "no_such_field"]
+)
+def test_a_field_that_is_not_named_is_refused(name: str) -> None:
+    assert refused(image(DATA) | {name: {}}) == "field_refused"
+
+
+def test_a_mistyped_field_is_named() -> None:
+    with pytest.raises(Refusal, match=r"'temprature' .* \(did you mean temperature\?\)"):
+        check_content(image(DATA) | {"temprature": 0.5}, (), 10**6)
+
+
+def test_openais_and_the_named_fields_pass() -> None:
+    check_content(dict.fromkeys(OPENAI_FIELDS | VLLM_FIELDS) | {"temperature": 0.5, "top_k": 3}, (), 10**6)
+
+
+@pytest.mark.parametrize(
+    "request_", [{"temperature": 1e999}, {"logit_bias": {"1": -1e999}}, {"stop": [[float("nan")]]}]
+)
+def test_a_number_that_json_cannot_say_is_refused(request_: dict[str, Any]) -> None:
+    assert refused(request_) == "invalid_json"
+
+
+@pytest.mark.parametrize("name", ["n", "best_of"])
+def test_choices_are_bounded(name: str) -> None:
+    check_content({name: 128}, (), 10**6)
+    assert refused({name: 129}) == "too_many_choices"
+
+
+def test_a_body_of_many_values_is_refused_before_it_is_read() -> None:
+    check_size(b'"' + b"a" * 10**6 + b'"')
+    check_size(b"[" + b"{}," * 1_000 + b"{}]")
+    for body in (b"[" + b"{}," * 10**6 + b"{}]", b"[" + b"1," * 10**6 + b"1]"):
+        with pytest.raises(Refusal, match="JSON objects and arrays") as caught:
+            check_size(body)
+        assert caught.value.status == 413
+
+
+def picture(kind: str, side: int, **options: Any) -> str:
+    buffer = io.BytesIO()
+    Image.new("L", (side, side)).save(buffer, kind, **options)
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+@pytest.mark.parametrize("kind", ["png", "jpeg", "webp", "gif", "bmp", "tiff"])
+def test_an_image_is_bounded_by_its_header(kind: str) -> None:
+    check_content(image(picture(kind, 1_000)), (), 10**6)
+    assert refused(image(picture(kind, 1_001))) == "image_too_large"
+
+
+def test_a_header_behind_much_else_is_found() -> None:
+    assert refused(image(picture("jpeg", 1_001, exif=b"Exif\0\0" + b"x" * 60_000))) == "image_too_large"
+
+
+def test_a_bomb_is_refused_whatever_the_bound() -> None:
+    bomb = picture("png", 20_000)
+    with pytest.raises(Refusal, match="scale it down"):
+        check_content(image(bomb), (), 10**8)
 
 
 async def test_the_gateway_checks_before_the_engine_sees_it(tmp_path: Path) -> None:

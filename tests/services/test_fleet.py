@@ -65,10 +65,54 @@ async def test_a_stream_that_has_begun_is_not_asked_for_again(pair: Bench) -> No
 async def test_each_replica_is_asked_once(pair: Bench, fault: str) -> None:
     for number in (0, 1):
         pair.server_of(number).faults = [fault] * 2
+        pair.server_of(number).is_sick = True
     answer = await pair.ask()
     assert (answer.status_code, answer.json()["error"]["code"]) == (502, "engine_lost")
     assert int(answer.headers["retry-after"]) > 0
     assert [pair.server_of(number).num_asked for number in (0, 1)] == [2, 2]
+
+
+@pytest.mark.parametrize("fault", ["500", "502", "503"])
+@pytest.mark.parametrize("stream", [False, True])
+async def test_what_well_engines_fail_is_the_requests_own_fault(pair: Bench, fault: str, stream: bool) -> None:
+    for _ in range(8):
+        for number in (0, 1):
+            pair.server_of(number).faults = [fault]
+        answer = await pair.ask(stream=stream)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (422, "request_failed")
+        assert "retry-after" not in answer.headers
+    assert [replica.breaker.state for replica in pair.fleet.replicas] == ["closed", "closed"]
+    for number in (0, 1):
+        pair.server_of(number).faults = []
+    assert (await pair.ask()).status_code == 200
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_bad_request_has_the_same_status_with_and_without_a_stream(pair: Bench, stream: bool) -> None:
+    for number in (0, 1):
+        pair.server_of(number).faults = ["422"]
+    answer = await pair.ask(stream=stream)
+    assert (answer.status_code, answer.json()["error"]["message"]) == (422, "no")
+    assert sum(pair.server_of(number).num_asked for number in (0, 1)) == 3, "the canaries, and one request"
+
+
+async def test_an_image_that_vllm_has_lost_sight_of_is_sent_again(pair: Bench) -> None:
+    pair.server_of(0).faults = ["cache-miss"]
+    pair.server_of(1).faults = ["cache-miss"]
+    assert (await pair.ask()).status_code == 200
+    assert sum(pair.server_of(number).num_asked for number in (0, 1)) == 4, "the canaries, and the same engine twice"
+    pair.server_of(0).faults = ["cache-miss"] * 9
+    pair.server_of(1).faults = ["cache-miss"] * 9
+    assert (await pair.ask()).status_code == 502, "twice and no more"
+    assert [replica.breaker.state for replica in pair.fleet.replicas] == ["closed", "closed"]
+
+
+async def test_a_connection_that_is_closed_behind_a_fault_fails_nobody_else(pair: Bench) -> None:
+    for number in (0, 1):
+        pair.server_of(number).faults = ["closing"] * 4
+    for _ in range(4):
+        assert (await pair.ask()).status_code == 422
+    assert [(await pair.ask()).status_code for _ in range(4)] == [200] * 4
 
 
 async def test_full_engines_are_told_with_their_own_delay(pair: Bench) -> None:
@@ -87,6 +131,7 @@ async def test_a_request_that_is_wrong_itself_is_not_tried_again(pair: Bench) ->
 
 async def test_a_replica_that_keeps_failing_is_left_alone(pair: Bench) -> None:
     pair.server_of(0).faults = ["500"] * 100
+    pair.server_of(0).is_sick = pair.server_of(1).is_sick = True
     for _ in range(8):
         assert (await pair.ask()).status_code == 200
     assert pair.fleet.replicas[0].breaker.state == "open"
@@ -262,7 +307,7 @@ async def test_a_server_that_is_silent_is_down(tmp_path: Path, monkeypatch: pyte
 async def test_where_nothing_listens_a_server_is_down_at_once() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-    async with Upstream(Endpoint(f"http://127.0.0.1:{port}")) as upstream:
+    async with Upstream(Endpoint(f"http://127.0.0.1:{port}"), 1e-3) as upstream:
         with pytest.raises(ServerError, match="nothing answers"):
             await upstream.pulse()
 

@@ -74,7 +74,7 @@ async def settle() -> None:
 
 
 async def test_what_exceeds_slots_and_queue_is_turned_away_at_once() -> None:
-    work, slots = Work(), Slots(1, 1)
+    work, slots = Work(), Slots(1, 1, 10**6)
     limits = Limits(work, slots, 100)
     clients = [Client(), Client(), Client()]
     tasks = [asyncio.create_task(limits(c.scope, c.receive, c.send)) for c in clients]
@@ -92,7 +92,7 @@ async def test_what_exceeds_slots_and_queue_is_turned_away_at_once() -> None:
 
 
 async def test_a_client_that_hangs_up_in_the_queue_leaves_it() -> None:
-    work, slots = Work(), Slots(1, 1)
+    work, slots = Work(), Slots(1, 1, 10**6)
     limits = Limits(work, slots, 100)
     first, second = Client(), Client()
     tasks = [asyncio.create_task(limits(c.scope, c.receive, c.send)) for c in (first, second)]
@@ -115,13 +115,13 @@ async def test_who_was_answered_is_not_watched() -> None:
         asked.append(None)
         return await client.receive()
 
-    await Limits(work, Slots(1, 0), 100)(client.scope, receive, client.send)
+    await Limits(work, Slots(1, 0, 10**6), 100)(client.scope, receive, client.send)
     await asyncio.sleep(2 * limits._PATIENCE_S)
     assert len(asked) == 1
 
 
 async def test_a_deadline_ends_the_wait_in_the_queue() -> None:
-    work, slots = Work(), Slots(1, 1)
+    work, slots = Work(), Slots(1, 1, 10**6)
     limits = Limits(work, slots, 100)
     first, second = Client(), Client(x_vcot_deadline_s="0.02")
     task = asyncio.create_task(limits(first.scope, first.receive, first.send))
@@ -140,7 +140,7 @@ async def test_a_deadline_in_an_answer_cuts_it_off() -> None:
         await asyncio.Event().wait()
 
     client = Client(x_vcot_deadline_s="0.02")
-    await Limits(drip, Slots(1, 0), 100)(client.scope, client.receive, client.send)
+    await Limits(drip, Slots(1, 0, 10**6), 100)(client.scope, client.receive, client.send)
     assert len(client.sent) == 1
 
 
@@ -152,7 +152,7 @@ async def test_a_deadline_in_a_stream_ends_it_with_an_error_event() -> None:
         await asyncio.Event().wait()
 
     client = Client(x_vcot_deadline_s="0.02")
-    await Limits(drip, Slots(1, 0), 100)(client.scope, client.receive, client.send)
+    await Limits(drip, Slots(1, 0, 10**6), 100)(client.scope, client.receive, client.send)
     *_, last = client.sent
     assert not last.get("more_body")
     assert json.loads(last["body"].strip().removeprefix(b"data: "))["error"]["type"] == "deadline_exceeded"
@@ -161,7 +161,7 @@ async def test_a_deadline_in_a_stream_ends_it_with_an_error_event() -> None:
 @pytest.mark.parametrize("value", ["", "soon", "0", "-1", "nan", "inf"])
 async def test_a_deadline_that_is_no_number_of_seconds_is_refused(value: str) -> None:
     client = Client(x_vcot_deadline_s=value)
-    await Limits(Work(), Slots(1, 0), 100)(client.scope, client.receive, client.send)
+    await Limits(Work(), Slots(1, 0, 10**6), 100)(client.scope, client.receive, client.send)
     assert (client.status, client.error["code"]) == (400, "invalid_deadline")
 
 
@@ -172,7 +172,7 @@ def test_deadlines_are_seconds() -> None:
 
 async def test_a_body_that_says_it_is_too_large_is_not_read() -> None:
     client = Client(content_length="101")
-    await Limits(Work(), Slots(1, 0), 100)(client.scope, client.receive, client.send)
+    await Limits(Work(), Slots(1, 0, 10**6), 100)(client.scope, client.receive, client.send)
     assert (client.status, client.error["code"], client.num_read) == (413, "body_too_large", 0)
 
 
@@ -180,7 +180,7 @@ async def test_a_body_that_says_it_is_too_large_is_not_read() -> None:
 async def test_a_body_is_counted_while_it_is_read_whatever_it_says(headers: dict[str, str]) -> None:
     chunk = {"type": "http.request", "body": b"x" * 40, "more_body": True}
     client = Client(*[chunk] * 9, **headers)
-    await Limits(Work(), Slots(1, 0), 100)(client.scope, client.receive, client.send)
+    await Limits(Work(), Slots(1, 0, 10**6), 100)(client.scope, client.receive, client.send)
     assert (client.status, client.num_read) == (413, 3)
 
 
@@ -189,12 +189,12 @@ async def test_a_body_of_just_the_size_arrives_whole() -> None:
     work.go.set()
     parts = [{"type": "http.request", "body": b"ab" * 25, "more_body": more} for more in (True, False)]
     client = Client(*parts)
-    await Limits(work, Slots(1, 0), 100)(client.scope, client.receive, client.send)
+    await Limits(work, Slots(1, 0, 10**6), 100)(client.scope, client.receive, client.send)
     assert (client.status, work.bodies) == (200, [b"ab" * 50])
 
 
 async def test_a_slow_body_holds_no_slot() -> None:
-    work, slots = Work(), Slots(1, 1)
+    work, slots = Work(), Slots(1, 1, 10**6)
     work.go.set()
     limits = Limits(work, slots, 100)
     slow = Client({"type": "http.request", "body": b"x", "more_body": True})
@@ -249,3 +249,19 @@ async def test_a_deadline_ends_the_wait_for_a_swap(tmp_path: Path) -> None:
         bench.server.hold.set()
         assert (await first).status_code == 200
         await swap
+
+
+async def test_bodies_that_are_too_large_together_are_turned_away() -> None:
+    work, slots = Work(), Slots(2, 2, 150)
+    limits = Limits(work, slots, 100)
+    big: Message = {"type": "http.request", "body": b"x" * 80, "more_body": False}
+    clients = [Client(big), Client(big), Client()]
+    tasks = [asyncio.create_task(limits(c.scope, c.receive, c.send)) for c in clients]
+    await settle()
+    assert (clients[1].status, clients[1].error["code"]) == (429, "overloaded")
+    assert int(clients[1].header("retry-after") or 0) > 0
+    assert slots.places.held_bytes == 81
+    work.go.set()
+    await asyncio.gather(*tasks)
+    assert [clients[0].status, clients[2].status] == [200, 200]
+    assert slots.places.held_bytes == 0

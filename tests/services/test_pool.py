@@ -1,14 +1,19 @@
 """The pool before servers that answer in every way they should not."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
+import httpx
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from services.gateway import pool as pool_module
-from services.gateway.pool import LostError, Pool
+from services.gateway.pool import HIGH_WATER, Answer, LostError, Pool
 from services.vllm import Endpoint
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -19,6 +24,7 @@ class Server:
     """A server whose every connection is `handle`d."""
 
     def __init__(self, handle: Handler) -> None:
+        self.url = ""
         self.num_connections = 0
         self.received: list[bytes] = []
         self.closed = asyncio.Event()
@@ -39,8 +45,8 @@ class Server:
 async def served(handle: Handler) -> AsyncIterator[tuple[Server, Pool]]:
     server = Server(handle)
     async with await asyncio.start_server(server, "127.0.0.1", 0) as listening:
-        port = listening.sockets[0].getsockname()[1]
-        pool = Pool(Endpoint(f"http://127.0.0.1:{port}"))
+        server.url = f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}"
+        pool = Pool(Endpoint(server.url))
         try:
             yield server, pool
         finally:
@@ -255,6 +261,97 @@ async def test_an_answer_that_is_not_taken_makes_the_server_wait() -> None:
         assert num_written < size // 2
         async with asyncio.timeout(20):
             assert len(await answer.read()) == size
+
+
+@pytest.mark.parametrize("size", [HIGH_WATER - 1, HIGH_WATER + 1, 4 * HIGH_WATER])
+async def test_a_large_answer_leaves_the_connection_reading(size: int) -> None:
+    large = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % size + b"x" * size
+    async with served(answering(large, OK)) as (server, pool):
+        assert await ask(pool) == (200, b"x" * size)
+        assert await ask(pool) == (200, b"{}")
+        assert server.num_connections == 1
+
+
+async def test_a_trailer_is_no_header() -> None:
+    chunked = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n1\r\na\r\n0\r\nx-vcot-digest: b\r\n\r\n"
+    async with served(answering(chunked)) as (_, pool), pool.post("/v1/x", b"{}", {}) as answer:
+        assert await answer.read() == b"a"
+        assert "x-vcot-digest" not in answer.headers
+
+
+@dataclass(frozen=True)
+class Planned:
+    """An answer as the server is to give it, and how its reader takes it."""
+
+    size: int
+    chunk: int
+    """Bytes of each write; and of each chunk, where it is in chunks."""
+    in_chunks: bool
+    closes: bool
+    taken: Literal["whole", "in parts", "left early"]
+
+    def pieces(self) -> Iterator[bytes]:
+        how = b"transfer-encoding: chunked" if self.in_chunks else b"content-length: %d" % self.size
+        closing = b"connection: close\r\n" if self.closes else b""
+        yield b"HTTP/1.1 200 OK\r\n" + closing + how + b"\r\n\r\n"
+        body = self.body
+        for start in range(0, self.size, self.chunk):
+            part = body[start : start + self.chunk]
+            yield b"%x\r\n%b\r\n" % (len(part), part) if self.in_chunks else part
+        if self.in_chunks:
+            yield b"0\r\n\r\n"
+
+    @property
+    def body(self) -> bytes:
+        return bytes(range(256)) * (self.size // 256) + b"z" * (self.size % 256)
+
+
+planned = st.builds(
+    Planned,
+    size=st.sampled_from([0, 1, 300, 65_536, HIGH_WATER - 1, HIGH_WATER, HIGH_WATER + 1, 3 * HIGH_WATER]),
+    chunk=st.sampled_from([700, 65_536, HIGH_WATER + 1, 10**6]),
+    in_chunks=st.booleans(),
+    closes=st.booleans(),
+    taken=st.sampled_from(["whole", "in parts", "left early"]),
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(planned, min_size=1, max_size=6))
+def test_any_sequence_of_answers_is_read_as_another_client_reads_it(plan: list[Planned]) -> None:
+    asyncio.run(_compare(plan))
+
+
+async def _compare(plan: list[Planned]) -> None:
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            asked = plan[int((await read_request(reader)).partition(b"\r\n\r\n")[2])]
+            for piece in asked.pieces():
+                writer.write(piece)
+                await writer.drain()
+            if asked.closes:
+                return
+
+    async with served(handle) as (server, pool), httpx.AsyncClient(trust_env=False) as client:
+        for number, asked in enumerate(plan):
+            async with asyncio.timeout(10), pool.post("/v1/x", b"%d" % number, {}) as answer:
+                body = await _take(answer, asked)
+            reference = await client.post(f"{server.url}/v1/x", content=b"%d" % number)
+            assert (answer.status, body) == (reference.status_code, reference.content[: len(body)])
+            assert asked.taken == "left early" or len(body) == len(reference.content)
+        num_ended = sum(asked.closes or asked.taken == "left early" for asked in plan[:-1])
+        assert server.num_connections <= 2 * (1 + num_ended)
+
+
+async def _take(answer: Answer, asked: Planned) -> bytes:
+    if asked.taken == "whole":
+        return await answer.read()
+    body = b""
+    async for part in answer.parts():
+        body += part
+        if asked.taken == "left early":
+            break
+    return body
 
 
 async def test_a_pool_that_is_closed_keeps_nothing() -> None:

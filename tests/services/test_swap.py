@@ -7,7 +7,7 @@ import pytest
 from pipeline.errors import ServerError, SwapError, VcotError
 from services.checkpoints import Registry
 from services.gateway.admission import Admission
-from services.gateway.canary import CanaryAnswer, explain_difference, parse_canary
+from services.gateway.canary import CanaryAnswer, canary_request, explain_difference, parse_canary
 from services.gateway.servable import check_reloadable
 from services.gateway.swap import SwapLimits
 from tests.services.bench_fleet import BASE, TUNED, Bench, answer_of
@@ -266,35 +266,68 @@ def test_the_canary_compares_tokens_then_logprobs() -> None:
     canary = make_canary(1.0)
 
     def difference(
-        tokens: tuple[str, ...] = canary.tokens,
+        tokens: tuple[int, ...] = canary.tokens,
         logprobs: tuple[float, ...] = canary.logprobs,
-        num_prompt_tokens: int = canary.num_prompt_tokens,
+        prompt_tokens: tuple[int, ...] = canary.prompt_tokens,
     ) -> str | None:
-        return explain_difference(canary, CanaryAnswer(num_prompt_tokens, tokens, logprobs))
+        return explain_difference(canary, CanaryAnswer(prompt_tokens, tokens, logprobs), 1e-3)
 
     assert difference() is None
     assert difference(logprobs=tuple(value + 9e-4 for value in canary.logprobs)) is None
     assert "0.002" in str(difference(logprobs=(*canary.logprobs[:-1], canary.logprobs[-1] - 2e-3)))
-    assert "token 2" in str(difference(tokens=("yes", "no", "yes")))
+    assert "token 2 of the answer is 8, and 7 in the manifest" in str(difference(tokens=(7, 8, 7)))
     assert "2 tokens came" in str(difference(canary.tokens[:2], canary.logprobs[:2]))
-    assert "nan" in str(difference(logprobs=(float("nan"),) * 3))
-    assert "10 tokens, and it was 9 in training" in str(difference(num_prompt_tokens=10))
+    assert "inf" in str(difference(logprobs=(*canary.logprobs[:-1], float("nan"))))
+    longer = str(difference(prompt_tokens=(*canary.prompt_tokens, 5)))
+    assert "10 tokens, and it was 9 in training, others from token 10 on" in longer
+    assert "others from token 1 on" in str(difference(prompt_tokens=(5, *canary.prompt_tokens[1:])))
+
+
+@pytest.mark.parametrize(
+    ("leads", "tolerance", "num_asked"),
+    [
+        ((1.0, 1.0, 1.0), 1e-3, 3),
+        ((1.0, 0.1, 1.0), 0.04, 3),
+        ((1.0, 0.1, 1.0), 0.06, 2),
+        ((0.1, 1.0, 1.0), 0.06, 1),
+        ((0.0, 0.0, 0.0), 1e-3, 1),
+    ],
+)
+def test_the_canary_ends_where_rounding_may_exchange_tokens(
+    leads: tuple[float, ...], tolerance: float, num_asked: int
+) -> None:
+    """The type that vLLM computes in sets the tolerance, and so how long an answer is comparable."""
+    canary = make_canary(1.0).model_copy(update={"leads": leads, "logprobs": (-1.0, -2.0, -3.0)})
+    assert canary_request(canary, "vcot", tolerance)["max_tokens"] == num_asked
+    is_doubtful = not leads[num_asked - 1] > 2 * tolerance
+    other = (*canary.tokens[: num_asked - 1], 8)
+
+    def difference(tokens: tuple[int, ...], last_is_off_by: float) -> str | None:
+        logprobs = (*canary.logprobs[: num_asked - 1], canary.logprobs[num_asked - 1] + last_is_off_by)
+        return explain_difference(canary, CanaryAnswer(canary.prompt_tokens, tokens, logprobs), tolerance)
+
+    assert difference(canary.tokens[:num_asked], 0.9 * tolerance) is None
+    assert (difference(other, 0.9 * tolerance) is None) == is_doubtful, "the runner-up may come instead, and only there"
+    assert "differs by" in str(difference(canary.tokens[:num_asked], 1.1 * tolerance))
 
 
 async def test_a_server_that_reads_another_prompt_takes_no_request(bench: Bench) -> None:
     """A line break more behind the image, say: in 16 bits no log-prob would tell."""
-    bench.prepare = lambda server: setattr(server, "num_prompt_tokens", 10)
+    bench.prepare = lambda server: setattr(server, "prompt_tokens", tuple(range(10)))
     with pytest.raises(ServerError, match="another chat template or image processor"):
         async with bench.running():
             raise AssertionError
 
 
-def test_an_answer_without_logprobs_is_no_canary() -> None:
+def test_an_answer_without_logprobs_or_token_ids_is_no_canary() -> None:
+    step = {"token": "yes", "logprob": -1.0}
     for payload in (
         {},
         {"choices": []},
-        {"choices": [{"logprobs": None}]},
-        {"choices": [{"logprobs": {"content": []}}]},
+        {"choices": [{"logprobs": None, "token_ids": [7]}], "prompt_token_ids": [1]},
+        {"choices": [{"logprobs": {"content": [step]}}], "prompt_token_ids": [1]},
+        {"choices": [{"logprobs": {"content": [step]}, "token_ids": [7, 7]}], "prompt_token_ids": [1]},
+        {"choices": [{"logprobs": {"content": [step]}, "token_ids": [7]}]},
     ):
         with pytest.raises(ServerError, match="no log-probs"):
             parse_canary(payload)
