@@ -20,6 +20,7 @@ from pipeline.errors import RecipeError
 from pipeline.records import PromptName, SamplingParams, ShownImage, Split
 
 Dtype = Literal["float32", "bfloat16", "float16"]
+BaseWeights = Literal["full", "nf4"]
 UpstreamUrl = Annotated[str, Field(pattern=r"^https?://[^/]+/?$")]
 """Of a server: no path."""
 Source = Literal["nano", "aokvqa", "scienceqa", "unusual"]
@@ -239,6 +240,8 @@ class TrainSection(Section):
     """Longest row in tokens, image tokens included; longer rows are refused before training, never cut."""
     dtype: Dtype = "bfloat16"
     """The type that training computes in."""
+    base_weights: BaseWeights = "full"
+    """What the frozen base is held in: `full` is `dtype`; `nf4` is 4 bits a weight (QLoRA), for GPUs of 24 GB."""
     gradient_checkpointing: bool = True
     """Recompute activations to save memory."""
     num_evaluations: Count = 10
@@ -266,6 +269,8 @@ class TrainSection(Section):
     def _check(self) -> Self:
         if self.loss_weights and len(self.loss_weights) != len(self.losses):
             raise ValueError(f"{len(self.loss_weights)} loss_weights for {len(self.losses)} losses; give each its own")
+        if self.base_weights == "nf4" and self.accelerate_config in ("fsdp", "zero3"):
+            raise ValueError(f"base_weights = nf4 cannot be spread by {self.accelerate_config}; take ddp or zero2")
         if len(set(self.losses)) != len(self.losses):
             raise ValueError("a loss is named twice in losses; give it a weight instead")
         if "exo_pair" in self.losses and not self.label_smoothing:

@@ -36,6 +36,7 @@ from services.assumptions import (
     JUDGE_VERDICT_TOKENS,
     JUDGMENT_BYTES,
     MAX_SEQUENCES,
+    NF4_EFFICIENCY,
     NUM_TASKS,
     PAIR_SHARE,
     PARALLEL_EFFICIENCY,
@@ -313,6 +314,7 @@ class _Machine:
         passes = 1 + (1 - held_out) * train.epochs * per_step + held_out * train.num_evaluations
         power = self.kind.flops * train.num_processes
         power *= PARALLEL_EFFICIENCY if train.accelerate_config != "ddp" else 1.0
+        power *= NF4_EFFICIENCY if train.base_weights == "nf4" else 1.0
         cases = zip(
             _three(counts.num_pairs), _three(THOUGHT_TOKENS), _three(TRAIN_EFFICIENCY), (True, True, False), strict=True
         )

@@ -2,7 +2,8 @@
 
 Model: per process, the peak of a step of DPO with LoRA by TRL 1.16 and PEFT 0.21, in bytes:
 
-    weights        every parameter, in the type that training computes in
+    weights        every parameter, in the type that training computes in; with nf4, linears but lm_head in 4 bits (QLoRA: a
+                   constant of one byte for 64 weights, and one of four bytes for 256 constants)
     adapter        16 x its parameters: PEFT keeps them in float32, and so are the gradient and AdamW's two moments
     gathered       where weights are spread over processes: the layer that computes, the next one, and the head, whole
     checkpoints    each layer's input, kept for the backward pass (with gradient checkpointing)
@@ -28,13 +29,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from pipeline.recipe import Dtype, TrainSection
+from pipeline.recipe import BaseWeights, Dtype, TrainSection
 from pipeline.records import Record
 from training.shape import Shape, Stack
 
 GIB = 2**30
 BYTES: Mapping[Dtype, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 Verdict = Literal["fits", "close", "too_large"]
+_NF4_BYTES = 1 / 2 + 1 / 64 + 4 / (64 * 256)
 _TILE_TOKENS, _TILE_VOCABULARY = 4096, 32768
 _OVERHEAD_GIB = 1.5
 _CONTEXT_GIB = 0.5
@@ -116,7 +118,7 @@ def estimate_memory(shape: Shape, recipe: TrainSection, longest_row: int) -> Mem
         checkpoints, kept = 0, layer * shape.decoder.num_layers + tower_layer * shape.tower.num_layers
     tile = min(tokens, _TILE_TOKENS) * min(shape.vocabulary, _TILE_VOCABULARY) * width
     return MemoryEstimate(
-        weights=shape.num_parameters * width / spread.weights / GIB,
+        weights=weight_bytes(shape, recipe.dtype, recipe.base_weights) / spread.weights / GIB,
         adapter=shape.num_adapter_parameters(recipe.lora_r, all_linear=all_linear) * spread.per_parameter / GIB,
         gathered=_gathered(shape, spread) * width / GIB,
         checkpoints=checkpoints / GIB,
@@ -126,6 +128,12 @@ def estimate_memory(shape: Shape, recipe: TrainSection, longest_row: int) -> Mem
         longest_row=longest_row,
         num_rows=num_rows,
     )
+
+
+def weight_bytes(shape: Shape, dtype: Dtype, base_weights: BaseWeights) -> float:
+    """Of all weights, as training holds them."""
+    per_linear = _NF4_BYTES if base_weights == "nf4" else BYTES[dtype]
+    return shape.num_linear_parameters * per_linear + shape.num_embedding_parameters * BYTES[dtype]
 
 
 def _gathered(shape: Shape, spread: _Spread) -> int:

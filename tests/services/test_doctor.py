@@ -49,7 +49,7 @@ def test_40_gb_get_the_flags_with_which_they_fit(gpus, tmp_path):
 
 
 def test_memory_that_others_hold_is_missed_and_they_are_named(gpus, tmp_path):
-    gpus(81000, 12000)
+    gpus(81000, 8000)
     found = findings(tmp_path)
     assert "process 4711 (python3)" in found["GPU"].found
     assert found["serving"].verdict == found["training"].verdict == "missing"
