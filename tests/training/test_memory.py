@@ -92,6 +92,13 @@ def test_between_surely_and_surely_not_lies_perhaps():
     assert verdicts == ["fits", "close", "close", "too_large"]
 
 
+def test_a_base_in_4_bits_is_little_more_than_a_quarter_where_it_is_linear():
+    full, packed = estimate(), estimate("train.base_weights=nf4")
+    embeddings = 2 * 32_064 * 4096 * 2 / 2**30
+    assert packed.weights - embeddings == pytest.approx((full.weights - embeddings) * 4.127 / 16, rel=1e-3)
+    assert packed.total - packed.weights == pytest.approx(full.total - full.weights)
+
+
 def count_kept(num_layers, dtype, dropout, tokens=256):
     """Bytes that autograd keeps for the backward pass, weights and their casts left out of the growth per token."""
     config = LlamaConfig(
