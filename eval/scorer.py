@@ -32,6 +32,7 @@ def score_response(task: Task, response: Response) -> Score:
         answer=answer,
         is_cut=is_cut,
         target=task.answer_letter,
+        prior=task.prior_letter,
         num_choices=len(task.choices),
         error=response.error,
     )

@@ -94,6 +94,22 @@ def compare_paired(first: ArrayLike, second: ArrayLike, clusters: Sequence[Hasha
     return PairedDifference(interval, p_value, minimum_detectable_effect(error, freedom))
 
 
+def compare_unpaired(ours: Interval, share: float, num_questions: int) -> tuple[Interval, float]:
+    """Our accuracy minus a published `share` of `num_questions`, with its 95 % interval, and the effect it could have seen.
+
+    The error of ours is that of its interval, which is clustered; the published one's is binomial. Raises ValueError for
+    fewer than two clusters, which say nothing about another sample.
+    """
+    if ours.n < 2:
+        raise ValueError("one cluster cannot be compared with a published figure")
+    freedom = ours.n - 1
+    critical = _critical(freedom, _TAIL)
+    error = math.hypot((ours.high - ours.low) / 2 / critical, math.sqrt(share * (1 - share) / num_questions))
+    difference, half = ours.value - share, critical * error
+    interval = Interval(value=difference, low=max(-1.0, difference - half), high=min(1.0, difference + half), n=ours.n)
+    return interval, minimum_detectable_effect(error, freedom)
+
+
 def minimum_detectable_effect(standard_error: float, freedom: int) -> float:
     """The smallest true difference found with 80 % power by a two-sided t-test at the 5 % level, at most 1."""
     return min(1.0, (_critical(freedom, _TAIL) + _critical(freedom, POWER)) * standard_error)

@@ -174,7 +174,12 @@ def _list_differences(differences: Sequence[Difference]) -> str:
         f"with {d.prompt} at {d.temperature:g} ({100 * d.accuracy.value:+.1f} points, {format_p(d.p_holm)})"
         for d in differences
     ]
-    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+    return list_phrases(parts)
+
+
+def list_phrases(phrases: Sequence[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    return phrases[0] if len(phrases) == 1 else f"{', '.join(phrases[:-1])} and {phrases[-1]}"
 
 
 def format_p(p_value: float) -> str:

@@ -2,7 +2,8 @@
 
 The openai SDK does the talking, over aiohttp (a request carries 100 KB of image; httpx spends several times the CPU on
 it). Its own retries are off: `pipeline.concurrency.with_retry` is the one retry layer. An answer is refused unless it
-holds exactly the choices that were asked for, each finished, and is stamped with the weights that were asked for.
+holds exactly the choices that were asked for, each finished, and is stamped with the weights that were asked for. What a
+fault means is decided in pipeline/faults.py.
 """
 
 from __future__ import annotations
@@ -10,12 +11,15 @@ from __future__ import annotations
 import base64
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from pipeline.errors import BadAnswer, RequestError, WrongCheckpoint
+from pipeline.errors import BadAnswer, RequestError, Scope, WrongCheckpoint
+from pipeline.faults import explain_status, explain_text, quote
 from pipeline.images import media_type
+from pipeline.pacing import Gate
 from pipeline.records import ImageRef, SamplingParams, Usage
 
 if TYPE_CHECKING:
@@ -24,7 +28,6 @@ if TYPE_CHECKING:
 
 DIGEST_HEADER = "x-vcot-digest"
 EXPECT_HEADER = "x-vcot-expect"
-_REFUSED = {400, 401, 403, 404, 413, 415, 422}
 _TIMEOUT_S = 600.0
 
 
@@ -75,9 +78,13 @@ class ChatClient:
         api_key: str,
         *,
         max_connections: int,
+        gate: Gate | None = None,
         transport: httpx2.AsyncBaseTransport | None = None,
     ) -> None:
-        """`base_url` ends in /v1; None is OpenAI's own. `transport` replaces the network in tests."""
+        """`base_url` ends in /v1; None is OpenAI's own. `gate` keeps to the API's limits.
+
+        `transport` replaces the network in tests.
+        """
         import httpx2  # with openai, a third of a second that `--help` need not pay
         import openai
 
@@ -91,6 +98,9 @@ class ChatClient:
         self._openai = openai.AsyncOpenAI(
             base_url=base_url, api_key=api_key, max_retries=0, timeout=timeout, http_client=http_client
         )
+        self._gate = gate
+        self._unsupported: set[str] = set()
+        """Fields that the server said it does not take."""
 
     async def __aenter__(self) -> Self:
         return self
@@ -138,67 +148,148 @@ class ChatClient:
             logprobs = tuple(float(step[str(t)]["logprob"]) for t, step in zip(tokens[1:], steps[1:], strict=True))
         except (KeyError, TypeError, ValueError):
             raise BadAnswer(
-                f"{self._openai.base_url} gives no log-prob for each token of a prompt; only vLLM's are compared"
+                f"{self._openai.base_url} gives no log-prob for each token of a prompt; only vLLM's are compared",
+                scope="account",
+                reason="parameter",
             ) from None
         return Scored(tuple(tokens), logprobs)
 
     async def _create(self, request: dict[str, Any], expect: str | None) -> ChatCompletion:
-        """The answer, with `expect`'s stamp. Raises RequestError."""
+        """The answer, with `expect`'s stamp. Raises RequestError.
+
+        A judge's model that refuses `max_tokens` or a temperature is asked the same again in its own way, from then on
+        always; what is stamped with weights is asked as it is, or not at all.
+        """
+        told: set[str] = set()
+        while True:
+            try:
+                return await self._send(request, expect)
+            except RequestError as error:
+                if expect is not None or error.param is None or error.param in told:
+                    raise
+                told.add(error.param)
+                self._unsupported.add(error.param)
+
+    async def _send(self, request: dict[str, Any], expect: str | None) -> ChatCompletion:
+        """One request, at the gate's pace."""
+        async with self._gate.passing(float(request["max_tokens"])) if self._gate else nullcontext() as ticket:
+            answer = await self._exchange(_fit(request, self._unsupported), expect)
+            if self._gate and ticket:
+                usage = answer.completion.usage if answer.completion else None
+                self._gate.note(ticket, answer.headers, usage.total_tokens or 0 if usage else 0, answer.fault)
+        if answer.completion is None:
+            raise answer.fault or AssertionError("an answer is a completion or a fault")
+        return answer.completion
+
+    async def _exchange(self, request: dict[str, Any], expect: str | None) -> _Answer:
         import openai
 
+        where = str(self._openai.base_url)
         headers = {EXPECT_HEADER: expect} if expect else None
         try:
             raw = await self._openai.chat.completions.with_raw_response.create(**request, extra_headers=headers)
-            completion: ChatCompletion = raw.parse()
         except openai.APIStatusError as error:
-            raise _explain_status(error) from None
-        except (openai.APIConnectionError, openai.APIResponseValidationError) as error:
+            fault = explain_status(error.status_code, error.body, error.response.headers, where)
+            if error.status_code == 409 and expect is not None:
+                fault = _wrong_checkpoint(str(fault))
+            return _Answer(error.response.headers, fault=fault)
+        except openai.APIConnectionError as error:
             cause = error.__cause__ or error
-            raise RequestError(f"no answer from {self._openai.base_url}: {cause!r}", retryable=True) from None
-        except ValueError as error:  # a body that is not JSON
-            raise BadAnswer(f"{self._openai.base_url} answered with half a JSON: {error}", retryable=True) from None
+            fault = RequestError(f"no answer from {where}: {cause!r}", scope="attempt", reason="connection")
+            return _Answer({}, fault=fault)
+        completion = _read_body(raw, where)
+        if isinstance(completion, RequestError):
+            return _Answer(raw.headers, fault=completion)
         if expect is not None and (stamp := raw.headers.get(DIGEST_HEADER)) != expect:
-            raise WrongCheckpoint(f"asked for weights {expect[:19]}, but the answer is stamped {stamp or 'not at all'}")
-        return completion
+            stamped = stamp or "not at all"
+            fault = _wrong_checkpoint(f"asked for weights {expect[:19]}, but the answer is stamped {stamped}")
+            return _Answer(raw.headers, fault=fault)
+        return _Answer(raw.headers, completion)
 
 
-def _explain_status(error: Any) -> RequestError:
-    """An openai.APIStatusError as ours, with what the retry layer needs."""
-    status: int = error.status_code
-    body = error.body if isinstance(error.body, dict) else {}
-    message = f"HTTP {status}: {body.get('message') or error.message}"
-    if status == 409:
-        return WrongCheckpoint(message, status=status)
-    retryable = status not in _REFUSED and body.get("code") != "insufficient_quota"
-    return RequestError(
-        message, status=status, retryable=retryable, retry_after_s=_retry_after_s(error.response.headers)
-    )
+@dataclass(frozen=True)
+class _Answer:
+    """What came of one request: a completion, or the fault that came instead."""
+
+    headers: Mapping[str, str]
+    completion: ChatCompletion | None = None
+    fault: RequestError | None = None
 
 
-def _retry_after_s(headers: Any) -> float | None:
-    """The server's `Retry-After` in seconds; None where it is absent or a date."""
+def _fit(request: dict[str, Any], unsupported: set[str]) -> dict[str, Any]:
+    """The request without the fields that the server does not take; how long an answer may be is said in another."""
+    fitted = {name: value for name, value in request.items() if name not in unsupported}
+    if "max_tokens" in unsupported:
+        fitted["max_completion_tokens"] = request["max_tokens"]
+    return fitted
+
+
+def _wrong_checkpoint(message: str) -> WrongCheckpoint:
+    return WrongCheckpoint(message, scope="account", reason="checkpoint", status=409)
+
+
+def _read_body(raw: Any, where: str) -> ChatCompletion | RequestError:
+    """The completion in an answer with status 200, or what is wrong with the body."""
     try:
-        return max(0.0, float(headers["retry-after"]))
-    except (KeyError, ValueError):
-        return None
+        completion = raw.parse()
+    except ValueError:
+        return explain_text(raw.text, raw.headers.get("content-type", ""), where)
+    if isinstance(completion, str):
+        return explain_text(completion, raw.headers.get("content-type", ""), where)
+    error = (getattr(completion, "model_extra", None) or {}).get("error")
+    if isinstance(error, dict):  # as some proxies of several providers answer
+        status = error.get("code")
+        return explain_status(status if isinstance(status, int) else 502, error, raw.headers, where)
+    if not isinstance(getattr(completion, "choices", None), list):
+        message = f"{where} answered with JSON that is no completion: {quote(raw.text)}"
+        return BadAnswer(message, scope="attempt", reason="incomplete", status=200)
+    return completion  # type: ignore[no-any-return]
 
 
 def _check(completion: ChatCompletion, n: int, latency_s: float) -> Completion:
     """The completion as ours. Raises BadAnswer unless all n choices are there and finished."""
-    choices = sorted(completion.choices or [], key=lambda choice: choice.index)
-    if len(choices) != n:
-        raise BadAnswer(f"asked for {n} choices, the answer holds {len(choices)}", retryable=True)
-    for choice in choices:
-        if choice.message.content is None or choice.finish_reason not in ("stop", "length"):
-            raise BadAnswer(
-                f"choice {choice.index} ended with {choice.finish_reason!r} and no usable text", retryable=True
-            )
+    usage = _read_usage(completion)
+    try:
+        choices = sorted(completion.choices, key=lambda choice: choice.index)
+        if len(choices) != n:
+            message = f"asked for {n} choices, the answer holds {len(choices)}"
+            raise BadAnswer(message, scope="attempt", reason="incomplete", usage=usage)
+        read = tuple(_read_choice(choice, usage) for choice in choices)
+    except (AttributeError, TypeError) as error:
+        message = f"the answer is no completion ({error})"
+        raise BadAnswer(message, scope="attempt", reason="incomplete", usage=usage) from None
+    return Completion(choices=read, usage=usage, latency_s=latency_s)
+
+
+def _read_usage(completion: ChatCompletion) -> Usage:
     usage = completion.usage
-    return Completion(
-        choices=tuple(Choice(choice.message.content or "", choice.finish_reason) for choice in choices),
-        usage=Usage(
-            prompt_tokens=(usage.prompt_tokens or 0) if usage else 0,  # some servers answer null
-            completion_tokens=(usage.completion_tokens or 0) if usage else 0,
-        ),
-        latency_s=latency_s,
+    return Usage(
+        prompt_tokens=(usage.prompt_tokens or 0) if usage else 0,  # some servers answer null
+        completion_tokens=(usage.completion_tokens or 0) if usage else 0,
     )
+
+
+def _read_choice(choice: Any, usage: Usage) -> Choice:
+    """A choice with a text. Raises BadAnswer with what the model or its provider did instead of answering."""
+    text, finish = _read_text(choice.message.content), choice.finish_reason
+    scope: Scope = "item"
+    if finish == "content_filter":
+        reason, said = "content_filter", "the provider's filter stopped the answer"
+    elif refusal := getattr(choice.message, "refusal", None):
+        reason, said = "refusal", f"the model refused: {quote(str(refusal))}"
+    elif finish == "length" and text is None:
+        reason, said = "cut_by_length", "max_tokens were used up before the answer began"
+    elif finish not in ("stop", "length"):
+        reason, said, scope = "incomplete", f"the answer ended with {finish!r}", "attempt"
+    elif text is None:
+        reason, said = "empty", f"the answer ended with {finish!r} and no text"
+    else:
+        return Choice(text, finish)
+    raise BadAnswer(f"choice {choice.index}: {said}", scope=scope, reason=reason, usage=usage)
+
+
+def _read_text(content: object) -> str | None:
+    """A message's text, also where it comes in parts."""
+    if isinstance(content, list):
+        return "".join(part.get("text", "") for part in content if isinstance(part, dict))
+    return content if isinstance(content, str) else None

@@ -18,6 +18,8 @@ R = TypeVar("R")
 MAX_ATTEMPTS = 6
 BASE_DELAY_S = 0.5
 MAX_DELAY_S = 30.0
+MAX_PATIENCE_S = 900.0
+"""How long one call may be put off by a server that says when to return."""
 
 
 async def map_bounded(function: Callable[[T], Awaitable[R]], items: Iterable[T], *, limit: int) -> AsyncIterator[R]:
@@ -54,22 +56,32 @@ async def map_bounded(function: Callable[[T], Awaitable[R]], items: Iterable[T],
 async def with_retry(
     call: Callable[[], Awaitable[R]],
     *,
+    on_failure: Callable[[RequestError], None] = lambda _: None,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     rng: random.Random | None = None,
 ) -> R:
-    """`call`, repeated while its RequestError is retryable, at most MAX_ATTEMPTS times.
+    """`call`, repeated while its RequestError is of the attempt, at most MAX_ATTEMPTS times; the last error is raised.
 
-    Only for calls without an effect upstream, as an unanswered generation is: repeating one costs time, never a record.
+    A 429 with the server's own wish is no attempt: it may pause the call for MAX_PATIENCE_S in all. `on_failure` sees each
+    error that is followed by another attempt. Only for calls without an effect upstream, as an unanswered generation is:
+    repeating one costs time, never a record.
     """
     rng = rng or random.Random()
-    for attempt in range(1, MAX_ATTEMPTS):
+    attempt, patience_s = 1, MAX_PATIENCE_S
+    while True:
         try:
             return await call()
         except RequestError as error:
-            if not error.retryable:
+            if error.scope != "attempt":
                 raise
-            await sleep(retry_delay_s(attempt, error.retry_after_s, rng))
-    return await call()
+            if error.reason == "rate_limit" and error.retry_after_s is not None:
+                patience_s -= max(BASE_DELAY_S, error.retry_after_s)
+            else:
+                attempt += 1
+            if attempt > MAX_ATTEMPTS or patience_s < 0:
+                raise
+            on_failure(error)
+            await sleep(retry_delay_s(attempt - 1, error.retry_after_s, rng))
 
 
 def retry_delay_s(attempt: int, retry_after_s: float | None, rng: random.Random) -> float:
@@ -78,5 +90,5 @@ def retry_delay_s(attempt: int, retry_after_s: float | None, rng: random.Random)
     A server's wish gets up to a quarter on top, so that callers that were told the same do not return together.
     """
     if retry_after_s is not None:
-        return min(retry_after_s, MAX_DELAY_S) * (1 + rng.random() / 4)
+        return max(BASE_DELAY_S, retry_after_s) * (1 + rng.random() / 4)
     return rng.uniform(BASE_DELAY_S / 2, min(MAX_DELAY_S, BASE_DELAY_S * 2.0**attempt))

@@ -9,7 +9,8 @@
     ├── ServerError           a process of ours (vLLM, gateway, trainer) died or never became ready (exit code 1)
     ├── SwapError             a swap was refused or rolled back (exit code 1)
     ├── StageError            a stage ended with work still owed (exit code 1)
-    └── RequestError          one request to a model failed; carries what the retry layer needs to decide
+    │   └── AccountError      an account or server refuses every request, until its owner mends something (exit code 1)
+    └── RequestError          one request to a model failed; its scope says who may try again (pipeline/faults.py)
         ├── WrongCheckpoint   the answer is stamped with weights other than those asked for: never kept, never repeated
         └── BadAnswer         the upstream answered 200 with something that is not an answer
 
@@ -17,6 +18,14 @@ A message is one sentence that holds the value, the place and the remedy.
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from pipeline.records import Usage
+
+Scope = Literal["attempt", "item", "account"]
+"""What a fault is about: this attempt (the same request may succeed), this item (never will), or every request."""
 
 
 class VcotError(Exception):
@@ -59,25 +68,36 @@ class StageError(VcotError):
     """A stage ended with work still owed; the same command again does the rest."""
 
 
+class AccountError(StageError):
+    """An account or server refuses every request; the sentence says what its owner can do."""
+
+
 class RequestError(VcotError):
     """One request to a model failed.
 
-    `status` is the HTTP status, or None where no answer came. `retryable` says whether the same request may succeed
-    later; `retry_after_s` is the server's own wish, in seconds.
+    `reason` is one word for the account, as `rate_limit`. `status` is the HTTP status, or None where no answer came.
+    `retry_after_s` is the server's own wish. `param` is the request's field that the server refuses, and `usage` what was
+    billed all the same.
     """
 
     def __init__(
         self,
         message: str,
         *,
+        scope: Scope,
+        reason: str,
         status: int | None = None,
-        retryable: bool = False,
         retry_after_s: float | None = None,
+        param: str | None = None,
+        usage: Usage | None = None,
     ) -> None:
         super().__init__(message)
+        self.scope = scope
+        self.reason = reason
         self.status = status
-        self.retryable = retryable
         self.retry_after_s = retry_after_s
+        self.param = param
+        self.usage = usage
 
 
 class WrongCheckpoint(RequestError):

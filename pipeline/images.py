@@ -2,7 +2,8 @@
 
 What a model sees must not depend on who decodes it: vLLM turns EXIF-rotated images upright and puts transparency on
 white, plain Pillow does neither. So every image is made upright RGB here, before anything else reads it. A file that
-already is so keeps its bytes; any other is written anew as PNG.
+already is so keeps its bytes; any other is written anew as PNG. Grey of 16 bits keeps its upper eight; pixels that are
+measurements (32-bit integers, floats) have no brightness of their own and are refused, where Pillow would clip them.
 """
 
 from __future__ import annotations
@@ -19,6 +20,10 @@ from pipeline.records import ImageRef
 
 _EXIF_ORIENTATION = 0x0112
 _SUFFIXES = {"PNG": ".png", "JPEG": ".jpg"}
+_PLAIN_MODES = frozenset(("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV"))
+"""Those that Pillow converts to RGB without clipping or transparency."""
+_CLEAR_MODES = {"RGBA": "RGBA", "LA": "RGBA", "PA": "RGBA", "RGBa": "RGBA", "La": "LA"}
+"""Those with transparency, and what each is converted to on the way to RGBA."""
 
 
 class ImageStore:
@@ -77,14 +82,17 @@ class ImageStore:
 
 
 def normalise(image: Image.Image) -> Image.Image:
-    """An upright RGB copy, transparency on white, as vLLM sees it."""
+    """An upright RGB copy, transparency on white, as vLLM sees it. Raises ValueError for pixels that are no colours."""
     upright = ImageOps.exif_transpose(image)
-    if upright.mode.startswith("I;16"):  # Pillow would clip 16 bits of grey to white
+    is_deep_grey = upright.mode.startswith("I;16") or (upright.mode == "I" and image.format in ("PNG", "PPM"))
+    if is_deep_grey:
         upright = upright.convert("I").point(lambda value: value / 256).convert("L")
-    if upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info:
-        rgba = upright.convert("RGBA")
+    if upright.mode in _CLEAR_MODES or "transparency" in upright.info:
+        rgba = upright.convert(_CLEAR_MODES.get(upright.mode, "RGBA")).convert("RGBA")
         canvas = Image.new("RGBA", rgba.size, "white")
         return Image.alpha_composite(canvas, rgba).convert("RGB")
+    if upright.mode not in _PLAIN_MODES:
+        raise ValueError(f"its pixels are of mode {upright.mode}, which are no colours: convert it to 8 bits")
     return upright.convert("RGB")
 
 

@@ -2,20 +2,23 @@
 
 One SQLite file. A record is durable before it counts as done (full synchronous commits), so `kill -9` at any moment loses
 at most work in flight, and the same command again finds every finished record by its key. An error is kept, so that it
-can be read, but its key is still owed: a later good record replaces it, and nothing ever replaces a good record.
+can be read: a later record replaces it, and nothing ever replaces a good record. Whether its key is still owed is the
+step's to say: what failed is, what a judge refused is final.
 """
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 import threading
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
-from pipeline.errors import InputError
-from pipeline.records import Judgment, Response
+from pipeline.errors import InputError, StageError
+from pipeline.records import Judgment, Response, Usage
 
 LedgerRecord = Response | Judgment
 R = TypeVar("R", Response, Judgment)
@@ -37,11 +40,16 @@ _MAX_VARIABLES = 500
 
 
 class Ledger:
-    """Records by kind and key. Safe to use from several threads; one process writes at a time (`pipeline.run.exclusive`)."""
+    """Records by kind and key. Safe to use from several threads; one process writes at a time (`pipeline.run.exclusive`).
+
+    Its methods raise StageError where the file cannot be read or written, as on a full disk.
+    """
 
     def __init__(self, path: Path) -> None:
         """Open or create the file. Raises InputError where it is not a ledger."""
+        self._path = path
         self._lock = threading.Lock()
+        self._writes: set[asyncio.Future[None]] = set()
         self._connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
         try:
             self._connection.execute("PRAGMA journal_mode = WAL")
@@ -51,17 +59,30 @@ class Ledger:
             self._connection.close()
             raise InputError(f"{path} is not a ledger ({error}); restore it or begin a new run directory") from None
 
+    async def write(self, records: Sequence[LedgerRecord]) -> None:
+        """`put` in a thread. Whoever waits may be cancelled; what was answered is written all the same."""
+        writing = asyncio.ensure_future(asyncio.to_thread(self.put, records))
+        self._writes.add(writing)
+        writing.add_done_callback(self._writes.discard)
+        await asyncio.shield(writing)
+
+    async def finish(self) -> None:
+        """Wait for what is being written, then close the file."""
+        await asyncio.gather(*self._writes, return_exceptions=True)
+        self.close()
+
     def put(self, records: Sequence[LedgerRecord]) -> None:
         """Store `records` in one transaction: after it returns all of them are on disk, or none."""
         rows = [(type(r).__name__, r.key, int(r.error is None), r.model_dump_json(exclude_none=True)) for r in records]
-        with self._lock:
-            self._connection.execute("BEGIN IMMEDIATE")
+        with self._using():
             try:
+                self._connection.execute("BEGIN IMMEDIATE")
                 self._connection.executemany(_PUT, rows)
+                self._connection.execute("COMMIT")
             except BaseException:
-                self._connection.execute("ROLLBACK")
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
                 raise
-            self._connection.execute("COMMIT")
 
     def get(self, kind: type[R], keys: Iterable[str]) -> dict[str, R]:
         """The stored records among `keys`, errors included."""
@@ -70,25 +91,50 @@ class Ledger:
         for chunk in _chunks(keys):
             marks = ", ".join("?" * len(chunk))
             query = f"SELECT key, body FROM records WHERE kind = ? AND key IN ({marks})"  # noqa: S608 - only marks
-            with self._lock:
+            with self._using():
                 rows = self._connection.execute(query, (kind.__name__, *chunk)).fetchall()
             found |= {key: kind.model_validate_json(body) for key, body in rows}
         return found
 
     def done(self, kind: type[R], keys: Iterable[str]) -> set[str]:
-        """Those of `keys` whose record is good; the others are owed."""
+        """Those of `keys` whose record is good."""
         done: set[str] = set()
         chunk: tuple[str, ...]
         for chunk in _chunks(keys):
             marks = ", ".join("?" * len(chunk))
             query = f"SELECT key FROM records WHERE kind = ? AND ok = 1 AND key IN ({marks})"  # noqa: S608 - only marks
-            with self._lock:
+            with self._using():
                 done |= {key for (key,) in self._connection.execute(query, (kind.__name__, *chunk))}
         return done
 
+    def spent(self, judge: str) -> tuple[int, Usage]:
+        """How many of a judge's judgments were billed, and for how many tokens, whatever became of them."""
+        query = """
+            SELECT count(*), sum(json_extract(body, '$.usage.prompt_tokens')),
+                   sum(json_extract(body, '$.usage.completion_tokens'))
+            FROM records WHERE kind = 'Judgment' AND json_extract(body, '$.judge') = ?
+                           AND json_extract(body, '$.usage') IS NOT NULL
+        """
+        with self._using():
+            ((num_judgments, prompt_tokens, completion_tokens),) = self._connection.execute(query, (judge,)).fetchall()
+        return num_judgments, Usage(prompt_tokens=prompt_tokens or 0, completion_tokens=completion_tokens or 0)
+
     def close(self) -> None:
-        """Close the file."""
-        self._connection.close()
+        """Close the file, after the statement that is under way."""
+        with self._lock:
+            self._connection.close()
+
+    @contextmanager
+    def _using(self) -> Iterator[None]:
+        """The connection, for one thread at a time. Raises StageError for what SQLite cannot do."""
+        try:
+            with self._lock:
+                yield
+        except sqlite3.Error as error:
+            raise StageError(
+                f"the ledger {self._path} cannot be used ({error}); see that its disk has room and is sound, and what was "
+                "answered before is kept: the same command goes on"
+            ) from None
 
 
 def _chunks(keys: Iterable[str]) -> Iterator[tuple[str, ...]]:

@@ -13,6 +13,8 @@ from pipeline.prompts import render_prompt
 from pipeline.records import Judgment, PreferencePair, Response, StageCount, Task
 from pipeline.stage import Tally
 
+_TIE, _CUT, _LEFT_OUT = "tie", "all_cut_off", "beyond_pairs_num"
+
 
 @dataclass(frozen=True)
 class PairSet:
@@ -21,20 +23,30 @@ class PairSet:
     pairs: tuple[PreferencePair, ...]
     count: StageCount
     """Of tasks: refused are ties and pairs that were left out, failed are those with fewer than two judged responses."""
-    num_left_out: int = 0
-    """Pairs that are not among `pairs`, since fewer were wanted."""
+
+    @property
+    def num_left_out(self) -> int:
+        """Pairs that are not among `pairs`, since fewer were wanted."""
+        return self.count.reasons.get(_LEFT_OUT, 0)
 
     @property
     def num_ties(self) -> int:
         """Tasks whose best and worst responses score alike, or say the same."""
-        return self.count.refused - self.num_left_out
+        return self.count.reasons.get(_TIE, 0)
 
 
-def build_pairs(tasks: Sequence[Task], responses: Sequence[Response], judgments: Mapping[str, Judgment]) -> PairSet:
+def build_pairs(
+    tasks: Sequence[Task],
+    responses: Sequence[Response],
+    judgments: Mapping[str, Judgment],
+    *,
+    choose_cut: bool = False,
+) -> PairSet:
     """Best against worst response by score, a pair per task; equal scores are dropped and counted.
 
-    `judgments` are by response key. Where several responses share the best (or worst) score, the first by index is taken,
-    so that the same records always give the same pairs.
+    `judgments` are by response key. A response that was cut off at its longest length is never the best one, unless
+    `choose_cut`: it would teach not to come to an end. Where several responses share the best (or worst) score, the first
+    by index is taken, so that the same records always give the same pairs.
     """
     groups: dict[str, list[Response]] = defaultdict(list)
     for response in responses:
@@ -44,23 +56,25 @@ def build_pairs(tasks: Sequence[Task], responses: Sequence[Response], judgments:
     for task in tasks:
         judged = [(r, j) for r in groups[task.id] if (j := judgments.get(r.key)) is not None and j.score is not None]
         if len(judged) < 2 or task.image is None:
-            tally.add("failed")
+            tally.add("failed", reason="too_few_judged" if task.image else "no_image")
             continue
-        pair = best_worst(task, judged)
-        tally.add("refused" if pair is None else "ok")
+        whole = [(r, j) for r, j in judged if choose_cut or r.finish_reason != "length"]
+        pair = best_worst(task, whole, judged) if whole else None
+        tally.add("refused" if pair is None else "ok", reason=_TIE if whole else _CUT)
         if pair is not None:
             pairs.append(pair)
     return PairSet(tuple(pairs), tally.close())
 
 
-def best_worst(task: Task, judged: Sequence[tuple[Response, Judgment]]) -> PreferencePair | None:
-    """The pair of one task, or None where best and worst score alike or say the same."""
-    ordered = sorted(judged, key=lambda item: (-(item[1].score or 0.0), item[0].index))
-    best, best_judgment = ordered[0]
-    worst_score = ordered[-1][1].score
-    worst, worst_judgment = next(item for item in ordered if item[1].score == worst_score)
-    if best_judgment.score == worst_score or best.text == worst.text:
+def best_worst(
+    task: Task, candidates: Sequence[tuple[Response, Judgment]], judged: Sequence[tuple[Response, Judgment]]
+) -> PreferencePair | None:
+    """The best of `candidates` and the worst that was judged and says something else; None where that is no worse."""
+    best, best_judgment = min(candidates, key=_by_score)
+    others = sorted((item for item in judged if item[0].text != best.text), key=_by_score)
+    if not others or (others[-1][1].score or 0.0) >= (best_judgment.score or 0.0):
         return None
+    worst, worst_judgment = next(item for item in others if item[1].score == others[-1][1].score)
     assert task.image is not None
     assert best.text is not None
     assert worst.text is not None
@@ -81,6 +95,11 @@ def best_worst(task: Task, judged: Sequence[tuple[Response, Judgment]]) -> Prefe
     )
 
 
+def _by_score(item: tuple[Response, Judgment]) -> tuple[float, int]:
+    """The best first, and of equals the first by index."""
+    return -(item[1].score or 0.0), item[0].index
+
+
 def draw_pairs(pairs: Sequence[PreferencePair], num_pairs: int, seed: int) -> list[PreferencePair]:
     """At most `num_pairs` of them, drawn by image, in the order they came; all of them where there are no more."""
     drawn = sorted(pairs, key=lambda pair: _place(f"draw:{seed}", pair.image.sha256))[:num_pairs]
@@ -93,11 +112,13 @@ def limit_pairs(pair_set: PairSet, num: int | None, seed: int) -> PairSet:
     if num is None or len(pair_set.pairs) <= num:
         return pair_set
     kept = draw_pairs(pair_set.pairs, num, seed)
-    num_left_out = len(pair_set.pairs) - len(kept)
-    count = pair_set.count.model_copy(
-        update={"ok": pair_set.count.ok - num_left_out, "refused": pair_set.count.refused + num_left_out}
-    )
-    return PairSet(tuple(kept), count, num_left_out)
+    num_left_out, count = len(pair_set.pairs) - len(kept), pair_set.count
+    changes = {
+        "ok": count.ok - num_left_out,
+        "refused": count.refused + num_left_out,
+        "reasons": count.reasons | {_LEFT_OUT: num_left_out},
+    }
+    return PairSet(tuple(kept), count.model_copy(update=changes))
 
 
 def split_pairs(

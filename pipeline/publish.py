@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.images import ImageStore
-from pipeline.records import PreferencePair, content_key
+from pipeline.records import PreferencePair, StageCount, content_key
 
 if TYPE_CHECKING:
     from datasets import Features
@@ -100,14 +100,14 @@ def render_card(
     train: Sequence[PreferencePair],
     validation: Sequence[PreferencePair],
     *,
-    num_made: int,
     source: str,
     model: str,
+    judged: StageCount,
+    paired: StageCount,
     recipe_toml: str,
 ) -> str:
-    """The data card: what the rows are, of how many they were drawn, where they come from, and the recipe."""
+    """The data card: what the rows are, where they come from, what is not among them, and the recipe that made them."""
     pairs = [*train, *validation]
-    left_out = f"\nThey are drawn at random, by image, from {num_made} pairs; {num_made - len(pairs)} are left out.\n"
     gap = sum(pair.chosen_score - pair.rejected_score for pair in pairs) / len(pairs)
     return f"""---
 configs:
@@ -129,12 +129,14 @@ tags:
 
 {len(train)} training and {len(validation)} validation pairs; no image is in both. Each row holds the best and the worst
 of several sampled chains of thought on one question; ties are left out.
-{left_out if num_made > len(pairs) else ""}
+
 | | |
 |---|---|
 | questions | {source} |
 | sampled from | {model} (`{pairs[0].policy}`) |
 | judge | {pairs[0].judge} |
+| responses judged | {judged.ok:,} of {judged.requested:,}{_why(judged)} |
+| questions that gave a pair | {paired.ok:,} of {paired.requested:,}{_why(paired)} |
 | mean score gap | {gap:.3f} |
 
 Columns: `images, prompt, chosen, rejected` as TRL's vision preference format takes them; `task, chosen_score,
@@ -146,3 +148,7 @@ rejected_score, judge, policy` say where a row comes from. The images and questi
 {recipe_toml.strip()}
 ```
 """
+
+
+def _why(count: StageCount) -> str:
+    return f"; the others: {count.by_reason}" if count.reasons else ""

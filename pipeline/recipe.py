@@ -22,7 +22,7 @@ from pipeline.records import PromptName, SamplingParams, ShownImage, Split
 Dtype = Literal["float32", "bfloat16", "float16"]
 UpstreamUrl = Annotated[str, Field(pattern=r"^https?://[^/]+/?$")]
 """Of a server: no path."""
-Source = Literal["nano", "aokvqa", "scienceqa"]
+Source = Literal["nano", "aokvqa", "scienceqa", "unusual"]
 SearchMode = Literal["one_at_a_time", "grid"]
 Corruption = Literal["crop", "blank", "noise", "other_image"]
 Loss = Literal[
@@ -167,6 +167,22 @@ class JudgeSection(Section):
     """Longest verdict, in tokens."""
     max_concurrency: Count = 16
     """Requests in flight."""
+    max_unjudged: Annotated[float, Field(ge=0, lt=1)] = 0.02
+    """Share of the responses that may stay without a verdict (refused, filtered, unreadable); more stop the run."""
+    max_asks: Count = 1
+    """How often a response without a verdict is asked about in all, by later commands and while there are too many."""
+    max_cost_usd: Annotated[float, Field(gt=0)] | None = None
+    """Judging stops before it costs the run more dollars than this."""
+    input_usd: Annotated[float, Field(ge=0)] | None = None
+    """Dollars per million prompt tokens; known for OpenAI's gpt-4o-mini, gpt-4o and gpt-4.1-mini."""
+    output_usd: Annotated[float, Field(ge=0)] | None = None
+    """Dollars per million tokens of verdicts."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.input_usd is None) != (self.output_usd is None):
+            raise ValueError("input_usd and output_usd belong together; set both, or neither")
+        return self
 
 
 class PairsSection(Section):
@@ -174,6 +190,8 @@ class PairsSection(Section):
 
     policy: Literal["best_worst"] = "best_worst"
     """The best against the worst response of a task; equal scores are dropped and counted."""
+    choose_cut: bool = False
+    """Whether a response that was cut off at `sample.max_tokens` may be the chosen one."""
     num: Count | None = None
     """At most so many pairs, drawn by image; the others are left out and counted. Without it, all."""
     validation_fraction: Fraction = 0.1

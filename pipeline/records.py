@@ -56,6 +56,8 @@ class Task(Record):
     choices: tuple[str, ...]
     answer: int | None
     """Index into `choices`; None where the source keeps it secret."""
+    prior: int | None = None
+    """Index of the choice that one would expect without looking, where the source knows one; it may be the right one."""
     rationale: str = ""
     facts: tuple[str, ...] = ()
     """Statements known to be true of the image (nano world only); what the verifier checks a thought against."""
@@ -70,14 +72,20 @@ class Task(Record):
     def _check(self) -> Self:
         if not 2 <= len(self.choices) <= 26:
             raise ValueError(f"task {self.id} has {len(self.choices)} choice(s); a question needs 2 to 26")
-        if self.answer is not None and not 0 <= self.answer < len(self.choices):
-            raise ValueError(f"task {self.id}: answer {self.answer} is not an index into {len(self.choices)} choices")
+        for name, index in (("answer", self.answer), ("prior", self.prior)):
+            if index is not None and not 0 <= index < len(self.choices):
+                raise ValueError(f"task {self.id}: {name} {index} is not an index into {len(self.choices)} choices")
         return self
 
     @property
     def answer_letter(self) -> str | None:
         """The gold option's letter, A for the first."""
         return None if self.answer is None else chr(ord("A") + self.answer)
+
+    @property
+    def prior_letter(self) -> str | None:
+        """The expected option's letter."""
+        return None if self.prior is None else chr(ord("A") + self.prior)
 
 
 def is_same_option(choices: Sequence[str], one: int, other: int) -> bool:
@@ -146,6 +154,13 @@ class Usage(Record):
     prompt_tokens: int
     completion_tokens: int
 
+    def __add__(self, other: Usage) -> Usage:
+        """Of both."""
+        return Usage(
+            prompt_tokens=self.prompt_tokens + other.prompt_tokens,
+            completion_tokens=self.completion_tokens + other.completion_tokens,
+        )
+
 
 class Response(Record):
     """One sampled response of a group of `n`, or the error that came instead."""
@@ -167,6 +182,8 @@ class Response(Record):
     """The whole group's, on its first response only."""
     latency_s: float | None = None
     error: str | None = None
+    reason: str = ""
+    """The error in one word, as `too_long`, for accounts."""
     refused: bool = False
     """The server will never answer this request (it does not fit the context, say)."""
 
@@ -188,9 +205,14 @@ class Judgment(Record):
     score: float | None = None
     rationale: str = ""
     usage: Usage | None = None
+    """Of all attempts, those without a verdict included."""
     error: str | None = None
+    reason: str = ""
+    """The error in one word, as `refusal`, for accounts."""
     refused: bool = False
-    """The judge will never answer this request."""
+    """The judge answered, and not with a verdict: it is not asked for ever."""
+    num_asked: int = 0
+    """How often it answered, with a verdict or without."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -248,6 +270,8 @@ class Score(Record):
     is_cut: bool = False
     """The response reached its longest length, so that it has no final answer."""
     target: str
+    prior: str | None = None
+    """The letter that one would expect without looking, where the source knows one."""
     num_choices: int
     error: str | None = None
 
@@ -290,7 +314,7 @@ class EvalResult(Record):
 
 
 class StageCount(Record):
-    """The accounting equation of one stage: requested = ok + cached + failed + refused."""
+    """The accounting equation of one stage: requested = ok + cached + failed + refused; the last two are by reason."""
 
     stage: str
     requested: int
@@ -298,13 +322,23 @@ class StageCount(Record):
     cached: int = 0
     failed: int = 0
     refused: int = 0
-    """Not tried, with the reason said: a dropped tie, a row that would not fit."""
+    """Without a result for good: a dropped tie, a judge's refusal, a row that would not fit."""
+    reasons: dict[str, int] = {}
+    """How many failed or were refused for what, in one word each, as `rate_limit`."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.requested != self.ok + self.cached + self.failed + self.refused:
             raise ValueError(f"stage {self.stage} does not add up: {self.requested} requested, but {self!r}")
+        if sum(self.reasons.values()) != self.failed + self.refused:
+            raise ValueError(f"stage {self.stage}: the reasons of {self!r} do not add up to what failed or was refused")
         return self
+
+    @property
+    def by_reason(self) -> str:
+        """The reasons in words, the commonest first: `10 refusal, 2 content filter`."""
+        ordered = sorted(self.reasons.items(), key=lambda item: (-item[1], item[0]))
+        return ", ".join(f"{number} {reason.replace('_', ' ')}" for reason, number in ordered)
 
 
 class Difference(Record):

@@ -120,4 +120,7 @@ def exclusive(run: Run) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise InputError(f"another vcot command is writing to {run.directory}; wait for it, or stop it") from None
+        for folder in ("images", "tasks"):
+            for partial in (run.directory / folder).glob("*.partial"):  # a killed command's
+                partial.unlink(missing_ok=True)
         yield

@@ -13,7 +13,8 @@ from typing import Any
 
 from pipeline.client import ChatClient, Completion, user_message
 from pipeline.concurrency import with_retry
-from pipeline.errors import RequestError, StageError, WrongCheckpoint
+from pipeline.errors import RequestError
+from pipeline.faults import Place
 from pipeline.images import ImageStore
 from pipeline.ledger import Ledger
 from pipeline.prompts import render_prompt, split_thought
@@ -28,6 +29,8 @@ from pipeline.records import (
     content_key,
 )
 from pipeline.stage import OnProgress, Tally, work_off
+
+GATEWAY = Place(key_env="VCOT_API_KEY", model_field="model.name", url_field="serve.url")
 
 
 @dataclass(frozen=True)
@@ -86,13 +89,13 @@ async def sample(
 
     async def answer(request: SampleRequest) -> Sequence[Response]:
         responses = await _ask(request, client, images)
-        await asyncio.to_thread(ledger.put, responses)
+        await ledger.write(responses)
         return responses
 
     owed = owed_requests(requests, ledger)
     tally = Tally("sample", total=sum(request.sampling.n for request in requests))
     tally.add("cached", tally.total - sum(request.sampling.n for request in owed))
-    return await work_off(owed, answer, tally, limit=max_concurrency, on_progress=on_progress)
+    return await work_off(owed, answer, tally, limit=max_concurrency, place=GATEWAY, on_progress=on_progress)
 
 
 def owed_requests(requests: Sequence[SampleRequest], ledger: Ledger) -> list[SampleRequest]:
@@ -102,7 +105,7 @@ def owed_requests(requests: Sequence[SampleRequest], ledger: Ledger) -> list[Sam
 
 
 async def _ask(request: SampleRequest, client: ChatClient, images: ImageStore) -> list[Response]:
-    """The group's responses, or n records of the error that came instead."""
+    """The group's responses, or n records of the error that came instead. Raises RequestError of the account."""
     image = request.task.image
     data = await asyncio.to_thread(images.read, image) if image else None
     messages = [user_message(request.text, image, data)]
@@ -113,11 +116,11 @@ async def _ask(request: SampleRequest, client: ChatClient, images: ImageStore) -
 
     try:
         completion = await with_retry(call)
-    except WrongCheckpoint as error:
-        raise StageError(f"{error}; swap the checkpoint in, then repeat the command") from None
     except RequestError as error:
-        message = str(error)
-        return [_response(request, i, error=message, refused=not error.retryable) for i in range(request.sampling.n)]
+        if error.scope == "account":
+            raise
+        outcome = {"error": str(error), "reason": error.reason, "refused": error.scope == "item"}
+        return [_response(request, i, **outcome) for i in range(request.sampling.n)]
     return [_answered(request, i, completion) for i in range(request.sampling.n)]
 
 

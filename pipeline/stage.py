@@ -1,23 +1,27 @@
 """What every stage does with its items: work off what is owed, several at a time, and account for each.
 
 requested = ok + cached + failed + refused, always. `failed` is owed again by the same command; `refused` will never
-succeed as it is asked, is counted and named, and holds nobody up.
+succeed as it is asked, is counted by reason, and holds nobody up. A fault of the account or server ends the stage: nothing
+more is asked, and what is in flight is kept.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
 from pipeline.concurrency import map_bounded
-from pipeline.errors import StageError
+from pipeline.errors import AccountError, RequestError, StageError
+from pipeline.faults import Place, find_remedy
 from pipeline.records import Judgment, Response, StageCount
 
 T = TypeVar("T")
 R = TypeVar("R", Response, Judgment)
 MAX_FAILURES_IN_A_ROW = 3
 """Times the concurrency: with so many failures in a row and no answer between them, the server is gone."""
+_KEPT = "what was answered is kept, and the same command goes on"
 
 
 @dataclass
@@ -30,11 +34,14 @@ class Tally:
     cached: int = 0
     failed: int = 0
     refused: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
     last_error: str = ""
 
-    def add(self, outcome: Literal["ok", "cached", "failed", "refused"], num: int = 1) -> None:
-        """Count `num` items."""
+    def add(self, outcome: Literal["ok", "cached", "failed", "refused"], num: int = 1, reason: str = "") -> None:
+        """Count `num` items; those without a result under a reason."""
         setattr(self, outcome, getattr(self, outcome) + num)
+        if outcome in ("failed", "refused"):
+            self.reasons[reason or "unknown"] += num
 
     @property
     def finished(self) -> int:
@@ -50,6 +57,7 @@ class Tally:
             cached=self.cached,
             failed=self.failed,
             refused=self.refused,
+            reasons=dict(self.reasons),
         )
 
 
@@ -62,30 +70,65 @@ async def work_off(
     tally: Tally,
     *,
     limit: int,
+    place: Place,
     on_progress: OnProgress,
 ) -> StageCount:
     """Run `work` over `owed`, at most `limit` at a time; each call returns the durable records of one item.
 
-    Raises StageError when so many items in a row fail that nobody seems to answer any more.
+    A RequestError that `work` lets through is of the account: no further item is drawn, those in flight are finished, and
+    AccountError says what to do at `place`. Raises StageError when so many items in a row fail, or are refused before any
+    was answered, that it is not the items.
     """
     on_progress(tally)
-    failures_in_a_row = 0
-    async for records in map_bounded(work, owed, limit=limit):
+    faults: list[RequestError] = []
+    in_a_row = 0
+    async for records in map_bounded(_guard(work, faults), _draw(owed, faults), limit=limit):
         for record in records:
-            tally.add(_outcome(record))
-        failed = records[-1].error is not None and not records[-1].refused
-        failures_in_a_row = failures_in_a_row + 1 if failed else 0
-        tally.last_error = records[-1].error or tally.last_error
+            tally.add(_outcome(record), reason=record.reason)
+            tally.last_error = record.error or tally.last_error
+        in_a_row = in_a_row + 1 if _are_suspect(records, tally) else 0
         on_progress(tally)
-        if failures_in_a_row >= MAX_FAILURES_IN_A_ROW * limit:
+        if in_a_row >= MAX_FAILURES_IN_A_ROW * limit:
             raise StageError(
-                f"{tally.stage}: {failures_in_a_row} requests in a row failed, the last with: {tally.last_error}; "
-                "see that the server runs, then repeat the command: what was answered is kept"
+                f"{tally.stage}: {in_a_row} requests in a row failed, the last with: {tally.last_error}; "
+                f"see that the server runs and takes such requests, then repeat the command: {_KEPT}"
             )
+    if faults:
+        raise AccountError(f"{tally.stage}: {faults[0]}; {find_remedy(faults[0].reason, place)}; {_KEPT}")
     return tally.close()
+
+
+def _guard(
+    work: Callable[[T], Awaitable[Sequence[R]]], faults: list[RequestError]
+) -> Callable[[T], Awaitable[Sequence[R]]]:
+    """`work` that puts a fault of the account in `faults`, so that its siblings can end."""
+
+    async def guarded(item: T) -> Sequence[R]:
+        try:
+            return await work(item)
+        except RequestError as fault:
+            faults.append(fault)
+            return ()
+
+    return guarded
+
+
+def _draw(owed: Iterable[T], faults: list[RequestError]) -> Iterator[T]:
+    """What is owed, until there is a fault of the account."""
+    for item in owed:
+        if faults:
+            return
+        yield item
 
 
 def _outcome(record: Response | Judgment) -> Literal["ok", "failed", "refused"]:
     if record.error is None:
         return "ok"
     return "refused" if record.refused else "failed"
+
+
+def _are_suspect(records: Sequence[Response | Judgment], tally: Tally) -> bool:
+    """Whether it may be the server: a refusal is the item's own as soon as another item was answered."""
+    if not records or records[-1].error is None:
+        return False
+    return not records[-1].refused or not tally.ok + tally.cached

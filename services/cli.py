@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from dataclasses import dataclass
 from importlib import metadata
@@ -247,6 +248,21 @@ def evaluate(*checkpoints: str, target: Target = _DEFAULT) -> None:
     commands.execute(target.run, target.recipe, target.set, lambda session: commands.evaluate(session, checkpoints))
 
 
+@app.command(group=_TOOLS)
+def probe(*checkpoints: str, target: Target = _DEFAULT) -> None:
+    """Ask about drawings of unusual things, such as a green stop sign: whether a model says what it sees or what it expects.
+
+    Parameters
+    ----------
+    checkpoints
+        Names of registered checkpoints (default: the base and the recipe's policy, if it is trained).
+
+    """
+    from services import commands
+
+    commands.execute(target.run, target.recipe, target.set, lambda session: commands.probe(session, checkpoints))
+
+
 @app.command(group=_STEPS, sort_key=9)
 def report(target: Target = _DEFAULT) -> None:
     """Write the report page and print the table."""
@@ -400,6 +416,12 @@ def main() -> None:
     except KeyboardInterrupt:
         _say("stopped; the same command goes on where it was")
         sys.exit(130)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        where = f" at {error.filename}" if error.filename else ""
+        _say(f"the disk is full{where}; make room, and the same command goes on where it was")
+        sys.exit(1)
     except Exception as error:
         from pipeline.errors import VcotError
 

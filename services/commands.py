@@ -11,6 +11,7 @@ from typing import NoReturn
 
 from rich.table import Table
 
+from eval.prior import render_prior
 from pipeline.errors import CheckpointError, InputError
 from pipeline.recipe import load_recipe
 from pipeline.run import RECIPE, Run, exclusive, open_run
@@ -18,6 +19,8 @@ from services import admin, serving, trainer, worker
 from services import sweep as search
 from services.admin import fetch_state, register, retire, swap_to
 from services.checkpoints import Checkpoint, CheckpointInfo, Registry
+from services.judging import count_owed, read_cost, test_judge
+from services.prior import probe_priors
 from services.reporting import Evaluation, evaluate_scores, write_run_report
 from services.rounds import Round, list_rounds, make_judge
 from services.stages import (
@@ -312,6 +315,13 @@ async def evaluate(session: Session, names: Sequence[str]) -> None:
     _show(session, evaluate_scores(session, scores, chosen, choice.trend if choice else ()))
 
 
+async def probe(session: Session, names: Sequence[str]) -> None:
+    """`vcot probe`."""
+    chosen = _find_all(session, names) or (await _choose(session, list_rounds(session))).checkpoints
+    for part in render_prior(await probe_priors(session, chosen)):
+        session.terminal.show(part)
+
+
 async def _choose(session: Session, rounds: Sequence[Round]) -> Choice:
     """Of several rounds, the one whose policy does best on the validation split, which is asked of all."""
     if session.run.recipe.rounds.num > 1:
@@ -343,8 +353,9 @@ def _report(session: Session, rounds: Sequence[Round], choice: Choice) -> None:
 
 async def run_all(session: Session) -> None:
     """`vcot run`: the whole loop, as many rounds of it as the recipe says."""
-    async with make_judge(session):  # what is not set or not installed is said before hours of sampling
-        pass
+    async with make_judge(session) as judge:  # what is not set, or answers nobody, is said before hours of sampling
+        if judge.is_model and (num_owed := count_owed(session)):
+            await test_judge(session, judge, num_owed)
     if session.run.recipe.train.worker == "local":
         check_installed(session.run.recipe.train)
     rounds: list[Round] = []
@@ -355,6 +366,8 @@ async def run_all(session: Session) -> None:
     choice = await _choose(session, rounds)
     await eval_stage(session, choice.checkpoints, session.run.recipe.eval.split)
     _report(session, rounds, choice)
+    if (cost := read_cost(session, make_judge(session))) is not None:
+        session.terminal.say(f"judging took {cost.summary}")
     session.terminal.summary()
 
 

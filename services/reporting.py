@@ -8,14 +8,18 @@ from pathlib import Path
 from rich.console import RenderableType
 
 from eval.image_reliance import Reliance, build_reliance, render_reliance
+from eval.published import PaperRow, compare_published, load_published, render_published
 from eval.table import build_chance, build_differences, build_results, render_results
 from pipeline.records import Difference, EvalResult, Record, Response, StageCount
 from pipeline.sample import SampleRequest
+from pipeline.stage import Tally
 from services.checkpoints import Checkpoint
+from services.judging import read_cost
 from services.parity import ParityReport
+from services.prior import load_prior
 from services.report import write_report
 from services.report.data import Example, ReportData, TrendRow
-from services.rounds import Round
+from services.rounds import Round, make_judge
 from services.stages import Scores, Session, eval_requests
 from services.sweep import load_sweep
 from services.trainer import read_progress
@@ -32,6 +36,8 @@ class Evaluation(Record):
     differences: tuple[Difference, ...]
     """Each later checkpoint minus the first."""
     chance: dict[str, float]
+    published: tuple[PaperRow, ...] = ()
+    """The untaught model beside the paper's Table 1, where model and benchmark are the paper's."""
     reliance: tuple[Reliance, ...] = ()
     """Where other images were shown, too."""
     trend: tuple[TrendRow, ...] = ()
@@ -41,6 +47,7 @@ class Evaluation(Record):
     def renderables(self) -> list[RenderableType]:
         """The tables and sentences for a terminal."""
         parts = render_results(self.results, self.differences, self.chance)
+        parts += render_published(self.published) if self.published else []
         parts += [render_reliance(self.reliance)] if self.reliance else []
         parts += [render_trend(self.trend)] if self.trend else []
         return parts
@@ -52,10 +59,12 @@ def evaluate_scores(
     """Table 1, the paired differences and the rest, kept as `report/results.json`."""
     section = session.run.recipe.eval
     refs, true = [checkpoint.ref for checkpoint in checkpoints], scores["true"]
+    results = build_results(true, refs, seed=section.seed, num_samples=section.num_samples)
     evaluation = Evaluation(
-        results=tuple(build_results(true, refs, seed=section.seed, num_samples=section.num_samples)),
+        results=tuple(results),
         differences=tuple(build_differences(true, refs[0], refs[1:])),
         chance=build_chance(true),
+        published=tuple(compare_published(results, session.run.recipe, load_published())),
         reliance=tuple(build_reliance(scores, refs)),
         trend=tuple(trend),
     )
@@ -74,13 +83,16 @@ def write_run_report(session: Session, rounds: Sequence[Round], shown: Round, ev
         checkpoints=tuple(dict.fromkeys(row.checkpoint for row in evaluation.results)),
         counts=tuple(count_stages(session, rounds, evaluation)),
         judge=judgments[0].judge,
+        judge_cost=read_cost(session, make_judge(session)),
         judge_scores=tuple(judgment.score for judgment in judgments if judgment.score is not None),
         gaps=tuple(pair.chosen_score - pair.rejected_score for pair in shown.pairs.pair_set.pairs),
         num_left_out=shown.pairs.pair_set.num_left_out,
         results=evaluation.results,
         differences=evaluation.differences,
         chance=evaluation.chance,
+        published=evaluation.published,
         reliance=evaluation.reliance,
+        prior=load_prior(session),
         trend=evaluation.trend,
         training=read_status(directory) if directory.is_dir() else None,
         parity=tuple(read_parity(session, evaluation)),
@@ -104,10 +116,7 @@ def count_stages(session: Session, rounds: Sequence[Round], evaluation: Evaluati
     for current in rounds:
         label = f" {current.number}" if len(rounds) > 1 else ""
         responses = _count_responses(session, f"sample{label}", current.requests())
-        num_judged = len(current.pairs.judgments)
-        judged = StageCount(
-            stage=f"judge{label}", requested=responses.ok, ok=num_judged, failed=responses.ok - num_judged
-        )
+        judged = current.standing().count().model_copy(update={"stage": f"judge{label}"})
         counts += [responses, judged, current.pairs.pair_set.count.model_copy(update={"stage": f"pair{label}"})]
     section = session.run.recipe.eval
     asked = [(row.checkpoint, section.split, "") for row in evaluation.results]
@@ -121,10 +130,13 @@ def count_stages(session: Session, rounds: Sequence[Round], evaluation: Evaluati
 def _count_responses(session: Session, stage: str, requests: Sequence[SampleRequest]) -> StageCount:
     keys = [key for request in requests for key in request.response_keys()]
     done = session.run.ledger.done(Response, keys)
-    ok = sum(key in done for key in keys)
-    others = session.run.ledger.get(Response, (key for key in keys if key not in done))
-    refused = sum(response.refused for response in others.values())
-    return StageCount(stage=stage, requested=len(keys), ok=ok, refused=refused, failed=len(keys) - ok - refused)
+    tally, others = Tally(stage, len(keys), ok=len(done)), session.run.ledger.get(Response, set(keys) - done)
+    for key in keys:
+        if key not in done:
+            found = others.get(key)
+            is_refused = found is not None and found.refused
+            tally.add("refused" if is_refused else "failed", reason=found.reason if found else "not_asked")
+    return tally.close()
 
 
 def choose_examples(current: Round) -> Iterator[Example]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.errors import DataError, InputError
-from pipeline.judges import Judge, judgment_key
+from pipeline.judges import Judge, Standing, find_standing, find_unjudged_fault
 from pipeline.judges.pointwise import PointwiseJudge
 from pipeline.judges.verifier import Verifier
 from pipeline.pairs import PairSet, build_pairs, limit_pairs, split_pairs
@@ -77,18 +77,44 @@ class Round:
             )
         return responses
 
+    def standing(self) -> Standing:
+        """How far the judging of the responses that are there has come. Raises InputError where there is none."""
+        return self._find_standing(self.responses())
+
+    def _find_standing(self, responses: list[Response]) -> Standing:
+        run = self.session.run
+        tasks = {task.id: task for task in self.tasks}
+        return find_standing(make_judge(self.session), tasks, responses, run.ledger, run.recipe.judge)
+
+    @property
+    def num_unjudged(self) -> int:
+        """Judgments that are owed, those of responses that are still to be sampled included."""
+        keys = [key for request in self.requests() for key in request.response_keys()]
+        found = self.session.run.ledger.get(Response, keys)
+        settled = [response for response in found.values() if response.error is None or response.refused]
+        return len(keys) - len(settled) + self._find_standing(settled).num_asks
+
     @cached_property
     def pairs(self) -> Pairs:
-        """Best and worst response of each task. Raises InputError where nothing is sampled or judged."""
+        """Best and worst response of each task. Raises InputError where a response is not sampled or judged.
+
+        What a judge gave no verdict on for good is left out, as far as the recipe tolerates that.
+        """
         run, section = self.session.run, self.session.run.recipe.pairs
-        responses = self.responses()
-        judge = make_judge(self.session)
-        tasks = {task.id: task for task in self.tasks}
-        keys = {judgment_key(judge, tasks[r.task], r): r.key for r in responses}
-        judgments = {keys[key]: j for key, j in run.ledger.get(Judgment, keys).items() if j.error is None}
-        if not judgments:
-            raise InputError(f"run {run.directory} holds no judgment by {judge.name}; run `vcot judge` first")
-        pair_set = limit_pairs(build_pairs(self.tasks, responses, judgments), section.num, section.seed)
+        standing = self.standing()
+        if not standing.judged:
+            name = make_judge(self.session).name
+            raise InputError(f"run {run.directory} holds no judgment by {name}; run `vcot judge` first")
+        if standing.owed:
+            raise InputError(
+                f"{len(standing.owed)} of {len(standing.responses)} responses are not judged yet; `vcot judge` goes on"
+            )
+        if (fault := find_unjudged_fault(standing.count(), run.recipe.judge)) is not None:
+            raise InputError(fault)
+        found = run.ledger.get(Judgment, standing.judged)
+        judgments = {r.key: found[key] for key, r in standing.responses.items() if key in found}
+        made = build_pairs(self.tasks, list(standing.responses.values()), judgments, choose_cut=section.choose_cut)
+        pair_set = limit_pairs(made, section.num, section.seed)
         train, validation = split_pairs(pair_set.pairs, section.validation_fraction, section.seed)
         digest = pairs_digest(train, validation)
         return Pairs(pair_set, train, validation, digest, run.path("pairs", digest[:12]), tuple(judgments.values()))

@@ -19,9 +19,9 @@ from eval.image_reliance import choose_images
 from eval.scorer import score_response
 from pipeline.client import ChatClient
 from pipeline.errors import CheckpointError, DataError, InputError, StageError, SwapError
-from pipeline.judges import judge_responses
+from pipeline.judges import find_unjudged_fault, judge_responses
 from pipeline.publish import publish_pairs, render_card
-from pipeline.recipe import render_recipe
+from pipeline.recipe import EvalSection, render_recipe
 from pipeline.records import (
     CheckpointRef,
     PreferencePair,
@@ -31,12 +31,14 @@ from pipeline.records import (
     Split,
     StageCount,
     Task,
+    Usage,
 )
 from pipeline.run import Run
 from pipeline.sample import SampleRequest, owed_requests, plan_requests, sample, show_image
 from pipeline.sources import load_tasks
 from services.admin import fetch_state, register, retire, swap_to, try_out
 from services.checkpoints import Checkpoint, Registry
+from services.judging import read_meter, say_estimate, test_judge
 from services.parity import ParityReport, ask_served, check_defaults, verify
 from services.resting import resting, wanted_rest
 from services.rounds import Round, make_judge
@@ -57,6 +59,8 @@ class Session:
     run: Run
     terminal: Terminal
     counts: list[StageCount] = field(default_factory=list)
+    test_usage: Usage | None = None
+    """What a test judgment took, where one was made."""
     _stack: AsyncExitStack = field(default_factory=AsyncExitStack)
     _gateway: GatewayHandle | None = None
     _questions: dict[Split, list[Task]] = field(default_factory=dict)
@@ -68,7 +72,7 @@ class Session:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self._stack.aclose()
-        self.run.ledger.close()
+        await self.run.ledger.finish()
 
     async def gateway(self) -> GatewayHandle:
         """The run's gateway, started at first use and stopped with the session."""
@@ -178,7 +182,8 @@ class Session:
         self.terminal.account(count)
         if count.failed:
             raise StageError(
-                f"{count.failed} of {count.requested} failed in {count.stage}; the same command tries them again"
+                f"{count.failed} of {count.requested} failed in {count.stage} ({count.by_reason}); the same command tries "
+                "them again"
             )
 
 
@@ -210,21 +215,32 @@ async def _ask(
 
 
 async def judge_stage(current: Round) -> None:
-    """Score every response."""
-    session, responses = current.session, current.responses()
-    judge = make_judge(session)
-    session.terminal.heading("judge", f"{len(responses)} responses, by {judge.name}")
+    """Score every response. Raises StageError where the judge gave no verdict on more than the recipe tolerates."""
+    session, section = current.session, current.session.run.recipe.judge
+    judge, standing = make_judge(session), current.standing()
+    session.terminal.heading("judge", f"{len(standing.responses)} responses, by {judge.name}")
     async with judge:
-        with session.terminal.tracking("judgments") as on_progress:
+        meter = read_meter(session, judge)
+        if standing.owed and judge.is_model and not meter.num_judgments and session.test_usage is None:
+            await test_judge(session, judge, standing.num_asks)
+            meter = read_meter(session, judge)
+        elif standing.owed and judge.is_model:
+            say_estimate(session, meter, standing.num_asks)
+        with session.terminal.tracking("judgments", lambda: meter.summary) as on_progress:
             count = await judge_responses(
                 judge,
                 {task.id: task for task in current.tasks},
-                responses,
+                standing,
                 session.run.ledger,
-                max_concurrency=session.run.recipe.judge.max_concurrency,
+                meter,
+                max_concurrency=section.max_concurrency,
                 on_progress=on_progress,
             )
+    if meter.num_judgments:
+        session.terminal.say(f"paid for {meter.cost.summary}")
     session.account(count)
+    if (fault := find_unjudged_fault(count, section)) is not None:
+        raise StageError(fault)
 
 
 def pair_stage(current: Round) -> None:
@@ -232,18 +248,19 @@ def pair_stage(current: Round) -> None:
     session, recipe, pairs = current.session, current.session.run.recipe, current.pairs
     session.terminal.heading("pair", f"{recipe.pairs.policy}, ties dropped")
     publish_splits(current, pairs.train, pairs.validation, pairs.directory)
-    count, num_left_out = pairs.pair_set.count, pairs.pair_set.num_left_out
+    count = pairs.pair_set.count
     session.counts.append(count)
     session.terminal.say(
-        f"{len(pairs.train)} training + {len(pairs.validation)} validation pairs in {pairs.directory}; "
-        f"{pairs.pair_set.num_ties} tasks dropped as ties"
-        + (f", {count.failed} had too few judged responses" if count.failed else "")
-        + (f", {num_left_out} pairs left out (pairs.num = {recipe.pairs.num})" if num_left_out else "")
+        f"{len(pairs.train)} training + {len(pairs.validation)} validation pairs in {pairs.directory}"
+        + (f"; left out: {count.by_reason}" if count.reasons else "")
     )
-    if recipe.pairs.num is not None and count.ok < recipe.pairs.num:
+    if count.ok < (recipe.pairs.num or count.requested / 2):
+        judged = current.standing().count()
+        wanted = "" if recipe.pairs.num is None else f", and pairs.num asks for {recipe.pairs.num}"
         session.terminal.warn(
-            f"{count.ok} pairs came out, {recipe.pairs.num - count.ok} fewer than pairs.num = {recipe.pairs.num} asks for; "
-            "more tasks give more pairs (tasks.num_tasks), and so do responses that differ more (sample.temperature)"
+            f"only {count.ok} of {count.requested} tasks gave a pair ({count.by_reason}){wanted}"
+            + (f"; {judged.refused} responses were not judged ({judged.by_reason})" if judged.refused else "")
+            + "; sample more tasks, hotter (sample.temperature), or with a judge that tells responses apart"
         )
 
 
@@ -255,9 +272,10 @@ def publish_splits(
     card = render_card(
         train,
         validation,
-        num_made=len(current.pairs.pair_set.pairs) + current.pairs.pair_set.num_left_out,
         source=recipe.tasks.source,
         model=current.start.ref.name if current.number > 1 else recipe.model.source,
+        judged=current.standing().count(),
+        paired=current.pairs.pair_set.count,
         recipe_toml=render_recipe(recipe),
     )
     publish_pairs(train, validation, current.session.run.images, directory, card=card)
@@ -267,13 +285,8 @@ def eval_requests(
     session: Session, checkpoint: CheckpointRef, split: Split, images: Sequence[ShownImage]
 ) -> list[SampleRequest]:
     """Every prompt at every temperature about every kind of image, for one checkpoint."""
-    section, tasks = session.run.recipe.eval, session.questions(split)
-    requests = [
-        request
-        for prompt in section.prompts
-        for temperature in section.temperatures
-        for request in plan_requests(tasks, prompt, checkpoint, section.params(temperature))
-    ]
+    tasks = session.questions(split)
+    requests = plan_settings(session.run.recipe.eval, tasks, checkpoint)
     asked: list[SampleRequest] = []
     for name in images:
         if name == "true":
@@ -282,6 +295,16 @@ def eval_requests(
         shown = choose_images(tasks, name, session.run.images)
         asked += [show_image(request, shown[request.task.id]) for request in requests if request.task.id in shown]
     return asked
+
+
+def plan_settings(section: EvalSection, tasks: Sequence[Task], checkpoint: CheckpointRef) -> list[SampleRequest]:
+    """Every prompt of the section at every temperature, about the tasks' own images."""
+    return [
+        request
+        for prompt in section.prompts
+        for temperature in section.temperatures
+        for request in plan_requests(tasks, prompt, checkpoint, section.params(temperature))
+    ]
 
 
 async def parity_stage(session: Session, checkpoints: Sequence[Checkpoint]) -> list[ParityReport]:
@@ -361,6 +384,16 @@ async def eval_stage(session: Session, checkpoints: Sequence[Checkpoint], split:
         )
         requests = eval_requests(session, checkpoint.ref, split, section.images)
         await _ask(session, f"eval {checkpoint.ref.name}", checkpoint, requests, section.max_concurrency)
+
+
+async def probe_stage(session: Session, checkpoints: Sequence[Checkpoint], tasks: Sequence[Task]) -> None:
+    """Ask `tasks` of each checkpoint as the benchmark's questions are asked, after checking how it is served."""
+    await parity_stage(session, checkpoints)
+    section = session.run.recipe.eval
+    for checkpoint in checkpoints:
+        session.terminal.heading("probe", f"{checkpoint.ref.name}: {len(tasks)} {tasks[0].source} drawings")
+        requests = plan_settings(section, tasks, checkpoint.ref)
+        await _ask(session, f"probe {checkpoint.ref.name}", checkpoint, requests, section.max_concurrency)
 
 
 Scores = dict[ShownImage, list[Score]]

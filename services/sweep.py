@@ -176,9 +176,8 @@ async def sweep(current: Round) -> Sweep:
         session.terminal.say(search.describe_work(rate))
         async with session.at_rest():
             with session.terminal.steps("pairs") as on_steps:
-                await trainer.train_all(
-                    owed, session.run.path("training", "sweep.log"), lambda: search.advance(on_steps)
-                )
+                log = session.run.path("training", "sweep.log")
+                await trainer.train_all(owed, log, lambda: search.advance(on_steps))
     search.publish()
     record = search.record
     faults = {point.job: point.fault for point in record.points if point.fault}
@@ -189,6 +188,7 @@ async def sweep(current: Round) -> Sweep:
             ok=len(owed) - len(faults),
             cached=len(search.jobs) - len(owed),
             refused=len(faults),
+            reasons={"training_failed": len(faults)} if faults else {},
         )
     )
     if record.chosen is None:

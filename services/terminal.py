@@ -72,13 +72,16 @@ class Terminal:
         parts += [
             f"{number} {name}" for name, number in (("failed", count.failed), ("refused", count.refused)) if number
         ]
-        self.say(" = ".join((parts[0], " + ".join(parts[1:]))))
+        reasons = f" ({count.by_reason})" if count.reasons else ""
+        self.say(" = ".join((parts[0], " + ".join(parts[1:]))) + reasons)
 
     @contextmanager
-    def tracking(self, unit: str) -> Iterator[OnProgress]:
-        """Progress of a stage, by its tally."""
+    def tracking(self, unit: str, note: Callable[[], str] = str) -> Iterator[OnProgress]:
+        """Progress of a stage, by its tally, and a note of the stage's own."""
         with self.steps(unit) as advance:
-            yield lambda tally: advance(tally.finished, tally.total, _troubles(tally))
+            yield lambda tally: advance(
+                tally.finished, tally.total, "; ".join(filter(None, (note(), _troubles(tally))))
+            )
 
     @contextmanager
     def steps(self, unit: str) -> Iterator[Callable[[int, int, str], None]]:

@@ -8,6 +8,7 @@ without facts (real photos) are scored by the answer alone.
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from pipeline.judges import Judge
 from pipeline.parsers import parse_choice
@@ -22,13 +23,16 @@ class Verifier(Judge):
     name = "verifier/1"
     fingerprint = content_key(weights=[0.5, 0.5])
 
-    async def score(self, task: Task, response: Response, key: str) -> Judgment:
+    async def score(self, task: Task, response: Response, key: str, *, num_asked: int = 0) -> Judgment:
         """Never fails for a task with a gold answer; refuses one without."""
+        outcome: dict[str, Any]
         if task.answer is None:
             error = f"task {task.id} has no gold answer for the verifier; use judge.kind = pointwise"
-            return Judgment(key=key, response=response.key, task=task.id, judge=self.name, error=error, refused=True)
-        score, rationale = verify(task, response)
-        return Judgment(key=key, response=response.key, task=task.id, judge=self.name, score=score, rationale=rationale)
+            outcome = {"error": error, "reason": "no_gold", "refused": True}
+        else:
+            score, rationale = verify(task, response)
+            outcome = {"score": score, "rationale": rationale}
+        return Judgment(key=key, response=response.key, task=task.id, judge=self.name, **outcome)
 
 
 def verify(task: Task, response: Response) -> tuple[float, str]:

@@ -35,14 +35,21 @@ def render_prompt(name: PromptName, task: Task) -> str:
 
     A literal `<image>` in a question is removed: a processor would count it as a second image.
     """
-    question = " ".join(_IMAGE_PLACEHOLDER.sub("", task.question).split())
-    options = _IMAGE_PLACEHOLDER.sub("", render_options(task.choices))
+    question = " ".join(_remove_placeholders(task.question).split())
+    options = _remove_placeholders(render_options(task.choices))
     fields = {
         "<question>": question,
         "<options>": options,
         "{user instruction}": f"{question}\nOptions: {options}",
     }
     return _FIELD.sub(lambda match: fields[match.group()], load_prompt(name))
+
+
+def _remove_placeholders(text: str) -> str:
+    """The text without `<image>`, also where removing one makes another of what stood around it."""
+    while (shorter := _IMAGE_PLACEHOLDER.sub("", text)) != text:
+        text = shorter
+    return text
 
 
 def split_thought(name: PromptName, text: str) -> tuple[str | None, str | None]:

@@ -1,4 +1,4 @@
-"""Sources of tasks: the nano world, A-OKVQA and ScienceQA, each as a list of `Task` records.
+"""Sources of tasks: the nano world, A-OKVQA, ScienceQA and the unusual things, each as a list of `Task` records.
 
 Tasks are loaded once per run and kept in `<run>/tasks/<key>.jsonl`. The key says which data it is (the hash of a source's
 question lists, or its name and revision on the hub), which split and which draw; where the files lie is not part of it.
@@ -20,6 +20,7 @@ from pipeline.records import Task, content_key
 from pipeline.sources import aokvqa, scienceqa
 from pipeline.sources.drafts import draw, explain
 from pipeline.sources.nano import generate_nano
+from pipeline.sources.unusual import UNUSUAL_VERSION, generate_unusual
 
 _log = logging.getLogger(__name__)
 
@@ -65,6 +66,12 @@ def _load(section: TasksSection, store: ImageStore) -> list[Task]:
         if section.num_tasks is None or section.path is not None:
             raise DataError("nano tasks are drawn, not read: set num_tasks, and no path")
         return list(generate_nano(section.split, section.num_tasks, section.seed, store))
+    if section.source == "unusual":
+        if section.split != "test" or section.num_tasks is not None or section.path is not None:
+            raise DataError(
+                "the unusual things are a small test, asked whole: set split to test, no num_tasks and no path"
+            )
+        return list(generate_unusual(store))
     listing = scienceqa if section.source == "scienceqa" else aokvqa
     drafts = listing.list_questions(_path(section), section.revision, section.split)
     return [draft.build(store) for draft in draw(drafts, section.num_tasks, section.seed)]
@@ -85,6 +92,8 @@ def _key(section: TasksSection) -> str:
     match section.source:
         case "nano":
             data = "nano"
+        case "unusual":
+            data = UNUSUAL_VERSION
         case "scienceqa":
             data = scienceqa.data_key(_path(section), section.revision)
         case "aokvqa":

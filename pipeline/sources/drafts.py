@@ -73,10 +73,12 @@ def draw(drafts: Sequence[Draft], num_tasks: int | None, seed: int) -> list[Draf
     """`num_tasks` of `drafts`, or all, in an order that depends on `seed` and the ids alone.
 
     So the same questions are drawn however a file is sorted, and the first 100 of 200 are the 100. Raises DataError for
-    an id that occurs twice.
+    an id that occurs twice, or that is no text.
     """
     seen: set[str] = set()
     for draft in drafts:
+        if not draft.id.isprintable() and any("\ud800" <= character <= "\udfff" for character in draft.id):
+            raise DataError(f"{draft.where}: id {draft.id!r} holds half a character; correct the row or leave it out")
         if draft.id in seen:
             raise DataError(f"{draft.where}: id {draft.id} occurs twice; keep one of the two questions")
         seen.add(draft.id)

@@ -1,7 +1,10 @@
 """Who may ask: bearer keys, compared in constant time and never logged. ASGI middleware.
 
 Inference takes any key of VCOT_API_KEYS (comma-separated); /admin takes VCOT_ADMIN_KEY, and no other. Where the variable
-names no key, its routes answer this machine only. Keys are read at each request, so that none is kept in an object.
+names no key, its routes answer this machine only, and there no web page that a browser of this machine shows: a page can
+send to any address that is local to its reader, so the request must name this machine as its host (a page's own name may
+be made to mean 127.0.0.1), come from no other origin, and be declared as JSON, which a page may not send without being
+asked for. Keys are read at each request, so that none is kept in an object.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ import ipaddress
 import os
 from dataclasses import dataclass
 from functools import lru_cache
+from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -68,9 +72,32 @@ class Guarded:
             if not is_local(scope.get("client")):
                 message = f"without a key this is for the gateway's own host; set {self._keys.variable} there"
                 raise Refusal(403, "local_only", message)
+            _check_no_page(scope, self._keys.variable)
         elif not is_bearer(header_value(scope, "authorization"), accepted):
             message = f"send a key of the gateway's {self._keys.variable} as `Authorization: Bearer KEY`"
             raise Refusal(401, "invalid_api_key", message, headers={"www-authenticate": "Bearer"})
+
+
+def _check_no_page(scope: Scope, variable: str) -> None:
+    """Raise Refusal for a request to an unguarded route that a web page may have made."""
+    for name, prefix in (("host", "//"), ("origin", "")):
+        value = header_value(scope, name)
+        if value is not None and not _names_this_machine(prefix + value):
+            message = f"{name} {value[:100]!r} is not this machine; ask 127.0.0.1, or set {variable}"
+            raise Refusal(403, "local_only", message)
+    declared = (header_value(scope, "content-type") or "").partition(";")[0].strip().lower()
+    if scope["method"] == "POST" and declared != "application/json":
+        message = f"content-type is {declared[:100]!r}; send JSON as application/json, or set {variable}"
+        raise Refusal(415, "unsupported_media_type", message)
+
+
+def _names_this_machine(url: str) -> bool:
+    """Whether a URL's host is this machine's own name or address, whatever a name server says."""
+    try:
+        host = urlsplit(url).hostname
+    except ValueError:  # brackets that hold no address
+        return False
+    return host == "localhost" or (host is not None and _is_loopback(host))
 
 
 def is_bearer(authorization: str | None, accepted: list[str]) -> bool:

@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from eval.image_reliance import Reliance
+from eval.prior import PriorReport
+from eval.published import PaperRow
+from pipeline.judges.cost import Cost
 from pipeline.recipe import Recipe
 from pipeline.records import CheckpointRef, Difference, EvalResult, PreferencePair, Record, StageCount, Task
 from services.parity import ParityReport
@@ -76,13 +79,19 @@ class ReportData:
     differences: tuple[Difference, ...]
     chance: Mapping[str, float]
     """By column of Table 1."""
+    published: tuple[PaperRow, ...] = ()
+    """The untaught model beside the paper's figures, where they are of the same model and benchmark."""
     reliance: tuple[Reliance, ...] = ()
     """Where other images than the questions' own were shown, too."""
+    prior: PriorReport | None = None
+    """Where the drawings of unusual things were asked about."""
     trend: tuple[TrendRow, ...] = ()
     """Of several rounds."""
     training: TrainStatus | None = None
     parity: tuple[ParityReport, ...] = ()
     """Of the checkpoints that were compared as served."""
+    judge_cost: Cost | None = None
+    """What the judgments took; None for a program."""
     progress: tuple[TrainProgress, ...] = ()
     sweep: Sweep | None = None
     examples: tuple[Example, ...] = field(default=())

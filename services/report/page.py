@@ -17,6 +17,8 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from eval.prior import describe_prior
+from eval.published import describe_published
 from eval.table import COLUMNS, LEVEL, describe_differences, format_p
 from pipeline.images import media_type
 from pipeline.judges.verifier import normalise_statement
@@ -71,6 +73,8 @@ def write_report(data: ReportData, out: Path) -> Path:
         columns=COLUMNS,
         level=LEVEL,
         sentences=describe_differences(data.differences),
+        published_sentence=describe_published(data.published),
+        prior_sentence=describe_prior(data.prior) if data.prior else "",
         results_figures=_draw_results(data),
         training_figures=_draw_training(data),
         judge_figures=_draw_judgments(data),

@@ -72,7 +72,7 @@ async def test_policy_passes_merged_and_as_an_adapter_and_another_is_never_regis
     base = (session.base.ref, session.base.ref.name)
     async with session:
         checkpoints = [session.registry.inspect(path) for path in (merged, tmp_path / "adapter")]
-        for interruption in (RequestError("no answer", retryable=False), asyncio.CancelledError()):
+        for interruption in (RequestError("no answer", scope="item", reason="empty"), asyncio.CancelledError()):
             with monkeypatch.context() as patch:
                 patch.setattr(stages, "check_defaults", AsyncMock(side_effect=interruption))
                 with pytest.raises(type(interruption)):

@@ -71,21 +71,21 @@ async def fail_n_times(n, error, slept):
 
 async def test_a_retryable_error_is_retried_until_it_goes():
     slept = []
-    assert await fail_n_times(3, RequestError("busy", retryable=True), slept) == 4
+    assert await fail_n_times(3, RequestError("busy", scope="attempt", reason="overloaded"), slept) == 4
     assert len(slept) == 3
 
 
 async def test_retries_end():
     slept = []
     with pytest.raises(RequestError):
-        await fail_n_times(99, RequestError("busy", retryable=True), slept)
+        await fail_n_times(99, RequestError("busy", scope="attempt", reason="overloaded"), slept)
     assert len(slept) == MAX_ATTEMPTS - 1
 
 
 async def test_a_final_error_is_not_retried():
     slept = []
     with pytest.raises(RequestError):
-        await fail_n_times(1, RequestError("bad request"), slept)
+        await fail_n_times(1, RequestError("bad request", scope="item", reason="bad_request"), slept)
     assert slept == []
 
 

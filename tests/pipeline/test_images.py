@@ -132,3 +132,30 @@ def test_a_transparent_colour_in_rgb_becomes_white(store):
     image.putpixel((1, 0), (9, 9, 9))
     stored = decode(store, store.put_bytes(encode(image, transparency=(1, 2, 3)), where="here"))
     assert [stored.getpixel((x, 0)) for x in (0, 1)] == [(255, 255, 255), (9, 9, 9)]
+
+
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_measurements_are_refused_not_clipped(store, mode):
+    image = Image.new(mode, (2, 1), 300)
+    with pytest.raises(DataError, match=f"image of task 7 .* mode {mode}, which are no colours: convert it to 8 bits"):
+        store.put_bytes(encode(image, "TIFF"), where="of task 7")
+
+
+def test_a_portable_grey_map_of_sixteen_bits_keeps_its_shades(store):
+    data = b"P5 2 1 65535\n" + (20_000).to_bytes(2, "big") + (65_535).to_bytes(2, "big")
+    stored = decode(store, store.put_bytes(data, where="here"))
+    assert [stored.getpixel((x, 0)) for x in (0, 1)] == [(78, 78, 78), (255, 255, 255)]
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGB", "RGBX", "RGBA", "RGBa", "LA", "PA", "CMYK", "YCbCr", "HSV"])
+def test_a_mode_that_is_converted_keeps_its_mid_tones(mode):
+    greys = Image.new("L", (2, 1), 60)
+    greys.putpixel((1, 0), 190)
+    image = greys.convert("RGBA").convert(mode) if mode == "RGBa" else greys.convert(mode)
+    dark, light = (sum(pixel) / 3 for pixel in normalise(image).get_flattened_data())
+    assert (dark, light) == pytest.approx((60, 190), abs=8)
+
+
+def test_a_mode_without_a_rule_is_refused():
+    with pytest.raises(ValueError, match="mode LAB, which are no colours"):
+        normalise(Image.new("LAB", (2, 1)))

@@ -1,11 +1,13 @@
+import asyncio
 import os
+import resource
 import signal
 import subprocess
 import sys
 
 import pytest
 
-from pipeline.errors import InputError
+from pipeline.errors import InputError, StageError
 from pipeline.ledger import Ledger
 from pipeline.records import Judgment
 
@@ -66,3 +68,43 @@ os.kill(os.getpid(), {signal.SIGKILL})
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=os.environ)
     assert done.returncode == -signal.SIGKILL
     assert len(Ledger(path).done(Judgment, [str(i) for i in range(50)])) == 50
+
+
+async def test_a_cancelled_writer_s_record_is_kept_and_closing_waits_for_it(tmp_path):
+    """Else the ledger is closed while a thread writes, which ends the process, and what was paid for is lost."""
+    ledger = Ledger(tmp_path / "l.sqlite")
+    writers = [asyncio.create_task(ledger.write([judgment(str(i))])) for i in range(40)]
+    await asyncio.sleep(0)
+    for writer in writers:
+        writer.cancel()
+    await asyncio.gather(*writers, return_exceptions=True)
+    await ledger.finish()
+    assert len(Ledger(tmp_path / "l.sqlite").done(Judgment, [str(i) for i in range(40)])) == 40
+
+
+def test_a_full_disk_is_a_sentence_and_loses_nothing(tmp_path):
+    ledger = Ledger(tmp_path / "l.sqlite")
+    ledger.put([judgment("a")])
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, limits[1]))
+    try:
+        with pytest.raises(StageError, match=r"l\.sqlite cannot be used .* the same command goes on"):
+            ledger.put([judgment(str(i)) for i in range(2_000)])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
+    ledger.put([judgment("b")])
+    assert ledger.done(Judgment, ["a", "b", "7"]) == {"a", "b"}
+
+
+def test_a_damaged_page_is_a_sentence(tmp_path):
+    path = tmp_path / "l.sqlite"
+    ledger = Ledger(path)
+    ledger.put([judgment(str(i)) for i in range(2_000)])
+    ledger.close()
+    with path.open("r+b") as file:
+        file.seek(8_192)
+        file.write(b"\xff" * 40_000)
+    with pytest.raises(StageError, match=r"l\.sqlite cannot be used"):
+        Ledger(path).get(Judgment, [str(i) for i in range(2_000)])

@@ -8,10 +8,21 @@ from pipeline.errors import DataError
 from pipeline.images import ImageStore
 from pipeline.pairs import build_pairs, limit_pairs, split_pairs
 from pipeline.publish import pairs_digest, publish_pairs, render_card
-from pipeline.records import CheckpointRef, ImageRef, Judgment, PreferencePair, Response, SamplingParams, Task
+from pipeline.records import (
+    CheckpointRef,
+    ImageRef,
+    Judgment,
+    PreferencePair,
+    Response,
+    SamplingParams,
+    StageCount,
+    Task,
+)
 
 CHECKPOINT = CheckpointRef(name="base", digest="sha256:aa", kind="base")
 SAMPLING = SamplingParams(temperature=0.5, max_tokens=8, n=8, seed=0)
+JUDGED = StageCount(stage="judge", requested=50, ok=47, refused=3, reasons={"refusal": 2, "content_filter": 1})
+PAIRED = StageCount(stage="pair", requested=6, ok=5, refused=1, reasons={"tie": 1})
 
 
 def make_task(name, image=None):
@@ -63,6 +74,27 @@ def test_ties_same_texts_and_unjudged_tasks_are_dropped_and_counted():
     assert (pair_set.count.requested, pair_set.count.refused, pair_set.count.failed) == (5, 2, 2)
 
 
+def test_what_says_the_same_as_the_best_is_never_rejected():
+    task = make_task("t")
+    (pair,) = build_pairs([task], *make_group(task, [1.0, 0.0, 0.5, 0.25], ["x", "x", "y", "z"])).pairs
+    assert (pair.chosen, pair.rejected, pair.rejected_score) == ("x", "z", 0.25)
+
+
+def test_a_response_that_was_cut_off_is_never_chosen_unless_asked_for():
+    task = make_task("t")
+    responses, judgments = make_group(task, [1.0, 0.5, 0.0])
+    cut = [response.model_copy(update={"finish_reason": "length"}) for response in responses]
+    (pair,) = build_pairs([task], [cut[0], *responses[1:]], judgments).pairs
+    assert (pair.chosen_score, pair.rejected_score) == (0.5, 0.0)
+    (pair,) = build_pairs([task], [cut[0], *responses[1:]], judgments, choose_cut=True).pairs
+    assert pair.chosen_score == 1.0
+    (pair,) = build_pairs([task], [*responses[:2], cut[2]], judgments).pairs
+    assert pair.rejected_score == 0.0, "it may be rejected"
+    none = build_pairs([task], cut, judgments)
+    assert (none.pairs, none.count.reasons) == ((), {"all_cut_off": 1})
+    assert build_pairs([task], [*cut[:2], responses[2]], judgments).count.reasons == {"tie": 1}
+
+
 @given(st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0]), min_size=2, max_size=8))
 def test_a_pair_always_spans_the_scores_or_does_not_exist(scores):
     task = make_task("t")
@@ -112,8 +144,9 @@ def test_the_published_data_set_is_what_datasets_reads(tmp_path):
     tasks = [make_task(f"t{i}", store.put_png(Image.new("RGB", (4, 4), (i, 0, 0)))) for i in range(5)]
     pairs = [make_pair(task) for task in tasks]
     train, validation = split_pairs(pairs, 0.2, seed=0)
-    card = render_card(train, validation, num_made=7, source="nano", model="nano", recipe_toml='name = "x"')
-    assert "drawn at random, by image, from 7 pairs; 2 are left out" in card
+    card = render_card(
+        train, validation, source="nano", model="nano", judged=JUDGED, paired=PAIRED, recipe_toml='name = "x"'
+    )
     folder = tmp_path / "pairs" / pairs_digest(train, validation)[:12]
     publish_pairs(train, validation, store, folder, card=card)
     data = load_dataset(str(folder), cache_dir=str(tmp_path / "cache"))
@@ -123,6 +156,14 @@ def test_the_published_data_set_is_what_datasets_reads(tmp_path):
     assert [part["type"] for part in row["prompt"][0]["content"]] == ["image", "text"]
     assert row["chosen"] == [{"role": "assistant", "content": [{"type": "text", "text": "text 0"}]}]
     assert row["rejected"][0]["content"][0]["text"] == "text 1"
+
+
+def test_the_card_says_what_is_not_among_the_rows_and_why():
+    card = render_card(
+        [make_pair(make_task("t"))], [], source="nano", model="nano", judged=JUDGED, paired=PAIRED, recipe_toml=""
+    )
+    assert "| responses judged | 47 of 50; the others: 2 refusal, 1 content filter |" in card
+    assert "| questions that gave a pair | 5 of 6; the others: 1 tie |" in card
 
 
 def test_the_digest_is_of_the_rows_not_of_where_images_lie():

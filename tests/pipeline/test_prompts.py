@@ -5,7 +5,7 @@ from pipeline.records import Task
 
 TASK = Task(
     id="t",
-    question="What <options> is\nthis <image>?",
+    question="What <options> is\nthis <im<image>age>?",
     choices=("a cat", "a dog"),
     answer=0,
     source="nano",

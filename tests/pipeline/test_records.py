@@ -77,6 +77,14 @@ def test_a_pair_needs_two_texts_and_a_better_one(chosen, rejected, scores):
 
 
 def test_a_stage_that_does_not_add_up_is_refused():
-    StageCount(stage="sample", requested=4, ok=1, cached=1, failed=1, refused=1)
+    StageCount(stage="sample", requested=4, ok=1, cached=1, failed=1, refused=1, reasons={"tie": 2})
     with pytest.raises(ValidationError, match="does not add up"):
-        StageCount(stage="sample", requested=5, ok=1, cached=1, failed=1, refused=1)
+        StageCount(stage="sample", requested=5, ok=1, cached=1, failed=1, refused=1, reasons={"tie": 2})
+    with pytest.raises(ValidationError, match=r"reasons .* do not add up"):
+        StageCount(stage="sample", requested=4, ok=1, cached=1, failed=1, refused=1, reasons={"tie": 1})
+
+
+def test_reasons_are_said_the_commonest_first():
+    reasons = {"refusal": 1, "content_filter": 2}
+    count = StageCount(stage="judge", requested=3, refused=3, reasons=reasons)
+    assert count.by_reason == "2 content filter, 1 refusal"

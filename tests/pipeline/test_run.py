@@ -73,5 +73,7 @@ def test_one_writer_at_a_time_and_the_lock_goes_with_its_process(tmp_path):
             pass
         holder.kill()
         holder.wait()
+        left = run.path("images", "ab.77.partial")
+        left.write_bytes(b"half")
         with exclusive(run):
-            pass
+            assert not left.exists(), "what a killed command left is removed"

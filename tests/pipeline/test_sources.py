@@ -227,6 +227,10 @@ SCIENCEQA_FAULTS = {
     "truncated image": (spoil_image(png(size=(64, 64))[:60]), "image .*2/image.png cannot be read"),
     "empty image": (spoil_image(b""), "image .*2/image.png cannot be read"),
     "id twice": (lambda data: data.splits["val"].append("2"), "id scienceqa/2 occurs twice"),
+    "half a character": (
+        lambda data: (data.problems.update({"\ud83d": data.problems["2"]}), data.splits["val"].append("\ud83d")),
+        "holds half a character",
+    ),
     "pid without problem": (
         lambda data: data.splits["val"].append("99"),
         "problem 99: listed in pid_splits.json but",

@@ -71,7 +71,7 @@ class Bench:
 
     def client(self, host: str) -> httpx.AsyncClient:
         transport = httpx.ASGITransport(self.app, client=(host, 1))
-        return httpx.AsyncClient(transport=transport, base_url="http://gateway")
+        return httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8100")
 
     def _launch(self, checkpoint: Checkpoint, number: int, devices: str | None) -> FakeVllm:
         self.servers.append(FakeVllm(checkpoint))

@@ -33,8 +33,19 @@ TOKENS = (7, 7, 7)
 PROMPT_TOKENS = tuple(range(9))
 _FAULTS = frozenset(
     (
-        *("reset", "half", "half-json", "empty", "hang", "422", "500", "502", "503", "429", "429-bare"),
-        *("cache-miss", "closing"),
+        "reset",
+        "half",
+        "half-json",
+        "empty",
+        "hang",
+        "422",
+        "500",
+        "502",
+        "503",
+        "429",
+        "429-bare",
+        "cache-miss",
+        "closing",
     )
 )
 

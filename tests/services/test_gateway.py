@@ -148,7 +148,7 @@ NOT_PASSED_ON = [b'{"model": "base", "temperature": NaN}', b'{"model": "base", "
 
 @pytest.mark.parametrize("body", [*NO_REQUESTS, *NOT_PASSED_ON])
 async def test_what_is_no_request_is_refused(bench: Bench, body: bytes) -> None:
-    answer = await bench.http.post("/v1/chat/completions", content=body)
+    answer = await bench.http.post("/v1/chat/completions", content=body, headers={"content-type": "application/json"})
     assert answer.status_code == 400
     assert answer.json()["error"]["type"] == "invalid_request_error"
 
@@ -195,7 +195,13 @@ async def test_a_client_that_hangs_up_cancels_its_request(bench: Bench) -> None:
     async def send(_: Any) -> None:
         raise AssertionError("nobody is there")
 
-    scope = {"type": "http", "method": "POST", "path": "/v1/chat/completions", "headers": [], "query_string": b""}
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/v1/chat/completions",
+        "headers": [(b"content-type", b"application/json")],
+        "query_string": b"",
+    }
     request = asyncio.create_task(bench.app(scope, receive, send))
     await bench.server.holding.wait()
     assert bench.admission.in_flight == 1

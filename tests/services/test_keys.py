@@ -1,5 +1,6 @@
 """Who may ask, and with which key."""
 
+import json
 from pathlib import Path
 
 import httpx
@@ -86,3 +87,41 @@ async def test_a_variable_that_holds_no_key_opens_nothing(tmp_path: Path, monkey
     bench = Bench(tmp_path)
     async with bench.running(), bench.client(STRANGER) as stranger:
         assert (await stranger.send(ask(stranger))).status_code == 403
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 200),
+        ({"host": "localhost:8100"}, 200),
+        ({"host": "[::1]:8100"}, 200),
+        ({"origin": "http://localhost:3000"}, 200),
+        ({"host": "evil.example:8100"}, 403),
+        ({"host": "localhost.evil.example"}, 403),
+        ({"host": ""}, 403),
+        ({"host": "[evil"}, 403),
+        ({"origin": "https://evil.example"}, 403),
+        ({"origin": "null"}, 403),
+        ({"content-type": "text/plain"}, 415),
+        ({"content-type": "application/x-www-form-urlencoded"}, 415),
+        ({"content-type": "application/json; charset=utf-8"}, 200),
+    ],
+)
+async def test_no_web_page_is_obeyed_without_a_key(tmp_path: Path, headers: dict[str, str], status: int) -> None:
+    bench = Bench(tmp_path)
+    async with bench.running():
+        own = {"content-type": "application/json", **headers}
+        asked = await bench.http.post("/v1/chat/completions", content=json.dumps(ASK), headers=own)
+        swapped = await bench.http.post(
+            "/admin/swap", content=json.dumps({"alias": "policy", "checkpoint": "base"}), headers=own
+        )
+        assert (asked.status_code, swapped.status_code) == (status, status)
+
+
+async def test_a_bearer_may_come_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VCOT_API_KEYS", "one")
+    bench = Bench(tmp_path)
+    async with bench.running():
+        headers = {"host": "models.example", "origin": "https://app.example", "authorization": "Bearer one"}
+        answer = await bench.http.post("/v1/chat/completions", json=ASK, headers=headers)
+        assert answer.status_code == 200

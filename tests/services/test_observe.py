@@ -139,7 +139,7 @@ async def test_a_client_that_hangs_up_is_logged_so(tmp_path: Path) -> None:
     async with bench.running():
         bench.server.hold.clear()
         body = json.dumps({"model": "base", "messages": [{"role": "user", "content": "hold on"}]}).encode()
-        client = Client({"type": "http.request", "body": body})
+        client = Client({"type": "http.request", "body": body}, content_type="application/json")
         scope = client.scope | {"method": "POST", "path": CHAT, "query_string": b""}
         request = asyncio.create_task(bench.app(scope, client.receive, client.send))
         await bench.server.holding.wait()

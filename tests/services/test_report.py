@@ -8,7 +8,11 @@ from xml.etree import ElementTree
 
 import pytest
 
+from eval.prior import PriorReport, PriorRow
+from eval.published import PaperRow
+from pipeline.judges.cost import Cost
 from pipeline.recipe import load_recipe
+from pipeline.records import Interval, Usage
 from services.report import figures
 from services.report.page import write_report
 from training.sweep import Settings, Sweep, SweepPoint
@@ -62,7 +66,9 @@ def test_page_says_what_was_found(page):
     assert "Validation loss went from 0.711 to 0.493" in page.text
     assert "its gap to the training loss at the end is +0.030" in page.text
     assert "Scores of 2400 responses by verifier/1" in page.text
-    assert "pair 300 262 0 0 38" in page.text
+    assert "pair 300 262 0 0 38 38 tie" in page.text
+    assert "judge 2,400 2,388 0 0 12 9 refusal, 3 cut by length" in page.text
+    assert "Judging took" not in page.text
     assert "Chance: a uniform guess 25.0 25.0 25.0 25.0" in page.text
     assert "sha256:3f1ca7a7" in page.text
     assert "is served as it was trained: in float32 no token's log-prob differs by more than 6.2e-06" in page.text
@@ -75,8 +81,10 @@ def test_page_says_that_it_is_a_miniature_with_a_program_as_judge(page):
 
 
 def test_paper_recipe_is_no_miniature(tmp_path):
-    data = make_data(recipe=load_recipe("paper"), judge="pointwise/1:gpt-4o-mini")
+    cost = Cost(num_judgments=2400, usage=Usage(prompt_tokens=7_000_000, completion_tokens=100_000), usd=1.11)
+    data = make_data(recipe=load_recipe("paper"), judge="pointwise/1:gpt-4o-mini", judge_cost=cost)
     text = Page(write_report(data, tmp_path / "report.html").read_text("utf-8")).text
+    assert "Judging took 2,400 judgments: 7.1 M tokens, $1.11" in text
     assert "miniature" not in text
     assert "not a language model" not in text
 
@@ -108,6 +116,33 @@ def test_pairs_that_were_left_out_are_said(tmp_path):
     recipe = load_recipe("nano", ["pairs.num=262"])
     text = Page(write_report(make_data(recipe=recipe, num_left_out=38), tmp_path / "r.html").read_text("utf-8")).text
     assert "38 more pairs came out than pairs.num = 262 asks for" in text
+
+
+def test_the_papers_figures_are_shown_where_there_are_any(tmp_path, page):
+    assert "the paper's Table 1" not in page.text
+    interval = Interval(value=0.071, low=0.041, high=0.101, n=2017)
+    row = PaperRow(
+        checkpoint=make_data().checkpoints[0], prompt="zero_shot", temperature=0.4, paper=0.593, difference=interval,
+        ours=Interval(value=0.664, low=0.643, high=0.685, n=2017), mde=0.042, source="the paper's Table 1",
+    )  # fmt: skip
+    text = Page(write_report(make_data(published=(row,)), tmp_path / "r.html").read_text("utf-8")).text
+    assert "Beside the paper's Table 1, in %" in text
+    assert "base zero_shot 0.4 66.4 ±2.1 59.3 +7.1 +4.1 to +10.1 4.2" in text
+    assert "true differences of 4.2 points are told from noise" in text
+
+
+def test_answers_that_follow_the_prior_are_shown(tmp_path, page):
+    assert "Seen or expected" not in page.text
+    share = Interval(value=0.5, low=0.3, high=0.7, n=24)
+    row = PriorRow(
+        checkpoint=make_data().checkpoints[0], prompt="cot", temperature=0.4, usual=share, seen=share, prior=share,
+        other=0.1, no_answer=0.02, num_failed=3,
+    )  # fmt: skip
+    report = PriorReport(rows=(row,), differences=(), chance=0.3, num_drawings=24)
+    text = Page(write_report(make_data(prior=report), tmp_path / "r.html").read_text("utf-8")).text
+    assert "answers about 24 drawings that contradict the usual state" in text
+    assert "base cot 0.4 50.0 ±20.0 50.0 ±20.0 50.0 ±20.0 10.0 2.0 3" in text
+    assert "would assert the usual state in 30 %" in text
 
 
 def test_statements_are_marked(page):

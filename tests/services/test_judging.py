@@ -1,0 +1,181 @@
+"""A run whose judge is a model: what its faults stop, what is said of money, and that no training set is made of luck."""
+
+import functools
+
+import httpx2
+import pytest
+
+from pipeline import concurrency
+from pipeline.errors import AccountError, InputError, RecipeError, StageError
+from pipeline.judges.pointwise import PointwiseJudge
+from pipeline.records import Response
+from pipeline.run import open_run
+from services.commands import run_all
+from services.judging import count_owed, read_cost, test_judge
+from services.rounds import list_rounds, make_judge
+from services.stages import Session, judge_stage, pair_stage
+from services.terminal import Terminal
+from tests.rehearsal.openai_api import Settings, create_app
+from tests.services.fake_vllm import write_checkpoint
+
+ask_once = test_judge
+del test_judge  # or pytest takes it for a test
+SIZES = ("tasks.num_tasks=24", "sample.k=2", "eval.num_tasks=9", "judge.kind=pointwise", "judge.model=gpt-4o-mini")
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-rehearsal")
+    monkeypatch.setenv("COLUMNS", "300")
+    monkeypatch.setattr(concurrency, "retry_delay_s", lambda *_: 0.0)
+
+
+@pytest.fixture
+def serve(monkeypatch):
+    """Puts a simulated API behind every judge; gives it."""
+
+    def start(**faults):
+        app = create_app(Settings(faults=faults))
+        judge = functools.partial(PointwiseJudge, transport=httpx2.ASGITransport(app=app))
+        monkeypatch.setattr("services.rounds.PointwiseJudge", judge)
+        return app.state.api.counts
+
+    return start
+
+
+@pytest.fixture
+async def session(tmp_path):
+    """A run whose 48 responses are there."""
+    base = write_checkpoint(tmp_path / "base", "base", 1.0, kind="base")
+    with open_run(tmp_path / "run", "nano", [f"model.source={base}", *SIZES]) as run:
+        async with Session(run, Terminal()) as session:
+            for request in list_rounds(session)[0].requests():
+                session.run.ledger.put([make_response(request, index) for index in range(2)])
+            yield session
+
+
+def make_response(request, index):
+    return Response(
+        key=request.response_key(index), group=request.key, task=request.task.id, index=index,
+        checkpoint=request.checkpoint, prompt=request.prompt, sampling=request.sampling,
+        text=f"The thing is {request.task.id} {index}. <R> The answer is (A).",
+    )  # fmt: skip
+
+
+def set_judge(session, **fields):
+    judge = session.run.recipe.judge.model_copy(update=fields)
+    object.__setattr__(session.run, "recipe", session.run.recipe.model_copy(update={"judge": judge}))
+
+
+@pytest.mark.parametrize("fault", ["quota_after", "key_after"])
+async def test_no_training_set_is_made_of_the_part_that_was_judged_before_the_account_ended(session, serve, fault):
+    serve(**{fault: 20})
+    current = list_rounds(session)[0]
+    with pytest.raises(AccountError):
+        await judge_stage(current)
+    assert 0 < len(current.standing().judged) < 48
+    with pytest.raises(InputError, match=r"\d+ of 48 responses are not judged yet; `vcot judge` goes on"):
+        pair_stage(current)
+    assert current.policy is None
+    serve()
+    await judge_stage(current)
+    pair_stage(current)
+    assert len(current.pairs.judgments) == 48
+
+
+async def test_too_many_without_a_verdict_stop_the_run_and_few_are_said_by_reason(session, serve, capsys):
+    serve(refusal=0.2)
+    current = list_rounds(session)[0]
+    with pytest.raises(StageError, match=r"of 48 responses were not judged \(\d+ refusal\).*judge\.max_asks=2"):
+        await judge_stage(current)
+    with pytest.raises(InputError, match=r"judge\.max_unjudged = 0\.02"):
+        pair_stage(current)
+    set_judge(session, max_unjudged=0.5)
+    await judge_stage(current)
+    pair_stage(current)
+    num_refused = len(current.standing().refused)
+    err = capsys.readouterr().err
+    assert f"+ {num_refused} refused ({num_refused} refusal)" in err
+    card = (current.pairs.directory / "README.md").read_text()
+    assert f"| responses judged | {48 - num_refused} of 48; the others: {num_refused} refusal |" in card
+
+
+async def test_a_training_set_of_less_than_half_of_the_tasks_is_said_loudly(session, serve, capsys):
+    serve(refusal=0.5)
+    set_judge(session, max_unjudged=0.9)
+    current = list_rounds(session)[0]
+    await judge_stage(current)
+    pair_stage(current)
+    count = current.pairs.pair_set.count
+    assert count.ok < 12
+    warned = next(line for line in capsys.readouterr().err.splitlines() if "warning  only" in line)
+    assert f"only {count.ok} of 24 tasks gave a pair ({count.by_reason})" in warned
+    assert "refusal)" in warned
+
+
+async def test_a_run_tests_its_judge_before_it_samples_while_judging_is_owed(session, serve, monkeypatch, capsys):
+    monkeypatch.setattr("services.commands._teach", stop)
+    counts = serve(key_after=0)
+    with pytest.raises(AccountError, match=r"judge pointwise/1:gpt-4o-mini: .*Incorrect API key.*set OPENAI_API_KEY"):
+        await run_all(session)
+    counts = serve()
+    with pytest.raises(Stopped):
+        await run_all(session)
+    assert counts["calls"] == 1
+    err = capsys.readouterr().err
+    assert "the test response got" in err
+    assert "estimate for 48 judgments: 150.5 k tokens, $0.023" in err
+    assert "at OpenAI's prices of June 2026 ($0.15 and $0.6 per million tokens)" in err
+    await judge_stage(list_rounds(session)[0])
+    assert (count_owed(session), counts["calls"]) == (0, 49)
+    with pytest.raises(Stopped):
+        await run_all(session)
+    assert counts["calls"] == 49
+
+
+class Stopped(Exception):
+    pass
+
+
+async def stop(_):
+    raise Stopped
+
+
+async def test_what_is_still_to_be_sampled_is_owed_too(session, serve):
+    rounds = session.run.recipe.rounds.model_copy(update={"num": 3})
+    recipe = session.run.recipe.model_copy(update={"rounds": rounds})
+    object.__setattr__(session.run, "recipe", recipe)
+    serve()
+    assert count_owed(session) == 3 * 48
+    await judge_stage(list_rounds(session)[0])
+    assert count_owed(session) == 2 * 48
+
+
+async def test_the_estimate_warns_of_the_cap_and_the_sum_is_said(session, serve, capsys):
+    serve()
+    set_judge(session, max_cost_usd=0.012)
+    current = list_rounds(session)[0]
+    with pytest.raises(AccountError, match=r"judge\.max_cost_usd"):
+        await judge_stage(current)
+    set_judge(session, max_cost_usd=1.0)
+    await judge_stage(current)
+    err = capsys.readouterr().err
+    assert "judging will stop at about 2" in err
+    assert "paid for 48 judgments: 14" in err
+    cost = read_cost(session, make_judge(session))
+    assert (cost.num_judgments, cost.usd) == (48, pytest.approx(0.021, rel=0.1))
+
+
+async def test_a_cap_without_prices_is_bad_input(session, serve):
+    serve()
+    set_judge(session, model="mine", max_cost_usd=1.0)
+    with pytest.raises(RecipeError, match="the prices of mine are not known"):
+        await judge_stage(list_rounds(session)[0])
+
+
+async def test_a_judge_that_does_not_answer_the_test_stops_before_sampling(session, monkeypatch):
+    gone = httpx2.MockTransport(lambda request: httpx2.Response(503))
+    monkeypatch.setattr("services.rounds.PointwiseJudge", functools.partial(PointwiseJudge, transport=gone))
+    async with make_judge(session) as judge:
+        with pytest.raises(StageError, match=r"judge pointwise/1:gpt-4o-mini does not answer: HTTP 503"):
+            await ask_once(session, judge, 1)

@@ -1,0 +1,47 @@
+"""`vcot probe` asks about the unusual things beside the benchmark, whose answers stay as they are."""
+
+import pytest
+
+from pipeline.recipe import TasksSection
+from pipeline.records import Response
+from pipeline.run import open_run
+from pipeline.sources import load_tasks
+from services.prior import load_prior, probe_priors
+from services.stages import Session, plan_settings
+from services.terminal import Terminal
+from tests.services.fake_vllm import write_checkpoint
+
+
+@pytest.fixture
+async def session(tmp_path):
+    base = write_checkpoint(tmp_path / "base", "base", 1.0, kind="base")
+    with open_run(tmp_path / "run", "nano", [f"model.source={base}", "eval.prompts=['zero_shot']"]) as run:
+        async with Session(run, Terminal()) as session:
+            yield session
+
+
+def answer(session, checkpoint, pick):
+    """Put an answer to each drawing in the ledger; `pick(task)` is its letter."""
+    section = TasksSection(source="unusual", split="test")
+    tasks = load_tasks(section, session.run.directory, session.run.images)
+    for request in plan_settings(session.run.recipe.eval, tasks, checkpoint.ref):
+        text = f"The answer is ({pick(request.task)})."
+        response = Response(
+            key=request.response_key(0), group=request.key, task=request.task.id, index=0, checkpoint=request.checkpoint,
+            prompt=request.prompt, sampling=request.sampling, text=text, thought="", answer=text,
+        )  # fmt: skip
+        session.run.ledger.put([response])
+
+
+async def test_base_and_policy_are_asked_and_compared(session, tmp_path, capsys):
+    policy = session.registry.register(write_checkpoint(tmp_path / "run" / "checkpoints" / "dpo-1", "dpo-1", 2.0))
+    answer(session, session.base, lambda task: task.prior_letter)
+    answer(session, policy, lambda task: task.answer_letter)
+    assert load_prior(session) is None
+    report = await probe_priors(session, [session.base, policy])
+    assert report == load_prior(session)
+    found = [(r.checkpoint.name, r.temperature, r.usual.value, r.seen.value, r.prior.value) for r in report.rows]
+    assert found == [("base", t, 1, 0, 1) for t in (0.4, 0.8)] + [("dpo-1", t, 1, 1, 0) for t in (0.4, 0.8)]
+    assert [d.accuracy.value for d in report.differences] == [-1, -1]
+    assert report.chance == pytest.approx((19 / 4 + 5 / 2) / 24)
+    assert "96 requested = 0 ok + 96 cached" in capsys.readouterr().err
