@@ -211,7 +211,8 @@ def build(shape: Shape, way: str, folder: Path) -> DPOTrainer:
     """A trainer for one way of doing the same."""
     model, recipe = shape.make_model(), shape.recipe
     if way != "trl":
-        trainer = adapt_model(model, shape.rows, shape.rows.select([]), shape.processor, recipe, folder, way)
+        arguments = training_arguments(recipe, folder, way)
+        trainer = adapt_model(model, shape.rows, shape.rows.select([]), shape.processor, recipe, arguments)
         attach_reference(trainer, recipe, folder / "reference", "random", lambda done, total: None)
         assert trainer.shares_prompts, "prompts cannot be shared; the log says why"
         trainer.shares_prompts = way == "shared"

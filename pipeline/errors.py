@@ -5,7 +5,8 @@
     │   ├── RecipeError       a recipe field that is unknown, of the wrong type or out of bounds
     │   ├── DataError         a data set, a task or an image that cannot be used
     │   ├── CheckpointError   a checkpoint that is missing, incomplete, altered or unknown
-    │   └── MachineError      this machine or its environment lacks something: a key, a port, a build
+    │   ├── MachineError      this machine or its environment lacks something: a key, a port, a build
+    │   └── OwedError         an earlier step of the run is still owed
     ├── ServerError           a process of ours (vLLM, gateway, trainer) died or never became ready (exit code 1)
     ├── SwapError             a swap was refused or rolled back (exit code 1)
     ├── StageError            a stage ended with work still owed (exit code 1)
@@ -54,6 +55,10 @@ class CheckpointError(InputError):
 
 class MachineError(InputError):
     """This machine or its environment lacks something that the command needs."""
+
+
+class OwedError(InputError):
+    """An earlier step of the run is still owed; only this one may be taken for "not yet"."""
 
 
 class ServerError(VcotError):

@@ -1,23 +1,64 @@
 """Preference pairs -> a Parquet data set that TRL and `datasets` read, with its card.
 
 The columns are TRL's vision preference format (images, prompt, chosen, rejected as conversations) and, beside it, where
-each row comes from. The folder is a hub data set as it is: `load_dataset(folder)` gives the two splits.
+each row comes from. The folder is a hub data set as it is: `load_dataset(folder)` gives the two splits, with datasets 3
+to 5.
 """
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.images import ImageStore
+from pipeline.recipe import Recipe, Source, render_recipe
 from pipeline.records import PreferencePair, StageCount, content_key
 
 if TYPE_CHECKING:
+    import pyarrow
     from datasets import Features
 
 _SPLITS = ("train", "validation")
+_LICENCES: dict[Source, str] = {
+    "nano": "license: apache-2.0",
+    "unusual": "license: apache-2.0",
+    "scienceqa": "license: cc-by-nc-sa-4.0",
+    "aokvqa": "license: other\nlicense_name: as-a-okvqa-and-coco\nlicense_link: https://github.com/allenai/aokvqa",
+}
+"""Of the questions and images that the rows hold."""
+_SIZES = (1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M")
+"""The hub's size categories, below each number of rows."""
+_TURNS = """
+    list:
+    - name: role
+      dtype: string
+    - name: content
+      list:
+      - name: type
+        dtype: string
+      - name: text
+        dtype: string"""
+_FEATURES = f"""
+  - name: images
+    list: image
+  - name: prompt{_TURNS}
+  - name: chosen{_TURNS}
+  - name: rejected{_TURNS}
+  - name: task
+    dtype: string
+  - name: chosen_score
+    dtype: float64
+  - name: rejected_score
+    dtype: float64
+  - name: judge
+    dtype: string
+  - name: policy
+    dtype: string
+""".strip("\n")
+"""The columns in the card, as datasets 3 to 5 read them."""
 _ROW_GROUP = 256
 
 
@@ -54,11 +95,27 @@ def _write_parquet(path: Path, pairs: Sequence[PreferencePair], images: ImageSto
     import pyarrow as pa  # with datasets, a second that `--help` need not pay
     import pyarrow.parquet as pq
 
-    schema = _features().arrow_schema
+    schema = _schema()
     with pq.ParquetWriter(path, schema) as writer:
         for start in range(0, len(pairs), _ROW_GROUP):
             rows = list(_rows(pairs[start : start + _ROW_GROUP], images))
             writer.write_table(pa.Table.from_pylist(rows, schema=schema))
+
+
+def _schema() -> pyarrow.Schema:
+    """The columns' types, their features as every version of datasets reads them."""
+    features = _features()
+    metadata = {"info": {"features": _as_lists(features.to_dict())}}
+    return features.arrow_schema.with_metadata({"huggingface": json.dumps(metadata)})
+
+
+def _as_lists(feature: Any) -> Any:
+    """Features as JSON, with a list as a list of one feature: datasets 3 does not know the type `List` of datasets 4."""
+    if not isinstance(feature, dict):
+        return feature
+    if feature.get("_type") == "List":
+        return [_as_lists(feature["feature"])]
+    return {name: _as_lists(value) for name, value in feature.items()}
 
 
 def _features() -> Features:
@@ -100,14 +157,20 @@ def render_card(
     train: Sequence[PreferencePair],
     validation: Sequence[PreferencePair],
     *,
-    source: str,
+    recipe: Recipe,
     model: str,
     judged: StageCount,
     paired: StageCount,
-    recipe_toml: str,
 ) -> str:
-    """The data card: what the rows are, where they come from, what is not among them, and the recipe that made them."""
+    """The data card: what the rows are, where they come from, what is not among them, and the recipe.
+
+    Left out of the recipe are the settings of the machine that they were made on.
+    """
     pairs = [*train, *validation]
+    recipe = recipe.model_copy(
+        update={"model": recipe.model.model_copy(update={"source": _name_model(recipe.model.source)})}
+    )
+    size = next((name for limit, name in _SIZES if len(pairs) < limit), "1M<n<10M")
     gap = sum(pair.chosen_score - pair.rejected_score for pair in pairs) / len(pairs)
     return f"""---
 configs:
@@ -117,6 +180,14 @@ configs:
     path: train.parquet
   - split: validation
     path: validation.parquet
+dataset_info:
+  features:
+{_FEATURES}
+{_LICENCES[recipe.tasks.source]}
+language:
+- en
+size_categories:
+- {size}
 task_categories:
 - visual-question-answering
 tags:
@@ -132,8 +203,8 @@ of several sampled chains of thought on one question; ties are left out.
 
 | | |
 |---|---|
-| questions | {source} |
-| sampled from | {model} (`{pairs[0].policy}`) |
+| questions | {recipe.tasks.source} |
+| sampled from | {_name_model(model)} (`{pairs[0].policy}`) |
 | judge | {pairs[0].judge} |
 | responses judged | {judged.ok:,} of {judged.requested:,}{_why(judged)} |
 | questions that gave a pair | {paired.ok:,} of {paired.requested:,}{_why(paired)} |
@@ -145,10 +216,15 @@ rejected_score, judge, policy` say where a row comes from. The images and questi
 ## Recipe
 
 ```toml
-{recipe_toml.strip()}
+{render_recipe(recipe, public=True).strip()}
 ```
 """
 
 
 def _why(count: StageCount) -> str:
     return f"; the others: {count.by_reason}" if count.reasons else ""
+
+
+def _name_model(source: str) -> str:
+    """A model as others may know it: a local checkpoint by its folder's name."""
+    return Path(source).name if source.startswith(("/", "~", ".")) else source

@@ -494,15 +494,24 @@ def _nearest(name: str, valid: Sequence[str]) -> str:
     return f" (did you mean {close[0]}?)" if close else f" (valid: {', '.join(valid)})"
 
 
-def render_recipe(recipe: Recipe) -> str:
-    """The recipe as TOML with each field's documentation above it; parses back to an equal recipe."""
+_PRIVATE = ("serve", "judge.base_url", "judge.api_key_env", "tasks.path", "eval.path")
+"""Sections and fields that say where and how a machine was used, and nothing of what came out."""
+
+
+def render_recipe(recipe: Recipe, *, public: bool = False) -> str:
+    """The recipe as TOML with each field's documentation above it; parses back to an equal recipe.
+
+    With `public`, without what is about the machine: addresses and paths.
+    """
     lines = [f"name = {_toml(recipe.name)}"]
     for section_name in type(recipe).model_fields:
         section = getattr(recipe, section_name)
-        if not isinstance(section, Section):
+        if not isinstance(section, Section) or (public and section_name in _PRIVATE):
             continue
         lines += ["", f"[{section_name}]"]
         for name, field in type(section).model_fields.items():
+            if public and f"{section_name}.{name}" in _PRIVATE:
+                continue
             value = getattr(section, name)
             comment = f"# {field.description}"
             lines += [comment, f"# {name} =" if value is None else f"{name} = {_toml(value)}"]

@@ -27,6 +27,8 @@ nano = App(name="nano", help="The embedded nano models.", group=_TOOLS)
 app.command(nano)
 checkpoints = App(name="checkpoints", help="The run's registered checkpoints (alone: list them).", group=_TOOLS)
 app.command(checkpoints)
+push = App(name="push", help="Send the run's pairs, or a registered checkpoint, to the Hugging Face hub.", group=_TOOLS)
+app.command(push)
 replicas = App(name="replicas", help="The servers behind the running gateway (alone: list them).", group=_TOOLS)
 app.command(replicas)
 
@@ -45,6 +47,12 @@ class Target:
 
 
 _DEFAULT = Target()
+Wandb = Annotated[
+    bool,
+    Parameter(
+        negative=(), help="Send the training's curves to Weights & Biases (short for --set train.report_to=...)."
+    ),
+]
 
 
 @app.command(group=_RUNS)
@@ -54,11 +62,11 @@ def demo(target: Target = _DEFAULT) -> None:
 
 
 @app.command(name="run", group=_RUNS)
-def run(target: Target = _DEFAULT) -> None:
+def run(target: Target = _DEFAULT, *, wandb: Wandb = False) -> None:
     """Run every step: sample, judge, pair, train, merge, swap, evaluate, report. What is done is not done again."""
     from services import commands
 
-    commands.execute(target.run, target.recipe, target.set, commands.run_all)
+    commands.execute(target.run, target.recipe, commands.with_wandb(target.set, wandb), commands.run_all)
 
 
 @app.command(group=_RUNS)
@@ -171,11 +179,11 @@ def pair(target: Target = _DEFAULT) -> None:
 
 
 @app.command(group=_STEPS, sort_key=4)
-def train(target: Target = _DEFAULT) -> None:
+def train(target: Target = _DEFAULT, *, wandb: Wandb = False) -> None:
     """Train the policy on the pairs, in a process of its own."""
     from services import commands
 
-    commands.execute(target.run, target.recipe, target.set, commands.train)
+    commands.execute(target.run, target.recipe, commands.with_wandb(target.set, wandb), commands.train)
 
 
 @app.command(group=_RUNS)
@@ -388,6 +396,67 @@ def remove_replica(name: str, *, target: Target = _DEFAULT) -> None:
     from services import commands
 
     commands.execute(target.run, target.recipe, target.set, lambda session: commands.remove_replica(session, name))
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Sending:
+    """How something is sent."""
+
+    revision: str | None = None
+    """A branch of the repository (default: main)."""
+    public: Annotated[bool, Parameter(negative=())] = False
+    """Make it visible to all; else it is private."""
+    dry_run: Annotated[bool, Parameter(negative=())] = False
+    """Only list what would be sent."""
+
+
+_SENDING = Sending()
+
+
+@push.command(name="pairs")
+def push_pairs(repo: str, *, sending: Sending = _SENDING, target: Target = _DEFAULT) -> None:
+    """Send the preference pairs as a data set with its card. The token comes from HF_TOKEN.
+
+    Parameters
+    ----------
+    repo
+        Where it goes, as USER/NAME; it is made if it does not exist.
+
+    """
+    from services import commands
+    from services.push import Place
+
+    place = Place(repo, sending.revision, sending.public)
+    commands.execute(
+        target.run, target.recipe, target.set, lambda s: commands.push_pairs(s, place, dry_run=sending.dry_run)
+    )
+
+
+@push.command(name="checkpoint")
+def push_checkpoint(
+    repo: str, checkpoint: str | None = None, *, sending: Sending = _SENDING, target: Target = _DEFAULT
+) -> None:
+    """Send a registered checkpoint, merged or an adapter, with its card. The token comes from HF_TOKEN.
+
+    Parameters
+    ----------
+    repo
+        Where it goes, as USER/NAME; it is made if it does not exist.
+    checkpoint
+        Its name (default: the recipe's policy).
+
+    """
+    from services import commands
+    from services.push import Place
+
+    place = Place(repo, sending.revision, sending.public)
+    commands.execute(
+        target.run,
+        target.recipe,
+        target.set,
+        lambda s: commands.push_checkpoint(s, place, checkpoint, dry_run=sending.dry_run),
+    )
 
 
 @nano.command

@@ -20,7 +20,9 @@ from services import sweep as search
 from services.admin import fetch_state, register, retire, swap_to
 from services.checkpoints import Checkpoint, CheckpointInfo, Registry
 from services.judging import count_owed, read_cost, test_judge
+from services.machine import check_machine
 from services.prior import probe_priors
+from services.push import Parcel, Place, pack, push, render_parcel
 from services.reporting import Evaluation, evaluate_scores, write_run_report
 from services.rounds import Round, list_rounds, make_judge
 from services.stages import (
@@ -89,6 +91,11 @@ def with_source(overrides: Sequence[str], source: str | None, path: Path | None)
     named = [f'tasks.source="{source}"'] if source else []
     named += [f'tasks.path="{path.expanduser().absolute()}"'] if path else []
     return (*named, *overrides)
+
+
+def with_wandb(overrides: Sequence[str], wanted: bool) -> tuple[str, ...]:
+    """`--wandb` as an override; it is kept in the run like any other."""
+    return ('train.report_to=["wandb"]', *overrides) if wanted else tuple(overrides)
 
 
 def prepare(directory: Path | None, recipe: str | None, overrides: Sequence[str]) -> None:
@@ -197,7 +204,7 @@ def _say_preflight(session: Session, preflight: Preflight) -> None:
             f"{len(refused)} pairs cannot be trained whole; the first, {refused[0][0]}: {refused[0][1]}"
         )
     say = session.terminal.warn if preflight.memory.total > preflight.available_gib else session.terminal.say
-    say(f"memory: {preflight.memory.summary}; {preflight.available_gib:.1f} GiB are there")
+    say(f"memory: {preflight.memory.summary}; {preflight.available_gib:.1f} GiB were free")
 
 
 async def sweep(session: Session) -> None:
@@ -353,11 +360,13 @@ def _report(session: Session, rounds: Sequence[Round], choice: Choice) -> None:
 
 async def run_all(session: Session) -> None:
     """`vcot run`: the whole loop, as many rounds of it as the recipe says."""
+    if session.run.recipe.train.worker == "local":
+        check_installed(session.run.recipe.train)
+    if warning := check_machine(session.run.recipe, is_served=serving.is_served(session.run)):
+        session.terminal.warn(warning)
     async with make_judge(session) as judge:  # what is not set, or answers nobody, is said before hours of sampling
         if judge.is_model and (num_owed := count_owed(session)):
             await test_judge(session, judge, num_owed)
-    if session.run.recipe.train.worker == "local":
-        check_installed(session.run.recipe.train)
     rounds: list[Round] = []
     start = session.base
     for number in range(1, session.run.recipe.rounds.num + 1):
@@ -433,6 +442,42 @@ async def retire_checkpoint(session: Session, name: str) -> None:
     url = session.run.recipe.serve.url
     ref = await retire((await session.gateway()).url, name) if url else session.registry.retire(name)
     session.terminal.say(f"{ref.name} ({ref.digest[:19]}) is retired; its files stay where they are")
+
+
+async def push_pairs(session: Session, place: Place, *, dry_run: bool) -> None:
+    """`vcot push pairs`."""
+    current = list_rounds(session)[-1]
+    pair_stage(current)
+    _push(
+        session,
+        pack(current.pairs.directory, "dataset", f"Preference pairs of {session.run.recipe.name}"),
+        place,
+        dry_run,
+    )
+
+
+async def push_checkpoint(session: Session, place: Place, name: str | None, *, dry_run: bool) -> None:
+    """`vcot push checkpoint`."""
+    taught = [policy.ref.name for current in list_rounds(session) if (policy := current.policy) is not None]
+    if name is None and not taught:
+        raise InputError(f"run {session.run.directory} has no policy yet; run `vcot run` first, or name a checkpoint")
+    checkpoint = session.registry.resolve(name or taught[-1])
+    if checkpoint.ref.kind == "base":
+        raise InputError(
+            f"{checkpoint.ref.name} is the untaught model, which is published already; name a trained checkpoint"
+        )
+    _push(
+        session, pack(checkpoint.directory, "model", f"{checkpoint.ref.name} ({checkpoint.ref.digest})"), place, dry_run
+    )
+
+
+def _push(session: Session, parcel: Parcel, place: Place, dry_run: bool) -> None:
+    session.terminal.heading("push", f"{parcel.folder} as {parcel.kind} to {place}")
+    session.terminal.show(render_parcel(parcel))
+    if dry_run:
+        session.terminal.say("nothing was sent; without --dry-run it is")
+        return
+    session.terminal.say(f"sent: {push(parcel, place)}")
 
 
 def doctor(directory: Path | None, recipe: str | None, overrides: Sequence[str]) -> bool:

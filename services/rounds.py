@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.errors import DataError, InputError
+from pipeline.errors import DataError, OwedError
 from pipeline.judges import Judge, Standing, find_standing, find_unjudged_fault
 from pipeline.judges.pointwise import PointwiseJudge
 from pipeline.judges.verifier import Verifier
@@ -64,13 +64,13 @@ class Round:
         return plan_requests(self.tasks, section.prompt, self.start.ref, section.params())
 
     def responses(self) -> list[Response]:
-        """The good responses that are there, in the order of the plan. Raises InputError where there is none."""
+        """The good responses that are there, in the order of the plan. Raises OwedError where there is none."""
         run = self.session.run
         keys = [key for request in self.requests() for key in request.response_keys()]
         found = run.ledger.get(Response, keys)
         responses = [found[key] for key in keys if key in found and found[key].error is None]
         if not responses:
-            raise InputError(f"run {run.directory} holds no response to its recipe; run `vcot sample` first")
+            raise OwedError(f"run {run.directory} holds no response to its recipe; run `vcot sample` first")
         if len(responses) < len(keys):
             self.session.terminal.warn(
                 f"{len(keys) - len(responses)} of {len(keys)} responses are missing; `vcot sample` asks again"
@@ -78,7 +78,7 @@ class Round:
         return responses
 
     def standing(self) -> Standing:
-        """How far the judging of the responses that are there has come. Raises InputError where there is none."""
+        """How far the judging of the responses that are there has come. Raises OwedError where there is none."""
         return self._find_standing(self.responses())
 
     def _find_standing(self, responses: list[Response]) -> Standing:
@@ -96,7 +96,7 @@ class Round:
 
     @cached_property
     def pairs(self) -> Pairs:
-        """Best and worst response of each task. Raises InputError where a response is not sampled or judged.
+        """Best and worst response of each task. Raises OwedError where a response is not sampled or judged.
 
         What a judge gave no verdict on for good is left out, as far as the recipe tolerates that.
         """
@@ -104,13 +104,13 @@ class Round:
         standing = self.standing()
         if not standing.judged:
             name = make_judge(self.session).name
-            raise InputError(f"run {run.directory} holds no judgment by {name}; run `vcot judge` first")
+            raise OwedError(f"run {run.directory} holds no judgment by {name}; run `vcot judge` first")
         if standing.owed:
-            raise InputError(
+            raise OwedError(
                 f"{len(standing.owed)} of {len(standing.responses)} responses are not judged yet; `vcot judge` goes on"
             )
         if (fault := find_unjudged_fault(standing.count(), run.recipe.judge)) is not None:
-            raise InputError(fault)
+            raise OwedError(fault)
         found = run.ledger.get(Judgment, standing.judged)
         judgments = {r.key: found[key] for key, r in standing.responses.items() if key in found}
         made = build_pairs(self.tasks, list(standing.responses.values()), judgments, choose_cut=section.choose_cut)
@@ -151,10 +151,13 @@ class Round:
 
     @property
     def policy(self) -> Checkpoint | None:
-        """What the round made of its starting policy; None as long as it is not there."""
+        """What the round made of its starting policy; None as long as it is not there.
+
+        Raises DataError where the recipe, changed meanwhile, asks for what may not be: that is no "not yet".
+        """
         try:
             name = self.job.checkpoint_name
-        except InputError:  # nothing is sampled or judged yet
+        except OwedError:
             return None
         return self.session.registry.find_made(name)
 

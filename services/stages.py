@@ -21,7 +21,7 @@ from pipeline.client import ChatClient
 from pipeline.errors import CheckpointError, DataError, InputError, StageError, SwapError
 from pipeline.judges import find_unjudged_fault, judge_responses
 from pipeline.publish import publish_pairs, render_card
-from pipeline.recipe import EvalSection, render_recipe
+from pipeline.recipe import EvalSection
 from pipeline.records import (
     CheckpointRef,
     PreferencePair,
@@ -272,11 +272,10 @@ def publish_splits(
     card = render_card(
         train,
         validation,
-        source=recipe.tasks.source,
+        recipe=recipe,
         model=current.start.ref.name if current.number > 1 else recipe.model.source,
         judged=current.standing().count(),
         paired=current.pairs.pair_set.count,
-        recipe_toml=render_recipe(recipe),
     )
     publish_pairs(train, validation, current.session.run.images, directory, card=card)
 

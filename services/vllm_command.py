@@ -120,8 +120,11 @@ def server_command(
         if devices is not None:
             command += ["--tensor-parallel-size", str(devices.count(",") + 1)]
         return [*command, "--gpu-memory-utilization", str(serve.gpu_memory_utilization)]
-    # On the CPU a seeded request whose prefill is split in chunks kills the engine.
-    command += ["--enforce-eager", "--no-enable-chunked-prefill", "--max-num-batched-tokens", str(serve.max_model_len)]
+    # On the CPU a seeded request whose prefill is split kills the engine. Without chunks, too, vLLM splits one before its
+    # image where the images of one step, most of whose text may be cached, are more tokens than it batches: all in flight
+    # must fit.
+    max_batched = serve.max_model_len * serve.max_in_flight
+    command += ["--enforce-eager", "--no-enable-chunked-prefill", "--max-num-batched-tokens", str(max_batched)]
     return [*command, "--kv-cache-memory-bytes", str(int(serve.kv_cache_gib * 2**30))]
 
 

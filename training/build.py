@@ -1,12 +1,14 @@
 """Builds a checkpoint from base and adapter, loads what was written again, and measures what is left of the policy.
 
-Everything is asked in float32, so that only the rounding of weights counts. Rounding the base itself is no loss: a merged
-checkpoint is compared with the base rounded alike. What counts is how a server will hold the weights: in the checkpoint's
-type or in the recipe's serve.dtype, whichever is narrower.
+Everything is asked in float32, so that only the rounding of weights counts; the weights are where there is room, on disk if
+need be (training/models.py). Rounding the base itself is no loss: a merged checkpoint is compared with the base rounded
+alike. What counts is how a server will hold the weights: as they are stored, or in the recipe's serve.dtype where that is
+narrower.
 """
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,20 +20,21 @@ from pipeline.records import CheckpointManifest, CheckpointRef
 from training.canary import build_canary
 from training.export import (
     attach_adapter,
-    count_changed_tensors,
-    count_learned_tensors,
     is_served_exactly,
-    stored_dtypes,
+    read_adapter,
     write_adapter,
     write_merged,
+    write_rounded,
 )
 from training.job import MergeReport, Retention, TrainJob, fresh_directory
-from training.models import DTYPES, Model, free_memory, load_model, load_processor, quiet_libraries
+from training.models import Model, free_memory, load_model, load_processor, quiet_libraries
 from training.parity import Answers, Probe, check_merge, compare_margins, loses, write_probe
 from training.probe import ask, load_questions
 from training.template import closing_tokens
+from training.weights import Cast, narrowest, stored_dtypes
 
-_BY_WIDTH: tuple[Dtype, ...] = ("bfloat16", "float16", "float32")
+_ROUNDED = "rounded"
+"""A folder in the checkpoint's, for as long as rounded weights are asked."""
 
 
 def build_checkpoint(job: TrainJob, adapter: Path, out: Path) -> tuple[CheckpointManifest, MergeReport]:
@@ -63,63 +66,69 @@ class Build:
 
     def __init__(self, job: TrainJob, adapter: Path, out: Path) -> None:
         quiet_libraries()
-        free_memory()
         self.job, self.adapter, self.out = job, adapter, out
         self.base_path = Path(job.base_path)
-        self.processor, _ = load_processor(self.base_path)
+        self.processor, mended = load_processor(self.base_path)
+        self.template = self.processor.chat_template if mended else None
+        self.named = read_adapter(self.base_path, adapter)
         self.questions = load_questions(Path(job.pairs_path), self.processor, job.train)
-        self.base = self._ask(load_model(self.base_path, torch.float32))
-        self.policy = self._ask(self._load_policy())
+        self.base = self._ask(self._load(self.base_path))
+        self.policy = self._ask(attach_adapter(self._load(self.base_path), adapter))
 
     def _ask(self, model: Model) -> Answers:
         return ask(model, self.questions)
 
-    def _load_policy(self) -> Model:
+    def _load(self, directory: Path) -> Model:
         free_memory()
-        return attach_adapter(load_model(self.base_path, torch.float32), self.adapter)
+        return load_model(directory, torch.float32, "spread")
 
-    def _load_held(self, directory: Path, dtype: Dtype, held: Dtype) -> Model:
-        """The weights in `directory`, written in `dtype` and held in `held`, to be asked in float32."""
-        free_memory()
-        return load_model(directory, DTYPES[dtype]).to(DTYPES[held]).float()
+    def _ask_rounded(self, directory: Path, cast: Cast) -> Answers:
+        """The answers of the checkpoint in `directory` with its weights rounded."""
+        rounded = fresh_directory(self.out / _ROUNDED)
+        write_rounded(directory, cast, rounded)
+        answers = self._ask(self._load(rounded))
+        shutil.rmtree(rounded)
+        return answers
 
     def merged(self) -> Built:
         """The merged checkpoint, in the first of the recipe's types that keeps what was trained, or the last."""
         dropped: list[tuple[Dtype, Retention]] = []
-        *narrower, last = self._types()
-        for dtype in narrower:
-            built = self._merge(dtype)
+        *narrower, last = self._casts()
+        for cast in narrower:
+            built = self._merge(cast)
             if not loses(built.report.retention):
                 return built
-            dropped.append((dtype, built.report.retention))
+            dropped.append((built.report.dtype, built.report.retention))
             del built
         built = self._merge(last)
         return replace(built, report=built.report.model_copy(update={"dropped": tuple(dropped)}))
 
-    def _merge(self, dtype: Dtype) -> Built:
-        processor, _ = load_processor(self.base_path)  # afresh: one that was used would write its padding, too
-        write_merged(self._load_policy(), processor, DTYPES[dtype], fresh_directory(self.out))
-        held = min(dtype, self.job.serve_dtype or dtype, key=_BY_WIDTH.index)
-        base = self._rounded_base(dtype, held)
-        as_held = None if held == dtype else self._ask(self._load_held(self.out, dtype, held))
-        model = self._load_held(self.out, dtype, dtype)
+    def _merge(self, cast: Cast) -> Built:
+        out = fresh_directory(self.out)
+        num_changed = write_merged(self.base_path, self.named, cast, self.template, out)
+        written, serve = stored_dtypes(out), self.job.serve_dtype
+        served = Cast((serve,) if serve else ())
+        rounding = Cast(cast.to + served.to)
+        is_base_rounded = rounding.rounds(stored_dtypes(self.base_path))
+        base = self._ask_rounded(self.base_path, rounding) if is_base_rounded else self.base
+        held = self._ask_rounded(out, served) if served.rounds(written) else None
+        model = self._load(out)
         stored = self._ask(model)
-        report = self._report(dtype, held, as_held or stored, base)
-        num_changed = count_changed_tensors(self.base_path, self.out)
+        dtype = narrowest(*written)
+        report = self._report(dtype, narrowest(dtype, *served.to), held or stored, base)
         return Built(model, report.model_copy(update={"num_changed_tensors": num_changed}), stored)
 
     def adapter_alone(self) -> Built:
         """The adapter's checkpoint; the base's weights are no part of it."""
-        model = self._load_policy()
-        write_adapter(model, self.base_path, self.adapter, fresh_directory(self.out))
+        write_adapter(self.adapter, self.named, fresh_directory(self.out))
+        model = attach_adapter(self._load(self.base_path), self.adapter)
         is_exact = is_served_exactly(model)
-        del model
-        free_memory()
-        written = self.out if is_exact else self.adapter  # PEFT reads the language model's names in both forms only
-        model = attach_adapter(load_model(self.base_path, torch.float32), written)
+        if is_exact:  # PEFT reads the files' names only of the language model's modules
+            del model
+            model = attach_adapter(self._load(self.base_path), self.out)
         stored = self._ask(model)
         report = self._report("float32", "float32", stored, self.base)
-        changes = {"num_changed_tensors": count_learned_tensors(self.out), "is_served_exactly": is_exact}
+        changes = {"num_changed_tensors": self.named.num_learned, "is_served_exactly": is_exact}
         return Built(model, report.model_copy(update=changes), stored)
 
     def describe(self, built: Built) -> CheckpointManifest:
@@ -156,17 +165,12 @@ class Build:
             retention=compare_margins(self.policy.margins(self.base, beta), answers.margins(base, beta)),
         )
 
-    def _types(self) -> list[Dtype]:
+    def _casts(self) -> list[Cast]:
+        """How the weights are to be written, in the order in which it is tried."""
         if self.job.merge.dtype != "auto":
-            return [self.job.merge.dtype]
-        own = max(stored_dtypes(self.base_path), key=_BY_WIDTH.index)
-        return list(dict.fromkeys((own, "float32")))
-
-    def _rounded_base(self, dtype: Dtype, held: Dtype) -> Answers:
-        """The base's answers once it is rounded like the checkpoint; its own where that changes nothing."""
-        if {dtype, held} <= stored_dtypes(self.base_path) | {"float32"}:
-            return self.base
-        return self._ask(self._load_held(self.base_path, dtype, held))
+            return [Cast((self.job.merge.dtype,))]
+        wider = [] if stored_dtypes(self.base_path) == {"float32"} else [Cast(("float32",))]
+        return [Cast(), *wider]
 
 
 def _remedy(job: TrainJob, report: MergeReport) -> str:

@@ -120,7 +120,7 @@ def describe_base(directory: Path, name: str) -> tuple[CheckpointManifest, str |
     """
     digest = compute_digest(directory)
     processor, mended = load_processor(directory)
-    canary = build_canary(load_model(directory, torch.float32), processor)
+    canary = build_canary(load_model(directory, torch.float32, "spread"), processor)
     ref = CheckpointRef(name=name, digest=digest, kind="base")
     return CheckpointManifest(checkpoint=ref, canary=canary), processor.chat_template if mended else None
 

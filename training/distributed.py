@@ -1,11 +1,12 @@
-"""One training over several processes of this machine, started by `accelerate launch`: DDP, FSDP or DeepSpeed.
+"""One training over several processes of this machine, started by `accelerate launch`: DDP, FSDP (training/sharded.py) or
+DeepSpeed.
 
 Model: the worker stays one process, which holds the job, looks at the pairs and merges; only the training in between is
 done by the ranks (training/rank.py), which are gone when it goes on. What depends on a clock, or is written to the job's
 directory, is for the first rank to decide or to do. A rank that dies takes the others with it (accelerate's agent sees to
 that), and the same command resumes from the last complete checkpoint.
 
-Limits: one machine. Only `ddp` runs without GPUs (gloo); what is shipped for FSDP and DeepSpeed needs them.
+Limits: one machine. What is shipped runs without GPUs, too (gloo).
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ from pathlib import Path
 from pipeline.errors import InputError, MachineError, ServerError
 from pipeline.recipe import TrainSection
 from training.job import read_status
+from training.trackers import check_account
 
 RANK_MODULE = "training.rank"
+_BUNDLED = ("ddp", "fsdp", "zero2", "zero3")
 _LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
 """The ranks of one machine need not be heard elsewhere."""
 
@@ -48,15 +51,15 @@ def check_machine(recipe: TrainSection, num_gpus: int) -> None:
             f"train.num_processes = {recipe.num_processes}, but this machine has {num_gpus} GPU(s); lower it, and raise "
             "train.gradient_accumulation by as much"
         )
-    if not num_gpus and recipe.accelerate_config != "ddp":
+    if not num_gpus and recipe.accelerate_config not in _BUNDLED:
         raise MachineError(
-            f"train.accelerate_config = {recipe.accelerate_config!r} needs GPUs: without them accelerate would silently "
-            "do DDP; use ddp here"
+            f"train.accelerate_config = {recipe.accelerate_config!r} needs GPUs: if it asks for FSDP, accelerate would "
+            "silently do DDP without them; use fsdp here"
         )
 
 
 def check_installed(recipe: TrainSection) -> None:
-    """See that what the recipe names is here: the accelerate config, and its and the trackers' packages.
+    """See that what the recipe names is here: the accelerate config, its and the trackers' packages, and a key for wandb.
 
     Raises InputError or MachineError. Free of torch, so that it can be said before anything is sampled.
     """
@@ -64,6 +67,8 @@ def check_installed(recipe: TrainSection) -> None:
         _require("deepspeed", f"train.accelerate_config = {recipe.accelerate_config!r}")
     for tracker in recipe.report_to:
         _require(tracker, "train.report_to")
+    if "wandb" in recipe.report_to:
+        check_account()
 
 
 def _require(package: str, wanted_by: str) -> None:

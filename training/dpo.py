@@ -36,6 +36,7 @@ from training.models import DTYPES, Model, device, load_model
 from training.objective import GAP, TERM, PreferenceTrainer, start_loss
 from training.pairs import PairCollator
 from training.resume import find_last_complete, mark_complete, step_of, truncate_progress
+from training.sharded import load_sharded
 from training.template import Processor
 from training.trackers import PROJECT
 
@@ -85,8 +86,15 @@ def build_trainer(
     """
     if recipe.dtype == "float16" and not torch.cuda.is_available():
         raise MachineError("train.dtype = float16 needs a GPU; use float32 or bfloat16 here")
-    model = load_model(base, DTYPES[recipe.dtype])
-    return adapt_model(model, train, validation, processor, recipe, job_directory, run_name)
+    # First the arguments: while they live, DeepSpeed's ZeRO 3 spreads a model over the processes as it is loaded.
+    arguments = training_arguments(recipe, job_directory / STEPS, run_name)
+    return adapt_model(_load(base, recipe), train, validation, processor, recipe, arguments)
+
+
+def _load(base: Path, recipe: TrainSection) -> Model:
+    if recipe.accelerate_config == "fsdp" and recipe.num_processes > 1:
+        return load_sharded(base, DTYPES[recipe.dtype], recipe.num_processes)
+    return load_model(base, DTYPES[recipe.dtype])
 
 
 def adapt_model(
@@ -95,8 +103,7 @@ def adapt_model(
     validation: Dataset,
     processor: Processor,
     recipe: TrainSection,
-    job_directory: Path,
-    run_name: str,
+    arguments: DPOConfig,
 ) -> PreferenceTrainer:
     """`build_trainer` for a model in memory, which gets the adapter."""
     is_mdpo = recipe.method == "mdpo"
@@ -104,7 +111,7 @@ def adapt_model(
         train, validation = add_other_images(train), add_other_images(validation)
     trainer = PreferenceTrainer(
         model=model,
-        args=training_arguments(recipe, job_directory / STEPS, run_name),
+        args=arguments,
         data_collator=PairCollator(processor, recipe.max_image_side, recipe.corruption if is_mdpo else None),
         train_dataset=train,
         eval_dataset=validation if len(validation) else None,
@@ -163,7 +170,7 @@ def run_training(
             _Pace(evaluation_steps(expected, recipe.num_evaluations), has_validation=bool(trainer.eval_dataset))
         )
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # gathered, where ranks hold a part each
+    weights = trainer.trained_weights()
     if trainer.is_world_process_zero():
         _check_end(trainer.state.global_step, expected, weights)
         partial = fresh_directory(job_directory / f".{ADAPTER}.partial")

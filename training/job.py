@@ -147,7 +147,7 @@ class Preflight(Record):
     memory: MemoryEstimate
     """Of one training process."""
     available_gib: float
-    """Of the GPU, or of the machine where there is none."""
+    """Free on the fullest GPU, or in the machine where there is none."""
 
 
 class Retention(Record):

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import gc
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
+from accelerate.utils import get_max_memory
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import logging
 
 from pipeline.checkpoints import check_layout
-from pipeline.errors import CheckpointError
+from pipeline.errors import CheckpointError, MachineError
 from pipeline.recipe import Dtype
 from training.template import Processor, ensure_template
 
@@ -24,7 +25,12 @@ DTYPES: dict[Dtype, torch.dtype] = {
     "bfloat16": torch.bfloat16,
 }
 
-
+Place: TypeAlias = Literal["device", "spread", "nowhere"]
+"""Where weights are held: all on the GPU (or the CPU), as training needs it; wherever there is room, GPUs first, then
+memory, then the files themselves; or nowhere, for names and shapes alone."""
+_WORKSPACE = 8 * 2**30
+"""Bytes that spread weights leave free for what asking needs, or half of what is free where that is less: the float32
+logits of a batch take up to 2 GiB (training/probe.py) or one pair's, and what a layer computes is of that size."""
 _SMALL = 50_000_000
 """Parameters below which a second CPU thread costs more than it brings: its layers take microseconds, and on a busy
 machine each waits for the other thread (measured with nano: 10 steps in 5 s on one thread, 47 s on two)."""
@@ -66,16 +72,39 @@ def load_processor(directory: Path) -> tuple[Processor, bool]:
     return processor, mended
 
 
-def load_model(directory: Path, dtype: torch.dtype) -> Model:
-    """The checkpoint's weights in `dtype`, on the device, in evaluation mode. Raises CheckpointError."""
+def load_model(directory: Path, dtype: torch.dtype, place: Place = "device") -> Model:
+    """The checkpoint's weights in `dtype`, in evaluation mode.
+
+    Raises CheckpointError, and MachineError where not even a layer has room.
+    """
     check_layout(directory)
     try:
-        model = AutoModelForImageTextToText.from_pretrained(directory, dtype=dtype, local_files_only=True)
+        model = AutoModelForImageTextToText.from_pretrained(
+            directory, dtype=dtype, local_files_only=True, **_placement(place)
+        )
     except (OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"checkpoint {directory} cannot be loaded ({_first_line(error)})") from None
+    if set(getattr(model, "hf_device_map", {}).values()) == {"disk"}:
+        free = ", ".join(f"{free / 2**30:.1f}" for free in free_bytes().values())
+        raise MachineError(
+            f"no layer of {directory} has room in the {free} GiB that are free; stop what else runs here"
+        )
     if device().type == "cpu" and model.num_parameters() < _SMALL:
         torch.set_num_threads(1)
-    return model.to(device()).eval()
+    return (model.to(device()) if place == "device" else model).eval()
+
+
+def free_bytes() -> dict[int | str, int]:
+    """What is free now of each GPU's memory and of the machine's ("cpu")."""
+    return dict(get_max_memory())
+
+
+def _placement(place: Place) -> dict[str, Any]:
+    """`from_pretrained`'s arguments; none for "device", which DeepSpeed's ZeRO-3 forbids."""
+    if place != "spread":
+        return {} if place == "device" else {"device_map": "meta"}
+    room = {where: max(free - _WORKSPACE, free // 2) for where, free in free_bytes().items()}
+    return {"device_map": "auto", "max_memory": room}
 
 
 def free_memory() -> None:
@@ -91,10 +120,11 @@ def completion_logprobs(model: Model, batch: Batch) -> torch.Tensor:
     """
     inputs = {key: value.to(model.device) for key, value in batch.items() if key != "completion_mask"}
     with torch.inference_mode():
-        logits = model(**inputs, use_cache=False).logits[:, :-1].float()
-    labels = inputs["input_ids"][:, 1:].unsqueeze(-1)
-    logprobs = logits.log_softmax(dim=-1).gather(-1, labels).squeeze(-1).cpu()
-    masked: torch.Tensor = logprobs * batch["completion_mask"][:, 1:]
+        logits = model(**inputs, use_cache=False).logits[:, :-1]
+    labels = inputs["input_ids"][:, 1:].unsqueeze(-1).to(logits.device)
+    rows = zip(logits, labels, strict=True)  # one at a time: the logits are large
+    logprobs = torch.stack([row.float().log_softmax(dim=-1).gather(-1, label).squeeze(-1) for row, label in rows])
+    masked: torch.Tensor = logprobs.cpu() * batch["completion_mask"][:, 1:]
     return masked
 
 

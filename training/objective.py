@@ -24,8 +24,9 @@ from typing import Any
 
 import torch
 from torch.nn.functional import logsigmoid
+from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import DPOTrainer
-from trl.models.utils import disable_gradient_checkpointing
+from trl.models.utils import disable_gradient_checkpointing, prepare_deepspeed
 from trl.trainer.utils import use_adapter
 
 from pipeline.recipe import Dtype, Loss, TrainSection
@@ -95,6 +96,7 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]
         self.conditional = conditional
         self.shares_prompts = False
         self.sharing_fault: str | None = None
+        self._early_engine: Any = None
 
     def count_pairs(self, batch: Batch) -> int:
         """Number of pairs in a batch."""
@@ -129,9 +131,32 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]
         sums = scored.log_probs.float().sum(dim=1).cpu().view(-1, self.count_pairs(batch))
         return float((sums - self.reference_logprobs(batch)).abs().max())
 
+    def train(self, *args: Any, **options: Any) -> Any:
+        """TRL's training, with an engine of its own."""
+        if self._early_engine is not None:
+            self._early_engine.destroy()
+            self._early_engine = None
+        return super().train(*args, **options)
+
+    def _gather(self) -> None:
+        """Under ZeRO 3 a layer's weights are gathered by an engine: before training, which makes its own, by this one."""
+        if is_deepspeed_zero3_enabled() and self._early_engine is None:
+            self._early_engine = prepare_deepspeed(self.model, self.accelerator)
+
+    def trained_weights(self) -> dict[str, torch.Tensor]:
+        """The adapter's weights by name, and perhaps the base's; gathered where processes hold parts, so all call this."""
+        if is_deepspeed_zero3_enabled():
+            weights: dict[str, torch.Tensor] = self.model_wrapped._zero3_consolidated_16bit_state_dict(
+                exclude_frozen_parameters=True
+            )
+        else:
+            weights = self.accelerator.get_state_dict(self.model_wrapped)
+        return weights
+
     @contextmanager
     def _frozen(self) -> Iterator[None]:
         """The model in evaluation, as training would compute it."""
+        self._gather()
         was_training = self.model.training
         self.model.eval()
         with (

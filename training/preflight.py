@@ -7,7 +7,6 @@ and the ranks of one training read it there.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,11 +16,15 @@ import torch
 from datasets import Dataset
 
 from pipeline.errors import DataError, MachineError
+from pipeline.recipe import TrainSection
 from pipeline.records import Record, content_key
+from training.distributed import is_distributed
+from training.gpus import list_gpus
 from training.job import PREFLIGHT, PairSummary, Preflight, TrainJob, read_record, write_record
-from training.memory import GIB, MemoryEstimate, estimate_memory, read_shape
+from training.memory import GIB, MemoryEstimate, estimate_memory
 from training.models import device
 from training.pairs import check_pairs, keep_rows, load_pairs
+from training.shape import read_shape
 from training.template import Processor
 
 CHECKED = "preflight"
@@ -94,14 +97,14 @@ class _Ticker:
 def check_job(job: TrainJob, job_directory: Path, found: CheckedPairs) -> MemoryEstimate:
     """Keep what was found as the job's `preflight.json`, with an estimate of the memory; returns the estimate.
 
-    Raises DataError where no pair can be trained, MachineError where the model's weights alone do not fit.
+    Raises DataError where no pair can be trained, MachineError where what every step takes is more than what is free.
     """
     estimate = estimate_memory(
         read_shape(Path(job.base_path) / "config.json"),
         job.train,
         max(found.train.max_length, found.validation.max_length),
     )
-    available = available_gib()
+    available = available_gib(job.train)
     write_record(
         job_directory / PREFLIGHT,
         Preflight(train=found.train, validation=found.validation, memory=estimate, available_gib=available),
@@ -111,17 +114,25 @@ def check_job(job: TrainJob, job_directory: Path, found: CheckedPairs) -> Memory
         raise DataError(
             f"none of {found.train.num_rows} pairs in {job.pairs_path} can be trained{reason}; see {PREFLIGHT}"
         )
-    if estimate.weights > available:
+    if estimate.judge(available) == "too_large":
         raise MachineError(
-            f"the weights alone take {estimate.weights:.1f} GiB in {job.train.dtype}, and there are {available:.1f} GiB "
-            "for them; train on a larger machine, or spread them over several (train.accelerate_config = fsdp)"
+            f"each training process needs at least {estimate.least:.1f} GiB, and {available:.1f} GiB are free "
+            f"({estimate.summary}); `vcot doctor` says with which settings it fits"
         )
     return estimate
 
 
-def available_gib() -> float:
-    """Memory of the smallest GPU, or of the machine where there is none."""
-    if device().type == "cuda":
-        gpus = range(torch.cuda.device_count())
-        return min(float(torch.cuda.get_device_properties(gpu).total_memory) for gpu in gpus) / GIB
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
+def available_gib(recipe: TrainSection) -> float:
+    """What is free on the fullest GPU that would train, or in the machine where there is none."""
+    if device().type != "cuda":
+        return _free_memory()
+    gpus = list_gpus().seen[: recipe.num_processes] if is_distributed(recipe) else ()
+    if gpus:  # asked of the driver: this process would leave a context of its own on each of them
+        return min(gpu.free_gib for gpu in gpus)
+    return float(torch.cuda.mem_get_info()[0]) / GIB
+
+
+def _free_memory() -> float:
+    """What the kernel can give without swapping."""
+    lines = Path("/proc/meminfo").read_text("ascii").splitlines()
+    return next(float(line.split()[1]) for line in lines if line.startswith("MemAvailable:")) * 1024 / GIB

@@ -20,8 +20,8 @@ from training.parity import Answers, ProbePair, ProbeRow
 from training.template import Processor
 
 NUM_PAIRS = 16
-_BATCH_PAIRS = 4
-"""At once: a 7B model's logits of eight long rows are 1 GB."""
+_BATCH_PAIRS, _BATCH_BYTES = 4, 2 * 2**30
+"""At once, and fewer where the rows' float32 logits could take more than that; but one at least."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def load_questions(pairs: Path, processor: Processor, recipe: TrainSection) -> Q
         limits = {"max_length": recipe.max_length, "max_image_side": recipe.max_image_side}
         kept, _ = check_pairs(rows.select(range(min(len(rows), 2 * NUM_PAIRS))), processor, **limits)
         if len(kept):
-            return _build(kept.select(range(min(len(kept), NUM_PAIRS))), processor, recipe.max_image_side)
+            return _build(kept.select(range(min(len(kept), NUM_PAIRS))), processor, recipe)
     raise DataError(f"none of the first pairs in {pairs} can be used to compare; run `vcot pair` again")
 
 
@@ -54,16 +54,18 @@ def ask(model: Model, questions: Questions) -> Answers:
     )
 
 
-def _build(rows: Dataset, processor: Processor, max_image_side: int) -> Questions:
-    collate = PairCollator(processor, max_image_side)
+def _build(rows: Dataset, processor: Processor, recipe: TrainSection) -> Questions:
+    collate = PairCollator(processor, recipe.max_image_side)
+    pair_bytes = 2 * recipe.max_length * len(processor.tokenizer) * 4
+    size = max(1, min(_BATCH_PAIRS, _BATCH_BYTES // pair_bytes))
     batches, pairs = [], []
-    for start in range(0, len(rows), _BATCH_PAIRS):
-        chunk = [rows[index] for index in range(start, min(start + _BATCH_PAIRS, len(rows)))]
+    for start in range(0, len(rows), size):
+        chunk = [rows[index] for index in range(start, min(start + size, len(rows)))]
         batch = collate(chunk)
         batches.append(batch)
         tokens = [ids[mask.bool()].tolist() for ids, mask in _interleave(batch["input_ids"], batch["attention_mask"])]
         for row, chosen, rejected in zip(chunk, tokens[0::2], tokens[1::2], strict=True):
-            pairs.append(_pair(row, max_image_side, chosen, rejected))
+            pairs.append(_pair(row, recipe.max_image_side, chosen, rejected))
     return Questions(tuple(batches), tuple(pairs))
 
 

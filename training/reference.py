@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import sqlite3
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from datasets import Dataset
@@ -108,6 +109,15 @@ def row_keys(rows: Dataset, processor: Processor, recipe: TrainSection) -> list[
     return keys
 
 
+def deal(batches: Sequence[int], rank: int, num_ranks: int) -> list[int]:
+    """The rank's share of `batches`: as many as any other's, the last one of all more than once where they do not divide.
+
+    Weights that are spread over the ranks are gathered by all of them together: one that computed less would be waited for.
+    """
+    rounds = math.ceil(len(batches) / num_ranks)
+    return [batches[min(i * num_ranks + rank, len(batches) - 1)] for i in range(rounds)]
+
+
 def _complete(
     trainer: PreferenceTrainer, rows: Dataset, recipe: TrainSection, cache: ReferenceCache, on_pairs: OnPairs
 ) -> Dataset:
@@ -117,7 +127,7 @@ def _complete(
     size, accelerator = trainer.args.per_device_eval_batch_size, trainer.accelerator
     owed = [i for i in range(0, len(rows), size) if any(k not in found for kinds in keys[i : i + size] for k in kinds)]
     accelerator.wait_for_everyone()  # a rank that looks after another has put would deal out other batches
-    for done, begin in enumerate(owed[accelerator.process_index :: accelerator.num_processes]):
+    for done, begin in enumerate(deal(owed, accelerator.process_index, accelerator.num_processes)):
         on_pairs(done * size * accelerator.num_processes, len(owed) * size)
         batch = trainer.data_collator([rows[i] for i in range(begin, min(begin + size, len(rows)))])
         values = trainer.reference_logprobs(batch).T.tolist()

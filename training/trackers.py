@@ -8,14 +8,33 @@ else with WANDB_MODE=offline; trackio into its own local database (TRACKIO_DIR).
 
 from __future__ import annotations
 
+import netrc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlparse
 
+from pipeline.errors import MachineError
 from training.job import TrainJob
 
 PROJECT = "vcot"
+
+
+def check_account() -> None:
+    """Raise MachineError where Weights & Biases would ask for a key, which nobody could type into a worker."""
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_MODE") in ("offline", "disabled"):
+        return
+    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
+    try:
+        known = netrc.netrc(os.environ.get("NETRC")).authenticators(host or "")  # where `wandb login` keeps it
+    except (OSError, netrc.NetrcParseError):
+        known = None
+    if known is None:
+        raise MachineError(
+            "train.report_to names wandb, and there is no key for it: set WANDB_API_KEY, or WANDB_MODE=offline, which "
+            "needs none"
+        )
 
 
 @contextmanager

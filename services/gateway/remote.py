@@ -4,8 +4,8 @@ It must be reachable by the gateway only, and be started by `vcot engine`, or wi
 
     VLLM_SERVER_DEV_MODE=1 ... --served-model-name vcot
 
-(and, to sleep while something trains, `--enable-sleep-mode`; to take adapters, `VLLM_ALLOW_RUNTIME_LORA_UPDATING=True
-... --enable-lora --max-lora-rank N`), and see the checkpoints' directories under the same paths as the gateway does.
+(and, to sleep while something trains, `--enable-sleep-mode`; to take adapters, `VLLM_ALLOW_RUNTIME_LORA_UPDATING=True ...
+--enable-lora --max-lora-rank N`), and see the checkpoints' directories under the same paths as the gateway does.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ _METRIC = re.compile(r"\b(?:vcot_|vllm:)\w+")
 def gateway_families(folder: Path) -> dict[str, set[str]]:
     """What the gateway exports: each family's name, with the names of its series."""
     bench = Bench(folder)
-    text = Metrics(bench.fleet, Places(1, 1)).render().decode()
+    text = Metrics(bench.fleet, Places(1, 1, 1)).render().decode()
     kinds = dict(re.findall(r"^# TYPE (\w+) (\w+)$", text, re.MULTILINE))
     histogram = ("_bucket", "_sum", "_count")
     return {name: {name + end for end in (histogram if kind == "histogram" else ("",))} for name, kind in kinds.items()}

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,8 @@ from training.resume import MARKER
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(900)]
 SAME = ("train.lora_dropout=0", "train.epochs=2", "train.learning_rate=1e-3", "train.num_evaluations=3")
+WITH_DEEPSPEED = pytest.mark.skipif(find_spec("deepspeed") is None, reason="DeepSpeed is not among the pins")
+SPREADS = ("ddp", "fsdp", *(pytest.param(name, marks=WITH_DEEPSPEED) for name in ("zero2", "zero3")))
 # The ranks, saving more often than every ten seconds.
 QUICK_RANK = """
 import sys; from pathlib import Path
@@ -38,10 +41,12 @@ def read_curve(job: Path) -> list[TrainProgress]:
     return [TrainProgress.model_validate_json(line) for line in (job / PROGRESS).read_text().splitlines()]
 
 
-def test_two_processes_train_as_one_with_the_same_global_batch(make_job):
+@pytest.mark.parametrize("spread", SPREADS)
+def test_two_processes_train_as_one_with_the_same_global_batch(spread, make_job):
     """TRL logs the mean over the ranks: with one rank's own loss the curves would differ."""
     one = make_job(*SAME, "train.batch_size=4", num_train=24, num_validation=8)
-    two = make_job(*SAME, "train.batch_size=2", "train.num_processes=2", num_train=24, num_validation=8)
+    parts = ("train.batch_size=2", "train.num_processes=2", f"train.accelerate_config={spread}")
+    two = make_job(*SAME, *parts, num_train=24, num_validation=8)
     run(one)
     run(two)
     curves = read_curve(one), read_curve(two)
@@ -94,8 +99,10 @@ def wait_until_saved(job: Path, process: subprocess.Popen[bytes]) -> None:
     raise AssertionError((job / "worker.log").read_text()[-3000:])
 
 
-def test_a_killed_rank_ends_the_job_with_a_sentence_and_the_same_command_resumes(make_job, tmp_path):
+@pytest.mark.parametrize("spread", SPREADS)
+def test_a_killed_rank_ends_the_job_with_a_sentence_and_the_same_command_resumes(spread, make_job, tmp_path):
     settings = ("train.epochs=8", "train.learning_rate=1e-3", "train.batch_size=2", "train.num_processes=2")
+    settings += (f"train.accelerate_config={spread}",)
     undisturbed, disturbed = (make_job(*settings, num_train=24, num_validation=4) for _ in range(2))
     assert start(undisturbed, tmp_path).wait() == 0
     process = start(disturbed, tmp_path)

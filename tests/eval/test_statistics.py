@@ -188,3 +188,15 @@ def test_holm():
     assert adjust_holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert adjust_holm([0.9, 0.8]) == [1, 1]
     assert adjust_holm([]) == []
+
+
+def test_a_few_clusters_widen_the_interval_by_the_small_sample_factor():
+    """Two images with four questions each: the sandwich variance times clusters / (clusters - 1), by hand."""
+    first, second = np.zeros(8), np.array([1, 1, 1, 0, 0, 0, 0, -1])
+    found = compare_paired(first, second, [0] * 4 + [1] * 4)
+    mean = second.mean()
+    squares = sum((second[part] - mean).sum() ** 2 for part in (slice(0, 4), slice(4, 8))) * 2 / (2 - 1)
+    centre, error = second.sum() / 10, math.sqrt(squares + 2 / (2 - 1)) / 10
+    half = stats.t.ppf(0.975, 1) * error
+    assert found.p_value == pytest.approx(2 * stats.t.sf(abs(centre) / error, 1))
+    assert (found.interval.low, found.interval.high) == (max(-1.0, centre - half), min(1.0, centre + half))

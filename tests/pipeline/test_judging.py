@@ -331,3 +331,27 @@ def test_usages_add_up():
     assert Usage(prompt_tokens=1, completion_tokens=2) + Usage(prompt_tokens=3, completion_tokens=4) == Usage(
         prompt_tokens=4, completion_tokens=6
     )
+
+
+async def test_the_judge_is_asked_greedily_and_told_nothing_of_the_gold(bench):
+    bodies = []
+
+    def upstream(request):
+        bodies.append(json.loads(request.content))
+        verdict = json.dumps({"rationale": "r", "score": 5})
+        choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": verdict}}
+        return httpx2.Response(200, json={"id": "x", "object": "chat.completion", "created": 0, "model": "m",
+                                          "choices": [choice], "usage": None})  # fmt: skip
+
+    bench.responses = bench.responses[:1]
+    told = {"rationale": "RATIONALE of the annotator", "facts": ("FACT of the scene",), "family": "FAMILY"}
+    letters = set()
+    for gold in (0, 1):
+        bench.tasks = {"t": bench.tasks["t"].model_copy(update={**told, "answer": gold})}
+        await bench.judge(upstream)
+        body = bodies[-1]
+        assert (body["temperature"], body["n"], body["seed"]) == (0.0, 1, 0)
+        letters.add(json.dumps(body, sort_keys=True))
+    assert len(letters) == 1, "the request is the same whatever the gold answer is"
+    asked = letters.pop()
+    assert not any(word in asked for word in ("RATIONALE", "FACT", "FAMILY"))

@@ -108,3 +108,13 @@ def test_a_damaged_page_is_a_sentence(tmp_path):
         file.write(b"\xff" * 40_000)
     with pytest.raises(StageError, match=r"l\.sqlite cannot be used"):
         Ledger(path).get(Judgment, [str(i) for i in range(2_000)])
+
+
+def test_records_are_stored_together_or_not_at_all(tmp_path):
+    ledger = Ledger(tmp_path / "l.sqlite")
+    broken = judgment("b").model_copy(update={"key": object()})  # SQLite cannot bind it
+    with pytest.raises((StageError, ValueError)):
+        ledger.put([judgment("a"), broken])
+    assert ledger.done(Judgment, ["a", "b"]) == set()
+    ledger.put([judgment("a")])
+    assert ledger.done(Judgment, ["a", "b"]) == {"a"}

@@ -1,5 +1,9 @@
+import json
+
+import pyarrow.parquet as pq
 import pytest
-from datasets import load_dataset
+import yaml
+from datasets import Features, load_dataset
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -8,6 +12,7 @@ from pipeline.errors import DataError
 from pipeline.images import ImageStore
 from pipeline.pairs import build_pairs, limit_pairs, split_pairs
 from pipeline.publish import pairs_digest, publish_pairs, render_card
+from pipeline.recipe import load_recipe
 from pipeline.records import (
     CheckpointRef,
     ImageRef,
@@ -139,14 +144,17 @@ def test_too_little_to_split_is_said():
         split_pairs([make_pair(make_task("t"))], 0.1, seed=0)
 
 
+def make_card(train, validation, **changes):
+    fields = {"recipe": load_recipe("nano"), "model": "nano", "judged": JUDGED, "paired": PAIRED}
+    return render_card(train, validation, **(fields | changes))
+
+
 def test_the_published_data_set_is_what_datasets_reads(tmp_path):
     store = ImageStore(tmp_path)
     tasks = [make_task(f"t{i}", store.put_png(Image.new("RGB", (4, 4), (i, 0, 0)))) for i in range(5)]
     pairs = [make_pair(task) for task in tasks]
     train, validation = split_pairs(pairs, 0.2, seed=0)
-    card = render_card(
-        train, validation, source="nano", model="nano", judged=JUDGED, paired=PAIRED, recipe_toml='name = "x"'
-    )
+    card = make_card(train, validation)
     folder = tmp_path / "pairs" / pairs_digest(train, validation)[:12]
     publish_pairs(train, validation, store, folder, card=card)
     data = load_dataset(str(folder), cache_dir=str(tmp_path / "cache"))
@@ -157,11 +165,33 @@ def test_the_published_data_set_is_what_datasets_reads(tmp_path):
     assert row["chosen"] == [{"role": "assistant", "content": [{"type": "text", "text": "text 0"}]}]
     assert row["rejected"][0]["content"][0]["text"] == "text 1"
 
+    schema = pq.read_schema(folder / "train.parquet")
+    written = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
+    assert '"List"' not in json.dumps(written), "datasets 3 does not know it"
+    assert written["images"] == [{"_type": "Image"}]
+    assert Features.from_arrow_schema(schema) == data["train"].features
+    metadata = yaml.safe_load(card.split("---")[1])
+    assert Features._from_yaml_list(metadata["dataset_info"]["features"]) == Features.from_arrow_schema(schema)
+    assert (metadata["license"], metadata["language"], metadata["size_categories"]) == ("apache-2.0", ["en"], ["n<1K"])
+
+
+def test_the_card_says_nothing_about_the_machine():
+    overrides = [
+        "judge.base_url=http://10.0.0.7/v1",
+        "judge.api_key_env=MY_KEY",
+        "eval.path=/home/me/sqa",
+        "serve.port=8123",
+    ]
+    pair = make_pair(make_task("t"))
+    card = make_card([pair], [pair], recipe=load_recipe("paper", overrides), model="/home/me/llava")
+    assert not [word for word in ("10.0.0.7", "MY_KEY", "/home", "[serve]", "8123") if word in card]
+    assert "temperature = 0.5" in card
+    assert "| sampled from | llava (" in card
+    assert yaml.safe_load(card.split("---")[1])["license_link"] == "https://github.com/allenai/aokvqa"
+
 
 def test_the_card_says_what_is_not_among_the_rows_and_why():
-    card = render_card(
-        [make_pair(make_task("t"))], [], source="nano", model="nano", judged=JUDGED, paired=PAIRED, recipe_toml=""
-    )
+    card = make_card([make_pair(make_task("t"))], [])
     assert "| responses judged | 47 of 50; the others: 2 refusal, 1 content filter |" in card
     assert "| questions that gave a pair | 5 of 6; the others: 1 tie |" in card
 
@@ -176,3 +206,21 @@ def test_the_digest_is_of_the_rows_not_of_where_images_lie():
 
 def test_every_field_of_a_published_pair_is_in_the_digest():
     assert set(PreferencePair.model_fields) == set(make_pair(make_task("t")).model_dump())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"task": "other"}, {"prompt": "other"}, {"chosen": "other"}, {"rejected": "other"}, {"chosen_score": 7.0},
+        {"rejected_score": -1.0}, {"judge": "other"}, {"policy": "sha256:bb"}, {"chosen_key": "o"}, {"rejected_key": "o"},
+        {"image": ImageRef(sha256="other", path="p", width=4, height=4)},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)  # fmt: skip
+def test_the_digest_of_pairs_holds_every_column(changes):
+    pair = make_pair(make_task("t"))
+    other = pair.model_copy(update=changes)
+    assert pairs_digest([pair], []) != pairs_digest([other], [])
+    assert pairs_digest([pair], []) != pairs_digest([], [pair])
+    moved = pair.model_copy(update={"image": pair.image.model_copy(update={"path": "elsewhere.png"})})
+    assert pairs_digest([pair], []) == pairs_digest([moved], [])

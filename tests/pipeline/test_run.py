@@ -1,10 +1,13 @@
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from pipeline.errors import DataError, InputError, RecipeError
-from pipeline.run import RECIPE, exclusive, open_run
+from pipeline.records import SamplingParams
+from pipeline.run import RECIPE, exclusive, open_run, write_durably
 
 
 def recipe_of(directory, recipe=None, overrides=()):
@@ -77,3 +80,14 @@ def test_one_writer_at_a_time_and_the_lock_goes_with_its_process(tmp_path):
         left.write_bytes(b"half")
         with exclusive(run):
             assert not left.exists(), "what a killed command left is removed"
+
+
+def test_a_record_is_on_disk_before_it_takes_its_name(tmp_path, monkeypatch):
+    """Else a power failure leaves an empty file under the name of a whole one."""
+    events, target = [], tmp_path / "r.json"
+    fsync, replace = os.fsync, Path.replace
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (events.append("fsync"), fsync(descriptor)))
+    monkeypatch.setattr(Path, "replace", lambda self, to: (events.append("rename"), replace(self, to)))
+    write_durably(target, SamplingParams(temperature=0.5, max_tokens=8, seed=0))
+    assert events[:2] == ["fsync", "rename"]
+    assert SamplingParams.model_validate_json(target.read_text()).max_tokens == 8

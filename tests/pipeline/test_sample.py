@@ -204,3 +204,58 @@ async def test_a_stopped_stage_goes_on_where_it_was(tasks, ledger, store):
     count, responses = await draw(second, tasks, ledger, store)
     assert (count.cached, count.ok, len(second.requests)) == (4, 8, 4)
     assert len(responses) == 12
+
+
+def key_of(task, checkpoint=CHECKPOINT, prompt="thought_specific", sampling=SAMPLING):
+    return plan_requests([task], prompt, checkpoint, sampling)[0].key
+
+
+def test_a_request_s_key_holds_all_that_determines_its_answer_and_no_more(tasks, store):
+    task, other = tasks[0], store.put_png(Image.new("RGB", (4, 4), "blue"))
+    same = [
+        key_of(task, CHECKPOINT.model_copy(update={"name": "another"})),
+        key_of(task.model_copy(update={"image": task.image.model_copy(update={"path": "elsewhere.png"})})),
+        key_of(task.model_copy(update={"rationale": "r", "split": "test"})),
+    ]
+    others = [
+        key_of(task, CHECKPOINT.model_copy(update={"digest": "sha256:" + "b" * 64})),
+        key_of(task.model_copy(update={"image": other})),
+        key_of(task.model_copy(update={"image": None})),
+        key_of(task.model_copy(update={"question": "another?"})),
+        key_of(task, prompt="cot"),
+        *(key_of(task, sampling=SAMPLING.model_copy(update=change))
+          for change in ({"temperature": 0.6}, {"top_p": 0.9}, {"max_tokens": 9}, {"n": 3}, {"seed": 1})),
+    ]  # fmt: skip
+    assert set(same) == {key_of(task)}
+    assert len({key_of(task), *others}) == 1 + len(others)
+
+
+def test_seeds_of_requests_seldom_meet():
+    """k chains of two requests with one seed would be drawn from the same random numbers."""
+    fields = {"question": "q?", "choices": ("a", "b"), "answer": 1, "source": "nano", "split": "train"}
+    many = [Task(id=f"t{i}", **fields) for i in range(5_000)]
+    seeds = {request.sampling.seed for request in plan_requests(many, "cot", CHECKPOINT, SAMPLING)}
+    assert len(seeds) >= 4_995
+    assert max(seeds) > 2**29
+
+
+async def test_choices_are_taken_by_their_index_not_as_they_come(tasks, ledger, store):
+    class Shuffled(Upstream):
+        @staticmethod
+        def answer(body, **options):
+            answer = json.loads(Upstream.answer(body, **options).content)
+            answer["choices"].reverse()
+            return httpx2.Response(200, json=answer, headers={DIGEST_HEADER: DIGEST})
+
+    _, responses = await draw(Shuffled(), tasks, ledger, store)
+    assert {(response.index, response.thought) for response in responses.values()} == {(0, "It is 0."), (1, "It is 1.")}
+
+
+async def test_a_response_that_was_cut_off_says_so(tasks, ledger, store):
+    class Cut(Upstream):
+        @staticmethod
+        def answer(body, **options):
+            return Upstream.answer(body, finish_reason="length", **options)
+
+    _, responses = await draw(Cut(), tasks, ledger, store)
+    assert {response.finish_reason for response in responses.values()} == {"length"}

@@ -30,22 +30,12 @@ from services.vllm import Endpoint
 CANARY_PROMPT = "What is it?"
 CANARY_IMAGE = "aW1hZ2U="
 TOKENS = (7, 7, 7)
+_CONFIG = Path(__file__).parents[2] / "training" / "checkpoints" / "nano" / "config.json"
 PROMPT_TOKENS = tuple(range(9))
 _FAULTS = frozenset(
     (
-        "reset",
-        "half",
-        "half-json",
-        "empty",
-        "hang",
-        "422",
-        "500",
-        "502",
-        "503",
-        "429",
-        "429-bare",
-        "cache-miss",
-        "closing",
+        *("reset", "half", "half-json", "empty", "hang", "422", "500", "502", "503", "429", "429-bare"),
+        *("cache-miss", "closing"),
     )
 )
 
@@ -63,7 +53,7 @@ def write_checkpoint(
     directory.mkdir(parents=True)
     matrix = "language_model.model.layers.0.self_attn.q_proj.weight"
     write_tensors(directory / "model.safetensors", {"w": (shape,), matrix: (8, 8)}, weight)
-    (directory / "config.json").write_text("{}")
+    shutil.copyfile(_CONFIG, directory / "config.json")
     ref = CheckpointRef(name=name, digest=compute_digest(directory), kind=kind)
     write_manifest(directory, CheckpointManifest(checkpoint=ref, canary=make_canary(canary_weight or weight)))
     return directory
@@ -148,6 +138,8 @@ class FakeVllm:
     """The weight that it wakes with, where that is another than it slept with."""
     is_silent: bool = False
     """Takes connections, and answers nothing on /health."""
+    holds_prefixes: bool = False
+    """Answers a reset of its prefix cache with 200, and keeps it, as vLLM does while blocks are held."""
     is_sick: bool = False
     """Says on /health that its engine is dead."""
     is_stuck: bool = False
@@ -263,6 +255,8 @@ class FakeVllm:
 
     async def _reset(self, request: web.Request) -> web.Response:
         self.calls.append(request.path)
+        if "prefix" in request.path and self.holds_prefixes:
+            return web.json_response({"success": False})
         if "prefix" in request.path:
             self.prefixes.clear()
         if "encoder" in request.path:

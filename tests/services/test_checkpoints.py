@@ -233,3 +233,27 @@ def test_a_checkpoint_is_described_by_name_or_alias(tmp_path: Path, source: Path
     info = registry.describe("policy")
     assert (info.checkpoint, info.directory) == (base.ref, str(source))
     assert (info.aliases, info.is_live, info.has_canary) == (("base", "policy"), True, True)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.safetensors", "model.safetensors.index.json", "config.json", "adapter_config.json", "tokenizer.json",
+        "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json",
+        "preprocessor_config.json", "processor_config.json", "chat_template.jinja", "chat_template.json",
+    ],
+)  # fmt: skip
+def test_a_digest_holds_every_file_that_can_change_an_answer(tmp_path: Path, name: str) -> None:
+    directory = write_checkpoint(tmp_path / "c", "c", 1.0)
+    before = compute_digest(directory)
+    path = directory / name
+    path.write_bytes(b'{"weight_map": {}}' if "index" in name else path.read_bytes() + b" " if path.exists() else b"{}")
+    assert compute_digest(directory) != before
+
+
+@pytest.mark.parametrize("name", ["README.md", "generation_config.json", "checkpoint.json", "probe.json"])
+def test_a_digest_holds_nothing_else(tmp_path: Path, name: str) -> None:
+    directory = write_checkpoint(tmp_path / "c", "c", 1.0)
+    before = compute_digest(directory)
+    (directory / name).write_text("{}")
+    assert compute_digest(directory) == before

@@ -226,3 +226,11 @@ def test_checkpoints_are_added_listed_shown_and_retired(vcot, tmp_path):
     assert "tuned" not in vcot("checkpoints", *target)[1]
     code, _, err = vcot("checkpoints", "retire", "tuned", *target)
     assert (code, "no checkpoint 'tuned'" in err) == (2, True)
+
+
+@pytest.mark.parametrize("command", ["run", "train"])
+def test_wandb_is_one_flag_away(vcot, monkeypatch, command):
+    kept = []
+    monkeypatch.setattr("services.commands.execute", lambda run, recipe, overrides, step: kept.append(overrides))
+    assert vcot(command, "--wandb", "--set", "train.seed=1")[0] == vcot(command)[0] == 0
+    assert kept == [('train.report_to=["wandb"]', "train.seed=1"), ()]

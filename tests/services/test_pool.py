@@ -272,6 +272,18 @@ async def test_a_large_answer_leaves_the_connection_reading(size: int) -> None:
         assert server.num_connections == 1
 
 
+async def test_a_reader_that_falls_behind_gets_the_rest() -> None:
+    size = 8 * HIGH_WATER
+    large = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % size + b"x" * size
+    async with served(answering(large)) as (_, pool), pool.post("/v1/x", b"{}", {}) as answer:
+        received = 0
+        async with asyncio.timeout(10):
+            async for part in answer.parts():
+                received += len(part)
+                await asyncio.sleep(0.05)
+        assert received == size
+
+
 async def test_a_trailer_is_no_header() -> None:
     chunked = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n1\r\na\r\n0\r\nx-vcot-digest: b\r\n\r\n"
     async with served(answering(chunked)) as (_, pool), pool.post("/v1/x", b"{}", {}) as answer:

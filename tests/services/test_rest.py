@@ -351,8 +351,7 @@ async def test_over_http(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     assert Rested.model_validate_json(rested.content).is_any
     await expect_resting(bench)
     woken = await bench.http.post("/admin/wake", json={})
-    assert woken.status_code == 200, woken.text
-    assert woken.json()["phase"] == "live"
+    assert (woken.status_code, woken.json()["phase"]) == (200, "live")
     for wrong in ({}, {"way": "keep", "lease_s": 1}, {"way": "sleep", "lease_s": 0}):
         assert (await bench.http.post("/admin/rest", json=wrong)).status_code == 422
     bench.fleet.can_sleep = False

@@ -112,11 +112,20 @@ async def test_the_reference_is_the_last_policy_or_the_seed(session, reference):
         assert job.reference is None
 
 
-async def test_pairs_on_an_image_of_the_validation_split_are_refused(session, monkeypatch):
+async def test_a_leak_is_not_taken_for_a_round_without_a_policy(session, monkeypatch):
+    """Else a trained run whose evaluation split was changed to train shows a table of the base alone."""
+    await teach(session, 2.0)
+    monkeypatch.setitem(session._questions, "test", list_rounds(session)[0].tasks)
+    with pytest.raises(DataError, match="is in the evaluation set too"):
+        list_rounds(session)
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+async def test_pairs_on_an_image_of_the_evaluation_are_refused(session, monkeypatch, split):
     current = list_rounds(session)[0]
     answer(session, current.requests(), lambda task, index: index == 0)
     await judge_stage(current)
-    monkeypatch.setitem(session._questions, "validation", current.tasks)
+    monkeypatch.setitem(session._questions, split, current.tasks)
     with pytest.raises(DataError, match="is in the evaluation set too"):
         _ = current.job
 
@@ -138,6 +147,16 @@ async def test_validation_chooses_the_round_and_the_test_split_is_not_asked(sess
     lesson = choice.trend[2].lesson
     assert (lesson.reference, lesson.num_tasks, lesson.mean_tokens) == (policies[0].ref.name, 12, 10)
     assert render_trend(choice.trend).row_count == 4
+
+
+async def test_of_rounds_that_are_equally_good_the_earlier_is_chosen(session):
+    policies = [await teach(session, weight) for weight in (2.0, 3.0, 4.0)]
+    for checkpoint in (session.base, *policies):
+        num_right = 2 if checkpoint is session.base else 6
+        right = {task.id for task in session.questions("validation")[:num_right]}
+        requests = eval_requests(session, checkpoint.ref, "validation", ["true"])
+        answer(session, requests, lambda task, index, right=right: task.id in right)
+    assert choose_round(session, list_rounds(session)).round.number == 1
 
 
 async def test_what_was_shown_instead_of_the_image_is_scored_against_the_question(session):

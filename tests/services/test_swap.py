@@ -38,6 +38,14 @@ async def test_every_cache_is_reset_after_the_load(bench: Bench) -> None:
         assert {"/reset_prefix_cache", "/reset_mm_cache", "/reset_encoder_cache"} < set(after)
 
 
+async def test_a_cache_that_was_not_reset_is_no_swap(bench: Bench) -> None:
+    """vLLM says so in a body of 200; whoever reads the status only goes on with prefixes of the old weights."""
+    async with bench.running():
+        bench.server.holds_prefixes = True
+        with pytest.raises(SwapError, match="did not reset its prefix cache"):
+            await bench.swap("policy", "tuned")
+
+
 async def test_what_is_live_already_is_not_loaded_again(bench: Bench) -> None:
     async with bench.running():
         swapped = await bench.swap("best", "base")

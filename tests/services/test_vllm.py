@@ -68,14 +68,15 @@ def option(command: list[str], name: str) -> str:
 
 
 def test_the_command_for_a_cpu(checkpoint: Checkpoint) -> None:
-    serve = ServeSection(dtype="float32", max_model_len=512, kv_cache_gib=0.5)
+    serve = ServeSection(dtype="float32", max_model_len=512, max_in_flight=8, kv_cache_gib=0.5)
     command = server_command(checkpoint, checkpoint.directory, serve, Path("/private/s"), "cpu")
     assert option(command, "--dtype") == "float32"
     assert option(command, "--uds") == "/private/s"
     assert option(command, "--generation-config") == "vllm"
     assert option(command, "--chat-template-content-format") == "openai", "in parts, as in training"
     assert json.loads(option(command, "--limit-mm-per-prompt")) == {"image": 1, "video": 0, "audio": 0}
-    assert option(command, "--max-num-batched-tokens") == option(command, "--max-model-len") == "512"
+    assert option(command, "--max-model-len") == "512"
+    assert option(command, "--max-num-batched-tokens") == str(8 * 512), "the images of all in flight fit into one step"
     assert option(command, "--kv-cache-memory-bytes") == str(2**29)
     assert {"--enforce-eager", "--no-enable-chunked-prefill"} < set(command)
     assert "--chat-template" not in command

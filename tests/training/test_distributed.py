@@ -17,7 +17,7 @@ def make_recipe(**settings):
 def test_bundled_configs_are_accelerates(name):
     """A key that accelerate does not know makes it refuse the file."""
     config = load_config_from_file(str(distributed.find_config(name)))
-    assert config.distributed_type == {"ddp": "MULTI_GPU", "fsdp": "FSDP"}.get(name, "DEEPSPEED")
+    assert config.distributed_type == ("DEEPSPEED" if name.startswith("zero") else "MULTI_GPU")
     assert config.mixed_precision is None, "the recipe's dtype decides"
 
 
@@ -36,8 +36,9 @@ def test_what_the_machine_cannot_do_is_refused():
     distributed.check_machine(make_recipe(num_processes=2), num_gpus=0)
     with pytest.raises(MachineError, match=r"= 4, but this machine has 2 GPU"):
         distributed.check_machine(make_recipe(num_processes=4), num_gpus=2)
+    distributed.check_machine(make_recipe(num_processes=2, accelerate_config="fsdp"), num_gpus=0)
     with pytest.raises(MachineError, match="silently do DDP"):
-        distributed.check_machine(make_recipe(num_processes=2, accelerate_config="fsdp"), num_gpus=0)
+        distributed.check_machine(make_recipe(num_processes=2, accelerate_config="own.yaml"), num_gpus=0)
 
 
 def test_packages_that_the_recipe_names_are_looked_for(monkeypatch):

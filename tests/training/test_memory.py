@@ -5,29 +5,51 @@ import json
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM, LlavaForConditionalGeneration
+from transformers import AutoConfig, AutoModelForImageTextToText, LlamaConfig, LlamaForCausalLM
 
 from pipeline.errors import CheckpointError
 from pipeline.recipe import load_recipe
-from training.memory import Stack, estimate_memory, find_shape, parse_shape, read_shape
+from training.memory import estimate_memory, kept_per_token
+from training.shape import Stack, find_shape, parse_shape, read_shape
 
 LLAVA_7B = json.loads(find_shape("llava-hf/llava-1.5-7b-hf").read_text())
+QWEN_72B = json.loads(find_shape("Qwen/Qwen2.5-VL-72B-Instruct").read_text())
 
 
-def estimate(*overrides, longest=1856):
-    return estimate_memory(parse_shape(LLAVA_7B), load_recipe("paper", overrides).train, longest)
+def estimate(*overrides, longest=1856, config=LLAVA_7B):
+    return estimate_memory(parse_shape(config), load_recipe("paper", overrides).train, longest)
 
 
-def test_parameters_are_those_that_the_library_counts():
-    config = AutoConfig.for_model(**LLAVA_7B)
+PUBLISHED = {
+    "llava-hf/llava-1.5-7b-hf": 7.06e9,
+    "llava-hf/llava-1.5-13b-hf": 13.35e9,
+    "Qwen/Qwen2-VL-72B-Instruct": 73.4e9,
+    "Qwen/Qwen2.5-VL-72B-Instruct": 73.4e9,
+}
+"""Parameters, as the hub counts them in the published weights."""
+
+
+@pytest.mark.parametrize("hub_id", PUBLISHED)
+def test_parameters_are_those_that_are_published_and_that_the_library_counts(hub_id):
+    config = json.loads(find_shape(hub_id).read_text())
     with torch.device("meta"):
-        model = LlavaForConditionalGeneration(config)
+        model = AutoModelForImageTextToText.from_config(AutoConfig.for_model(**config))
         adapted = get_peft_model(model, LoraConfig(r=64, target_modules="all-linear"))
     trained = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
-    shape = parse_shape(LLAVA_7B)
-    assert shape.num_adapter_parameters(64, all_linear=True) == trained == 189_071_360
+    shape = parse_shape(config)
+    assert shape.num_adapter_parameters(64, all_linear=True) == trained
     assert shape.num_parameters == pytest.approx(sum(p.numel() for p in model.parameters()) - trained, rel=1e-3)
+    assert shape.num_parameters == pytest.approx(PUBLISHED[hub_id], rel=0.01)
+
+
+def test_images_are_counted_by_the_tower():
+    shape = parse_shape(LLAVA_7B)
     assert (shape.num_image_tokens(672), shape.num_patches(672)) == (576, 577)
+    assert shape.num_adapter_parameters(64, all_linear=True) == 189_071_360
+    qwen = parse_shape(QWEN_72B)
+    assert (qwen.num_image_tokens(672), qwen.num_image_tokens(336), qwen.num_patches(672)) == (576, 144, 2305)
+    fixed = parse_shape(LLAVA_7B | {"mm_tokens_per_image": 256})
+    assert fixed.num_image_tokens(672) == 256
     assert find_shape("someone/else") is None
 
 
@@ -44,10 +66,30 @@ def test_what_spreads_and_what_does_not():
     assert ddp.weights == alone.weights
     assert ddp.adapter == pytest.approx(alone.adapter * 20 / 16)
     fsdp = estimate("train.num_processes=4", "train.accelerate_config=fsdp")
-    assert (fsdp.weights, fsdp.adapter) == (alone.weights / 4, alone.adapter / 4)
+    assert (fsdp.weights, fsdp.adapter) == (alone.weights / 4, alone.adapter)
+    zero3 = estimate("train.num_processes=4", "train.accelerate_config=zero3")
+    assert (zero3.weights, zero3.adapter) == (alone.weights / 4, alone.adapter / 4)
     zero2 = estimate("train.num_processes=4", "train.accelerate_config=zero2")
     assert zero2.weights == alone.weights
-    assert fsdp.adapter < zero2.adapter < alone.adapter
+    assert zero3.adapter < zero2.adapter < alone.adapter
+
+
+def test_a_large_model_fits_where_it_is_spread_and_a_layer_is_whole_for_a_while():
+    flags = ("train.num_processes=8", "train.accelerate_config=fsdp", "train.gradient_accumulation=1")
+    alone, spread = estimate("train.batch_size=1", config=QWEN_72B), estimate(*flags, config=QWEN_72B)
+    assert alone.weights == pytest.approx(73.4e9 * 2 / 2**30, rel=0.01)
+    assert spread.weights == alone.weights / 8
+    layer, head = 877_658_112, 152_064 * 8192
+    assert spread.gathered == pytest.approx((2 * layer + head) * 2 / 2**30, rel=0.01)
+    assert alone.gathered == 0
+    assert spread.total < 79.1 < alone.least
+
+
+def test_between_surely_and_surely_not_lies_perhaps():
+    found = estimate()
+    assert found.least == pytest.approx(found.weights + found.adapter + 0.5 + 4.53, abs=0.1)
+    verdicts = [found.judge(free) for free in (found.total, found.total - 0.1, found.least, found.least - 0.1)]
+    assert verdicts == ["fits", "close", "close", "too_large"]
 
 
 def count_kept(num_layers, dtype, dropout, tokens=256):
@@ -82,7 +124,7 @@ def test_a_layer_keeps_what_autograd_keeps(dtype, dropout):
         count_kept(layers, getattr(torch, dtype), dropout, tokens) for layers in (2, 3) for tokens in (128, 256)
     ]
     per_token = ((measured[3] - measured[1]) - (measured[2] - measured[0])) / 128
-    expected = Stack(128, 320, 3, 128, 3).kept_per_token(dtype, dropout=dropout > 0)
+    expected = kept_per_token(Stack(128, 320, 3, 128, 3), dtype, dropout=dropout > 0)
     assert per_token == pytest.approx(expected, rel=0.1)
 
 

@@ -17,7 +17,7 @@ from training.dropout import quicken_dropout
 from training.models import load_model
 from training.objective import PreferenceTrainer
 from training.pairs import REFERENCE_COLUMNS, PairCollator
-from training.reference import ReferenceCache, row_keys
+from training.reference import ReferenceCache, deal, row_keys
 
 MDPO = "train.method=mdpo"
 
@@ -150,3 +150,9 @@ def test_good_number_is_never_replaced(tmp_path):
     cache.put({"a": 1.0, "b": 2.0})
     cache.put({"a": 3.0})
     assert cache.get(["a", "b", "c"]) == {"a": 1.0, "b": 2.0}
+
+
+def test_ranks_compute_as_many_batches_each():
+    """One that computed less would leave the others waiting for its part of the weights."""
+    assert [deal([0, 4, 8, 12, 16], rank, 3) for rank in range(3)] == [[0, 12], [4, 16], [8, 16]]
+    assert deal([], 1, 2) == []

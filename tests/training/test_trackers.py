@@ -2,10 +2,14 @@
 
 import json
 import sqlite3
+from contextlib import nullcontext
 
 import pytest
 
+from pipeline.errors import MachineError
+from pipeline.recipe import load_recipe
 from training import worker
+from training.distributed import check_installed
 from training.job import JOB, STATUS, TrainJob, TrainStatus, read_record
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the trackers' own
@@ -42,3 +46,18 @@ def test_a_missing_tracker_is_said_before_anything_is_loaded(make_job, monkeypat
     assert worker.main([str(job)]) == 2
     assert "needs the package wandb" in capsys.readouterr().err
     assert read_record(job / STATUS, TrainStatus).exit_code == 2
+
+
+@pytest.mark.parametrize("login", [{"WANDB_API_KEY": "k"}, {"WANDB_MODE": "offline"}, {"NETRC": "netrc"}, {}])
+def test_wandb_without_a_key_is_said_before_anything_is_sampled(monkeypatch, tmp_path, login):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    (tmp_path / "netrc").write_text("machine api.wandb.ai login user password k\n")
+    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NETRC", "none")
+    for name, value in login.items():
+        monkeypatch.setenv(name, value)
+    train = load_recipe("nano", ['train.report_to=["wandb"]']).train
+    with nullcontext() if login else pytest.raises(MachineError, match="set WANDB_API_KEY, or WANDB_MODE=offline"):
+        check_installed(train)
