@@ -5,7 +5,8 @@ Model: per process, the peak of a step of DPO with LoRA by TRL 1.16 and PEFT 0.2
     weights        every parameter, in the type that training computes in; with nf4, linears but lm_head in 4 bits (QLoRA: a
                    constant of one byte for 64 weights, and one of four bytes for 256 constants)
     adapter        16 x its parameters: PEFT keeps them in float32, and so are the gradient and AdamW's two moments
-    gathered       where weights are spread over processes: the layer that computes, the next one, and the head, whole
+    gathered       where weights are spread over processes: the layer that computes and the next one, whole; and as one group
+                   tower, projector and head (training/sharded.py)
     checkpoints    each layer's input, kept for the backward pass (with gradient checkpointing)
     layer          what one layer keeps for its own backward pass; without checkpointing, all layers keep theirs
     logits         one tile of them: TRL's fused head projects at most 4,096 tokens by 32,768 of the vocabulary at a time
@@ -140,7 +141,9 @@ def _gathered(shape: Shape, spread: _Spread) -> int:
     """Parameters that a process holds whole for a while, though they are spread."""
     if spread.weights == 1:
         return 0
-    return 2 * shape.decoder.layer_parameters + shape.vocabulary * shape.decoder.hidden
+    decoder = shape.decoder.num_layers * shape.decoder.layer_parameters
+    tower_and_projector = shape.num_linear_parameters - decoder
+    return 2 * shape.decoder.layer_parameters + tower_and_projector + shape.vocabulary * shape.decoder.hidden
 
 
 @dataclass(frozen=True)
@@ -155,7 +158,9 @@ class _Spread:
         """For a config file of the user's own, as if nothing were spread."""
         num = recipe.num_processes
         match recipe.accelerate_config:
-            case "fsdp" | "zero3":
+            case "fsdp":
+                return cls(num, 16)  # the adapter stays whole (training/sharded.py)
+            case "zero3":
                 return cls(num, 16 / num)
             case "zero2":
                 return cls(1, 4 + 12 / num)
