@@ -8,7 +8,7 @@ READY        := $(VENV)/.ready-$(REQUIREMENTS)
 HARNESS      := .venv-harness
 export PYTHONUNBUFFERED = 1
 
-.PHONY: demo test test-slow test-fast test-compose test-harness parity bench-gateway bench-swap bench-serving bench-train experiment lint format setup lock clean
+.PHONY: demo test test-slow test-fast test-compose test-harness test-rehearsal parity bench-gateway bench-swap bench-serving bench-train experiment lint format setup lock clean
 .DEFAULT_GOAL := help
 
 help:
@@ -18,13 +18,16 @@ demo: setup ## run the whole mission in miniature, on two CPU cores
 	$(BIN)/vcot demo $(ARGS)
 
 test: setup ## the tests, the real vLLM and TRL included: minutes
-	$(BIN)/pytest -m "not slow" --durations=10 $(ARGS)
+	$(BIN)/pytest -m "not slow and not rehearsal" --durations=10 $(ARGS)
 
 test-slow: setup ## the long end-to-end tests: several servers, several training processes, other models
 	$(BIN)/pytest -m slow --durations=10 $(ARGS)
 
 test-fast: setup ## the tests without real servers: seconds
-	$(BIN)/pytest -m "not e2e and not compose" $(ARGS)
+	$(BIN)/pytest -m "not e2e and not compose and not rehearsal" $(ARGS)
+
+test-rehearsal: setup ## the paper's run at LLaVA-1.5's shape, shortened: real vLLM and TRL, a simulated OpenAI; 8 minutes
+	$(BIN)/pytest -s -m rehearsal --durations=10 tests/rehearsal $(ARGS)
 
 test-compose: setup ## the cpu profile of compose.yaml on a real Docker Engine
 	VCOT_TEST_COMPOSE=$${VCOT_TEST_COMPOSE:-1} $(BIN)/pytest --durations=10 tests/compose $(ARGS)

@@ -11,7 +11,9 @@ Changes are tried in this order, and those that turn out not to be needed are ta
     training   the engine sleeps; fewer pairs at a time and more steps an update, so that an update sees as many; the engine
                stops; gradient checkpointing; weights spread over the cards (FSDP)
                -- up to here the result stays what it was, but for rounding; from here on it does not --
-               smaller images; shorter rows, so that pairs with long responses are left out
+               shorter rows, so that pairs with long responses are left out; a base in 4 bits
+
+Images are not made smaller: rows whose image would have fewer tokens than it was sampled with are refused.
 
 Limits: all cards alike, one machine. Buffers of adapters that vLLM serves are not counted.
 """
@@ -42,7 +44,6 @@ PROMPT_TOKENS = 256
 """An allowance for question and instruction; the longest of 1,145 A-OKVQA prompts has 115 tokens, with template 130."""
 _LENGTHS = (1536, 1280, 1024)
 _MIN_RESPONSE = 256
-_IMAGE_SIDES = (504, 336)
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,11 @@ class Fit:
     def fits(self) -> bool:
         """Whether all of it surely fits."""
         return not self.serving_fault and self.training.judge(self.left_gib) == "fits"
+
+    def is_as_good_as(self, other: Fit) -> bool:
+        """Whether it serves and trains where the other does."""
+        serves = not self.serving_fault or bool(other.serving_fault)
+        return serves and (not self.training_fault or bool(other.training_fault))
 
     @property
     def training_fault(self) -> str:
@@ -213,10 +219,9 @@ def make_plan(recipe: Recipe, shape: Shape, cards: Cards) -> Plan:
     for step in _training_steps(shape, cards.num):
         if fit(steps).training_fault:
             steps.append(step)
-    if fit(steps).fits:
-        for place in reversed(range(len(steps))):
-            without = steps[:place] + steps[place + 1 :]
-            steps = without if fit(without).fits else steps
+    for place in reversed(range(len(steps))):
+        without = steps[:place] + steps[place + 1 :]
+        steps = without if fit(without).is_as_good_as(fit(steps)) else steps
     changed = _use_freed(result(steps), cards)
     return Plan(changed, render_flags(recipe, changed), find_fit(changed, shape, cards))
 
@@ -277,10 +282,8 @@ def _training_steps(shape: Shape, num_cards: int) -> Iterator[Step]:
     yield lambda recipe: _set(recipe, "train", gradient_checkpointing=True)
     if num_cards > 1:
         yield lambda recipe: _set(recipe, "train", accelerate_config="fsdp")
-    if shape.image_side is None:
-        yield from (_limit("max_image_side", side) for side in _IMAGE_SIDES)
-    least = shape.num_image_tokens(_IMAGE_SIDES[-1]) + PROMPT_TOKENS + _MIN_RESPONSE
-    yield from (_limit("max_length", length) for length in _LENGTHS if length >= least)
+    yield from (_limit_rows(length, shape) for length in _LENGTHS)
+    yield _quantize
 
 
 def _divide_batch(recipe: Recipe) -> Recipe:
@@ -295,8 +298,22 @@ def _divide_batch(recipe: Recipe) -> Recipe:
     )
 
 
-def _limit(field: Literal["max_image_side", "max_length"], value: int) -> Step:
-    return lambda recipe: _set(recipe, "train", **{field: min(value, getattr(recipe.train, field))})
+def _limit_rows(length: int, shape: Shape) -> Step:
+    """Rows of at most `length` tokens, where a response of some length still has room."""
+
+    def limit(recipe: Recipe) -> Recipe:
+        least = shape.num_image_tokens(recipe.train.max_image_side) + PROMPT_TOKENS + _MIN_RESPONSE
+        return _set(recipe, "train", max_length=min(recipe.train.max_length, max(length, least)))
+
+    return limit
+
+
+def _quantize(recipe: Recipe) -> Recipe:
+    """The base in 4 bits, on each card whole: such weights cannot be spread."""
+    spread = recipe.train.accelerate_config in ("fsdp", "zero3")
+    return _set(
+        recipe, "train", base_weights="nf4", accelerate_config="ddp" if spread else recipe.train.accelerate_config
+    )
 
 
 def _use_freed(recipe: Recipe, cards: Cards) -> Recipe:

@@ -296,7 +296,7 @@ class Registry:
         folder = self._folder / name
         if not (folder / MANIFEST).is_file():
             progress(f"asking {directory.name} the canary")
-            command = [sys.executable, "-m", "training.canary", str(directory), "--out", str(folder / MANIFEST)]
+            command = [sys.executable, "-P", "-m", "training.canary", str(directory), "--out", str(folder / MANIFEST)]
             command += ["--name", name]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:

@@ -497,7 +497,7 @@ def build_nano(out: Path, architecture: str) -> None:
     import subprocess  # this command's only
     import sys
 
-    command = [sys.executable, "-m", "training.nano", "--out", str(out), "--architecture", architecture]
+    command = [sys.executable, "-P", "-m", "training.nano", "--out", str(out), "--architecture", architecture]
     done = subprocess.run(command, check=False)
     if done.returncode:
         raise SystemExit(done.returncode)

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pipeline.judges.cost import estimate_cost, find_prices, guess_prompt_tokens
 from pipeline.recipe import Recipe, TasksSection
 from pipeline.records import PromptName
 from services.assumptions import (
@@ -25,18 +26,17 @@ from services.assumptions import (
     CHECKPOINTS_KEPT,
     DECODE_EFFICIENCY,
     DISK_BYTES_S,
-    DOLLARS_PER_MILLION,
     DOWNLOAD_BYTES_S,
     ENGINE_START_S,
     GATE_FORWARDS,
     IMAGE_BYTES,
     JUDGE_CALL_S,
-    JUDGE_IMAGE_TOKENS,
     JUDGE_TEXT_TOKENS,
     JUDGE_TOKENS_PER_MINUTE,
     JUDGE_VERDICT_TOKENS,
     JUDGMENT_BYTES,
     MAX_SEQUENCES,
+    NF4_EFFICIENCY,
     NUM_TASKS,
     PAIR_SHARE,
     PARALLEL_EFFICIENCY,
@@ -106,7 +106,7 @@ class Counts:
 
     @property
     def num_judgments(self) -> int:
-        """One for each response."""
+        """At most: one for each response, and responses to a task that say the same are judged once."""
         return self.num_responses
 
 
@@ -163,13 +163,23 @@ def estimate_judge(recipe: Recipe, counts: Counts) -> JudgeEstimate:
     if section.kind == "verifier" or section.model is None:
         nothing = Span(0, 0, 0)
         return JudgeEstimate(counts.num_judgments, nothing, nothing, nothing)
-    fixed = JUDGE_TEXT_TOKENS + JUDGE_IMAGE_TOKENS[section.image_detail]
-    read = Span(*(fixed + response for response in _cut(THOUGHT_TOKENS, recipe.sample.max_tokens)))
-    written = Span(*_cut(JUDGE_VERDICT_TOKENS, section.max_tokens))
-    inputs, outputs = read * counts.num_judgments, written * counts.num_judgments
-    price = DOLLARS_PER_MILLION.get(section.model) if section.base_url is None else None
-    dollars = inputs * (price[0] / 1e6) + outputs * (price[1] / 1e6) if price else None
-    return JudgeEstimate(counts.num_judgments, inputs, outputs, dollars)
+    responses = _cut(THOUGHT_TOKENS, recipe.sample.max_tokens)
+    read = [
+        guess_prompt_tokens(section.model, section.image_detail, num_text_tokens=JUDGE_TEXT_TOKENS + int(tokens))
+        for tokens in responses
+    ]
+    prices = find_prices(section)
+    costs = [
+        estimate_cost(counts.num_judgments, inputs, outputs, prices)
+        for inputs, outputs in zip(read, _cut(JUDGE_VERDICT_TOKENS, section.max_tokens), strict=True)
+    ]
+    dollars = [cost.usd for cost in costs if cost.usd is not None]
+    return JudgeEstimate(
+        counts.num_judgments,
+        Span(*(cost.usage.prompt_tokens for cost in costs)),
+        Span(*(cost.usage.completion_tokens for cost in costs)),
+        Span(*dollars) if dollars else None,
+    )
 
 
 def judge_hours(recipe: Recipe, counts: Counts) -> Span:
@@ -304,6 +314,7 @@ class _Machine:
         passes = 1 + (1 - held_out) * train.epochs * per_step + held_out * train.num_evaluations
         power = self.kind.flops * train.num_processes
         power *= PARALLEL_EFFICIENCY if train.accelerate_config != "ddp" else 1.0
+        power *= NF4_EFFICIENCY if train.base_weights == "nf4" else 1.0
         cases = zip(
             _three(counts.num_pairs), _three(THOUGHT_TOKENS), _three(TRAIN_EFFICIENCY), (True, True, False), strict=True
         )

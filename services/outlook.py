@@ -69,7 +69,7 @@ def _render_judge(recipe: Recipe, counts: Counts) -> Iterator[str]:
     hours = judge_hours(recipe, counts)
     tokens = f"{format_millions(judge.input_tokens)} million tokens in and {format_millions(judge.output_tokens)} out"
     yield (
-        f"  judge: {judge.num_judgments:,} judgments by {recipe.judge.model}, {tokens}: {dollars}, "
+        f"  judge: up to {judge.num_judgments:,} judgments by {recipe.judge.model}, {tokens}: {dollars}, "
         f"{format_span(hours)} hours by the provider's limits and judge.max_concurrency = {recipe.judge.max_concurrency}"
     )
 

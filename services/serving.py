@@ -184,7 +184,7 @@ async def running_gateway(run: Run, progress: Progress) -> AsyncIterator[Gateway
     if is_served(run):
         yield GatewayHandle(await _until_live(run, progress, None), started_here=False)
         return
-    command = [sys.executable, "-m", "services.serving", str(run.directory.absolute())]
+    command = [sys.executable, "-P", "-m", "services.serving", str(run.directory.absolute())]
     with run.path("logs", "gateway.log").open("ab") as log:
         child = await asyncio.create_subprocess_exec(
             *keeper_command(command, _GRACE_S),

@@ -124,7 +124,7 @@ async def merge(job: TrainJob, directory: Path, out: Path) -> None:
 @asynccontextmanager
 async def _worker(module: str, arguments: Sequence[Path | str], log: Path) -> AsyncIterator[asyncio.subprocess.Process]:
     """A process of the training package with its output in `log`; it ends with this block, and with this process."""
-    worker = [sys.executable, "-m", module, *(str(argument) for argument in arguments)]
+    worker = [sys.executable, "-P", "-m", module, *(str(argument) for argument in arguments)]
     with log.open("ab") as output:
         process = await asyncio.create_subprocess_exec(
             *keeper_command(worker, _STOP_S),

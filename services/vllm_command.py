@@ -94,7 +94,13 @@ def server_command(
     `directory` is the checkpoint's, or a link to it; `at` a unix socket or an address; `devices` as CUDA_VISIBLE_DEVICES
     has them; `max_lora_rank` where adapters are to be served.
     """
-    command = [sys.executable, *_ENTRY[build], str(directory), *serve.extra_args]  # of two of a kind the last counts
+    command = [
+        sys.executable,
+        "-P",
+        *_ENTRY[build],
+        str(directory),
+        *serve.extra_args,
+    ]  # of two of a kind the last counts
     command += ["--served-model-name", SERVED_NAME]
     command += ["--uds", str(at)] if isinstance(at, Path) else ["--host", at.host, "--port", str(at.port)]
     command += ["--dtype", serve.dtype, "--max-model-len", str(serve.max_model_len)]
@@ -120,9 +126,8 @@ def server_command(
         if devices is not None:
             command += ["--tensor-parallel-size", str(devices.count(",") + 1)]
         return [*command, "--gpu-memory-utilization", str(serve.gpu_memory_utilization)]
-    # On the CPU a seeded request whose prefill is split kills the engine. Without chunks, too, vLLM splits one before its
-    # image where the images of one step, most of whose text may be cached, are more tokens than it batches: all in flight
-    # must fit.
+    # On the CPU a seeded request whose prefill is split kills the engine. Even without chunks vLLM splits one before its
+    # image where a step's images, whose text may be cached, are more tokens than it batches: all in flight must fit.
     max_batched = serve.max_model_len * serve.max_in_flight
     command += ["--enforce-eager", "--no-enable-chunked-prefill", "--max-num-batched-tokens", str(max_batched)]
     return [*command, "--kv-cache-memory-bytes", str(int(serve.kv_cache_gib * 2**30))]

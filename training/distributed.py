@@ -25,8 +25,8 @@ from training.trackers import check_account
 
 RANK_MODULE = "training.rank"
 _BUNDLED = ("ddp", "fsdp", "zero2", "zero3")
-_LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
-"""The ranks of one machine need not be heard elsewhere."""
+_OF_RANKS = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo", "PYTHONSAFEPATH": "1"}
+"""The ranks of one machine need not be heard elsewhere, and import nothing from the folder that they are started in."""
 
 
 def is_distributed(recipe: TrainSection) -> bool:
@@ -59,7 +59,8 @@ def check_machine(recipe: TrainSection, num_gpus: int) -> None:
 
 
 def check_installed(recipe: TrainSection) -> None:
-    """See that what the recipe names is here: the accelerate config, the packages that it needs, and a key for wandb.
+    """See that what the recipe names is here: the accelerate config, the packages that it, 4-bit weights and trackers need,
+    and a key for wandb.
 
     Raises InputError or MachineError. Free of torch, so that it can be said before anything is sampled.
     """
@@ -82,10 +83,10 @@ def _require(package: str, wanted_by: str) -> None:
 
 def launch(recipe: TrainSection, job_directory: Path) -> None:
     """Train the job in its ranks, to the end. Raises InputError or ServerError with their sentence."""
-    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
+    command = [sys.executable, "-P", "-m", "accelerate.commands.accelerate_cli", "launch"]
     command += ["--config_file", str(find_config(recipe.accelerate_config)), "--main_process_port", "0"]
     command += ["--num_processes", str(recipe.num_processes), "--module", RANK_MODULE, str(job_directory)]
-    status = subprocess.run(command, env=_LOOPBACK | dict(os.environ), check=False).returncode
+    status = subprocess.run(command, env=_OF_RANKS | dict(os.environ), check=False).returncode
     if status == 0:
         return
     told = read_status(job_directory)

@@ -5,7 +5,8 @@ Model: per process, the peak of a step of DPO with LoRA by TRL 1.16 and PEFT 0.2
     weights        every parameter, in the type that training computes in; with nf4, linears but lm_head in 4 bits (QLoRA: a
                    constant of one byte for 64 weights, and one of four bytes for 256 constants)
     adapter        16 x its parameters: PEFT keeps them in float32, and so are the gradient and AdamW's two moments
-    gathered       where weights are spread over processes: the layer that computes, the next one, and the head, whole
+    gathered       where weights are spread over processes: the layer that computes and the next one, whole; and as one group
+                   tower, projector and head (training/sharded.py)
     checkpoints    each layer's input, kept for the backward pass (with gradient checkpointing)
     layer          what one layer keeps for its own backward pass; without checkpointing, all layers keep theirs
     logits         one tile of them: TRL's fused head projects at most 4,096 tokens by 32,768 of the vocabulary at a time
@@ -29,7 +30,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from pipeline.recipe import Dtype, TrainSection
+from pipeline.recipe import BaseWeights, Dtype, TrainSection
 from pipeline.records import Record
 from training.shape import Shape, Stack
 
@@ -57,13 +58,6 @@ def kept_per_token(stack: Stack, dtype: Dtype, *, dropout: bool) -> int:
     """Bytes that the backward pass of one layer needs of its forward pass."""
     per_hidden, per_intermediate = _KEPT[dtype, dropout]
     return per_hidden * stack.hidden + per_intermediate * stack.intermediate
-
-
-def weight_bytes(shape: Shape, recipe: TrainSection) -> float:
-    """Of all the base's weights, as training holds them."""
-    width = BYTES[recipe.dtype]
-    per_linear = _NF4_BYTES if recipe.base_weights == "nf4" else width
-    return shape.num_linear_parameters * per_linear + shape.num_embedding_parameters * width
 
 
 class MemoryEstimate(Record):
@@ -125,7 +119,7 @@ def estimate_memory(shape: Shape, recipe: TrainSection, longest_row: int) -> Mem
         checkpoints, kept = 0, layer * shape.decoder.num_layers + tower_layer * shape.tower.num_layers
     tile = min(tokens, _TILE_TOKENS) * min(shape.vocabulary, _TILE_VOCABULARY) * width
     return MemoryEstimate(
-        weights=weight_bytes(shape, recipe) / spread.weights / GIB,
+        weights=weight_bytes(shape, recipe.dtype, recipe.base_weights) / spread.weights / GIB,
         adapter=shape.num_adapter_parameters(recipe.lora_r, all_linear=all_linear) * spread.per_parameter / GIB,
         gathered=_gathered(shape, spread) * width / GIB,
         checkpoints=checkpoints / GIB,
@@ -137,11 +131,19 @@ def estimate_memory(shape: Shape, recipe: TrainSection, longest_row: int) -> Mem
     )
 
 
+def weight_bytes(shape: Shape, dtype: Dtype, base_weights: BaseWeights) -> float:
+    """Of all weights, as training holds them."""
+    per_linear = _NF4_BYTES if base_weights == "nf4" else BYTES[dtype]
+    return shape.num_linear_parameters * per_linear + shape.num_embedding_parameters * BYTES[dtype]
+
+
 def _gathered(shape: Shape, spread: _Spread) -> int:
     """Parameters that a process holds whole for a while, though they are spread."""
     if spread.weights == 1:
         return 0
-    return 2 * shape.decoder.layer_parameters + shape.vocabulary * shape.decoder.hidden
+    decoder = shape.decoder.num_layers * shape.decoder.layer_parameters
+    tower_and_projector = shape.num_linear_parameters - decoder
+    return 2 * shape.decoder.layer_parameters + tower_and_projector + shape.vocabulary * shape.decoder.hidden
 
 
 @dataclass(frozen=True)
@@ -157,7 +159,7 @@ class _Spread:
         num = recipe.num_processes
         match recipe.accelerate_config:
             case "fsdp":
-                return cls(num, 16)
+                return cls(num, 16)  # the adapter stays whole (training/sharded.py)
             case "zero3":
                 return cls(num, 16 / num)
             case "zero2":

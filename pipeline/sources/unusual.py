@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pipeline.records import Task
 from pipeline.sources import unusual_drawings as drawings
 from pipeline.sources.nano import PngStore
-from pipeline.sources.unusual_drawings import Drawing
+from pipeline.sources.pen import Drawing, render
 
 UNUSUAL_VERSION = "unusual/1"
 """Raise it with any change of a drawing or a question."""
@@ -102,7 +102,7 @@ def generate_unusual(store: PngStore) -> Iterator[Task]:
                 choices=thing.choices,
                 answer=thing.choices.index(state),
                 prior=thing.choices.index(thing.usual),
-                image=store.put_png(drawings.render(thing.draw, state)),
+                image=store.put_png(render(thing.draw, state)),
                 family=family,
                 source="unusual",
                 split="test",

@@ -1,21 +1,15 @@
 """The drawings of the unusual things: each in its usual state, or in another that contradicts what one would expect.
 
-A drawing is a function of a pen and a state. It is made on a canvas of three times the size and averaged down, so that edges
-are smooth; nothing in it is random.
+A drawing is a function of a pen and a state.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
-from PIL import Image, ImageDraw, ImageFont
+from pipeline.sources.pen import SIZE, Colour, Pen, Point, around
 
-SIZE = 336
-"""Pixels, both sides: what LLaVA-1.5's tower sees."""
-_SCALE = 3
-_PAPER, _INK, _SKY, _LAWN = (246, 244, 238), (40, 40, 46), (196, 224, 244), (120, 176, 92)
+_INK, _SKY, _LAWN = (40, 40, 46), (196, 224, 244), (120, 176, 92)
 _WOOD, _GREY, _WHITE, _LEAF = (134, 88, 52), (150, 152, 158), (252, 252, 252), (58, 140, 62)
 _RGB = {
     "red": (206, 32, 38),
@@ -28,79 +22,6 @@ _RGB = {
     "white": _WHITE,
 }
 _NUMBERS = ("none", "one", "two", "three", "four", "five", "six", "seven", "eight")
-Colour = tuple[int, int, int]
-Point = tuple[float, float]
-
-
-@dataclass(frozen=True)
-class Pen:
-    """Draws on an image of `SIZE`, in its coordinates: x to the right, y down."""
-
-    draw: ImageDraw.ImageDraw
-
-    def disc(
-        self, x: float, y: float, radius: float, fill: Colour, outline: Colour | None = None, width: int = 4
-    ) -> None:
-        """A filled circle."""
-        self.ellipse(x, y, radius, radius, fill, outline, width)
-
-    def ellipse(
-        self,
-        x: float,
-        y: float,
-        across: float,
-        down: float,
-        fill: Colour,
-        outline: Colour | None = None,
-        width: int = 4,
-    ) -> None:
-        """A filled ellipse, by its half axes."""
-        box = [_SCALE * value for value in (x - across, y - down, x + across, y + down)]
-        self.draw.ellipse(box, fill, outline, _SCALE * width)
-
-    def ring(self, x: float, y: float, radius: float, colour: Colour, width: int) -> None:
-        """A circle that is not filled."""
-        box = [_SCALE * value for value in (x - radius, y - radius, x + radius, y + radius)]
-        self.draw.ellipse(box, None, colour, _SCALE * width)
-
-    def box(self, left: float, top: float, right: float, bottom: float, fill: Colour, radius: float = 0) -> None:
-        """A filled rectangle, its corners rounded by `radius`."""
-        box = [_SCALE * value for value in (left, top, right, bottom)]
-        self.draw.rounded_rectangle(box, _SCALE * radius, fill)
-
-    def polygon(self, points: Sequence[Point], fill: Colour) -> None:
-        """A filled polygon."""
-        self.draw.polygon([(_SCALE * x, _SCALE * y) for x, y in points], fill)
-
-    def line(self, points: Sequence[Point], colour: Colour, width: float) -> None:
-        """A line with round ends and joints."""
-        scaled = [(_SCALE * x, _SCALE * y) for x, y in points]
-        self.draw.line(scaled, colour, round(_SCALE * width))
-        for x, y in points:
-            self.disc(x, y, width / 2, colour)
-
-    def text(self, x: float, y: float, words: str, size: float, colour: Colour) -> None:
-        """Words around a point."""
-        font = ImageFont.load_default(_SCALE * size)
-        self.draw.text(
-            (_SCALE * x, _SCALE * y), words, colour, font, anchor="mm", stroke_width=_SCALE, stroke_fill=colour
-        )
-
-
-Drawing = Callable[[Pen, str], None]
-"""Draws a thing in a state."""
-
-
-def render(drawing: Drawing, state: str) -> Image.Image:
-    """The thing in this state, as an RGB image of `SIZE`."""
-    image = Image.new("RGB", (_SCALE * SIZE, _SCALE * SIZE), _PAPER)
-    drawing(Pen(ImageDraw.Draw(image)), state)
-    return image.reduce(_SCALE)
-
-
-def _around(x: float, y: float, radius: float, turn: float) -> Point:
-    """The point at `turn` (a share of a full turn, clockwise from the top) of a circle."""
-    return x + radius * math.sin(2 * math.pi * turn), y - radius * math.cos(2 * math.pi * turn)
 
 
 def _outdoors(pen: Pen, horizon: float = 262, lawn: Colour = _LAWN) -> None:
@@ -113,7 +34,7 @@ def draw_stop_sign(pen: Pen, colour: str) -> None:
     _outdoors(pen, 290)
     pen.box(161, 200, 175, 320, _GREY)
     for radius, fill in ((112, _WHITE), (103, _RGB[colour])):
-        pen.polygon([_around(168, 124, radius, (i + 0.5) / 8) for i in range(8)], fill)
+        pen.polygon([around(168, 124, radius, (i + 0.5) / 8) for i in range(8)], fill)
     pen.text(168, 124, "STOP", 58, _WHITE)
 
 
@@ -145,7 +66,7 @@ def draw_traffic_light(pen: Pen, colour: str) -> None:
     for y, fill in ((56, _RGB[colour]), (133, (74, 74, 80)), (210, (74, 74, 80))):
         pen.disc(168, y, 32, fill)
     for turn in (0.2, 0.3, 0.7, 0.8):
-        pen.line([_around(168, 56, 62, turn), _around(168, 56, 78, turn)], _RGB[colour], 5)
+        pen.line([around(168, 56, 62, turn), around(168, 56, 78, turn)], _RGB[colour], 5)
 
 
 def draw_tree(pen: Pen, colour: str) -> None:
@@ -162,7 +83,7 @@ def draw_sun(pen: Pen, colour: str) -> None:
     """A disc with rays in the sky."""
     _outdoors(pen, 276)
     for ray in range(12):
-        pen.line([_around(168, 134, 82, ray / 12), _around(168, 134, 112, ray / 12)], _RGB[colour], 9)
+        pen.line([around(168, 134, 82, ray / 12), around(168, 134, 112, ray / 12)], _RGB[colour], 9)
     pen.disc(168, 134, 66, _RGB[colour])
 
 
@@ -199,7 +120,7 @@ def draw_strawberry(pen: Pen, colour: str) -> None:
         for i in range(count):
             pen.ellipse(168 + (i - (count - 1) / 2) * (40 - 2 * row), y, 4, 6, (250, 232, 160))
     for turn in (-0.28, -0.15, 0.0, 0.15, 0.28):
-        tip = _around(168, 84, 62, turn)
+        tip = around(168, 84, 62, turn)
         pen.polygon([(148, 92), tip, (188, 92)], _LEAF)
     pen.line([(168, 84), (176, 26)], _LEAF, 9)
 
@@ -237,30 +158,30 @@ def draw_meadow(pen: Pen, colour: str) -> None:
     for x, y in ((92, 214), (232, 250)):
         pen.line([(x, y + 50), (x, y)], _shade(_shade(_RGB[colour])), 5)
         for petal in range(6):
-            pen.disc(*_around(x, y, 15, petal / 6), 9, _WHITE)
+            pen.disc(*around(x, y, 15, petal / 6), 9, _WHITE)
         pen.disc(x, y, 9, _RGB["yellow"])
 
 
 def _draw_dial(pen: Pen, top: int) -> None:
     pen.disc(168, 168, 146, _WHITE, _INK, 10)
     for hour in range(12):
-        pen.text(*_around(168, 168, 116, hour / 12), str((top + hour - 1) % 12 + 1), 30, _INK)
+        pen.text(*around(168, 168, 116, hour / 12), str((top + hour - 1) % 12 + 1), 30, _INK)
 
 
 def draw_clock(pen: Pen, hands: str) -> None:
     """A dial with `two` hands, or with `none`."""
     _draw_dial(pen, 12)
     if hands == "two":
-        pen.line([(168, 168), _around(168, 168, 58, 0.84)], _INK, 11)
-        pen.line([(168, 168), _around(168, 168, 88, 0.17)], _INK, 7)
+        pen.line([(168, 168), around(168, 168, 58, 0.84)], _INK, 11)
+        pen.line([(168, 168), around(168, 168, 88, 0.17)], _INK, 7)
     pen.disc(168, 168, 9, _INK)
 
 
 def draw_clock_numbers(pen: Pen, top: str) -> None:
     """A dial with this number at its top, and two hands."""
     _draw_dial(pen, int(top))
-    pen.line([(168, 168), _around(168, 168, 58, 0.3)], _INK, 11)
-    pen.line([(168, 168), _around(168, 168, 84, 0.62)], _INK, 7)
+    pen.line([(168, 168), around(168, 168, 58, 0.3)], _INK, 11)
+    pen.line([(168, 168), around(168, 168, 84, 0.62)], _INK, 7)
     pen.disc(168, 168, 9, _INK)
 
 
@@ -304,7 +225,7 @@ def draw_bicycle(pen: Pen, wheels: str) -> None:
     for x in places:
         pen.ring(x, y, radius, _INK, 7)
         for spoke in range(8):
-            pen.line([(x, y), _around(x, y, radius - 4, spoke / 8)], _GREY, 1.5)
+            pen.line([(x, y), around(x, y, radius - 4, spoke / 8)], _GREY, 1.5)
     rear, front = places[0], places[-1]
     pedal, seat, bar = (156.0, y), (128.0, 142.0), (236.0, 136.0)
     for points in ([(rear, y), pedal, bar], [(rear, y), seat, pedal], [seat, bar], [(front, y), bar]):
@@ -321,7 +242,7 @@ def draw_star(pen: Pen, points: str) -> None:
     count = _NUMBERS.index(points)
     inner = 56 if count == 5 else 70
     pen.polygon(
-        [_around(168, 172, 140 if i % 2 == 0 else inner, i / (2 * count)) for i in range(2 * count)], _RGB["yellow"]
+        [around(168, 172, 140 if i % 2 == 0 else inner, i / (2 * count)) for i in range(2 * count)], _RGB["yellow"]
     )
 
 
@@ -343,7 +264,7 @@ def draw_spider(pen: Pen, legs: str) -> None:
 def draw_face(pen: Pen, eyes: str) -> None:
     """A smiling face with so many eyes in a row."""
     pen.disc(168, 172, 138, (244, 204, 164), (184, 132, 96), 3)
-    pen.polygon([_around(168, 172, 140, turn / 100) for turn in range(-22, 23)], (92, 58, 34))
+    pen.polygon([around(168, 172, 140, turn / 100) for turn in range(-22, 23)], (92, 58, 34))
     count = _NUMBERS.index(eyes)
     for i in range(count):
         x = 168 + (i - (count - 1) / 2) * (104 if count == 2 else 74)

@@ -154,8 +154,8 @@ def test_a_base_without_a_manifest_is_described_once_by_another_process(
     ref = CheckpointRef(name="base", digest=compute_digest(source), kind="base")
     made = CheckpointManifest(checkpoint=ref, canary=make_canary(1.0)).model_dump_json()
     maker.write_text(
-        f'#!/bin/sh\nmkdir -p "$(dirname "$5")"\necho "$@" >> {tmp_path}/calls\n'
-        f'cat > "$5" <<\'E\'\n{made}\nE\ntouch "$(dirname "$5")/chat_template.jinja"\n'
+        f'#!/bin/sh\nmkdir -p "$(dirname "$6")"\necho "$@" >> {tmp_path}/calls\n'
+        f'cat > "$6" <<\'E\'\n{made}\nE\ntouch "$(dirname "$6")/chat_template.jinja"\n'
     )
     maker.chmod(maker.stat().st_mode | stat.S_IEXEC)
     monkeypatch.setattr(sys, "executable", str(maker))

@@ -319,6 +319,32 @@ def test_the_canary_ends_where_rounding_may_exchange_tokens(
     assert "differs by" in str(difference(canary.tokens[:num_asked], 1.1 * tolerance))
 
 
+@pytest.mark.parametrize(("dtype", "is_served"), [("float32", False), ("float16", True)])
+async def test_the_tolerance_is_that_of_the_type_that_is_served_now(
+    tmp_path: Path, dtype: str, is_served: bool
+) -> None:
+    """One manifest serves for all types, so that a begun run may change serve.dtype."""
+    bench = Bench(tmp_path, dtype=dtype)
+
+    def round_off(server: FakeVllm) -> None:
+        start = server.start
+
+        async def start_rounded(progress: object) -> None:
+            await start(progress)
+            server.weight += 1e-4  # 0.011 in a log-prob
+
+        server.start = start_rounded  # type: ignore[method-assign]
+
+    bench.prepare = round_off
+    if is_served:
+        async with bench.running():
+            assert bench.admission.phase == "live"
+    else:
+        with pytest.raises(ServerError, match=r"differs by 0\.011, and the tolerance is 0\.001"):
+            async with bench.running():
+                raise AssertionError
+
+
 async def test_a_server_that_reads_another_prompt_takes_no_request(bench: Bench) -> None:
     """A line break more behind the image, say: in 16 bits no log-prob would tell."""
     bench.prepare = lambda server: setattr(server, "prompt_tokens", tuple(range(10)))

@@ -30,6 +30,16 @@ async def test_the_workers_sentence_becomes_the_commands_error(tmp_path):
     assert read_status(tmp_path / "job").state == "failed"
 
 
+@pytest.mark.parametrize("name", ["training", "pipeline"])
+async def test_a_worker_imports_nothing_from_the_folder_that_a_command_is_given_in(tmp_path, monkeypatch, name):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "__init__.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w'); raise SystemExit(7)")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="has no trained adapter"):
+        await trainer.merge(make_job(tmp_path), tmp_path, tmp_path / "out")
+    assert not (tmp_path / "ran").exists()
+
+
 async def test_a_merge_without_an_adapter_is_said(tmp_path):
     with pytest.raises(InputError, match="has no trained adapter"):
         await trainer.merge(make_job(tmp_path), tmp_path, tmp_path / "out")

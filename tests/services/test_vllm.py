@@ -90,7 +90,7 @@ def test_the_command_for_a_gpu(checkpoint: Checkpoint) -> None:
     mended = Checkpoint(checkpoint.directory, checkpoint.manifest, Path("/mended.jinja"))
     serve = ServeSection(gpu_memory_utilization=0.45)
     command = server_command(mended, mended.directory, serve, Path("/s"), "cuda")
-    assert command[1:5] == ["-m", "vllm.entrypoints.cli.main", "serve", str(mended.directory)]
+    assert command[1:6] == ["-P", "-m", "vllm.entrypoints.cli.main", "serve", str(mended.directory)]
     assert option(command, "--gpu-memory-utilization") == "0.45"
     assert option(command, "--chat-template") == "/mended.jinja"
     assert not {"--enforce-eager", "--no-enable-chunked-prefill", "--kv-cache-memory-bytes"} & set(command)

@@ -79,8 +79,8 @@ def test_a_large_model_fits_where_it_is_spread_and_a_layer_is_whole_for_a_while(
     alone, spread = estimate("train.batch_size=1", config=QWEN_72B), estimate(*flags, config=QWEN_72B)
     assert alone.weights == pytest.approx(73.4e9 * 2 / 2**30, rel=0.01)
     assert spread.weights == alone.weights / 8
-    layer, head = 877_658_112, 152_064 * 8192
-    assert spread.gathered == pytest.approx((2 * layer + head) * 2 / 2**30, rel=0.01)
+    layer, head, tower = 877_658_112, 152_064 * 8192, 0.70e9
+    assert spread.gathered == pytest.approx((2 * layer + head + tower) * 2 / 2**30, rel=0.01)
     assert alone.gathered == 0
     assert spread.total < 79.1 < alone.least
 
@@ -90,6 +90,13 @@ def test_between_surely_and_surely_not_lies_perhaps():
     assert found.least == pytest.approx(found.weights + found.adapter + 0.5 + 4.53, abs=0.1)
     verdicts = [found.judge(free) for free in (found.total, found.total - 0.1, found.least, found.least - 0.1)]
     assert verdicts == ["fits", "close", "close", "too_large"]
+
+
+def test_a_base_in_4_bits_is_little_more_than_a_quarter_where_it_is_linear():
+    full, packed = estimate(), estimate("train.base_weights=nf4")
+    embeddings = 2 * 32_064 * 4096 * 2 / 2**30
+    assert packed.weights - embeddings == pytest.approx((full.weights - embeddings) * 4.127 / 16, rel=1e-3)
+    assert packed.total - packed.weights == pytest.approx(full.total - full.weights)
 
 
 def count_kept(num_layers, dtype, dropout, tokens=256):
