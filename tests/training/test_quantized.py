@@ -12,8 +12,9 @@ from pipeline.errors import CheckpointError, MachineError
 from pipeline.recipe import load_recipe
 from training import distributed, parity, worker
 from training.job import ADAPTER, MERGE_REPORT, REFERENCE, MergeReport, read_record
-from training.memory import estimate_memory, find_shape, read_shape
+from training.memory import estimate_memory, weight_bytes
 from training.models import compute_in_float32, load_model
+from training.shape import find_shape, read_shape
 
 NF4 = "train.base_weights=nf4"
 needs_bitsandbytes = pytest.mark.skipif(
@@ -114,6 +115,6 @@ def test_bytes_of_a_4_bit_weight_are_those_of_the_library():
     state = held.quant_state
     num_bytes = held.nbytes + state.absmax.nbytes + state.state2.absmax.nbytes
     shape = read_shape(find_shape("llava-hf/llava-1.5-7b-hf"))
-    rest = 2 * (shape.num_parameters - shape.num_linear_parameters)
-    per_weight = (shape.weight_bytes("bfloat16", "nf4") - rest) / shape.num_linear_parameters
+    linears = weight_bytes(shape, "bfloat16", "nf4") - 2 * shape.num_embedding_parameters
+    per_weight = linears / shape.num_linear_parameters
     assert per_weight == pytest.approx(num_bytes / held.quant_state.shape.numel())
