@@ -20,6 +20,7 @@ import time
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,7 @@ SHORTENED = {
     f"tasks.num_tasks={NUM_TASKS}": "of 17,056",
     "sample.max_tokens=48": "what random weights say is no better for being long",
     "judge.base_url={api}": "the simulated API",
+    "judge.max_unjudged=0.3": "it refuses a tenth, so that each kind of refusal is among so few",
     "train.batch_size=2": "few pairs, and yet several updates",
     "train.gradient_accumulation=1": "the same",
     "train.epochs=1": "of 2",
@@ -57,6 +59,7 @@ SHORTENED = {
     "eval.max_tokens=48": "as for sampling",
 }
 """All that differs from the paper's recipe, and why."""
+REFUSALS = ("refusal", "filter", "filter_400", "length")
 
 
 @dataclass(frozen=True)
@@ -66,14 +69,17 @@ class World:
     home: Path
     """HF_HOME."""
     api: str
+    """Flaky, with limits by the minute, and with every fault of an item."""
+    poor_api: str
+    """Its quota is spent after 20 answers."""
 
     @property
     def environment(self) -> dict[str, str]:
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "VLLM_"))}
         return kept | {"HF_HOME": str(self.home), "HF_HUB_OFFLINE": "1", "OPENAI_API_KEY": "sk-rehearsal"}
 
-    def command(self, run: Path, more: Sequence[str]) -> list[str]:
-        overrides = [*(override.format(api=self.api) for override in SHORTENED), *more]
+    def command(self, run: Path, more: Sequence[str], api: str = "") -> list[str]:
+        overrides = [*(override.format(api=api or self.api) for override in SHORTENED), *more]
         line = [sys.executable, "-m", "services.cli", "run", "--recipe", "paper", "--run", str(run)]
         return [*line, "--set", *overrides]
 
@@ -109,15 +115,27 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     write_snapshot(home / "hub", "model", paper.model.source, paper.model.revision, model)
     write_snapshot(home / "hub", "dataset", aokvqa.HUB_NAME, paper.tasks.revision, questions)
     write_snapshot(home / "hub", "dataset", scienceqa.HUB_NAME, paper.eval.revision, benchmark)
-    line = [sys.executable, str(HERE / "openai_api.py"), "--set", "latency_s=0.3"]
-    log = home / "openai.log"
+    faults = [f"{kind}={share}" for kind, share in (("flaky", 0.1), ("fence", 0.1), *((k, 0.03) for k in REFUSALS))]
     with (
-        log.open("w") as errors,
+        simulated(home, "latency_s=0.3", "tokens_per_min=250000", faults=faults) as api,
+        simulated(home, "latency_s=0.05", faults=["quota_after=20"]) as poor_api,
+    ):
+        yield World(home, api, poor_api)
+
+
+@contextmanager
+def simulated(home: Path, *settings: str, faults: Sequence[str]) -> Iterator[str]:
+    """The URL of a simulated API in a process of its own."""
+    line = [sys.executable, str(HERE / "openai_api.py")]
+    line += [part for setting in settings for part in ("--set", setting)]
+    line += [part for fault in faults for part in ("--fault", fault)]
+    with (
+        (home / "openai.log").open("a") as errors,
         subprocess.Popen(line, stdout=subprocess.PIPE, stderr=errors, text=True, cwd=HERE.parents[1]) as api,
     ):
         assert api.stdout is not None
         try:
-            yield World(home, api.stdout.readline().strip())
+            yield api.stdout.readline().strip()
         finally:
             api.terminate()
 
@@ -200,9 +218,21 @@ def test_the_official_layouts_hold_the_same_questions_as_the_hub(
         assert plain[0] == plain[1]
 
 
+def test_a_spent_quota_stops_the_run_before_anything_is_made_of_the_part(world: World, run: Path) -> None:
+    command = world.command(run, (), world.poor_api)
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, env=world.environment, check=False)
+    assert done.returncode == 1, done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert re.search(r"exceeded your current quota.*the same command goes on", last), last
+    assert 0 < count(run, "Judgment") <= 20
+    assert not (run / "pairs").exists()
+    assert not (run / "training").exists()
+
+
 def test_dpo_killed_while_it_judges_is_finished_by_the_same_command(world: World, run: Path) -> None:
+    before = count(run, "Judgment")
     with subprocess.Popen(world.command(run, ()), stdout=subprocess.DEVNULL, env=world.environment) as process:
-        while count(run, "Judgment") < NUM_TASKS and process.poll() is None:
+        while count(run, "Judgment") < before + NUM_TASKS and process.poll() is None:
             time.sleep(0.02)
         assert process.poll() is None, "the run ended before it could be killed"
         process.send_signal(signal.SIGKILL)
@@ -213,8 +243,13 @@ def test_dpo_killed_while_it_judges_is_finished_by_the_same_command(world: World
     said = world.run(run)
     num_responses = NUM_TASKS * K
     assert (num_responses, 0, num_responses, 0, 0) in accounts(said), "no response is asked for twice"
-    assert count(run, "Judgment") == num_responses
-    assert world.asked()["repeats"] <= load_recipe("paper").judge.max_concurrency, "at most what was in flight"
+    (judged,) = [account for account in accounts(said) if account[0] == num_responses and account[4]]
+    assert count(run, "Judgment") == num_responses - judged[4], "each has a verdict, or was refused for good"
+    asked = world.asked()
+    num_limited = asked["429 rate_limit_exceeded"]
+    assert num_limited <= load_recipe("paper").judge.max_concurrency, "its pace is kept"
+    in_flight = load_recipe("paper").judge.max_concurrency
+    assert asked["repeats"] <= in_flight + num_limited, "at most what was in flight is paid for again"
     policy = check_outcome(run, said, "merged", num_adapted=160)
     assert "float16 (" in said, "merged in the checkpoint's own type"
     assert stamped(run)[policy["digest"]] == 4 * NUM_QUESTIONS
