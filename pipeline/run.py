@@ -84,7 +84,9 @@ def _resolve(directory: Path, before: str | None, recipe: str | None, overrides:
     """The run's recipe with the overrides; nothing is written yet."""
     if before is None:
         if recipe is None:
-            raise RecipeError(f"{directory} is not a run yet; begin it with --recipe nano, or another recipe")
+            raise RecipeError(
+                f"{directory} is not a run yet; begin it with `vcot run`, or name a recipe (--recipe nano)"
+            )
         return load_recipe(recipe, overrides)
     resolved = parse_recipe(before, overrides, where=str(directory / RECIPE))
     if recipe is not None and (begun := load_recipe(recipe).name) != resolved.name:

@@ -41,7 +41,7 @@ class Target:
     run: Annotated[Path | None, Parameter(alias="-r")] = None
     """Run directory (default: runs/RECIPE); all a run makes is in it."""
     recipe: str | None = None
-    """A bundled recipe (nano, nano-qwen, paper) or a .toml file; needed only to begin a run (default: nano)."""
+    """A bundled recipe (nano, nano-qwen, paper) or a .toml file; needed only to begin a run."""
     set: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative=(), show_default=False)] = ()
     """Override fields, as section.field=value; kept in the run. `vcot recipe` lists them."""
 
@@ -66,7 +66,7 @@ def run(target: Target = _DEFAULT, *, wandb: Wandb = False) -> None:
     """Run every step: sample, judge, pair, train, merge, swap, evaluate, report. What is done is not done again."""
     from services import commands
 
-    commands.execute(target.run, target.recipe, commands.with_wandb(target.set, wandb), commands.run_all)
+    commands.execute(target.run, target.recipe, commands.with_wandb(target.set, wandb), commands.run_all, begins=True)
 
 
 @app.command(group=_RUNS)
@@ -82,7 +82,7 @@ def rounds(target: Target = _DEFAULT, *, num: int | None = None) -> None:
     from services import commands
 
     overrides = () if num is None else (f"rounds.num={num}",)
-    commands.execute(target.run, target.recipe, (*overrides, *target.set), commands.run_all)
+    commands.execute(target.run, target.recipe, (*overrides, *target.set), commands.run_all, begins=True)
 
 
 @app.command(group=_STEPS, sort_key=0)
@@ -159,7 +159,9 @@ def sample(target: Target = _DEFAULT, *, source: str | None = None, path: Path |
     """
     from services import commands
 
-    commands.execute(target.run, target.recipe, commands.with_source(target.set, source, path), commands.sample)
+    commands.execute(
+        target.run, target.recipe, commands.with_source(target.set, source, path), commands.sample, begins=True
+    )
 
 
 @app.command(group=_STEPS, sort_key=2)

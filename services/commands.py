@@ -65,18 +65,27 @@ def open_target(directory: Path | None, recipe: str | None, overrides: Sequence[
     return open_run(directory, recipe if begun else recipe or "nano", overrides)
 
 
-def execute(directory: Path | None, recipe: str | None, overrides: Sequence[str], step: Step) -> None:
-    """Run one command on its run, alone."""
-    with open_target(directory, recipe, overrides) as run, exclusive(run):
+def execute(
+    directory: Path | None, recipe: str | None, overrides: Sequence[str], step: Step, *, begins: bool = False
+) -> None:
+    """Run one command on its run, alone; one that `begins` a run takes nano where no recipe is named.
+
+    Raises RecipeError for any other command where there is no run and no recipe is named: its name may be mistyped.
+    """
+    where, terminal = run_directory(directory, recipe), Terminal()
+    if not (where / RECIPE).is_file():
+        recipe = recipe or ("nano" if begins else None)
+        terminal.preface(f"a new run, {where}, with recipe {recipe}")
+    with open_run(where, recipe, overrides) as run, exclusive(run):
         try:
-            asyncio.run(_with_session(run, step))
+            asyncio.run(_with_session(run, terminal, step))
         except asyncio.CancelledError:  # by SIGTERM, which ends a command as Ctrl-C does
             raise KeyboardInterrupt from None
 
 
-async def _with_session(run: Run, step: Step) -> None:
+async def _with_session(run: Run, terminal: Terminal, step: Step) -> None:
     _cancel_at_sigterm()
-    async with Session(run, Terminal()) as session:
+    async with Session(run, terminal) as session:
         await step(session)
 
 

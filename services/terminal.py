@@ -28,9 +28,17 @@ class Terminal:
         self.out = Console(highlight=False)
         self._began = time.monotonic()
         self._stages: list[tuple[str, float]] = []
+        self._preface: tuple[str, str] | None = None
+
+    def preface(self, what: str) -> None:
+        """Said before the first heading, so that a command which fails before has said its error only."""
+        self._preface = ("run", what)
 
     def heading(self, stage: str, what: str) -> None:
         """A stage begins."""
+        if self._preface is not None:
+            preface, self._preface = self._preface, None
+            self.heading(*preface)
         self._stages.append((stage, time.monotonic()))
         self._print((f"{self._clock()} ", "dim"), (f"{stage:<9}", "bold cyan"), what)
 

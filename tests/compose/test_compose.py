@@ -175,7 +175,18 @@ def test_the_loop_has_the_worker_train_and_its_policy_goes_live(project: Project
 
 def test_the_admin_routes_want_the_key(project: Project, tmp_path: Path) -> None:
     stranger = {name: value for name, value in project.environment.items() if name != "VCOT_ADMIN_KEY"}
-    command = [sys.executable, "-m", "services.cli", "swap", "policy", "base", "--run", str(tmp_path)]
+    command = [
+        sys.executable,
+        "-m",
+        "services.cli",
+        "swap",
+        "policy",
+        "base",
+        "--run",
+        str(tmp_path),
+        "--recipe",
+        "nano",
+    ]
     command += ["--set", f"serve.url={project.url}"]
     done = subprocess.run(command, env=stranger, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode != 0

@@ -115,10 +115,12 @@ def test_an_unknown_command_names_the_nearest(vcot):
         (["sample", "--source", "scienceqa", "--path", "nowhere"], "does not exist"),
         (["sample", "--source", "sciencqa"], "tasks.source = 'sciencqa'"),
         (["sample", "--set", "model.source=/nowhere/at/all"], "/nowhere/at/all"),
-        (["judge"], "run `vcot sample` first"),
-        (["pair"], "run `vcot sample` first"),
-        (["train"], "run `vcot sample` first"),
-        (["swap", "policy", "none"], "no server runs"),
+        (["judge"], "runs/nano is not a run yet"),
+        (["report", "--run", "runs/nanp"], "runs/nanp is not a run yet"),
+        (["eval", "base"], "is not a run yet"),
+        (["pair", "--recipe", "nano"], "run `vcot sample` first"),
+        (["train", "--recipe", "nano"], "run `vcot sample` first"),
+        (["swap", "policy", "none", "--recipe", "nano"], "no server runs"),
         (["run", "--set", "train.accelerate_config=nope"], "is neither one of ddp, fsdp, zero2, zero3 nor a file"),
     ],
 )
@@ -210,7 +212,7 @@ def test_a_rendered_recipe_begins_the_same_run(vcot, tmp_path):
 def test_checkpoints_are_added_listed_shown_and_retired(vcot, tmp_path):
     write_checkpoint(tmp_path / "weights", "tuned", 2.0)
     target = ("--run", tmp_path / "run")
-    code, _, err = vcot("checkpoints", "add", tmp_path / "weights", *target)
+    code, _, err = vcot("checkpoints", "add", tmp_path / "weights", *target, "--recipe", "nano")
     assert (code, "tuned is sha256:" in err) == (0, True)
     for command in ((), ("list",)):
         code, out, _ = vcot("checkpoints", *command, *target)
@@ -231,6 +233,6 @@ def test_checkpoints_are_added_listed_shown_and_retired(vcot, tmp_path):
 @pytest.mark.parametrize("command", ["run", "train"])
 def test_wandb_is_one_flag_away(vcot, monkeypatch, command):
     kept = []
-    monkeypatch.setattr("services.commands.execute", lambda run, recipe, overrides, step: kept.append(overrides))
+    monkeypatch.setattr("services.commands.execute", lambda run, recipe, overrides, step, **_: kept.append(overrides))
     assert vcot(command, "--wandb", "--set", "train.seed=1")[0] == vcot(command)[0] == 0
     assert kept == [('train.report_to=["wandb"]', "train.seed=1"), ()]
