@@ -7,13 +7,15 @@ variable and never stored. Every step takes only its own section.
 from __future__ import annotations
 
 import difflib
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from pipeline.engine_args import check_engine_args
 from pipeline.errors import RecipeError
@@ -21,8 +23,22 @@ from pipeline.records import PromptName, SamplingParams, ShownImage, Split
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 BaseWeights = Literal["full", "nf4"]
-UpstreamUrl = Annotated[str, Field(pattern=r"^https?://[^/]+/?$")]
-"""Of a server: no path."""
+_HOST = re.compile(r"[A-Za-z0-9._-]+|[0-9A-Fa-f:.]+")
+
+
+def _check_upstream(url: str) -> str:
+    parts = urlsplit(url)
+    try:
+        is_whole = parts.scheme in ("http", "https") and _HOST.fullmatch(parts.hostname or "") and parts.port != 0
+    except ValueError:  # a port that is no number, or too large
+        is_whole = False
+    if not is_whole or parts.path not in ("", "/") or parts.query or parts.fragment or parts.username is not None:
+        raise ValueError(f"{url[:100]!r} is no server's address; write it as http://host:port")
+    return url
+
+
+UpstreamUrl = Annotated[str, AfterValidator(_check_upstream)]
+"""Of a server: a host's name or address, perhaps a port, and no path."""
 Source = Literal["nano", "aokvqa", "scienceqa", "unusual"]
 SearchMode = Literal["one_at_a_time", "grid"]
 Corruption = Literal["crop", "blank", "noise", "other_image"]

@@ -12,6 +12,7 @@ from typing import Any
 import orjson
 from pydantic import ValidationError
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
@@ -100,7 +101,10 @@ def _routes(admin: _Admin) -> Starlette:
             Route("/metrics", admin.metrics, methods=["GET"], middleware=[Middleware(Guarded, keys=INFERENCE)]),
             Mount(
                 "/v1",
-                routes=[Route("/models", admin.models, methods=["GET"])],
+                routes=[
+                    Route("/models", admin.models, methods=["GET"]),
+                    Route("/models/{name}", admin.model, methods=["GET"]),
+                ],
                 middleware=[Middleware(Guarded, keys=INFERENCE)],
             ),
             Mount(
@@ -122,7 +126,10 @@ def _routes(admin: _Admin) -> Starlette:
                 middleware=[Middleware(Guarded, keys=ADMIN)],
             ),
         ],
-        exception_handlers={VcotError: _explain, ValidationError: _explain},
+        exception_handlers={
+            **dict.fromkeys((VcotError, ValidationError, OSError, ValueError), _explain),
+            HTTPException: _explain_route,
+        },
     )
 
 
@@ -147,6 +154,18 @@ class _Admin:
 
     async def models(self, _: Request) -> Response:
         """OpenAI's list: what anyone can ask for right now."""
+        return _json({"object": "list", "data": self._cards()})
+
+    async def model(self, request: Request) -> Response:
+        """One of them."""
+        name = request.path_params["name"]
+        card = next((card for card in self._cards() if card["id"] == name), None)
+        if card is not None:
+            return _json(card)
+        message = f"{name[:100]!r} is not served now; /v1/models lists what is"
+        return Response(error_body(message, "model_not_found", 404), 404, media_type="application/json")
+
+    def _cards(self) -> list[dict[str, Any]]:
         aliases, created = self._fleet.registry.aliases(), int(time.time())
         data = []
         for checkpoint in self._fleet.served():
@@ -156,7 +175,7 @@ class _Admin:
             card = {"object": "model", "created": created, "owned_by": "vcot", "root": root}
             names = dict.fromkeys([*(alias for alias, meant in aliases.items() if meant == name), name])
             data += [{"id": known, **card} for known in names]
-        return _json({"object": "list", "data": data})
+        return data
 
     async def state(self, _: Request) -> Response:
         """What the gateway does now."""
@@ -248,8 +267,21 @@ def _json(content: Any, status: int = 200) -> Response:
     return Response(orjson.dumps(content), status, media_type="application/json")
 
 
+def _explain_route(request: Request, error: Exception) -> Response:
+    """No such route, or not with that method."""
+    assert isinstance(error, HTTPException)
+    what = f"{request.method} {request.url.path[:100]}"
+    message = f"{what} is not served here; inference is POST {' and POST '.join(_INFERENCE)}"
+    code = "method_not_allowed" if error.status_code == 405 else "not_found"
+    body = error_body(message, code, error.status_code)
+    return Response(body, error.status_code, error.headers, media_type="application/json")
+
+
 def _explain(_: Request, error: Exception) -> Response:
-    """An error of ours as an answer; its class name is the code, so that a client can raise the same again."""
+    """An error as an answer; the class name of one of ours is the code, so that a client can raise the same again."""
+    if isinstance(error, OSError | ValueError) and not isinstance(error, ValidationError):  # of a path that is none
+        message = f"that cannot be used ({error}); give the path of a checkpoint's directory"
+        return Response(error_body(message, "invalid_request", 422), 422, media_type="application/json")
     status = 404 if isinstance(error, CheckpointError) else 409 if isinstance(error, SwapError) else 503
     if isinstance(error, ValidationError):
         fault = error.errors()[0]

@@ -289,3 +289,45 @@ async def test_admin_is_for_this_machine_or_for_who_has_the_key(bench: Bench, mo
         assert (await bench.http.get("/admin/state")).status_code == 401
         assert (await stranger.get("/admin/state", headers={"authorization": "Bearer secreT"})).status_code == 401
         assert (await stranger.get("/admin/state", headers={"authorization": "Bearer secret"})).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "code"),
+    [
+        ("GET", "/nope", 404, "not_found"),
+        ("GET", "/v1/nope", 404, "not_found"),
+        ("POST", "/v1/responses", 404, "not_found"),
+        ("PUT", "/v1/models", 405, "method_not_allowed"),
+        ("GET", "/v1/models/nope", 404, "model_not_found"),
+    ],
+)
+async def test_what_is_not_served_is_said_in_openais_shape(
+    bench: Bench, method: str, path: str, status: int, code: str
+) -> None:
+    answer = await bench.http.request(method, path, json={})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
+
+
+async def test_one_model_is_shown_as_in_the_list(bench: Bench) -> None:
+    (listed,) = [card for card in (await bench.http.get("/v1/models")).json()["data"] if card["id"] == "policy"]
+    shown = (await bench.http.get("/v1/models/policy")).json()
+    assert shown | {"created": 0} == listed | {"created": 0}
+
+
+@pytest.mark.parametrize("path", ["\0", "a" * 300, "/etc/passwd"])
+@pytest.mark.parametrize("route", ["checkpoints", "trial"])
+async def test_a_path_that_is_none_is_a_sentence(bench: Bench, route: str, path: str) -> None:
+    answer = await bench.http.post(f"/admin/{route}", json={"path": path})
+    assert answer.status_code in (404, 422)
+    assert answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://vllm:80O0", "http://a b", "http://vllm:99999", "http://vllm:0", "ftp://vllm", "http://", "http://a/b"],
+)
+async def test_an_address_that_is_none_is_refused_before_it_is_kept(bench: Bench, url: str) -> None:
+    """Else it is in the roster, and the gateway ends at every start."""
+    answer = await bench.http.post("/admin/replicas", json={"url": url})
+    assert (answer.status_code, "no server's address" in answer.json()["error"]["message"]) == (422, True)
+    assert len((await bench.http.get("/admin/replicas")).json()["replicas"]) == 1
