@@ -102,9 +102,9 @@ def become_server(
         build,
         os.environ,
         _socket_folder(),
+        serve,
         devices=devices,
         takes_adapters=max_lora_rank is not None,
-        fetches_images=bool(serve.allowed_image_hosts),
     )
     os.execve(command[0], command, environment)  # noqa: S606 - a command of our own
 
@@ -166,9 +166,9 @@ class VllmServer:
             build,
             os.environ,
             self._directory,
+            self.serve,
             devices=self.devices,
             takes_adapters=self.max_lora_rank is not None,
-            fetches_images=bool(self.serve.allowed_image_hosts),
         )
         with self.log.open("ab") as log:
             self._log_start = log.tell()

@@ -137,17 +137,19 @@ def server_environment(
     build: Build,
     environment: Mapping[str, str],
     sockets: Path,
+    serve: ServeSection,
     *,
     devices: str | None = None,
     takes_adapters: bool = False,
-    fetches_images: bool = False,
 ) -> dict[str, str]:
     """The environment: of the parent's `environment` what a server may need, and no key; and our own choices.
 
     What the user set wins over our choices for speed, never over those for correctness. `sockets` is the folder for those
     that vLLM's processes meet at.
     """
+    fetches_images = bool(serve.allowed_image_hosts)
     result = {name: value for name, value in environment.items() if _is_passed(name, fetches_images=fetches_images)}
+    result["VLLM_MAX_IMAGE_PIXELS"] = str(serve.max_image_pixels)  # of those that it fetches, the gateway sees nothing
     result |= {"VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
     result |= {"HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1", "VLLM_MEDIA_URL_ALLOW_REDIRECTS": "0"}
     result["VLLM_RPC_BASE_PATH"] = str(sockets)

@@ -110,22 +110,23 @@ def test_devices_and_adapters_are_asked_for_where_they_are_wanted(checkpoint: Ch
     assert (option(command, "--tensor-parallel-size"), option(command, "--max-lora-rank")) == ("2", "16")
     assert "--enable-lora" in command
     given = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
-    assert "VLLM_ALLOW_RUNTIME_LORA_UPDATING" not in server_environment("cuda", given, SOCKETS)
-    result = server_environment("cuda", given, SOCKETS, devices="2,3", takes_adapters=True)
+    assert "VLLM_ALLOW_RUNTIME_LORA_UPDATING" not in server_environment("cuda", given, SOCKETS, ServeSection())
+    result = server_environment("cuda", given, SOCKETS, ServeSection(), devices="2,3", takes_adapters=True)
     assert (result["CUDA_VISIBLE_DEVICES"], result["VLLM_ALLOW_RUNTIME_LORA_UPDATING"]) == ("2,3", "True")
 
 
 def test_the_environment_keeps_what_the_user_set_for_speed_only() -> None:
     given = {"OMP_NUM_THREADS": "7", "PYTHONDONTWRITEBYTECODE": "1", "VLLM_SERVER_DEV_MODE": "0"}
     given |= {"VLLM_MEDIA_URL_ALLOW_REDIRECTS": "1", "VLLM_ATTENTION_BACKEND": "TORCH_SDPA"}
-    result = server_environment("cpu", given, SOCKETS)
+    result = server_environment("cpu", given, SOCKETS, ServeSection())
     assert result["OMP_NUM_THREADS"] == "7"
     assert result["VLLM_ATTENTION_BACKEND"] == "TORCH_SDPA"
     assert result["VLLM_SERVER_DEV_MODE"] == "1"
     assert result["VLLM_NO_USAGE_STATS"] == "1"
     assert "PYTHONDONTWRITEBYTECODE" not in result, "without .pyc files each process compiles 15 s of imports anew"
     assert result["VLLM_MEDIA_URL_ALLOW_REDIRECTS"] == "0"
-    assert "OMP_NUM_THREADS" not in server_environment("cuda", {}, SOCKETS)
+    assert result["VLLM_MAX_IMAGE_PIXELS"] == "50000000"
+    assert "OMP_NUM_THREADS" not in server_environment("cuda", {}, SOCKETS, ServeSection())
 
 
 @pytest.mark.parametrize("build", ["cpu", "cuda"])
@@ -133,7 +134,7 @@ def test_a_server_is_given_no_key_of_any_name(build: Literal["cpu", "cuda"]) -> 
     named = ("VCOT_API_KEYS", "VCOT_ADMIN_KEY", "VCOT_API_KEY", "OPENAI_API_KEY", "VLLM_API_KEY", "HF_TOKEN")
     named += ("WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "S3_SECRET_ACCESS_KEY", "SOME_JUDGES_KEY", "GITHUB_TOKEN")
     needed = {"PATH": "/bin", "HOME": "/h", "LD_LIBRARY_PATH": "/l", "CUDA_HOME": "/c", "NCCL_SOCKET_IFNAME": "lo"}
-    result = server_environment(build, dict.fromkeys(named, "secret") | needed, SOCKETS)
+    result = server_environment(build, dict.fromkeys(named, "secret") | needed, SOCKETS, ServeSection())
     assert "secret" not in result.values()
     assert needed.items() <= result.items()
 
@@ -141,13 +142,18 @@ def test_a_server_is_given_no_key_of_any_name(build: Literal["cpu", "cuda"]) -> 
 def test_a_proxy_is_passed_only_where_images_are_fetched() -> None:
     """Its address may hold a password."""
     given = {"https_proxy": "http://user:password@proxy:3128", "SSL_CERT_FILE": "/ca.pem"}
-    assert not given.items() & server_environment("cuda", given, SOCKETS).items()
-    assert given.items() <= server_environment("cuda", given, SOCKETS, fetches_images=True).items()
+    assert not given.items() & server_environment("cuda", given, SOCKETS, ServeSection()).items()
+    assert (
+        given.items()
+        <= server_environment("cuda", given, SOCKETS, ServeSection(allowed_image_hosts=("img.org",))).items()
+    )
 
 
 @pytest.mark.parametrize("build", ["cpu", "cuda"])
 def test_nothing_of_the_server_listens_off_this_machine(build: Literal["cpu", "cuda"]) -> None:
-    result = server_environment(build, {"VLLM_HOST_IP": "10.0.0.7", "GLOO_SOCKET_IFNAME": "eth0"}, SOCKETS)
+    result = server_environment(
+        build, {"VLLM_HOST_IP": "10.0.0.7", "GLOO_SOCKET_IFNAME": "eth0"}, SOCKETS, ServeSection()
+    )
     assert (result["VLLM_HOST_IP"], result["GLOO_SOCKET_IFNAME"]) == ("127.0.0.1", "lo")
 
 
