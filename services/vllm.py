@@ -190,12 +190,14 @@ class VllmServer:
         assert self._process is not None
         said, said_at = "", 0.0
         async with self.endpoint.client(HEALTH_TIMEOUT_S) as client:
-            while not await is_healthy(client):
+            while True:
                 elapsed = time.monotonic() - self._began
                 phase = self._phase()
                 if phase != said or elapsed - said_at >= _SAY_EVERY_S:
                     progress(f"vLLM: {phase}, {elapsed:.0f} s")
                     said, said_at = phase, elapsed
+                if await is_healthy(client):
+                    return
                 if self._process.returncode is not None:
                     raise self._failure(f"ended with status {self._process.returncode}")
                 if elapsed > self.serve.start_timeout_s:
