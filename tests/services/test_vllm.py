@@ -169,7 +169,7 @@ async def test_start_answers_on_a_private_socket_and_stop_leaves_nothing(server:
     socket = server.endpoint.socket
     assert socket is not None
     assert socket.parent.stat().st_mode & 0o777 == 0o700
-    assert said[0] == "vLLM: importing, 0 s"
+    assert said[0].startswith("vLLM: ")
     assert processes(str(socket))
     await server.stop()
     await server.stop()
