@@ -107,6 +107,11 @@ class Ledger:
                 done |= {key for (key,) in self._connection.execute(query, (kind.__name__, *chunk))}
         return done
 
+    def is_empty(self) -> bool:
+        """Whether it holds no record."""
+        with self._using():
+            return self._connection.execute("SELECT 1 FROM records LIMIT 1").fetchone() is None
+
     def spent(self, judge: str) -> tuple[int, Usage]:
         """How many of a judge's judgments were billed, and for how many tokens, whatever became of them."""
         query = """

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -59,12 +60,13 @@ class Run:
 def open_run(directory: Path, recipe: str | None = None, overrides: Sequence[str] = ()) -> Iterator[Run]:
     """Open a run, or begin one with `recipe`. Overrides are kept in the run's own recipe.
 
-    An InputError inside the block puts the recipe back as it was: what turned out to be bad input is not kept.
+    An InputError inside the block puts the recipe back as it was: what turned out to be bad input is not kept. Of a run that
+    it would have begun nothing is left, unless something was answered.
 
     Raises RecipeError before anything is written: for a wrong field, for a new run without a recipe, and for a run that was
     begun with another one.
     """
-    stored = directory / RECIPE
+    stored, is_new = directory / RECIPE, not directory.exists()
     before = stored.read_text("utf-8") if stored.is_file() else None
     resolved = _resolve(directory, before, recipe, overrides)
     text = render_recipe(resolved)
@@ -73,11 +75,25 @@ def open_run(directory: Path, recipe: str | None = None, overrides: Sequence[str
     try:
         yield Run(directory, resolved)
     except InputError:
-        if before is None:
+        if before is None and not _holds_answers(directory):
             stored.unlink(missing_ok=True)
-        elif text != before:
+            if is_new:
+                shutil.rmtree(directory, ignore_errors=True)
+        elif before is not None and text != before:
             _write_recipe(stored, before)
         raise
+
+
+def _holds_answers(directory: Path) -> bool:
+    """Whether something was paid for in the run, in time or in money."""
+    path = directory / "ledger.sqlite"
+    if not path.is_file():
+        return False
+    ledger = Ledger(path)
+    try:
+        return not ledger.is_empty()
+    finally:
+        ledger.close()
 
 
 def _resolve(directory: Path, before: str | None, recipe: str | None, overrides: Sequence[str]) -> Recipe:

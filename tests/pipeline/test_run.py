@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import DataError, InputError, RecipeError
-from pipeline.records import SamplingParams
+from pipeline.records import Judgment, SamplingParams
 from pipeline.run import RECIPE, exclusive, open_run, write_durably
 
 
@@ -52,6 +52,23 @@ def test_an_override_that_turns_out_to_be_bad_input_is_not_kept(tmp_path):
             raise DataError("no such folder")
     assert recipe_of(tmp_path / "old").tasks.num_tasks != 3
     assert not (tmp_path / "new" / RECIPE).exists()
+
+
+def test_a_run_that_was_not_begun_leaves_nothing_and_one_with_answers_stays(tmp_path):
+    def fail(directory, *records):
+        with open_run(directory, "nano") as run:
+            run.ledger.put(records)
+            raise DataError("no such folder")
+
+    (tmp_path / "mine").mkdir()
+    for name in ("new", "mine"):
+        with pytest.raises(DataError):
+            fail(tmp_path / name)
+    assert not (tmp_path / "new").exists()
+    assert (tmp_path / "mine").is_dir(), "it was there before"
+    with pytest.raises(DataError):
+        fail(tmp_path / "paid", Judgment(key="k", response="r", task="t", judge="j", score=1.0))
+    assert recipe_of(tmp_path / "paid").name == "nano", "what was answered is found again"
 
 
 def test_a_directory_that_cannot_be_made_is_said(tmp_path):
