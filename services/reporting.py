@@ -116,7 +116,7 @@ def count_stages(session: Session, rounds: Sequence[Round], evaluation: Evaluati
     for current in rounds:
         label = f" {current.number}" if len(rounds) > 1 else ""
         responses = _count_responses(session, f"sample{label}", current.requests())
-        judged = current.standing().count().model_copy(update={"stage": f"judge{label}"})
+        judged = current.pairs.judged.model_copy(update={"stage": f"judge{label}"})
         counts += [responses, judged, current.pairs.pair_set.count.model_copy(update={"stage": f"pair{label}"})]
     section = session.run.recipe.eval
     asked = [(row.checkpoint, section.split, "") for row in evaluation.results]

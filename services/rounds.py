@@ -18,7 +18,7 @@ from pipeline.judges.pointwise import PointwiseJudge
 from pipeline.judges.verifier import Verifier
 from pipeline.pairs import PairSet, build_pairs, limit_pairs, split_pairs
 from pipeline.publish import pairs_digest
-from pipeline.records import Judgment, PreferencePair, Response, Split, Task
+from pipeline.records import Judgment, PreferencePair, Response, Split, StageCount, Task
 from pipeline.sample import SampleRequest, plan_requests
 from pipeline.sources import load_round
 from services.checkpoints import Checkpoint
@@ -117,7 +117,8 @@ class Round:
         pair_set = limit_pairs(made, section.num, section.seed)
         train, validation = split_pairs(pair_set.pairs, section.validation_fraction, section.seed)
         digest = pairs_digest(train, validation)
-        return Pairs(pair_set, train, validation, digest, run.path("pairs", digest[:12]), tuple(judgments.values()))
+        directory, judged = run.path("pairs", digest[:12]), standing.count()
+        return Pairs(pair_set, train, validation, digest, directory, tuple(judgments.values()), judged)
 
     @cached_property
     def job(self) -> TrainJob:
@@ -173,6 +174,8 @@ class Pairs:
     directory: Path
     """Where `pair_stage` puts them."""
     judgments: tuple[Judgment, ...]
+    judged: StageCount
+    """Of the responses that they were made from."""
 
 
 def make_judge(session: Session) -> Judge:

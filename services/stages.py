@@ -257,7 +257,7 @@ def pair_stage(current: Round) -> None:
         + (f"; left out: {count.by_reason}" if count.reasons else "")
     )
     if count.ok < (recipe.pairs.num or count.requested / 2):
-        judged = current.standing().count()
+        judged = pairs.judged
         wanted = "" if recipe.pairs.num is None else f", and pairs.num asks for {recipe.pairs.num}"
         session.terminal.warn(
             f"only {count.ok} of {count.requested} tasks gave a pair ({count.by_reason}){wanted}"
@@ -276,7 +276,7 @@ def publish_splits(
         validation,
         recipe=recipe,
         model=current.start.ref.name if current.number > 1 else recipe.model.source,
-        judged=current.standing().count(),
+        judged=current.pairs.judged,
         paired=current.pairs.pair_set.count,
     )
     publish_pairs(train, validation, current.session.run.images, directory, card=card)
