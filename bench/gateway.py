@@ -22,6 +22,8 @@ import argparse
 import asyncio
 import base64
 import contextlib
+import io
+import math
 import os
 import random
 import shutil
@@ -39,6 +41,7 @@ from typing import Any
 
 import orjson
 import uvloop
+from PIL import Image
 
 from bench.load import KEY, MIN_BODY_BYTES, Measured, http_request, measure
 
@@ -60,8 +63,11 @@ def say(message: str) -> None:
 
 
 def chat_body() -> bytes:
-    """A chat completion whose image makes it a little over 100 KB."""
-    image = base64.b64encode(random.Random(0).randbytes(MIN_BODY_BYTES * 3 // 4)).decode()
+    """A chat completion whose image, a PNG of noise, makes it a little over 100 KB."""
+    side = math.isqrt(MIN_BODY_BYTES // 4) + 1
+    buffer = io.BytesIO()
+    Image.frombytes("RGB", (side, side), random.Random(0).randbytes(3 * side * side)).save(buffer, "PNG")
+    image = base64.b64encode(buffer.getvalue()).decode()
     parts = [
         {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{image}"}},
         {"type": "text", "text": "What is the colour of the circle?"},

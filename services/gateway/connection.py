@@ -40,6 +40,7 @@ class ClientConnection(HttpToolsProtocol, asyncio.BufferedProtocol):
         super().__init__(*args, **options)
         self._is_receiving = self._has_head = False
         """Whether a request has begun and is not whole; whether its headers are, so that `cycle` is its own."""
+        self._is_oversized = False
         self._num_begun = 0
         self._reset_counts()
         self._late: asyncio.TimerHandle | None = None
@@ -65,8 +66,8 @@ class ClientConnection(HttpToolsProtocol, asyncio.BufferedProtocol):
         self.data_received(_buffer[:nbytes])
 
     def _reset_counts(self) -> None:
-        """Of the request that begins: its header fields, their bytes, its body's, and what else came for it."""
-        self._num_headers = self._num_head_bytes = self._num_body_bytes = self._num_other_bytes = 0
+        """Of the request that begins: its body's bytes, and what else came for it."""
+        self._num_body_bytes = self._num_other_bytes = 0
 
     def data_received(self, data: Any) -> None:
         """A part of a request; most come whole, and need no timer."""
@@ -86,15 +87,6 @@ class ClientConnection(HttpToolsProtocol, asyncio.BufferedProtocol):
         self._reset_counts()
         super().on_message_begin()
 
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """A header, or a trailer. Raises _Oversized, which uvicorn answers as it does what is no HTTP."""
-        self._num_headers += 1
-        self._num_head_bytes += len(name) + len(value)
-        if self._num_headers > MAX_HEADERS or self._num_head_bytes > MAX_HEAD_BYTES:
-            raise _Oversized
-        if not self._has_head:
-            super().on_header(name, value)
-
     def on_body(self, body: bytes) -> None:
         """A part of the body."""
         self._num_body_bytes += len(body)
@@ -102,14 +94,18 @@ class ClientConnection(HttpToolsProtocol, asyncio.BufferedProtocol):
 
     def send_400_response(self, msg: str) -> None:
         """What could not be parsed is no HTTP, or too much of it."""
-        if self._num_headers > MAX_HEADERS or self._num_head_bytes > MAX_HEAD_BYTES:
+        if self._is_oversized:
             self._end_oversized()
         else:
             self._refuse(400, "invalid_http", f"{msg} Send HTTP/1.1.")
 
     def on_headers_complete(self) -> None:
-        """Its body follows."""
+        """Its body follows. Raises _Oversized, which uvicorn answers as it does what is no HTTP."""
+        if len(self.headers) > MAX_HEADERS or sum(map(_size, self.headers)) > MAX_HEAD_BYTES:
+            self._is_oversized = True
+            raise _Oversized
         super().on_headers_complete()
+        self.headers = []  # what comes behind the body is no header of this request
         self._has_head = True
         self.cycle.body = cast("bytearray", _Parts())
 
@@ -171,6 +167,10 @@ class ClientConnection(HttpToolsProtocol, asyncio.BufferedProtocol):
             head = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\ncontent-type: application/json\r\n"
             self.transport.write(f"{head}content-length: {len(body)}\r\nconnection: close\r\n\r\n".encode() + body)
         self.transport.close()
+
+
+def _size(header: tuple[bytes, bytes]) -> int:
+    return len(header[0]) + len(header[1])
 
 
 class _Oversized(Exception):

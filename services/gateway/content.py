@@ -43,6 +43,9 @@ _HEADER_BYTES = 1536
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 """The markers behind which a JPEG says how large it is (ITU T.81, table B.1)."""
 
+_MAY_BREAK_OFF = (b"\xff\xd8", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II", b"MM", b"\x00\x00\x00")
+"""How the images begin that Pillow does not know by a part: JPEG, PNG, GIF, WebP, BMP, TIFF, AVIF and HEIF."""
+
 OPENAI_FIELDS = frozenset((
     "audio", "best_of", "echo", "frequency_penalty", "function_call", "functions", "logit_bias", "logprobs",
     "max_completion_tokens", "max_tokens", "messages", "metadata", "modalities", "model", "n", "parallel_tool_calls",
@@ -77,7 +80,9 @@ def check_content(request: dict[str, Any], allowed_hosts: Collection[str], max_i
     """Raise Refusal for a request that would make the engine fetch, load or run something, or work without bound."""
     _check_fields(request)
     _check_choices(request)
-    pending: list[tuple[Any, bool]] = [(value, name == "messages") for name, value in request.items()]
+    pending: list[tuple[Any, bool]] = [
+        (value, name == "messages") for name, value in request.items() if isinstance(value, float | list | dict)
+    ]
     while pending:
         node, is_content = pending.pop()
         if isinstance(node, float) and not math.isfinite(node):  # JSON's 1e999; it would be passed on as null
@@ -145,17 +150,20 @@ def _check_url(name: str, url: str, allowed_hosts: Collection[str]) -> None:
 def _check_pixels(url: str, max_image_pixels: int) -> None:
     """Raise Refusal for an image whose header announces too many pixels; what is no image is for the engine to refuse."""
     begin = url.find(",") + 1
-    num_pixels = _count_pixels(url[begin : begin + _HEADER_BYTES * 4 // 3]) or _count_pixels(url[begin:])
+    num_pixels = _count_pixels(url[begin : begin + _HEADER_BYTES * 4 // 3])
+    if num_pixels is None:
+        num_pixels = _count_pixels(url[begin:])
     if num_pixels is not None and num_pixels > max_image_pixels:
         message = f"an image has more than serve.max_image_pixels = {max_image_pixels:,} pixels; scale it down"
         raise Refusal(400, "image_too_large", message)
 
 
 def _count_pixels(data: str) -> float | None:
-    """What the header of a base64 image announces; None where `data`, perhaps its beginning only, does not hold it."""
+    """What the header of a base64 image announces, 0 for what is no image; None where `data` ends before it."""
     try:
         raw = base64.b64decode(data)
-        return _read_pixels(raw) or _ask_pillow(raw)
+        found = _read_pixels(raw)
+        return _ask_pillow(raw) if found is None else found
     except (ValueError, struct.error, IndexError):
         return None
 
@@ -180,5 +188,7 @@ def _ask_pillow(raw: bytes) -> float | None:
             return image.width * image.height
     except Image.DecompressionBombError:
         return math.inf
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, EOFError):
+    except UnidentifiedImageError:  # by its first bytes; a format that is known and broken off is another error
+        return 0 if not raw.startswith(_MAY_BREAK_OFF) else None
+    except (OSError, ValueError, SyntaxError, EOFError):
         return None
