@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from eval.statistics import compare_unpaired
-from eval.table import list_phrases, new_table
+from eval.table import format_range, list_phrases, new_table
 from pipeline.recipe import Recipe, Source
 from pipeline.records import CheckpointRef, EvalResult, Interval, PromptName, Record, Split
 
@@ -108,8 +108,7 @@ def describe_published(rows: Sequence[PaperRow]) -> str:
     if rest := len(rows) - len(clear):
         figures = "figure" if rest == 1 else f"{rest} figures"
         sentences.append(f"The {'other ' if clear else ''}{figures} cannot be told from the paper's.")
-    smallest, largest = (f"{100 * pick(row.mde for row in rows):.1f}" for pick in (min, max))
-    seen = smallest if smallest == largest else f"{smallest} to {largest}"
+    seen = format_range([row.mde for row in rows])
     sentences.append(
         f"With this many questions on both sides, true differences of {seen} points are told from noise four times in five. "
         "The weights are the same; prompt, parser and sampling may not be."

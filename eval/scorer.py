@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pipeline.errors import DataError
 from pipeline.parsers import parse_choice
-from pipeline.records import Outcome, Response, Score, Task, is_same_option
+from pipeline.records import Outcome, Response, Score, Task
 
 
 def score_response(task: Task, response: Response) -> Score:
@@ -39,10 +39,9 @@ def score_response(task: Task, response: Response) -> Score:
 
 
 def _judge(task: Task, answer: str | None) -> Outcome:
-    assert task.answer is not None
     if answer is None:
         return "no_answer"
-    return "correct" if is_same_option(task.choices, ord(answer) - ord("A"), task.answer) else "incorrect"
+    return "correct" if task.is_right(answer) else "incorrect"
 
 
 def _final_part(response: Response) -> str:

@@ -150,8 +150,7 @@ def _describe(policy: str, base: str, differences: Sequence[Difference]) -> str:
     clear = [d for d in differences if d.p_holm < LEVEL]
     better = [d for d in clear if d.accuracy.value > 0]
     worse = [d for d in clear if d.accuracy.value <= 0]
-    smallest, largest = (f"{100 * pick(d.mde for d in differences):.1f}" for pick in (min, max))
-    seen = smallest if smallest == largest else f"{smallest} to {largest}"
+    seen = format_range([d.mde for d in differences])
     sentences = [
         f"{policy} answers {verb} questions right than {base} {_list_differences(found)}."
         for verb, found in (("more", better), ("fewer", worse))
@@ -175,6 +174,12 @@ def _list_differences(differences: Sequence[Difference]) -> str:
         for d in differences
     ]
     return list_phrases(parts)
+
+
+def format_range(shares: Sequence[float]) -> str:
+    """Shares in [0, 1] as one figure in points, or as "smallest to largest" where they differ."""
+    smallest, largest = (f"{100 * pick(shares):.1f}" for pick in (min, max))
+    return smallest if smallest == largest else f"{smallest} to {largest}"
 
 
 def list_phrases(phrases: Sequence[str]) -> str:

@@ -87,6 +87,10 @@ class Task(Record):
         """The expected option's letter."""
         return None if self.prior is None else chr(ord("A") + self.prior)
 
+    def is_right(self, letter: str) -> bool:
+        """Whether an option's letter is the gold one, or that of an option that says the same."""
+        return self.answer is not None and is_same_option(self.choices, ord(letter) - ord("A"), self.answer)
+
 
 def is_same_option(choices: Sequence[str], one: int, other: int) -> bool:
     """Whether two options say the same, so that whoever names either is right (A-OKVQA holds some such questions)."""

@@ -12,7 +12,7 @@ from typing import Any
 
 from pipeline.judges import Judge
 from pipeline.parsers import parse_choice
-from pipeline.records import Judgment, Response, Task, content_key, is_same_option
+from pipeline.records import Judgment, Response, Task, content_key
 
 _SENTENCE_END = re.compile(r"[.!?\n]+")
 
@@ -40,9 +40,7 @@ def verify(task: Task, response: Response) -> tuple[float, str]:
     if response.answer is None or response.thought is None:
         return 0.0, "format not kept"
     letter = parse_choice(response.answer, task.choices)
-    right = (
-        letter is not None and task.answer is not None and is_same_option(task.choices, ord(letter) - 65, task.answer)
-    )
+    right = letter is not None and task.is_right(letter)
     verdict = "answer right" if right else f"answer {letter or 'not readable'}, gold {task.answer_letter}"
     if not task.facts:
         return float(right), verdict
