@@ -33,6 +33,7 @@ from services.stages import (
     pair_stage,
     parity_stage,
     sample_stage,
+    swap_stage,
 )
 from services.terminal import Terminal
 from services.trend import Choice, choose_round
@@ -385,6 +386,7 @@ async def run_all(session: Session) -> None:
         start = await _teach(rounds[-1])
     choice = await _choose(session, rounds)
     await eval_stage(session, choice.checkpoints, session.run.recipe.eval.split)
+    await swap_stage(session, choice.checkpoints[-1])
     _report(session, rounds, choice)
     if (cost := read_cost(session, make_judge(session))) is not None:
         session.terminal.say(f"judging took {cost.summary}")
