@@ -25,6 +25,7 @@ from pipeline.errors import (
     DataError,
     InputError,
     OnTrialError,
+    OwedError,
     RequestError,
     ServerError,
     StageError,
@@ -54,7 +55,7 @@ from services.judging import read_meter, say_estimate, test_judge
 from services.parity import ParityReport, ask_served, check_defaults, verify
 from services.resting import resting, wanted_rest
 from services.rounds import Round, make_judge
-from services.serving import GatewayHandle, find_gateway, running_gateway
+from services.serving import GatewayHandle, find_gateway, is_served, running_gateway
 from services.terminal import Terminal
 from training.job import TrainJob, read_record, write_record
 from training.parity import PROBE, Answers, Probe, read_probe
@@ -90,12 +91,15 @@ class Session:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self._stack.aclose()
-        await self.run.ledger.finish()
+        await self.run.close()
 
     async def gateway(self) -> GatewayHandle:
         """The run's gateway, started at first use and stopped with the session."""
         if self._gateway is None and (url := self._url_elsewhere):
             self._gateway = GatewayHandle(url, started_here=False)
+        if self._gateway is None and is_served(self.run):
+            with self.terminal.waiting("waiting for the server") as progress:
+                self._gateway = await self._stack.enter_async_context(running_gateway(self.run, progress))
         if self._gateway is None:
             what = f"{self.run.recipe.model.source} by vLLM, behind the gateway"
             with self.terminal.aside("serve", what), self.terminal.waiting("starting the server") as progress:
@@ -187,7 +191,12 @@ class Session:
 
     @cached_property
     def base(self) -> Checkpoint:
-        """The untaught model."""
+        """The untaught model; described at first use, but by a command that only reads. Raises OwedError for that one."""
+        if self.run.is_read:
+            found = self.registry.find(self.run.recipe.model.name)
+            if found is None:
+                raise OwedError(f"run {self.run.directory} does not hold its model yet; `vcot sample` finds it")
+            return found
         return self.registry.base(self.run.recipe.model, self.terminal.say)
 
     def questions(self, split: Split) -> list[Task]:
@@ -198,7 +207,7 @@ class Session:
 
     def _load_questions(self, split: Split) -> list[Task]:
         section = self.run.recipe.eval
-        tasks = load_tasks(section.tasks(split), self.run.directory, self.run.images)
+        tasks = load_tasks(section.tasks(split), self.run.directory, None if self.run.is_read else self.run.images)
         secret = next((task.id for task in tasks if task.answer is None), None)
         if secret is not None:
             raise DataError(f"task {secret} of {section.source} has no gold answer; evaluate another split")
