@@ -97,6 +97,8 @@ def open_run(
 ) -> Iterator[Run]:
     """Open a run, or begin one with `recipe`. Overrides hold for this command, and are kept where it begins the run.
 
+    A command that only reads begins none, and may go by a recipe alone, as to steer a gateway elsewhere.
+
     With `save` they are kept in the recipe of a run that was begun, too. An InputError inside the block puts that recipe
     back as it was: what turned out to be bad input is not kept. Of a run that it would have begun nothing is left, unless
     something was answered.
@@ -108,6 +110,9 @@ def open_run(
     with _alone(directory) if access == "alone" else nullcontext():
         if access == "alone":
             plan = _plan(directory, recipe, overrides, save, access)  # the one who wrote meanwhile may have changed it
+        if access == "read":
+            yield plan.run
+            return
         if plan.text != plan.before:
             _write_recipe(directory / RECIPE, plan.text)
         try:
@@ -135,8 +140,6 @@ def _plan(directory: Path, recipe: str | None, overrides: Sequence[str], save: b
     """Nothing is written yet. Raises RecipeError."""
     stored = directory / RECIPE
     before = stored.read_text("utf-8") if stored.is_file() else None
-    if before is None and access == "read":
-        raise RecipeError(f"{directory} is not a run yet; begin it with `vcot run`, or name another (--run)")
     if access == "read" and save:
         raise InputError(
             f"this command only reads {directory}; give --save to one that works on the run, as `vcot eval`"

@@ -286,7 +286,7 @@ def doctor(target: Target = _DEFAULT) -> None:
     """Say what this machine can run, and what is missing for a recipe."""
     from services import commands
 
-    if not commands.doctor(target.run, target.recipe, target.set):
+    if not commands.doctor(target):
         sys.exit(2)
 
 

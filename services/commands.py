@@ -83,7 +83,7 @@ def open_target(command: str, target: Target, terminal: Terminal, overrides: Seq
     """
     where, recipe = run_directory(target.run, target.recipe), target.recipe
     access: Access = "read" if command in _READS else "shared" if command in _SERVERS else "alone"
-    if not (where / RECIPE).is_file():
+    if not (where / RECIPE).is_file() and access != "read":
         recipe = recipe or ("nano" if command in _BEGINS else None)
         terminal.preface(f"a new run, {where}, with recipe {recipe}")
     with open_run(where, recipe, (*overrides, *target.set), save=target.save, access=access) as run:
@@ -393,6 +393,7 @@ async def report(session: Session) -> None:
 def _report(session: Session, rounds: Sequence[Round], choice: Choice) -> None:
     """The page, and the table in the terminal."""
     session.terminal.heading("report", session.run.recipe.name)
+    _ = choice.round.pairs  # what is owed is said before anything is written
     scores = load_scores(session, choice.checkpoints, session.run.recipe.eval.split)
     evaluation = evaluate_scores(session, scores, choice.checkpoints, choice.trend)
     page = write_run_report(session, rounds, choice.round, evaluation)
@@ -520,13 +521,15 @@ def _push(session: Session, parcel: Parcel, place: Place, dry_run: bool) -> None
     session.terminal.say(f"sent: {push(parcel, place)}")
 
 
-def doctor(directory: Path | None, recipe: str | None, overrides: Sequence[str]) -> bool:
+def doctor(target: Target) -> bool:
     """`vcot doctor`: looks at the run's recipe, or at the one named, and begins no run."""
     from services.doctor import examine  # it is this command's only
 
-    directory = run_directory(directory, recipe)
+    if target.save:
+        raise InputError("vcot doctor changes no run; give --save to a command that works on one, as `vcot run`")
+    directory, recipe = run_directory(target.run, target.recipe), target.recipe
     stored = directory / RECIPE
-    resolved = load_recipe(str(stored) if recipe is None and stored.is_file() else recipe or "nano", overrides)
+    resolved = load_recipe(str(stored) if recipe is None and stored.is_file() else recipe or "nano", target.set)
     return examine(resolved, directory, Terminal())
 
 

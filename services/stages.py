@@ -132,7 +132,7 @@ class Session:
         if self.run.recipe.serve.url and is_known and ref.kind != "base":  # that gateway has a registry of its own
             await register(gateway.url, checkpoint.directory)
         known = ref.name if is_known else checkpoint.directory
-        is_told = False
+        is_told, is_left = False, True
         while True:
             try:
                 tried = await try_out(gateway.url, known, self._owner)
@@ -153,9 +153,13 @@ class Session:
                     f"{ref.name} is on trial at {gateway.url} ({tried.way}) after a pause of {tried.pause_s:.2f} s"
                 )
             yield
+        except asyncio.CancelledError:
+            is_left = not gateway.started_here  # or else it is stopped now
+            raise
         finally:
             with suppress(VcotError):  # a gateway that is gone has no trial; one that hangs ends it by itself
-                await end_trial(gateway.url, self._owner)
+                if is_left:
+                    await end_trial(gateway.url, self._owner)
 
     async def _with_client(self, gateway: GatewayHandle, ask: Callable[[ChatClient], Awaitable[T]]) -> T:
         concurrency = max(self.run.recipe.sample.max_concurrency, self.run.recipe.eval.max_concurrency)
