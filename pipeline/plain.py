@@ -71,9 +71,15 @@ def plain_answer(text: str) -> str:
     return _MARKUP.sub("", _say(_HTML.sub("", _BREAK.sub("\n", said)))).strip()
 
 
-def _drop_reasoning(text: str) -> str:
+def after_reasoning(text: str) -> str:
+    """What follows the last end of a thought; all of a text that has none."""
     ends = list(_THOUGHT_END.finditer(text))
-    return text[ends[-1].end() :] if ends else _THOUGHT.sub("", text)
+    return text[ends[-1].end() :] if ends else text
+
+
+def _drop_reasoning(text: str) -> str:
+    said = after_reasoning(text)
+    return _THOUGHT.sub("", text) if said is text else said
 
 
 def _say(text: str) -> str:
