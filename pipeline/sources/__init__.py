@@ -78,8 +78,12 @@ def _load(section: TasksSection, store: ImageStore) -> list[Task]:
                 "the unusual things are a small test, asked whole: set split to test, no num_tasks and no path"
             )
         return list(generate_unusual(store))
-    listing = scienceqa if section.source == "scienceqa" else aokvqa
-    drafts = listing.list_questions(_path(section), section.revision, section.split)
+    data = (_path(section), section.revision, section.split)
+    drafts = (
+        scienceqa.list_questions(*data, hint=section.hint)
+        if section.source == "scienceqa"
+        else aokvqa.list_questions(*data)
+    )
     return [draft.build(store) for draft in draw(drafts, section.num_tasks, section.seed)]
 
 
@@ -104,8 +108,9 @@ def _key(section: TasksSection) -> str:
             data = scienceqa.data_key(_path(section), section.revision)
         case "aokvqa":
             data = aokvqa.data_key(_path(section), section.revision, section.split)
+    hint = {"hint": True} if section.hint else {}
     return content_key(
-        source=section.source, data=data, split=section.split, num_tasks=section.num_tasks, seed=section.seed
+        source=section.source, data=data, split=section.split, num_tasks=section.num_tasks, seed=section.seed, **hint
     )
 
 
