@@ -72,8 +72,16 @@ def test_a_broken_format_scores_nothing_and_says_so():
     )
 
 
-def test_the_verifier_names_the_first_false_statement():
-    assert verify(make_task(), make_response("The circle is blue."))[1].endswith("false: the circle is blue")
+@pytest.mark.parametrize("missing", ["thought", "answer"])
+def test_half_a_format_is_none(missing):
+    assert verify(make_task(), make_response(**{missing: None})) == (0.0, "format not kept")
+
+
+def test_the_verifier_says_where_a_score_comes_from_and_names_the_first_false_statement():
+    assert verify(make_task(), make_response())[1] == "answer right; 1 of 1 statements true"
+    thought = "The circle is red. The circle is blue. All is green."
+    said = "answer B, gold A; 1 of 3 statements true; false: the circle is blue"
+    assert verify(make_task(), make_response(thought, "The answer is (B)."))[1] == said
 
 
 def test_without_facts_the_answer_alone_decides():
@@ -82,8 +90,7 @@ def test_without_facts_the_answer_alone_decides():
 
 async def test_a_task_without_gold_is_refused_not_scored():
     judgment = await Verifier().score(make_task(answer=None), make_response(), "k")
-    assert judgment.refused
-    assert judgment.score is None
+    assert (judgment.refused, judgment.reason, judgment.score) == (True, "no_gold", None)
     assert "no gold answer" in judgment.error
 
 
