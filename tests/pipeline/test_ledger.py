@@ -136,6 +136,11 @@ def test_a_damaged_page_is_a_sentence(tmp_path):
         Ledger(path).get(Judgment, [str(i) for i in range(2_000)])
 
 
+def test_a_record_is_on_disk_before_it_counts(tmp_path):
+    """What SQLite calls FULL; at NORMAL a power failure takes back transactions that were done."""
+    assert Ledger(tmp_path / "l.sqlite")._connection.execute("PRAGMA synchronous").fetchone() == (2,)
+
+
 class Unbindable(str):
     """A key that SQLite cannot take, which it finds out in the middle of a transaction."""
 
