@@ -94,6 +94,11 @@ def test_what_could_be_two_things_is_unreadable(text):
         read_verdict(text)
 
 
+@pytest.mark.parametrize("score", [1, 10])
+def test_both_ends_of_the_scale_are_scores(score):
+    assert read_verdict(json.dumps({"rationale": "x", "score": score})).score == score
+
+
 def test_a_rationale_can_be_stored_whatever_the_judge_wrote():
     verdict = read_verdict('{"rationale": "ok \\ud83d", "score": 8}')
     assert json.loads(json.dumps(verdict.rationale).encode()) == "ok ?"
