@@ -91,6 +91,7 @@ def serve(run: Run, progress: Progress) -> None:
 async def _serve(run: Run, progress: Progress) -> None:
     from services.gateway import keys
     from services.gateway.app import build_app  # with uvicorn a third of a second that other commands need not pay
+    from services.gateway.claim import find_owner
     from services.gateway.fleet import Fleet
     from services.gateway.roster import Roster
     from services.vllm import VllmServer
@@ -114,6 +115,7 @@ async def _serve(run: Run, progress: Progress) -> None:
             progress,
             max_lora_rank=max_lora_rank,
             can_sleep=not settings.upstreams and can_sleep(settings, find_build()),
+            owner=find_owner(run.directory, f"{url} (process {os.getpid()} on {socket.gethostname()})"),
         )
         progress(f"the gateway listens at {url}")
         for warning in keys.warnings(listener.getsockname()[0]):
