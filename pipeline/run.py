@@ -15,7 +15,6 @@ serving.json         where the run's gateway answers, while one runs
 from __future__ import annotations
 
 import fcntl
-import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,10 +23,10 @@ from functools import cached_property
 from pathlib import Path
 
 from pipeline.errors import InputError, RecipeError
+from pipeline.files import write_kept
 from pipeline.images import ImageStore
 from pipeline.ledger import Ledger
 from pipeline.recipe import Recipe, load_recipe, parse_recipe, render_recipe
-from pipeline.records import Record
 
 RECIPE = "recipe.toml"
 
@@ -110,22 +109,10 @@ def _resolve(directory: Path, before: str | None, recipe: str | None, overrides:
     return resolved
 
 
-def write_durably(path: Path, record: Record) -> None:
-    """Replace a file of a run by a record: it is on disk, whole, before this returns."""
-    partial = path.with_suffix(".partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(record.model_dump_json(indent=2) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-
-
 def _write_recipe(path: Path, text: str) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        partial.write_text(text, "utf-8")
-        partial.replace(path)
+        write_kept(path, text, parse_recipe)
     except OSError as error:
         raise InputError(f"run directory {path.parent} cannot be written ({error.strerror}); choose another") from None
 

@@ -10,6 +10,7 @@ from rich.console import RenderableType
 from eval.image_reliance import Reliance, build_reliance, render_reliance
 from eval.published import PaperRow, compare_published, load_published, render_published
 from eval.table import build_chance, build_differences, build_results, render_results
+from pipeline.files import write_record
 from pipeline.records import Difference, EvalResult, Record, Response, StageCount
 from pipeline.sample import SampleRequest
 from pipeline.stage import Tally
@@ -68,7 +69,7 @@ def evaluate_scores(
         reliance=tuple(build_reliance(scores, refs)),
         trend=tuple(trend),
     )
-    session.run.path("report", "results.json").write_text(evaluation.model_dump_json(indent=2) + "\n", "utf-8")
+    write_record(session.run.path("report", "results.json"), evaluation)
     return evaluation
 
 

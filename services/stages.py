@@ -19,6 +19,7 @@ from eval.image_reliance import choose_images
 from eval.scorer import score_response
 from pipeline.client import ChatClient
 from pipeline.errors import CheckpointError, DataError, InputError, StageError, SwapError
+from pipeline.files import write_record
 from pipeline.judges import find_unjudged_fault, judge_responses
 from pipeline.publish import publish_pairs, render_card
 from pipeline.recipe import EvalSection
@@ -44,7 +45,7 @@ from services.resting import resting, wanted_rest
 from services.rounds import Round, make_judge
 from services.serving import GatewayHandle, find_gateway, running_gateway
 from services.terminal import Terminal
-from training.job import TrainJob, read_record, write_record
+from training.job import TrainJob, read_record
 from training.parity import PROBE, Probe, read_probe
 
 POLICY_ALIAS = "policy"
