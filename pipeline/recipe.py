@@ -23,6 +23,8 @@ from pipeline.records import PromptName, SamplingParams, ShownImage, Split
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 BaseWeights = Literal["full", "nf4"]
+_UNQUOTED = re.compile(r'[\\"\x00-\x1f\x7f]')
+"""What a TOML string holds as an escape only."""
 _HOST = re.compile(r"[A-Za-z0-9._-]+|[0-9A-Fa-f:.]+")
 
 
@@ -54,7 +56,7 @@ Count = Annotated[int, Field(ge=1)]
 class Section(BaseModel):
     """A part of a recipe: frozen, and closed to unknown fields."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class ModelSection(Section):
@@ -561,7 +563,7 @@ def _toml(value: object) -> str:
         case bool():
             return "true" if value else "false"
         case str():
-            escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+            escaped = _UNQUOTED.sub(lambda found: f"\\u{ord(found[0]):04x}", value)
             return f'"{escaped}"'
         case tuple():
             return f"[{', '.join(_toml(item) for item in value)}]"

@@ -23,13 +23,13 @@ from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from pipeline.checkpoints import MANIFEST, compute_digest, read_manifest
 from pipeline.errors import CheckpointError
+from pipeline.files import read_record, write_kept_record
 from pipeline.recipe import ModelSection
 from pipeline.records import CheckpointManifest, CheckpointRef, Record
-from pipeline.run import write_durably
 
 BASE_ALIAS = "base"
 POLICY_ALIAS = "policy"
@@ -312,12 +312,11 @@ class Registry:
         try:
             status = self._path.stat()
             if self._read_at != (status.st_mtime_ns, status.st_ino):
-                self._content = RegistryFile.model_validate_json(self._path.read_text("utf-8"))
+                remedy = "restore it"
+                self._content = read_record(self._path, RegistryFile, CheckpointError, remedy=remedy) or RegistryFile()
                 self._read_at = (status.st_mtime_ns, status.st_ino)
         except FileNotFoundError:
             return RegistryFile()
-        except ValidationError as error:
-            raise CheckpointError(f"{self._path} is not a registry ({error.errors()[0]['msg']}); restore it") from None
         return self._content
 
     @contextmanager
@@ -329,7 +328,7 @@ class Registry:
             yield self._read()
 
     def _write(self, content: RegistryFile) -> None:
-        write_durably(self._path, content)
+        write_kept_record(self._path, content)
 
 
 def check_name(name: str) -> str:

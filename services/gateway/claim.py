@@ -33,8 +33,8 @@ from typing import Protocol
 from pydantic import ValidationError
 
 from pipeline.errors import ServerError
+from pipeline.files import write_record
 from pipeline.records import Record
-from pipeline.run import write_durably
 
 _FREE = "default"
 _OWNER_FILE = "gateway.json"
@@ -90,7 +90,7 @@ def find_owner(run_directory: Path, where: str) -> Owner:
     """
     path = run_directory / _OWNER_FILE
     if not path.is_file():
-        write_durably(path, OwnerFile(id=uuid.uuid4().hex))
+        write_record(path, OwnerFile(id=uuid.uuid4().hex))
     own = OwnerFile.model_validate_json(path.read_text("utf-8"))
     return Owner(f"{own.id}-{path.stat().st_ino}", where)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import InputError
+from pipeline.files import write_record
 from training import worker
 from training.job import (
     ADAPTER,
@@ -24,7 +25,6 @@ from training.job import (
     fresh_directory,
     publish_directory,
     read_record,
-    write_record,
 )
 from training.resume import MARKER, find_last_complete, mark_complete, step_of, truncate_progress
 
