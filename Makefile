@@ -8,7 +8,7 @@ READY        := $(VENV)/.ready-$(REQUIREMENTS)
 HARNESS      := .venv-harness
 export PYTHONUNBUFFERED = 1
 
-.PHONY: demo test test-slow test-fast test-compose test-harness test-rehearsal parity bench-gateway bench-swap bench-serving bench-train experiment lint format setup lock clean
+.PHONY: demo test test-slow test-fast test-compose test-harness test-rehearsal parity bench-gateway bench-swap bench-serving bench-train experiment mutation mutation-sample lint format setup lock clean
 .DEFAULT_GOAL := help
 
 help:
@@ -57,6 +57,14 @@ bench-train: setup ## steps per second beside plain TRL's trainer
 
 experiment: setup ## base, DPO and mDPO over seeds on nano: accuracy, margins, image reliance
 	$(BIN)/python -m bench.experiment $(ARGS)
+
+mutation: setup ## how many small changes of the deciding code the tests notice; ARGS="FILE ..." for some
+	$(BIN)/python -m bench.mutation $(ARGS)
+
+mutation-sample: setup ## a part of that, for CI: under two minutes
+	$(BIN)/python -m bench.mutation --share 0.1 --at-least 0.75 $(QUICK)
+
+QUICK = pipeline/parsers.py pipeline/pairs.py eval/statistics.py pipeline/judges/verdict.py services/gateway/breaker.py
 
 lint: setup ## ruff, types, import rules
 	$(BIN)/ruff check .

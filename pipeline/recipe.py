@@ -23,6 +23,8 @@ from pipeline.records import PromptName, SamplingParams, ShownImage, Split
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 BaseWeights = Literal["full", "nf4"]
+_UNQUOTED = re.compile(r'[\\"\x00-\x1f\x7f]')
+"""What a TOML string holds as an escape only."""
 _HOST = re.compile(r"[A-Za-z0-9._-]+|[0-9A-Fa-f:.]+")
 
 
@@ -54,7 +56,7 @@ Count = Annotated[int, Field(ge=1)]
 class Section(BaseModel):
     """A part of a recipe: frozen, and closed to unknown fields."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class ModelSection(Section):
@@ -125,6 +127,11 @@ class ServeSection(Section):
         return arguments
 
 
+def _check_hint(source: Source, *, hint: bool) -> None:
+    if hint and source != "scienceqa":
+        raise ValueError(f"only scienceqa has hints; leave hint out for {source}")
+
+
 class TasksSection(Section):
     """Where questions come from."""
 
@@ -140,6 +147,13 @@ class TasksSection(Section):
     """How many, in each round; without it, all."""
     seed: int = 0
     """Which tasks are drawn when there are more than `num_tasks`."""
+    hint: bool = False
+    """Whether ScienceQA's hint stands before a question that has one; the paper's prompts have no place for it."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        _check_hint(self.source, hint=self.hint)
+        return self
 
 
 class SampleSection(Section):
@@ -367,6 +381,8 @@ class EvalSection(Section):
     """Longest response, in tokens."""
     seed: int = 0
     """Of the drawn questions and of the sampling."""
+    hint: bool = False
+    """Whether ScienceQA's hint stands before a question that has one; the paper's figures have none."""
     max_concurrency: Count = 16
     """Requests in flight."""
 
@@ -376,6 +392,7 @@ class EvalSection(Section):
             raise ValueError("at temperature 0 all responses are the same; set num_samples to 1, or leave 0 out")
         if "true" not in self.images:
             raise ValueError('images leaves out the questions\' own; add "true"')
+        _check_hint(self.source, hint=self.hint)
         return self
 
     def params(self, temperature: float) -> SamplingParams:
@@ -391,6 +408,7 @@ class EvalSection(Section):
             split=split,
             num_tasks=self.num_tasks,
             seed=self.seed,
+            hint=self.hint,
         )
 
 
@@ -545,7 +563,7 @@ def _toml(value: object) -> str:
         case bool():
             return "true" if value else "false"
         case str():
-            escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+            escaped = _UNQUOTED.sub(lambda found: f"\\u{ord(found[0]):04x}", value)
             return f'"{escaped}"'
         case tuple():
             return f"[{', '.join(_toml(item) for item in value)}]"

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -26,10 +25,10 @@ from pathlib import Path
 from typing import Literal, TextIO
 
 from pipeline.errors import InputError, RecipeError
+from pipeline.files import write_kept
 from pipeline.images import ImageStore
 from pipeline.ledger import Ledger
 from pipeline.recipe import Recipe, load_recipe, parse_recipe, render_recipe
-from pipeline.records import Record
 
 RECIPE = "recipe.toml"
 Access = Literal["alone", "shared", "read"]
@@ -178,22 +177,10 @@ def _resolve(directory: Path, before: str | None, recipe: str | None, overrides:
     return resolved
 
 
-def write_durably(path: Path, record: Record) -> None:
-    """Replace a file of a run by a record: it is on disk, whole, before this returns."""
-    partial = path.with_suffix(".partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(record.model_dump_json(indent=2) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-
-
 def _write_recipe(path: Path, text: str) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        partial.write_text(text, "utf-8")
-        partial.replace(path)
+        write_kept(path, text, parse_recipe)
     except OSError as error:
         raise InputError(f"run directory {path.parent} cannot be written ({error.strerror}); choose another") from None
 

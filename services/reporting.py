@@ -9,10 +9,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rich.console import RenderableType
+from rich.text import Text
 
 from eval.image_reliance import Reliance, build_reliance, render_reliance
 from eval.published import PaperRow, compare_published, load_published, render_published
-from eval.table import build_chance, build_differences, build_results, render_results
+from eval.table import build_chance, build_differences, build_results, describe_hint, render_results
+from pipeline.files import write_record
 from pipeline.records import Difference, EvalResult, Record, Response, StageCount
 from pipeline.sample import SampleRequest
 from pipeline.stage import Tally
@@ -28,7 +30,7 @@ from services.stages import Scores, Session, eval_requests
 from services.sweep import load_sweep
 from services.trainer import read_progress
 from services.trend import render_trend
-from training.job import read_record, read_status, write_record
+from training.job import read_record, read_status
 
 MAX_EXAMPLES = 6
 
@@ -40,6 +42,8 @@ class Evaluation(Record):
     differences: tuple[Difference, ...]
     """Each later checkpoint minus the first."""
     chance: dict[str, float]
+    hint: str = ""
+    """Whether the questions came with ScienceQA's hints, in a sentence."""
     published: tuple[PaperRow, ...] = ()
     """The untaught model beside the paper's Table 1, where model and benchmark are the paper's."""
     reliance: tuple[Reliance, ...] = ()
@@ -51,6 +55,7 @@ class Evaluation(Record):
     def renderables(self) -> list[RenderableType]:
         """The tables and sentences for a terminal."""
         parts = render_results(self.results, self.differences, self.chance)
+        parts += [Text(f"\n{self.hint}")] if self.hint else []
         parts += render_published(self.published) if self.published else []
         parts += [render_reliance(self.reliance)] if self.reliance else []
         parts += [render_trend(self.trend)] if self.trend else []
@@ -75,6 +80,7 @@ def evaluate_scores(
         results=tuple(rows),
         differences=tuple(build_differences(true, refs[0], refs[1:])),
         chance=build_chance(true),
+        hint=describe_hint(section),
         published=tuple(compare_published(rows, session.run.recipe, load_published())),
         reliance=tuple(build_reliance(scores, refs)),
         trend=tuple(trend),

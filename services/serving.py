@@ -29,6 +29,7 @@ from typing import IO, TYPE_CHECKING
 from pydantic import ValidationError
 
 from pipeline.errors import MachineError, ServerError, VcotError
+from pipeline.files import write_record
 from pipeline.recipe import Recipe, ServeSection
 from pipeline.records import Record
 from pipeline.run import Run, open_run
@@ -91,6 +92,7 @@ def serve(run: Run, progress: Progress) -> None:
 async def _serve(run: Run, progress: Progress) -> None:
     from services.gateway import keys
     from services.gateway.app import build_app  # with uvicorn a third of a second that other commands need not pay
+    from services.gateway.claim import find_owner
     from services.gateway.fleet import Fleet
     from services.gateway.roster import Roster
     from services.vllm import VllmServer
@@ -114,6 +116,7 @@ async def _serve(run: Run, progress: Progress) -> None:
             progress,
             max_lora_rank=max_lora_rank,
             can_sleep=not settings.upstreams and can_sleep(settings, find_build()),
+            owner=find_owner(run.directory, f"{url} (process {os.getpid()} on {socket.gethostname()})"),
         )
         progress(f"the gateway listens at {url}")
         for warning in keys.warnings(listener.getsockname()[0]):
@@ -312,9 +315,7 @@ def _url(listener: socket.socket) -> str:
 def _announced(run: Run, url: str) -> Iterator[str]:
     """Say in the run where its gateway answers, while it does."""
     path = run.path(_SERVING)
-    partial = path.with_suffix(".partial")
-    partial.write_text(Serving(url=url, pid=os.getpid()).model_dump_json() + "\n", "utf-8")
-    partial.replace(path)
+    write_record(path, Serving(url=url, pid=os.getpid()))
     try:
         yield url
     finally:
@@ -323,7 +324,7 @@ def _announced(run: Run, url: str) -> Iterator[str]:
 
 def _read_serving(run: Run) -> Serving | None:
     try:
-        return Serving.model_validate_json(run.path(_SERVING).read_text("utf-8"))
+        return Serving.model_validate_json(run.path(_SERVING).read_bytes())
     except (OSError, ValidationError):
         return None
 

@@ -32,6 +32,7 @@ from pipeline.errors import (
     SwapError,
     VcotError,
 )
+from pipeline.files import write_record
 from pipeline.judges import find_unjudged_fault, judge_responses
 from pipeline.publish import publish_pairs, render_card
 from pipeline.recipe import EvalSection
@@ -57,7 +58,7 @@ from services.resting import resting, wanted_rest
 from services.rounds import Round, make_judge
 from services.serving import GatewayHandle, find_gateway, is_served, running_gateway
 from services.terminal import Terminal
-from training.job import TrainJob, read_record, write_record
+from training.job import TrainJob, read_record
 from training.parity import PROBE, Answers, Probe, read_probe
 
 T = TypeVar("T")

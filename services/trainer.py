@@ -18,6 +18,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from pipeline.errors import InputError, ServerError
+from pipeline.files import write_record
 from services.lifeline import keeper_command
 from training.job import (
     ADAPTER,
@@ -29,7 +30,6 @@ from training.job import (
     TrainProgress,
     TrainStatus,
     read_status,
-    write_record,
 )
 
 OnSteps = Callable[[int, int, str], None]

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from pipeline.files import write_text
 from training.job import TrainProgress
 
 MARKER = "complete.json"
@@ -54,9 +55,7 @@ def step_of(checkpoint: Path) -> int:
 def truncate_progress(path: Path, step: int) -> float:
     """Drop the points after `step`, and a torn last line; returns the training time spent until then, in seconds."""
     points = [point for point in _read_points(path) if point.step <= step]
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text("".join(f"{point.model_dump_json()}\n" for point in points), "utf-8")
-    partial.replace(path)
+    write_text(path, "".join(f"{point.model_dump_json()}\n" for point in points))
     return points[-1].elapsed_s if points else 0.0
 
 

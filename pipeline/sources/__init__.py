@@ -7,13 +7,13 @@ question lists, or its name and revision on the hub), which split and which draw
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from pipeline.errors import DataError, OwedError
+from pipeline.files import write_text
 from pipeline.images import ImageStore
 from pipeline.recipe import TasksSection
 from pipeline.records import Task, content_key
@@ -78,8 +78,12 @@ def _load(section: TasksSection, store: ImageStore) -> list[Task]:
                 "the unusual things are a small test, asked whole: set split to test, no num_tasks and no path"
             )
         return list(generate_unusual(store))
-    listing = scienceqa if section.source == "scienceqa" else aokvqa
-    drafts = listing.list_questions(_path(section), section.revision, section.split)
+    data = (_path(section), section.revision, section.split)
+    drafts = (
+        scienceqa.list_questions(*data, hint=section.hint)
+        if section.source == "scienceqa"
+        else aokvqa.list_questions(*data)
+    )
     return [draft.build(store) for draft in draw(drafts, section.num_tasks, section.seed)]
 
 
@@ -104,8 +108,9 @@ def _key(section: TasksSection) -> str:
             data = scienceqa.data_key(_path(section), section.revision)
         case "aokvqa":
             data = aokvqa.data_key(_path(section), section.revision, section.split)
+    hint = {"hint": True} if section.hint else {}
     return content_key(
-        source=section.source, data=data, split=section.split, num_tasks=section.num_tasks, seed=section.seed
+        source=section.source, data=data, split=section.split, num_tasks=section.num_tasks, seed=section.seed, **hint
     )
 
 
@@ -123,6 +128,4 @@ def _read(path: Path) -> list[Task]:
 def _write(path: Path, tasks: Sequence[Task]) -> None:
     """Keep `tasks` in one step: after a crash the file is whole or absent."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    partial.write_text("".join(f"{task.model_dump_json()}\n" for task in tasks), "utf-8")
-    partial.replace(path)
+    write_text(path, "".join(f"{task.model_dump_json()}\n" for task in tasks))

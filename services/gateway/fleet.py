@@ -11,13 +11,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import os
+import socket
 import time
+import uuid
 from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from urllib.parse import urlsplit
 
 from pipeline.errors import CheckpointError, ServerError, SwapError
 from pipeline.recipe import ServeSection
 from services.checkpoints import Checkpoint, Registry
+from services.gateway.calibration import Calibration
+from services.gateway.claim import Owner
 from services.gateway.gate import Changes
 from services.gateway.lease import Lease
 from services.gateway.plan import Plan
@@ -27,7 +32,6 @@ from services.gateway.roster import Roster
 from services.gateway.routing import choose
 from services.gateway.swap import SwapLimits
 from services.vllm import Progress
-from training.parity import TOLERANCES
 
 Launch = Callable[[Checkpoint, int, str | None], Server]
 """Makes a server of our own: what it is to hold, its number (never used twice), and its devices."""
@@ -65,7 +69,9 @@ class Fleet:
         can_sleep: bool = False,
         limits: SwapLimits | None = None,
         supervision: Supervision | None = None,
+        owner: Owner | None = None,
     ) -> None:
+        """`owner` is this gateway, as others are told of it."""
         self.registry = registry
         self.changes = Changes()
         self.replicas: list[Replica] = []
@@ -88,6 +94,9 @@ class Fleet:
         self._roster = roster
         self._launch = launch
         self._progress = progress
+        self._calibration = Calibration(settings.dtype)
+        """Of the servers of our own."""
+        self._owner = owner or Owner(uuid.uuid4().hex, f"process {os.getpid()} on {socket.gethostname()}")
         self._supervision = supervision or Supervision(settings.hang_timeout_s)
         self._numbers = itertools.count()
         self._tasks: dict[Replica, asyncio.Task[None]] = {}
@@ -243,14 +252,21 @@ class Fleet:
 
     def _make_remote(self, url: str) -> Replica:
         server = RemoteServer(url.rstrip("/"), self.settings.start_timeout_s)
-        replica = self._make(_name_of(url), lambda _: server)
-        replica.url = url
-        return replica
+        return self._make(_name_of(url), lambda _: server, url=url)
 
-    def _make(self, name: str, launch: Callable[[Checkpoint], Server], pinned: Checkpoint | None = None) -> Replica:
+    def _make(
+        self,
+        name: str,
+        launch: Callable[[Checkpoint], Server],
+        pinned: Checkpoint | None = None,
+        url: str | None = None,
+    ) -> Replica:
         plan = Plan(self.registry, self.warn, pinned)
-        tolerance = TOLERANCES[self.settings.dtype]
-        replica = Replica(name, launch, plan, self.changes, self._say_of(name), self.warn, tolerance, self._supervision)
+        calibration = self._calibration if url is None else Calibration(self.settings.dtype)
+        say = self._say_of(name)
+        replica = Replica(
+            name, launch, plan, self.changes, say, self.warn, calibration, self._owner, self._supervision, url=url
+        )
         self.replicas.append(replica)
         return replica
 
