@@ -1,6 +1,7 @@
 """The command line: help, and one sentence with exit code 2 for bad input, before any server is started."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -224,6 +225,7 @@ def test_checkpoints_are_added_listed_shown_and_retired(vcot, tmp_path):
     for command in ((), ("list",)):
         code, out, _ = vcot("checkpoints", *command, *target)
         assert (code, str(tmp_path / "weights") in out) == (0, True)
+        assert re.search("sha256:[0-9a-f]{64}", out), "whole, for a pipe"
     code, out, _ = vcot("checkpoints", "show", "tuned", *target)
     assert code == 0
     assert "merged" in out

@@ -190,7 +190,9 @@ async def test_the_loops_swap_is_a_step_of_its_own(
         assert (await live_checkpoint(gateway.url)).name == "base"
         for said in ("tuned is live at", "it does already"):
             await swap_stage(session, tuned)
-            assert said in capsys.readouterr().err
+            err = capsys.readouterr().err
+            assert said in err
+            assert "by vLLM" not in err, "nothing is started"
         assert (await live_checkpoint(gateway.url)).name == "tuned"
 
 
