@@ -1,4 +1,7 @@
-"""From the scores and files of a run to what people read: Table 1 in the terminal, `results.json`, and the report page."""
+"""From the scores and files of a run to what people read: Table 1 in the terminal, `results.json`, and the report page.
+
+What is written is replaced in one step, so that a reader beside it sees the old or the new.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from eval.table import build_chance, build_differences, build_results, describe_
 from pipeline.records import Difference, EvalResult, Record, Response, StageCount
 from pipeline.sample import SampleRequest
 from pipeline.stage import Tally
+from services import results
 from services.checkpoints import Checkpoint
 from services.judging import read_cost
 from services.parity import ParityReport
@@ -25,7 +29,7 @@ from services.stages import Scores, Session, eval_requests
 from services.sweep import load_sweep
 from services.trainer import read_progress
 from services.trend import render_trend
-from training.job import read_record, read_status
+from training.job import read_record, read_status, write_record
 
 MAX_EXAMPLES = 6
 
@@ -58,33 +62,41 @@ class Evaluation(Record):
 
 
 def evaluate_scores(
-    session: Session, scores: Scores, checkpoints: Sequence[Checkpoint], trend: Sequence[TrendRow] = ()
+    session: Session,
+    scores: Scores,
+    checkpoints: Sequence[Checkpoint],
+    trend: Sequence[TrendRow] = (),
+    named: Sequence[Checkpoint] = (),
 ) -> Evaluation:
-    """Table 1, the paired differences and the rest, kept as `report/results.json`."""
+    """Table 1, the paired differences and the rest, kept as `results.json` (services/results.py).
+
+    `named` are the checkpoints where a user chose them, and not the run.
+    """
     section = session.run.recipe.eval
     refs, true = [checkpoint.ref for checkpoint in checkpoints], scores["true"]
-    results = build_results(true, refs, seed=section.seed, num_samples=section.num_samples)
+    rows = build_results(true, refs, seed=section.seed, num_samples=section.num_samples)
     evaluation = Evaluation(
-        results=tuple(results),
+        results=tuple(rows),
         differences=tuple(build_differences(true, refs[0], refs[1:])),
         chance=build_chance(true),
         hint=describe_hint(section),
-        published=tuple(compare_published(results, session.run.recipe, load_published())),
+        published=tuple(compare_published(rows, session.run.recipe, load_published())),
         reliance=tuple(build_reliance(scores, refs)),
         trend=tuple(trend),
     )
-    session.run.path("report", "results.json").write_text(evaluation.model_dump_json(indent=2) + "\n", "utf-8")
+    write_record(results.claim_folder(session.run, named) / results.RESULTS, evaluation)
     return evaluation
 
 
 def write_run_report(session: Session, rounds: Sequence[Round], shown: Round, evaluation: Evaluation) -> Path:
-    """The page `report/index.html`, made of what the run holds, whichever command made it.
+    """The page, made of what the run holds, whichever command made it.
 
     Training and preference data are those of the round `shown`.
     """
     directory, judgments = shown.job_directory, shown.pairs.judgments
     data = ReportData(
         recipe=session.run.recipe,
+        settings=results.describe_settings(session.run),
         checkpoints=tuple(dict.fromkeys(row.checkpoint for row in evaluation.results)),
         counts=tuple(count_stages(session, rounds, evaluation)),
         judge=judgments[0].judge,
@@ -105,7 +117,7 @@ def write_run_report(session: Session, rounds: Sequence[Round], shown: Round, ev
         sweep=load_sweep(session),
         examples=tuple(choose_examples(shown)),
     )
-    return write_report(data, session.run.path("report", "index.html"))
+    return write_report(data, results.claim_folder(session.run) / results.PAGE)
 
 
 def read_parity(session: Session, evaluation: Evaluation) -> Iterator[ParityReport]:

@@ -80,6 +80,8 @@ class Fleet:
         """Of the rest that they are at (rest.py); None while they serve."""
         self.trial: Checkpoint | None = None
         """What one replica serves to whoever expects its digest, registered or not (rollout.py)."""
+        self.trial_owners: set[str] = set()
+        """The commands that have it on trial."""
         self.trial_asked = 0.0
         """When it was last asked for; monotonic."""
         self._steering = asyncio.Lock()
@@ -183,6 +185,14 @@ class Fleet:
             self.trial_asked = time.monotonic()
             return trial
         return self.registry.find(name)
+
+    def is_held_up(self, wanted: Checkpoint) -> bool:
+        """Whether it is served again once the present trial is over."""
+        if self.trial is None:
+            return False
+        plan = self.replicas[0].plan
+        live = self.registry.find(self.registry.live() or "")
+        return live is not None and wanted in (live, *plan.adapters(live))
 
     def served(self) -> Iterator[Checkpoint]:
         """All that can be asked for now."""
