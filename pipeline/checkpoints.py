@@ -14,6 +14,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from pipeline.errors import CheckpointError
+from pipeline.files import replace_file
 from pipeline.records import CheckpointManifest
 
 MANIFEST = "checkpoint.json"
@@ -65,7 +66,7 @@ def read_manifest(directory: Path) -> CheckpointManifest:
     """The manifest of a checkpoint directory, as written; `verify_checkpoint` also recomputes the digest."""
     path = directory / MANIFEST
     try:
-        return CheckpointManifest.model_validate_json(path.read_text("utf-8"))
+        return CheckpointManifest.model_validate_json(path.read_bytes())
     except FileNotFoundError:
         raise CheckpointError(
             f"checkpoint {directory} has no {MANIFEST}; give one that `vcot merge` made (a base is the recipe's model)"
@@ -88,6 +89,4 @@ def verify_checkpoint(directory: Path) -> CheckpointManifest:
 
 def write_manifest(directory: Path, manifest: CheckpointManifest) -> None:
     """Write `checkpoint.json` in one step: a reader sees the old one or the new one."""
-    partial = directory / f".{MANIFEST}.partial"
-    partial.write_text(manifest.model_dump_json(indent=2) + "\n", "utf-8")
-    partial.replace(directory / MANIFEST)
+    replace_file(directory / MANIFEST, manifest.model_dump_json(indent=2) + "\n")

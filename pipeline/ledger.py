@@ -56,6 +56,10 @@ class Ledger:
         self._writes: set[asyncio.Future[None]] = set()
         try:
             self._connection = _connect_to_read(path) if is_read else _connect(path)
+        except sqlite3.OperationalError as error:  # the disk's fault or the folder's, not the file's
+            raise InputError(
+                f"the ledger {path} cannot be opened ({error}); see that its disk has room and that it may be written"
+            ) from None
         except sqlite3.DatabaseError as error:
             raise InputError(f"{path} is not a ledger ({error}); restore it or begin a new run directory") from None
 

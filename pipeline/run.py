@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -26,12 +25,15 @@ from pathlib import Path
 from typing import Literal, TextIO
 
 from pipeline.errors import InputError, RecipeError
+from pipeline.files import PARTIAL, read_text, replace_file
 from pipeline.images import ImageStore
 from pipeline.ledger import Ledger
 from pipeline.recipe import Recipe, load_recipe, parse_recipe, render_recipe
 from pipeline.records import Record
 
 RECIPE = "recipe.toml"
+_WRITTEN_ALONE = ("images", "tasks", "pairs", "report")
+"""Folders that only the holder of the run's lock writes to."""
 Access = Literal["alone", "shared", "read"]
 """How a command works on a run: as its only writer; beside one, with a lock of its own for what it writes, as a server does;
 or making nothing in it, so that it never waits and never refuses."""
@@ -139,7 +141,7 @@ class _Plan:
 def _plan(directory: Path, recipe: str | None, overrides: Sequence[str], save: bool, access: Access) -> _Plan:
     """Nothing is written yet. Raises RecipeError."""
     stored = directory / RECIPE
-    before = stored.read_text("utf-8") if stored.is_file() else None
+    before = read_text(stored) if stored.is_file() else None
     if access == "read" and save:
         raise InputError(
             f"this command only reads {directory}; give --save to one that works on the run, as `vcot eval`"
@@ -180,20 +182,13 @@ def _resolve(directory: Path, before: str | None, recipe: str | None, overrides:
 
 def write_durably(path: Path, record: Record) -> None:
     """Replace a file of a run by a record: it is on disk, whole, before this returns."""
-    partial = path.with_suffix(".partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(record.model_dump_json(indent=2) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    replace_file(path, record.model_dump_json(indent=2) + "\n")
 
 
 def _write_recipe(path: Path, text: str) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        partial.write_text(text, "utf-8")
-        partial.replace(path)
+        replace_file(path, text)
     except OSError as error:
         raise InputError(f"run directory {path.parent} cannot be written ({error.strerror}); choose another") from None
 
@@ -212,9 +207,12 @@ def _alone(directory: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise InputError(f"another vcot command is writing to {directory}; wait for it, or stop it") from None
-        for folder in ("images", "tasks"):
-            for partial in (directory / folder).glob("*.partial"):  # a killed command's
-                partial.unlink(missing_ok=True)
+        for folder in _WRITTEN_ALONE:
+            for partial in (directory / folder).glob(PARTIAL):  # a killed command's
+                if partial.is_dir():
+                    shutil.rmtree(partial, ignore_errors=True)
+                else:
+                    partial.unlink(missing_ok=True)
         yield
 
 

@@ -309,7 +309,7 @@ class Registry:
         try:
             status = self._path.stat()
             if self._read_at != (status.st_mtime_ns, status.st_ino):
-                self._content = RegistryFile.model_validate_json(self._path.read_text("utf-8"))
+                self._content = RegistryFile.model_validate_json(self._path.read_bytes())
                 self._read_at = (status.st_mtime_ns, status.st_ino)
         except FileNotFoundError:
             return RegistryFile()

@@ -29,6 +29,7 @@ from typing import IO, TYPE_CHECKING
 from pydantic import ValidationError
 
 from pipeline.errors import MachineError, ServerError, VcotError
+from pipeline.files import replace_file
 from pipeline.recipe import Recipe, ServeSection
 from pipeline.records import Record
 from pipeline.run import Run, open_run
@@ -312,9 +313,7 @@ def _url(listener: socket.socket) -> str:
 def _announced(run: Run, url: str) -> Iterator[str]:
     """Say in the run where its gateway answers, while it does."""
     path = run.path(_SERVING)
-    partial = path.with_suffix(".partial")
-    partial.write_text(Serving(url=url, pid=os.getpid()).model_dump_json() + "\n", "utf-8")
-    partial.replace(path)
+    replace_file(path, Serving(url=url, pid=os.getpid()).model_dump_json() + "\n")
     try:
         yield url
     finally:
@@ -323,7 +322,7 @@ def _announced(run: Run, url: str) -> Iterator[str]:
 
 def _read_serving(run: Run) -> Serving | None:
     try:
-        return Serving.model_validate_json(run.path(_SERVING).read_text("utf-8"))
+        return Serving.model_validate_json(run.path(_SERVING).read_bytes())
     except (OSError, ValidationError):
         return None
 

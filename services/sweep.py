@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from pathlib import Path
 from rich.table import Table
 
 from pipeline.errors import StageError
+from pipeline.files import replace_file
 from pipeline.pairs import draw_pairs
 from pipeline.publish import pairs_digest
 from pipeline.records import StageCount
@@ -110,9 +110,9 @@ class _Search:
         record, folder = self.record, find_sweep_folder(self.session.run)
         folder.mkdir(parents=True, exist_ok=True)
         write_record(folder / RECORD, record)
-        _replace(folder / "sweep.csv", _render_csv(record))
+        replace_file(folder / "sweep.csv", _render_csv(record))
         if record.chosen is not None:
-            _replace(folder / "sweep.svg", standalone(draw_sweep(record)))
+            replace_file(folder / "sweep.svg", standalone(draw_sweep(record)))
         kept = {self.own.key}
         kept |= {p.job for p in record.choices.values() if p.settings == record.chosen and p.varies != "epochs"}
         for key in self.points.keys() - kept:
@@ -282,10 +282,3 @@ def _render_csv(record: Sweep) -> str:
         found = (getattr(point, name) for name in measures)
         writer.writerow([point.varies or "", *values, *found, int(point in chosen)])
     return out.getvalue()
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write a file in one step."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text(text, "utf-8")
-    partial.replace(path)

@@ -30,6 +30,7 @@ from typing import Literal, TypeVar
 from pydantic import Field, ValidationError
 
 from pipeline.errors import InputError, VcotError
+from pipeline.files import replace_file
 from pipeline.recipe import Dtype, MergeSection, TrainSection
 from pipeline.records import CheckpointRef, Record, content_key
 from training.memory import MemoryEstimate
@@ -192,7 +193,7 @@ class MergeReport(Record):
 def read_record(path: Path, kind: type[_R]) -> _R:
     """A record from a JSON file. Raises InputError naming the file."""
     try:
-        return kind.model_validate_json(path.read_text("utf-8"))
+        return kind.model_validate_json(path.read_bytes())
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}); give the directory of a training job") from None
     except ValidationError as error:
@@ -209,9 +210,7 @@ def read_status(job_directory: Path) -> TrainStatus:
 
 def write_record(path: Path, record: Record) -> None:
     """Replace a JSON file in one step: a reader sees the old record or the new one."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text(record.model_dump_json(indent=2) + "\n", "utf-8")
-    partial.replace(path)
+    replace_file(path, record.model_dump_json(indent=2) + "\n")
 
 
 def tell(job_directory: Path, state: str, message: str = "", **numbers: int) -> None:

@@ -7,13 +7,13 @@ question lists, or its name and revision on the hub), which split and which draw
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from pipeline.errors import DataError, OwedError
+from pipeline.files import replace_file
 from pipeline.images import ImageStore
 from pipeline.recipe import TasksSection
 from pipeline.records import Task, content_key
@@ -128,6 +128,4 @@ def _read(path: Path) -> list[Task]:
 def _write(path: Path, tasks: Sequence[Task]) -> None:
     """Keep `tasks` in one step: after a crash the file is whole or absent."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    partial.write_text("".join(f"{task.model_dump_json()}\n" for task in tasks), "utf-8")
-    partial.replace(path)
+    replace_file(path, "".join(f"{task.model_dump_json()}\n" for task in tasks))

@@ -58,7 +58,7 @@ class Roster:
 
     def _read(self) -> Servers:
         try:
-            changed = Changed.model_validate_json(self._path.read_text("utf-8"))
+            changed = Changed.model_validate_json(self._path.read_bytes())
         except FileNotFoundError:
             return self._recipe
         except ValidationError as error:

@@ -7,7 +7,6 @@ content security policy), so that it can be opened wherever it is sent.
 from __future__ import annotations
 
 import base64
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from markupsafe import Markup
 from eval.prior import describe_prior
 from eval.published import describe_published
 from eval.table import COLUMNS, LEVEL, describe_differences, describe_hint, format_half, format_p
+from pipeline.files import replace_file
 from pipeline.images import media_type
 from pipeline.judges.verifier import normalise_statement
 from pipeline.prompts import split_thought
@@ -86,9 +86,8 @@ def write_report(data: ReportData, out: Path) -> Path:
         version=version("vcot"),
     )
     out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_suffix(f".{os.getpid()}.partial")
-    partial.write_text(page, "utf-8")
-    return partial.replace(out)
+    replace_file(out, page)
+    return out
 
 
 def _draw_results(data: ReportData) -> list[Figure]:

@@ -143,3 +143,8 @@ def test_records_are_stored_together_or_not_at_all(tmp_path):
     assert ledger.done(Judgment, ["a", "b"]) == set()
     ledger.put([judgment("a")])
     assert ledger.done(Judgment, ["a", "b"]) == {"a"}
+
+
+def test_a_ledger_that_cannot_be_opened_is_not_called_a_wrong_file(tmp_path):
+    with pytest.raises(InputError, match=r"cannot be opened .*; see that its disk has room"):
+        Ledger(tmp_path / "gone" / "ledger.sqlite")
