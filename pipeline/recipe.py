@@ -19,6 +19,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from pipeline.engine_args import check_engine_args
 from pipeline.errors import RecipeError
+from pipeline.files import read_text
 from pipeline.records import PromptName, SamplingParams, ShownImage, Split
 
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -460,7 +461,7 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     if name in list_recipes():
         text = resources.files("pipeline").joinpath("recipes", f"{name}.toml").read_text("utf-8")
     elif path.suffix == ".toml" and path.is_file():
-        text = path.read_text("utf-8")
+        text = read_text(path)
     elif path.suffix == ".toml":
         raise RecipeError(f"recipe file {name} does not exist")
     else:
