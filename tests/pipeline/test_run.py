@@ -90,8 +90,10 @@ def test_a_run_that_another_command_begins_meanwhile_is_not_taken_away(tmp_path)
 
 
 def test_a_reader_makes_nothing(tmp_path):
-    with pytest.raises(RecipeError, match="is not a run yet"), open_run(tmp_path / "r", "nano", access="read"):
+    with pytest.raises(RecipeError, match="is not a run yet"), open_run(tmp_path / "r", access="read"):
         pass
+    with pytest.raises(DataError), open_run(tmp_path / "r", "nano", access="read"):
+        raise DataError("as to steer a gateway elsewhere, which is not there")
     assert not (tmp_path / "r").exists()
     recipe_of(tmp_path / "r", "nano")
     with open_run(tmp_path / "r", access="read") as run:

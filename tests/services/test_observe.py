@@ -113,9 +113,10 @@ async def test_probes_of_a_gateway_that_loads_are_said_once(tmp_path: Path) -> N
     async with bench.running():
         for _ in range(3):
             assert (await bench.http.get("/health")).status_code == 200
-    assert len(lines(bench)) == 1
-    await bench.http.get("/health")
-    assert len(lines(bench)) == 2, "it fails again, which is news"
+        assert len(lines(bench)) == 1
+        bench.replica.gate.move("dead", "it died")
+        assert (await bench.http.get("/health")).status_code == 503
+        assert len(lines(bench)) == 2, "it fails again, which is news"
 
 
 async def test_each_request_is_one_line_without_its_text_or_key(

@@ -117,7 +117,7 @@ async def test_a_trial_whose_client_was_killed_ends_by_itself(
 def small(run: Run) -> Run:
     """With little to ask."""
     sizes = ["tasks.num_tasks=4", "sample.k=2", "eval.num_tasks=6", "eval.temperatures=[0.4]", "eval.prompts=['cot']"]
-    with open_run(run.directory, None, sizes) as opened:
+    with open_run(run.directory, None, sizes, save=True) as opened:
         return opened
 
 
