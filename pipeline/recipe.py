@@ -125,6 +125,11 @@ class ServeSection(Section):
         return arguments
 
 
+def _check_hint(source: Source, *, hint: bool) -> None:
+    if hint and source != "scienceqa":
+        raise ValueError(f"only scienceqa has hints; leave hint out for {source}")
+
+
 class TasksSection(Section):
     """Where questions come from."""
 
@@ -140,6 +145,13 @@ class TasksSection(Section):
     """How many, in each round; without it, all."""
     seed: int = 0
     """Which tasks are drawn when there are more than `num_tasks`."""
+    hint: bool = False
+    """Whether ScienceQA's hint stands before a question that has one; the paper's prompts have no place for it."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        _check_hint(self.source, hint=self.hint)
+        return self
 
 
 class SampleSection(Section):
@@ -367,6 +379,8 @@ class EvalSection(Section):
     """Longest response, in tokens."""
     seed: int = 0
     """Of the drawn questions and of the sampling."""
+    hint: bool = False
+    """Whether ScienceQA's hint stands before a question that has one; the paper's figures have none."""
     max_concurrency: Count = 16
     """Requests in flight."""
 
@@ -376,6 +390,7 @@ class EvalSection(Section):
             raise ValueError("at temperature 0 all responses are the same; set num_samples to 1, or leave 0 out")
         if "true" not in self.images:
             raise ValueError('images leaves out the questions\' own; add "true"')
+        _check_hint(self.source, hint=self.hint)
         return self
 
     def params(self, temperature: float) -> SamplingParams:
@@ -391,6 +406,7 @@ class EvalSection(Section):
             split=split,
             num_tasks=self.num_tasks,
             seed=self.seed,
+            hint=self.hint,
         )
 
 

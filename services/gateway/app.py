@@ -117,6 +117,7 @@ def _routes(admin: _Admin) -> Starlette:
                     Route("/checkpoints/{name}", admin.retire, methods=["DELETE"]),
                     Route("/swap", admin.swap, methods=["POST"]),
                     Route("/trial", admin.try_out, methods=["POST"]),
+                    Route("/trial", admin.end_trial, methods=["DELETE"]),
                     Route("/rest", admin.rest, methods=["POST"]),
                     Route("/wake", admin.wake, methods=["POST"]),
                     Route("/replicas", admin.replicas, methods=["GET"]),
@@ -238,7 +239,12 @@ class _Admin:
         """Put a checkpoint on trial."""
         wanted = TrialRequest.model_validate_json(await request.body())
         checkpoint = wanted.name or Path(str(wanted.path))
-        return await self._counted(rollout.try_out(self._fleet, checkpoint), "tried")
+        return await self._counted(rollout.try_out(self._fleet, checkpoint, wanted.owner), "tried")
+
+    async def end_trial(self, request: Request) -> Response:
+        """Serve what is live again, if nobody else has the checkpoint on trial."""
+        await rollout.end_trial(self._fleet, request.query_params.get("owner", ""))
+        return await self.state(request)
 
     async def rest(self, request: Request) -> Response:
         """Have the servers rest, or rest on."""
