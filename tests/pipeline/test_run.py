@@ -159,6 +159,6 @@ def test_a_setting_that_is_no_number_is_refused(tmp_path, value):
 
 def test_a_recipe_that_cannot_be_written_leaves_the_run_as_it_was(tmp_path):
     before = recipe_of(tmp_path, "nano")
-    with pytest.raises(InputError):
-        recipe_of(tmp_path, None, ["judge.model=\udce9"])
+    with pytest.raises(InputError), open_run(tmp_path, None, ["judge.model=\udce9"], save=True):
+        pass
     assert recipe_of(tmp_path) == before
