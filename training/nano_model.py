@@ -173,7 +173,7 @@ class Architecture(ABC):
 
 
 def _name_rope_for_older_versions(config: dict[str, Any]) -> None:
-    """Name the language model's rotary positions as the hub's files do; transformers 4 takes its defaults without a word else."""
+    """Name rotary positions as the hub's files do; of another name, transformers 4 takes a default instead, silently."""
     rope = config["text_config"].pop("rope_parameters")
     config["text_config"]["rope_theta"] = rope.pop("rope_theta")
     if rope != {"rope_type": "default"}:

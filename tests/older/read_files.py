@@ -1,4 +1,4 @@
-"""Reads files of vcot with the libraries of its own environment, and prints as JSON what it found. Nothing of vcot is imported.
+"""Reads files of vcot with the libraries of its own environment, and prints what it found as JSON; imports nothing of vcot.
 
     python read_files.py FILES.json
 

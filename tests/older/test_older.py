@@ -1,4 +1,4 @@
-"""Our files in others' hands: TRL as its documentation shows it, and the libraries of a year ago, in an environment of their own.
+"""Our files in others' hands: TRL as its documentation shows it, and last year's libraries in an environment of their own.
 
 `make test-older` makes that environment from requirements/older.txt and asks for the tests that need it. What is read is
 what the pipeline made: pairs as published, and adapters and merged checkpoints of both bundled models.
@@ -51,7 +51,7 @@ def pairs(pairs_of):
 
 @pytest.fixture(scope="module")
 def checkpoints(make_job, tmp_path_factory):
-    """Of each bundled model: the base, the merged checkpoint, the adapter as trained and as `vcot merge --adapter` has it."""
+    """Of each bundled model: base, merged checkpoint, and the adapter as trained and as `vcot merge --adapter` has it."""
     out, made = tmp_path_factory.mktemp("made"), {}
     for name, model_class in CLASSES.items():
         job = make_job(

@@ -59,7 +59,7 @@ async def test_a_stamp_of_other_weights_is_not_answered_by_these(
 
 @pytest.mark.parametrize("name", ["nope", "tuned", "a b", "%2e%2e", "ü", "a/b"])
 async def test_an_unknown_model_is_the_sdks_not_found(client: openai.AsyncOpenAI, name: str) -> None:
-    with pytest.raises(openai.NotFoundError, match="is not served (now|here)"):
+    with pytest.raises(openai.NotFoundError, match=r"is not served (now|here)"):
         await client.models.retrieve(name)
 
 
