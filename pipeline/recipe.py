@@ -7,6 +7,7 @@ variable and never stored. Every step takes only its own section.
 from __future__ import annotations
 
 import difflib
+import json
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -24,8 +25,6 @@ from pipeline.records import PromptName, SamplingParams, ShownImage, Split
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 BaseWeights = Literal["full", "nf4"]
-_UNQUOTED = re.compile(r'[\\"\x00-\x1f\x7f]')
-"""What a TOML string holds as an escape only."""
 _HOST = re.compile(r"[A-Za-z0-9._-]+|[0-9A-Fa-f:.]+")
 
 
@@ -534,6 +533,8 @@ def _nearest(name: str, valid: Sequence[str]) -> str:
     return f" (did you mean {close[0]}?)" if close else f" (valid: {', '.join(valid)})"
 
 
+_UNPRINTED = re.compile(r"[\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]")
+"""Control characters, line ends, changes of direction and what has no width: a JSON string may hold them as they are."""
 _PRIVATE = ("serve", "judge.base_url", "judge.api_key_env", "tasks.path", "eval.path")
 """Sections and fields that say where and how a machine was used, and nothing of what came out."""
 
@@ -541,9 +542,9 @@ _PRIVATE = ("serve", "judge.base_url", "judge.api_key_env", "tasks.path", "eval.
 def render_recipe(recipe: Recipe, *, public: bool = False) -> str:
     """The recipe as TOML with each field's documentation above it; parses back to an equal recipe.
 
-    With `public`, without what is about the machine: addresses and paths.
+    With `public`, without what is about the machine: addresses, and of a path all but the last name.
     """
-    lines = [f"name = {_toml(recipe.name)}"]
+    lines = [f"name = {_toml(public_name(recipe.name) if public else recipe.name)}"]
     for section_name in type(recipe).model_fields:
         section = getattr(recipe, section_name)
         if not isinstance(section, Section) or (public and section_name in _PRIVATE):
@@ -553,9 +554,19 @@ def render_recipe(recipe: Recipe, *, public: bool = False) -> str:
             if public and f"{section_name}.{name}" in _PRIVATE:
                 continue
             value = getattr(section, name)
+            if public and isinstance(value, str):
+                value = public_name(value)
             comment = f"# {field.description}"
             lines += [comment, f"# {name} =" if value is None else f"{name} = {_toml(value)}"]
     return "\n".join(lines) + "\n"
+
+
+def public_name(value: str) -> str:
+    """A model, a file or a name as others may know it: of a path on this machine its last name, of an address nothing."""
+    if "://" in value:
+        return "(an address)"
+    is_path = value.startswith(("/", "~", ".")) or "\\" in value or value.count("/") > 1
+    return re.split(r"[/\\]", value.rstrip("/\\"))[-1] if is_path else value
 
 
 def _toml(value: object) -> str:
@@ -563,9 +574,9 @@ def _toml(value: object) -> str:
     match value:
         case bool():
             return "true" if value else "false"
-        case str():
-            escaped = _UNQUOTED.sub(lambda found: f"\\u{ord(found[0]):04x}", value)
-            return f'"{escaped}"'
+        case str():  # JSON's escapes are TOML's, but for DEL; what ends a line elsewhere than in TOML is escaped, too
+            written = json.dumps(value, ensure_ascii=False)
+            return _UNPRINTED.sub(lambda found: f"\\u{ord(found[0]):04x}", written)
         case tuple():
             return f"[{', '.join(_toml(item) for item in value)}]"
         case _:

@@ -34,7 +34,7 @@ from pipeline.records import CheckpointManifest, CheckpointRef, Record
 BASE_ALIAS = "base"
 POLICY_ALIAS = "policy"
 _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-_HUB_FILES = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt")
+_HUB_FILES = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt", "README.md")
 _TEMPLATE = "chat_template.jinja"
 
 FileState = tuple[tuple[str, int, int], ...]

@@ -12,7 +12,7 @@ import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from types import TracebackType
 from typing import NoReturn, Self, TypeVar
@@ -330,7 +330,8 @@ def publish_splits(
 ) -> None:
     """Pairs of the round as a data set in `directory`, with its card."""
     recipe = current.session.run.recipe
-    card = render_card(
+    card = partial(
+        render_card,
         train,
         validation,
         recipe=recipe,

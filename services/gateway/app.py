@@ -35,12 +35,12 @@ from services.admin import (
 )
 from services.gateway import rest, rollout
 from services.gateway.answers import Refusal, error_body, send_refusal
-from services.gateway.fleet import Fleet
+from services.gateway.fleet import Fleet, stamp
 from services.gateway.keys import ADMIN, INFERENCE, Guarded
 from services.gateway.limits import Limits, Slots
 from services.gateway.metrics import CONTENT_TYPE, Metrics
 from services.gateway.observe import Observed, Write, write_to_stderr
-from services.gateway.proxy import Proxy, stamp
+from services.gateway.proxy import Proxy
 
 _INFERENCE = ("/v1/chat/completions", "/v1/completions")
 _ROUTES = frozenset(
@@ -160,7 +160,7 @@ class _Admin:
     async def model(self, request: Request) -> Response:
         """One of them."""
         name = request.path_params["name"]
-        card = next((card for card in self._cards() if card["id"] == name), None)
+        card = next((card for card in self._cards() if name in (card["id"], card["root"])), None)
         if card is not None:
             return _json(card)
         message = f"{name[:100]!r} is not served now; /v1/models lists what is"
@@ -277,7 +277,8 @@ def _explain_route(request: Request, error: Exception) -> Response:
     """No such route, or not with that method."""
     assert isinstance(error, HTTPException)
     what = f"{request.method} {request.url.path[:100]}"
-    message = f"{what} is not served here; inference is POST {' and POST '.join(_INFERENCE)}"
+    why = "the gateway passes on only what it can bind to one checkpoint's weights"
+    message = f"{what} is not served here: {why}, POST {' and POST '.join(_INFERENCE)}"
     code = "method_not_allowed" if error.status_code == 405 else "not_found"
     body = error_body(message, code, error.status_code)
     return Response(body, error.status_code, error.headers, media_type="application/json")

@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 
 from pipeline.errors import CheckpointError, ServerError, SwapError
 from pipeline.recipe import ServeSection
+from pipeline.records import CheckpointRef
 from services.checkpoints import Checkpoint, Registry
 from services.gateway.calibration import Calibration
 from services.gateway.claim import Owner
@@ -37,6 +38,11 @@ Launch = Callable[[Checkpoint, int, str | None], Server]
 """Makes a server of our own: what it is to hold, its number (never used twice), and its devices."""
 _PHASES = ("live", "draining", "swapping", "resting", "loading", "dead")
 """From the best that a replica can be in to the worst."""
+
+
+def stamp(ref: CheckpointRef, name: str = "") -> str:
+    """What the `model` field of an answer says; `name` may be an alias of the checkpoint."""
+    return f"{name or ref.name}@{ref.digest.removeprefix('sha256:')[:12]}"
 
 
 class NotServedError(ServerError):
@@ -188,12 +194,18 @@ class Fleet:
         return next((c for c in held if c.ref.name == self.registry.live()), held[0] if held else None)
 
     def resolve(self, name: str, digest: str | None) -> Checkpoint | None:
-        """What a request for that name or alias means, which may expect a digest; None where it means nothing."""
+        """What a request for that name or alias means, which may expect a digest; None where it means nothing.
+
+        A stamp means those weights only.
+        """
+        name, at, _ = (asked := name).partition("@")
         trial = self.trial
         if trial is not None and (trial.ref.name, trial.ref.digest) == (name, digest):
             self.trial_asked = time.monotonic()
             return trial
-        return self.registry.find(name)
+        found = self.registry.find(name)
+        is_meant = found is not None and (not at or asked == stamp(found.ref, name))
+        return found if is_meant else None
 
     def is_held_up(self, wanted: Checkpoint) -> bool:
         """Whether it is served again once the present trial is over."""

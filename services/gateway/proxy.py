@@ -41,7 +41,7 @@ from services.gateway.answers import (
 )
 from services.gateway.content import check_content, check_size
 from services.gateway.exchange import exchange_of
-from services.gateway.fleet import Fleet, NotServedError, RestingError
+from services.gateway.fleet import Fleet, NotServedError, RestingError, stamp
 from services.gateway.metrics import Metrics
 from services.gateway.pool import Answer, LostError
 from services.gateway.replica import Replica
@@ -53,11 +53,6 @@ _RETRY_AFTER_S = 5
 _REST_RETRY_AFTER_S = 60
 _BROKEN = frozenset((500, 502, 503))
 _CACHE_MISS = "cache_miss"
-
-
-def stamp(ref: CheckpointRef) -> str:
-    """What the `model` field of an answer says."""
-    return f"{ref.name}@{ref.digest.removeprefix('sha256:')[:12]}"
 
 
 class Proxy:
