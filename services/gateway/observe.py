@@ -6,6 +6,7 @@ logged only when they fail. 499 is the status of a request whose client hung up 
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Callable, Collection
@@ -25,9 +26,10 @@ Write = Callable[[bytes], object]
 
 
 def write_to_stderr(line: bytes) -> None:
-    """To this process's standard error, at once."""
-    sys.stderr.buffer.write(line)
-    sys.stderr.buffer.flush()
+    """To this process's standard error, at once; a full disk, or a pipe without a reader, costs the line and no request."""
+    with contextlib.suppress(OSError):
+        sys.stderr.buffer.write(line)
+        sys.stderr.buffer.flush()
 
 
 class Observed:
