@@ -22,7 +22,7 @@ from pipeline.errors import CheckpointError, DataError, InputError, StageError, 
 from pipeline.files import write_record
 from pipeline.judges import find_unjudged_fault, judge_responses
 from pipeline.publish import publish_pairs, render_card
-from pipeline.recipe import EvalSection
+from pipeline.recipe import POLICY_ALIAS, EvalSection
 from pipeline.records import (
     CheckpointRef,
     PreferencePair,
@@ -48,7 +48,6 @@ from services.terminal import Terminal
 from training.job import TrainJob, read_record
 from training.parity import PROBE, Probe, read_probe
 
-POLICY_ALIAS = "policy"
 API_KEY_ENV = "VCOT_API_KEY"
 """Holds one of the keys that the gateway knows as VCOT_API_KEYS, where it has any."""
 

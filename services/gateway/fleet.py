@@ -13,7 +13,6 @@ import contextlib
 import itertools
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterator
-from urllib.parse import urlsplit
 
 from pipeline.errors import CheckpointError, ServerError, SwapError
 from pipeline.recipe import ServeSection
@@ -232,7 +231,7 @@ class Fleet:
         return replica
 
     def _make_remote(self, url: str) -> Replica:
-        server = RemoteServer(url.rstrip("/"), self.settings.start_timeout_s)
+        server = RemoteServer(url, self.settings.start_timeout_s)
         replica = self._make(_name_of(url), lambda _: server)
         replica.url = url
         return replica
@@ -277,4 +276,4 @@ class Fleet:
 
 
 def _name_of(url: str) -> str:
-    return urlsplit(url).netloc
+    return url.partition("://")[2]
