@@ -9,7 +9,7 @@ HARNESS      := .venv-harness
 OLDER        := .venv-older
 export PYTHONUNBUFFERED = 1
 
-.PHONY: demo test test-slow test-fast test-compose test-harness test-older test-rehearsal parity bench-gateway bench-swap bench-serving bench-train experiment mutation mutation-sample lint format setup lock clean
+.PHONY: demo test test-slow test-fast test-compose test-harness test-older test-rehearsal parity bench-gateway bench-swap bench-serving bench-train soak experiment mutation mutation-sample lint format setup lock clean
 .DEFAULT_GOAL := help
 
 help:
@@ -63,6 +63,9 @@ bench-serving: setup ## throughput through the gateway against direct, on the re
 
 bench-train: setup ## steps per second beside plain TRL's trainer
 	$(BIN)/python -m bench.train $(ARGS)
+
+soak: setup ## a quarter of an hour of hostile and honest load on the real vLLM: memory, and who was failed
+	$(BIN)/python -m bench.soak $(ARGS)
 
 experiment: setup ## base, DPO and mDPO over seeds on nano: accuracy, margins, image reliance
 	$(BIN)/python -m bench.experiment $(ARGS)

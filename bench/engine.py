@@ -117,7 +117,7 @@ def vllm_socket(gateway_pid: int) -> Path:
     """The unix socket of the vLLM below that gateway, from its command line."""
     parents, deadline = {gateway_pid}, time.monotonic() + 10
     while parents and time.monotonic() < deadline:
-        parents = {child for pid in parents for child in _children(pid)}
+        parents = {child for pid in parents for child in children(pid)}
         for pid in parents:
             words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
             if b"--uds" in words:
@@ -125,6 +125,7 @@ def vllm_socket(gateway_pid: int) -> Path:
     raise ServerError(f"no vLLM below process {gateway_pid}")
 
 
-def _children(pid: int) -> list[int]:
+def children(pid: int) -> list[int]:
+    """Processes that it started."""
     tasks = Path(f"/proc/{pid}/task").iterdir()
     return [int(child) for task in tasks for child in (task / "children").read_text().split()]

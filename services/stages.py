@@ -35,7 +35,7 @@ from pipeline.errors import (
 from pipeline.files import write_record
 from pipeline.judges import find_unjudged_fault, judge_responses
 from pipeline.publish import publish_pairs, render_card
-from pipeline.recipe import EvalSection
+from pipeline.recipe import POLICY_ALIAS, EvalSection
 from pipeline.records import (
     CheckpointRef,
     PreferencePair,
@@ -62,7 +62,6 @@ from training.job import TrainJob, read_record
 from training.parity import PROBE, Answers, Probe, read_probe
 
 T = TypeVar("T")
-POLICY_ALIAS = "policy"
 _TRIAL_POLL_S = 2.0
 _MAX_TRIALS = 5
 """How often a checkpoint is put on trial again, where others end that."""

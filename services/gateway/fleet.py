@@ -19,7 +19,6 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from urllib.parse import urlsplit
 
 from pipeline.errors import CheckpointError, ServerError, SwapError, VcotError
 from pipeline.recipe import ServeSection
@@ -293,7 +292,7 @@ class Fleet:
         return replica
 
     def _make_remote(self, url: str) -> Replica:
-        server = RemoteServer(url.rstrip("/"), self.settings.start_timeout_s)
+        server = RemoteServer(url, self.settings.start_timeout_s)
         return self._make(_name_of(url), lambda _: server, url=url)
 
     def _make(
@@ -345,4 +344,4 @@ class Fleet:
 
 
 def _name_of(url: str) -> str:
-    return urlsplit(url).netloc
+    return url.partition("://")[2]

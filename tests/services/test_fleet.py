@@ -488,13 +488,35 @@ async def test_the_first_start_that_fails_everywhere_is_said(tmp_path: Path) -> 
         await bench.fleet.run()
 
 
-async def test_a_bug_in_the_supervision_ends_the_gateway_aloud(tmp_path: Path) -> None:
-    bench = Bench(tmp_path, replicas=2)
+@pytest.mark.parametrize("bug", [KeyError("x"), ZeroDivisionError(), OSError(28, "No space left"), RuntimeError("\n")])
+async def test_a_bug_in_supervising_one_server_ends_that_life_only(
+    pair: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, bug: Exception
+) -> None:
+    first, second = pair.fleet.replicas
+    gone = asyncio.Event()
 
-    def break_first(server: FakeVllm) -> None:
-        if len(bench.servers) == 1:
-            server.start = None  # type: ignore[assignment]
+    async def break_once(self: FakeVllm) -> ServerError:
+        await gone.wait()
+        monkeypatch.undo()
+        raise bug
 
-    bench.prepare = break_first
-    with pytest.raises(TypeError):
-        await bench.fleet.run()
+    monkeypatch.setattr(FakeVllm, "wait", break_once)
+    first.restart()
+    await pair.until_so(lambda: first.num_restarts == 1 and first.gate.admission.phase == "live")
+    gone.set()
+    await pair.until_so(lambda: first.num_restarts == 2 and first.gate.admission.phase == "live")
+    assert second.gate.admission.phase == "live"
+    assert (await pair.ask()).status_code == 200
+    assert any("a bug in supervising vllm-0" in said for said in pair.said)
+    assert type(bug).__name__ in caplog.text, "with its traceback"
+
+
+async def test_a_first_start_that_fails_by_a_bug_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fail(self: FakeVllm, progress: object) -> None:
+        raise KeyError("x")
+
+    monkeypatch.setattr(FakeVllm, "start", fail)
+    bench = Bench(tmp_path)
+    with pytest.raises(ServerError, match="a bug in supervising vllm-0 \\(KeyError"):
+        async with bench.running():
+            pass
