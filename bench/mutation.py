@@ -36,6 +36,9 @@ BESIDE = ("bench", "tests", "pyproject.toml", "Makefile", "README.md", "CONTRIBU
 LIFTED = {"property", "contextmanager", "lru_cache"}
 _ORIGINAL = "__mutmut_orig"
 
+Key = tuple[str, str, str]
+"""File, the lines that were, and what they become."""
+
 
 @dataclass(frozen=True)
 class Mutant:
@@ -49,7 +52,7 @@ class Mutant:
     """The lines that differ, without indentation."""
 
     @property
-    def key(self) -> tuple[str, str, str]:
+    def key(self) -> Key:
         """What mutation.toml knows it by."""
         return self.file, self.was, self.becomes
 
@@ -178,7 +181,7 @@ def run_mutants(directory: Path, file: str, mutants: Sequence[Mutant]) -> list[M
     return [mutant for mutant in mutants if mutant.name not in noticed]
 
 
-def measure(file: str, tests: Sequence[str], equivalent: dict[tuple[str, str, str], str], draw: Draw) -> Result:
+def measure(file: str, tests: Sequence[str], equivalent: set[Key], draw: Draw) -> Result:
     """Try the mutants of one file."""
     with tempfile.TemporaryDirectory(prefix="vcot-mutation-") as name:
         directory = Path(name)
@@ -216,11 +219,12 @@ class Result:
         return 1 - len(self.survivors) / self.num_mutants if self.num_mutants else 1.0
 
 
-def read_spec() -> tuple[dict[str, list[str]], dict[tuple[str, str, str], str]]:
-    """The tests of each file, and the reasons of equivalent mutants."""
+def read_spec() -> tuple[dict[str, list[str]], set[Key]]:
+    """What pytest is told for each file, and the mutants that are equivalent."""
     spec: dict[str, Any] = tomllib.loads(SPEC.read_text("utf-8"))
-    known = {(each["file"], each["was"], each["becomes"]): each["reason"] for each in spec.get("equivalent", ())}
-    return spec["tests"], known
+    left_out = [f"--deselect={test}" for test in spec["slow"]]
+    known = {(each["file"], each["was"], each["becomes"]) for each in spec["equivalent"]}
+    return {file: [*tests, *left_out] for file, tests in spec["tests"].items()}, known
 
 
 def main() -> None:

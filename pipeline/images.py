@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 from pathlib import Path
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from pipeline.errors import DataError
+from pipeline.files import replace_file
 from pipeline.records import ImageRef
 
 _EXIF_ORIENTATION = 0x0112
@@ -76,9 +76,7 @@ class ImageStore:
         target = self._root / path
         if not target.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
-            partial = target.with_suffix(f".{os.getpid()}.partial")
-            partial.write_bytes(data)
-            partial.replace(target)
+            replace_file(target, data)
         return ImageRef(sha256=sha256, path=path.as_posix(), width=size[0], height=size[1])
 
 

@@ -18,6 +18,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
+from pydantic import ValidationError
+
 from pipeline.errors import InputError, StageError
 from pipeline.records import Judgment, Response, Usage
 
@@ -56,6 +58,10 @@ class Ledger:
         self._writes: set[asyncio.Future[None]] = set()
         try:
             self._connection = _connect_to_read(path) if is_read else _connect(path)
+        except sqlite3.OperationalError as error:  # the disk's fault or the folder's, not the file's
+            raise InputError(
+                f"the ledger {path} cannot be opened ({error}); see that its disk has room and that it may be written"
+            ) from None
         except sqlite3.DatabaseError as error:
             raise InputError(f"{path} is not a ledger ({error}); restore it or begin a new run directory") from None
 
@@ -93,8 +99,19 @@ class Ledger:
             query = f"SELECT key, body FROM records WHERE kind = ? AND key IN ({marks})"  # noqa: S608 - only marks
             with self._using():
                 rows = self._connection.execute(query, (kind.__name__, *chunk)).fetchall()
-            found |= {key: kind.model_validate_json(body) for key, body in rows}
+            found |= {key: self._read(kind, body) for key, body in rows}
         return found
+
+    def _read(self, kind: type[R], body: str) -> R:
+        try:
+            return kind.model_validate_json(body)
+        except ValidationError as error:
+            fault = error.errors()[0]
+            where = ".".join(map(str, fault["loc"]))
+            raise InputError(
+                f"the ledger {self._path} holds a {kind.__name__} that cannot be read ({where}: {fault['msg']}); use the "
+                "version of vcot that wrote it"
+            ) from None
 
     def done(self, kind: type[R], keys: Iterable[str]) -> set[str]:
         """Those of `keys` whose record is good."""

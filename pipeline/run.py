@@ -25,12 +25,14 @@ from pathlib import Path
 from typing import Literal, TextIO
 
 from pipeline.errors import InputError, RecipeError
-from pipeline.files import write_kept
+from pipeline.files import PARTIAL, read_text, write_kept
 from pipeline.images import ImageStore
 from pipeline.ledger import Ledger
 from pipeline.recipe import Recipe, load_recipe, parse_recipe, render_recipe
 
 RECIPE = "recipe.toml"
+_WRITTEN_ALONE = ("images", "tasks", "pairs", "report")
+"""Folders that only the holder of the run's lock writes to."""
 Access = Literal["alone", "shared", "read"]
 """How a command works on a run: as its only writer; beside one, with a lock of its own for what it writes, as a server does;
 or making nothing in it, so that it never waits and never refuses."""
@@ -138,7 +140,7 @@ class _Plan:
 def _plan(directory: Path, recipe: str | None, overrides: Sequence[str], save: bool, access: Access) -> _Plan:
     """Nothing is written yet. Raises RecipeError."""
     stored = directory / RECIPE
-    before = stored.read_text("utf-8") if stored.is_file() else None
+    before = read_text(stored) if stored.is_file() else None
     if access == "read" and save:
         raise InputError(
             f"this command only reads {directory}; give --save to one that works on the run, as `vcot eval`"
@@ -199,9 +201,12 @@ def _alone(directory: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise InputError(f"another vcot command is writing to {directory}; wait for it, or stop it") from None
-        for folder in ("images", "tasks"):
-            for partial in (directory / folder).glob("*.partial"):  # a killed command's
-                partial.unlink(missing_ok=True)
+        for folder in _WRITTEN_ALONE:
+            for partial in (directory / folder).glob(PARTIAL):  # a killed command's
+                if partial.is_dir():
+                    shutil.rmtree(partial, ignore_errors=True)
+                else:
+                    partial.unlink(missing_ok=True)
         yield
 
 

@@ -28,13 +28,12 @@ from pydantic import Field
 from pipeline.checkpoints import MANIFEST, compute_digest, read_manifest
 from pipeline.errors import CheckpointError
 from pipeline.files import read_record, write_kept_record
-from pipeline.recipe import ModelSection
+from pipeline.recipe import POLICY_ALIAS, ModelSection
 from pipeline.records import CheckpointManifest, CheckpointRef, Record
 
 BASE_ALIAS = "base"
-POLICY_ALIAS = "policy"
 _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-_HUB_FILES = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt")
+_HUB_FILES = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt", "README.md")
 _TEMPLATE = "chat_template.jinja"
 
 FileState = tuple[tuple[str, int, int], ...]
@@ -275,8 +274,13 @@ class Registry:
         self, directory: Path, manifest: CheckpointManifest, template: Path | None = None, source: str | None = None
     ) -> Entry:
         """What is to be known of a checkpoint, its files verified. Raises CheckpointError."""
-        ref, files = manifest.checkpoint, stat_files(directory)
-        known = self._read().checkpoints.get(check_name(ref.name))
+        ref, files, content = manifest.checkpoint, stat_files(directory), self._read()
+        known = content.checkpoints.get(check_name(ref.name))
+        if known is None and (ref.name == POLICY_ALIAS or ref.name in content.aliases):
+            raise CheckpointError(
+                f"the checkpoint in {directory} is named {ref.name}, which is an alias in {self._path}: whoever asks for it "
+                "would get another; give it another name"
+            )
         if known is not None and known.manifest.checkpoint.digest != ref.digest:
             raise CheckpointError(
                 f"checkpoint {ref.name} is registered already with weights {known.manifest.checkpoint.digest[:19]}, "

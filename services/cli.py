@@ -483,10 +483,9 @@ def main() -> None:
         _say("stopped; the same command, with the same flags, goes on where it was")
         sys.exit(130)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if (said := _explain(error)) is None:
             raise
-        where = f" at {error.filename}" if error.filename else ""
-        _say(f"the disk is full{where}; make room, and the same command goes on where it was")
+        _say(f"{said}, and the same command goes on where it was")
         sys.exit(1)
     except Exception as error:
         from pipeline.errors import VcotError
@@ -495,6 +494,23 @@ def main() -> None:
             raise
         _say(str(error))
         sys.exit(error.exit_code)
+
+
+def _explain(error: OSError) -> str | None:
+    """What its owner can do about a file or disk that cannot be used; None for what is no fault of a file."""
+    where = f" at {error.filename}" if error.filename else ""
+    match error.errno:
+        case errno.ENOSPC | errno.EDQUOT:
+            return f"the disk is full{where}; make room"
+        case errno.EFBIG:
+            return f"a file would be larger than is allowed here{where}; raise the limit (`ulimit -f`)"
+        case errno.EMFILE | errno.ENFILE:
+            return f"too many files are open{where}; raise the limit (`ulimit -n`)"
+        case errno.EIO:
+            return f"the disk cannot be read or written{where}; see to it"
+    if not error.filename:
+        return None
+    return f"{error.filename} cannot be used ({error.strerror}); see that it is there and may be read and written"
 
 
 def _say(text: str) -> None:

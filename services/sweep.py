@@ -22,7 +22,7 @@ from pathlib import Path
 from rich.table import Table
 
 from pipeline.errors import StageError
-from pipeline.files import write_record, write_text
+from pipeline.files import replace_file, write_record
 from pipeline.pairs import draw_pairs
 from pipeline.publish import pairs_digest
 from pipeline.records import StageCount
@@ -110,9 +110,9 @@ class _Search:
         record, folder = self.record, find_sweep_folder(self.session.run)
         folder.mkdir(parents=True, exist_ok=True)
         write_record(folder / RECORD, record)
-        write_text(folder / "sweep.csv", _render_csv(record))
+        replace_file(folder / "sweep.csv", _render_csv(record))
         if record.chosen is not None:
-            write_text(folder / "sweep.svg", standalone(draw_sweep(record)))
+            replace_file(folder / "sweep.svg", standalone(draw_sweep(record)))
         kept = {self.own.key}
         kept |= {p.job for p in record.choices.values() if p.settings == record.chosen and p.varies != "epochs"}
         for key in self.points.keys() - kept:

@@ -13,7 +13,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from pipeline.errors import DataError, OwedError
-from pipeline.files import write_text
+from pipeline.files import replace_file
 from pipeline.images import ImageStore
 from pipeline.recipe import TasksSection
 from pipeline.records import Task, content_key
@@ -128,4 +128,4 @@ def _read(path: Path) -> list[Task]:
 def _write(path: Path, tasks: Sequence[Task]) -> None:
     """Keep `tasks` in one step: after a crash the file is whole or absent."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, "".join(f"{task.model_dump_json()}\n" for task in tasks))
+    replace_file(path, "".join(f"{task.model_dump_json()}\n" for task in tasks))

@@ -1,14 +1,16 @@
 """One supervised server: vLLM, the gate before it, and what it should hold.
 
 Model: `run` starts the server (or waits for one that someone else runs) with the checkpoint that is to be live,
-verifies it by its canary before any request is admitted, and when it is down does the same again, after a pause that
-doubles while it fails. What is to be live may change meanwhile: it is asked for again just before requests are let in,
-and loaded in place. At rest (rest.py) a server sleeps, watched as ever, or is not started until it is to wake.
+verifies it by its canary before any request is admitted, and when it is down, or supervising it failed, does the same
+again, after a pause that doubles while it fails. What is to be live may change meanwhile: it is asked for again just before
+requests are let in, and loaded in place. At rest (rest.py) a server sleeps, watched as ever, or is not started until it is
+to wake.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -31,6 +33,7 @@ from services.gateway.swap import put_adapter, verify_held
 from services.gateway.upstream import EngineFault, Upstream
 from services.vllm import Endpoint, Progress
 
+_log = logging.getLogger(__name__)
 T = TypeVar("T")
 _MAX_BACKOFF_S = 60.0
 
@@ -163,7 +166,8 @@ class Replica:
                 await self._until_woken()
             try:
                 await self._serve_once()
-            except VcotError as error:
+            except Exception as fault:  # noqa: BLE001 - a bug ends one life of one server
+                error = self._as_failure(fault)
                 if self.resting:
                     continue
                 was_live = self.gate.admission.phase == "dead"
@@ -176,6 +180,15 @@ class Replica:
                 await asyncio.sleep(pause_s)
                 self.num_restarts += 1
                 self.gate.move("loading", "starting again")
+
+    def _as_failure(self, error: Exception) -> VcotError:
+        """What ended a server's life; a bug of ours is told with its traceback, and ends no more than that."""
+        if isinstance(error, VcotError):
+            return error
+        _log.error("%s: its supervision failed", self.name, exc_info=error)
+        return ServerError(
+            f"a bug in supervising {self.name} ({type(error).__name__}: {error}); its traceback is in the log"
+        )
 
     async def rest(self, way: Literal["sleep", "stop"], drain_s: float) -> None:
         """Let its requests end, then have its server sleep, or stop it; one that is not up is not started.

@@ -23,7 +23,7 @@ class Servers(Record):
     upstreams: tuple[UpstreamUrl, ...]
 
 
-class Changed(Record):
+class ReplicaRoster(Record):
     """`replicas.json`."""
 
     recipe: Servers
@@ -55,10 +55,10 @@ class Roster:
             self._write(self.now.num_own, tuple(known for known in self.now.upstreams if known != url))
 
     def _read(self) -> Servers:
-        changed = read_record(self._path, Changed, CheckpointError, remedy="delete it for the recipe's replicas")
+        changed = read_record(self._path, ReplicaRoster, CheckpointError, remedy="delete it for the recipe's replicas")
         return changed.now if changed is not None and changed.recipe == self._recipe else self._recipe
 
     def _write(self, num_own: int, upstreams: tuple[str, ...]) -> None:
         now = Servers(num_own=num_own, upstreams=upstreams)
-        write_kept_record(self._path, Changed(recipe=self._recipe, now=now))
+        write_kept_record(self._path, ReplicaRoster(recipe=self._recipe, now=now))
         self.now = now

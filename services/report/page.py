@@ -19,7 +19,7 @@ from markupsafe import Markup
 from eval.prior import describe_prior
 from eval.published import describe_published
 from eval.table import COLUMNS, LEVEL, describe_differences, describe_hint, format_half, format_p
-from pipeline.files import write_text
+from pipeline.files import replace_file
 from pipeline.images import media_type
 from pipeline.judges.verifier import normalise_statement
 from pipeline.prompts import split_thought
@@ -86,7 +86,7 @@ def write_report(data: ReportData, out: Path) -> Path:
         version=version("vcot"),
     )
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_text(out, page)
+    replace_file(out, page)
     return out
 
 

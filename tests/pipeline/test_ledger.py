@@ -2,6 +2,7 @@ import asyncio
 import os
 import resource
 import signal
+import sqlite3
 import subprocess
 import sys
 
@@ -167,3 +168,20 @@ async def test_a_write_that_fails_is_told_to_who_waits_and_not_to_who_closes(tmp
     await ledger.finish()
     with pytest.raises(ValueError, match="cannot be bound"):
         await writer
+
+
+def test_a_ledger_that_cannot_be_opened_is_not_called_a_wrong_file(tmp_path):
+    with pytest.raises(InputError, match=r"cannot be opened .*; see that its disk has room"):
+        Ledger(tmp_path / "gone" / "ledger.sqlite")
+
+
+def test_a_record_of_another_version_is_a_sentence(tmp_path):
+    path = tmp_path / "ledger.sqlite"
+    ledger = Ledger(path)
+    ledger.put([Judgment(key="k", response="r", task="t", judge="j", score=1.0)])
+    ledger.close()
+    with sqlite3.connect(path) as connection:
+        connection.execute("UPDATE records SET body = json_set(body, '$.newer', 1)")
+    connection.close()
+    with pytest.raises(InputError, match=r"holds a Judgment that cannot be read \(newer: Extra .*; use the version"):
+        Ledger(path).get(Judgment, ["k"])

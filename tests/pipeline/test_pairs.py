@@ -1,9 +1,13 @@
 import json
+import re
+import tomllib
 
 import pyarrow.parquet as pq
 import pytest
 import yaml
 from datasets import Features, load_dataset
+from datasets.info import DatasetInfosDict
+from huggingface_hub import DatasetCard
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -11,8 +15,8 @@ from PIL import Image
 from pipeline.errors import DataError
 from pipeline.images import ImageStore
 from pipeline.pairs import build_pairs, limit_pairs, split_pairs
-from pipeline.publish import pairs_digest, publish_pairs, render_card
-from pipeline.recipe import load_recipe
+from pipeline.publish import SplitSize, pairs_digest, publish_pairs, render_card
+from pipeline.recipe import Section, load_recipe, public_name
 from pipeline.records import (
     CheckpointRef,
     ImageRef,
@@ -165,7 +169,8 @@ def test_too_little_to_split_is_said():
 
 def make_card(train, validation, **changes):
     fields = {"recipe": load_recipe("nano"), "model": "nano", "judged": JUDGED, "paired": PAIRED}
-    return render_card(train, validation, **(fields | changes))
+    sizes = changes.pop("sizes", {"train": SplitSize(3, 1000, 500), "validation": SplitSize(1, 10, 5)})
+    return render_card(train, validation, sizes, **(fields | changes))
 
 
 def test_the_published_data_set_is_what_datasets_reads(tmp_path):
@@ -173,9 +178,9 @@ def test_the_published_data_set_is_what_datasets_reads(tmp_path):
     tasks = [make_task(f"t{i}", store.put_png(Image.new("RGB", (4, 4), (i, 0, 0)))) for i in range(5)]
     pairs = [make_pair(task) for task in tasks]
     train, validation = split_pairs(pairs, 0.2, seed=0)
-    card = make_card(train, validation)
     folder = tmp_path / "pairs" / pairs_digest(train, validation)[:12]
-    publish_pairs(train, validation, store, folder, card=card)
+    publish_pairs(train, validation, store, folder, card=lambda sizes: make_card(train, validation, sizes=sizes))
+    card = (folder / "README.md").read_text("utf-8")
     data = load_dataset(str(folder), cache_dir=str(tmp_path / "cache"))
     assert {name: split.num_rows for name, split in data.items()} == {"train": 4, "validation": 1}
     row = data["train"][0]
@@ -192,21 +197,115 @@ def test_the_published_data_set_is_what_datasets_reads(tmp_path):
     metadata = yaml.safe_load(card.split("---")[1])
     assert Features._from_yaml_list(metadata["dataset_info"]["features"]) == Features.from_arrow_schema(schema)
     assert (metadata["license"], metadata["language"], metadata["size_categories"]) == ("apache-2.0", ["en"], ["n<1K"])
+    info = DatasetInfosDict.from_directory(str(folder))["default"]
+    assert {name: split.num_examples for name, split in info.splits.items()} == {"train": 4, "validation": 1}
+    assert info.splits["train"].num_bytes == pytest.approx(pq.read_table(folder / "train.parquet").nbytes, rel=0.01)
+    assert info.download_size == sum(path.stat().st_size for path in folder.glob("*.parquet"))
 
 
-def test_the_card_says_nothing_about_the_machine():
-    overrides = [
-        "judge.base_url=http://10.0.0.7/v1",
-        "judge.api_key_env=MY_KEY",
-        "eval.path=/home/me/sqa",
-        "serve.port=8123",
-    ]
-    pair = make_pair(make_task("t"))
-    card = make_card([pair], [pair], recipe=load_recipe("paper", overrides), model="/home/me/llava")
-    assert not [word for word in ("10.0.0.7", "MY_KEY", "/home", "[serve]", "8123") if word in card]
+def secrets_in(section, where, found):
+    """A recipe's section with a secret in every text that a user may write, and the secrets."""
+    changes = {}
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
+        place = f"{where}.{name}".lstrip(".")
+        if isinstance(value, Section):
+            changes[name] = secrets_in(value, place, found)
+        elif field.annotation in (str, str | None):
+            found[place] = f"secret-{place}"
+            changes[name] = f"/home/{found[place]}/known"
+        elif place in ("serve.allowed_image_hosts", "serve.extra_args", "serve.upstreams", "serve.devices"):
+            found[place] = f"secret-{place}"
+            changes[name] = (found[place],)
+    return section.model_copy(update=changes)
+
+
+def test_no_file_of_the_data_set_says_anything_about_the_machine(tmp_path):
+    secrets = {}
+    recipe = secrets_in(load_recipe("paper", ["serve.port=54321"]), "", secrets)
+    assert {"name", "judge.base_url", "judge.model", "train.accelerate_config", "serve.host", "eval.path"} <= set(
+        secrets
+    )
+    store = ImageStore(tmp_path / "secret-run")
+    task = make_task("t", store.put_png(Image.new("RGB", (4, 4))))
+    pair = make_pair(task).model_copy(update={"judge": f"pointwise/1:{recipe.judge.model}"})
+    folder = tmp_path / "secret-run" / "pairs"
+    publish_pairs(
+        [pair], [pair], store, folder,
+        card=lambda sizes: make_card([pair], [pair], sizes=sizes, recipe=recipe, model=recipe.model.source),
+    )  # fmt: skip
+    for path in folder.iterdir():
+        content = path.read_bytes()
+        assert b"secret" not in content, path
+        assert b"54321" not in content
+        assert str(tmp_path).encode() not in content
+    card = (folder / "README.md").read_text()
+    assert pq.read_table(folder / "train.parquet")["judge"].to_pylist() == ["pointwise/1:known"]
+    assert "| judge | pointwise/1:known |" in card
+    assert "| sampled from | known (" in card
     assert "temperature = 0.5" in card
-    assert "| sampled from | llava (" in card
-    assert yaml.safe_load(card.split("---")[1])["license_link"] == "https://github.com/allenai/aokvqa"
+    metadata = yaml.safe_load(card.split("---")[1])
+    assert metadata["license_link"] == "https://github.com/allenai/aokvqa"
+    assert metadata["source_datasets"] == ["HuggingFaceM4/A-OKVQA"]
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        ("llava-hf/llava-1.5-7b-hf", "llava-hf/llava-1.5-7b-hf"),
+        ("gpt-4o-mini", "gpt-4o-mini"),
+        ("/srv/models/llava/", "llava"),
+        ("~/llava", "llava"),
+        ("runs/me/llava", "llava"),
+        (r"C:\me\llava", "llava"),
+        ("https://user:key@10.0.0.7/v1?key=x", "(an address)"),
+    ],
+)
+def test_of_a_path_only_the_last_name_is_public(value, shown):
+    assert public_name(value) == shown
+
+
+HOSTILE = (
+    "</td><script>alert(1)</script>",
+    "a | b\n---\nlicense: mit\n---\n# Heading",
+    "{{ 7 * 7 }}{% for x in y %}",
+    "\x1b[31mred\x1b[0m\x07",
+    "\u202eevil\u2066\u200b",
+    "```\n[x](javascript:alert(1)) ![i](http://x/y.png)",
+    "--- \r\nlicense: mit\r---\u2028---\x85---\x0c---",
+    "w" * 5000,
+    "[a]: http://x 'y' \\ $e=mc^2$ ~~s~~ &lt;",
+)
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_hostile_texts_stay_texts_in_the_card(text):
+    recipe = load_recipe("paper")
+    recipe = recipe.model_copy(
+        update={
+            "name": text,
+            "judge": recipe.judge.model_copy(update={"model": text}),
+            "model": recipe.model.model_copy(update={"name": text, "revision": text}),
+        }
+    )
+    pair = make_pair(make_task("t")).model_copy(update={"judge": f"pointwise/1:{text}"})
+    count = JUDGED.model_copy(update={"reasons": {text: 3}})
+    card = make_card([pair], [pair], recipe=recipe, model=text, judged=count)
+    assert (
+        DatasetCard(card).data.to_dict()
+        == DatasetCard(make_card([pair], [pair], recipe=load_recipe("paper"))).data.to_dict()
+    )
+    body = card.split("\n# Preference pairs", 1)[1]
+    table, rest = body.split("## Recipe", 1)
+    _, toml, after = re.split(r"^```(?:toml)?$", rest, flags=re.MULTILINE)
+    assert after.strip() == ""
+    assert tomllib.loads(toml)["judge"]["model"] == public_name(text)
+    assert len(card.splitlines()) == len(card.split("\n")) - 1, "no other line ends"
+    rows = [line for line in table.splitlines() if line.startswith("|")]
+    assert len(rows) == 8
+    assert all(row.count("|") == 3 and len(row) < 3000 for row in rows)
+    assert not set("<>[]`*") & set("".join(rows))
+    assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2066-\u2069]", card)
 
 
 def test_the_card_says_what_is_not_among_the_rows_and_why():

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +171,15 @@ async def test_the_line_names_the_replica_that_answered(tmp_path: Path) -> None:
         await bench.ask()
     (line,) = lines(bench)
     assert (line["status"], line["replica"]) == (200, "vllm-1")
+
+
+def test_a_log_that_cannot_be_written_costs_no_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    full = Path("/dev/full").open("w")  # noqa: SIM115 - what it still holds cannot be closed away either
+    monkeypatch.setattr(sys, "stderr", full)
+    for _ in range(10_000):
+        write_to_stderr(b"{}\n")
+    with pytest.raises(OSError, match="space"):
+        full.close()
 
 
 def test_lines_go_out_one_by_one(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
