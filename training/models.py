@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeAlias
 
 import torch
 from accelerate.utils import get_max_memory
+from safetensors import SafetensorError
 from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig
 from transformers.utils import logging
 
@@ -80,16 +81,7 @@ def load_model(directory: Path, dtype: torch.dtype, place: Place = "device", wei
 
     Raises CheckpointError, and MachineError where not even a layer has room.
     """
-    check_layout(directory)
-    try:
-        model = AutoModelForImageTextToText.from_pretrained(
-            directory,
-            dtype=dtype,
-            local_files_only=True,
-            **(_four_bit(dtype) if weights == "nf4" else _placement(place)),
-        )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"checkpoint {directory} cannot be loaded ({_first_line(error)})") from None
+    model = read_weights(directory, dtype, **(_four_bit(dtype) if weights == "nf4" else _placement(place)))
     if set(getattr(model, "hf_device_map", {}).values()) == {"disk"}:
         free = ", ".join(f"{free / 2**30:.1f}" for free in free_bytes().values())
         raise MachineError(
@@ -100,6 +92,15 @@ def load_model(directory: Path, dtype: torch.dtype, place: Place = "device", wei
     if weights == "nf4":
         return _keep_packing(model).eval()
     return (model.to(device()) if place == "device" else model).eval()
+
+
+def read_weights(directory: Path, dtype: torch.dtype, **how: Any) -> Model:
+    """The checkpoint as transformers reads it, placed or spread as `how` says. Raises CheckpointError."""
+    check_layout(directory)
+    try:
+        return AutoModelForImageTextToText.from_pretrained(directory, dtype=dtype, local_files_only=True, **how)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise CheckpointError(f"checkpoint {directory} cannot be loaded ({_first_line(error)})") from None
 
 
 def compute_in_float32(model: Model) -> Model:
