@@ -36,6 +36,9 @@ _SMALL = 50_000_000
 """Parameters below which a second CPU thread costs more than it brings: its layers take microseconds, and on a busy
 machine each waits for the other thread (measured with nano: 10 steps in 5 s on one thread, 47 s on two)."""
 
+_WRONG_TYPES = (ValueError, TypeError, AttributeError, KeyError)
+"""What transformers raises for a file that is JSON of another kind than it takes."""
+
 
 def device() -> torch.device:
     """The GPU where there is one."""
@@ -60,7 +63,7 @@ def load_processor(directory: Path) -> tuple[Processor, bool]:
     """
     try:
         processor = AutoProcessor.from_pretrained(directory, local_files_only=True)
-    except (OSError, ValueError) as error:
+    except (OSError, *_WRONG_TYPES) as error:
         raise CheckpointError(f"checkpoint {directory} has no usable processor ({_first_line(error)})") from None
     if not hasattr(processor, "image_token_id") or not hasattr(processor, "_get_num_multimodal_tokens"):
         raise CheckpointError(
@@ -99,7 +102,7 @@ def read_weights(directory: Path, dtype: torch.dtype, **how: Any) -> Model:
     check_layout(directory)
     try:
         return AutoModelForImageTextToText.from_pretrained(directory, dtype=dtype, local_files_only=True, **how)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except (OSError, RuntimeError, SafetensorError, *_WRONG_TYPES) as error:
         raise CheckpointError(f"checkpoint {directory} cannot be loaded ({_first_line(error)})") from None
 
 
