@@ -7,13 +7,14 @@ variable and never stored. Every step takes only its own section.
 from __future__ import annotations
 
 import difflib
+import ipaddress
+import json
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
-from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -22,24 +23,54 @@ from pipeline.errors import RecipeError
 from pipeline.files import read_text
 from pipeline.records import PromptName, SamplingParams, ShownImage, Split
 
+POLICY_ALIAS = "policy"
+"""What a swap moves, and no checkpoint's own name."""
 Dtype = Literal["float32", "bfloat16", "float16"]
 BaseWeights = Literal["full", "nf4"]
-_HOST = re.compile(r"[A-Za-z0-9._-]+|[0-9A-Fa-f:.]+")
+_UPSTREAM = re.compile(
+    r"(?P<scheme>https?)://(?:\[(?P<v6>[0-9a-f:.]+)\]|(?P<host>[a-z0-9_-]+(?:\.[a-z0-9_-]+)*))(?::(?P<port>[1-9][0-9]{0,4}))?/?",
+    re.ASCII | re.IGNORECASE,
+)
+_NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
+_DEFAULT_PORTS = {"http": "80", "https": "443"}
+_MAX_HOST, _MAX_LABEL = 253, 63
+"""Of a name, and of its parts (RFC 1035)."""
 
 
 def _check_upstream(url: str) -> str:
-    parts = urlsplit(url)
-    try:
-        is_whole = parts.scheme in ("http", "https") and _HOST.fullmatch(parts.hostname or "") and parts.port != 0
-    except ValueError:  # a port that is no number, or too large
-        is_whole = False
-    if not is_whole or parts.path not in ("", "/") or parts.query or parts.fragment or parts.username is not None:
+    """A server's address in the one way to write it. Raises ValueError for what clients refuse, or read differently."""
+    match = _UPSTREAM.fullmatch(url)
+    host = _check_host(match) if match else None
+    port = (match["port"] if match else None) or ""
+    if match is None or host is None or int(port or 1) > 65535:
         raise ValueError(f"{url[:100]!r} is no server's address; write it as http://host:port")
-    return url
+    scheme = match["scheme"].lower()
+    return f"{scheme}://{host}" + (f":{port}" if port and port != _DEFAULT_PORTS[scheme] else "")
+
+
+def _check_host(match: re.Match[str]) -> str | None:
+    """The name or address; None for what looks like an address and is none, or is too long for a name."""
+    try:
+        if match["v6"] is not None:
+            return f"[{ipaddress.IPv6Address(match['v6'])}]"
+        host = str(match["host"]).lower()
+        if _NUMBER.fullmatch(host.rpartition(".")[2]):  # resolvers read 127.1 and 0x7f000001 as addresses
+            return str(ipaddress.IPv4Address(host))
+    except ValueError:
+        return None
+    return host if len(host) <= _MAX_HOST and all(0 < len(label) <= _MAX_LABEL for label in host.split(".")) else None
 
 
 UpstreamUrl = Annotated[str, AfterValidator(_check_upstream)]
 """Of a server: a host's name or address, perhaps a port, and no path."""
+
+
+def _check_model_name(name: str) -> str:
+    if name == POLICY_ALIAS:
+        raise ValueError(f"{name!r} is the alias of whatever was trained last; take another name")
+    return name
+
+
 Source = Literal["nano", "aokvqa", "scienceqa", "unusual"]
 SearchMode = Literal["one_at_a_time", "grid"]
 Corruption = Literal["crop", "blank", "noise", "other_image"]
@@ -55,7 +86,7 @@ Count = Annotated[int, Field(ge=1)]
 class Section(BaseModel):
     """A part of a recipe: frozen, and closed to unknown fields."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class ModelSection(Section):
@@ -65,7 +96,7 @@ class ModelSection(Section):
     """A bundled checkpoint (`nano`), a checkpoint directory, or a model id on the hub."""
     revision: str | None = None
     """The hub revision (a commit for a run that can be repeated)."""
-    name: str = "base"
+    name: Annotated[str, AfterValidator(_check_model_name)] = "base"
     """What the untaught checkpoint is called in tables and at the gateway."""
 
 
@@ -532,6 +563,8 @@ def _nearest(name: str, valid: Sequence[str]) -> str:
     return f" (did you mean {close[0]}?)" if close else f" (valid: {', '.join(valid)})"
 
 
+_UNPRINTED = re.compile(r"[\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]")
+"""Control characters, line ends, changes of direction and what has no width: a JSON string may hold them as they are."""
 _PRIVATE = ("serve", "judge.base_url", "judge.api_key_env", "tasks.path", "eval.path")
 """Sections and fields that say where and how a machine was used, and nothing of what came out."""
 
@@ -539,9 +572,9 @@ _PRIVATE = ("serve", "judge.base_url", "judge.api_key_env", "tasks.path", "eval.
 def render_recipe(recipe: Recipe, *, public: bool = False) -> str:
     """The recipe as TOML with each field's documentation above it; parses back to an equal recipe.
 
-    With `public`, without what is about the machine: addresses and paths.
+    With `public`, without what is about the machine: addresses, and of a path all but the last name.
     """
-    lines = [f"name = {_toml(recipe.name)}"]
+    lines = [f"name = {_toml(public_name(recipe.name) if public else recipe.name)}"]
     for section_name in type(recipe).model_fields:
         section = getattr(recipe, section_name)
         if not isinstance(section, Section) or (public and section_name in _PRIVATE):
@@ -551,9 +584,19 @@ def render_recipe(recipe: Recipe, *, public: bool = False) -> str:
             if public and f"{section_name}.{name}" in _PRIVATE:
                 continue
             value = getattr(section, name)
+            if public and isinstance(value, str):
+                value = public_name(value)
             comment = f"# {field.description}"
             lines += [comment, f"# {name} =" if value is None else f"{name} = {_toml(value)}"]
     return "\n".join(lines) + "\n"
+
+
+def public_name(value: str) -> str:
+    """A model, a file or a name as others may know it: of a path on this machine its last name, of an address nothing."""
+    if "://" in value:
+        return "(an address)"
+    is_path = value.startswith(("/", "~", ".")) or "\\" in value or value.count("/") > 1
+    return re.split(r"[/\\]", value.rstrip("/\\"))[-1] if is_path else value
 
 
 def _toml(value: object) -> str:
@@ -561,9 +604,9 @@ def _toml(value: object) -> str:
     match value:
         case bool():
             return "true" if value else "false"
-        case str():
-            escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
-            return f'"{escaped}"'
+        case str():  # JSON's escapes are TOML's, but for DEL; what ends a line elsewhere than in TOML is escaped, too
+            written = json.dumps(value, ensure_ascii=False)
+            return _UNPRINTED.sub(lambda found: f"\\u{ord(found[0]):04x}", written)
         case tuple():
             return f"[{', '.join(_toml(item) for item in value)}]"
         case _:

@@ -25,11 +25,10 @@ from pathlib import Path
 from typing import Literal, TextIO
 
 from pipeline.errors import InputError, RecipeError
-from pipeline.files import PARTIAL, read_text, replace_file
+from pipeline.files import PARTIAL, read_text, write_kept
 from pipeline.images import ImageStore
 from pipeline.ledger import Ledger
 from pipeline.recipe import Recipe, load_recipe, parse_recipe, render_recipe
-from pipeline.records import Record
 
 RECIPE = "recipe.toml"
 _WRITTEN_ALONE = ("images", "tasks", "pairs", "report")
@@ -180,15 +179,10 @@ def _resolve(directory: Path, before: str | None, recipe: str | None, overrides:
     return resolved
 
 
-def write_durably(path: Path, record: Record) -> None:
-    """Replace a file of a run by a record: it is on disk, whole, before this returns."""
-    replace_file(path, record.model_dump_json(indent=2) + "\n")
-
-
 def _write_recipe(path: Path, text: str) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, text)
+        write_kept(path, text, parse_recipe)
     except OSError as error:
         raise InputError(f"run directory {path.parent} cannot be written ({error.strerror}); choose another") from None
 

@@ -71,7 +71,7 @@ def demo(target: Target = _DEFAULT) -> None:
 
 @app.command(name="run", group=_RUNS)
 def run(target: Target = _DEFAULT, *, wandb: Wandb = False) -> None:
-    """Run every step: sample, judge, pair, train, merge, swap, evaluate, report. What is done is not done again."""
+    """Run every step: sample, judge, pair, train, merge, evaluate, swap, report. What is done is not done again."""
     from services import commands
 
     commands.execute("run", target, commands.run_all, commands.as_tracker(wandb))

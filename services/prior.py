@@ -8,13 +8,14 @@ from collections.abc import Iterator, Sequence
 
 from eval.prior import PriorReport, build_prior
 from eval.scorer import score_response
+from pipeline.files import write_record
 from pipeline.recipe import TasksSection
 from pipeline.records import Response, Score, Task
 from pipeline.sources import load_tasks
 from services import results
 from services.checkpoints import Checkpoint
 from services.stages import Session, plan_settings, probe_stage
-from training.job import read_record, write_record
+from training.job import read_record
 
 
 async def probe_priors(

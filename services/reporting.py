@@ -14,6 +14,7 @@ from rich.text import Text
 from eval.image_reliance import Reliance, build_reliance, render_reliance
 from eval.published import PaperRow, compare_published, load_published, render_published
 from eval.table import build_chance, build_differences, build_results, describe_hint, render_results
+from pipeline.files import write_record
 from pipeline.records import Difference, EvalResult, Record, Response, StageCount
 from pipeline.sample import SampleRequest
 from pipeline.stage import Tally
@@ -29,7 +30,7 @@ from services.stages import Scores, Session, eval_requests
 from services.sweep import load_sweep
 from services.trainer import read_progress
 from services.trend import render_trend
-from training.job import read_record, read_status, write_record
+from training.job import read_record, read_status
 
 MAX_EXAMPLES = 6
 

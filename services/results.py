@@ -14,11 +14,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from pipeline.files import write_record
 from pipeline.recipe import Recipe
 from pipeline.records import Record, content_key
 from pipeline.run import Run
 from services.checkpoints import Checkpoint
-from training.job import read_record, write_record
+from training.job import read_record
 
 RESULTS = "results.json"
 PRIOR = "prior.json"

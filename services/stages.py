@@ -1,4 +1,4 @@
-"""The steps of a run, each over its run directory: sample, judge, pair, train, merge, swap, eval.
+"""The steps of a run, each over its run directory: sample, judge, pair, train, merge, eval, swap.
 
 A step recomputes from recipe and ledger what it needs of the earlier ones, so each can be redone alone. What a step finds
 done it does not do again, and a server is started only when something is owed to it.
@@ -12,7 +12,7 @@ import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from types import TracebackType
 from typing import NoReturn, Self, TypeVar
@@ -32,9 +32,10 @@ from pipeline.errors import (
     SwapError,
     VcotError,
 )
+from pipeline.files import write_record
 from pipeline.judges import find_unjudged_fault, judge_responses
 from pipeline.publish import publish_pairs, render_card
-from pipeline.recipe import EvalSection
+from pipeline.recipe import POLICY_ALIAS, EvalSection
 from pipeline.records import (
     CheckpointRef,
     PreferencePair,
@@ -57,11 +58,10 @@ from services.resting import resting, wanted_rest
 from services.rounds import Round, make_judge
 from services.serving import GatewayHandle, find_gateway, is_served, running_gateway
 from services.terminal import Terminal
-from training.job import TrainJob, read_record, write_record
+from training.job import TrainJob, read_record
 from training.parity import PROBE, Answers, Probe, read_probe
 
 T = TypeVar("T")
-POLICY_ALIAS = "policy"
 _TRIAL_POLL_S = 2.0
 _MAX_TRIALS = 5
 """How often a checkpoint is put on trial again, where others end that."""
@@ -329,7 +329,8 @@ def publish_splits(
 ) -> None:
     """Pairs of the round as a data set in `directory`, with its card."""
     recipe = current.session.run.recipe
-    card = render_card(
+    card = partial(
+        render_card,
         train,
         validation,
         recipe=recipe,

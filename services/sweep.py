@@ -22,7 +22,7 @@ from pathlib import Path
 from rich.table import Table
 
 from pipeline.errors import StageError
-from pipeline.files import replace_file
+from pipeline.files import replace_file, write_record
 from pipeline.pairs import draw_pairs
 from pipeline.publish import pairs_digest
 from pipeline.records import StageCount
@@ -32,7 +32,7 @@ from services.results import find_sweep_folder
 from services.rounds import Round
 from services.stages import Session, publish_splits
 from services.trainer import OnSteps, read_progress
-from training.job import ADAPTER, ENDED, TrainJob, read_record, read_status, write_record
+from training.job import ADAPTER, ENDED, TrainJob, read_record, read_status
 from training.sweep import (
     Settings,
     Sweep,

@@ -76,11 +76,11 @@ class Terminal:
 
     def show(self, result: RenderableType) -> None:
         """The command's result, on stdout; text keeps its own lines, so that it can be copied; a piped table is not cut."""
-        width = None
-        if isinstance(result, Table) and not self.out.is_terminal:
-            wide = self.out.options.update(width=_MAX_WIDTH)
-            width = max(self.out.width, Measurement.get(self.out, wide, result).maximum)
-        self.out.print(result, soft_wrap=isinstance(result, str), width=width, crop=width is None)
+        out = self.out
+        if isinstance(result, Table) and not out.is_terminal:
+            wanted = Measurement.get(out, out.options.update(width=_MAX_WIDTH), result).maximum
+            out = Console(highlight=False, width=max(out.width, wanted))
+        out.print(result, soft_wrap=isinstance(result, str))
 
     def account(self, count: StageCount) -> None:
         """The accounting equation of a stage that ended."""

@@ -18,7 +18,9 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from pipeline.errors import InputError, ServerError
+from pipeline.files import write_record
 from services.lifeline import keeper_command
+from services.logs import bound
 from training.job import (
     ADAPTER,
     ENDED,
@@ -29,7 +31,6 @@ from training.job import (
     TrainProgress,
     TrainStatus,
     read_status,
-    write_record,
 )
 
 OnSteps = Callable[[int, int, str], None]
@@ -125,6 +126,7 @@ async def merge(job: TrainJob, directory: Path, out: Path) -> None:
 async def _worker(module: str, arguments: Sequence[Path | str], log: Path) -> AsyncIterator[asyncio.subprocess.Process]:
     """A process of the training package with its output in `log`; it ends with this block, and with this process."""
     worker = [sys.executable, "-P", "-m", module, *(str(argument) for argument in arguments)]
+    bound(log)
     with log.open("ab") as output:
         process = await asyncio.create_subprocess_exec(
             *keeper_command(worker, _STOP_S),

@@ -35,14 +35,16 @@ from services.admin import (
 )
 from services.gateway import rest, rollout
 from services.gateway.answers import Refusal, error_body, send_refusal
-from services.gateway.fleet import Fleet
+from services.gateway.fleet import Fleet, stamp
 from services.gateway.keys import ADMIN, INFERENCE, Guarded
 from services.gateway.limits import Limits, Slots
 from services.gateway.metrics import CONTENT_TYPE, Metrics
 from services.gateway.observe import Observed, Write, write_to_stderr
-from services.gateway.proxy import Proxy, stamp
+from services.gateway.proxy import Proxy
 
 _INFERENCE = ("/v1/chat/completions", "/v1/completions")
+_MAX_ADMIN_BYTES = 64 * 1024
+"""Of a body; a path and two names are less."""
 _ROUTES = frozenset(
     (
         *_INFERENCE,
@@ -160,7 +162,7 @@ class _Admin:
     async def model(self, request: Request) -> Response:
         """One of them."""
         name = request.path_params["name"]
-        card = next((card for card in self._cards() if card["id"] == name), None)
+        card = next((card for card in self._cards() if name in (card["id"], card["root"])), None)
         if card is not None:
             return _json(card)
         message = f"{name[:100]!r} is not served now; /v1/models lists what is"
@@ -202,7 +204,7 @@ class _Admin:
 
     async def add_replica(self, request: Request) -> Response:
         """One more; it takes requests once it is verified."""
-        wanted = AddRequest.model_validate_json(await request.body() or b"{}")
+        wanted = AddRequest.model_validate_json(await _body(request) or b"{}")
         return _json(self._fleet.add(wanted.url).state.model_dump(mode="json"), 202)
 
     async def remove_replica(self, request: Request) -> Response:
@@ -218,7 +220,7 @@ class _Admin:
 
     async def register(self, request: Request) -> Response:
         """Add a checkpoint directory."""
-        wanted = RegisterRequest.model_validate_json(await request.body())
+        wanted = RegisterRequest.model_validate_json(await _body(request))
         checkpoint = await asyncio.to_thread(self._fleet.registry.register, Path(wanted.path))
         return _json(checkpoint.ref.model_dump(mode="json"), 201)
 
@@ -232,12 +234,12 @@ class _Admin:
 
     async def swap(self, request: Request) -> Response:
         """Make a checkpoint live."""
-        wanted = SwapRequest.model_validate_json(await request.body())
+        wanted = SwapRequest.model_validate_json(await _body(request))
         return await self._counted(rollout.swap(self._fleet, wanted.alias, wanted.checkpoint), "swapped")
 
     async def try_out(self, request: Request) -> Response:
         """Put a checkpoint on trial."""
-        wanted = TrialRequest.model_validate_json(await request.body())
+        wanted = TrialRequest.model_validate_json(await _body(request))
         checkpoint = wanted.name or Path(str(wanted.path))
         return await self._counted(rollout.try_out(self._fleet, checkpoint, wanted.owner), "tried")
 
@@ -248,7 +250,7 @@ class _Admin:
 
     async def rest(self, request: Request) -> Response:
         """Have the servers rest, or rest on."""
-        wanted = RestRequest.model_validate_json(await request.body())
+        wanted = RestRequest.model_validate_json(await _body(request))
         rested = Rested(ways=await rest.rest(self._fleet, wanted.way, wanted.lease_s))
         return _json(rested.model_dump(mode="json"))
 
@@ -269,6 +271,16 @@ class _Admin:
         return _json(swapped.model_dump(mode="json"))
 
 
+async def _body(request: Request) -> bytes:
+    """The body of an operator's request. Raises HTTPException for one that is too large to be one."""
+    body = b""
+    async for part in request.stream():
+        body += part
+        if len(body) > _MAX_ADMIN_BYTES:
+            raise HTTPException(413)
+    return body
+
+
 def _json(content: Any, status: int = 200) -> Response:
     return Response(orjson.dumps(content), status, media_type="application/json")
 
@@ -277,7 +289,11 @@ def _explain_route(request: Request, error: Exception) -> Response:
     """No such route, or not with that method."""
     assert isinstance(error, HTTPException)
     what = f"{request.method} {request.url.path[:100]}"
-    message = f"{what} is not served here; inference is POST {' and POST '.join(_INFERENCE)}"
+    if error.status_code == 413:
+        message = f"the body of {what} is larger than {_MAX_ADMIN_BYTES:,} bytes; send what docs/serving.md shows"
+        return Response(error_body(message, "body_too_large", 413), 413, media_type="application/json")
+    why = "the gateway passes on only what it can bind to one checkpoint's weights"
+    message = f"{what} is not served here: {why}, POST {' and POST '.join(_INFERENCE)}"
     code = "method_not_allowed" if error.status_code == 405 else "not_found"
     body = error_body(message, code, error.status_code)
     return Response(body, error.status_code, error.headers, media_type="application/json")

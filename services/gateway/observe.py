@@ -7,6 +7,7 @@ of a request whose client hung up before it was answered.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Callable, Collection
@@ -26,9 +27,10 @@ Write = Callable[[bytes], object]
 
 
 def write_to_stderr(line: bytes) -> None:
-    """To this process's standard error, at once."""
-    sys.stderr.buffer.write(line)
-    sys.stderr.buffer.flush()
+    """To this process's standard error, at once; a full disk, or a pipe without a reader, costs the line and no request."""
+    with contextlib.suppress(OSError):
+        sys.stderr.buffer.write(line)
+        sys.stderr.buffer.flush()
 
 
 class Observed:

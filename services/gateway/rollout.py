@@ -25,6 +25,7 @@ from pathlib import Path
 from pipeline.errors import OnTrialError, ServerError, SwapError, VcotError
 from services.admin import Swapped
 from services.checkpoints import Checkpoint
+from services.gateway.fingerprint import Fingerprint, read_fingerprint
 from services.gateway.fleet import Fleet
 from services.gateway.replica import Replica
 from services.gateway.rest import end_rest
@@ -152,15 +153,16 @@ async def _serve(fleet: Fleet, target: Checkpoint, commit: Commit | None) -> tup
         return way, await _serve_adapter(fleet, target, commit)
     if way == "replica":
         return way, await _replace(fleet, target, commit)
-    pause_s = await _roll(fleet, target, _reload_step(fleet, target), commit)
+    fingerprint = await asyncio.to_thread(read_fingerprint, target, fleet.settings.dtype)
+    pause_s = await _roll(fleet, target, _reload_step(fleet, target, fingerprint), commit)
     if target.manifest.canary is None:
         fleet.warn(f"checkpoint {target.ref.name} has no canary, so the swap to it was not verified")
     return way, pause_s
 
 
-def _reload_step(fleet: Fleet, target: Checkpoint) -> Step:
+def _reload_step(fleet: Fleet, target: Checkpoint, fingerprint: Fingerprint) -> Step:
     async def step(replica: Replica, commit: Commit) -> float:
-        return await reload_weights(replica.gate, replica.upstream, target, commit, fleet.limits)
+        return await reload_weights(replica.gate, replica.upstream, target, fingerprint, commit, fleet.limits)
 
     return step
 

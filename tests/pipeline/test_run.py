@@ -1,13 +1,11 @@
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from pipeline.errors import DataError, InputError, RecipeError
-from pipeline.records import Judgment, SamplingParams
-from pipeline.run import RECIPE, exclusive, open_run, write_durably
+from pipeline.records import Judgment
+from pipeline.run import RECIPE, exclusive, open_run
 
 
 def recipe_of(directory, recipe=None, overrides=()):
@@ -92,8 +90,10 @@ def test_a_run_that_another_command_begins_meanwhile_is_not_taken_away(tmp_path)
 
 
 def test_a_reader_makes_nothing(tmp_path):
-    with pytest.raises(RecipeError, match="is not a run yet"), open_run(tmp_path / "r", "nano", access="read"):
+    with pytest.raises(RecipeError, match="is not a run yet"), open_run(tmp_path / "r", access="read"):
         pass
+    with pytest.raises(DataError), open_run(tmp_path / "r", "nano", access="read"):
+        raise DataError("as to steer a gateway elsewhere, which is not there")
     assert not (tmp_path / "r").exists()
     recipe_of(tmp_path / "r", "nano")
     with open_run(tmp_path / "r", access="read") as run:
@@ -144,12 +144,21 @@ def test_one_writer_at_a_time_and_the_lock_goes_with_its_process(tmp_path):
             assert not left.exists(), "what a killed command left is removed"
 
 
-def test_a_record_is_on_disk_before_it_takes_its_name(tmp_path, monkeypatch):
-    """Else a power failure leaves an empty file under the name of a whole one."""
-    events, target = [], tmp_path / "r.json"
-    fsync, replace = os.fsync, Path.replace
-    monkeypatch.setattr(os, "fsync", lambda descriptor: (events.append("fsync"), fsync(descriptor)))
-    monkeypatch.setattr(Path, "replace", lambda self, to: (events.append("rename"), replace(self, to)))
-    write_durably(target, SamplingParams(temperature=0.5, max_tokens=8, seed=0))
-    assert events[:2] == ["fsync", "rename"]
-    assert SamplingParams.model_validate_json(target.read_text()).max_tokens == 8
+@pytest.mark.parametrize("value", ["a\rb", "\x1b[31m", "\x7f", 'say "\\"', "two\nlines", "tab\there"])
+def test_a_value_that_toml_must_escape_does_not_end_the_run(tmp_path, value):
+    with open_run(tmp_path, "nano", [f"judge.model={value}"]):
+        pass
+    assert recipe_of(tmp_path).judge.model == value
+
+
+@pytest.mark.parametrize("value", ["inf", "nan", "1e999"])
+def test_a_setting_that_is_no_number_is_refused(tmp_path, value):
+    with pytest.raises(RecipeError, match="start_timeout_s"):
+        recipe_of(tmp_path, "nano", [f"serve.start_timeout_s={value}"])
+
+
+def test_a_recipe_that_cannot_be_written_leaves_the_run_as_it_was(tmp_path):
+    before = recipe_of(tmp_path, "nano")
+    with pytest.raises(InputError), open_run(tmp_path, None, ["judge.model=\udce9"], save=True):
+        pass
+    assert recipe_of(tmp_path) == before

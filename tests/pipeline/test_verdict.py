@@ -43,6 +43,7 @@ def test_an_unambiguous_verdict_is_read(text):
         '{"rationale": "fine", "score": 8,}',
         "{'rationale': 'fine', 'score': 8}",
         """{'rationale': "fine", 'more': 'a } b', 'score': 8}""",
+        "{'rationale': 'fine', 'more': {'a': 'it\\'s } b'}, 'score': 8}. And that is all.",
         '{"Rationale": "fine", "Score": 8}',
     ],
 )
@@ -72,6 +73,7 @@ def test_a_line_break_in_a_rationale_is_its_own():
         "{'rationale': " + "[" * 9000,
         '{"rationale": "x", "score": ' + "1" * 400 + "}",
         "{'a': {1: 2}}",
+        "{'rationale', 'score'}",
         "{'a\\q': 1\0}",
         "",
         "8",
@@ -92,6 +94,11 @@ def test_a_line_break_in_a_rationale_is_its_own():
 def test_what_could_be_two_things_is_unreadable(text):
     with pytest.raises(Unreadable):
         read_verdict(text)
+
+
+@pytest.mark.parametrize("score", [1, 10])
+def test_both_ends_of_the_scale_are_scores(score):
+    assert read_verdict(json.dumps({"rationale": "x", "score": score})).score == score
 
 
 def test_a_rationale_can_be_stored_whatever_the_judge_wrote():

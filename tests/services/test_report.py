@@ -106,6 +106,7 @@ def test_page_is_accessible(page):
     assert all(image["alt"] for image in page.all("img"))
     assert all(header.get("scope") in ("col", "row") for header in page.all("th"))
     assert len(page.all("caption")) == len(page.all("table"))
+    assert all(cell.get("data-label") or "colspan" in cell for cell in page.all("td")), "a telephone shows no header"
     ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
     assert len(ids) == len(set(ids))
     targets = {a["href"].removeprefix("#") for tag, a in page.elements if tag in ("a", "use")}

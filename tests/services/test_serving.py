@@ -20,7 +20,7 @@ from services import commands, stages
 from services.admin import fetch_state, live_checkpoint, register, rest, retire, swap_to, try_out
 from services.checkpoints import Checkpoint
 from services.gateway import memory, rollout
-from services.serving import Serving, _serve, running_gateway
+from services.serving import Serving, _persist, _serve, running_gateway
 from services.stages import Session, swap_stage
 from services.terminal import Terminal
 from tests.services.fake_vllm import install_stub, write_checkpoint
@@ -117,7 +117,7 @@ async def test_a_trial_whose_client_was_killed_ends_by_itself(
 def small(run: Run) -> Run:
     """With little to ask."""
     sizes = ["tasks.num_tasks=4", "sample.k=2", "eval.num_tasks=6", "eval.temperatures=[0.4]", "eval.prompts=['cot']"]
-    with open_run(run.directory, None, sizes) as opened:
+    with open_run(run.directory, None, sizes, save=True) as opened:
         return opened
 
 
@@ -368,3 +368,20 @@ async def test_a_missing_checkpoint_is_the_users_error(run: Run, tmp_path: Path)
     ):
         async with running_gateway(missing, lambda _: None):
             pass
+
+
+async def test_a_bug_in_the_housekeeping_ends_neither_it_nor_the_gateway() -> None:
+    calls = 0
+    goes_on = asyncio.Event()
+
+    async def work() -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            raise KeyError("x")
+        goes_on.set()
+
+    task = asyncio.create_task(_persist(work, pause_s=0.0))
+    await asyncio.wait_for(goes_on.wait(), 5)
+    assert not task.done()
+    task.cancel()
