@@ -6,8 +6,10 @@
     │   ├── DataError         a data set, a task or an image that cannot be used
     │   ├── CheckpointError   a checkpoint that is missing, incomplete, altered or unknown
     │   ├── MachineError      this machine or its environment lacks something: a key, a port, a build
+    │   ├── BusyError         another process holds what this one asks for; only this one may be taken for "not now"
     │   └── OwedError         an earlier step of the run is still owed
     ├── ServerError           a process of ours (vLLM, gateway, trainer) died or never became ready (exit code 1)
+    │   └── UnreachableError  nothing answers at an address; only this one may pass by itself while a server starts
     ├── SwapError             a swap was refused or rolled back (exit code 1)
     │   └── OnTrialError      another command has another checkpoint on trial: wait for its end
     ├── StageError            a stage ended with work still owed (exit code 1)
@@ -58,12 +60,20 @@ class MachineError(InputError):
     """This machine or its environment lacks something that the command needs."""
 
 
+class BusyError(InputError):
+    """Another process holds what this one asks for; only this one may be taken for "not now"."""
+
+
 class OwedError(InputError):
     """An earlier step of the run is still owed; only this one may be taken for "not yet"."""
 
 
 class ServerError(VcotError):
     """A process of ours died or never became ready."""
+
+
+class UnreachableError(ServerError):
+    """Nothing answers at an address; what listens there in a moment, may."""
 
 
 class SwapError(VcotError):

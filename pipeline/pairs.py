@@ -71,7 +71,7 @@ def best_worst(
 ) -> PreferencePair | None:
     """The best of `candidates` and the worst that was judged and says something else; None where that is no worse."""
     best, best_judgment = min(candidates, key=_by_score)
-    others = sorted((item for item in judged if item[0].text != best.text), key=_by_score)
+    others = sorted((item for item in judged if item[0].words != best.words), key=_by_score)
     if not others or (others[-1][1].score or 0.0) >= (best_judgment.score or 0.0):
         return None
     worst, worst_judgment = next(item for item in others if item[1].score == others[-1][1].score)

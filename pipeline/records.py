@@ -202,6 +202,11 @@ class Response(Record):
             raise ValueError("a response has either a text or an error")
         return self
 
+    @property
+    def words(self) -> str:
+        """What it says, however it is spaced: responses with the same words are judged once, and are no pair."""
+        return " ".join((self.text or "").split())
+
 
 class Judgment(Record):
     """A judge's score of one response, or the error that came instead. Higher is better."""

@@ -14,7 +14,7 @@ import httpx
 from pydantic import Field, ValidationError, model_validator
 
 from pipeline import errors
-from pipeline.errors import ServerError, VcotError
+from pipeline.errors import ServerError, UnreachableError, VcotError
 from pipeline.recipe import UpstreamUrl
 from pipeline.records import CheckpointRef, Record
 from services.checkpoints import CheckpointInfo
@@ -227,7 +227,7 @@ async def _call(method: str, url: str, body: Record | None, timeout_s: float) ->
         async with httpx.AsyncClient(timeout=timeout_s, trust_env=False, verify=url.startswith("https:")) as client:
             response = await client.request(method, url, content=data, headers=headers)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise ServerError(
+        raise UnreachableError(
             f"the gateway at {url} does not answer ({str(error) or type(error).__name__}); is it running?"
         ) from None
     if response.is_success:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from services.stop import SAID, Terminated, ignore_signals, stop_at_once, stop_in_order
+
+if __name__ == "__main__":
+    stop_at_once()  # before what takes half a second to import
+
 import errno
 import sys
 from dataclasses import dataclass
@@ -22,6 +27,7 @@ app = App(
     version=lambda: metadata.version("vcot"),
     version_flags=["--version"],
     result_action="return_value",
+    suppress_keyboard_interrupt=False,  # it would end without a word
 )
 nano = App(name="nano", help="The embedded nano models.", group=_TOOLS)
 app.command(nano)
@@ -475,13 +481,15 @@ def build(out: Path = Path("runs/nano-checkpoint"), *, architecture: str = "llav
 
 def main() -> None:
     """The entry point: one sentence and an exit code for whatever goes wrong."""
+    stop_in_order()
     try:
         app(sys.argv[1:], exit_on_error=False, print_error=True)
     except CycloptsError:
         sys.exit(2)
-    except KeyboardInterrupt:
-        _say("stopped; the same command, with the same flags, goes on where it was")
-        sys.exit(130)
+    except KeyboardInterrupt as stop:
+        ignore_signals()
+        _say(SAID)
+        sys.exit(143 if isinstance(stop, Terminated) else 130)
     except OSError as error:
         if (said := _explain(error)) is None:
             raise

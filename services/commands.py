@@ -35,6 +35,7 @@ from services.stages import (
     sample_stage,
     swap_stage,
 )
+from services.stop import Terminated
 from services.terminal import Terminal
 from services.trend import Choice, choose_round
 from services.vllm import become_server
@@ -99,7 +100,7 @@ def execute(command: str, target: Target, step: Step, overrides: Sequence[str] =
         try:
             asyncio.run(_with_session(run, terminal, step))
         except asyncio.CancelledError:  # by SIGTERM, which ends a command as Ctrl-C does
-            raise KeyboardInterrupt from None
+            raise Terminated from None
 
 
 async def _with_session(run: Run, terminal: Terminal, step: Step) -> None:
@@ -155,7 +156,7 @@ def work(runs: Path) -> None:
     try:
         asyncio.run(_work(runs, Terminal()))
     except asyncio.CancelledError:
-        raise KeyboardInterrupt from None
+        raise Terminated from None
 
 
 async def _work(runs: Path, terminal: Terminal) -> None:

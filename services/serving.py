@@ -31,7 +31,7 @@ from typing import IO, TYPE_CHECKING
 
 from pydantic import ValidationError
 
-from pipeline.errors import MachineError, ServerError, VcotError
+from pipeline.errors import MachineError, ServerError, UnreachableError, VcotError
 from pipeline.files import write_record
 from pipeline.recipe import Recipe, ServeSection
 from pipeline.records import Record
@@ -239,7 +239,7 @@ async def _until_live(run: Run, progress: Progress, child: asyncio.subprocess.Pr
         if (serving := _read_serving(run)) is not None and is_served(run):
             try:
                 state = await fetch_state(serving.url)
-            except ServerError:
+            except UnreachableError:
                 pass  # it listens in a moment
             else:
                 if state.phase == "resting":  # for a command that was killed, or another that holds the run no more

@@ -17,7 +17,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import NoReturn
 
-from pipeline.errors import InputError
+from pipeline.errors import BusyError, InputError
 from pipeline.files import write_record
 from services.trainer import job_process
 from training.job import ENDED, JOB, STATUS, TrainJob, TrainStatus, exclusive, read_record, read_status
@@ -40,7 +40,7 @@ async def work_once(runs: Path, say: Say) -> bool:
         with ExitStack() as claim:
             try:
                 claim.enter_context(exclusive(directory, "claim.lock"))
-            except InputError:
+            except BusyError:
                 continue
             if read_status(directory).state not in ENDED:
                 await _do(directory, job, say)

@@ -30,7 +30,7 @@ from typing import Literal, TypeVar
 from pydantic import Field
 
 from pipeline import files
-from pipeline.errors import InputError, VcotError
+from pipeline.errors import BusyError, InputError, VcotError
 from pipeline.files import write_record
 from pipeline.recipe import Dtype, MergeSection, TrainSection
 from pipeline.records import CheckpointRef, Record, content_key
@@ -221,7 +221,7 @@ def tell_fault(job_directory: Path, error: Exception) -> None:
 
 @contextmanager
 def exclusive(job_directory: Path, lock: str = WORKER_LOCK) -> Iterator[None]:
-    """Hold the job for one process; raises InputError for a second. The lock goes with the process, however it ends."""
+    """Hold the job for one process; raises BusyError for a second. The lock goes with the process, however it ends."""
     try:
         file = (job_directory / lock).open("w")
     except OSError as error:
@@ -232,7 +232,7 @@ def exclusive(job_directory: Path, lock: str = WORKER_LOCK) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise InputError(f"another worker holds {job_directory}; follow that one, or wait for it") from None
+            raise BusyError(f"another worker holds {job_directory}; follow that one, or wait for it") from None
         yield
 
 

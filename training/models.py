@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeAlias
 
 import torch
 from accelerate.utils import get_max_memory
+from safetensors import SafetensorError
 from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig
 from transformers.utils import logging
 
@@ -35,6 +36,9 @@ _SMALL = 50_000_000
 """Parameters below which a second CPU thread costs more than it brings: its layers take microseconds, and on a busy
 machine each waits for the other thread (measured with nano: 10 steps in 5 s on one thread, 47 s on two)."""
 
+_WRONG_TYPES = (ValueError, TypeError, AttributeError, KeyError)
+"""What transformers raises for a file that is JSON of another kind than it takes."""
+
 
 def device() -> torch.device:
     """The GPU where there is one."""
@@ -59,7 +63,7 @@ def load_processor(directory: Path) -> tuple[Processor, bool]:
     """
     try:
         processor = AutoProcessor.from_pretrained(directory, local_files_only=True)
-    except (OSError, ValueError) as error:
+    except (OSError, *_WRONG_TYPES) as error:
         raise CheckpointError(f"checkpoint {directory} has no usable processor ({_first_line(error)})") from None
     if not hasattr(processor, "image_token_id") or not hasattr(processor, "_get_num_multimodal_tokens"):
         raise CheckpointError(
@@ -80,16 +84,7 @@ def load_model(directory: Path, dtype: torch.dtype, place: Place = "device", wei
 
     Raises CheckpointError, and MachineError where not even a layer has room.
     """
-    check_layout(directory)
-    try:
-        model = AutoModelForImageTextToText.from_pretrained(
-            directory,
-            dtype=dtype,
-            local_files_only=True,
-            **(_four_bit(dtype) if weights == "nf4" else _placement(place)),
-        )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"checkpoint {directory} cannot be loaded ({_first_line(error)})") from None
+    model = read_weights(directory, dtype, **(_four_bit(dtype) if weights == "nf4" else _placement(place)))
     if set(getattr(model, "hf_device_map", {}).values()) == {"disk"}:
         free = ", ".join(f"{free / 2**30:.1f}" for free in free_bytes().values())
         raise MachineError(
@@ -100,6 +95,15 @@ def load_model(directory: Path, dtype: torch.dtype, place: Place = "device", wei
     if weights == "nf4":
         return _keep_packing(model).eval()
     return (model.to(device()) if place == "device" else model).eval()
+
+
+def read_weights(directory: Path, dtype: torch.dtype, **how: Any) -> Model:
+    """The checkpoint as transformers reads it, placed or spread as `how` says. Raises CheckpointError."""
+    check_layout(directory)
+    try:
+        return AutoModelForImageTextToText.from_pretrained(directory, dtype=dtype, local_files_only=True, **how)
+    except (OSError, RuntimeError, SafetensorError, *_WRONG_TYPES) as error:
+        raise CheckpointError(f"checkpoint {directory} cannot be loaded ({_first_line(error)})") from None
 
 
 def compute_in_float32(model: Model) -> Model:

@@ -13,12 +13,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForImageTextToText
 from transformers.distributed import DistributedConfig
 
-from pipeline.checkpoints import check_layout
-from pipeline.errors import CheckpointError, ServerError
-from training.models import Model
+from pipeline.errors import ServerError
+from training.models import Model, read_weights
 
 
 def load_sharded(directory: Path, dtype: torch.dtype, num_processes: int) -> Model:
@@ -26,17 +24,7 @@ def load_sharded(directory: Path, dtype: torch.dtype, num_processes: int) -> Mod
 
     Raises CheckpointError.
     """
-    check_layout(directory)
-    try:
-        model = AutoModelForImageTextToText.from_pretrained(
-            directory,
-            dtype=dtype,
-            local_files_only=True,
-            distributed_config=DistributedConfig(fsdp_size=num_processes),
-        )
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise CheckpointError(f"checkpoint {directory} cannot be loaded in parts ({reason})") from None
+    model = read_weights(directory, dtype, distributed_config=DistributedConfig(fsdp_size=num_processes))
     check_filled(model)
     # One process alone writes a checkpoint, and must neither gather nor give back what the others do not.
     model.set_reshard_after_forward(True)  # else state_dict() gives back what stays gathered between passes

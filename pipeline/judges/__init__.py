@@ -175,12 +175,12 @@ async def judge_responses(
     )
 
 
-def _group(standing: Standing, keys: Iterable[str]) -> dict[tuple[str, str | None], list[str]]:
+def _group(standing: Standing, keys: Iterable[str]) -> dict[tuple[str, str], list[str]]:
     """The keys of one task whose responses say the same, in their order."""
-    groups: dict[tuple[str, str | None], list[str]] = {}
+    groups: dict[tuple[str, str], list[str]] = {}
     for key in keys:
         response = standing.responses[key]
-        groups.setdefault((response.task, response.text), []).append(key)
+        groups.setdefault((response.task, response.words), []).append(key)
     return groups
 
 

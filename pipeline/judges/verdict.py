@@ -85,7 +85,7 @@ def _decode(text: str, at: int) -> tuple[dict[str, Any], int]:
         end = _find_end(text, at)
         try:
             fields = _read_literal(text[at:end])
-        except (ValueError, SyntaxError, RecursionError, MemoryError):
+        except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
             raise Unreadable(f"it is not JSON ({error})") from None
     return fields, end
 

@@ -15,7 +15,12 @@ from importlib import resources
 from pipeline.records import PromptName, Task
 
 _FIELD = re.compile(r"<question>|<options>|\{user instruction\}")
-_IMAGE_PLACEHOLDER = re.compile(r"<image>", re.IGNORECASE)
+_SPECIAL = re.compile(
+    r"<image>|<video>|<image_soft_token>|<start_of_image>|<end_of_image>|<img_context>|<fake_token_around_image>"
+    r"|<\|\w+\|>|</?s>|<(?:bos|eos|pad|unk|start_of_turn|end_of_turn)>|\[/?INST\]|\[IMG(?:_BREAK|_END)?\]",
+    re.IGNORECASE,
+)
+"""What a tokenizer of some family reads as an image's place, or as the end of a turn."""
 _FINAL_ANSWER = re.compile(r"the answer is", re.IGNORECASE)
 
 
@@ -33,10 +38,11 @@ def render_options(choices: Sequence[str]) -> str:
 def render_prompt(name: PromptName, task: Task) -> str:
     """The user turn for `task`, without the image placeholder.
 
-    A literal `<image>` in a question is removed: a processor would count it as a second image.
+    What a tokenizer would read as more than text is removed from a question: a literal `<image>` counts as a second image,
+    and a literal `<|im_end|>` ends the turn.
     """
-    question = " ".join(_remove_placeholders(task.question).split())
-    options = _remove_placeholders(render_options(task.choices))
+    question = " ".join(_remove_special(task.question).split())
+    options = _remove_special(render_options(task.choices))
     fields = {
         "<question>": question,
         "<options>": options,
@@ -45,9 +51,9 @@ def render_prompt(name: PromptName, task: Task) -> str:
     return _FIELD.sub(lambda match: fields[match.group()], load_prompt(name))
 
 
-def _remove_placeholders(text: str) -> str:
-    """The text without `<image>`, also where removing one makes another of what stood around it."""
-    while (shorter := _IMAGE_PLACEHOLDER.sub("", text)) != text:
+def _remove_special(text: str) -> str:
+    """The text without special tokens, also where removing one makes another of what stood around it."""
+    while (shorter := _SPECIAL.sub("", text)) != text:
         text = shorter
     return text
 

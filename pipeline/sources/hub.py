@@ -9,6 +9,7 @@ Limits: data sets that the hub keeps as `<split>-<shard>-of-<shards>...parquet`,
 
 from __future__ import annotations
 
+import glob
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -43,7 +44,7 @@ def iterate_hub(name: str, revision: str | None, split: Split) -> Iterator[HubRo
     # Heavy, and of no use to a run on local files.
     import datasets
 
-    files = [str(path) for path in _fetch(name, revision, split)]
+    files = [glob.escape(str(path)) for path in _fetch(name, revision, split)]  # datasets takes them for patterns
     try:
         data = datasets.load_dataset("parquet", data_files={split: files}, split=split)
     except (OSError, ValueError) as error:

@@ -87,14 +87,15 @@ def faulty(**faults):
 async def test_responses_that_say_the_same_are_judged_and_billed_once(bench):
     app, texts = make_api(), [response.text for response in bench.responses]
     bench.responses = [
-        response.model_copy(update={"text": texts[number % 7]}) for number, response in enumerate(bench.responses)
+        response.model_copy(update={"text": texts[number % 7] + " " * (number % 3)})
+        for number, response in enumerate(bench.responses)
     ]
     count = await bench.judge(app)
     assert (count.requested, count.ok, app.state.api.counts["calls"]) == (60, 60, 7)
     scores = {}
     for judgment in bench.judgments.values():
         text = next(response.text for response in bench.responses if response.key == judgment.response)
-        scores.setdefault(text, set()).add(judgment.score)
+        scores.setdefault(text.strip(), set()).add(judgment.score)
     assert len(scores) == 7
     assert all(len(found) == 1 for found in scores.values())
     assert {judgment.response for judgment in bench.judgments.values()} == {r.key for r in bench.responses}

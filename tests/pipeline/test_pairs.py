@@ -100,6 +100,13 @@ def test_what_says_the_same_as_the_best_is_never_rejected():
     assert (pair.chosen, pair.rejected, pair.rejected_score) == ("x", "z", 0.25)
 
 
+def test_spaces_alone_make_no_pair():
+    task = make_task("t")
+    assert not build_pairs([task], *make_group(task, [1.0, 0.0], ["x y", " x\ny "])).pairs
+    (pair,) = build_pairs([task], *make_group(task, [1.0, 0.0, 0.5], ["x", "x\n", "y"])).pairs
+    assert (pair.chosen, pair.rejected) == ("x", "y")
+
+
 def test_a_response_that_was_cut_off_is_never_chosen_unless_asked_for():
     task = make_task("t")
     responses, judgments = make_group(task, [1.0, 0.5, 0.0])

@@ -43,6 +43,21 @@ def test_a_prompt_is_filled_in_one_pass_and_holds_no_second_image():
 
 
 @pytest.mark.parametrize(
+    "special",
+    ["<IMAGE>", "<|image_pad|>", "<|vision_start|>", "<|im_<|im_end|>end|>", "</s>", "[INST]", "<image_soft_token>",
+     "<end_of_turn>", "<im<im<image>age>age>", "[IMG]"],
+)  # fmt: skip
+def test_a_question_holds_no_special_token_of_any_family(special):
+    task = TASK.model_copy(update={"question": f"What{special} is it?", "choices": (f"{special}a", "b")})
+    assert render_prompt("zero_shot", task).endswith("Question: What is it?\nOptions: (A) a (B) b")
+
+
+def test_signs_that_are_no_tokens_stay():
+    task = TASK.model_copy(update={"question": "Is 1 < 2 | 3 > 2, f[i] or <b>?"})
+    assert "Is 1 < 2 | 3 > 2, f[i] or <b>?" in render_prompt("cot", task)
+
+
+@pytest.mark.parametrize(
     ("name", "text", "parts"),
     [
         ("thought_specific", "It is red. <R> The answer is (B).", ("It is red.", "The answer is (B).")),

@@ -417,6 +417,13 @@ def test_aokvqa_hub_columns(hub, load):
     assert len(load(source="aokvqa")) == 3, "both shards are read"
 
 
+def test_a_hub_cache_under_a_path_of_patterns_is_read(hub, load, tmp_path, monkeypatch):
+    hub(aokvqa.HUB_NAME, "train", okvqa_rows(range(2)))
+    moved = (tmp_path / "hub").rename(tmp_path / "my [v2] cache?")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(moved))
+    assert len(load(source="aokvqa")) == 2
+
+
 def test_a_revision_of_the_hub_is_part_of_the_tasks_key(hub, load, tmp_path):
     old, new = "a" * 40, "b" * 40
     hub(aokvqa.HUB_NAME, "train", okvqa_rows(range(2)), revision=old)

@@ -73,6 +73,7 @@ def test_a_line_break_in_a_rationale_is_its_own():
         "{'rationale': " + "[" * 9000,
         '{"rationale": "x", "score": ' + "1" * 400 + "}",
         "{'a': {1: 2}}",
+        "{'rationale': {[1]: 2}, 'score': 8}",
         "{'rationale', 'score'}",
         "{'a\\q': 1\0}",
         "",

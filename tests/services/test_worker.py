@@ -6,7 +6,7 @@ from typing import Literal
 
 import pytest
 
-from pipeline.errors import ServerError
+from pipeline.errors import InputError, ServerError
 from pipeline.files import write_record
 from pipeline.recipe import load_recipe
 from pipeline.records import CheckpointRef
@@ -99,6 +99,13 @@ async def test_a_job_that_another_worker_has_is_left_to_it(tmp_path: Path) -> No
     with exclusive(directory, "claim.lock"):
         assert not await worker.work_once(tmp_path, lambda _: None)
     assert await worker.work_once(tmp_path, lambda _: None)
+
+
+async def test_a_job_that_cannot_be_claimed_is_no_other_worker_s(tmp_path: Path) -> None:
+    directory = submit(tmp_path, "run", make_job())
+    (directory / "claim.lock").mkdir()
+    with pytest.raises(InputError, match="cannot be used"):
+        await worker.work_once(tmp_path, lambda _: None)
 
 
 async def test_a_trainer_that_dies_without_a_word_fails_its_job(
