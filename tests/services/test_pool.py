@@ -204,7 +204,7 @@ async def test_an_answer_that_breaks_off_is_lost(answer: bytes) -> None:
         writer.write(answer)
 
     async with served(broken) as (_, pool):
-        with pytest.raises(LostError):
+        with pytest.raises(LostError, match=r"is not HTTP \(|closed before the answer's end"):
             await ask(pool)
 
 
@@ -226,6 +226,40 @@ async def test_where_nothing_listens_a_request_is_lost(tmp_path: Path) -> None:
     for endpoint in (Endpoint(f"http://127.0.0.1:{port}"), Endpoint("http://vllm", tmp_path / "none")):
         with pytest.raises(LostError, match="no connection"):
             await ask(Pool(endpoint))
+
+
+@pytest.mark.parametrize(
+    ("url", "place"),
+    [
+        ("http://vllm", ("vllm", 80, None)),
+        ("https://vllm", ("vllm", 443, True)),
+        ("https://vllm:8443", ("vllm", 8443, True)),
+        ("http://[::1]:8000", ("::1", 8000, None)),
+    ],
+)
+async def test_it_connects_where_the_address_says(
+    monkeypatch: pytest.MonkeyPatch, url: str, place: tuple[str, int, bool | None]
+) -> None:
+    asked = []
+
+    async def refuse(protocol: object, host: str, port: int, ssl: bool | None) -> None:
+        asked.append((host, port, ssl))
+        raise OSError("refused")
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "create_connection", refuse)
+    with pytest.raises(LostError, match=r"no connection \(refused\)"):
+        await ask(Pool(Endpoint(url)))
+    assert asked == [place]
+
+
+async def test_a_server_that_takes_no_connection_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def hang(*_: object, **__: object) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "create_connection", hang)
+    monkeypatch.setattr(pool_module, "_CONNECT_TIMEOUT_S", 0.01)
+    with pytest.raises(LostError, match="no connection within"):
+        await ask(Pool(Endpoint("http://vllm")))
 
 
 @pytest.mark.parametrize("head", [b"", b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nhalf"])
