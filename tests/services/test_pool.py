@@ -160,6 +160,20 @@ async def test_a_connection_that_the_server_closed_meanwhile_is_not_used() -> No
         assert server.num_connections == 2
 
 
+@pytest.mark.parametrize("status", [500, 503])
+async def test_a_connection_on_which_the_server_failed_is_not_used_again(status: int) -> None:
+    """vLLM closes it unannounced, under whoever is next."""
+    async with served(answering(OK.replace(b"200 OK", b"%d No" % status))) as (server, pool):
+        assert [await ask(pool) for _ in range(2)] == [(status, b"{}")] * 2
+        assert server.num_connections == 2
+
+
+async def test_a_header_may_hold_any_byte() -> None:
+    ok = OK.replace(b"application/json", b"caf\xe9")
+    async with served(answering(ok)) as (_, pool), pool.post("/v1/x", b"{}", {}) as answer:
+        assert answer.headers["content-type"] == "caf\xe9"
+
+
 WRONG = OK.replace(b"{}", b"[]").replace(b"200 OK", b"500 No")
 
 
