@@ -3,8 +3,9 @@
 Each of the files in mutation.toml is changed in one place at a time (a comparison, a number, an argument, a condition) and
 its own fast tests are run. What no test noticed is printed; the score is the share that was noticed, or that never ended.
 
-Not counted, by rule: a mutant that changes only words, that is a text with a space in it or what an exception says; the
-type that `cast` names; and those that mutation.toml lists as equivalent, with the reason. mutmut leaves functions with
+Not counted, by rule: a mutant that changes only words, that is a text with a space in it or what an exception says; one
+that assigns another empty value (None for False), which mypy refuses, and the type that `cast` names; and those that
+mutation.toml lists as equivalent, with the reason. mutmut leaves functions with
 decorators alone, so in the copy that it works on a property is written as `name = property(name)`. It changes nothing
 outside functions: constants and patterns are left to the tests alone.
 """
@@ -91,6 +92,14 @@ class _Wordless(ast.NodeTransformer):
         texts = [part.value for part in node.values if isinstance(part, ast.Constant)]
         return ast.Constant("") if any(" " in str(text) for text in texts) else self.generic_visit(node)
 
+    def visit_Assign(self, node: ast.Assign) -> ast.AST:
+        node.value = _without_kind(node.value)
+        return self.generic_visit(node)
+
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST:
+        node.value = node.value and _without_kind(node.value)
+        return self.generic_visit(node)
+
     def visit_Raise(self, node: ast.Raise) -> ast.AST:
         if isinstance(node.exc, ast.Call):
             node.exc.args = []
@@ -100,6 +109,11 @@ class _Wordless(ast.NodeTransformer):
         if isinstance(node.func, ast.Name) and node.func.id == "cast":
             node.args = node.args[1:]
         return self.generic_visit(node)
+
+
+def _without_kind(value: ast.expr) -> ast.expr:
+    """One empty value for all."""
+    return ast.Constant(None) if isinstance(value, ast.Constant) and value.value in (None, False, "") else value
 
 
 def _without_words(source: str) -> str:
@@ -163,8 +177,8 @@ def find_mutants(directory: Path, file: str) -> list[Mutant]:
     return list(list_mutants(file, mutated.code, mutated.mutant_names))
 
 
-def run_mutants(directory: Path, file: str, mutants: Sequence[Mutant]) -> list[Mutant]:
-    """Run the tests on each; those that no test noticed."""
+def run_mutants(directory: Path, file: str, mutants: Sequence[Mutant]) -> dict[str, str]:
+    """Run the tests on each: `killed` where one failed, `timeout` where they did not end, and else what mutmut calls it."""
     from mutmut.stats import status_by_exit_code
 
     command = [sys.executable, "-c", "from mutmut.__main__ import cli; cli()", "run", "--max-children", "1"]
@@ -177,8 +191,7 @@ def run_mutants(directory: Path, file: str, mutants: Sequence[Mutant]) -> list[M
         said = "\n".join(line.rpartition("\r")[2] for line in (done.stdout + done.stderr).split("\n"))
         raise SystemExit(f"mutmut failed on {file}:\n{said}")
     codes = json.loads((directory / "mutants" / f"{file}.meta").read_text("utf-8"))["exit_code_by_key"]
-    noticed = {name for name, code in codes.items() if status_by_exit_code[code] in ("killed", "timeout")}
-    return [mutant for mutant in mutants if mutant.name not in noticed]
+    return {mutant.name: status_by_exit_code[codes[mutant.name]] for mutant in mutants}
 
 
 def measure(file: str, tests: Sequence[str], equivalent: set[Key], draw: Draw) -> Result:
@@ -188,8 +201,9 @@ def measure(file: str, tests: Sequence[str], equivalent: set[Key], draw: Draw) -
         lay_out(directory, file, tests)
         found = find_mutants(directory, file)
         counted = draw.some([mutant for mutant in found if mutant.key not in equivalent])
-        survivors = run_mutants(directory, file, counted) if counted else []
-    return Result(file, len(counted), survivors)
+        fates = run_mutants(directory, file, counted) if counted else {}
+    survivors = [mutant for mutant in counted if fates[mutant.name] not in ("killed", "timeout")]
+    return Result(file, len(counted), list(fates.values()).count("timeout"), survivors)
 
 
 @dataclass(frozen=True)
@@ -211,12 +225,20 @@ class Result:
 
     file: str
     num_mutants: int
+    num_endless: int
+    """Noticed because the tests did not end; on a busy machine some of these only took long."""
     survivors: list[Mutant]
 
     @property
     def score(self) -> float:
         """The share of mutants that a test noticed."""
         return 1 - len(self.survivors) / self.num_mutants if self.num_mutants else 1.0
+
+    @property
+    def summary(self) -> str:
+        """The score in a line."""
+        endless = f", {self.num_endless} of them by a timeout" if self.num_endless else ""
+        return f"{self.file}: {self.score:.1%} of {self.num_mutants} mutants noticed{endless}"
 
 
 def read_spec() -> tuple[dict[str, list[str]], set[Key]]:
@@ -239,15 +261,13 @@ def main() -> None:
     for file in options.files or tests:
         began = time.monotonic()
         result = measure(file, tests[file], equivalent, Draw(options.share, options.seed))
-        print(
-            f"{file}: {result.score:.1%} of {result.num_mutants} mutants noticed in {time.monotonic() - began:.0f} s",
-            flush=True,
-        )
+        print(f"{result.summary}; {time.monotonic() - began:.0f} s", flush=True)
         for mutant in result.survivors:
             print(f"  {mutant.name.rpartition('.')[2]}\n    - {mutant.was}\n    + {mutant.becomes}")
         results.append(result)
-    total = Result("all", sum(r.num_mutants for r in results), [m for r in results for m in r.survivors])
-    print(f"all: {total.score:.1%} of {total.num_mutants} mutants noticed")
+    survivors = [mutant for result in results for mutant in result.survivors]
+    total = Result("all", sum(r.num_mutants for r in results), sum(r.num_endless for r in results), survivors)
+    print(total.summary)
     print(json.dumps({r.file: round(r.score, 4) for r in [*results, total]}))
     low = [result.file for result in results if result.score < options.at_least]
     if low:

@@ -160,7 +160,21 @@ async def test_a_connection_that_the_server_closed_meanwhile_is_not_used() -> No
         assert server.num_connections == 2
 
 
-WRONG = OK.replace(b"{}", b"[]")
+@pytest.mark.parametrize("status", [500, 503])
+async def test_a_connection_on_which_the_server_failed_is_not_used_again(status: int) -> None:
+    """vLLM closes it unannounced, under whoever is next."""
+    async with served(answering(OK.replace(b"200 OK", b"%d No" % status))) as (server, pool):
+        assert [await ask(pool) for _ in range(2)] == [(status, b"{}")] * 2
+        assert server.num_connections == 2
+
+
+async def test_a_header_may_hold_any_byte() -> None:
+    ok = OK.replace(b"application/json", b"caf\xe9")
+    async with served(answering(ok)) as (_, pool), pool.post("/v1/x", b"{}", {}) as answer:
+        assert answer.headers["content-type"] == "caf\xe9"
+
+
+WRONG = OK.replace(b"{}", b"[]").replace(b"200 OK", b"500 No")
 
 
 @pytest.mark.parametrize("answers", [(OK + WRONG, OK), (OK + b"x", OK)], ids=["an answer more", "a byte more"])
@@ -204,7 +218,7 @@ async def test_an_answer_that_breaks_off_is_lost(answer: bytes) -> None:
         writer.write(answer)
 
     async with served(broken) as (_, pool):
-        with pytest.raises(LostError):
+        with pytest.raises(LostError, match=r"is not HTTP \(|closed before the answer's end"):
             await ask(pool)
 
 
@@ -226,6 +240,40 @@ async def test_where_nothing_listens_a_request_is_lost(tmp_path: Path) -> None:
     for endpoint in (Endpoint(f"http://127.0.0.1:{port}"), Endpoint("http://vllm", tmp_path / "none")):
         with pytest.raises(LostError, match="no connection"):
             await ask(Pool(endpoint))
+
+
+@pytest.mark.parametrize(
+    ("url", "place"),
+    [
+        ("http://vllm", ("vllm", 80, None)),
+        ("https://vllm", ("vllm", 443, True)),
+        ("https://vllm:8443", ("vllm", 8443, True)),
+        ("http://[::1]:8000", ("::1", 8000, None)),
+    ],
+)
+async def test_it_connects_where_the_address_says(
+    monkeypatch: pytest.MonkeyPatch, url: str, place: tuple[str, int, bool | None]
+) -> None:
+    asked = []
+
+    async def refuse(protocol: object, host: str, port: int, ssl: bool | None) -> None:
+        asked.append((host, port, ssl))
+        raise OSError("refused")
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "create_connection", refuse)
+    with pytest.raises(LostError, match=r"no connection \(refused\)"):
+        await ask(Pool(Endpoint(url)))
+    assert asked == [place]
+
+
+async def test_a_server_that_takes_no_connection_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def hang(*_: object, **__: object) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "create_connection", hang)
+    monkeypatch.setattr(pool_module, "_CONNECT_TIMEOUT_S", 0.01)
+    with pytest.raises(LostError, match="no connection within"):
+        await ask(Pool(Endpoint("http://vllm")))
 
 
 @pytest.mark.parametrize("head", [b"", b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nhalf"])
@@ -260,7 +308,10 @@ async def test_an_answer_that_is_not_taken_makes_the_server_wait() -> None:
         await asyncio.sleep(0.2)
         assert num_written < size // 2
         async with asyncio.timeout(20):
-            assert len(await answer.read()) == size
+            taken = len(await anext(answer.parts()))
+            await asyncio.sleep(0.2)
+            assert num_written < size // 2, "also after it was let go on once"
+            assert taken + len(await answer.read()) == size
 
 
 @pytest.mark.parametrize("size", [HIGH_WATER - 1, HIGH_WATER + 1, 4 * HIGH_WATER])
