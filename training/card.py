@@ -63,8 +63,8 @@ from transformers import AutoModelForImageTextToText
 
 base = AutoModelForImageTextToText.from_pretrained("{base}")
 model = PeftModel.from_pretrained(base, "{here}")"""
-_NAMES = """Its tensors are named as transformers 5 names the modules. Older versions leave out what they name otherwise; for them,
-`vcot merge --adapter` makes one under the names of the base's files.
+_NAMES = """Its tensors are named as transformers 5 names the modules. Older versions leave out what they name otherwise; for
+them, `vcot merge --adapter` makes one under the names of the base's files.
 
 """
 _LOAD_MERGED = """from transformers import AutoModelForImageTextToText, AutoProcessor
