@@ -1,5 +1,8 @@
 """Which of vLLM's options a recipe may add: all but those that vcot sets, or that its promises rest on. Pure.
 
+A quantization may be added: what it does to the answers is measured, by the canary at every start and swap and by the gate
+before an evaluation, and refused there where it is too much.
+
 Limits: the options are those of vLLM 0.32; that an option exists, and its value, is for vLLM to check.
 """
 
@@ -30,7 +33,7 @@ _REFUSED: dict[str, str] = {
     **dict.fromkeys(("--model", "--model-impl", "--model-class-overrides", "--model-loader-extra-config"), _AS_TRAINED),
     **dict.fromkeys(("--revision", "--code-revision", "--load-format", "--config-format"), _AS_TRAINED),
     **dict.fromkeys(("--tokenizer", "--tokenizer-mode", "--tokenizer-revision", "--skip-tokenizer-init"), _AS_TRAINED),
-    **dict.fromkeys(("--hf-overrides", "--hf-config-path", "--quantization", "--quantization-config"), _AS_TRAINED),
+    **dict.fromkeys(("--hf-overrides", "--hf-config-path"), _AS_TRAINED),
     **dict.fromkeys(("--chat-template", "--chat-template-content-format", "--interleave-mm-strings"), _AS_TRAINED),
     **dict.fromkeys(("--default-chat-template-kwargs", "--mm-processor-kwargs", "--media-io-kwargs"), _AS_TRAINED),
     **dict.fromkeys(("--generation-config", "--override-generation-config", "--logits-processors"), _AS_TRAINED),

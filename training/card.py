@@ -49,7 +49,7 @@ _TEXT = """---
 {load}
 ```
 
-## What is not known here
+{names}## What is not known here
 
 Whether it answers better than its base. That the training went well (a lower loss, a larger margin) does not say so: a
 checkpoint is compared with its base on held-out questions, and the report of the run that made it has the differences with
@@ -63,6 +63,10 @@ from transformers import AutoModelForImageTextToText
 
 base = AutoModelForImageTextToText.from_pretrained("{base}")
 model = PeftModel.from_pretrained(base, "{here}")"""
+_NAMES = """Its tensors are named as transformers 5 names the modules. Older versions leave out what they name otherwise; for
+them, `vcot merge --adapter` makes one under the names of the base's files.
+
+"""
 _LOAD_MERGED = """from transformers import AutoModelForImageTextToText, AutoProcessor
 
 model = AutoModelForImageTextToText.from_pretrained("{here}", dtype="auto")
@@ -72,7 +76,7 @@ _HERE = "THIS_FOLDER"
 
 def write_adapter_card(job: TrainJob, directory: Path) -> None:
     """Write the card of the job's trained adapter."""
-    _write(job, directory, "peft", f"{job.checkpoint_name}, the adapter", {}, _LOAD_ADAPTER)
+    _write(job, directory, "peft", f"{job.checkpoint_name}, the adapter", {}, _LOAD_ADAPTER, _NAMES)
 
 
 def write_checkpoint_card(job: TrainJob, report: MergeReport, directory: Path) -> None:
@@ -104,7 +108,9 @@ def _read_card(directory: Path) -> dict[str, Any]:
         return {}
 
 
-def _write(job: TrainJob, directory: Path, library: str, title: str, measured: Mapping[str, Any], load: str) -> None:
+def _write(
+    job: TrainJob, directory: Path, library: str, title: str, measured: Mapping[str, Any], load: str, names: str = ""
+) -> None:
     method = {"dpo": "DPO", "mdpo": "mDPO"}[job.train.method]
     hub = find_hub_id(Path(job.base_path))
     base, pairs = _read_card(Path(job.base_path)), _read_card(Path(job.pairs_path))
@@ -136,6 +142,7 @@ def _write(job: TrainJob, directory: Path, library: str, title: str, measured: M
         licence="" if "license" in licence else ", which its files here do not say",
         what=f"{plain(job.base.name)}, taught by {method} from preference pairs about images.",
         rows="\n".join(f"| {name} | {value} |" for name, value in facts.items()),
+        names=names,
         load=load.format(base=hub[0] if hub else "BASE", here=_HERE),
     )
     ModelCard(text).save(directory / CARD)

@@ -14,7 +14,8 @@ from services.report.page import write_report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium is installed")
-make_data = runpy.run_path(str(Path(__file__).parents[1] / "services" / "report_data.py"))["make_data"]
+run = runpy.run_path(str(Path(__file__).parents[1] / "services" / "report_data.py"))
+make_data = run["make_data"]
 
 # A page around the report that measures it; the report itself allows no script.
 FRAME = """<!doctype html><iframe id="report" width="{width}" height="900" srcdoc="{report}"></iframe>
@@ -24,7 +25,7 @@ report.onload = () => {{
   const wide = [...page.querySelectorAll("body *")].filter((e) =>
     e.getBoundingClientRect().right > page.documentElement.clientWidth + 1 && !e.closest(".scroll, pre, svg"));
   seen.textContent = JSON.stringify({{
-    requests: report.contentWindow.performance.getEntriesByType("resource").map((entry) => entry.name)
+    title: page.title, requests: report.contentWindow.performance.getEntriesByType("resource").map((entry) => entry.name)
       .filter((name) => !name.startsWith("data:")),
     scrollWidth: page.documentElement.scrollWidth, clientWidth: page.documentElement.clientWidth,
     cut: [...page.querySelectorAll("td")].filter((e) => e.getBoundingClientRect().right > page.documentElement.clientWidth)
@@ -40,9 +41,9 @@ report.onload = () => {{
 </script>"""
 
 
-def look(tmp_path, width, *options):
+def look(tmp_path, width, *options, data=None):
     """What the browser sees of the report in a window `width` pixels wide."""
-    report = write_report(make_data(), tmp_path / "report.html").read_text("utf-8")
+    report = write_report(data or make_data(), tmp_path / "report.html").read_text("utf-8")
     frame = tmp_path / "frame.html"
     frame.write_text(FRAME.format(width=width, report=html.escape(report)), "utf-8")
     done = subprocess.run(
@@ -88,3 +89,12 @@ def test_report_follows_the_dark_scheme(tmp_path):
     assert light["paper"] == "rgb(246, 247, 249)"
     assert dark["paper"] == "rgb(15, 18, 23)"
     assert light["ink"] != dark["ink"]
+
+
+def test_hostile_texts_run_nothing_and_break_nothing(tmp_path):
+    seen, console = look(tmp_path, 390, data=run["make_hostile"]("\n".join(run["HOSTILE"])))
+    assert (console, seen["requests"]) == ([], [])
+    assert seen["title"] != "hacked"
+    assert seen["headings"] == ["Results", "Training", "Preference data", "Examples", "The run"]
+    assert (seen["wide"], seen["cut"]) == ([], [])
+    assert seen["scrollWidth"] <= seen["clientWidth"]

@@ -119,6 +119,10 @@ def check_results(run, done):
     assert len({row["checkpoint"]["digest"] for row in rows}) == 2
     assert all(row["num_scored"] == 30 and row["num_failed"] == 0 for row in rows)
     assert "chance" in done.stdout
+    umask = os.umask(0)
+    os.umask(umask)
+    modes = {path: oct(path.stat().st_mode & 0o777) for path in run.rglob("*") if path.is_file()}
+    assert {path: mode for path, mode in modes.items() if mode != oct(0o666 & ~umask)} == {}
     page = (run / "report" / "index.html").read_text()
     assert "<svg" in page
     assert "data:image/png;base64," in page

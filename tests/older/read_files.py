@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import sys
+import warnings
 from importlib.metadata import version
 from pathlib import Path
 
@@ -47,12 +48,17 @@ def ask(files):
     processors = {name: AutoProcessor.from_pretrained(files[name]) for name in ("base", "merged")}
     tokenizer = AutoTokenizer.from_pretrained(files["merged"])
     answers = {name: answer(build.from_pretrained(files[name]), processors[name], canary) for name in processors}
+    missing = {}
     for name, adapter in files["adapters"].items():
-        policy = PeftModel.from_pretrained(build.from_pretrained(files["base"]), adapter)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            policy = PeftModel.from_pretrained(build.from_pretrained(files["base"]), adapter)
+        missing[name] = [str(one.message) for one in caught if "missing adapter keys" in str(one.message)]
         answers[name] = answer(policy, processors["merged"], canary)
     prompt = canary["prompt"]
     return {
         "answers": answers,
+        "missing": missing,
         "same_tokenizer": tokenizer(prompt).input_ids == processors["base"].tokenizer(prompt).input_ids,
     }
 

@@ -113,9 +113,19 @@ def test_older_transformers_and_peft_answer_as_the_manifest_says(found, checkpoi
         assert answer["logprobs"] == pytest.approx(canary.logprobs, abs=TOLERANCE)
     base, merged = (seen["answers"][kind]["logprobs"] for kind in ("base", "merged"))
     assert base != pytest.approx(merged, abs=10 * TOLERANCE), "the merged checkpoint is not its base"
-    for kind in files["adapters"]:
+    whole = ["trained", "alone"] if name == "nano-qwen" else ["alone"]
+    for kind in whole:
+        assert seen["missing"][kind] == []
         assert seen["answers"][kind]["tokens"] == seen["answers"]["merged"]["tokens"]
         assert seen["answers"][kind]["logprobs"] == pytest.approx(merged, abs=TOLERANCE)
+
+
+def test_an_adapter_under_the_names_of_transformers_5_is_not_taken_for_whole_and_its_card_says_so(found, checkpoints):
+    """Of LLaVA as trained, last year's PEFT leaves the tower's part out, with a warning; `vcot merge --adapter` has all."""
+    (warning,) = found["checkpoints"]["nano"]["missing"]["trained"]
+    assert "vision_tower" in warning
+    card = (Path(checkpoints["nano"]["adapters"]["trained"]) / "README.md").read_text()
+    assert "`vcot merge --adapter`" in card
 
 
 def test_older_hub_library_reads_the_cards(found):

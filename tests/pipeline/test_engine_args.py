@@ -27,6 +27,8 @@ def test_what_vcot_sets_or_rests_on_is_refused_with_the_reason(arguments: tuple[
 
 def test_other_options_are_passed_on() -> None:
     check_engine_args(("--max-num-seqs", "64", "--no-enable-prefix-caching", "--seed", "-1", "--kv-cache-dtype=fp8"))
+    check_engine_args(("--enable-auto-tool-choice", "--tool-call-parser", "hermes", "--reasoning-parser=qwen3"))
+    check_engine_args(("--quantization", "fp8"))
 
 
 def test_a_recipe_names_the_field() -> None:

@@ -3,6 +3,7 @@
 import io
 import math
 import random
+from dataclasses import replace
 
 from PIL import Image, ImageDraw
 
@@ -90,6 +91,33 @@ def make_example(number, **fields):
     )  # fmt: skip
     wrong = "answer A, gold B; 2 of 3 statements true; false: the circle is at the bottom right"
     return Example(task, make_image(), pair, "answer right; 2 of 2 statements true", wrong)
+
+
+HOSTILE = (
+    "<script>document.title = 'hacked'</script><img src=x onerror=\"document.title='hacked'\"></p></section></main>",
+    "<svg onload=alert(1)><style>* { display: none }</style><iframe srcdoc='x'></iframe><!-- <textarea> ]]> --></td>",
+    "{{ 7 * 7 }}{% raw %}{# x #}{{ data.__class__ }} ${7*7} #{7*7}",
+    "--- \nlicense: mit\n---\n# Heading\n[x](javascript:alert(1)) ![i](http://192.0.2.1/i.png) `code`",
+    "\x1b]0;hacked\x07\x1b[2J\x1b[31m\x00\x08\x7f\x85\u2028\r",
+    "\u202edesrever \u2066 \u200f \u05d0\u05d1 \u0627\u0644 \u200b\ufeff " + "Z\u0351\u036b\u0343" * 40,
+    "w" * 3000,
+)
+"""What a model, a data set or a judge may say."""
+
+
+def make_hostile(text):
+    """A run in which every text that is not ours is `text`."""
+    recipe = load_recipe("paper")
+    recipe = recipe.model_copy(
+        update={"name": text, "model": recipe.model.model_copy(update={"source": text, "revision": text})}
+    )
+    example = make_example(1, chosen=f"{text} <R> {text}", rejected=f"{text}.")
+    task = example.task.model_copy(
+        update={"question": text, "choices": (text, text + "b", text + "c", "d"), "family": text, "facts": (text,)}
+    )
+    example = replace(example, task=task, chosen_rationale=text, rejected_rationale=text)
+    counts = (StageCount(stage="judge", requested=3, ok=2, refused=1, reasons={text: 1}),)
+    return make_data(recipe=recipe, judge=f"pointwise/1:{text}", counts=counts, examples=(example,))
 
 
 def make_reliance(scores):

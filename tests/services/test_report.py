@@ -153,16 +153,15 @@ def test_statements_are_marked(page):
     assert "The answer is (B)" in page.text
 
 
-def test_text_of_models_is_escaped(tmp_path):
-    evil = "<script>alert(1)</script><img src=x onerror=alert(1)>"
-    example = make_example(3, rejected=evil, chosen=f"It is {evil}. <R> The answer is (A) {evil}")
-    task = example.task.model_copy(update={"question": f'"{evil}"', "choices": (evil, "b"), "family": evil})
-    spoiled = type(example)(task, example.image, example.pair, evil, evil)
-    html = write_report(make_data(examples=(spoiled,), judge=evil), tmp_path / "report.html").read_text("utf-8")
-    page = Page(html)
-    assert "<script" not in html
-    assert evil in page.text
-    assert len(page.all("img")) == 1
+@pytest.mark.parametrize("text", run["HOSTILE"])
+def test_hostile_texts_are_shown_and_nothing_more(tmp_path, text):
+    html = write_report(run["make_hostile"](text), tmp_path / "report.html").read_text("utf-8")
+    page, plain = Page(html), Page(write_report(run["make_hostile"]("plain"), tmp_path / "p.html").read_text("utf-8"))
+    tags = [tag for tag, _ in page.elements if tag not in ("span", "tspan", "text", "use", "g", "path")]
+    assert tags == [tag for tag, _ in plain.elements if tag not in ("span", "tspan", "text", "use", "g", "path")]
+    assert not [name for _, attributes in page.elements for name in attributes if name.startswith("on")]
+    words = [word for word in re.split(r"[\s\x00-\x1f\x7f-\x9f]+", text) if word]
+    assert all(word in page.text for word in words), "as it is, and not what a template makes of it"
 
 
 def test_a_response_without_format_is_shown_as_it_is(tmp_path):
