@@ -9,7 +9,7 @@ HARNESS      := .venv-harness
 OLDER        := .venv-older
 export PYTHONUNBUFFERED = 1
 
-.PHONY: demo test test-slow test-fast test-compose test-harness test-older test-rehearsal parity bench-gateway bench-swap bench-serving bench-train soak experiment mutation mutation-sample lint format setup lock clean
+.PHONY: demo test test-slow test-fast test-compose test-harness test-older test-rehearsal parity bench-gateway bench-swap bench-swap-mutations bench-serving bench-train soak experiment mutation mutation-sample lint format setup lock clean
 .DEFAULT_GOAL := help
 
 help:
@@ -57,6 +57,9 @@ bench-gateway: setup ## what the gateway costs, beside vllm-router and LiteLLM's
 
 bench-swap: setup ## ten swaps under load on the real vLLM
 	$(BIN)/python -m bench.swap $(ARGS)
+
+bench-swap-mutations: setup ## wrong weights on purpose, on the real vLLM: which guard of a swap sees them
+	$(BIN)/python -m bench.swap_mutations $(ARGS)
 
 bench-serving: setup ## throughput through the gateway against direct, on the real vLLM
 	$(BIN)/python -m bench.serving $(ARGS)

@@ -37,8 +37,8 @@ class CanaryAnswer:
     logprobs: tuple[float, ...]
 
 
-def canary_request(canary: Canary, model: str, tolerance: float) -> dict[str, Any]:
-    """The body of the chat completion that asks it, as far as it is compared."""
+def canary_request(canary: Canary, model: str, tolerance: float, salt: str | None = None) -> dict[str, Any]:
+    """The body of the chat completion that asks it, as far as it is compared; with a new `salt`, nothing cached answers."""
     image = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{canary.image_png_base64}"}}
     return {
         "model": model,
@@ -48,6 +48,7 @@ def canary_request(canary: Canary, model: str, tolerance: float) -> dict[str, An
         "ignore_eos": True,
         "logprobs": True,
         "return_token_ids": True,
+        **({"cache_salt": salt} if salt else {}),
     }
 
 

@@ -71,6 +71,8 @@ class Owner:
 
     id: str
     where: str
+    lives: set[str] = field(default_factory=set, compare=False)
+    """Of its claims that are held now. Mutated by those."""
 
 
 class Engine(Protocol):
@@ -112,6 +114,7 @@ class Claim:
     lease_s: float
     is_shared: bool
     """Whether others can reach the engine; one of our own listens in a private directory."""
+    _life: str = field(default_factory=lambda: uuid.uuid4().hex)
     _said: tuple[Held, ...] = ()
     """What the engine may say: what it was told last, and what it was told then without an answer."""
     _renewed_at: float = float("-inf")
@@ -127,7 +130,8 @@ class Claim:
         settle_s = self.lease_s / 30
         async with self._turn:
             read_at = await self._until_free() if self.is_shared else 0.0
-            await self._write(Held(weights=None, owner=self.owner.id, life=uuid.uuid4().hex, where=self.owner.where))
+            self.owner.lives.add(self._life)
+            await self._write(Held(weights=None, owner=self.owner.id, life=self._life, where=self.owner.where))
             if not self.is_shared:
                 return
             if time.monotonic() - read_at > settle_s:
@@ -148,8 +152,20 @@ class Claim:
             if self.is_shared:
                 await self._write(held.model_copy(update={"beat": held.beat + 1}))
 
+    async def keep(self) -> None:
+        """Renew until cancelled, or until it is another's; whoever tells the engine something then finds that."""
+        while True:
+            await asyncio.sleep(self.lease_s / 6)
+            try:
+                await self.renew()
+            except DisownedError:
+                return
+            except ServerError:
+                continue  # it is busy, as while it loads
+
     async def release(self) -> None:
         """Let others have it at once. Where the engine does not answer, they wait for the lease's end."""
+        self.owner.lives.discard(self._life)
         if not self.is_shared or not self._said:
             return
         with contextlib.suppress(ServerError, TimeoutError):
@@ -164,6 +180,8 @@ class Claim:
         while True:
             asked = time.monotonic()
             held = parse_version(await self.engine.version())
+            if held is not None and held.life in self.owner.lives:
+                raise ServerError("this gateway has that engine already, under another address; take one of them out")
             if held is None or held.owner == self.owner.id:
                 return asked
             if seen is not None and held != seen:

@@ -270,7 +270,11 @@ class Replica:
                 health = Health(self.supervision.hang_timeout_s)
                 health.fault(time.monotonic(), 0, await upstream.pulse())  # of the process that is verified now
                 self._say("asking the canary")
-                checkpoint, adapters = await self._take_up(server, upstream)
+                keeping = asyncio.create_task(upstream.claim.keep())
+                try:
+                    checkpoint, adapters = await self._take_up(server, upstream)
+                finally:
+                    keeping.cancel()
                 self.breaker.succeed()
                 self._upstream, self.has_served = upstream, True
                 self.gate.move("live", "", checkpoint, adapters)
@@ -288,8 +292,8 @@ class Replica:
         lease_s, is_shared = self.supervision.lease_s, server.checkpoint is None
         async with Upstream(server.endpoint, self.calibration, self.owner, lease_s, is_shared=is_shared) as upstream:
             self._say("asking whose the engine is")
-            await upstream.claim.take()
             try:
+                await upstream.claim.take()
                 yield upstream
             finally:
                 await upstream.claim.release()

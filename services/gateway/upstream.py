@@ -149,9 +149,9 @@ class Upstream:
         if model in await self._models():
             await self._control("/v1/unload_lora_adapter", {"lora_name": model})
 
-    async def ask(self, canary: Canary, model: str = SERVED_NAME) -> CanaryAnswer:
+    async def ask(self, canary: Canary, model: str = SERVED_NAME, salt: str | None = None) -> CanaryAnswer:
         """The canary's answer. Raises ServerError."""
-        answer = await self._control("/v1/chat/completions", canary_request(canary, model, self.tolerance))
+        answer = await self._control("/v1/chat/completions", canary_request(canary, model, self.tolerance, salt))
         if answer.get("model") != model:
             raise ServerError(f"vLLM was asked for {model} and answered as {answer.get('model')}")
         return parse_canary(answer)

@@ -351,8 +351,9 @@ class FakeVllm:
             return await self._fail(request, body, fault)
         delta, path = self.adapters.get(model, (0.0, ""))
         delta = 0.0 if self.ignores_adapters else delta
-        self.num_hits += f"{model}{path}{text}" in self.prefixes
-        prefix = self.prefixes.setdefault(f"{model}{path}{text}", self.weight + delta)
+        key = f"{model}{path}{text}{body.get('cache_salt', '')}"
+        self.num_hits += key in self.prefixes
+        prefix = self.prefixes.setdefault(key, self.weight + delta)
         seen = self.images.setdefault(f"{model}{image}", self.weight + delta)
         try:
             logprobs = [

@@ -141,6 +141,32 @@ async def test_a_later_gateway_of_the_same_run_need_not_wait() -> None:
     assert time.monotonic() - began < LEASE_S / 2
 
 
+async def test_a_claim_is_kept_while_its_owner_is_busy_elsewhere() -> None:
+    """As while it reads a large checkpoint, before the engine is asked anything."""
+    engine = Memory()
+    first, second = claim(engine, "first"), claim(engine, "second")
+    await first.take()
+    keeping = asyncio.create_task(first.keep())
+    await asyncio.sleep(1.5 * LEASE_S)
+    assert first.is_current
+    with pytest.raises(ServerError, match="http://first"):
+        await second.take()
+    engine.says = "default"
+    await keeping  # it gives up by itself
+
+
+async def test_one_gateway_does_not_take_one_engine_twice() -> None:
+    """`localhost` and `127.0.0.1` are two replicas to it."""
+    engine, owner = Memory(), Owner("run", "http://run")
+    first, second = (Claim(engine, owner, LEASE_S, is_shared=True) for _ in range(2))
+    await first.take()
+    with pytest.raises(ServerError, match="has that engine already, under another address"):
+        await second.take()
+    await first.renew()
+    await first.release()
+    await second.take()
+
+
 @pytest.mark.parametrize("seed", range(20))
 async def test_of_two_that_find_it_free_at_once_one_has_it(seed: int) -> None:
     """Whatever the delays: nobody believes that it has the engine while another does."""
