@@ -6,9 +6,10 @@ BIN          := $(VENV)/bin
 UV           := $(BIN)/uv
 READY        := $(VENV)/.ready-$(REQUIREMENTS)
 HARNESS      := .venv-harness
+OLDER        := .venv-older
 export PYTHONUNBUFFERED = 1
 
-.PHONY: demo test test-slow test-fast test-compose test-harness test-rehearsal parity bench-gateway bench-swap bench-serving bench-train soak experiment lint format setup lock clean
+.PHONY: demo test test-slow test-fast test-compose test-harness test-older test-rehearsal parity bench-gateway bench-swap bench-serving bench-train soak experiment mutation mutation-sample lint format setup lock clean
 .DEFAULT_GOAL := help
 
 help:
@@ -40,6 +41,14 @@ $(HARNESS)/.ready: requirements/harness.txt | setup
 	$(UV) pip sync --quiet --python $(HARNESS)/bin/python --require-hashes requirements/harness.txt
 	touch $@
 
+test-older: setup $(OLDER)/.ready ## our files read by last year's datasets, transformers, PEFT and TRL
+	VCOT_TEST_OLDER=$(OLDER) $(BIN)/pytest --durations=10 tests/older $(ARGS)
+
+$(OLDER)/.ready: requirements/older.txt | setup
+	$(UV) venv --quiet --python $(BIN)/python --allow-existing $(OLDER)
+	$(UV) pip sync --quiet --python $(OLDER)/bin/python --require-hashes requirements/older.txt
+	touch $@
+
 parity: setup ## what is served against what was trained, in each type, on the real vLLM
 	$(BIN)/python -m bench.parity $(ARGS)
 
@@ -60,6 +69,14 @@ soak: setup ## a quarter of an hour of hostile and honest load on the real vLLM:
 
 experiment: setup ## base, DPO and mDPO over seeds on nano: accuracy, margins, image reliance
 	$(BIN)/python -m bench.experiment $(ARGS)
+
+mutation: setup ## how many small changes of the deciding code the tests notice; ARGS="FILE ..." for some
+	$(BIN)/python -m bench.mutation $(ARGS)
+
+mutation-sample: setup ## a part of that, for CI: under two minutes
+	$(BIN)/python -m bench.mutation --share 0.1 --at-least 0.75 $(QUICK)
+
+QUICK = pipeline/parsers.py pipeline/pairs.py eval/statistics.py pipeline/judges/verdict.py services/gateway/breaker.py
 
 lint: setup ## ruff, types, import rules
 	$(BIN)/ruff check .
@@ -88,6 +105,7 @@ lock: setup ## pin requirements/*.txt anew
 	$(COMPILE) requirements/gpu.in -o requirements/gpu.txt
 	$(COMPILE) bench/requirements.in -o bench/requirements.txt
 	$(COMPILE) requirements/harness.in -o requirements/harness.txt
+	$(COMPILE) requirements/older.in -o requirements/older.txt
 
 clean: ## remove the environment (runs are kept)
-	rm -rf $(VENV) $(HARNESS)
+	rm -rf $(VENV) $(HARNESS) $(OLDER)

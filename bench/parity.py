@@ -84,7 +84,7 @@ def draw_pairs(folder: Path) -> Path:
             if task.image and render_target(task, "thought_specific") != render_target(other, "thought_specific")
         ]
 
-    publish_pairs(draw(_NUM_TRAIN, 0), draw(_NUM_VALIDATION, 1), store, folder / "pairs", card="")
+    publish_pairs(draw(_NUM_TRAIN, 0), draw(_NUM_VALIDATION, 1), store, folder / "pairs", card=lambda _: "")
     return folder / "pairs"
 
 

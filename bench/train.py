@@ -131,7 +131,7 @@ def make_rows(folder: Path, count: int, num_chains: int) -> Dataset:
         )
         for i, task in enumerate(tasks[:count])
     ]
-    publish_pairs(pairs, pairs[:1], store, folder / "pairs", card="")
+    publish_pairs(pairs, pairs[:1], store, folder / "pairs", card=lambda _: "")
     return load_pairs(folder / "pairs" / "train.parquet")
 
 

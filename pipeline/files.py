@@ -22,17 +22,34 @@ from pipeline.records import Record
 
 _R = TypeVar("_R", bound=Record)
 _PREVIOUS = ".previous"
+PARTIAL = "*.partial"
+"""What a process that was killed leaves; the next writer of a run takes it away (pipeline/run.py)."""
 
 
-def write_text(path: Path, text: str) -> None:
-    """Replace a file in one step: a reader sees the old one or the new one, and it is on disk before this returns."""
-    data = text.encode()
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with partial.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+def replace_file(path: Path, content: str | bytes) -> None:
+    """Replace a file in one step: a reader sees the old one or the new one, and it is on disk before this returns.
+
+    Raises OSError, with nothing left behind.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    partial = path.with_name(f".{path.name}"[:200] + f".{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def read_text(path: Path) -> str:
+    """A user's text file in UTF-8, with or without a byte order mark. Raises InputError for another encoding."""
+    try:
+        return path.read_text("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not in UTF-8 (byte {error.start}); save it in that encoding") from None
 
 
 def write_kept(path: Path, text: str, read: Callable[[str], object]) -> None:
@@ -47,8 +64,8 @@ def write_kept(path: Path, text: str, read: Callable[[str], object]) -> None:
     if path.is_file():
         before = path.read_bytes()
         if _is_readable(before, read):
-            write_text(previous_of(path), before.decode())
-    write_text(path, text)
+            replace_file(previous_of(path), before)
+    replace_file(path, text)
 
 
 def write_record(path: Path, record: Record) -> None:
@@ -58,7 +75,7 @@ def write_record(path: Path, record: Record) -> None:
         type(record).model_validate_json(text)
     except ValueError as error:
         raise _unreadable(path, error) from None
-    write_text(path, text)
+    replace_file(path, text)
 
 
 def write_kept_record(path: Path, record: Record) -> None:

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.images import ImageStore
-from pipeline.recipe import Recipe, Source, render_recipe
+from pipeline.markdown import plain
+from pipeline.recipe import Recipe, Source, public_name, render_recipe
 from pipeline.records import PreferencePair, StageCount, content_key
+from pipeline.sources import aokvqa, scienceqa
 
 if TYPE_CHECKING:
     import pyarrow
@@ -29,6 +32,8 @@ _LICENCES: dict[Source, str] = {
     "aokvqa": "license: other\nlicense_name: as-a-okvqa-and-coco\nlicense_link: https://github.com/allenai/aokvqa",
 }
 """Of the questions and images that the rows hold."""
+_HUB_NAMES: dict[Source, str] = {"aokvqa": aokvqa.HUB_NAME, "scienceqa": scienceqa.HUB_NAME}
+"""Where the questions are on the hub."""
 _SIZES = (1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M")
 """The hub's size categories, below each number of rows."""
 _TURNS = """
@@ -62,6 +67,16 @@ _FEATURES = f"""
 _ROW_GROUP = 256
 
 
+@dataclass(frozen=True)
+class SplitSize:
+    """Of a split as written."""
+
+    num_examples: int
+    num_bytes: int
+    """In memory, as Arrow holds it."""
+    num_bytes_on_disk: int
+
+
 def pairs_digest(train: Sequence[PreferencePair], validation: Sequence[PreferencePair]) -> str:
     """SHA-256 of the rows of both splits, paths left out."""
     rows = [
@@ -76,30 +91,38 @@ def publish_pairs(
     images: ImageStore,
     directory: Path,
     *,
-    card: str,
+    card: Callable[[Mapping[str, SplitSize]], str],
 ) -> None:
-    """Write `train.parquet`, `validation.parquet` and `README.md` to `directory`, renamed into place when complete."""
+    """Write `train.parquet`, `validation.parquet` and `README.md` to `directory`, renamed into place when complete.
+
+    `card` writes the last, from the splits' sizes.
+    """
     if directory.is_dir():
         return
     partial = directory.with_name(f".{directory.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    for name, pairs in zip(_SPLITS, (train, validation), strict=True):
-        _write_parquet(partial / f"{name}.parquet", pairs, images)
-    (partial / "README.md").write_text(card, "utf-8")
+    sizes = {
+        name: _write_parquet(partial / f"{name}.parquet", pairs, images)
+        for name, pairs in zip(_SPLITS, (train, validation), strict=True)
+    }
+    (partial / "README.md").write_text(card(sizes), "utf-8")
     partial.replace(directory)
 
 
-def _write_parquet(path: Path, pairs: Sequence[PreferencePair], images: ImageStore) -> None:
+def _write_parquet(path: Path, pairs: Sequence[PreferencePair], images: ImageStore) -> SplitSize:
     """In row groups, so that memory holds one group's images only."""
     import pyarrow as pa  # with datasets, a second that `--help` need not pay
     import pyarrow.parquet as pq
 
-    schema = _schema()
+    schema, num_bytes = _schema(), 0
     with pq.ParquetWriter(path, schema) as writer:
         for start in range(0, len(pairs), _ROW_GROUP):
             rows = list(_rows(pairs[start : start + _ROW_GROUP], images))
-            writer.write_table(pa.Table.from_pylist(rows, schema=schema))
+            table = pa.Table.from_pylist(rows, schema=schema)
+            writer.write_table(table)
+            num_bytes += table.nbytes
+    return SplitSize(len(pairs), num_bytes, path.stat().st_size)
 
 
 def _schema() -> pyarrow.Schema:
@@ -148,7 +171,7 @@ def _rows(pairs: Sequence[PreferencePair], images: ImageStore) -> Iterator[dict[
             "task": pair.task,
             "chosen_score": pair.chosen_score,
             "rejected_score": pair.rejected_score,
-            "judge": pair.judge,
+            "judge": _name_judge(pair.judge),
             "policy": pair.policy,
         }
 
@@ -156,6 +179,7 @@ def _rows(pairs: Sequence[PreferencePair], images: ImageStore) -> Iterator[dict[
 def render_card(
     train: Sequence[PreferencePair],
     validation: Sequence[PreferencePair],
+    sizes: Mapping[str, SplitSize],
     *,
     recipe: Recipe,
     model: str,
@@ -167,9 +191,6 @@ def render_card(
     Left out of the recipe are the settings of the machine that they were made on.
     """
     pairs = [*train, *validation]
-    recipe = recipe.model_copy(
-        update={"model": recipe.model.model_copy(update={"source": _name_model(recipe.model.source)})}
-    )
     size = next((name for limit, name in _SIZES if len(pairs) < limit), "1M<n<10M")
     gap = sum(pair.chosen_score - pair.rejected_score for pair in pairs) / len(pairs)
     return f"""---
@@ -183,6 +204,7 @@ configs:
 dataset_info:
   features:
 {_FEATURES}
+{_render_sizes(sizes)}
 {_LICENCES[recipe.tasks.source]}
 language:
 - en
@@ -190,7 +212,7 @@ size_categories:
 - {size}
 task_categories:
 - visual-question-answering
-tags:
+{_render_origin(recipe.tasks.source)}tags:
 - preference
 - dpo
 - trl
@@ -203,11 +225,11 @@ of several sampled chains of thought on one question; ties are left out.
 
 | | |
 |---|---|
-| questions | {recipe.tasks.source} |
-| sampled from | {_name_model(model)} (`{pairs[0].policy}`) |
-| judge | {pairs[0].judge} |
-| responses judged | {judged.ok:,} of {judged.requested:,}{_why(judged)} |
-| questions that gave a pair | {paired.ok:,} of {paired.requested:,}{_why(paired)} |
+| questions | {recipe.tasks.source}{_say_hint(recipe)} |
+| sampled from | {plain(public_name(model))} ({pairs[0].policy}) |
+| judge | {plain(_name_judge(pairs[0].judge))} |
+| responses judged | {judged.ok:,} of {judged.requested:,}{plain(_why(judged))} |
+| questions that gave a pair | {paired.ok:,} of {paired.requested:,}{plain(_why(paired))} |
 | mean score gap | {gap:.3f} |
 
 Columns: `images, prompt, chosen, rejected` as TRL's vision preference format takes them; `task, chosen_score,
@@ -221,10 +243,31 @@ rejected_score, judge, policy` say where a row comes from. The images and questi
 """
 
 
+def _say_hint(recipe: Recipe) -> str:
+    if recipe.tasks.source != "scienceqa":
+        return ""
+    return ", each after its hint" if recipe.tasks.hint else ", without their hints"
+
+
 def _why(count: StageCount) -> str:
     return f"; the others: {count.by_reason}" if count.reasons else ""
 
 
-def _name_model(source: str) -> str:
-    """A model as others may know it: a local checkpoint by its folder's name."""
-    return Path(source).name if source.startswith(("/", "~", ".")) else source
+def _name_judge(judge: str) -> str:
+    """A judge as others may know it: one that is a model by the last name of a path."""
+    kind, colon, model = judge.partition(":")
+    return kind + colon + public_name(model)
+
+
+def _render_sizes(sizes: Mapping[str, SplitSize]) -> str:
+    """The splits as `dataset_info` of the hub's cards has them."""
+    lines = ["  splits:"]
+    for name, size in sizes.items():
+        lines += [f"  - name: {name}", f"    num_bytes: {size.num_bytes}", f"    num_examples: {size.num_examples}"]
+    lines.append(f"  download_size: {sum(size.num_bytes_on_disk for size in sizes.values())}")
+    lines.append(f"  dataset_size: {sum(size.num_bytes for size in sizes.values())}")
+    return "\n".join(lines)
+
+
+def _render_origin(source: Source) -> str:
+    return f"source_datasets:\n- {_HUB_NAMES[source]}\n" if source in _HUB_NAMES else ""

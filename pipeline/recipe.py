@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import ipaddress
+import json
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from pipeline.engine_args import check_engine_args
 from pipeline.errors import RecipeError
+from pipeline.files import read_text
 from pipeline.records import PromptName, SamplingParams, ShownImage, Split
 
 POLICY_ALIAS = "policy"
@@ -157,6 +159,11 @@ class ServeSection(Section):
         return arguments
 
 
+def _check_hint(source: Source, *, hint: bool) -> None:
+    if hint and source != "scienceqa":
+        raise ValueError(f"only scienceqa has hints; leave hint out for {source}")
+
+
 class TasksSection(Section):
     """Where questions come from."""
 
@@ -172,6 +179,13 @@ class TasksSection(Section):
     """How many, in each round; without it, all."""
     seed: int = 0
     """Which tasks are drawn when there are more than `num_tasks`."""
+    hint: bool = False
+    """Whether ScienceQA's hint stands before a question that has one; the paper's prompts have no place for it."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        _check_hint(self.source, hint=self.hint)
+        return self
 
 
 class SampleSection(Section):
@@ -399,6 +413,8 @@ class EvalSection(Section):
     """Longest response, in tokens."""
     seed: int = 0
     """Of the drawn questions and of the sampling."""
+    hint: bool = False
+    """Whether ScienceQA's hint stands before a question that has one; the paper's figures have none."""
     max_concurrency: Count = 16
     """Requests in flight."""
 
@@ -408,6 +424,7 @@ class EvalSection(Section):
             raise ValueError("at temperature 0 all responses are the same; set num_samples to 1, or leave 0 out")
         if "true" not in self.images:
             raise ValueError('images leaves out the questions\' own; add "true"')
+        _check_hint(self.source, hint=self.hint)
         return self
 
     def params(self, temperature: float) -> SamplingParams:
@@ -423,6 +440,7 @@ class EvalSection(Section):
             split=split,
             num_tasks=self.num_tasks,
             seed=self.seed,
+            hint=self.hint,
         )
 
 
@@ -474,7 +492,7 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     if name in list_recipes():
         text = resources.files("pipeline").joinpath("recipes", f"{name}.toml").read_text("utf-8")
     elif path.suffix == ".toml" and path.is_file():
-        text = path.read_text("utf-8")
+        text = read_text(path)
     elif path.suffix == ".toml":
         raise RecipeError(f"recipe file {name} does not exist")
     else:
@@ -547,6 +565,8 @@ def _nearest(name: str, valid: Sequence[str]) -> str:
     return f" (did you mean {close[0]}?)" if close else f" (valid: {', '.join(valid)})"
 
 
+_UNPRINTED = re.compile(r"[\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]")
+"""Control characters, line ends, changes of direction and what has no width: a JSON string may hold them as they are."""
 _PRIVATE = ("serve", "judge.base_url", "judge.api_key_env", "tasks.path", "eval.path")
 """Sections and fields that say where and how a machine was used, and nothing of what came out."""
 
@@ -554,9 +574,9 @@ _PRIVATE = ("serve", "judge.base_url", "judge.api_key_env", "tasks.path", "eval.
 def render_recipe(recipe: Recipe, *, public: bool = False) -> str:
     """The recipe as TOML with each field's documentation above it; parses back to an equal recipe.
 
-    With `public`, without what is about the machine: addresses and paths.
+    With `public`, without what is about the machine: addresses, and of a path all but the last name.
     """
-    lines = [f"name = {_toml(recipe.name)}"]
+    lines = [f"name = {_toml(public_name(recipe.name) if public else recipe.name)}"]
     for section_name in type(recipe).model_fields:
         section = getattr(recipe, section_name)
         if not isinstance(section, Section) or (public and section_name in _PRIVATE):
@@ -566,9 +586,19 @@ def render_recipe(recipe: Recipe, *, public: bool = False) -> str:
             if public and f"{section_name}.{name}" in _PRIVATE:
                 continue
             value = getattr(section, name)
+            if public and isinstance(value, str):
+                value = public_name(value)
             comment = f"# {field.description}"
             lines += [comment, f"# {name} =" if value is None else f"{name} = {_toml(value)}"]
     return "\n".join(lines) + "\n"
+
+
+def public_name(value: str) -> str:
+    """A model, a file or a name as others may know it: of a path on this machine its last name, of an address nothing."""
+    if "://" in value:
+        return "(an address)"
+    is_path = value.startswith(("/", "~", ".")) or "\\" in value or value.count("/") > 1
+    return re.split(r"[/\\]", value.rstrip("/\\"))[-1] if is_path else value
 
 
 def _toml(value: object) -> str:
@@ -576,9 +606,9 @@ def _toml(value: object) -> str:
     match value:
         case bool():
             return "true" if value else "false"
-        case str():
-            escaped = _UNQUOTED.sub(lambda found: f"\\u{ord(found[0]):04x}", value)
-            return f'"{escaped}"'
+        case str():  # JSON's escapes are TOML's, but for DEL; what ends a line elsewhere than in TOML is escaped, too
+            written = json.dumps(value, ensure_ascii=False)
+            return _UNPRINTED.sub(lambda found: f"\\u{ord(found[0]):04x}", written)
         case tuple():
             return f"[{', '.join(_toml(item) for item in value)}]"
         case _:

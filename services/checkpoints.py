@@ -33,8 +33,11 @@ from pipeline.records import CheckpointManifest, CheckpointRef, Record
 
 BASE_ALIAS = "base"
 _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-_HUB_FILES = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt")
+_HUB_FILES = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt", "README.md")
 _TEMPLATE = "chat_template.jinja"
+
+FileState = tuple[tuple[str, int, int], ...]
+"""Of each file its name, size and the time of its last change (ns)."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ class Entry(Record):
     chat_template: str | None = None
     source: str | None = None
     """What the recipe called a base that was found by `Registry.base`."""
-    files: tuple[tuple[str, int, int], ...]
+    files: FileState
     """Name, size and time of change (ns) of each file when the digest was computed."""
 
     @cached_property
@@ -178,8 +181,8 @@ class Registry:
             raise CheckpointError(
                 f"checkpoint {name} is gone: {checkpoint.directory} does not exist; restore or remake it"
             )
-        if (files := _stat_files(checkpoint.directory)) != entry.files:
-            _check_digest(checkpoint.directory, checkpoint.ref)
+        if (files := stat_files(checkpoint.directory)) != entry.files:
+            check_digest(checkpoint.directory, checkpoint.ref)
             with self._changing() as content:
                 entry = entry.model_copy(update={"files": files})
                 checkpoints = content.checkpoints | {checkpoint.ref.name: entry}
@@ -271,7 +274,7 @@ class Registry:
         self, directory: Path, manifest: CheckpointManifest, template: Path | None = None, source: str | None = None
     ) -> Entry:
         """What is to be known of a checkpoint, its files verified. Raises CheckpointError."""
-        ref, files, content = manifest.checkpoint, _stat_files(directory), self._read()
+        ref, files, content = manifest.checkpoint, stat_files(directory), self._read()
         known = content.checkpoints.get(check_name(ref.name))
         if known is None and (ref.name == POLICY_ALIAS or ref.name in content.aliases):
             raise CheckpointError(
@@ -284,7 +287,7 @@ class Registry:
                 f"and those in {directory} are {ref.digest[:19]}; give it another name"
             )
         if known is None or known.files != files:
-            _check_digest(directory, ref)
+            check_digest(directory, ref)
         return Entry(
             directory=str(directory),
             manifest=manifest,
@@ -393,7 +396,8 @@ def _download(model: ModelSection) -> Path:
     raise CheckpointError(f"model {model.source} could not be fetched: {why}")
 
 
-def _check_digest(directory: Path, ref: CheckpointRef) -> None:
+def check_digest(directory: Path, ref: CheckpointRef) -> None:
+    """Raise CheckpointError unless the files are those that `ref` is of; reads all of them."""
     digest = compute_digest(directory)
     if digest != ref.digest:
         raise CheckpointError(
@@ -402,9 +406,12 @@ def _check_digest(directory: Path, ref: CheckpointRef) -> None:
         )
 
 
-def _stat_files(directory: Path) -> tuple[tuple[str, int, int], ...]:
-    """Every file but the manifest, with what would change if it were written again."""
+def stat_files(directory: Path) -> FileState:
+    """Every file but the manifest, with what would change if it were written again.
+
+    The time is that of the inode's last change, which nobody can set: a copy that keeps a file's own time changes it, too.
+    """
     stats = (
         (path.name, path.stat()) for path in sorted(directory.glob("*")) if path.is_file() and path.name != MANIFEST
     )
-    return tuple((name, status.st_size, status.st_mtime_ns) for name, status in stats)
+    return tuple((name, status.st_size, status.st_ctime_ns) for name, status in stats)

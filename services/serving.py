@@ -4,7 +4,7 @@ Model: one process is the gateway (uvicorn) and supervises the vLLM servers belo
 `<run>/serving.json` says where, and as which process. A command that needs the gateway uses the one that serves the run
 already, or starts
 
-    python -m services.serving RUN
+    python -m services.serving RUN [section.field=value ...]
 
 as a child of its own, which ends with the command, however that ends.
 
@@ -27,7 +27,7 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from pydantic import ValidationError
 
@@ -52,6 +52,7 @@ Progress = Callable[[str], None]
 _log = logging.getLogger(__name__)
 _SERVING = "serving.json"
 _LOCK = "serving.lock"
+_LOOK_S = 0.5
 _GRACE_S = 20.0
 _POLL_S = 0.2
 _STALLED_CLIENT_MS = 60_000
@@ -96,6 +97,7 @@ def serve(run: Run, progress: Progress) -> None:
 async def _serve(run: Run, progress: Progress) -> None:
     from services.gateway import keys
     from services.gateway.app import build_app  # with uvicorn a third of a second that other commands need not pay
+    from services.gateway.claim import find_owner
     from services.gateway.fleet import Fleet
     from services.gateway.roster import Roster
     from services.vllm import VllmServer
@@ -119,6 +121,7 @@ async def _serve(run: Run, progress: Progress) -> None:
             progress,
             max_lora_rank=max_lora_rank,
             can_sleep=not settings.upstreams and can_sleep(settings, find_build()),
+            owner=find_owner(run.directory, f"{url} (process {os.getpid()} on {socket.gethostname()})"),
         )
         progress(f"the gateway listens at {url}")
         for warning in keys.warnings(listener.getsockname()[0]):
@@ -205,7 +208,7 @@ async def running_gateway(run: Run, progress: Progress) -> AsyncIterator[Gateway
     if is_served(run):
         yield GatewayHandle(await _until_live(run, progress, None), started_here=False)
         return
-    command = [sys.executable, "-P", "-m", "services.serving", str(run.directory.absolute())]
+    command = [sys.executable, "-P", "-m", "services.serving", str(run.directory.absolute()), *run.overrides]
     path = run.path("logs", "gateway.log")
     bound(path)
     with path.open("ab") as log:
@@ -266,13 +269,22 @@ async def _failure_of(child: asyncio.subprocess.Process, run: Run) -> VcotError:
 def _only_gateway(run: Run) -> Iterator[None]:
     """Hold the run's serving lock, which ends with this process however it ends."""
     with run.path(_LOCK).open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            serving = _read_serving(run)
-            where = f" at {serving.url} by process {serving.pid}" if serving else ""
-            raise MachineError(f"run {run.directory} is served already{where}; use that one, or stop it") from None
+        deadline = time.monotonic() + _LOOK_S
+        while not _hold(lock):
+            if time.monotonic() > deadline:  # it is no command that only looks whether the run is served
+                serving = _read_serving(run)
+                where = f" at {serving.url} by process {serving.pid}" if serving else ""
+                raise MachineError(f"run {run.directory} is served already{where}; use that one, or stop it")
+            time.sleep(_LOOK_S / 10)
         yield
+
+
+def _hold(lock: IO[str], kind: int = fcntl.LOCK_EX) -> bool:
+    try:
+        fcntl.flock(lock, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def find_gateway(run: Run) -> str | None:
@@ -282,12 +294,12 @@ def find_gateway(run: Run) -> str | None:
 
 
 def is_served(run: Run) -> bool:
-    """Whether a gateway of this run is up, or on its way."""
+    """Whether a gateway of this run is up, or on its way; several may look at once."""
     try:
-        with _only_gateway(run):
-            return False
-    except MachineError:
-        return True
+        with (run.directory / _LOCK).open() as lock:
+            return not _hold(lock, fcntl.LOCK_SH)
+    except FileNotFoundError:
+        return False
 
 
 @contextmanager
@@ -348,7 +360,7 @@ def main(arguments: list[str]) -> int:
             sys.stderr.flush()
 
     try:
-        with open_run(Path(arguments[0])) as run:
+        with open_run(Path(arguments[0]), None, arguments[1:]) as run:
             serve(run, say)
     except VcotError as error:
         say(str(error))

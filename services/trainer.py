@@ -171,7 +171,7 @@ def read_progress(directory: Path) -> list[TrainProgress]:
     """The loss curves so far; a line that is being written is left for the next look."""
     points: list[TrainProgress] = []
     path = directory / PROGRESS
-    for line in path.read_text("utf-8").splitlines() if path.is_file() else ():
+    for line in path.read_bytes().splitlines() if path.is_file() else ():
         with contextlib.suppress(ValidationError):
             points.append(TrainProgress.model_validate_json(line))
     return points

@@ -76,7 +76,7 @@ def pairs_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int, int], t
         root = tmp_path_factory.mktemp("run")
         store = ImageStore(root)
         train, validation = make_pairs(store, num_train, 0), make_pairs(store, num_validation, 1)
-        publish_pairs(train, validation, store, root / "pairs", card="")
+        publish_pairs(train, validation, store, root / "pairs", card=lambda _: "")
         return root / "pairs", pairs_digest(train, validation)
 
     return make

@@ -25,7 +25,7 @@ from transformers import GenerationConfig
 
 from pipeline.checkpoints import compute_digest
 from pipeline.errors import VcotError
-from pipeline.files import write_record, write_text
+from pipeline.files import replace_file, write_record
 from pipeline.records import Canary, CheckpointManifest, CheckpointRef
 from training.models import Batch, Model, load_model, load_processor, quiet_libraries
 from training.template import Processor, render
@@ -141,7 +141,7 @@ def main(arguments: list[str] | None = None) -> int:
         return error.exit_code
     options.out.parent.mkdir(parents=True, exist_ok=True)
     if template is not None:
-        write_text(options.out.with_name("chat_template.jinja"), template)
+        replace_file(options.out.with_name("chat_template.jinja"), template)
     write_record(options.out, manifest)
     return 0
 

@@ -6,8 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
 from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub.repocard import metadata_load
 
+from pipeline.markdown import plain
 from training.job import MergeReport, TrainJob
 
 CARD = "README.md"
@@ -27,6 +30,7 @@ _SHOWN = (
     "base_weights",
     "seed",
 )
+_LICENCE = ("license", "license_name", "license_link")
 _TEXT = """---
 {data}
 ---
@@ -45,7 +49,14 @@ _TEXT = """---
 {load}
 ```
 
-Made by vcot. How good it is says the report of the run that made it. Licence and limits are the base's.
+## What is not known here
+
+Whether it answers better than its base. That the training went well (a lower loss, a larger margin) does not say so: a
+checkpoint is compared with its base on held-out questions, and the report of the run that made it has the differences with
+their intervals. Limits and biases are the base's, and the judge's preferences come on top of them. The licence is the
+base's{licence}.
+
+Made by vcot.
 """
 _LOAD_ADAPTER = """from peft import PeftModel
 from transformers import AutoModelForImageTextToText
@@ -85,18 +96,30 @@ def find_hub_id(directory: Path) -> tuple[str, str] | None:
     return folder.removeprefix("models--").replace("--", "/", 1), revision
 
 
+def _read_card(directory: Path) -> dict[str, Any]:
+    """The metadata of the card that lies there; none where it has none that can be read."""
+    try:
+        return dict(metadata_load(directory / CARD) or {})
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+
+
 def _write(job: TrainJob, directory: Path, library: str, title: str, measured: Mapping[str, Any], load: str) -> None:
     method = {"dpo": "DPO", "mdpo": "mDPO"}[job.train.method]
     hub = find_hub_id(Path(job.base_path))
+    base, pairs = _read_card(Path(job.base_path)), _read_card(Path(job.pairs_path))
+    licence = {name: base[name] for name in _LICENCE if isinstance(base.get(name), str)}
     data = ModelCardData(
         base_model=hub[0] if hub else None,
+        **({"license": "unknown"} | licence),
+        datasets=pairs.get("source_datasets"),
         library_name=library,
         pipeline_tag="image-text-to-text",
         tags=["vcot", "trl", job.train.method, "lora"],
     )
     settings = {name: getattr(job.train, name) for name in _SHOWN}
     facts = {
-        "base": f"{hub[0]} at {hub[1]}" if hub else job.base.name,
+        "base": f"{hub[0]} at {hub[1]}" if hub else plain(job.base.name),
         "base's digest": job.base.digest,
         "method": f"{method} with LoRA, by TRL",
         "preference pairs": job.pairs_digest,
@@ -109,8 +132,9 @@ def _write(job: TrainJob, directory: Path, library: str, title: str, measured: M
     }
     text = _TEXT.format(
         data=data.to_yaml(),
-        title=title,
-        what=f"{job.base.name}, taught by {method} from preference pairs about images.",
+        title=plain(title),
+        licence="" if "license" in licence else ", which its files here do not say",
+        what=f"{plain(job.base.name)}, taught by {method} from preference pairs about images.",
         rows="\n".join(f"| {name} | {value} |" for name, value in facts.items()),
         load=load.format(base=hub[0] if hub else "BASE", here=_HERE),
     )

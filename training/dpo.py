@@ -8,6 +8,7 @@ recipe's dropout is on.
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import shutil
@@ -28,6 +29,7 @@ from trl import DPOConfig
 
 from pipeline.errors import MachineError, ServerError
 from pipeline.recipe import Dtype, TrainSection
+from training.card import find_hub_id
 from training.corruption import add_other_images
 from training.dropout import quicken_dropout
 from training.features import keep_features
@@ -178,10 +180,24 @@ def run_training(
     if trainer.is_world_process_zero():
         _check_end(trainer.state.global_step, expected, weights)
         partial = fresh_directory(job_directory / f".{ADAPTER}.partial")
-        trainer.accelerator.unwrap_model(trainer.model).save_pretrained(partial, state_dict=weights)
+        policy = trainer.accelerator.unwrap_model(trainer.model)
+        policy.save_pretrained(partial, state_dict=weights)
+        _finish_adapter(partial, find_hub_id(Path(policy.name_or_path)))
         publish_directory(partial, job_directory / ADAPTER)
         shutil.rmtree(job_directory / STEPS, ignore_errors=True)  # optimizer states, of no more use
     return expected
+
+
+def _finish_adapter(directory: Path, hub: tuple[str, str] | None) -> None:
+    """What PEFT wrote, readable for whom the umask allows, and without this machine's path of the base.
+
+    `hub` is the base's id and revision there.
+    """
+    path = directory / "adapter_config.json"
+    name, revision = hub or (None, None)
+    config = json.loads(path.read_text("utf-8")) | {"base_model_name_or_path": name, "revision": revision}
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
+    shutil.copymode(path, directory / "adapter_model.safetensors")
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -153,8 +154,10 @@ class Architecture(ABC):
         self._restore_hub_names(out / "model.safetensors")
         config = json.loads((out / "config.json").read_text("utf-8"))
         config["architectures"] = [type(model).__name__]
+        _name_rope_for_older_versions(config)
         (out / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
         processor.save_pretrained(out)
+        _write_for_older_versions(out / "tokenizer_config.json")
 
     def _restore_hub_names(self, weights: Path) -> None:
         old, new = self.hub_names
@@ -166,7 +169,26 @@ class Architecture(ABC):
             for name, tensor in tensors.items()
         }
         save_file(renamed, weights, metadata={"format": "pt"})
-        weights.chmod(0o644)
+        shutil.copymode(weights.with_name("config.json"), weights)  # it would be its owner's alone
+
+
+def _name_rope_for_older_versions(config: dict[str, Any]) -> None:
+    """Name rotary positions as the hub's files do; of another name, transformers 4 takes a default instead, silently."""
+    rope = config["text_config"].pop("rope_parameters")
+    config["text_config"]["rope_theta"] = rope.pop("rope_theta")
+    if rope != {"rope_type": "default"}:
+        config["text_config"]["rope_scaling"] = rope
+
+
+def _write_for_older_versions(tokenizer_config: Path) -> None:
+    """Name the tokenizer's class as transformers 4 and 5 know it, with what 5 takes for granted.
+
+    transformers 4 knows neither 5's name of it nor its list of special tokens, and would add token types to the inputs.
+    """
+    config = json.loads(tokenizer_config.read_text("utf-8"))
+    kept = {name: value for name, value in config.items() if name not in ("backend", "extra_special_tokens")}
+    kept |= {"tokenizer_class": "PreTrainedTokenizerFast", "model_input_names": ["input_ids", "attention_mask"]}
+    tokenizer_config.write_text(json.dumps(dict(sorted(kept.items())), indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
 def _instruction_sentences() -> list[str]:

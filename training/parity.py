@@ -197,7 +197,7 @@ def write_probe(directory: Path, probe: Probe) -> None:
 def read_probe(directory: Path) -> Probe | None:
     """The probe of a checkpoint directory; None where it has none. Raises CheckpointError for one that cannot be read."""
     try:
-        return Probe.model_validate_json((directory / PROBE).read_text("utf-8"))
+        return Probe.model_validate_json((directory / PROBE).read_bytes())
     except FileNotFoundError:
         return None
     except (OSError, ValidationError) as error:

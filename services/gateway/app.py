@@ -35,12 +35,12 @@ from services.admin import (
 )
 from services.gateway import rest, rollout
 from services.gateway.answers import Refusal, error_body, send_refusal
-from services.gateway.fleet import Fleet
+from services.gateway.fleet import Fleet, stamp
 from services.gateway.keys import ADMIN, INFERENCE, Guarded
 from services.gateway.limits import Limits, Slots
 from services.gateway.metrics import CONTENT_TYPE, Metrics
 from services.gateway.observe import Observed, Write, write_to_stderr
-from services.gateway.proxy import Proxy, stamp
+from services.gateway.proxy import Proxy
 
 _INFERENCE = ("/v1/chat/completions", "/v1/completions")
 _MAX_ADMIN_BYTES = 64 * 1024
@@ -119,6 +119,7 @@ def _routes(admin: _Admin) -> Starlette:
                     Route("/checkpoints/{name}", admin.retire, methods=["DELETE"]),
                     Route("/swap", admin.swap, methods=["POST"]),
                     Route("/trial", admin.try_out, methods=["POST"]),
+                    Route("/trial", admin.end_trial, methods=["DELETE"]),
                     Route("/rest", admin.rest, methods=["POST"]),
                     Route("/wake", admin.wake, methods=["POST"]),
                     Route("/replicas", admin.replicas, methods=["GET"]),
@@ -161,7 +162,7 @@ class _Admin:
     async def model(self, request: Request) -> Response:
         """One of them."""
         name = request.path_params["name"]
-        card = next((card for card in self._cards() if card["id"] == name), None)
+        card = next((card for card in self._cards() if name in (card["id"], card["root"])), None)
         if card is not None:
             return _json(card)
         message = f"{name[:100]!r} is not served now; /v1/models lists what is"
@@ -240,7 +241,12 @@ class _Admin:
         """Put a checkpoint on trial."""
         wanted = TrialRequest.model_validate_json(await _body(request))
         checkpoint = wanted.name or Path(str(wanted.path))
-        return await self._counted(rollout.try_out(self._fleet, checkpoint), "tried")
+        return await self._counted(rollout.try_out(self._fleet, checkpoint, wanted.owner), "tried")
+
+    async def end_trial(self, request: Request) -> Response:
+        """Serve what is live again, if nobody else has the checkpoint on trial."""
+        await rollout.end_trial(self._fleet, request.query_params.get("owner", ""))
+        return await self.state(request)
 
     async def rest(self, request: Request) -> Response:
         """Have the servers rest, or rest on."""
@@ -286,7 +292,8 @@ def _explain_route(request: Request, error: Exception) -> Response:
     if error.status_code == 413:
         message = f"the body of {what} is larger than {_MAX_ADMIN_BYTES:,} bytes; send what docs/serving.md shows"
         return Response(error_body(message, "body_too_large", 413), 413, media_type="application/json")
-    message = f"{what} is not served here; inference is POST {' and POST '.join(_INFERENCE)}"
+    why = "the gateway passes on only what it can bind to one checkpoint's weights"
+    message = f"{what} is not served here: {why}, POST {' and POST '.join(_INFERENCE)}"
     code = "method_not_allowed" if error.status_code == 405 else "not_found"
     body = error_body(message, code, error.status_code)
     return Response(body, error.status_code, error.headers, media_type="application/json")

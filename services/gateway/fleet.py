@@ -11,12 +11,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import os
+import socket
 import time
+import uuid
 from collections.abc import AsyncIterator, Callable, Collection, Iterator
 
 from pipeline.errors import CheckpointError, ServerError, SwapError
 from pipeline.recipe import ServeSection
+from pipeline.records import CheckpointRef
 from services.checkpoints import Checkpoint, Registry
+from services.gateway.calibration import Calibration
+from services.gateway.claim import Owner
 from services.gateway.gate import Changes
 from services.gateway.lease import Lease
 from services.gateway.plan import Plan
@@ -26,12 +32,16 @@ from services.gateway.roster import Roster
 from services.gateway.routing import choose
 from services.gateway.swap import SwapLimits
 from services.vllm import Progress
-from training.parity import TOLERANCES
 
 Launch = Callable[[Checkpoint, int, str | None], Server]
 """Makes a server of our own: what it is to hold, its number (never used twice), and its devices."""
 _PHASES = ("live", "draining", "swapping", "resting", "loading", "dead")
 """From the best that a replica can be in to the worst."""
+
+
+def stamp(ref: CheckpointRef, name: str = "") -> str:
+    """What the `model` field of an answer says; `name` may be an alias of the checkpoint."""
+    return f"{name or ref.name}@{ref.digest.removeprefix('sha256:')[:12]}"
 
 
 class NotServedError(ServerError):
@@ -64,7 +74,9 @@ class Fleet:
         can_sleep: bool = False,
         limits: SwapLimits | None = None,
         supervision: Supervision | None = None,
+        owner: Owner | None = None,
     ) -> None:
+        """`owner` is this gateway, as others are told of it."""
         self.registry = registry
         self.changes = Changes()
         self.replicas: list[Replica] = []
@@ -79,12 +91,17 @@ class Fleet:
         """Of the rest that they are at (rest.py); None while they serve."""
         self.trial: Checkpoint | None = None
         """What one replica serves to whoever expects its digest, registered or not (rollout.py)."""
+        self.trial_owners: set[str] = set()
+        """The commands that have it on trial."""
         self.trial_asked = 0.0
         """When it was last asked for; monotonic."""
         self._steering = asyncio.Lock()
         self._roster = roster
         self._launch = launch
         self._progress = progress
+        self._calibration = Calibration(settings.dtype)
+        """Of the servers of our own."""
+        self._owner = owner or Owner(uuid.uuid4().hex, f"process {os.getpid()} on {socket.gethostname()}")
         self._supervision = supervision or Supervision(settings.hang_timeout_s)
         self._numbers = itertools.count()
         self._tasks: dict[Replica, asyncio.Task[None]] = {}
@@ -176,12 +193,26 @@ class Fleet:
         return next((c for c in held if c.ref.name == self.registry.live()), held[0] if held else None)
 
     def resolve(self, name: str, digest: str | None) -> Checkpoint | None:
-        """What a request for that name or alias means, which may expect a digest; None where it means nothing."""
+        """What a request for that name or alias means, which may expect a digest; None where it means nothing.
+
+        A stamp means those weights only.
+        """
+        name, at, _ = (asked := name).partition("@")
         trial = self.trial
         if trial is not None and (trial.ref.name, trial.ref.digest) == (name, digest):
             self.trial_asked = time.monotonic()
             return trial
-        return self.registry.find(name)
+        found = self.registry.find(name)
+        is_meant = found is not None and (not at or asked == stamp(found.ref, name))
+        return found if is_meant else None
+
+    def is_held_up(self, wanted: Checkpoint) -> bool:
+        """Whether it is served again once the present trial is over."""
+        if self.trial is None:
+            return False
+        plan = self.replicas[0].plan
+        live = self.registry.find(self.registry.live() or "")
+        return live is not None and wanted in (live, *plan.adapters(live))
 
     def served(self) -> Iterator[Checkpoint]:
         """All that can be asked for now."""
@@ -232,14 +263,21 @@ class Fleet:
 
     def _make_remote(self, url: str) -> Replica:
         server = RemoteServer(url, self.settings.start_timeout_s)
-        replica = self._make(_name_of(url), lambda _: server)
-        replica.url = url
-        return replica
+        return self._make(_name_of(url), lambda _: server, url=url)
 
-    def _make(self, name: str, launch: Callable[[Checkpoint], Server], pinned: Checkpoint | None = None) -> Replica:
+    def _make(
+        self,
+        name: str,
+        launch: Callable[[Checkpoint], Server],
+        pinned: Checkpoint | None = None,
+        url: str | None = None,
+    ) -> Replica:
         plan = Plan(self.registry, self.warn, pinned)
-        tolerance = TOLERANCES[self.settings.dtype]
-        replica = Replica(name, launch, plan, self.changes, self._say_of(name), self.warn, tolerance, self._supervision)
+        calibration = self._calibration if url is None else Calibration(self.settings.dtype)
+        say = self._say_of(name)
+        replica = Replica(
+            name, launch, plan, self.changes, say, self.warn, calibration, self._owner, self._supervision, url=url
+        )
         self.replicas.append(replica)
         return replica
 

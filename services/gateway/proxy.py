@@ -41,7 +41,7 @@ from services.gateway.answers import (
 )
 from services.gateway.content import check_content, check_size
 from services.gateway.exchange import exchange_of
-from services.gateway.fleet import Fleet, NotServedError, RestingError
+from services.gateway.fleet import Fleet, NotServedError, RestingError, stamp
 from services.gateway.metrics import Metrics
 from services.gateway.pool import Answer, LostError
 from services.gateway.replica import Replica
@@ -53,11 +53,6 @@ _RETRY_AFTER_S = 5
 _REST_RETRY_AFTER_S = 60
 _BROKEN = frozenset((500, 502, 503))
 _CACHE_MISS = "cache_miss"
-
-
-def stamp(ref: CheckpointRef) -> str:
-    """What the `model` field of an answer says."""
-    return f"{ref.name}@{ref.digest.removeprefix('sha256:')[:12]}"
 
 
 class Proxy:
@@ -92,7 +87,8 @@ class Proxy:
         try:
             replica, target = await self._fleet.find(wanted, key, self._max_wait_s)
         except NotServedError as error:
-            raise _not_live(model, wanted(), error.live, is_trial=error.live == self._fleet.trial) from None
+            trial = self._fleet.trial if self._fleet.is_held_up(wanted()) else None
+            raise _not_live(model, wanted(), error.live, trial) from None
         _check_expected(target.ref, expect)
         request["model"] = served_name(target.ref)
         call = _Call(scope, _written(request), request["model"], target.ref, send)
@@ -271,11 +267,13 @@ def _written(request: dict[str, Any]) -> bytes:
         raise Refusal(400, "invalid_json", f"the request holds what cannot be passed on: {error}") from None
 
 
-def _not_live(model: str, wanted: Checkpoint, live: Checkpoint, *, is_trial: bool) -> Refusal:
+def _not_live(model: str, wanted: Checkpoint, live: Checkpoint, trial: Checkpoint | None) -> Refusal:
     name = wanted.ref.name
     means = f"{model} means {name}" if model != name else f"{model} was asked for"
-    if is_trial:
-        message = f"{means}, but {live.ref.name} is on trial; ask again in a moment (`vcot swap policy {name}` ends it)"
+    if trial is not None:
+        message = (
+            f"{means}, but {trial.ref.name} is on trial; ask again in a moment (`vcot swap policy {name}` ends it)"
+        )
         return Refusal(503, "checkpoint_on_trial", message, retry_after_s=_RETRY_AFTER_S)
     message = f"{means}, but {live.ref.name} is live; make it so with `vcot swap policy {name}`"
     return Refusal(409, "checkpoint_not_live", message, headers=_stamp_headers(live.ref))

@@ -27,6 +27,10 @@ report.onload = () => {{
     requests: report.contentWindow.performance.getEntriesByType("resource").map((entry) => entry.name)
       .filter((name) => !name.startsWith("data:")),
     scrollWidth: page.documentElement.scrollWidth, clientWidth: page.documentElement.clientWidth,
+    cut: [...page.querySelectorAll("td")].filter((e) => e.getBoundingClientRect().right > page.documentElement.clientWidth)
+      .map((e) => e.innerText),
+    labels: [...page.querySelector("#table-differences").closest("table").querySelectorAll("tbody tr:first-child td")]
+      .map((e) => [report.contentWindow.getComputedStyle(e, "::before").content, e.innerText]),
     wide: wide.map((e) => e.outerHTML.slice(0, 80)), headings: [...page.querySelectorAll("h2")].map((e) => e.innerText),
     images: [...page.images].map((image) => image.naturalWidth), finding: page.querySelector(".finding").innerText,
     figures: [...page.querySelectorAll("figure svg")].map((e) => e.getBoundingClientRect().height),
@@ -55,7 +59,7 @@ def look(tmp_path, width, *options):
     return json.loads(html.unescape(seen[1])), console
 
 
-@pytest.mark.parametrize("width", [400, 1200])
+@pytest.mark.parametrize("width", [390, 768, 1440])
 def test_report_in_a_browser(tmp_path, width):
     seen, console = look(tmp_path, width)
     assert console == []
@@ -67,6 +71,15 @@ def test_report_in_a_browser(tmp_path, width):
     assert min(seen["figures"]) > 150
     assert seen["wide"] == []
     assert seen["scrollWidth"] <= seen["clientWidth"] <= width
+    assert seen["cut"] == [] or width == 768, "there, a shadow says that more is to the right"
+
+
+def test_on_a_telephone_each_number_stands_under_its_columns_name(tmp_path):
+    seen, _ = look(tmp_path, 390)
+    assert [label.strip('"') for label, _ in seen["labels"]] == [
+        "Prompt", "Temp.", "Avg", "95 % interval", "p (Holm)", "Detectable", "Questions",
+    ]  # fmt: skip
+    assert {label for label, _ in look(tmp_path, 768)[0]["labels"]} == {"none"}
 
 
 def test_report_follows_the_dark_scheme(tmp_path):

@@ -1,9 +1,13 @@
 import json
+import re
+import tomllib
 
 import pyarrow.parquet as pq
 import pytest
 import yaml
 from datasets import Features, load_dataset
+from datasets.info import DatasetInfosDict
+from huggingface_hub import DatasetCard
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -11,8 +15,8 @@ from PIL import Image
 from pipeline.errors import DataError
 from pipeline.images import ImageStore
 from pipeline.pairs import build_pairs, limit_pairs, split_pairs
-from pipeline.publish import pairs_digest, publish_pairs, render_card
-from pipeline.recipe import load_recipe
+from pipeline.publish import SplitSize, pairs_digest, publish_pairs, render_card
+from pipeline.recipe import Section, load_recipe, public_name
 from pipeline.records import (
     CheckpointRef,
     ImageRef,
@@ -76,7 +80,18 @@ def test_ties_same_texts_and_unjudged_tasks_are_dropped_and_counted():
     judgments = {key: judgment for _, group in groups for key, judgment in group.items()}
     pair_set = build_pairs(tasks, responses, judgments)
     assert [pair.task for pair in pair_set.pairs] == ["good"]
-    assert (pair_set.count.requested, pair_set.count.refused, pair_set.count.failed) == (5, 2, 2)
+    count = pair_set.count
+    assert (count.stage, count.requested, count.refused, count.failed) == ("pair", 5, 2, 2)
+    assert count.reasons == {"tie": 2, "too_few_judged": 2}
+    assert (pair_set.num_ties, pair_set.num_left_out) == (2, 0)
+    good = build_pairs(tasks[-1:], responses, judgments)
+    assert (good.num_ties, good.num_left_out) == (0, 0)
+
+
+def test_a_task_without_an_image_gives_no_pair():
+    task = make_task("t")
+    blind = task.model_copy(update={"image": None})
+    assert build_pairs([blind], *make_group(task, [1.0, 0.0])).count.reasons == {"no_image": 1}
 
 
 def test_what_says_the_same_as_the_best_is_never_rejected():
@@ -123,6 +138,14 @@ def test_no_image_is_in_both_splits_and_the_fraction_is_kept():
     assert split_pairs(pairs, 0.1, seed=1)[1] != validation
 
 
+@pytest.mark.parametrize(("fraction", "sizes"), [(0.0, (2, 1)), (0.5, (1, 2)), (1.0, (1, 2))])
+def test_each_split_has_an_image_whatever_the_fraction(fraction, sizes):
+    pairs = [make_pair(make_task(f"t{i}")) for i in range(3)]
+    train, validation = split_pairs(pairs, fraction, seed=0)
+    assert (len(train), len(validation)) == sizes
+    assert [len(split) for split in split_pairs(pairs[:2], fraction, seed=0)] == [1, 1]
+
+
 def test_at_most_so_many_pairs_are_drawn_by_image_and_the_rest_are_counted():
     tasks = [make_task(f"t{i}", ImageRef(sha256=f"im{i // 2}", path="p", width=1, height=1)) for i in range(20)]
     groups = [make_group(task, [0.5, 0.5] if task.id == "t0" else [1.0, 0.0]) for task in tasks]
@@ -146,7 +169,8 @@ def test_too_little_to_split_is_said():
 
 def make_card(train, validation, **changes):
     fields = {"recipe": load_recipe("nano"), "model": "nano", "judged": JUDGED, "paired": PAIRED}
-    return render_card(train, validation, **(fields | changes))
+    sizes = changes.pop("sizes", {"train": SplitSize(3, 1000, 500), "validation": SplitSize(1, 10, 5)})
+    return render_card(train, validation, sizes, **(fields | changes))
 
 
 def test_the_published_data_set_is_what_datasets_reads(tmp_path):
@@ -154,9 +178,9 @@ def test_the_published_data_set_is_what_datasets_reads(tmp_path):
     tasks = [make_task(f"t{i}", store.put_png(Image.new("RGB", (4, 4), (i, 0, 0)))) for i in range(5)]
     pairs = [make_pair(task) for task in tasks]
     train, validation = split_pairs(pairs, 0.2, seed=0)
-    card = make_card(train, validation)
     folder = tmp_path / "pairs" / pairs_digest(train, validation)[:12]
-    publish_pairs(train, validation, store, folder, card=card)
+    publish_pairs(train, validation, store, folder, card=lambda sizes: make_card(train, validation, sizes=sizes))
+    card = (folder / "README.md").read_text("utf-8")
     data = load_dataset(str(folder), cache_dir=str(tmp_path / "cache"))
     assert {name: split.num_rows for name, split in data.items()} == {"train": 4, "validation": 1}
     row = data["train"][0]
@@ -173,21 +197,115 @@ def test_the_published_data_set_is_what_datasets_reads(tmp_path):
     metadata = yaml.safe_load(card.split("---")[1])
     assert Features._from_yaml_list(metadata["dataset_info"]["features"]) == Features.from_arrow_schema(schema)
     assert (metadata["license"], metadata["language"], metadata["size_categories"]) == ("apache-2.0", ["en"], ["n<1K"])
+    info = DatasetInfosDict.from_directory(str(folder))["default"]
+    assert {name: split.num_examples for name, split in info.splits.items()} == {"train": 4, "validation": 1}
+    assert info.splits["train"].num_bytes == pytest.approx(pq.read_table(folder / "train.parquet").nbytes, rel=0.01)
+    assert info.download_size == sum(path.stat().st_size for path in folder.glob("*.parquet"))
 
 
-def test_the_card_says_nothing_about_the_machine():
-    overrides = [
-        "judge.base_url=http://10.0.0.7/v1",
-        "judge.api_key_env=MY_KEY",
-        "eval.path=/home/me/sqa",
-        "serve.port=8123",
-    ]
-    pair = make_pair(make_task("t"))
-    card = make_card([pair], [pair], recipe=load_recipe("paper", overrides), model="/home/me/llava")
-    assert not [word for word in ("10.0.0.7", "MY_KEY", "/home", "[serve]", "8123") if word in card]
+def secrets_in(section, where, found):
+    """A recipe's section with a secret in every text that a user may write, and the secrets."""
+    changes = {}
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
+        place = f"{where}.{name}".lstrip(".")
+        if isinstance(value, Section):
+            changes[name] = secrets_in(value, place, found)
+        elif field.annotation in (str, str | None):
+            found[place] = f"secret-{place}"
+            changes[name] = f"/home/{found[place]}/known"
+        elif place in ("serve.allowed_image_hosts", "serve.extra_args", "serve.upstreams", "serve.devices"):
+            found[place] = f"secret-{place}"
+            changes[name] = (found[place],)
+    return section.model_copy(update=changes)
+
+
+def test_no_file_of_the_data_set_says_anything_about_the_machine(tmp_path):
+    secrets = {}
+    recipe = secrets_in(load_recipe("paper", ["serve.port=54321"]), "", secrets)
+    assert {"name", "judge.base_url", "judge.model", "train.accelerate_config", "serve.host", "eval.path"} <= set(
+        secrets
+    )
+    store = ImageStore(tmp_path / "secret-run")
+    task = make_task("t", store.put_png(Image.new("RGB", (4, 4))))
+    pair = make_pair(task).model_copy(update={"judge": f"pointwise/1:{recipe.judge.model}"})
+    folder = tmp_path / "secret-run" / "pairs"
+    publish_pairs(
+        [pair], [pair], store, folder,
+        card=lambda sizes: make_card([pair], [pair], sizes=sizes, recipe=recipe, model=recipe.model.source),
+    )  # fmt: skip
+    for path in folder.iterdir():
+        content = path.read_bytes()
+        assert b"secret" not in content, path
+        assert b"54321" not in content
+        assert str(tmp_path).encode() not in content
+    card = (folder / "README.md").read_text()
+    assert pq.read_table(folder / "train.parquet")["judge"].to_pylist() == ["pointwise/1:known"]
+    assert "| judge | pointwise/1:known |" in card
+    assert "| sampled from | known (" in card
     assert "temperature = 0.5" in card
-    assert "| sampled from | llava (" in card
-    assert yaml.safe_load(card.split("---")[1])["license_link"] == "https://github.com/allenai/aokvqa"
+    metadata = yaml.safe_load(card.split("---")[1])
+    assert metadata["license_link"] == "https://github.com/allenai/aokvqa"
+    assert metadata["source_datasets"] == ["HuggingFaceM4/A-OKVQA"]
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        ("llava-hf/llava-1.5-7b-hf", "llava-hf/llava-1.5-7b-hf"),
+        ("gpt-4o-mini", "gpt-4o-mini"),
+        ("/srv/models/llava/", "llava"),
+        ("~/llava", "llava"),
+        ("runs/me/llava", "llava"),
+        (r"C:\me\llava", "llava"),
+        ("https://user:key@10.0.0.7/v1?key=x", "(an address)"),
+    ],
+)
+def test_of_a_path_only_the_last_name_is_public(value, shown):
+    assert public_name(value) == shown
+
+
+HOSTILE = (
+    "</td><script>alert(1)</script>",
+    "a | b\n---\nlicense: mit\n---\n# Heading",
+    "{{ 7 * 7 }}{% for x in y %}",
+    "\x1b[31mred\x1b[0m\x07",
+    "\u202eevil\u2066\u200b",
+    "```\n[x](javascript:alert(1)) ![i](http://x/y.png)",
+    "--- \r\nlicense: mit\r---\u2028---\x85---\x0c---",
+    "w" * 5000,
+    "[a]: http://x 'y' \\ $e=mc^2$ ~~s~~ &lt;",
+)
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_hostile_texts_stay_texts_in_the_card(text):
+    recipe = load_recipe("paper")
+    recipe = recipe.model_copy(
+        update={
+            "name": text,
+            "judge": recipe.judge.model_copy(update={"model": text}),
+            "model": recipe.model.model_copy(update={"name": text, "revision": text}),
+        }
+    )
+    pair = make_pair(make_task("t")).model_copy(update={"judge": f"pointwise/1:{text}"})
+    count = JUDGED.model_copy(update={"reasons": {text: 3}})
+    card = make_card([pair], [pair], recipe=recipe, model=text, judged=count)
+    assert (
+        DatasetCard(card).data.to_dict()
+        == DatasetCard(make_card([pair], [pair], recipe=load_recipe("paper"))).data.to_dict()
+    )
+    body = card.split("\n# Preference pairs", 1)[1]
+    table, rest = body.split("## Recipe", 1)
+    _, toml, after = re.split(r"^```(?:toml)?$", rest, flags=re.MULTILINE)
+    assert after.strip() == ""
+    assert tomllib.loads(toml)["judge"]["model"] == public_name(text)
+    assert len(card.splitlines()) == len(card.split("\n")) - 1, "no other line ends"
+    rows = [line for line in table.splitlines() if line.startswith("|")]
+    assert len(rows) == 8
+    assert all(row.count("|") == 3 and len(row) < 3000 for row in rows)
+    assert not set("<>[]`*") & set("".join(rows))
+    assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2066-\u2069]", card)
 
 
 def test_the_card_says_what_is_not_among_the_rows_and_why():

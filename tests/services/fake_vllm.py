@@ -9,6 +9,7 @@ a failed development call closes its connection. `faults` are what goes wrong wi
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import shutil
 import struct
@@ -30,6 +31,7 @@ from services.vllm import Endpoint
 CANARY_PROMPT = "What is it?"
 CANARY_IMAGE = "aW1hZ2U="
 TOKENS = (7, 7, 7)
+MATRIX = "language_model.model.layers.0.self_attn.q_proj.weight"
 _CONFIG = Path(__file__).parents[2] / "training" / "checkpoints" / "nano" / "config.json"
 PROMPT_TOKENS = tuple(range(9))
 _FAULTS = frozenset(
@@ -51,8 +53,7 @@ def write_checkpoint(
 ) -> Path:
     """A checkpoint directory whose only weight is `weight`; its canary is that of `canary_weight`, if it should lie."""
     directory.mkdir(parents=True)
-    matrix = "language_model.model.layers.0.self_attn.q_proj.weight"
-    write_tensors(directory / "model.safetensors", {"w": (shape,), matrix: (8, 8)}, weight)
+    write_tensors(directory / "model.safetensors", {"w": (shape,), MATRIX: (8, 8)}, weight)
     shutil.copyfile(_CONFIG, directory / "config.json")
     ref = CheckpointRef(name=name, digest=compute_digest(directory), kind=kind)
     write_manifest(directory, CheckpointManifest(checkpoint=ref, canary=make_canary(canary_weight or weight)))
@@ -158,6 +159,14 @@ class FakeVllm:
     holding: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when such a request has come so far."""
     died: asyncio.Event = field(default_factory=asyncio.Event)
+    num_hits: int = 0
+    """Tokens that came from the prefix cache."""
+    keeps_prefixes: bool = False
+    """Answers a reset of its prefix cache as if it had."""
+    garbled: float | None = None
+    """What one of its tensors, that no answer depends on, is filled with; None where it is as the others are."""
+    version: str = "default"
+    """Its weight version: whatever it is told."""
     _runner: web.AppRunner | None = None
     _directory: Path | None = None
 
@@ -187,6 +196,9 @@ class FakeVllm:
         app.router.add_post("/collective_rpc", self._reload)
         for name in ("prefix", "mm", "encoder"):
             app.router.add_post(f"/reset_{name}_cache", self._reset)
+        app.router.add_get("/weight_info", self._weight_info)
+        app.router.add_post("/weight_checker", self._weight_checker)
+        app.router.add_post("/update_weight_version", self._update_weight_version)
         app.router.add_post("/sleep", self._sleep)
         app.router.add_post("/wake_up", self._wake_up)
         app.router.add_get("/is_sleeping", self._is_sleeping)
@@ -221,6 +233,7 @@ class FakeVllm:
         self.num_tokens += not self.is_stuck
         return web.Response(
             text=f'process_start_time_seconds {self.started}\nvllm:generation_tokens_total{{engine="0"}} {self.num_tokens}\n'
+            f'vllm:prefix_cache_hits_total{{engine="0"}} {self.num_hits}\n'
         )
 
     async def _models(self, _: web.Request) -> web.Response:
@@ -258,10 +271,24 @@ class FakeVllm:
         if "prefix" in request.path and self.holds_prefixes:
             return web.json_response({"success": False})
         if "prefix" in request.path:
-            self.prefixes.clear()
+            self.prefixes = self.prefixes if self.keeps_prefixes else {}
         if "encoder" in request.path:
             self.images.clear()
         return web.json_response({"success": True})
+
+    async def _weight_info(self, _: web.Request) -> web.Response:
+        return web.json_response({"weight_version": self.version})
+
+    async def _update_weight_version(self, request: web.Request) -> web.Response:
+        self.version = (await request.json())["new_version"]
+        return web.json_response({"success": True, "new_version": self.version})
+
+    async def _weight_checker(self, _: web.Request) -> web.Response:
+        """As on a CPU: a linear layer, which is packed elsewhere, hashes as nothing."""
+        bias = self.weight if self.garbled is None else self.garbled
+        held = {MATRIX: b"", "w": struct.pack("<f", bias)}
+        rank = "dp0:pp0:pcp0:tp0:"
+        return web.json_response({"checksums": {rank + k: hashlib.sha256(v).hexdigest() for k, v in held.items()}})
 
     async def _sleep(self, request: web.Request) -> web.Response:
         self.calls.append(f"sleep {request.query['level']}")
@@ -297,6 +324,7 @@ class FakeVllm:
             return await self._fail(request, body, fault)
         delta, path = self.adapters.get(model, (0.0, ""))
         delta = 0.0 if self.ignores_adapters else delta
+        self.num_hits += f"{model}{path}{text}" in self.prefixes
         prefix = self.prefixes.setdefault(f"{model}{path}{text}", self.weight + delta)
         seen = self.images.setdefault(f"{model}{image}", self.weight + delta)
         try:

@@ -12,6 +12,8 @@ import pytest
 
 from pipeline.errors import CheckpointError, ServerError, SwapError
 from services.gateway import replica
+from services.gateway.calibration import Calibration
+from services.gateway.claim import Owner
 from services.gateway.replica import Supervision
 from services.gateway.upstream import Upstream
 from services.vllm import Endpoint
@@ -280,7 +282,7 @@ async def test_devices_are_given_in_turn(tmp_path: Path) -> None:
 
 
 def watched(**options: float) -> Supervision:
-    return Supervision(health_interval_s=0.005, first_backoff_s=0.0, **options)
+    return Supervision(health_interval_s=0.005, first_backoff_s=0.0, lease_s=3.0, **options)
 
 
 async def test_a_server_that_hangs_is_found_and_its_requests_answered_by_another(tmp_path: Path) -> None:
@@ -307,7 +309,8 @@ async def test_a_server_that_is_silent_is_down(tmp_path: Path, monkeypatch: pyte
 async def test_where_nothing_listens_a_server_is_down_at_once() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-    async with Upstream(Endpoint(f"http://127.0.0.1:{port}"), 1e-3) as upstream:
+    endpoint, owner = Endpoint(f"http://127.0.0.1:{port}"), Owner("a", "here")
+    async with Upstream(endpoint, Calibration("float32"), owner, 1.0, is_shared=True) as upstream:
         with pytest.raises(ServerError, match="nothing answers"):
             await upstream.pulse()
 

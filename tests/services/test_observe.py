@@ -106,6 +106,20 @@ async def test_metrics_are_for_bearers_of_a_key(tmp_path: Path, monkeypatch: pyt
         assert (await stranger.get("/metrics", headers={"authorization": "Bearer k"})).status_code == 200
 
 
+async def test_probes_of_a_gateway_that_loads_are_said_once(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    for _ in range(3):
+        assert (await bench.http.get("/health")).status_code == 503
+    assert [line["status"] for line in lines(bench)] == [503]
+    async with bench.running():
+        for _ in range(3):
+            assert (await bench.http.get("/health")).status_code == 200
+        assert len(lines(bench)) == 1
+        bench.replica.gate.move("dead", "it died")
+        assert (await bench.http.get("/health")).status_code == 503
+        assert len(lines(bench)) == 2, "it fails again, which is news"
+
+
 async def test_each_request_is_one_line_without_its_text_or_key(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from pipeline.errors import CheckpointError, MachineError
 from pipeline.files import write_record
 from pipeline.records import CheckpointRef
 from training import build, merge, models, probe, worker
-from training.card import find_hub_id
+from training.card import find_hub_id, write_adapter_card
 from training.job import (
     ADAPTER,
     JOB,
@@ -35,14 +36,26 @@ from training.job import (
 from training.parity import Answers, read_probe
 
 WEIGHTS = "adapter_model.safetensors"
+UMASK = 0o027
+"""Not the usual one, under which `trained` is made."""
+
+
+@contextmanager
+def umask(mask):
+    before = os.umask(mask)
+    try:
+        yield
+    finally:
+        os.umask(before)
 
 
 @pytest.fixture(scope="module")
 def trained(make_job, tmp_path_factory):
     """A job that was trained and merged by one worker."""
-    job = make_job("train.learning_rate=1e-2", "train.lora_r=4")
     out = tmp_path_factory.mktemp("checkpoints") / "merged"
-    worker.work(job, out)
+    with umask(UMASK):
+        job = make_job("train.learning_rate=1e-2", "train.lora_r=4")
+        worker.work(job, out)
     return job, out
 
 
@@ -88,13 +101,69 @@ def test_cards_say_what_was_made_and_change_no_digest(trained):
     directory, out = trained
     job = read_record(directory / JOB, TrainJob)
     for card, library in ((out / "README.md", "transformers"), (directory / ADAPTER / "README.md", "peft")):
-        text = card.read_text()
-        assert ModelCard.load(card).data.library_name == library
+        text, data = card.read_text(), ModelCard.load(card).data
+        assert (data.library_name, data.license, data.pipeline_tag) == (library, "unknown", "image-text-to-text")
+        assert {"vcot", "dpo", "lora"} <= set(data.tags)
         for fact in (job.base.digest, job.pairs_digest, "DPO with LoRA", "| train.learning_rate | 0.01 |"):
             assert fact in text
+        assert "Whether it answers better than its base" in text
+        assert "The licence is the base's, which its files here do not say." in " ".join(text.split())
+    assert verify_checkpoint(out).checkpoint.digest in (out / "README.md").read_text()
     before = verify_checkpoint(out)
     (out / "README.md").write_text("mine")
     assert verify_checkpoint(out) == before
+
+
+BASE_CARD = "---\nlicense: other\nlicense_name: llama-2\nlicense_link: https://example.org/l\n---\n# Base\n"
+
+
+def test_licence_and_data_sets_come_from_the_cards_of_base_and_pairs(trained, tmp_path):
+    job = read_record(trained[0] / JOB, TrainJob)
+    folders = {name: tmp_path / name for name in ("base", "pairs", "card")}
+    for folder in folders.values():
+        folder.mkdir()
+    (folders["base"] / "README.md").write_text(BASE_CARD)
+    (folders["pairs"] / "README.md").write_text("---\nsource_datasets:\n- HuggingFaceM4/A-OKVQA\n---\n")
+    paths = {"base_path": str(folders["base"]), "pairs_path": str(folders["pairs"])}
+    write_adapter_card(job.model_copy(update=paths), folders["card"])
+    data = ModelCard.load(folders["card"] / "README.md").data.to_dict()
+    assert {name: data[name] for name in ("license", "license_name", "license_link", "datasets")} == {
+        "license": "other",
+        "license_name": "llama-2",
+        "license_link": "https://example.org/l",
+        "datasets": ["HuggingFaceM4/A-OKVQA"],
+    }
+    for unreadable in ("no front matter", "---\n- a\n---\n", "---\n{: [\n---\n", "---\nlicense: &a [*a]\n---\n"):
+        (folders["base"] / "README.md").write_text(unreadable)
+        write_adapter_card(job.model_copy(update=paths), folders["card"])
+        assert ModelCard.load(folders["card"] / "README.md").data.license == "unknown"
+
+
+@pytest.mark.parametrize(
+    "name", ["</td><script>x</script>", "a|b\n---\nlicense: mit\n---", "{{ 7 * 7 }}", "\x1b[31m\u202e`x`"]
+)
+def test_hostile_names_stay_text_in_the_card(trained, tmp_path, name):
+    job = read_record(trained[0] / JOB, TrainJob)
+    write_adapter_card(job.model_copy(update={"base": job.base.model_copy(update={"name": name})}), tmp_path)
+    text = (tmp_path / "README.md").read_text()
+    assert ModelCard(text).data.to_dict() == ModelCard.load(trained[0] / ADAPTER / "README.md").data.to_dict()
+    assert not re.search("<script|\x1b|\u202e|^license: mit", text, re.MULTILINE)
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert all(row.count("|") == 3 for row in rows)
+
+
+def test_what_is_made_names_no_path_of_this_machine_and_follows_the_umask(trained, job, checkpoint):
+    """Whoever the umask lets read other files can read these: a server, a worker, a trainer have users of their own."""
+    set_merge(job, serve_as="adapter")
+    with umask(UMASK):
+        assert merge.main([str(job), str(job / "alone")]) == 0
+    directory, out = trained
+    published = [path for folder in (directory / ADAPTER, out, job / "alone") for path in folder.rglob("*")]
+    files = {path: oct(path.stat().st_mode & 0o777) for path in [*published, *directory.iterdir()] if path.is_file()}
+    assert {"model.safetensors", WEIGHTS, "README.md", MERGE_REPORT, JOB} <= {path.name for path in files}
+    assert {path: mode for path, mode in files.items() if mode != oct(0o666 & ~UMASK)} == {}
+    for path in published:
+        assert str(checkpoint.parent).encode() not in path.read_bytes(), path
 
 
 def test_the_bases_hub_id_is_in_the_card(tmp_path):
@@ -377,12 +446,6 @@ def test_a_mended_template_is_the_only_one(job, stock_template, tmp_path):
     assert "bos_token" in (job / "out" / "chat_template.jinja").read_text()
     assert not (job / "out" / "chat_template.json").exists()
     assert "chat_template" not in json.loads((job / "out" / "tokenizer_config.json").read_text())
-
-
-def test_files_are_readable_for_whom_the_umask_allows(trained):
-    umask = os.umask(0)
-    os.umask(umask)
-    assert {path.stat().st_mode & 0o777 for path in trained[1].iterdir()} == {0o666 & ~umask}
 
 
 def test_weights_that_have_no_room_are_read_from_disk(job, tmp_path, monkeypatch):
