@@ -54,7 +54,7 @@ def test_what_others_wrote_is_shown_and_not_obeyed(monkeypatch, is_terminal) -> 
     said = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", out.getvalue()) if is_terminal else out.getvalue()  # rich's own
     assert not re.search(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202e\ud800]", said)
     assert "x1b]0;owned" in said
-    assert said.count("[bold]x[/] [link=http://e]y[/link] [/] :smile:") >= 7
+    assert said.count("[bold]x[/] [link=http://e]y[/link] [/] :smile:") >= 5
     assert "\x1b]" not in out.getvalue()
     assert "\x1b[31m" not in out.getvalue(), "a colour of its own"
 
