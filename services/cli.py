@@ -522,7 +522,9 @@ def _explain(error: OSError) -> str | None:
 
 
 def _say(text: str) -> None:
-    sys.stderr.write(f"vcot: {text}\n")
+    from services.terminal import plain  # with rich, which --help does without
+
+    sys.stderr.write(f"vcot: {plain(text)}\n")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from rich.table import Table
+from rich.text import Text
 
 from pipeline.checkpoints import check_layout
 from pipeline.errors import CheckpointError, InputError, MachineError
@@ -35,7 +36,7 @@ _BASE_MEMORY_GIB = 6.0
 _BASE_DISK_GIB = 1.0
 """Of a run with a bundled model."""
 _VERDICTS: Mapping[memory.Verdict, Verdict] = {"fits": "ok", "close": "note", "too_large": "missing"}
-_MARKS = {"ok": "[green]ok[/]", "missing": "[bold red]missing[/]", "note": "[yellow]note[/]"}
+_MARKS = {"ok": Text("ok", "green"), "missing": Text("missing", "bold red"), "note": Text("note", "yellow")}
 
 
 @dataclass(frozen=True)

@@ -353,10 +353,11 @@ def _read_serving(run: Run) -> Serving | None:
 
 def main(arguments: list[str]) -> int:
     """`python -m services.serving RUN`: what `running_gateway` starts."""
+    from services.terminal import plain  # with rich, which other commands load themselves
 
     def say(message: str) -> None:
         with contextlib.suppress(OSError):  # a full disk stops the log, and nothing else
-            sys.stderr.write(f"{time.strftime('%H:%M:%S')} {message}\n")
+            sys.stderr.write(f"{time.strftime('%H:%M:%S')} {plain(message)}\n")
             sys.stderr.flush()
 
     try:

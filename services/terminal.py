@@ -6,13 +6,16 @@ that a command's result on stdout can be piped.
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
-from rich.console import Console, RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
@@ -24,12 +27,33 @@ _MAX_WIDTH = 1000
 """Of a table in a pipe, in characters."""
 
 
+_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""What moves a cursor, colours, renames a window, or turns the direction of reading; and what no encoding can say."""
+
+
+def plain(text: str) -> str:
+    """Text that others may have written (models, servers, files' names), as a terminal may show it."""
+    return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
+
+
+class _Console(Console):
+    """Shows all text as it reads: neither a terminal's commands nor rich's markup in it are obeyed."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(highlight=False, markup=False, emoji=False, **options)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """Everything that is printed, drawn or updated comes through here."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=plain(segment.text))
+
+
 class Terminal:
     """One per command. Mutated by whoever prints; a command prints from one place at a time."""
 
     def __init__(self) -> None:
-        self.err = Console(stderr=True, highlight=False)
-        self.out = Console(highlight=False)
+        self.err = _Console(stderr=True)
+        self.out = _Console()
         self._began = time.monotonic()
         self._stages: list[tuple[str, float]] = []
         self._preface: tuple[str, str] | None = None
@@ -79,7 +103,7 @@ class Terminal:
         out = self.out
         if isinstance(result, Table) and not out.is_terminal:
             wanted = Measurement.get(out, out.options.update(width=_MAX_WIDTH), result).maximum
-            out = Console(highlight=False, width=max(out.width, wanted))
+            out = _Console(width=max(out.width, wanted))
         out.print(result, soft_wrap=isinstance(result, str))
 
     def account(self, count: StageCount) -> None:
@@ -105,8 +129,15 @@ class Terminal:
         if not self.err.is_terminal:
             yield _Lines(self.say, unit).advance
             return
-        columns = (SpinnerColumn(), TextColumn(unit), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, TextColumn("{task.fields[note]}"), console=self.err, transient=True) as progress:
+        columns = (
+            SpinnerColumn(),
+            TextColumn(unit, markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+        )
+        note_column = TextColumn("{task.fields[note]}", markup=False)
+        with Progress(*columns, note_column, console=self.err, transient=True) as progress:
             task = progress.add_task(unit, total=None, note="")
             yield lambda done, total, note: progress.update(task, completed=done, total=total or None, note=note)
 
@@ -116,8 +147,8 @@ class Terminal:
         if not self.err.is_terminal:
             yield _Once(self.say)
             return
-        with self.err.status(what) as status:
-            yield lambda message: status.update(message)
+        with self.err.status(Text(what)) as status:
+            yield lambda message: status.update(Text(message))
 
     def _clock(self) -> str:
         seconds = int(time.monotonic() - self._began)

@@ -276,12 +276,10 @@ def test_a_data_url_that_parsers_read_differently_is_refused(prefix: str) -> Non
     assert refused(image(prefix + picture("png", 1_001).partition(",")[2])) == "image_refused"
 
 
-@pytest.mark.parametrize(
-    "change", [lambda d: "\n".join(d), lambda d: "!" * 4_000 + d, lambda d: "====" + d, lambda d: d + "é"]
-)
-def test_data_that_is_not_base64_throughout_is_refused(change: Any) -> None:
-    data = change(picture("png", 8).partition(",")[2])
-    assert refused(image(f"data:image/png;base64,{data}")) == "image_refused"
+@pytest.mark.parametrize("change", [lambda d: "\n".join(d), lambda d: "!" * 4_000 + d, lambda d: "====" + d])
+def test_what_is_no_base64_hides_no_image(change: Any) -> None:
+    data = change(picture("png", 1_001).partition(",")[2])
+    assert refused(image(f"data:image/png;base64,{data}")) == "image_too_large"
 
 
 @pytest.mark.parametrize("params", ["", ";charset=x", ";a=b;c=d"])

@@ -1,8 +1,12 @@
-"""What a terminal shows, and what a pipe gets: whole cells, however wide."""
+"""What a terminal gets is shown and never obeyed; what a pipe gets are whole cells, however wide."""
 
+import io
+import re
 from types import SimpleNamespace
 
+import pytest
 from rich.table import Table
+from rich.text import Text
 
 from services import commands
 from services.terminal import Terminal
@@ -27,3 +31,49 @@ def test_a_training_shows_the_ends_of_its_first_row(capsys):
     assert "'<s>template" in row
     assert row.endswith("</s>'")
     assert len(row) < 200
+
+
+HOSTILE = (
+    "\x1b]0;owned\x07\x1b[31mred\x9b2J\r\x08\u202egnp.exe\x7f\ud800 [bold]x[/] [link=http://e]y[/link] [/] :smile:"
+)
+SHOWN = r"\x1b]0;owned\x07\x1b[31mred\x9b2J\r\x08\u202egnp.exe\x7f\ud800 [bold]x[/] [link=http://e]y[/link] [/] :smile:"
+
+
+def table_of(text: str) -> Table:
+    table = Table(title=text)
+    table.add_column(text)
+    table.add_row(text)
+    table.add_row(Text(text))
+    return table
+
+
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_what_others_wrote_is_shown_and_not_obeyed(monkeypatch, is_terminal) -> None:
+    """A model's answer, a server's error, a file's name: none may command the terminal."""
+    out = io.StringIO()
+    terminal = Terminal()
+    for name in ("err", "out"):
+        console = type(terminal.err)(file=out, width=2_000, force_terminal=is_terminal, legacy_windows=False)
+        monkeypatch.setattr(terminal, name, console)
+    terminal.say(HOSTILE)
+    terminal.warn(HOSTILE)
+    terminal.heading("x", HOSTILE)
+    terminal.show(HOSTILE)
+    terminal.show(table_of(HOSTILE))
+    with terminal.waiting(HOSTILE) as say:
+        say(HOSTILE)
+    with terminal.steps("tasks") as advance:
+        advance(1, 2, HOSTILE)
+    said = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", out.getvalue()) if is_terminal else out.getvalue()  # rich's own
+    assert not re.search(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202e\ud800]", said)
+    assert "x1b]0;owned" in said
+    assert said.count("[bold]x[/] [link=http://e]y[/link] [/] :smile:") >= 5
+    assert "\x1b]" not in out.getvalue()
+    assert "\x1b[31m" not in out.getvalue(), "a colour of its own"
+
+
+def test_an_error_is_shown_and_not_obeyed(capsys) -> None:
+    from services.cli import _say
+
+    _say(HOSTILE)
+    assert capsys.readouterr().err == f"vcot: {SHOWN}\n"
