@@ -1,9 +1,11 @@
 import asyncio
+import fcntl
 import os
 import select
 import signal
 import socket
 import sys
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -20,7 +22,7 @@ from services import commands, stages
 from services.admin import fetch_state, live_checkpoint, register, rest, retire, swap_to, try_out
 from services.checkpoints import Checkpoint
 from services.gateway import memory, rollout
-from services.serving import Serving, _persist, _serve, running_gateway
+from services.serving import Serving, _only_gateway, _persist, _serve, is_served, running_gateway
 from services.stages import Session, swap_stage
 from services.terminal import Terminal
 from tests.services.fake_vllm import install_stub, write_checkpoint
@@ -345,6 +347,17 @@ async def test_a_port_in_use_is_said_before_anything_is_loaded(run: Run) -> None
                 pass
     assert not (run.directory / "logs" / "vllm.log").exists()
     assert not (run.directory / "serving.json").exists()
+
+
+def test_who_looks_whether_a_run_is_served_keeps_no_gateway_from_starting(run: Run) -> None:
+    assert not is_served(run)
+    assert not (run.directory / "serving.lock").exists(), "to look makes no file"
+    with (run.directory / "serving.lock").open("w") as looked:
+        fcntl.flock(looked, fcntl.LOCK_SH)
+        assert not is_served(run)
+        threading.Timer(0.1, lambda: fcntl.flock(looked, fcntl.LOCK_UN)).start()
+        with _only_gateway(run):
+            assert is_served(run)
 
 
 async def test_a_host_that_is_not_ours_is_said(run: Run) -> None:
