@@ -47,9 +47,12 @@ class ImageStore:
     def put_file(self, path: Path) -> ImageRef:
         """Store an image file. Raises DataError if it is missing or corrupt."""
         try:
-            return self.put_bytes(path.read_bytes(), where=str(path))
+            data = path.read_bytes()
         except OSError as error:
             raise DataError(f"image {path} cannot be opened ({error.strerror}); check the data set's folder") from None
+        except ValueError as error:  # a name that no file can have
+            raise DataError(f"image {str(path)!r} cannot be opened ({error}); correct the name") from None
+        return self.put_bytes(data, where=str(path))
 
     def put_png(self, image: Image.Image) -> ImageRef:
         """Store a decoded RGB image losslessly."""

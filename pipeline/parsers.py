@@ -44,7 +44,7 @@ _STATEMENT = re.compile(
 )
 _CLAIM = re.compile(
     r"(?:^|[.!?:\n]\s{0,3}|\b(?:[Ss]o|[Tt]hus|[Hh]ence|[Tt]herefore)\b,?\s+)"
-    r"""(?:[Oo]nly\s+)?(?:(?i:option|choice|letter)\s+)?[(\["']*([A-Z])[)\]"']*"""
+    r"""(?:[Oo]nly\s+)?(?:[Tt]he\s+(?=\w+\s+[A-Z]\b))?(?:(?i:option|choice|letter)\s+)?[(\["']*([A-Z])[)\]"']*"""
     r"\s+is\s+(?:therefore\s+|thus\s+|clearly\s+)?(?:the\s+)?(?:most\s+)?(?:correct|right|best|final)\b(?:\s+(?:answer|option|choice|one)\b)?+(?!\s+if\b|[^.\n]{0,40}\?)"
 )
 """An option that is said to be right, by its letter."""
@@ -101,7 +101,7 @@ _OTHER_LETTER = re.compile(
 )
 _ALTERNATIVE = re.compile(
     rf"""[\s"')\]}}-]*(?:\?|(?i:or|nor|vs|versus)\b|[/|]|;\s*[(\[]?[A-Z][)\]]?\s*(?:$|[.;])"""
-    rf"""|(?:,\s*(?i:and\b)?|&|(?i:and)\b)\s*(?:(?i:or)\b|[(\[]\w[)\]]{_NOT_WRONG}|[A-Z](?![\w']){_NOT_WRONG}))"""
+    rf"""|(?:,\s*(?i:and\b)?|&|(?i:and)\b)(?:\s+(?i:also))?\s*(?:(?i:or)\b|[(\[]\w[)\]]{_NOT_WRONG}|[A-HJ-Z](?![\w']){_NOT_WRONG}))"""
     r"""|[\s.,;:!"')-]*(?i:no|nope|wait|sorry|correction|not|or\s+rather|i\s+mean)\s*[,.:!]"""
     r"""|[\s.,;:!"')-]*(?i:actually|on\s+second\s+thoughts?|or\s+rather|i\s+mean|no|wait)[,:]?\s+(?:it's\s+|it\s+is\s+)?(?:[(\[]\w[)\]]|[A-HJ-Z](?![\w']))"""
     r"""|[\s.,;:!"')-]*(?i:but\s+(?:it\s+)?(?:could|might|may)|(?:this|that|it)\s+is\s+(?:wrong|incorrect|not\s+(?:right|correct)))\b"""

@@ -94,9 +94,9 @@ def main(arguments: list[str] | None = None) -> int:
         job = read_record(options.job / JOB, TrainJob)
         with exclusive(options.job):
             merge_job(job, options.job, options.out)
-    except VcotError as error:
+    except (VcotError, OSError) as error:
         sys.stderr.write(f"{error}\n")
-        return error.exit_code
+        return error.exit_code if isinstance(error, VcotError) else VcotError.exit_code
     return 0
 
 

@@ -109,6 +109,11 @@ def test_missing_file_is_one_sentence(store, tmp_path):
         store.put_file(tmp_path / "gone.png")
 
 
+def test_a_name_that_no_file_can_have_is_one_sentence(store, tmp_path):
+    with pytest.raises(DataError, match=r"cannot be opened \(embedded null byte\); correct the name"):
+        store.put_file(tmp_path / "a\0.png")
+
+
 def test_stored_image_that_is_gone_or_altered_is_noticed(store, tmp_path):
     ref = store.put_png(halves())
     (tmp_path / ref.path).write_bytes(b"other")

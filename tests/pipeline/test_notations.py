@@ -9,6 +9,13 @@ from pipeline.parsers import parse_choice
 COLOURS = ("red", "blue", "dark blue", "green")
 
 READ = [
+    ("The option B is correct", "B"),
+    ("The answer is B, I think.", "B"),
+    ("The answer is (B), I am sure.", "B"),
+    ("The answer is B and I am sure.", "B"),
+    ("<SUMMARY>x</SUMMARY><REASONING>A is right</REASONING><CONCLUSION>B</CONCLUSION>", "B"),
+    ("1. Look.\n2. The answer is B.", "B"),
+    ("Between A and B, the answer is B.", "B"),
     ("Therefore, the correct option is: B", "B"),
     ("**Answer:** C", "C"),
     ("Final Answer: (D) green", "D"),
@@ -213,6 +220,9 @@ READ = [
 ]
 
 NOT_READ = [
+    "The answer is A and also B",
+    "The answer is possibly A",
+    "I can't tell whether the answer is A or B",
     "The answer is not A",
     "The answer isn't B",
     "either A or B",

@@ -141,7 +141,7 @@ def disk(monkeypatch):
 def test_a_steps_files_are_on_disk_before_the_marker_says_so(tmp_path, disk):
     """Else a power failure leaves a whole checkpoint by its marker, with files of the right size and no content."""
     make_checkpoint(tmp_path, 7)
-    assert disk == [*sorted(FILES), f".{MARKER}.partial", f"rename to {MARKER}"]
+    assert disk == [*sorted(FILES), f".{MARKER}.{os.getpid()}.partial", f"rename to {MARKER}"]
 
 
 def test_a_checkpoints_files_are_on_disk_before_it_takes_its_name_and_the_name_before_it_counts(tmp_path, disk):
