@@ -26,6 +26,7 @@ READ = [
     ("The answer is B because the sky is.", "B"),
     ("The answer is B, since it is blue", "B"),
     ("The answer is (B) blue.", "B"),
+    ("B <think>or is it A", "B"),
     ("The answer is (B) because of it, not (A).", "B"),
     ("The answer is B. blue", "B"),
     ("The answer is (B. blue)", "B"),
@@ -150,6 +151,8 @@ NOT_READ = [
     "<think>The answer is (B)",
     "<answer>(A) or (B)</answer>",
     "Blue is a colour.",
+    "red? No, blue.",
+    "red, no: (B)",
 ]
 
 

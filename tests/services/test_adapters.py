@@ -11,6 +11,7 @@ import pytest
 from pipeline.errors import CheckpointError, SwapError
 from services.gateway.servable import check_adapter, choose_way
 from services.gateway.swap import served_name
+from services.vllm_command import SERVED_NAME
 from tests.services.bench_fleet import BASE, TUNED, Bench, answer_of
 from tests.services.fake_vllm import write_adapter, write_tensors
 
@@ -24,6 +25,12 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     bench.adapter("light", DELTA)
     async with bench.running():
         yield bench
+
+
+async def test_an_adapter_has_a_name_of_its_own_and_whole_weights_the_served_one(bench: Bench) -> None:
+    light, base = bench.registry.resolve("light").ref, bench.base.ref
+    assert served_name(light) == f"light-{light.digest.removeprefix('sha256:')[:12]}"
+    assert served_name(base) == SERVED_NAME
 
 
 async def test_base_and_policy_are_served_side_by_side_without_a_pause(bench: Bench) -> None:

@@ -304,6 +304,7 @@ async def test_the_engine_says_what_was_verified_and_nothing_while_that_changes(
         engine.fail_next_reload = True
         with pytest.raises(SwapError):
             await bench.swap("policy", "base")
+        assert weights() == bench.tuned.ref.digest, "what was brought back is said again"
 
 
 @pytest.mark.parametrize("version", ["default", "step-7"])

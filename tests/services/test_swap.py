@@ -25,6 +25,7 @@ async def test_a_swap_changes_every_answer_and_back(bench: Bench) -> None:
         swapped = await bench.swap("policy", "tuned")
         assert swapped.live.name == "tuned"
         assert swapped.pause_s > 0
+        assert bench.admission.message == ""
         assert await bench.answer() == ("tuned", answer_of(TUNED))  # the same prompt: nothing cached is left
         await bench.swap("base", "base")
         assert await bench.answer(model="base") == ("base", answer_of(BASE))
@@ -61,6 +62,7 @@ async def test_requests_in_flight_end_with_the_weights_that_they_began_with(benc
         await bench.server.holding.wait()
         swap = asyncio.create_task(bench.swap("policy", "tuned"))
         await bench.until("draining")
+        assert bench.admission.message == "swapping base for tuned"
         late = asyncio.create_task(bench.answer("late"))
         for _ in range(20):  # whatever does not wait has its chance
             await asyncio.sleep(0.005)
@@ -109,6 +111,7 @@ async def test_a_canary_that_differs_rolls_back(bench: Bench) -> None:
         with pytest.raises(SwapError, match=r"a log-prob differs by 1.1e\+02.*base is live as before"):
             await bench.swap("policy", "liar")
         assert bench.server.calls.count("reload base") == 1
+        assert bench.admission.message == ""
         assert await bench.answer() == ("base", answer_of(BASE))
         assert bench.registry.live() == "base"
         assert bench.registry.resolve("policy").ref.name == "base"
@@ -164,6 +167,22 @@ async def test_a_roll_back_is_verified_too(bench: Bench) -> None:
         bench.server.reloads_base_as = 9.0
         with pytest.raises(SwapError, match=r"could not be brought back.*does not answer the canary as base should"):
             await bench.swap("policy", "liar")
+        await bench.until("live")
+        assert len(bench.servers) == 2
+        assert await bench.answer() == ("base", answer_of(BASE))
+
+
+@pytest.mark.parametrize("name", ["tuned", "liar"])
+async def test_a_tensor_that_no_answer_depends_on_is_held_to_the_files_after_a_swap_and_a_roll_back(
+    tmp_path: Path, name: str
+) -> None:
+    bench = Bench(tmp_path, dtype="float32")
+    bench.registry.register(write_checkpoint(bench.directory / "liar", "liar", 3.0, canary_weight=4.0))
+    async with bench.running():
+        bench.server.garbled = 9.0
+        said = rf"{name} was not swapped in \((?!None).*base could not be brought back.*tensor"
+        with pytest.raises(SwapError, match=said):
+            await bench.swap("policy", name)
         await bench.until("live")
         assert len(bench.servers) == 2
         assert await bench.answer() == ("base", answer_of(BASE))

@@ -1,0 +1,58 @@
+"""What `make mutation` counts: changes of behaviour, in files and by tests that are there."""
+
+import pytest
+
+from bench.mutation import ROOT, lift_decorators, list_mutants, read_spec
+
+MODULE = """
+class Box:
+    @property
+    def is_full(self):
+        return self.size > 3
+
+    @other
+    def empty(self):
+        pass
+"""
+
+
+def test_every_file_and_test_that_it_names_is_there():
+    tests, equivalent = read_spec()
+    named = [each.removeprefix("--deselect=") for chosen in tests.values() for each in chosen]
+    for path in {*tests, *(file for file, *_ in equivalent), *(name.partition("::")[0] for name in named)}:
+        assert (ROOT / path).is_file(), path
+    for name in (name for name in named if "::" in name):
+        path, _, function = name.partition("::")
+        assert f"def {function}(" in (ROOT / path).read_text("utf-8"), name
+
+
+def test_a_property_is_written_so_that_mutmut_changes_it():
+    lifted = lift_decorators(MODULE)
+    assert "    is_full = property(is_full)" in lifted
+    assert "@property" not in lifted
+    assert "    @other\n    def empty(self):" in lifted
+    scope: dict = {"other": lambda function: function}
+    exec(lifted, scope)
+    box = scope["Box"]()
+    box.size = 4
+    assert box.is_full is True
+
+
+@pytest.mark.parametrize(
+    ("was", "becomes", "is_counted"),
+    [
+        ("return size > 3", "return size >= 3", True),
+        ("return 'open'", "return 'XXopenXX'", True),
+        ("raise Fault(size, kind='late')", "raise Fault(None, kind='late')", False),
+        ("raise Fault(size, kind='late')", "raise Fault(size, kind=None)", True),
+        ("say('it is open')", "say('XXit is openXX')", False),
+        ("self.is_on = False", "self.is_on = None", False),
+        ("self.is_on = False", "self.is_on = True", True),
+    ],
+)
+def test_words_for_people_do_not_count(was, becomes, is_counted):
+    mutated = f"def x_f__mutmut_orig(size):\n    {was}\n\ndef x_f__mutmut_1(size):\n    {becomes}\n"
+    found = list(list_mutants("eval/table.py", mutated, ["x_f__mutmut_1"]))
+    assert [(mutant.name, mutant.key) for mutant in found] == (
+        [("eval.table.x_f__mutmut_1", ("eval/table.py", was, becomes))] if is_counted else []
+    )
