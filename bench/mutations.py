@@ -17,6 +17,7 @@ from safetensors.numpy import load_file, save_file
 from bench.engine import say
 
 Tensors = dict[str, npt.NDArray[Any]]
+_NOT_LIVE = "no checkpoint is live"
 KINDS = ("missing", "zeroed", "scaled", "exchanged", "rounded")
 _GUARDS = (  # by what the refusal says
     ("files", ("was changed while", "files were changed", "not what was registered")),
@@ -107,8 +108,20 @@ class Score:
     """Way, name and mutation of those that were swapped in."""
     harmless: list[str] = field(default_factory=list)
     """Calls that were skipped, and every answer was the right one all the same."""
+    unjudged: list[str] = field(default_factory=list)
+    """Attempts while nothing was live, which say nothing of any guard."""
     right_swaps: int = 0
     false_alarms: int = 0
+
+    def count_right(self, way: str, refusal: str | None) -> None:
+        """A swap with nothing wrong."""
+        if refusal is not None and _NOT_LIVE in refusal:
+            self.unjudged.append(f"{way}/right")
+            return
+        self.right_swaps += 1
+        if refusal is not None:
+            self.false_alarms += 1
+            say(f"false alarm by {way}: {refusal}")
 
     def count(self, way: str, what: str, mutation: Mutation | None, refusal: str | None) -> None:
         name = f"{way}/{what}" + (f"/{mutation.kind}/{mutation.tensor}" if mutation else "")
@@ -116,6 +129,11 @@ class Score:
             self.passed.append((way, name, mutation))
             say(f"swapped in: {name}")
             return
+        if _NOT_LIVE in refusal:
+            self.unjudged.append(name)
+            say(f"not judged: {name}: {refusal}")
+            return
+        refusal = refusal.partition(" could not be brought back")[0]  # what follows is of the weights before
         guard = next((guard for guard, words in _GUARDS if any(word in refusal for word in words)), "other")
         if guard == "other":
             say(f"{name}: {refusal}")

@@ -17,8 +17,9 @@ model) is swapped in for nano, wrong in one thing each time:
 Printed: `detected`, mutations that were refused, and `by_guard`, `by_way`, `by_mutation`; `missed`, those that were swapped
 in; `equivalent`, those that were swapped in and cannot change an answer, since Hugging Face's logits for them are equal to
 the last bit in float32, or within 1e-12 in float64 (`missed_names` and `equivalent_names` list both); `false_alarms`,
-refusals of a right checkpoint among `right_swaps`; and of the load `answered`, `failed` (until the restart) and
-`mis_stamped`, answers whose tokens are those of other weights than they are stamped with.
+refusals of a right checkpoint among `right_swaps`; `unjudged`, attempts while nothing was live, which say nothing of any
+guard; and of the load `answered`, `failed` (until the restart) and `mis_stamped`, answers whose tokens are those of other
+weights than they are stamped with.
 
 Limits: nano, one machine, float32. What is missing keeps the values of nano, which differ by 2 %. A random LoRA moves
 answers by more than a trained one does.
@@ -227,10 +228,13 @@ class Attempts:
     """Of the right checkpoint."""
     swap: Callable[[str], Any]
     """Points `policy` at a checkpoint of that name. Raises VcotError."""
+    ready: Callable[[], Any]
+    """Waits until something is live: weights that make no numbers leave some in the engine's cache of keys and values."""
     score: Score
 
     async def refusal(self) -> str | None:
         """Why the checkpoint was not swapped in; None where it was, and nano is live again."""
+        await self.ready()
         try:
             await self.swap(self.name)
         except VcotError as error:
@@ -241,10 +245,7 @@ class Attempts:
     async def right(self, times: int = 1) -> None:
         """With nothing wrong."""
         for _ in range(times):
-            self.score.right_swaps += 1
-            if (refusal := await self.refusal()) is not None:
-                self.score.false_alarms += 1
-                say(f"false alarm by {self.way}: {refusal}")
+            self.score.count_right(self.way, await self.refusal())
 
     async def files(self, target: Target, every: int) -> None:
         """Wrong files under the registered name."""
@@ -352,6 +353,9 @@ async def shared_server(
             async def swap(name: str) -> float:
                 return (await swap_to(url, "policy", name)).pause_s
 
+            async def ready() -> None:
+                await until(url, lambda state: state.live is not None)
+
             await learn(session, tally)
             for target in made.values():
                 await register(url, target.directory)
@@ -362,7 +366,7 @@ async def shared_server(
             async with load(session, tally, options.askers):
                 for way, target in made.items():
                     name = target.directory.name
-                    attempts = Attempts("adapter" if name == "light" else "reload", name, swap, score)
+                    attempts = Attempts("adapter" if name == "light" else "reload", name, swap, ready, score)
                     attempts.served = run.directory / "checkpoints" / "served"
                     await attempts.right(options.rights)
                     await attempts.engine(target, between, run.path("wrong", way), options.every)
@@ -370,7 +374,7 @@ async def shared_server(
                     if name == "tuned":
                         await attempts.skipped(between, session, tally)
                         await register(url, retemplated(target.directory, run.path("templated")))
-                        templated = Attempts("reload", "templated", swap, score)
+                        templated = Attempts("reload", "templated", swap, ready, score)
                         score.count("reload", "template", None, await templated.refusal())
                         await attempts.right()
                 tally.is_counting_failures = False
@@ -394,7 +398,11 @@ async def lose(
 ) -> None:
     """Let the engine end with its encoder cache, then start it anew behind the gateway while another checkpoint is live."""
     name = next(iter(made))
-    attempts = Attempts("reload", name, swap, score)
+
+    async def ready() -> None:
+        await until(url, lambda state: state.live is not None)
+
+    attempts = Attempts("reload", name, swap, ready, score)
     between.skipped = frozenset(("/reset_encoder_cache",))
     score.count("reload", "skipped encoder cache", None, await attempts.refusal())
     between.skipped = frozenset()
@@ -461,6 +469,7 @@ async def main(options: argparse.Namespace) -> None:
         "missed": len(missed),
         "false_alarms": score.false_alarms,
         "right_swaps": score.right_swaps,
+        "unjudged": len(score.unjudged),
         "equivalent": len(equivalent),
         "by_guard": dict(score.by_guard),
         "by_way": dict(score.by_way),
