@@ -88,6 +88,31 @@ async def chat(session: aiohttp.ClientSession, body: dict[str, Any]) -> tuple[ai
     return response, orjson.loads(text)
 
 
+async def chat_streamed(
+    session: aiohttp.ClientSession, body: dict[str, Any]
+) -> tuple[aiohttp.ClientResponse, dict[str, Any]]:
+    """The same by server-sent events, joined to one answer; its `model` names each model that an event named.
+
+    Raises ServerError for a stream that holds an error or ends before its [DONE], too.
+    """
+    data = orjson.dumps(body | {"stream": True})
+    headers = {"content-type": "application/json"}
+    async with session.post("/v1/chat/completions", data=data, headers=headers) as response:
+        text = await response.read()
+    if response.status != 200:
+        raise ServerError(f"{response.status}: {text[:300].decode('utf-8', 'replace')}")
+    *events, end, rest = text.split(b"\n\n")
+    if end != b"data: [DONE]" or rest:
+        raise ServerError(f"a stream ended without [DONE]: {text[-300:].decode('utf-8', 'replace')}")
+    answers = [orjson.loads(event.removeprefix(b"data: ")) for event in events]
+    if fault := next((answer["error"] for answer in answers if "error" in answer), None):
+        raise ServerError(f"a stream ended with an error: {fault}")
+    choices = [choice for answer in answers for choice in answer["choices"]]
+    content = [part for choice in choices if choice.get("logprobs") for part in choice["logprobs"]["content"]]
+    models = sorted({answer["model"] for answer in answers})
+    return response, {"model": " and ".join(models), "choices": [{"logprobs": {"content": content}}]}
+
+
 def vllm_socket(gateway_pid: int) -> Path:
     """The unix socket of the vLLM below that gateway, from its command line."""
     parents, deadline = {gateway_pid}, time.monotonic() + 10

@@ -27,8 +27,6 @@ POLICY_ALIAS = "policy"
 """What a swap moves, and no checkpoint's own name."""
 Dtype = Literal["float32", "bfloat16", "float16"]
 BaseWeights = Literal["full", "nf4"]
-_UNQUOTED = re.compile(r'[\\"\x00-\x1f\x7f]')
-"""What a TOML string holds as an escape only."""
 _UPSTREAM = re.compile(
     r"(?P<scheme>https?)://(?:\[(?P<v6>[0-9a-f:.]+)\]|(?P<host>[a-z0-9_-]+(?:\.[a-z0-9_-]+)*))(?::(?P<port>[1-9][0-9]{0,4}))?/?",
     re.ASCII | re.IGNORECASE,

@@ -1,7 +1,9 @@
 """The replicas behind one gateway, and which of them answers a request.
 
 Model: each replica supervises one vLLM server (replica.py). A request goes to those that are live and hold the
-checkpoint that it asks for, by image and load (routing.py); what they hold is changed by rollout.py, within `steered`.
+checkpoint that it asks for, by image and load (routing.py); what they hold is changed by rollout.py, within `steered`. A
+request that meets a change waits in a line (line.py) until what it asks for is served, also where the change went wrong and
+the server is started anew.
 
 Limits: one event loop.
 """
@@ -15,9 +17,10 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Collection, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field
 
-from pipeline.errors import CheckpointError, ServerError, SwapError
+from pipeline.errors import CheckpointError, ServerError, SwapError, VcotError
 from pipeline.recipe import ServeSection
 from pipeline.records import CheckpointRef
 from services.checkpoints import Checkpoint, Registry
@@ -33,6 +36,8 @@ from services.gateway.routing import choose
 from services.gateway.swap import SwapLimits
 from services.vllm import Progress
 
+ImageKey = Callable[[], int | None]
+"""Of a request's first image (routing.py)."""
 Launch = Callable[[Checkpoint, int, str | None], Server]
 """Makes a server of our own: what it is to hold, its number (never used twice), and its devices."""
 _PHASES = ("live", "draining", "swapping", "resting", "loading", "dead")
@@ -42,6 +47,18 @@ _PHASES = ("live", "draining", "swapping", "resting", "loading", "dead")
 def stamp(ref: CheckpointRef, name: str = "") -> str:
     """What the `model` field of an answer says; `name` may be an alias of the checkpoint."""
     return f"{name or ref.name}@{ref.digest.removeprefix('sha256:')[:12]}"
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What a request asks for; those that are equal wait in one queue."""
+
+    model: str
+    expect: str | None
+    """The digest that must answer, where one is named."""
+    target: Callable[[], Checkpoint] = field(compare=False)
+    """What that means now. Raises what the request is refused with where it means nothing."""
+    key: ImageKey = field(compare=False)
 
 
 class NotServedError(ServerError):
@@ -138,30 +155,43 @@ class Fleet:
 
     # Requests
 
-    def route(self, digest: str, key: Callable[[], int | None], tried: Collection[Replica] = ()) -> Replica | None:
-        """A replica for a request for that checkpoint, other than those `tried`."""
+    def route(self, digest: str, key: ImageKey, tried: Collection[Replica] = ()) -> Replica | None:
+        """A replica for a request for that checkpoint, other than those `tried`; one that was tried has waited already."""
         able = [r for r in self.replicas if r.gate.admission.serves(digest) and r.breaker.allows and r not in tried]
+        if not tried:
+            able = [replica for replica in able if replica.gate.admission.has_room]
         if len(able) < 2:
             return able[0] if able else None
         return choose(able, key())
 
-    async def find(
-        self, wanted: Callable[[], Checkpoint], key: Callable[[], int | None], max_wait_s: float
-    ) -> tuple[Replica, Checkpoint]:
-        """A replica for what `wanted` says, looked at again after each change: a swap may change what an alias means.
+    async def find(self, wish: Wish, max_wait_s: float) -> tuple[Replica, Checkpoint]:
+        """A replica for what `wish` means, looked at again after each change: a swap may change what an alias means.
 
-        Waits at most `max_wait_s`, and only while something changes. Raises NotServedError, ServerError.
+        Waits at most `max_wait_s`, behind who wished for the same before, and only while something changes.
+        Raises NotServedError, ServerError, and what `wish` raises.
         """
-        target = wanted()
-        if (replica := self.route(target.ref.digest, key)) is not None:
+        target = wish.target()
+        replica = self.route(target.ref.digest, wish.key)
+        if replica is not None and not (replica.gate.admission.is_ramping and self.changes.line.has(wish)):
             return replica, target
-        await self.changes.wait_for(
-            lambda: not self.is_changing or self.route(wanted().ref.digest, key) is not None, max_wait_s
-        )
-        target = wanted()
-        if (replica := self.route(target.ref.digest, key)) is not None:
+        met = {replica: replica.failure for replica in self.replicas} if self.is_changing else {}
+
+        def is_time() -> bool:
+            digest = wish.target().ref.digest
+            return self.route(digest, wish.key) is not None or not self._may_serve(digest, met)
+
+        await self.changes.line.wait(wish, is_time, max_wait_s)
+        target = wish.target()
+        if (replica := self.route(target.ref.digest, wish.key)) is not None:
             return replica, target
         raise self._not_served(target)
+
+    def _may_serve(self, digest: str, met: Mapping[Replica, VcotError | None]) -> bool:
+        """Whether waiting may help who met replicas in a change, and their last failure to start."""
+        states = [replica.gate.admission for replica in self.replicas]
+        is_held_back = any(state.serves(digest) and not state.has_room for state in states)
+        comes_back = any(r.gate.admission.phase in ("dead", "loading") and r.failure is met[r] for r in met)
+        return self.is_changing or is_held_back or comes_back
 
     @property
     def is_changing(self) -> bool:

@@ -37,7 +37,7 @@ PROMPT_TOKENS = tuple(range(9))
 _FAULTS = frozenset(
     (
         *("reset", "half", "half-json", "empty", "hang", "422", "500", "502", "503", "429", "429-bare"),
-        *("cache-miss", "closing"),
+        *("closing", "kill"),
     )
 )
 
@@ -143,6 +143,16 @@ class FakeVllm:
     """Answers a reset of its prefix cache with 200, and keeps it, as vLLM does while blocks are held."""
     is_sick: bool = False
     """Says on /health that its engine is dead."""
+    drifts: bool = False
+    """Its API takes an image to be with the engine as soon as someone sends it, and the engine answers with 500 where it is
+    not there yet: vLLM, when requests with the same new image come at once."""
+    odd: dict[str, str] = field(default_factory=dict)
+    """What becomes of requests with that text, each time: one of the faults, or `kill`."""
+    order: list[str] = field(default_factory=list)
+    """The texts of chat requests, as they came."""
+    num_now: int = 0
+    """Chat requests in flight."""
+    max_at_once: int = 0
     is_stuck: bool = False
     """Its token counters stand still."""
     started: float = field(default_factory=time.time)
@@ -154,6 +164,10 @@ class FakeVllm:
     """What each adds, and its path, by name."""
     prefixes: dict[str, float] = field(default_factory=dict)
     images: dict[str, float] = field(default_factory=dict)
+    sent: set[str] = field(default_factory=set)
+    """Images that the API takes to be with the engine."""
+    arrived: set[str] = field(default_factory=set)
+    """Those that are."""
     hold: asyncio.Event = field(default_factory=asyncio.Event)
     """Cleared, a request that says `hold` stays in flight after its first token."""
     holding: asyncio.Event = field(default_factory=asyncio.Event)
@@ -274,6 +288,9 @@ class FakeVllm:
             self.prefixes = self.prefixes if self.keeps_prefixes else {}
         if "encoder" in request.path:
             self.images.clear()
+        if "mm" in request.path:
+            self.sent.clear()
+            self.arrived.clear()
         return web.json_response({"success": True})
 
     async def _weight_info(self, _: web.Request) -> web.Response:
@@ -305,7 +322,14 @@ class FakeVllm:
         return web.json_response({"is_sleeping": self.is_asleep})
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
-        body = await request.json()
+        self.num_now += 1
+        self.max_at_once = max(self.max_at_once, self.num_now)
+        try:
+            return await self._answer(request, await request.json())
+        finally:
+            self.num_now -= 1
+
+    async def _answer(self, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
         content = body["messages"][0]["content"]
         text = content if isinstance(content, str) else content[1]["text"]
         self.num_asked += 1
@@ -319,7 +343,10 @@ class FakeVllm:
         model = body["model"]
         if model != "vcot" and model not in self.adapters:
             return web.json_response({"error": {"message": f"The model `{model}` does not exist."}}, status=404)
-        fault = self.faults.pop(0) if self.faults else ""
+        self.order.append(text)
+        fault = self.faults.pop(0) if self.faults else self.odd.get(text, "")
+        if not fault and self.drifts and not await self._take_in(image):
+            fault = "500"
         if fault in _FAULTS:
             return await self._fail(request, body, fault)
         delta, path = self.adapters.get(model, (0.0, ""))
@@ -346,14 +373,28 @@ class FakeVllm:
             answer["prompt_token_ids"] = list(self.prompt_tokens)
         return web.json_response(answer)
 
+    async def _take_in(self, image: str) -> bool:
+        """Whether the engine has the image that the API refers to; the image itself takes longer than a reference."""
+        is_reference = image in self.sent
+        self.sent.add(image)
+        await asyncio.sleep(0 if is_reference else 0.005)
+        if not is_reference:
+            self.arrived.add(image)
+        if image not in self.arrived:
+            self.sent.discard(image)
+            return False
+        return True
+
     async def _fail(self, request: web.Request, body: dict[str, Any], fault: str) -> web.StreamResponse:
         """Do what a broken server does."""
         if fault == "hang":
             await asyncio.Event().wait()
+        if fault == "kill":
+            self.died.set()
+            self.is_sick = True
+            await asyncio.Event().wait()
         if body.get("stream") and fault.isdecimal():  # as vLLM: the status is sent already
             return await self._end_with(request, {"message": "no", "type": "Odd", "code": int(fault)})
-        if fault == "cache-miss":
-            return web.json_response({"error": {"message": "Multi-modal cache miss for hash 'a'"}}, status=500)
         if fault == "closing":  # unannounced, behind a whole answer
             assert request.transport is not None
             asyncio.get_running_loop().call_later(0.001, request.transport.abort)
