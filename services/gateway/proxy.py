@@ -188,11 +188,16 @@ class _Call:
         await send_json(self._send, response.status, data, _stamp_headers(self._ref, kind))
 
     async def _pass_events(self, parts: AsyncIterator[bytes]) -> None:
-        """Pass server-sent events on, each stamped; nothing is sent before the first is there."""
+        """Pass server-sent events on, each stamped; nothing is sent before the first that says something is there."""
+        held = b""
         async for line in _lines(parts):
             data = b"data: " + self._stamped(line[6:]) if line.startswith(b"data: {") else line
+            if not self._has_begun and _says_nothing(line):
+                held += data + b"\n"
+                continue
             await self._begin()
-            await self._send({"type": "http.response.body", "body": data + b"\n", "more_body": True})
+            await self._send({"type": "http.response.body", "body": held + data + b"\n", "more_body": True})
+            held = b""
         if not self._has_begun:
             raise EngineFault("empty", "the engine ended the stream before its first event")
         await self._send({"type": "http.response.body", "body": b""})
@@ -299,6 +304,21 @@ def _check_expected(ref: CheckpointRef, expect: str | None) -> None:
 
 def _stamp_headers(ref: CheckpointRef, content_type: str = "application/json") -> dict[str, str]:
     return {"content-type": content_type, CHECKPOINT_HEADER: ref.name, DIGEST_HEADER: ref.digest}
+
+
+def _says_nothing(line: bytes) -> bool:
+    """Whether an event names the role of its choices and no more: vLLM sends these before it knows whether it can answer."""
+    if not line.startswith(b"data: {"):
+        return not line
+    choices = orjson.loads(line[6:]).get("choices") or []
+    return bool(choices) and all(map(_is_role, choices))
+
+
+def _is_role(choice: dict[str, Any]) -> bool:
+    delta = choice.get("delta")
+    return (
+        isinstance(delta, dict) and not choice.get("finish_reason") and {n for n, v in delta.items() if v} <= {"role"}
+    )
 
 
 async def _lines(parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

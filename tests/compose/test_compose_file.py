@@ -51,8 +51,20 @@ def test_a_service_is_contained(name: str) -> None:
     assert service["init"] is True
     assert service["cap_drop"] == ["ALL"]
     assert "no-new-privileges:true" in service["security_opt"]
+    assert service["read_only"] is True
+    assert {"/tmp", "/tmp:exec"} & set(service["tmpfs"])
+    assert service["mem_limit"]
+    assert 0 < service["pids_limit"] <= 4096
+    assert service["logging"]["options"] == {"max-size": "10m", "max-file": "3"}
     assert all(port.startswith("127.0.0.1:") for port in service.get("ports", ()))
     assert not {"privileged", "network_mode", "user", "cap_add", "pid"} & set(service)
+
+
+def test_an_image_of_others_can_be_pinned_by_its_digest() -> None:
+    for name in ("prometheus", "grafana"):
+        assert re.fullmatch(rf"\$\{{VCOT_{name.upper()}_IMAGE:-[\w./-]+:v?[\d.]+\}}", SERVICES[name]["image"])
+    for service in BUILT.values():
+        assert re.fullmatch(r"\$\{VCOT_[CG]PU_BASE:-[\w./-]+:\S+\}", service["build"]["args"]["BASE"])
 
 
 @pytest.mark.parametrize("name", SERVICES)
@@ -129,7 +141,7 @@ def test_images_are_pinned() -> None:
     ours = {service["image"] for service in BUILT.values()}
     assert ours == {f"vcot-{size}:{version}" for size in ("core", "cpu", "gpu")}
     for name in SERVICES.keys() - BUILT.keys():
-        assert re.fullmatch(r"[\w/-]+:v?\d+\.\d+\.\d+", SERVICES[name]["image"])
+        assert re.fullmatch(r"(?:\$\{\w+:-)?[\w/-]+:v?\d+\.\d+\.\d+\}?", SERVICES[name]["image"])
     for text in [(ROOT / "compose.yaml").read_text("utf-8"), *(path.read_text("utf-8") for path in IMAGES)]:
         assert ":latest" not in text
 

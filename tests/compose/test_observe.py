@@ -88,7 +88,7 @@ def test_the_key_comes_from_the_environment_into_the_file_that_is_read(tmp_path:
     service = SERVICES["prometheus"]
     config = yaml.safe_load((FOLDER / "prometheus.yml").read_text("utf-8"))
     (path,) = [job["authorization"]["credentials_file"] for job in config["scrape_configs"] if "authorization" in job]
-    assert service["tmpfs"] == [str(Path(path).parent)], "in memory only"
+    assert str(Path(path).parent) in service["tmpfs"], "in memory only"
     shell, flag, script, name = service["entrypoint"]
     script = script.replace("$$", "$").replace(str(Path(path).parent), str(tmp_path)).replace("prometheus", "echo")
     line = [shell, flag, script, name, "--config.file=x"]

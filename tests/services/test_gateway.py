@@ -9,7 +9,10 @@ import httpx
 import pytest
 
 from pipeline.errors import CheckpointError, SwapError
+from pipeline.records import CheckpointRef
 from services.admin import named_error
+from services.gateway.proxy import _Call
+from services.gateway.upstream import EngineFault
 from tests.services.bench_fleet import ASK, Bench
 from tests.services.fake_vllm import make_canary, write_checkpoint
 
@@ -331,3 +334,38 @@ async def test_an_address_that_is_none_is_refused_before_it_is_kept(bench: Bench
     answer = await bench.http.post("/admin/replicas", json={"url": url})
     assert (answer.status_code, "no server's address" in answer.json()["error"]["message"]) == (422, True)
     assert len((await bench.http.get("/admin/replicas")).json()["replicas"]) == 1
+
+
+ROLE = b'data: {"model": "vcot", "choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]}\n\n'
+WORD = b'data: {"model": "vcot", "choices": [{"index": 0, "delta": {"content": "x"}}]}\n\n'
+FAULT = b'data: {"error": {"message": "Internal server error", "code": 500}}\n\n'
+END = b"data: [DONE]\n\n"
+
+
+async def relayed(*parts: bytes) -> list[dict[str, Any]]:
+    """What a client gets of an engine's stream."""
+    sent: list[dict[str, Any]] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def stream() -> AsyncIterator[bytes]:
+        for part in parts:
+            yield part
+
+    ref, scope = CheckpointRef(name="base", digest="sha256:1", kind="base"), dict[str, Any]()
+    await _Call(scope, {}, ref, send)._pass_events(stream())
+    return sent
+
+
+async def test_a_stream_that_fails_behind_its_roles_can_be_asked_for_again() -> None:
+    """vLLM says each choice's role first, and then that it lost the image."""
+    with pytest.raises(EngineFault) as caught:
+        await relayed(ROLE, ROLE, FAULT, END)
+    assert not caught.value.has_begun
+    for parts in ((ROLE, ROLE, WORD, END), (ROLE, END), (WORD, END)):
+        start, *bodies = await relayed(*parts)
+        assert start["status"] == 200
+        text = b"".join(body["body"] for body in bodies)
+        assert text.count(b"base@") == len(parts) - 1
+        assert text.endswith(b"data: [DONE]\n\n")

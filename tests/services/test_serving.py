@@ -6,7 +6,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -14,6 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from bench.engine import children
 from pipeline.client import ChatClient
 from pipeline.errors import CheckpointError, MachineError, RequestError, ServerError
 from pipeline.records import SamplingParams
@@ -400,3 +401,42 @@ async def test_a_bug_in_the_housekeeping_ends_neither_it_nor_the_gateway() -> No
     await asyncio.wait_for(goes_on.wait(), 5)
     assert not task.done()
     task.cancel()
+
+
+async def test_no_key_is_in_vllms_environment_in_a_command_line_or_in_a_file(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = (
+        "VCOT_API_KEYS",
+        "VCOT_ADMIN_KEY",
+        "VCOT_API_KEY",
+        "OPENAI_API_KEY",
+        "HF_TOKEN",
+        "WANDB_API_KEY",
+        "VLLM_API_KEY",
+    )
+    keys = {name: f"secret-{name.lower()}" for name in names}
+    for name, key in keys.items():
+        monkeypatch.setenv(name, key)
+    async with running_gateway(run, lambda _: None) as gateway, httpx.AsyncClient(trust_env=False) as http:
+        state = await fetch_state(gateway.url)
+        for key in (*keys.values(), "secret-wrong"):
+            body = {"model": "policy", "messages": [{"role": "user", "content": "hello"}]}
+            url, bearer = f"{gateway.url}/v1/chat/completions", {"authorization": f"Bearer {key}"}
+            await http.post(url, json=body, headers=bearer)
+            await http.post(f"{gateway.url}/admin/swap", json={}, headers=bearer)
+        below = list(descendants(state.pid))
+        assert below
+        for pid in below:
+            assert b"secret-" not in Path(f"/proc/{pid}/environ").read_bytes()
+        for pid in (state.pid, *below):
+            assert b"secret-" not in Path(f"/proc/{pid}/cmdline").read_bytes()
+    files = [path for path in run.directory.rglob("*") if path.is_file()]
+    assert any(path.name == "gateway.log" and path.stat().st_size for path in files)
+    assert not [path for path in files if b"secret-" in path.read_bytes()]
+
+
+def descendants(pid: int) -> Iterator[int]:
+    for child in children(pid):
+        yield child
+        yield from descendants(child)
