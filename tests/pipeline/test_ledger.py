@@ -167,3 +167,11 @@ async def test_a_write_that_fails_is_told_to_who_waits_and_not_to_who_closes(tmp
     await ledger.finish()
     with pytest.raises(ValueError, match="cannot be bound"):
         await writer
+
+
+def test_a_reader_of_a_ledger_that_is_not_there_finds_nothing_and_makes_no_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    reader = Ledger(tmp_path / "l.sqlite", is_read=True)
+    assert reader.is_empty()
+    reader.close()
+    assert list(tmp_path.iterdir()) == []
