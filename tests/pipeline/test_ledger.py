@@ -185,3 +185,11 @@ def test_a_record_of_another_version_is_a_sentence(tmp_path):
     connection.close()
     with pytest.raises(InputError, match=r"holds a Judgment that cannot be read \(newer: Extra .*; use the version"):
         Ledger(path).get(Judgment, ["k"])
+
+
+def test_a_reader_of_a_ledger_that_is_not_there_finds_nothing_and_makes_no_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    reader = Ledger(tmp_path / "l.sqlite", is_read=True)
+    assert reader.is_empty()
+    reader.close()
+    assert list(tmp_path.iterdir()) == []
