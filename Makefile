@@ -9,7 +9,7 @@ HARNESS      := .venv-harness
 OLDER        := .venv-older
 export PYTHONUNBUFFERED = 1
 
-.PHONY: demo test test-slow test-fast test-compose test-harness test-older test-rehearsal parity bench-gateway bench-swap bench-serving bench-train experiment lint format setup lock clean
+.PHONY: demo test test-slow test-fast test-compose test-harness test-older test-rehearsal parity bench-gateway bench-swap bench-serving bench-train soak experiment mutation mutation-sample lint format setup lock clean
 .DEFAULT_GOAL := help
 
 help:
@@ -64,8 +64,19 @@ bench-serving: setup ## throughput through the gateway against direct, on the re
 bench-train: setup ## steps per second beside plain TRL's trainer
 	$(BIN)/python -m bench.train $(ARGS)
 
+soak: setup ## a quarter of an hour of hostile and honest load on the real vLLM: memory, and who was failed
+	$(BIN)/python -m bench.soak $(ARGS)
+
 experiment: setup ## base, DPO and mDPO over seeds on nano: accuracy, margins, image reliance
 	$(BIN)/python -m bench.experiment $(ARGS)
+
+mutation: setup ## how many small changes of the deciding code the tests notice; ARGS="FILE ..." for some
+	$(BIN)/python -m bench.mutation $(ARGS)
+
+mutation-sample: setup ## a part of that, for CI: under two minutes
+	$(BIN)/python -m bench.mutation --share 0.1 --at-least 0.75 $(QUICK)
+
+QUICK = pipeline/parsers.py pipeline/pairs.py eval/statistics.py pipeline/judges/verdict.py services/gateway/breaker.py
 
 lint: setup ## ruff, types, import rules
 	$(BIN)/ruff check .

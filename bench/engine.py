@@ -88,11 +88,36 @@ async def chat(session: aiohttp.ClientSession, body: dict[str, Any]) -> tuple[ai
     return response, orjson.loads(text)
 
 
+async def chat_streamed(
+    session: aiohttp.ClientSession, body: dict[str, Any]
+) -> tuple[aiohttp.ClientResponse, dict[str, Any]]:
+    """The same by server-sent events, joined to one answer; its `model` names each model that an event named.
+
+    Raises ServerError for a stream that holds an error or ends before its [DONE], too.
+    """
+    data = orjson.dumps(body | {"stream": True})
+    headers = {"content-type": "application/json"}
+    async with session.post("/v1/chat/completions", data=data, headers=headers) as response:
+        text = await response.read()
+    if response.status != 200:
+        raise ServerError(f"{response.status}: {text[:300].decode('utf-8', 'replace')}")
+    *events, end, rest = text.split(b"\n\n")
+    if end != b"data: [DONE]" or rest:
+        raise ServerError(f"a stream ended without [DONE]: {text[-300:].decode('utf-8', 'replace')}")
+    answers = [orjson.loads(event.removeprefix(b"data: ")) for event in events]
+    if fault := next((answer["error"] for answer in answers if "error" in answer), None):
+        raise ServerError(f"a stream ended with an error: {fault}")
+    choices = [choice for answer in answers for choice in answer["choices"]]
+    content = [part for choice in choices if choice.get("logprobs") for part in choice["logprobs"]["content"]]
+    models = sorted({answer["model"] for answer in answers})
+    return response, {"model": " and ".join(models), "choices": [{"logprobs": {"content": content}}]}
+
+
 def vllm_socket(gateway_pid: int) -> Path:
     """The unix socket of the vLLM below that gateway, from its command line."""
     parents, deadline = {gateway_pid}, time.monotonic() + 10
     while parents and time.monotonic() < deadline:
-        parents = {child for pid in parents for child in _children(pid)}
+        parents = {child for pid in parents for child in children(pid)}
         for pid in parents:
             words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
             if b"--uds" in words:
@@ -100,6 +125,7 @@ def vllm_socket(gateway_pid: int) -> Path:
     raise ServerError(f"no vLLM below process {gateway_pid}")
 
 
-def _children(pid: int) -> list[int]:
+def children(pid: int) -> list[int]:
+    """Processes that it started."""
     tasks = Path(f"/proc/{pid}/task").iterdir()
     return [int(child) for task in tasks for child in (task / "children").read_text().split()]

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from eval.statistics import adjust_holm, compare_paired, estimate_accuracy
-from eval.table import Setting, format_p, list_settings, question_shares, select_scores
+from eval.table import Setting, format_estimate, format_p, list_settings, question_shares, select_scores
 from pipeline.records import Interval, Record, Score, ShownImage
 from pipeline.run import exclusive, open_run
 from services.commands import run_all
@@ -231,9 +231,9 @@ def render_tables(found: Experiment) -> str:
 
 
 def _describe(cell: Cell) -> str:
-    half = f"{100 * cell.accuracy.value:.1f} ±{50 * (cell.accuracy.high - cell.accuracy.low):.1f}"
+    estimate = format_estimate(cell.accuracy)
     spread = f" [{100 * min(cell.by_seed):.1f}, {100 * max(cell.by_seed):.1f}]" if len(cell.by_seed) > 1 else ""
-    return half + spread
+    return estimate + spread
 
 
 def draw(found: Experiment, out: Path) -> None:

@@ -176,7 +176,8 @@ def serve_gateway(folder: Path, port: int, upstream_port: int) -> None:
                 return InstantServer(checkpoint)
 
             fleet = Fleet(registry, settings, Roster(folder / "run", settings), launch, say)
-            await serving._serve_until_stopped(fleet, build_app(fleet, folder / "run", settings), listener)
+            app = build_app(fleet, folder / "run", settings)
+            await serving._serve_until_stopped(fleet, app, listener, folder)
 
     uvloop.run(serve())
 

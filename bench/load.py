@@ -111,6 +111,11 @@ class _Asker(asyncio.Protocol):
         self._transport.close()
 
 
+_TELL, _ASK = b"/update_weight_version", b"/weight_info"
+_VERSION = {"weight_version": "default"}
+"""What the instant upstream was told that it holds."""
+
+
 class _Upstream(asyncio.Protocol):
     """One connection of the instant upstream."""
 
@@ -119,6 +124,7 @@ class _Upstream(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._path = b""
         self._num_bytes = 0
+        self._told = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)  # uvloop's is none by inheritance
@@ -127,19 +133,25 @@ class _Upstream(asyncio.Protocol):
         self._parser.feed_data(data)
 
     def on_message_begin(self) -> None:
-        self._path, self._num_bytes = b"", 0
+        self._path, self._num_bytes, self._told = b"", 0, b""
 
     def on_url(self, url: bytes) -> None:
         self._path += url
 
     def on_body(self, body: bytes) -> None:
         self._num_bytes += len(body)
+        if self._path == _TELL:
+            self._told += body
 
     def on_message_complete(self) -> None:
         assert self._transport is not None
         self._transport.write(self._answer())
 
     def _answer(self) -> bytes:
+        if self._path == _TELL:
+            _VERSION["weight_version"] = orjson.loads(self._told)["new_version"]
+        if self._path == _ASK:
+            return _response(orjson.dumps(_VERSION))
         if self._parser.get_method() == b"GET":
             return _LIST
         if not self._path.startswith(b"/v1/chat/completions"):
@@ -197,8 +209,17 @@ async def serve_aiohttp(port: int) -> None:
     async def models(_: web.Request) -> web.Response:
         return web.Response(body=MODELS, content_type="application/json")
 
+    async def tell(request: web.Request) -> web.Response:
+        _VERSION["weight_version"] = (await request.json())["new_version"]
+        return await other(request)
+
+    async def ask(_: web.Request) -> web.Response:
+        return web.json_response(_VERSION)
+
     app = web.Application(client_max_size=2**24)
     app.router.add_post("/v1/chat/completions", chat)
+    app.router.add_post(_TELL.decode(), tell)
+    app.router.add_get(_ASK.decode(), ask)
     app.router.add_post("/{tail:.*}", other)
     app.router.add_get("/{tail:.*}", models)
     runner = web.AppRunner(app, access_log=None)

@@ -6,9 +6,11 @@ Measured, on the real vLLM below a real gateway: `pause_s`, the longest of the s
 moment that no new request is let in until the next one is (what is in flight then ends first, so the load counts);
 `requests`, those in flight at the beginning of a swap, summed over the swaps; `failed`; `mis_stamped`, answers whose
 stamps contradict each other or name unknown weights, or whose tokens are not those of the stamped weights but those of
-the other ones; `not_token_identical`, answers whose tokens are not those of the stamped weights.
+the other ones; `not_token_identical`, answers whose tokens are not those of the stamped weights; `asked_again`, requests
+that the gateway sent once more, by reason.
 
-How: `--askers` requests are always in flight, greedy, over 32 questions; the reference are the tokens that a fresh server
+How: `--askers` requests are always in flight, greedy, over 32 questions, every third of them a stream, which must name the
+same weights in each event and be whole to its [DONE]; the reference are the tokens that a fresh server
 gave for each question, one at a time: the gateway's own engine before the first swap for nano, and a vLLM of its own for
 the variant (noise on every weight).
 
@@ -22,6 +24,7 @@ import argparse
 import asyncio
 import itertools
 import os
+import re
 import statistics
 import tempfile
 from dataclasses import dataclass, field
@@ -32,7 +35,7 @@ import aiohttp
 import orjson
 import uvloop
 
-from bench.engine import chat, make_variant, open_session, question, say
+from bench.engine import chat, chat_streamed, make_variant, open_session, question, say
 from pipeline.errors import ServerError
 from pipeline.run import Run, open_run
 from services.admin import live_checkpoint, register, swap_to
@@ -46,6 +49,9 @@ _QUESTIONS = [question(number) for number in range(_NUM_QUESTIONS)]
 _MAX_TOKENS = 16
 _BETWEEN_S = 1.0
 """From the end of a swap to the next, so that every asker is at it again."""
+
+_EVERY = 3
+"""One request in so many is a stream."""
 
 Tokens = tuple[str, ...]
 
@@ -84,17 +90,19 @@ class Tally:
     expected: dict[str, list[Tokens]]
     """By digest."""
     answered: int = 0
+    streamed: int = 0
+    """Of the answers."""
     in_flight: int = 0
     failed: int = 0
     mis_stamped: int = 0
     not_token_identical: int = 0
     by_digest: dict[str, int] = field(default_factory=dict)
 
-    async def ask(self, session: aiohttp.ClientSession, number: int) -> None:
+    async def ask(self, session: aiohttp.ClientSession, number: int, *, streamed: bool) -> None:
         """Ask once, and judge the answer."""
         self.in_flight += 1
         try:
-            response, answer = await chat(session, request(number, "policy"))
+            response, answer = await (chat_streamed if streamed else chat)(session, request(number, "policy"))
         except (aiohttp.ClientError, TimeoutError, OSError, ServerError) as error:
             self.failed += 1
             say(f"failed: {error!r}")
@@ -102,6 +110,7 @@ class Tally:
         finally:
             self.in_flight -= 1
         self.answered += 1
+        self.streamed += streamed
         headers = response.headers
         self.judge(number, headers["x-vcot-checkpoint"], headers["x-vcot-digest"], answer)
 
@@ -118,6 +127,14 @@ class Tally:
             say(f"question {number} under {name}: {''.join(tokens)!r}, expected {own and ''.join(own[number])!r}")
 
 
+async def asked_again(session: aiohttp.ClientSession) -> dict[str, int]:
+    """How many requests the gateway sent to an engine once more, by reason."""
+    async with session.get("/metrics") as response:
+        text = await response.text()
+    found = re.findall(r'^vcot_retries_total\{reason="(.*?)"\} (\S+)', text, re.MULTILINE)
+    return {reason: int(float(count)) for reason, count in found}
+
+
 async def swap_under_load(
     url: str, session: aiohttp.ClientSession, tally: Tally, num_askers: int, num_swaps: int
 ) -> tuple[list[float], int]:
@@ -126,7 +143,8 @@ async def swap_under_load(
 
     async def keep_asking() -> None:
         while not done.is_set():
-            await tally.ask(session, next(numbers) % _NUM_QUESTIONS)
+            number = next(numbers)
+            await tally.ask(session, number % _NUM_QUESTIONS, streamed=number % _EVERY == 0)
 
     askers = [asyncio.create_task(keep_asking()) for _ in range(num_askers)]
     pauses, met = [], 0
@@ -159,6 +177,7 @@ async def main(num_askers: int, num_swaps: int) -> None:
                 say(f"pauses with nothing in flight: {', '.join(f'{pause:.2f} s' for pause in idle)}")
                 tally = Tally(expected)
                 pauses, met = await swap_under_load(gateway.url, session, tally, num_askers, num_swaps)
+                again = await asked_again(session)
     figures = {
         "pause_s": round(max(pauses), 3),
         "requests": met,
@@ -167,6 +186,8 @@ async def main(num_askers: int, num_swaps: int) -> None:
         "mis_stamped": tally.mis_stamped,
         "not_token_identical": tally.not_token_identical,
         "answered": tally.answered,
+        "streamed": tally.streamed,
+        "asked_again": again,
         "answered_by_each": sorted(tally.by_digest.values()),
         "questions_that_differ": sum(a != b for a, b in zip(*expected.values(), strict=True)),
         "median_pause_s": round(statistics.median(pauses), 3),

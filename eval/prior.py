@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from eval.statistics import chance_level, estimate_accuracy
-from eval.table import LEVEL, build_differences, format_p, list_settings, new_table, select_scores
+from eval.table import LEVEL, build_differences, format_estimate, format_p, list_settings, new_table, select_scores
 from pipeline.records import CheckpointRef, Difference, Interval, PromptName, Record, Score
 
 
@@ -125,8 +125,8 @@ def render_prior(report: PriorReport) -> list[RenderableType]:
     """The rows for a terminal, and what they say."""
     table = new_table(
         f"Seen or expected: {report.num_drawings} drawings that contradict the usual state, in %",
-        "usual: right about the usual drawings. ±: half of the 95 % interval. other, no ans.: wrong, unreadable.",
-        ("usual", "as seen", "the prior", "other", "no ans.", "failed"),
+        "usual: right about the usual drawings. ±: half of the 95 % interval. other, unread: wrong, unreadable.",
+        ("usual", "as seen", "the prior", "other", "unread", "failed"),
     )
     return [_fill(table, report.rows), Text(f"\n{describe_prior(report)}")]
 
@@ -135,12 +135,7 @@ def _fill(table: Table, rows: Sequence[PriorRow]) -> Table:
     for checkpoint in dict.fromkeys(row.checkpoint for row in rows):
         table.add_row(Text(checkpoint.name, style="bold"))
         for row in (row for row in rows if row.checkpoint == checkpoint):
-            shares = [_cell(interval) for interval in (row.usual, row.seen, row.prior)]
+            shares = [format_estimate(interval, 4) for interval in (row.usual, row.seen, row.prior)]
             rest = [f"{100 * row.other:.1f}", f"{100 * row.no_answer:.1f}", str(row.num_failed)]
             table.add_row(f"  {row.prompt} {row.temperature:g}", *shares, *rest)
     return table
-
-
-def _cell(interval: Interval) -> str:
-    half = f"±{50 * (interval.high - interval.low):.1f}"
-    return f"{100 * interval.value:.1f} {half:>5}"

@@ -74,7 +74,8 @@ def load_published() -> Published:
 def compare_published(results: Sequence[EvalResult], recipe: Recipe, published: Published) -> list[PaperRow]:
     """A row for each figure of the untaught model that the paper has, too; none for another model or benchmark."""
     section = recipe.eval
-    if (recipe.model.source, section.source, section.split) != (published.model, published.benchmark, published.split):
+    asked = (recipe.model.source, section.source, section.split)
+    if asked != (published.model, published.benchmark, published.split) or section.hint:
         return []
     paper = {(row.prompt, row.temperature): row.accuracy for row in published.rows}
     rows = []

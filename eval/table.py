@@ -16,7 +16,8 @@ from rich.table import Table
 from rich.text import Text
 
 from eval.statistics import adjust_holm, chance_level, compare_paired, estimate_accuracy
-from pipeline.records import CheckpointRef, Difference, EvalResult, PromptName, Score
+from pipeline.recipe import EvalSection
+from pipeline.records import CheckpointRef, Difference, EvalResult, Interval, PromptName, Score
 
 COLUMNS = ("Avg", "NAT", "SOC", "LAN")
 LEVEL = 0.05
@@ -111,6 +112,15 @@ def render_results(
     return parts
 
 
+def describe_hint(section: EvalSection) -> str:
+    """Whether the questions came with ScienceQA's hints; nothing for another benchmark."""
+    if section.source != "scienceqa":
+        return ""
+    if section.hint:
+        return "A question that has a hint was asked with it (eval.hint), unlike in the paper's figures."
+    return "The questions were asked without ScienceQA's hints, as in the paper's figures (eval.hint)."
+
+
 def select_scores(scores: Iterable[Score], setting: Setting) -> list[Score]:
     """Those of one setting."""
     return [score for score in scores if (score.prompt, score.temperature) == setting]
@@ -182,6 +192,16 @@ def format_range(shares: Sequence[float]) -> str:
     return smallest if smallest == largest else f"{smallest} to {largest}"
 
 
+def format_half(interval: Interval) -> str:
+    """Half of the interval, in points."""
+    return f"{50 * (interval.high - interval.low):.1f}"
+
+
+def format_estimate(interval: Interval, width: int = 3) -> str:
+    """`66.8 ±2.1` in %, the half in `width` places, so that a column of them is aligned."""
+    return f"{100 * interval.value:.1f} {f'±{format_half(interval)}':>{width + 1}}"
+
+
 def list_phrases(phrases: Sequence[str]) -> str:
     """`a`, `a and b`, `a, b and c`."""
     return phrases[0] if len(phrases) == 1 else f"{', '.join(phrases[:-1])} and {phrases[-1]}"
@@ -195,8 +215,8 @@ def format_p(p_value: float) -> str:
 def _render_accuracy(results: Sequence[EvalResult], chance: dict[str, float]) -> Table:
     table = new_table(
         "Accuracy in %, ± half of the 95 % interval (clustered by image)",
-        "unread: in %, no readable answer (cut: cut off), counts as not correct. fail: in no figure.",
-        (*COLUMNS, "unread", "cut", "fail", "n"),
+        "unread: in %, no readable answer (cut: cut off), counts as not correct. failed: in no figure.",
+        (*COLUMNS, "unread", "cut", "failed", "n"),
     )
     for checkpoint in dict.fromkeys(row.checkpoint for row in results):
         table.add_row(Text(checkpoint.name, style="bold"))
@@ -215,8 +235,7 @@ def _cell(row: EvalResult, column: str) -> str:
     interval = row.accuracy.get(column)
     if interval is None:
         return ""
-    half = f"±{50 * (interval.high - interval.low):.1f}"
-    return f"{100 * interval.value:.1f} {half:>4}"
+    return format_estimate(interval)
 
 
 def _render_differences(differences: Sequence[Difference]) -> Table:

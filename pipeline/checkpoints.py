@@ -11,9 +11,8 @@ import hashlib
 import json
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from pipeline.errors import CheckpointError
+from pipeline.files import read_record, write_record
 from pipeline.records import CheckpointManifest
 
 MANIFEST = "checkpoint.json"
@@ -63,15 +62,13 @@ def check_layout(directory: Path) -> None:
 
 def read_manifest(directory: Path) -> CheckpointManifest:
     """The manifest of a checkpoint directory, as written; `verify_checkpoint` also recomputes the digest."""
-    path = directory / MANIFEST
-    try:
-        return CheckpointManifest.model_validate_json(path.read_text("utf-8"))
-    except FileNotFoundError:
+    remedy = "restore it, or make the checkpoint again"
+    manifest = read_record(directory / MANIFEST, CheckpointManifest, CheckpointError, remedy=remedy)
+    if manifest is None:
         raise CheckpointError(
             f"checkpoint {directory} has no {MANIFEST}; give one that `vcot merge` made (a base is the recipe's model)"
-        ) from None
-    except ValidationError as error:
-        raise CheckpointError(f"{path} is not a checkpoint manifest: {error.errors()[0]['msg']}") from None
+        )
+    return manifest
 
 
 def verify_checkpoint(directory: Path) -> CheckpointManifest:
@@ -88,6 +85,4 @@ def verify_checkpoint(directory: Path) -> CheckpointManifest:
 
 def write_manifest(directory: Path, manifest: CheckpointManifest) -> None:
     """Write `checkpoint.json` in one step: a reader sees the old one or the new one."""
-    partial = directory / f".{MANIFEST}.partial"
-    partial.write_text(manifest.model_dump_json(indent=2) + "\n", "utf-8")
-    partial.replace(directory / MANIFEST)
+    write_record(directory / MANIFEST, manifest)

@@ -9,7 +9,6 @@ fault means is decided in pipeline/faults.py.
 from __future__ import annotations
 
 import base64
-import ipaddress
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -21,6 +20,7 @@ from urllib.request import getproxies, proxy_bypass
 
 from pipeline.errors import BadAnswer, RequestError, Scope, WrongCheckpoint
 from pipeline.faults import explain_status, explain_text, quote
+from pipeline.hosts import is_this_machine
 from pipeline.images import media_type
 from pipeline.pacing import Gate
 from pipeline.records import ImageRef, SamplingParams, Usage
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 DIGEST_HEADER = "x-vcot-digest"
 EXPECT_HEADER = "x-vcot-expect"
 _TIMEOUT_S = 600.0
+_MAX_TOKENS = 10**9
 _OPENAI_URL = "https://api.openai.com/v1"
 
 
@@ -77,16 +78,9 @@ def find_proxy(url: str) -> str | None:
     """The environment's variable whose proxy a request to `url` goes through; None for what is asked directly."""
     parts = urlsplit(url)
     host = parts.hostname or ""
-    if host == "localhost" or _is_loopback(host) or proxy_bypass(host):
+    if is_this_machine(host) or proxy_bypass(host):
         return None
     return next((f"{kind.upper()}_PROXY" for kind in (parts.scheme, "all") if getproxies().get(kind)), None)
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 class ChatClient:
@@ -257,7 +251,7 @@ def _read_body(raw: Any, where: str) -> ChatCompletion | RequestError:
     """The completion in an answer with status 200, or what is wrong with the body."""
     try:
         completion = raw.parse()
-    except ValueError:
+    except (ValueError, RecursionError):
         return explain_text(raw.text, raw.headers.get("content-type", ""), where)
     if isinstance(completion, str):
         return explain_text(completion, raw.headers.get("content-type", ""), where)
@@ -288,11 +282,10 @@ def _check(completion: ChatCompletion, n: int, latency_s: float) -> Completion:
 
 
 def _read_usage(completion: ChatCompletion) -> Usage:
-    usage = completion.usage
-    return Usage(
-        prompt_tokens=(usage.prompt_tokens or 0) if usage else 0,  # some servers answer null
-        completion_tokens=(usage.completion_tokens or 0) if usage else 0,
-    )
+    """What was billed; 0 for what the server does not say, or says as no server can mean it."""
+    counts = (getattr(completion.usage, name, 0) for name in ("prompt_tokens", "completion_tokens"))
+    prompt, answer = (n if isinstance(n, int) and 0 <= n < _MAX_TOKENS else 0 for n in counts)
+    return Usage(prompt_tokens=prompt, completion_tokens=answer)
 
 
 def _read_choice(choice: Any, usage: Usage) -> Choice:
@@ -314,8 +307,12 @@ def _read_choice(choice: Any, usage: Usage) -> Choice:
     raise BadAnswer(f"choice {choice.index}: {said}", scope=scope, reason=reason, usage=usage)
 
 
+_TEXT_PARTS = ("text", "output_text", None)
+
+
 def _read_text(content: object) -> str | None:
-    """A message's text, also where it comes in parts."""
+    """A message's text, also where it comes in parts, half a character (which no record holds) as a question mark."""
     if isinstance(content, list):
-        return "".join(part.get("text", "") for part in content if isinstance(part, dict))
-    return content if isinstance(content, str) else None
+        parts = [part.get("text") for part in content if isinstance(part, dict) and part.get("type") in _TEXT_PARTS]
+        content = "".join(texts) if (texts := [part for part in parts if isinstance(part, str)]) else None
+    return content.encode("utf-8", "replace").decode() if isinstance(content, str) else None

@@ -9,6 +9,7 @@
     │   └── OwedError         an earlier step of the run is still owed
     ├── ServerError           a process of ours (vLLM, gateway, trainer) died or never became ready (exit code 1)
     ├── SwapError             a swap was refused or rolled back (exit code 1)
+    │   └── OnTrialError      another command has another checkpoint on trial: wait for its end
     ├── StageError            a stage ended with work still owed (exit code 1)
     │   └── AccountError      an account or server refuses every request, until its owner mends something (exit code 1)
     └── RequestError          one request to a model failed; its scope says who may try again (pipeline/faults.py)
@@ -67,6 +68,10 @@ class ServerError(VcotError):
 
 class SwapError(VcotError):
     """A swap was refused or rolled back; the checkpoint that was live still is."""
+
+
+class OnTrialError(SwapError):
+    """Another command has another checkpoint on trial; it ends when that command is done."""
 
 
 class StageError(VcotError):

@@ -17,6 +17,7 @@ from pipeline.errors import RequestError, Scope
 MAX_WAIT_S = 300.0
 """A server that asks for a longer pause than this (a limit by the day, say) has no more to give today."""
 _MAX_QUOTE = 200
+_MAX_SAID = 1000
 
 _CODES: dict[str, tuple[Scope, str]] = {
     "insufficient_quota": ("account", "quota"),
@@ -87,9 +88,12 @@ def find_remedy(reason: str, place: Place) -> str:
 def explain_status(status: int, body: object, headers: Mapping[str, str], where: str) -> RequestError:
     """An answer with an error status. `body` is the error object of its JSON, or its text where it is no JSON."""
     fields: Mapping[str, Any] = body if isinstance(body, Mapping) else {}
-    said = fields.get("message") or (quote(str(body)) if body else "no reason given")
+    message, param = fields.get("message"), fields.get("param")
+    said = _clean(message) if message and isinstance(message, str) else quote(str(body)) if body else "no reason given"
     code = str(fields.get("code") or fields.get("type") or "")
-    scope, reason = _CODES.get(code) or _classify(status, fields.get("param"), str(fields.get("message", "")))
+    scope, reason = _CODES.get(code) or _classify(status, param if isinstance(param, str) else None, str(message))
+    if 300 <= status < 400 and (target := headers.get("location")):
+        said = f"it is elsewhere, at {quote(target)}"
     retry_after_s = read_retry_after(headers) if scope == "attempt" else None
     if retry_after_s is not None and retry_after_s > MAX_WAIT_S:
         scope, reason, said = "account", "rate_limit", f"{said} (to be asked again after {retry_after_s:.0f} s)"
@@ -99,12 +103,14 @@ def explain_status(status: int, body: object, headers: Mapping[str, str], where:
         reason=reason,
         status=status,
         retry_after_s=retry_after_s,
-        param=fields.get("param") if code in _UNSUPPORTED and fields.get("param") in _ADAPTABLE else None,
+        param=param if code in _UNSUPPORTED and isinstance(param, str) and param in _ADAPTABLE else None,
     )
 
 
-def _classify(status: int, param: object, said: str) -> tuple[Scope, str]:
+def _classify(status: int, param: str | None, said: str) -> tuple[Scope, str]:
     """An error without a code that is known."""
+    if 300 <= status < 400:
+        return "account", "address"
     if status == 400 and _TOO_LONG.search(said):
         return "item", "too_long"
     if status == 400 and param in _SHAPE:
@@ -127,7 +133,14 @@ def explain_text(text: str, content_type: str, where: str) -> RequestError:
 def quote(text: str) -> str:
     """Some words of a body, without markup, on one line."""
     words = " ".join(re.sub(r"<(style|script).*?</\1>|<[^>]*>", " ", text, flags=re.DOTALL).split())
-    return repr(words if len(words) <= _MAX_QUOTE else words[:_MAX_QUOTE] + "...")
+    return repr(_clean(words if len(words) <= _MAX_QUOTE else words[:_MAX_QUOTE] + "..."))
+
+
+def _clean(text: str) -> str:
+    """A provider's own words as a record and a terminal can hold them: no half characters, no control characters."""
+    said = text.encode("utf-8", "replace").decode()
+    said = "".join(c if c.isprintable() else " " for c in said)
+    return said if len(said) <= _MAX_SAID else said[:_MAX_SAID] + "..."
 
 
 def read_retry_after(headers: Mapping[str, str]) -> float | None:

@@ -10,16 +10,17 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 from pathlib import Path
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from pipeline.errors import DataError
+from pipeline.files import replace_file
 from pipeline.records import ImageRef
 
 _EXIF_ORIENTATION = 0x0112
 _SUFFIXES = {"PNG": ".png", "JPEG": ".jpg"}
+_MAX_EIGHT = 255
 _PLAIN_MODES = frozenset(("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV"))
 """Those that Pillow converts to RGB without clipping or transparency."""
 _CLEAR_MODES = {"RGBA": "RGBA", "LA": "RGBA", "PA": "RGBA", "RGBa": "RGBA", "La": "LA"}
@@ -75,9 +76,7 @@ class ImageStore:
         target = self._root / path
         if not target.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
-            partial = target.with_suffix(f".{os.getpid()}.partial")
-            partial.write_bytes(data)
-            partial.replace(target)
+            replace_file(target, data)
         return ImageRef(sha256=sha256, path=path.as_posix(), width=size[0], height=size[1])
 
 
@@ -86,7 +85,10 @@ def normalise(image: Image.Image) -> Image.Image:
     upright = ImageOps.exif_transpose(image)
     is_deep_grey = upright.mode.startswith("I;16") or (upright.mode == "I" and image.format in ("PNG", "PPM"))
     if is_deep_grey:
-        upright = upright.convert("I").point(lambda value: value / 256).convert("L")
+        upright = _to_eight_bits(upright)
+    clear = upright.info.get("transparency")
+    if upright.mode == "RGB" and isinstance(clear, tuple) and max(clear) > _MAX_EIGHT:  # of a PNG of 16 bits
+        upright.info["transparency"] = tuple(value // 256 for value in clear)
     if upright.mode in _CLEAR_MODES or "transparency" in upright.info:
         rgba = upright.convert(_CLEAR_MODES.get(upright.mode, "RGBA")).convert("RGBA")
         canvas = Image.new("RGBA", rgba.size, "white")
@@ -94,6 +96,18 @@ def normalise(image: Image.Image) -> Image.Image:
     if upright.mode not in _PLAIN_MODES:
         raise ValueError(f"its pixels are of mode {upright.mode}, which are no colours: convert it to 8 bits")
     return upright.convert("RGB")
+
+
+def _to_eight_bits(image: Image.Image) -> Image.Image:
+    """Grey of 16 bits by its upper eight; where one grey is transparent, it is found among all of them."""
+    deep, clear = image.convert("I"), image.info.get("transparency")
+    grey = deep.point(lambda value: value / 256).convert("L")
+    if clear is None:
+        return grey
+    import numpy as np
+
+    alpha = Image.fromarray(np.where(np.asarray(deep) == clear, 0, _MAX_EIGHT).astype("uint8"))
+    return Image.merge("LA", (grey, alpha))
 
 
 def _is_normal(image: Image.Image) -> bool:

@@ -9,6 +9,7 @@ step's to say: what failed is, what a judge refused is final.
 from __future__ import annotations
 
 import asyncio
+import os
 import sqlite3
 import threading
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,6 +17,8 @@ from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import TypeVar
+
+from pydantic import ValidationError
 
 from pipeline.errors import InputError, StageError
 from pipeline.records import Judgment, Response, Usage
@@ -45,18 +48,21 @@ class Ledger:
     Its methods raise StageError where the file cannot be read or written, as on a full disk.
     """
 
-    def __init__(self, path: Path) -> None:
-        """Open or create the file. Raises InputError where it is not a ledger."""
+    def __init__(self, path: Path, *, is_read: bool = False) -> None:
+        """Open or create the file; to be read only, as it is now: no file is made, and what others write is not seen.
+
+        Raises InputError where it is not a ledger.
+        """
         self._path = path
         self._lock = threading.Lock()
         self._writes: set[asyncio.Future[None]] = set()
-        self._connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
         try:
-            self._connection.execute("PRAGMA journal_mode = WAL")
-            self._connection.execute("PRAGMA synchronous = FULL")
-            self._connection.execute(_SCHEMA)
+            self._connection = _connect_to_read(path) if is_read else _connect(path)
+        except sqlite3.OperationalError as error:  # the disk's fault or the folder's, not the file's
+            raise InputError(
+                f"the ledger {path} cannot be opened ({error}); see that its disk has room and that it may be written"
+            ) from None
         except sqlite3.DatabaseError as error:
-            self._connection.close()
             raise InputError(f"{path} is not a ledger ({error}); restore it or begin a new run directory") from None
 
     async def write(self, records: Sequence[LedgerRecord]) -> None:
@@ -93,8 +99,19 @@ class Ledger:
             query = f"SELECT key, body FROM records WHERE kind = ? AND key IN ({marks})"  # noqa: S608 - only marks
             with self._using():
                 rows = self._connection.execute(query, (kind.__name__, *chunk)).fetchall()
-            found |= {key: kind.model_validate_json(body) for key, body in rows}
+            found |= {key: self._read(kind, body) for key, body in rows}
         return found
+
+    def _read(self, kind: type[R], body: str) -> R:
+        try:
+            return kind.model_validate_json(body)
+        except ValidationError as error:
+            fault = error.errors()[0]
+            where = ".".join(map(str, fault["loc"]))
+            raise InputError(
+                f"the ledger {self._path} holds a {kind.__name__} that cannot be read ({where}: {fault['msg']}); use the "
+                "version of vcot that wrote it"
+            ) from None
 
     def done(self, kind: type[R], keys: Iterable[str]) -> set[str]:
         """Those of `keys` whose record is good."""
@@ -140,6 +157,44 @@ class Ledger:
                 f"the ledger {self._path} cannot be used ({error}); see that its disk has room and is sound, and what was "
                 "answered before is kept: the same command goes on"
             ) from None
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+    try:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute(_SCHEMA)
+    except sqlite3.DatabaseError:
+        connection.close()
+        raise
+    return connection
+
+
+def _connect_to_read(path: Path) -> sqlite3.Connection:
+    """What the file holds at this moment; nothing, where it is not there yet."""
+    if path.is_file():
+        uri = f"{path.absolute().as_uri()}?mode={_read_mode(path)}"
+        connection = sqlite3.connect(uri, uri=True, check_same_thread=False, isolation_level=None)
+        try:
+            connection.execute("PRAGMA query_only = ON")
+            connection.execute("BEGIN")  # one view for all that is read, whatever is written meanwhile
+            if connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'records'").fetchone():
+                return connection
+        except sqlite3.DatabaseError:
+            connection.close()
+            raise
+        connection.close()  # whoever makes it has only begun
+    connection = sqlite3.connect(":memory:", check_same_thread=False, isolation_level=None)
+    connection.execute(_SCHEMA)
+    return connection
+
+
+def _read_mode(path: Path) -> str:
+    """A reader takes part in SQLite's locks, by files that go with the last who does; where it may not, it does without."""
+    if os.access(path, os.W_OK) and os.access(path.parent, os.W_OK):
+        return "rw"
+    return "ro" if path.with_name(f"{path.name}-wal").exists() else "ro&immutable=1"
 
 
 def _chunks(keys: Iterable[str]) -> Iterator[tuple[str, ...]]:

@@ -1,17 +1,18 @@
 r"""Which option a response chose: pure rules that read what a person reads at once, and never guess.
 
-1. What is not the answer is left out first: reasoning inside `<think>`, and a further question that the model invents
-   after its answer, with whatever it answers to that.
+1. What is not the answer is left out first: reasoning inside `<think>` and its like, what follows the end of the model's
+   turn (pipeline/plain.py), and a further question that it invents after its answer, with whatever it answers to that.
 2. The last statement of an answer counts, whatever stands before it, since a chain of thought holds a draft answer first:
-   "The answer is", "The correct option is", `\boxed{B}`, `<answer>B</answer>`. If what follows the last one cannot be
-   read, the response has no answer; an earlier one is never used. "Answer:" alone counts only where it can be read.
-3. A statement names an option by its letter (`(B)`, `B.`, `option b`, `"B" - blue`; a bare letter must be a capital and
-   stand alone, for "The answer is A bird" names no option) or by its text, up to the end of a clause. Upper and lower case
-   matter only where options differ in nothing else. Where an option's text is itself one letter, the prompt's letters win.
+   "The answer is", "B is the correct option", "I choose", `\boxed{B}`, `<answer>B</answer>`. If what follows the last one
+   cannot be read, the response has no answer; an earlier one is never used. "Answer:" counts only where it can be read.
+3. A statement names an option by its letter (`(B)`, `B.`, `option b`, `"B" - blue`; a bare letter must stand alone and be a
+   capital or end its line, for "The answer is A bird" names no option) or by its text, up to the end of a clause. Upper and
+   lower case matter only where options differ in nothing else. Where an option's text is itself one letter, the prompt's
+   letters win.
 4. Without a statement the beginning of the response counts: a letter that is all of the first line, or that its own
    option's text follows (`B. red`), "B is ...", or a first line that is an option's text.
-5. A contradiction is no answer: a letter beyond the options, two letters (`(A) or (B)`, `(A)? No, (B)`), or a letter with
-   another option's text.
+5. A contradiction is no answer: a letter beyond the options, two letters (`(A) or (B)`, `(A)? No, (B)`), a letter with
+   another option's text, or a list of the options.
 
 Compare ScienceQA's own scorer, which draws a random option where it cannot read, and LLaVA's, which knows letters only.
 """
@@ -22,56 +23,96 @@ import re
 from collections.abc import Sequence
 from functools import lru_cache
 
+from pipeline.plain import plain_answer, simplify
 from pipeline.records import is_same_option
 
-_THOUGHT = re.compile(r"<think>.*?(?:</think>|\Z)", re.DOTALL | re.IGNORECASE)
-_THOUGHT_END = re.compile(r".*</think>", re.DOTALL | re.IGNORECASE)
-_BOXED = re.compile(r"\\boxed\{\s*(?:\\text(?:bf)?\{)?([^{}\n]*)\}+\$*")
-_TAGGED = re.compile(r"<answer>\s*([^<]*?)\s*(?:</answer>|\Z)", re.IGNORECASE)
-_MARKUP = re.compile(r"(?<!\w)[*_]+|[*_]+(?!\w)|`|^#+ +", re.MULTILINE)
-_QUOTES = str.maketrans("\u2018\u2019\u201c\u201d", "''\"\"")
-
+_KIND = (
+    r"(?:final|correct|right|best|only|chosen|selected"
+    r"|(?:most\s+)?(?:likely|accurate|appropriate|suitable|reasonable|plausible))"
+)
+_BEGIN = r"(?:^|[.!?:,\n]\s{0,3}|\b(?:so|thus|hence|therefore|then|and|but|is\s+that)\s+)"
+_ASIDE = r"(?:\s+to\s+(?:the|this|your)\s+(?:\w+\s+)?question|\s*,[\w\s]{1,30},)?"
+_IS = (
+    r"\s+(?:is|will\s+be|(?:would|should|must)\s+(?:(?:most\s+)?(?:likely|probably|then|therefore)\s+)?be"
+    r"|has\s+to\s+be|(?:seems|appears)\s+to\s+be)\b"
+)
 _STATEMENT = re.compile(
-    r"\b(?:(?:the|my)\s+(?:(?:final|correct|right|best|most\s+likely|only)\s+)*(?:answer|option|choice)"
-    r"|(?:final|correct)\s+answer)\s+(?:is|would\s+be|should\s+be|must\s+be|has\s+to\s+be)\b",
+    rf"(?<!\bif )(?<!\bwhether )(?<!\bunless )(?<!\bwhen )"
+    rf"(?:\b(?:(?:the|my)\s+(?:{_KIND}\s+)*(?:answer|option|choice)|{_KIND}\s+(?:answer|option|choice)|(?:correct|right)\s+one)|{_BEGIN}answer){_ASIDE}{_IS}"
+    rf"|{_BEGIN}I(?:'d|'ll|\s+would|\s+will)?\s+(?:choose|pick|select|go\s+with|answer(?:\s+with)?)\b",
     re.IGNORECASE,
 )
+_CLAIM = re.compile(
+    r"(?:^|[.!?:\n]\s{0,3}|\b(?:[Ss]o|[Tt]hus|[Hh]ence|[Tt]herefore)\b,?\s+)"
+    r"""(?:[Oo]nly\s+)?(?:(?i:option|choice|letter)\s+)?[(\["']*([A-Z])[)\]"']*"""
+    r"\s+is\s+(?:therefore\s+|thus\s+|clearly\s+)?(?:the\s+)?(?:most\s+)?(?:correct|right|best|final)\b(?:\s+(?:answer|option|choice|one)\b)?+(?!\s+if\b|[^.\n]{0,40}\?)"
+)
+"""An option that is said to be right, by its letter."""
 _HEADING = re.compile(
-    r"^[^\w\n]*(?:the\s+)?(?:(?:final|correct)\s+)?answer[^\w\n]*(?::|\n)"
-    r"|(?<=[.!?])\s+(?:(?:final|correct)\s+)?answer\s*:",
+    rf"^[^\w\n]*(?:(?:the|my|your)\s+)?(?:{_KIND}\s+)*(?:answer|ans|option|choice|solution)[^\w\n]*?(?::|=|\n|\s-\s)"
+    r"|(?<=[.!?])\s+(?:(?:final|correct|right|best)\s+)?answer\s*:",
     re.IGNORECASE | re.MULTILINE,
 )
 _NEXT_QUESTION = re.compile(
-    r"^[^\w\n]*(?:(?:next|another|new)\s+)?(?:question|problem|user|user\s+query|human|instruction|q)\s*\d*\s*[:.]",
+    r"^[^\w\n]*(?:(?:next|another|new)\s+)?(?:question|problem|user|user\s+query|human|instruction|q)"
+    r"[ \t]{0,3}\d*[ \t]{0,3}[:.]"
+    r"|^[^\w\n]*(?:question|problem|exercise|example|q)[ \t]{0,3}\d*[ \t]{0,3}(?:\n|(?<=\d)[:.)])"
+    r"|^[^\w\n]*input[ \t]{0,3}:|\bUSER:|\bgiven\s+the\s+question,\s+please\b|\bplease\s+select\s+the\s+correct\s+answer\b",
     re.IGNORECASE | re.MULTILINE,
 )
 _FILLER = re.compile(
-    r"(?:most\s+likely|likely|probably|clearly|indeed|definitely|simply|actually|therefore|thus)\b[\s,:]*",
+    r"(?:most\s+likely|likely|(?:most\s+)?probably|clearly|obviously|indeed|definitely|simply|actually|therefore|thus|hence"
+    r"|in\s+my\s+opinion|in\s+fact|of\s+course|i\s+(?:think|believe))\b[\s,:]*",
     re.IGNORECASE,
 )
+_OPENING = re.compile(
+    r"(?:(?:sure|okay|ok|so|well|thus|hence|therefore|i\s+(?:think|believe)(?:\s+that)?|it\s+is|it's|that\s+is|this\s+is)\b[\s,:!.]*)+",
+    re.IGNORECASE,
+)
+"""Words before an answer that is not stated otherwise."""
+_VERDICTS = ("yes", "no", "true", "false")
+"""Options that a sentence may begin with, as in "No, it is not"."""
+_IS_RIGHT = re.compile(r"[\"')]*\s+is\s+(?:the\s+)?(?:correct|right|best)\b[^.\n]*[.!]?")
 
 _LETTER = re.compile(
-    r"""(?i:option|choice|letter)\s*:?\s*[(\[{"']*([A-Za-z])(?![\w'])[)\]}"']*"""
+    r"""(?i:option|choice|letter|answer)\s*:?\s*[(\[{"']*([A-Za-z])(?![\w'])[)\]}"']*"""
     r"|[(\[{]\s*([A-Za-z])\s*[)\]}]"
     r"|([A-Za-z])\)"
-    r'|"?([A-Z])"?'
+    r"""|["']?([A-Z])["']?"""
+    r"""|["']?([a-z])(?![\w'])["']?"""
 )
 _BARE = 4
-"""The group of a letter without word or bracket."""
+"""The group of a capital without word or bracket."""
+_SMALL = 5
+"""That of a lower-case letter, which must end its line or stand before its option's text."""
+_LINE_END = re.compile(r"[^\w\n?]*(?:\n|$)")
 _AFTER_BARE = re.compile(
-    r"\s*(?:$|[.:](?!\w)|[,;!?)\]}\"\n/&(]|[-\u2013\u2014](?!\w)|'(?!\w))|\s+(?:because|since|as|which|or|nor|and)\b"
+    r"[^\S\n]*\n|\s*(?:$|[.:](?!\w)|[^\w\s.:'+#%\u00b0@=<>~^*-]|[-\u2013\u2014](?!\w)|'(?!\w))"
+    r"|\s+(?:because|since|as|which|or|nor|and|but|due\s+to|based\s+on|according\s+to|rather\s+than|instead\s+of|not|so|for|here"
+    r"|in\s+(?:this|the|that))\b(?!-)"
 )
-_LETTER_IS = re.compile(r"([A-Z])\s+is\s+(?!not\b|never\b|incorrect|wrong|false|unlikely|also\b)")
-_BRACKETED_LETTER = re.compile(r"[(\[]([A-Za-z])[)\]]")
+_LETTER_IS = re.compile(
+    r"([A-Z])\s+is\s+(?!(?:[\w-]+\s+){0,2}(?:not|never|incorrect|wrong|false|unlikely|no|neither|out|impossible)\b|also\b|[^.\n]*(?:\?|\bif\b))"
+)
+_NOT_WRONG = r"(?!\s+(?:is|are)\s+(?:not|wrong|incorrect|false)\b)"
+_OTHER_LETTER = re.compile(
+    rf"(?i:option|choice|letter)\s+[(\[{{]?([A-Za-z])(?![\w']){_NOT_WRONG}|[(\[{{]([A-Za-z])[)\]}}]{_NOT_WRONG}"
+    r"|([A-Z])(?=\s*(?:$|[;)\n]|\.\s*(?:$|\n)))|([a-z])(?=\s*(?:$|\n))"
+)
 _ALTERNATIVE = re.compile(
-    r"""[\s"')\]}]*(?:\?|(?i:or|nor)\b|/|(?:,|&|(?i:and)\b)\s*(?:(?i:or)\b|[(\[]\w[)\]]|[A-Z](?![\w'])))"""
-    r"""|[\s.,;:!"'-]*(?i:no|nope|wait|sorry|correction|not)\s*[,.:!]"""
+    rf"""[\s"')\]}}-]*(?:\?|(?i:or|nor|vs|versus)\b|[/|]|;\s*[(\[]?[A-Z][)\]]?\s*(?:$|[.;])"""
+    rf"""|(?:,\s*(?i:and\b)?|&|(?i:and)\b)\s*(?:(?i:or)\b|[(\[]\w[)\]]{_NOT_WRONG}|[A-Z](?![\w']){_NOT_WRONG}))"""
+    r"""|[\s.,;:!"')-]*(?i:no|nope|wait|sorry|correction|not|or\s+rather|i\s+mean)\s*[,.:!]"""
+    r"""|[\s.,;:!"')-]*(?i:actually|on\s+second\s+thoughts?|or\s+rather|i\s+mean|no|wait)[,:]?\s+(?:it's\s+|it\s+is\s+)?(?:[(\[]\w[)\]]|[A-HJ-Z](?![\w']))"""
+    r"""|[\s.,;:!"')-]*(?i:but\s+(?:it\s+)?(?:could|might|may)|(?:this|that|it)\s+is\s+(?:wrong|incorrect|not\s+(?:right|correct)))\b"""
 )
 _CLAUSE_END = re.compile(
-    r"""\s*(?:$|[!?;](?!\w)|[.,:](?!\w)|["')\]}](?!\w)|\(|[-\u2013\u2014]+\s)|[^\S\n]*\n"""
-    r"|\s+(?i:because|since|as|which|that|who|where|due\s+to|based\s+on|according\s+to)\b"
+    r"""\s*(?:$|[!?;](?!\w)|[.,:](?!\w)|["')\]}](?!\w)|\(|[-\u2013\u2014=]+\s)|[^\S\n]*\n"""
+    r"|\s+(?i:because|since|as|which|that|who|where|due\s+to|based\s+on|according\s+to|or|nor|and\s+not|rather\s+than|instead\s+of)\b"
+    r"|\s+is\s+(?:the\s+)?(?:correct|right|best)\b"
 )
-_ARTICLE = re.compile(r"(?:the|an|a)\s+")
+_ARTICLE = re.compile(r"(?:the|an|a|The|An)\s+|\$")
+_OWN_ARTICLE = re.compile(r"(?:the|an|a)\s+(?=\S)", re.IGNORECASE)
 _EDGE = " \t\r\n.,;:!?\"'"
 _BETWEEN = _EDGE + ")]}-\u2013\u2014=>$"
 """What may stand between "The answer is", a letter, and the option's text."""
@@ -82,16 +123,15 @@ def parse_choice(text: str, choices: Sequence[str]) -> str | None:
 
     A text that several options share names the first of them.
     """
-    options = tuple(choice.translate(_QUOTES) for choice in choices)
-    index = _read(_cut_next_question(_plain(text), options), options)
+    simple = tuple(map(simplify, choices))
+    options = simple if len(set(simple)) == len(set(choices)) else tuple(choices)
+    index = _read(_cut_next_question(_claim(plain_answer(text)), options), options)
     return None if index is None else chr(ord("A") + index)
 
 
-def _plain(text: str) -> str:
-    """The text without reasoning and markup, and with each notation of a statement in words."""
-    said = _THOUGHT_END.sub("", text, count=1) if "</think>" in text.lower() else _THOUGHT.sub("", text)
-    said = _TAGGED.sub(r" The answer is \1 \n", _BOXED.sub(r" The answer is (\1)", said))
-    return _MARKUP.sub("", said).translate(_QUOTES).strip()
+def _claim(plain: str) -> str:
+    """The text with "B is the correct answer" as a statement that names its option behind it."""
+    return _CLAIM.sub(r". The answer is (\1)", plain)
 
 
 def _cut_next_question(plain: str, options: tuple[str, ...]) -> str:
@@ -121,7 +161,7 @@ def _read(plain: str, options: tuple[str, ...]) -> int | None:
 
 def _read_statement(said: str, options: tuple[str, ...], max_depth: int = 3) -> int | None:
     """The option that the words after "The answer is" name; `max_depth` brackets around them may be opened."""
-    said = said.lstrip(_BETWEEN)
+    said = _skip(said)
     while filler := _FILLER.match(said):
         said = said[filler.end() :]
     named, after_text = _find_text(said, options)
@@ -137,19 +177,38 @@ def _read_statement(said: str, options: tuple[str, ...], max_depth: int = 3) -> 
 
 def _read_opening(plain: str, options: tuple[str, ...]) -> int | None:
     """The option that a response begins with, where it states no answer."""
-    named, rest = _find_text(plain, options)
-    if named is not None and not rest.partition("\n")[0].strip(_EDGE):
-        return named
-    if match := _LETTER_IS.match(plain):
+    index = _read_first(plain, options)
+    lead = _OPENING.match(plain) if index is None else None
+    return _read_first(plain[lead.end() :], options) if lead else index
+
+
+def _read_first(said: str, options: tuple[str, ...]) -> int | None:
+    """The option that the first line is, or whose letter it begins with."""
+    named, rest = _find_text(said, options)
+    if named is not None and len(options[named].strip()) == 1 and _find_letter(said, options)[0] is not None:
+        named = None
+    line = rest.partition("\n")[0]
+    if named is not None and (not line.strip(_EDGE) or _IS_RIGHT.fullmatch(line)):
+        return None if _turns(rest, named, options) else named
+    if named is not None and options[named].strip(_EDGE).lower() in _VERDICTS and rest[0] in ",.":
+        return None if _turns(rest, named, options) else named
+    if match := _LETTER_IS.match(said):
         return _index_of(match[1], options)
-    letter, rest = _find_letter(plain, options)
-    if letter is None:
+    letter, rest = _find_letter(said, options)
+    if letter is None or _turns(rest, letter, options):
         return None
     line = rest.partition("\n")[0].strip(_BETWEEN)
-    own, after = _find_text(rest.lstrip(_BETWEEN), options)
+    own, after = _find_text(_skip(rest), options)
     if line and (own is None or not is_same_option(options, own, letter)):
         return None
-    return None if own is not None and _turns(after, letter, options) else letter
+    return None if own is not None and _is_list(after, letter, options) else letter
+
+
+def _is_list(after: str, letter: int, options: tuple[str, ...]) -> bool:
+    """Whether the next line gives another letter with its text, as a list of the options does."""
+    other, rest = _find_letter(_skip(after), options)
+    named, _ = _find_text(_skip(rest), options)
+    return other is not None and other != letter and named == other
 
 
 def _find_letter(said: str, options: tuple[str, ...]) -> tuple[int | None, str]:
@@ -160,8 +219,14 @@ def _find_letter(said: str, options: tuple[str, ...]) -> tuple[int | None, str]:
     if match is None or index is None:
         return None, said
     rest = said[match.end() :]
-    if match[_BARE] and not _AFTER_BARE.match(rest):
-        own, _ = _find_text(rest.lstrip(), options)
+    if match[_BARE]:
+        is_alone = _AFTER_BARE.match(rest) is not None
+    elif match[_SMALL]:
+        is_alone = _LINE_END.match(rest) is not None and letter not in map(str.strip, options)
+    else:
+        return index, rest
+    if not is_alone:
+        own, _ = _find_text(_skip(rest), options)
         if own is None or not is_same_option(options, own, index):
             return None, said
     return index, rest
@@ -174,19 +239,20 @@ def _index_of(letter: str, options: tuple[str, ...]) -> int | None:
 
 def _turns(rest: str, index: int, options: tuple[str, ...]) -> bool:
     """Whether what follows an option names another one, or takes it back."""
-    following = rest.lstrip(_BETWEEN)
+    following = _skip(rest)
     named, after = _find_text(following.removeprefix("("), options)
     if named is not None:
         return not is_same_option(options, named, index) or bool(_ALTERNATIVE.match(after))
-    letter = _BRACKETED_LETTER.match(following)
-    other = _index_of(letter[1], options) if letter else index
+    letter = _OTHER_LETTER.match(following)
+    other = _index_of(next(filter(None, letter.groups())), options) if letter else index
     return bool(_ALTERNATIVE.match(rest)) or other not in (None, index)
 
 
-def _find_text(said: str, options: tuple[str, ...]) -> tuple[int | None, str]:
+def _find_text(said: str, options: tuple[str, ...], *, may_skip: bool = True) -> tuple[int | None, str]:
     """The option whose text `said` opens with, up to the end of a clause, and what follows it; the longest one.
 
-    Where several have that text but for upper and lower case, the one that is written in the same way.
+    An article or a `$` before it is passed over where `may_skip`. Where several have that text but for upper and lower
+    case, it is the one that is written in the same way.
     """
     begin = len(said) - len(said.lstrip(_EDGE))
     ends: dict[int, int] = {}
@@ -195,8 +261,8 @@ def _find_text(said: str, options: tuple[str, ...]) -> tuple[int | None, str]:
         if match and _CLAUSE_END.match(said, match.end()):
             ends[index] = match.end()
     if not ends:
-        article = _ARTICLE.match(said, begin)
-        return _find_text(said[article.end() :], options) if article else (None, said)
+        passed = _ARTICLE.match(said, begin) if may_skip else None
+        return _find_text(said[passed.end() :], options, may_skip=False) if passed else (None, said)
     end = max(ends.values())
     longest = [index for index in ends if ends[index] == end]
     exact = [index for index in longest if _words(options[index]) == _words(said[begin:end])]
@@ -212,13 +278,22 @@ def _patterns(options: tuple[str, ...]) -> tuple[re.Pattern[str] | None, ...]:
     for option in options:
         core = option.strip(_EDGE)
         tail = option.rstrip()[len(option.rstrip().rstrip(_EDGE)) :]
-        text = r"\s+".join(map(re.escape, core.split()))
+        article = _OWN_ARTICLE.match(core)
+        words = core[article.end() :] if article else core
+        text = (rf"(?:{article[0].strip()}\s+)?" if article else "") + r"\s+".join(map(re.escape, words.split()))
         patterns.append(re.compile(f"{text}(?:{re.escape(tail)})?", re.IGNORECASE) if core else None)
     return tuple(patterns)
 
 
 def _words(text: str) -> str:
     return " ".join(text.split()).strip(_EDGE)
+
+
+def _skip(said: str) -> str:
+    """The text from its first word or bracket on; the sign of a number is the number's."""
+    begin = len(said) - len(said.lstrip(_BETWEEN))
+    is_signed = said[begin : begin + 1].isdigit() and said[begin - 1 : begin] in ("-", "$")
+    return said[begin - is_signed :]
 
 
 def _split_brackets(said: str) -> tuple[str | None, str]:

@@ -225,7 +225,7 @@ of several sampled chains of thought on one question; ties are left out.
 
 | | |
 |---|---|
-| questions | {recipe.tasks.source} |
+| questions | {recipe.tasks.source}{_say_hint(recipe)} |
 | sampled from | {plain(public_name(model))} ({pairs[0].policy}) |
 | judge | {plain(_name_judge(pairs[0].judge))} |
 | responses judged | {judged.ok:,} of {judged.requested:,}{plain(_why(judged))} |
@@ -241,6 +241,12 @@ rejected_score, judge, policy` say where a row comes from. The images and questi
 {render_recipe(recipe, public=True).strip()}
 ```
 """
+
+
+def _say_hint(recipe: Recipe) -> str:
+    if recipe.tasks.source != "scienceqa":
+        return ""
+    return ", each after its hint" if recipe.tasks.hint else ", without their hints"
 
 
 def _why(count: StageCount) -> str:

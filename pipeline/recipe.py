@@ -7,6 +7,7 @@ variable and never stored. Every step takes only its own section.
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import json
 import re
 import tomllib
@@ -14,32 +15,62 @@ from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
-from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from pipeline.engine_args import check_engine_args
 from pipeline.errors import RecipeError
+from pipeline.files import read_text
 from pipeline.records import PromptName, SamplingParams, ShownImage, Split
 
+POLICY_ALIAS = "policy"
+"""What a swap moves, and no checkpoint's own name."""
 Dtype = Literal["float32", "bfloat16", "float16"]
 BaseWeights = Literal["full", "nf4"]
-_HOST = re.compile(r"[A-Za-z0-9._-]+|[0-9A-Fa-f:.]+")
+_UPSTREAM = re.compile(
+    r"(?P<scheme>https?)://(?:\[(?P<v6>[0-9a-f:.]+)\]|(?P<host>[a-z0-9_-]+(?:\.[a-z0-9_-]+)*))(?::(?P<port>[1-9][0-9]{0,4}))?/?",
+    re.ASCII | re.IGNORECASE,
+)
+_NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
+_DEFAULT_PORTS = {"http": "80", "https": "443"}
+_MAX_HOST, _MAX_LABEL = 253, 63
+"""Of a name, and of its parts (RFC 1035)."""
 
 
 def _check_upstream(url: str) -> str:
-    parts = urlsplit(url)
-    try:
-        is_whole = parts.scheme in ("http", "https") and _HOST.fullmatch(parts.hostname or "") and parts.port != 0
-    except ValueError:  # a port that is no number, or too large
-        is_whole = False
-    if not is_whole or parts.path not in ("", "/") or parts.query or parts.fragment or parts.username is not None:
+    """A server's address in the one way to write it. Raises ValueError for what clients refuse, or read differently."""
+    match = _UPSTREAM.fullmatch(url)
+    host = _check_host(match) if match else None
+    port = (match["port"] if match else None) or ""
+    if match is None or host is None or int(port or 1) > 65535:
         raise ValueError(f"{url[:100]!r} is no server's address; write it as http://host:port")
-    return url
+    scheme = match["scheme"].lower()
+    return f"{scheme}://{host}" + (f":{port}" if port and port != _DEFAULT_PORTS[scheme] else "")
+
+
+def _check_host(match: re.Match[str]) -> str | None:
+    """The name or address; None for what looks like an address and is none, or is too long for a name."""
+    try:
+        if match["v6"] is not None:
+            return f"[{ipaddress.IPv6Address(match['v6'])}]"
+        host = str(match["host"]).lower()
+        if _NUMBER.fullmatch(host.rpartition(".")[2]):  # resolvers read 127.1 and 0x7f000001 as addresses
+            return str(ipaddress.IPv4Address(host))
+    except ValueError:
+        return None
+    return host if len(host) <= _MAX_HOST and all(0 < len(label) <= _MAX_LABEL for label in host.split(".")) else None
 
 
 UpstreamUrl = Annotated[str, AfterValidator(_check_upstream)]
 """Of a server: a host's name or address, perhaps a port, and no path."""
+
+
+def _check_model_name(name: str) -> str:
+    if name == POLICY_ALIAS:
+        raise ValueError(f"{name!r} is the alias of whatever was trained last; take another name")
+    return name
+
+
 Source = Literal["nano", "aokvqa", "scienceqa", "unusual"]
 SearchMode = Literal["one_at_a_time", "grid"]
 Corruption = Literal["crop", "blank", "noise", "other_image"]
@@ -55,7 +86,7 @@ Count = Annotated[int, Field(ge=1)]
 class Section(BaseModel):
     """A part of a recipe: frozen, and closed to unknown fields."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class ModelSection(Section):
@@ -65,7 +96,7 @@ class ModelSection(Section):
     """A bundled checkpoint (`nano`), a checkpoint directory, or a model id on the hub."""
     revision: str | None = None
     """The hub revision (a commit for a run that can be repeated)."""
-    name: str = "base"
+    name: Annotated[str, AfterValidator(_check_model_name)] = "base"
     """What the untaught checkpoint is called in tables and at the gateway."""
 
 
@@ -126,6 +157,11 @@ class ServeSection(Section):
         return arguments
 
 
+def _check_hint(source: Source, *, hint: bool) -> None:
+    if hint and source != "scienceqa":
+        raise ValueError(f"only scienceqa has hints; leave hint out for {source}")
+
+
 class TasksSection(Section):
     """Where questions come from."""
 
@@ -141,6 +177,13 @@ class TasksSection(Section):
     """How many, in each round; without it, all."""
     seed: int = 0
     """Which tasks are drawn when there are more than `num_tasks`."""
+    hint: bool = False
+    """Whether ScienceQA's hint stands before a question that has one; the paper's prompts have no place for it."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        _check_hint(self.source, hint=self.hint)
+        return self
 
 
 class SampleSection(Section):
@@ -368,6 +411,8 @@ class EvalSection(Section):
     """Longest response, in tokens."""
     seed: int = 0
     """Of the drawn questions and of the sampling."""
+    hint: bool = False
+    """Whether ScienceQA's hint stands before a question that has one; the paper's figures have none."""
     max_concurrency: Count = 16
     """Requests in flight."""
 
@@ -377,6 +422,7 @@ class EvalSection(Section):
             raise ValueError("at temperature 0 all responses are the same; set num_samples to 1, or leave 0 out")
         if "true" not in self.images:
             raise ValueError('images leaves out the questions\' own; add "true"')
+        _check_hint(self.source, hint=self.hint)
         return self
 
     def params(self, temperature: float) -> SamplingParams:
@@ -392,6 +438,7 @@ class EvalSection(Section):
             split=split,
             num_tasks=self.num_tasks,
             seed=self.seed,
+            hint=self.hint,
         )
 
 
@@ -443,7 +490,7 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     if name in list_recipes():
         text = resources.files("pipeline").joinpath("recipes", f"{name}.toml").read_text("utf-8")
     elif path.suffix == ".toml" and path.is_file():
-        text = path.read_text("utf-8")
+        text = read_text(path)
     elif path.suffix == ".toml":
         raise RecipeError(f"recipe file {name} does not exist")
     else:

@@ -7,7 +7,7 @@ images/              their images, by content
 pairs/<key>/         train.parquet, validation.parquet and the data card
 checkpoints/<name>/  merged checkpoints, and the base's manifest
 training/<key>/      the worker's job directory (training/job.py)
-report/              the page and its data
+report/              the page and its data, under other settings than the recipe's in report/<key>/ (services/results.py)
 logs/                one file per process
 serving.json         where the run's gateway answers, while one runs
 """
@@ -15,21 +15,27 @@ serving.json         where the run's gateway answers, while one runs
 from __future__ import annotations
 
 import fcntl
-import os
+import json
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Literal, TextIO
 
 from pipeline.errors import InputError, RecipeError
+from pipeline.files import PARTIAL, read_text, write_kept
 from pipeline.images import ImageStore
 from pipeline.ledger import Ledger
 from pipeline.recipe import Recipe, load_recipe, parse_recipe, render_recipe
-from pipeline.records import Record
 
 RECIPE = "recipe.toml"
+_WRITTEN_ALONE = ("images", "tasks", "pairs", "report")
+"""Folders that only the holder of the run's lock writes to."""
+Access = Literal["alone", "shared", "read"]
+"""How a command works on a run: as its only writer; beside one, with a lock of its own for what it writes, as a server does;
+or making nothing in it, so that it never waits and never refuses."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,13 @@ class Run:
 
     directory: Path
     recipe: Recipe
+    """What this command goes by."""
+    kept: Recipe
+    """What recipe.toml says; the same, but for flags that hold for one command."""
+    overrides: tuple[str, ...] = ()
+    """Those flags, as section.field=value."""
+    is_read: bool = False
+    """Whether this command makes nothing in the run, and so may work beside one that does."""
 
     @cached_property
     def images(self) -> ImageStore:
@@ -47,41 +60,97 @@ class Run:
     @cached_property
     def ledger(self) -> Ledger:
         """The run's ledger."""
-        return Ledger(self.directory / "ledger.sqlite")
+        return Ledger(self.directory / "ledger.sqlite", is_read=self.is_read)
+
+    async def close(self) -> None:
+        """Wait for what is being written, and close what was opened."""
+        if "ledger" in vars(self):
+            await self.ledger.finish()
+
+    @property
+    def changes(self) -> tuple[str, ...]:
+        """What this command goes by other than recipe.toml, as section.field=value."""
+        kept, used = self.kept.model_dump(mode="json"), self.recipe.model_dump(mode="json")
+        return tuple(
+            f"{section}.{field}={json.dumps(value)}"
+            for section, fields in used.items()
+            if isinstance(fields, dict)
+            for field, value in fields.items()
+            if kept[section][field] != value
+        )
 
     def path(self, *parts: str) -> Path:
-        """A path in the run, with its parent folder made."""
+        """A path in the run, with its parent folder made, unless the run is only read."""
         path = self.directory.joinpath(*parts)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if not self.is_read:
+            path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
 
 @contextmanager
-def open_run(directory: Path, recipe: str | None = None, overrides: Sequence[str] = ()) -> Iterator[Run]:
-    """Open a run, or begin one with `recipe`. Overrides are kept in the run's own recipe.
+def open_run(
+    directory: Path,
+    recipe: str | None = None,
+    overrides: Sequence[str] = (),
+    *,
+    save: bool = False,
+    access: Access = "shared",
+) -> Iterator[Run]:
+    """Open a run, or begin one with `recipe`. Overrides hold for this command, and are kept where it begins the run.
 
-    An InputError inside the block puts the recipe back as it was: what turned out to be bad input is not kept. Of a run that
-    it would have begun nothing is left, unless something was answered.
+    A command that only reads begins none, and may go by a recipe alone, as to steer a gateway elsewhere.
+
+    With `save` they are kept in the recipe of a run that was begun, too. An InputError inside the block puts that recipe
+    back as it was: what turned out to be bad input is not kept. Of a run that it would have begun nothing is left, unless
+    something was answered.
 
     Raises RecipeError before anything is written: for a wrong field, for a new run without a recipe, and for a run that was
-    begun with another one.
+    begun with another one. Raises InputError where the run is to be written `alone` and another command writes to it.
     """
-    stored, is_new = directory / RECIPE, not directory.exists()
-    before = stored.read_text("utf-8") if stored.is_file() else None
+    plan, is_new = _plan(directory, recipe, overrides, save, access), not directory.exists()
+    with _alone(directory) if access == "alone" else nullcontext():
+        if access == "alone":
+            plan = _plan(directory, recipe, overrides, save, access)  # the one who wrote meanwhile may have changed it
+        if access == "read":
+            yield plan.run
+            return
+        if plan.text != plan.before:
+            _write_recipe(directory / RECIPE, plan.text)
+        try:
+            yield plan.run
+        except InputError:
+            if plan.before is None and not _holds_answers(directory):
+                (directory / RECIPE).unlink(missing_ok=True)
+                if is_new:
+                    shutil.rmtree(directory, ignore_errors=True)
+            elif plan.before is not None and plan.text != plan.before:
+                _write_recipe(directory / RECIPE, plan.before)
+            raise
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """A run as it is opened, and what its recipe.toml is to be."""
+
+    run: Run
+    before: str | None
+    text: str
+
+
+def _plan(directory: Path, recipe: str | None, overrides: Sequence[str], save: bool, access: Access) -> _Plan:
+    """Nothing is written yet. Raises RecipeError."""
+    stored = directory / RECIPE
+    before = read_text(stored) if stored.is_file() else None
+    if access == "read" and save:
+        raise InputError(
+            f"this command only reads {directory}; give --save to one that works on the run, as `vcot eval`"
+        )
+    is_kept = before is None or save
     resolved = _resolve(directory, before, recipe, overrides)
-    text = render_recipe(resolved)
-    if text != before:
-        _write_recipe(stored, text)
-    try:
-        yield Run(directory, resolved)
-    except InputError:
-        if before is None and not _holds_answers(directory):
-            stored.unlink(missing_ok=True)
-            if is_new:
-                shutil.rmtree(directory, ignore_errors=True)
-        elif before is not None and text != before:
-            _write_recipe(stored, before)
-        raise
+    kept = resolved if is_kept else _resolve(directory, before, recipe, ())
+    text = before if before is not None and not (save and overrides) else render_recipe(kept)
+    changed = () if is_kept else tuple(overrides)
+    return _Plan(Run(directory, resolved, kept, changed, is_read=access == "read"), before, text)
 
 
 def _holds_answers(directory: Path) -> bool:
@@ -110,22 +179,10 @@ def _resolve(directory: Path, before: str | None, recipe: str | None, overrides:
     return resolved
 
 
-def write_durably(path: Path, record: Record) -> None:
-    """Replace a file of a run by a record: it is on disk, whole, before this returns."""
-    partial = path.with_suffix(".partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(record.model_dump_json(indent=2) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-
-
 def _write_recipe(path: Path, text: str) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        partial.write_text(text, "utf-8")
-        partial.replace(path)
+        write_kept(path, text, parse_recipe)
     except OSError as error:
         raise InputError(f"run directory {path.parent} cannot be written ({error.strerror}); choose another") from None
 
@@ -133,12 +190,29 @@ def _write_recipe(path: Path, text: str) -> None:
 @contextmanager
 def exclusive(run: Run) -> Iterator[None]:
     """Hold the run for one writer; a second one is told so. The lock goes with the process, however it ends."""
-    with run.path("lock").open("w") as file:
+    with _alone(run.directory):
+        yield
+
+
+@contextmanager
+def _alone(directory: Path) -> Iterator[None]:
+    with _open_lock(directory) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise InputError(f"another vcot command is writing to {run.directory}; wait for it, or stop it") from None
-        for folder in ("images", "tasks"):
-            for partial in (run.directory / folder).glob("*.partial"):  # a killed command's
-                partial.unlink(missing_ok=True)
+            raise InputError(f"another vcot command is writing to {directory}; wait for it, or stop it") from None
+        for folder in _WRITTEN_ALONE:
+            for partial in (directory / folder).glob(PARTIAL):  # a killed command's
+                if partial.is_dir():
+                    shutil.rmtree(partial, ignore_errors=True)
+                else:
+                    partial.unlink(missing_ok=True)
         yield
+
+
+def _open_lock(directory: Path) -> TextIO:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        return (directory / "lock").open("w")
+    except OSError as error:
+        raise InputError(f"run directory {directory} cannot be written ({error.strerror}); choose another") from None

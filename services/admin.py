@@ -57,6 +57,8 @@ class TrialRequest(Record):
 
     path: str | None = None
     name: str | None = None
+    owner: str = ""
+    """The command that asks; its last trial ends with this one."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -159,14 +161,20 @@ async def swap_to(url: str, alias: str, name: str) -> Swapped:
     return Swapped.model_validate_json(await _call("POST", f"{url}/admin/swap", body, _SWAP_TIMEOUT_S))
 
 
-async def try_out(url: str, checkpoint: Path | str) -> Swapped:
+async def try_out(url: str, checkpoint: Path | str, owner: str = "") -> Swapped:
     """Have the checkpoint in a directory, or the registered one of a name, served to requests that expect its digest.
 
-    It ends with the next swap. Raises SwapError, CheckpointError or ServerError.
+    It ends with `end_trial`, with the next swap, or a minute after it was last asked. Raises OnTrialError while another
+    command has another one on trial, and SwapError, CheckpointError or ServerError.
     """
     known = {"name": checkpoint} if isinstance(checkpoint, str) else {"path": str(checkpoint.absolute())}
-    body = TrialRequest(**known)
+    body = TrialRequest(**known, owner=owner)
     return Swapped.model_validate_json(await _call("POST", f"{url}/admin/trial", body, _SWAP_TIMEOUT_S))
+
+
+async def end_trial(url: str, owner: str) -> None:
+    """Have what is live served as before. Raises ServerError."""
+    await _call("DELETE", f"{url}/admin/trial?owner={quote(owner, safe='')}", None, _SWAP_TIMEOUT_S)
 
 
 async def rest(url: str, way: Wanted, lease_s: float) -> Rested:

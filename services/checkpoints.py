@@ -23,19 +23,21 @@ from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from pipeline.checkpoints import MANIFEST, compute_digest, read_manifest
 from pipeline.errors import CheckpointError
-from pipeline.recipe import ModelSection
+from pipeline.files import read_record, write_kept_record
+from pipeline.recipe import POLICY_ALIAS, ModelSection
 from pipeline.records import CheckpointManifest, CheckpointRef, Record
-from pipeline.run import write_durably
 
 BASE_ALIAS = "base"
-POLICY_ALIAS = "policy"
 _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _HUB_FILES = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt", "README.md")
 _TEMPLATE = "chat_template.jinja"
+
+FileState = tuple[tuple[str, int, int], ...]
+"""Of each file its name, size and the time of its last change (ns)."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ class Entry(Record):
     chat_template: str | None = None
     source: str | None = None
     """What the recipe called a base that was found by `Registry.base`."""
-    files: tuple[tuple[str, int, int], ...]
+    files: FileState
     """Name, size and time of change (ns) of each file when the digest was computed."""
 
     @cached_property
@@ -179,8 +181,8 @@ class Registry:
             raise CheckpointError(
                 f"checkpoint {name} is gone: {checkpoint.directory} does not exist; restore or remake it"
             )
-        if (files := _stat_files(checkpoint.directory)) != entry.files:
-            _check_digest(checkpoint.directory, checkpoint.ref)
+        if (files := stat_files(checkpoint.directory)) != entry.files:
+            check_digest(checkpoint.directory, checkpoint.ref)
             with self._changing() as content:
                 entry = entry.model_copy(update={"files": files})
                 checkpoints = content.checkpoints | {checkpoint.ref.name: entry}
@@ -272,15 +274,20 @@ class Registry:
         self, directory: Path, manifest: CheckpointManifest, template: Path | None = None, source: str | None = None
     ) -> Entry:
         """What is to be known of a checkpoint, its files verified. Raises CheckpointError."""
-        ref, files = manifest.checkpoint, _stat_files(directory)
-        known = self._read().checkpoints.get(check_name(ref.name))
+        ref, files, content = manifest.checkpoint, stat_files(directory), self._read()
+        known = content.checkpoints.get(check_name(ref.name))
+        if known is None and (ref.name == POLICY_ALIAS or ref.name in content.aliases):
+            raise CheckpointError(
+                f"the checkpoint in {directory} is named {ref.name}, which is an alias in {self._path}: whoever asks for it "
+                "would get another; give it another name"
+            )
         if known is not None and known.manifest.checkpoint.digest != ref.digest:
             raise CheckpointError(
                 f"checkpoint {ref.name} is registered already with weights {known.manifest.checkpoint.digest[:19]}, "
                 f"and those in {directory} are {ref.digest[:19]}; give it another name"
             )
         if known is None or known.files != files:
-            _check_digest(directory, ref)
+            check_digest(directory, ref)
         return Entry(
             directory=str(directory),
             manifest=manifest,
@@ -309,12 +316,11 @@ class Registry:
         try:
             status = self._path.stat()
             if self._read_at != (status.st_mtime_ns, status.st_ino):
-                self._content = RegistryFile.model_validate_json(self._path.read_text("utf-8"))
+                remedy = "restore it"
+                self._content = read_record(self._path, RegistryFile, CheckpointError, remedy=remedy) or RegistryFile()
                 self._read_at = (status.st_mtime_ns, status.st_ino)
         except FileNotFoundError:
             return RegistryFile()
-        except ValidationError as error:
-            raise CheckpointError(f"{self._path} is not a registry ({error.errors()[0]['msg']}); restore it") from None
         return self._content
 
     @contextmanager
@@ -326,7 +332,7 @@ class Registry:
             yield self._read()
 
     def _write(self, content: RegistryFile) -> None:
-        write_durably(self._path, content)
+        write_kept_record(self._path, content)
 
 
 def check_name(name: str) -> str:
@@ -390,7 +396,8 @@ def _download(model: ModelSection) -> Path:
     raise CheckpointError(f"model {model.source} could not be fetched: {why}")
 
 
-def _check_digest(directory: Path, ref: CheckpointRef) -> None:
+def check_digest(directory: Path, ref: CheckpointRef) -> None:
+    """Raise CheckpointError unless the files are those that `ref` is of; reads all of them."""
     digest = compute_digest(directory)
     if digest != ref.digest:
         raise CheckpointError(
@@ -399,9 +406,12 @@ def _check_digest(directory: Path, ref: CheckpointRef) -> None:
         )
 
 
-def _stat_files(directory: Path) -> tuple[tuple[str, int, int], ...]:
-    """Every file but the manifest, with what would change if it were written again."""
+def stat_files(directory: Path) -> FileState:
+    """Every file but the manifest, with what would change if it were written again.
+
+    The time is that of the inode's last change, which nobody can set: a copy that keeps a file's own time changes it, too.
+    """
     stats = (
         (path.name, path.stat()) for path in sorted(directory.glob("*")) if path.is_file() and path.name != MANIFEST
     )
-    return tuple((name, status.st_size, status.st_mtime_ns) for name, status in stats)
+    return tuple((name, status.st_size, status.st_ctime_ns) for name, status in stats)

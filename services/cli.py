@@ -43,7 +43,9 @@ class Target:
     recipe: str | None = None
     """A bundled recipe (nano, nano-qwen, paper) or a .toml file; needed only to begin a run."""
     set: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative=(), show_default=False)] = ()
-    """Override fields, as section.field=value; kept in the run. `vcot recipe` lists them."""
+    """Override fields, as section.field=value, for this command; kept where it begins the run. `vcot recipe` lists them."""
+    save: Annotated[bool, Parameter(negative=())] = False
+    """Keep what flags override in the run's recipe.toml, for the commands that follow."""
 
 
 _DEFAULT = Target()
@@ -63,10 +65,10 @@ def demo(target: Target = _DEFAULT) -> None:
 
 @app.command(name="run", group=_RUNS)
 def run(target: Target = _DEFAULT, *, wandb: Wandb = False) -> None:
-    """Run every step: sample, judge, pair, train, merge, swap, evaluate, report. What is done is not done again."""
+    """Run every step: sample, judge, pair, train, merge, evaluate, swap, report. What is done is not done again."""
     from services import commands
 
-    commands.execute(target.run, target.recipe, commands.with_wandb(target.set, wandb), commands.run_all, begins=True)
+    commands.execute("run", target, commands.run_all, commands.as_tracker(wandb))
 
 
 @app.command(group=_RUNS)
@@ -82,7 +84,7 @@ def rounds(target: Target = _DEFAULT, *, num: int | None = None) -> None:
     from services import commands
 
     overrides = () if num is None else (f"rounds.num={num}",)
-    commands.execute(target.run, target.recipe, (*overrides, *target.set), commands.run_all, begins=True)
+    commands.execute("rounds", target, commands.run_all, overrides)
 
 
 @app.command(group=_STEPS, sort_key=0)
@@ -90,7 +92,7 @@ def serve(target: Target = _DEFAULT) -> None:
     """Serve the run's model behind one OpenAI-compatible URL, until Ctrl-C."""
     from services import commands
 
-    commands.serve(target.run, target.recipe, target.set)
+    commands.serve(target)
 
 
 @app.command(group=_SERVICES)
@@ -98,7 +100,7 @@ def prepare(target: Target = _DEFAULT) -> None:
     """Begin a run and fetch its model, with what identifies its answers: what its servers start from."""
     from services import commands
 
-    commands.prepare(target.run, target.recipe, target.set)
+    commands.prepare(target)
 
 
 @app.command(group=_SERVICES)
@@ -159,9 +161,7 @@ def sample(target: Target = _DEFAULT, *, source: str | None = None, path: Path |
     """
     from services import commands
 
-    commands.execute(
-        target.run, target.recipe, commands.with_source(target.set, source, path), commands.sample, begins=True
-    )
+    commands.execute("sample", target, commands.sample, commands.as_source(source, path))
 
 
 @app.command(group=_STEPS, sort_key=2)
@@ -169,7 +169,7 @@ def judge(target: Target = _DEFAULT) -> None:
     """Score every response."""
     from services import commands
 
-    commands.execute(target.run, target.recipe, target.set, commands.judge)
+    commands.execute("judge", target, commands.judge)
 
 
 @app.command(group=_STEPS, sort_key=3)
@@ -177,7 +177,7 @@ def pair(target: Target = _DEFAULT) -> None:
     """Make preference pairs of best and worst responses, as a Parquet data set."""
     from services import commands
 
-    commands.execute(target.run, target.recipe, target.set, commands.pair)
+    commands.execute("pair", target, commands.pair)
 
 
 @app.command(group=_STEPS, sort_key=4)
@@ -185,7 +185,7 @@ def train(target: Target = _DEFAULT, *, wandb: Wandb = False) -> None:
     """Train the policy on the pairs, in a process of its own."""
     from services import commands
 
-    commands.execute(target.run, target.recipe, commands.with_wandb(target.set, wandb), commands.train)
+    commands.execute("train", target, commands.train, commands.as_tracker(wandb))
 
 
 @app.command(group=_RUNS)
@@ -193,7 +193,7 @@ def sweep(target: Target = _DEFAULT) -> None:
     """Search for training settings on a part of the pairs (recipe section sweep), and print the chosen ones as flags."""
     from services import commands
 
-    commands.execute(target.run, target.recipe, target.set, commands.sweep)
+    commands.execute("sweep", target, commands.sweep)
 
 
 @app.command(group=_STEPS, sort_key=5)
@@ -208,7 +208,7 @@ def merge(target: Target = _DEFAULT, *, adapter: bool = False) -> None:
     """
     from services import commands
 
-    commands.execute(target.run, target.recipe, target.set, lambda session: commands.merge(session, adapter=adapter))
+    commands.execute("merge", target, lambda session: commands.merge(session, adapter=adapter))
 
 
 @app.command(group=_STEPS, sort_key=6)
@@ -223,7 +223,7 @@ def parity(*checkpoints: str, target: Target = _DEFAULT) -> None:
     """
     from services import commands
 
-    commands.execute(target.run, target.recipe, target.set, lambda session: commands.parity(session, checkpoints))
+    commands.execute("parity", target, lambda session: commands.parity(session, checkpoints))
 
 
 @app.command(group=_STEPS, sort_key=7)
@@ -240,7 +240,7 @@ def swap(alias: str, checkpoint: str, *, target: Target = _DEFAULT) -> None:
     """
     from services import commands
 
-    commands.execute(target.run, target.recipe, target.set, lambda session: commands.swap(session, alias, checkpoint))
+    commands.execute("swap", target, lambda session: commands.swap(session, alias, checkpoint))
 
 
 @app.command(name="eval", group=_STEPS, sort_key=8)
@@ -255,7 +255,7 @@ def evaluate(*checkpoints: str, target: Target = _DEFAULT) -> None:
     """
     from services import commands
 
-    commands.execute(target.run, target.recipe, target.set, lambda session: commands.evaluate(session, checkpoints))
+    commands.execute("eval", target, lambda session: commands.evaluate(session, checkpoints))
 
 
 @app.command(group=_TOOLS)
@@ -270,7 +270,7 @@ def probe(*checkpoints: str, target: Target = _DEFAULT) -> None:
     """
     from services import commands
 
-    commands.execute(target.run, target.recipe, target.set, lambda session: commands.probe(session, checkpoints))
+    commands.execute("probe", target, lambda session: commands.probe(session, checkpoints))
 
 
 @app.command(group=_STEPS, sort_key=9)
@@ -278,7 +278,7 @@ def report(target: Target = _DEFAULT) -> None:
     """Write the report page and print the table."""
     from services import commands
 
-    commands.execute(target.run, target.recipe, target.set, commands.report)
+    commands.execute("report", target, commands.report)
 
 
 @app.command(group=_TOOLS)
@@ -286,7 +286,7 @@ def doctor(target: Target = _DEFAULT) -> None:
     """Say what this machine can run, and what is missing for a recipe."""
     from services import commands
 
-    if not commands.doctor(target.run, target.recipe, target.set):
+    if not commands.doctor(target):
         sys.exit(2)
 
 
@@ -313,7 +313,7 @@ def list_checkpoints(target: Target = _DEFAULT) -> None:
     """List the run's registered checkpoints."""
     from services import commands
 
-    commands.execute(target.run, target.recipe, target.set, commands.checkpoints)
+    commands.execute("checkpoints list", target, commands.checkpoints)
 
 
 @checkpoints.command(name="show")
@@ -328,7 +328,7 @@ def show_checkpoint(name: str, *, target: Target = _DEFAULT) -> None:
     """
     from services import commands
 
-    commands.execute(target.run, target.recipe, target.set, lambda session: commands.show_checkpoint(session, name))
+    commands.execute("checkpoints show", target, lambda session: commands.show_checkpoint(session, name))
 
 
 @checkpoints.command(name="add")
@@ -343,7 +343,7 @@ def add_checkpoint(directory: Path, *, target: Target = _DEFAULT) -> None:
     """
     from services import commands
 
-    commands.execute(target.run, target.recipe, target.set, lambda session: commands.add_checkpoint(session, directory))
+    commands.execute("checkpoints add", target, lambda session: commands.add_checkpoint(session, directory))
 
 
 @checkpoints.command(name="retire")
@@ -358,7 +358,7 @@ def retire_checkpoint(name: str, *, target: Target = _DEFAULT) -> None:
     """
     from services import commands
 
-    commands.execute(target.run, target.recipe, target.set, lambda session: commands.retire_checkpoint(session, name))
+    commands.execute("checkpoints retire", target, lambda session: commands.retire_checkpoint(session, name))
 
 
 @replicas.default
@@ -367,7 +367,7 @@ def list_replicas(target: Target = _DEFAULT) -> None:
     """List the servers behind the running gateway."""
     from services import commands
 
-    commands.execute(target.run, target.recipe, target.set, commands.replicas)
+    commands.execute("replicas list", target, commands.replicas)
 
 
 @replicas.command(name="add")
@@ -382,7 +382,7 @@ def add_replica(url: str | None = None, *, target: Target = _DEFAULT) -> None:
     """
     from services import commands
 
-    commands.execute(target.run, target.recipe, target.set, lambda session: commands.add_replica(session, url))
+    commands.execute("replicas add", target, lambda session: commands.add_replica(session, url))
 
 
 @replicas.command(name="remove")
@@ -397,7 +397,7 @@ def remove_replica(name: str, *, target: Target = _DEFAULT) -> None:
     """
     from services import commands
 
-    commands.execute(target.run, target.recipe, target.set, lambda session: commands.remove_replica(session, name))
+    commands.execute("replicas remove", target, lambda session: commands.remove_replica(session, name))
 
 
 @Parameter(name="*")
@@ -430,9 +430,7 @@ def push_pairs(repo: str, *, sending: Sending = _SENDING, target: Target = _DEFA
     from services.push import Place
 
     place = Place(repo, sending.revision, sending.public)
-    commands.execute(
-        target.run, target.recipe, target.set, lambda s: commands.push_pairs(s, place, dry_run=sending.dry_run)
-    )
+    commands.execute("push pairs", target, lambda s: commands.push_pairs(s, place, dry_run=sending.dry_run))
 
 
 @push.command(name="checkpoint")
@@ -454,10 +452,7 @@ def push_checkpoint(
 
     place = Place(repo, sending.revision, sending.public)
     commands.execute(
-        target.run,
-        target.recipe,
-        target.set,
-        lambda s: commands.push_checkpoint(s, place, checkpoint, dry_run=sending.dry_run),
+        "push checkpoint", target, lambda s: commands.push_checkpoint(s, place, checkpoint, dry_run=sending.dry_run)
     )
 
 
@@ -485,13 +480,12 @@ def main() -> None:
     except CycloptsError:
         sys.exit(2)
     except KeyboardInterrupt:
-        _say("stopped; the same command goes on where it was")
+        _say("stopped; the same command, with the same flags, goes on where it was")
         sys.exit(130)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if (said := _explain(error)) is None:
             raise
-        where = f" at {error.filename}" if error.filename else ""
-        _say(f"the disk is full{where}; make room, and the same command goes on where it was")
+        _say(f"{said}, and the same command goes on where it was")
         sys.exit(1)
     except Exception as error:
         from pipeline.errors import VcotError
@@ -500,6 +494,23 @@ def main() -> None:
             raise
         _say(str(error))
         sys.exit(error.exit_code)
+
+
+def _explain(error: OSError) -> str | None:
+    """What its owner can do about a file or disk that cannot be used; None for what is no fault of a file."""
+    where = f" at {error.filename}" if error.filename else ""
+    match error.errno:
+        case errno.ENOSPC | errno.EDQUOT:
+            return f"the disk is full{where}; make room"
+        case errno.EFBIG:
+            return f"a file would be larger than is allowed here{where}; raise the limit (`ulimit -f`)"
+        case errno.EMFILE | errno.ENFILE:
+            return f"too many files are open{where}; raise the limit (`ulimit -n`)"
+        case errno.EIO:
+            return f"the disk cannot be read or written{where}; see to it"
+    if not error.filename:
+        return None
+    return f"{error.filename} cannot be used ({error.strerror}); see that it is there and may be read and written"
 
 
 def _say(text: str) -> None:

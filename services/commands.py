@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from rich.table import Table
 
 from eval.prior import render_prior
-from pipeline.errors import CheckpointError, InputError
+from pipeline.errors import CheckpointError, InputError, OwedError
 from pipeline.recipe import load_recipe
-from pipeline.run import RECIPE, Run, exclusive, open_run
-from services import admin, serving, trainer, worker
+from pipeline.run import RECIPE, Access, Run, open_run
+from services import admin, results, serving, trainer, worker
 from services import sweep as search
 from services.admin import fetch_state, register, retire, swap_to
 from services.checkpoints import Checkpoint, CheckpointInfo, Registry
@@ -33,6 +33,7 @@ from services.stages import (
     pair_stage,
     parity_stage,
     sample_stage,
+    swap_stage,
 )
 from services.terminal import Terminal
 from services.trend import Choice, choose_round
@@ -50,7 +51,23 @@ from training.job import (
     read_record,
 )
 
+if TYPE_CHECKING:
+    from services.cli import Target
+
 Step = Callable[[Session], Awaitable[None]]
+
+
+_BEGINS = ("run", "rounds", "sample", "prepare")
+"""Commands (with demo, which is run) that begin a run where there is none. Any other wants one that is there, or the name of
+a recipe: a run that was not found may be mistyped."""
+_READS = (
+    "report", "swap", "checkpoints list", "checkpoints show", "checkpoints retire",
+    "replicas list", "replicas add", "replicas remove", "push pairs", "push checkpoint",
+)  # fmt: skip
+"""Commands that work beside one that writes to the run, and begin none: they read it, steer its gateway, or replace a page
+or a registry in one step. Every other command is the run's only writer."""
+_SERVERS = ("serve", "prepare")
+"""Beside a writer, too: a server and the registry have locks of their own."""
 
 
 def run_directory(directory: Path | None, recipe: str | None) -> Path:
@@ -58,25 +75,27 @@ def run_directory(directory: Path | None, recipe: str | None) -> Path:
     return directory or Path("runs") / Path(recipe or "nano").stem
 
 
-def open_target(directory: Path | None, recipe: str | None, overrides: Sequence[str]) -> AbstractContextManager[Run]:
-    """Open the run, or begin it with the recipe (nano, if none is named)."""
-    directory = run_directory(directory, recipe)
-    begun = (directory / RECIPE).is_file()
-    return open_run(directory, recipe if begun else recipe or "nano", overrides)
+@contextmanager
+def open_target(command: str, target: Target, terminal: Terminal, overrides: Sequence[str] = ()) -> Iterator[Run]:
+    """The run of a command, begun with nano where the command may begin one and no recipe is named; says what is unusual.
 
-
-def execute(
-    directory: Path | None, recipe: str | None, overrides: Sequence[str], step: Step, *, begins: bool = False
-) -> None:
-    """Run one command on its run, alone; one that `begins` a run takes nano where no recipe is named.
-
-    Raises RecipeError for any other command where there is no run and no recipe is named: its name may be mistyped.
+    `overrides` are what other flags are short for; what is set outright wins. Raises RecipeError and InputError.
     """
-    where, terminal = run_directory(directory, recipe), Terminal()
-    if not (where / RECIPE).is_file():
-        recipe = recipe or ("nano" if begins else None)
+    where, recipe = run_directory(target.run, target.recipe), target.recipe
+    access: Access = "read" if command in _READS else "shared" if command in _SERVERS else "alone"
+    if not (where / RECIPE).is_file() and access != "read":
+        recipe = recipe or ("nano" if command in _BEGINS else None)
         terminal.preface(f"a new run, {where}, with recipe {recipe}")
-    with open_run(where, recipe, overrides) as run, exclusive(run):
+    with open_run(where, recipe, (*overrides, *target.set), save=target.save, access=access) as run:
+        if run.changes:
+            terminal.preface(f"{where}, by this command only with {', '.join(run.changes)} (--save keeps that)")
+        yield run
+
+
+def execute(command: str, target: Target, step: Step, overrides: Sequence[str] = ()) -> None:
+    """Run one command on its run."""
+    terminal = Terminal()
+    with open_target(command, target, terminal, overrides) as run:
         try:
             asyncio.run(_with_session(run, terminal, step))
         except asyncio.CancelledError:  # by SIGTERM, which ends a command as Ctrl-C does
@@ -95,29 +114,30 @@ def _cancel_at_sigterm() -> None:
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
 
 
-def with_source(overrides: Sequence[str], source: str | None, path: Path | None) -> tuple[str, ...]:
-    """`--source` and `--path` as overrides; a path is kept absolute, since the run may be used from elsewhere."""
+def as_source(source: str | None, path: Path | None) -> tuple[str, ...]:
+    """`--source` and `--path` as overrides; a path is absolute, since the run may be used from elsewhere."""
     named = [f'tasks.source="{source}"'] if source else []
     named += [f'tasks.path="{path.expanduser().absolute()}"'] if path else []
-    return (*named, *overrides)
+    return tuple(named)
 
 
-def with_wandb(overrides: Sequence[str], wanted: bool) -> tuple[str, ...]:
-    """`--wandb` as an override; it is kept in the run like any other."""
-    return ('train.report_to=["wandb"]', *overrides) if wanted else tuple(overrides)
+def as_tracker(wandb: bool) -> tuple[str, ...]:
+    """`--wandb` as an override."""
+    return ('train.report_to=["wandb"]',) if wandb else ()
 
 
-def prepare(directory: Path | None, recipe: str | None, overrides: Sequence[str]) -> None:
+def prepare(target: Target) -> None:
     """`vcot prepare`: what servers of the run start from."""
     terminal = Terminal()
-    with open_target(directory, recipe, overrides) as run:
+    with open_target("prepare", target, terminal) as run:
+        terminal.heading("prepare", run.recipe.model.source)
         base = Registry(run.directory).base(run.recipe.model, terminal.say)
         terminal.say(f"{base.ref.name} is {base.ref.digest[:19]}, in {base.directory}")
 
 
 def engine(directory: Path | None, host: str, port: int, number: int) -> NoReturn:
     """`vcot engine`: this process becomes vLLM, on the devices of the `number`-th server. The run is only read."""
-    with open_run(run_directory(directory, None)) as run:
+    with open_run(run_directory(directory, None), access="read") as run:
         base = Registry(run.directory).find(run.recipe.model.name)
         if base is None:
             raise CheckpointError(f"run {run.directory} does not hold its model yet; run `vcot prepare` first")
@@ -143,10 +163,10 @@ async def _work(runs: Path, terminal: Terminal) -> None:
     await worker.work(runs, terminal.say)
 
 
-def serve(directory: Path | None, recipe: str | None, overrides: Sequence[str]) -> None:
+def serve(target: Target) -> None:
     """Serve the run until a signal."""
     terminal = Terminal()
-    with open_target(directory, recipe, overrides) as run:
+    with open_target("serve", target, terminal) as run:
         terminal.heading("serve", f"{run.recipe.model.source}, run {run.directory}")
         serving.serve(run, terminal.say)
 
@@ -204,9 +224,14 @@ async def _train(current: Round, merge_into: Path | None = None) -> None:
     )
 
 
+_MAX_ROW = 80
+
+
 def _say_preflight(session: Session, preflight: Preflight) -> None:
     """What was found before the training: a row as the model reads it, rows that were left out, and the memory."""
-    session.terminal.say(f"a row as the model reads it: {preflight.train.example!r}")
+    row = preflight.train.example
+    shown = row if len(row) <= _MAX_ROW else f"{row[: _MAX_ROW // 2]}...{row[-_MAX_ROW // 2 :]}"
+    session.terminal.say(f"a row as the model reads it ({PREFLIGHT} has it whole): {shown!r}")
     refused = (*preflight.train.refused, *preflight.validation.refused)
     if refused:
         session.terminal.warn(
@@ -284,6 +309,8 @@ async def parity(session: Session, names: Sequence[str]) -> None:
 
 def _find_all(session: Session, names: Sequence[str]) -> list[Checkpoint]:
     """The checkpoints of those names or aliases, also what is made and not registered yet. Raises CheckpointError."""
+    if not session.run.is_read:
+        _ = session.base  # which is known by its name from the first command on
     return [session.registry.find_made(name) or session.registry.resolve(name) for name in names]
 
 
@@ -330,13 +357,17 @@ async def evaluate(session: Session, names: Sequence[str]) -> None:
     chosen = choice.checkpoints if choice else _find_all(session, names)
     await eval_stage(session, chosen, split)
     scores = load_scores(session, chosen, split)
-    _show(session, evaluate_scores(session, scores, chosen, choice.trend if choice else ()))
+    trend, named = (choice.trend, ()) if choice else ((), chosen)
+    _show(session, evaluate_scores(session, scores, chosen, trend, named))
+    folder, settings = results.find_folder(session.run, named), results.describe_settings(session.run)
+    session.terminal.say(f"{folder / results.RESULTS}; settings: {settings}")
 
 
 async def probe(session: Session, names: Sequence[str]) -> None:
     """`vcot probe`."""
-    chosen = _find_all(session, names) or (await _choose(session, list_rounds(session))).checkpoints
-    for part in render_prior(await probe_priors(session, chosen)):
+    named = _find_all(session, names)
+    chosen = named or (await _choose(session, list_rounds(session))).checkpoints
+    for part in render_prior(await probe_priors(session, chosen, named)):
         session.terminal.show(part)
 
 
@@ -362,11 +393,12 @@ async def report(session: Session) -> None:
 def _report(session: Session, rounds: Sequence[Round], choice: Choice) -> None:
     """The page, and the table in the terminal."""
     session.terminal.heading("report", session.run.recipe.name)
+    _ = choice.round.pairs  # what is owed is said before anything is written
     scores = load_scores(session, choice.checkpoints, session.run.recipe.eval.split)
     evaluation = evaluate_scores(session, scores, choice.checkpoints, choice.trend)
     page = write_run_report(session, rounds, choice.round, evaluation)
     _show(session, evaluation)
-    session.terminal.say(f"report: {page}")
+    session.terminal.say(f"report: {page}; settings: {results.describe_settings(session.run)}")
 
 
 async def run_all(session: Session) -> None:
@@ -385,6 +417,7 @@ async def run_all(session: Session) -> None:
         start = await _teach(rounds[-1])
     choice = await _choose(session, rounds)
     await eval_stage(session, choice.checkpoints, session.run.recipe.eval.split)
+    await swap_stage(session, choice.checkpoints[-1])
     _report(session, rounds, choice)
     if (cost := read_cost(session, make_judge(session))) is not None:
         session.terminal.say(f"judging took {cost.summary}")
@@ -408,7 +441,8 @@ async def checkpoints(session: Session) -> None:
     table = Table("name", "kind", "digest", "aliases", "directory")
     for info in await _registered(session):
         ref = info.checkpoint
-        table.add_row(ref.name, ref.kind, ref.digest[:19], ", ".join(info.aliases), info.directory)
+        digest = ref.digest[:19] if session.terminal.out.is_terminal else ref.digest
+        table.add_row(ref.name, ref.kind, digest, ", ".join(info.aliases), info.directory)
     session.terminal.show(table)
 
 
@@ -457,14 +491,10 @@ async def retire_checkpoint(session: Session, name: str) -> None:
 
 async def push_pairs(session: Session, place: Place, *, dry_run: bool) -> None:
     """`vcot push pairs`."""
-    current = list_rounds(session)[-1]
-    pair_stage(current)
-    _push(
-        session,
-        pack(current.pairs.directory, "dataset", f"Preference pairs of {session.run.recipe.name}"),
-        place,
-        dry_run,
-    )
+    folder = list_rounds(session)[-1].pairs.directory
+    if not folder.is_dir():
+        raise OwedError(f"run {session.run.directory} has no pairs yet; run `vcot pair` first")
+    _push(session, pack(folder, "dataset", f"Preference pairs of {session.run.recipe.name}"), place, dry_run)
 
 
 async def push_checkpoint(session: Session, place: Place, name: str | None, *, dry_run: bool) -> None:
@@ -491,13 +521,15 @@ def _push(session: Session, parcel: Parcel, place: Place, dry_run: bool) -> None
     session.terminal.say(f"sent: {push(parcel, place)}")
 
 
-def doctor(directory: Path | None, recipe: str | None, overrides: Sequence[str]) -> bool:
+def doctor(target: Target) -> bool:
     """`vcot doctor`: looks at the run's recipe, or at the one named, and begins no run."""
     from services.doctor import examine  # it is this command's only
 
-    directory = run_directory(directory, recipe)
+    if target.save:
+        raise InputError("vcot doctor changes no run; give --save to a command that works on one, as `vcot run`")
+    directory, recipe = run_directory(target.run, target.recipe), target.recipe
     stored = directory / RECIPE
-    resolved = load_recipe(str(stored) if recipe is None and stored.is_file() else recipe or "nano", overrides)
+    resolved = load_recipe(str(stored) if recipe is None and stored.is_file() else recipe or "nano", target.set)
     return examine(resolved, directory, Terminal())
 
 

@@ -8,24 +8,26 @@ from collections.abc import Iterator, Sequence
 
 from eval.prior import PriorReport, build_prior
 from eval.scorer import score_response
+from pipeline.files import write_record
 from pipeline.recipe import TasksSection
 from pipeline.records import Response, Score, Task
 from pipeline.sources import load_tasks
+from services import results
 from services.checkpoints import Checkpoint
 from services.stages import Session, plan_settings, probe_stage
-from training.job import read_record, write_record
-
-RECORD = "prior.json"
+from training.job import read_record
 
 
-async def probe_priors(session: Session, checkpoints: Sequence[Checkpoint]) -> PriorReport:
-    """Ask what is owed, and keep what came of it as `report/prior.json`."""
+async def probe_priors(
+    session: Session, checkpoints: Sequence[Checkpoint], named: Sequence[Checkpoint] = ()
+) -> PriorReport:
+    """Ask what is owed, and keep what came of it as `prior.json` (services/results.py); `named` as in `evaluate_scores`."""
     run = session.run
     tasks = load_tasks(TasksSection(source="unusual", split="test"), run.directory, run.images)
     await probe_stage(session, checkpoints, tasks)
     scores = [score for checkpoint in checkpoints for score in _score(session, checkpoint, tasks)]
     report = build_prior(scores, [checkpoint.ref for checkpoint in checkpoints])
-    write_record(run.path("report", RECORD), report)
+    write_record(results.claim_folder(run, named) / results.PRIOR, report)
     return report
 
 
@@ -37,6 +39,6 @@ def _score(session: Session, checkpoint: Checkpoint, tasks: Sequence[Task]) -> I
 
 
 def load_prior(session: Session) -> PriorReport | None:
-    """What an earlier `vcot probe` of the run found."""
-    path = session.run.path("report", RECORD)
+    """What an earlier `vcot probe` of the run found, under these settings."""
+    path = results.find_folder(session.run) / results.PRIOR
     return read_record(path, PriorReport) if path.is_file() else None

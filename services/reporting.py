@@ -1,4 +1,7 @@
-"""From the scores and files of a run to what people read: Table 1 in the terminal, `results.json`, and the report page."""
+"""From the scores and files of a run to what people read: Table 1 in the terminal, `results.json`, and the report page.
+
+What is written is replaced in one step, so that a reader beside it sees the old or the new.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rich.console import RenderableType
+from rich.text import Text
 
 from eval.image_reliance import Reliance, build_reliance, render_reliance
 from eval.published import PaperRow, compare_published, load_published, render_published
-from eval.table import build_chance, build_differences, build_results, render_results
+from eval.table import build_chance, build_differences, build_results, describe_hint, render_results
+from pipeline.files import write_record
 from pipeline.records import Difference, EvalResult, Record, Response, StageCount
 from pipeline.sample import SampleRequest
 from pipeline.stage import Tally
+from services import results
 from services.checkpoints import Checkpoint
 from services.judging import read_cost
 from services.parity import ParityReport
@@ -36,6 +42,8 @@ class Evaluation(Record):
     differences: tuple[Difference, ...]
     """Each later checkpoint minus the first."""
     chance: dict[str, float]
+    hint: str = ""
+    """Whether the questions came with ScienceQA's hints, in a sentence."""
     published: tuple[PaperRow, ...] = ()
     """The untaught model beside the paper's Table 1, where model and benchmark are the paper's."""
     reliance: tuple[Reliance, ...] = ()
@@ -47,6 +55,7 @@ class Evaluation(Record):
     def renderables(self) -> list[RenderableType]:
         """The tables and sentences for a terminal."""
         parts = render_results(self.results, self.differences, self.chance)
+        parts += [Text(f"\n{self.hint}")] if self.hint else []
         parts += render_published(self.published) if self.published else []
         parts += [render_reliance(self.reliance)] if self.reliance else []
         parts += [render_trend(self.trend)] if self.trend else []
@@ -54,32 +63,41 @@ class Evaluation(Record):
 
 
 def evaluate_scores(
-    session: Session, scores: Scores, checkpoints: Sequence[Checkpoint], trend: Sequence[TrendRow] = ()
+    session: Session,
+    scores: Scores,
+    checkpoints: Sequence[Checkpoint],
+    trend: Sequence[TrendRow] = (),
+    named: Sequence[Checkpoint] = (),
 ) -> Evaluation:
-    """Table 1, the paired differences and the rest, kept as `report/results.json`."""
+    """Table 1, the paired differences and the rest, kept as `results.json` (services/results.py).
+
+    `named` are the checkpoints where a user chose them, and not the run.
+    """
     section = session.run.recipe.eval
     refs, true = [checkpoint.ref for checkpoint in checkpoints], scores["true"]
-    results = build_results(true, refs, seed=section.seed, num_samples=section.num_samples)
+    rows = build_results(true, refs, seed=section.seed, num_samples=section.num_samples)
     evaluation = Evaluation(
-        results=tuple(results),
+        results=tuple(rows),
         differences=tuple(build_differences(true, refs[0], refs[1:])),
         chance=build_chance(true),
-        published=tuple(compare_published(results, session.run.recipe, load_published())),
+        hint=describe_hint(section),
+        published=tuple(compare_published(rows, session.run.recipe, load_published())),
         reliance=tuple(build_reliance(scores, refs)),
         trend=tuple(trend),
     )
-    session.run.path("report", "results.json").write_text(evaluation.model_dump_json(indent=2) + "\n", "utf-8")
+    write_record(results.claim_folder(session.run, named) / results.RESULTS, evaluation)
     return evaluation
 
 
 def write_run_report(session: Session, rounds: Sequence[Round], shown: Round, evaluation: Evaluation) -> Path:
-    """The page `report/index.html`, made of what the run holds, whichever command made it.
+    """The page, made of what the run holds, whichever command made it.
 
     Training and preference data are those of the round `shown`.
     """
     directory, judgments = shown.job_directory, shown.pairs.judgments
     data = ReportData(
         recipe=session.run.recipe,
+        settings=results.describe_settings(session.run),
         checkpoints=tuple(dict.fromkeys(row.checkpoint for row in evaluation.results)),
         counts=tuple(count_stages(session, rounds, evaluation)),
         judge=judgments[0].judge,
@@ -100,7 +118,7 @@ def write_run_report(session: Session, rounds: Sequence[Round], shown: Round, ev
         sweep=load_sweep(session),
         examples=tuple(choose_examples(shown)),
     )
-    return write_report(data, session.run.path("report", "index.html"))
+    return write_report(data, results.claim_folder(session.run) / results.PAGE)
 
 
 def read_parity(session: Session, evaluation: Evaluation) -> Iterator[ParityReport]:

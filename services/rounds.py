@@ -56,7 +56,7 @@ class Round:
     def tasks(self) -> list[Task]:
         """The questions that the round's preference data is made of; no earlier round saw their images."""
         run = self.session.run
-        return load_round(run.recipe.tasks, self.number, run.directory, run.images)
+        return load_round(run.recipe.tasks, self.number, run.directory, None if run.is_read else run.images)
 
     def requests(self) -> list[SampleRequest]:
         """What the recipe asks of the starting policy."""

@@ -4,7 +4,7 @@ Model: one process is the gateway (uvicorn) and supervises the vLLM servers belo
 `<run>/serving.json` says where, and as which process. A command that needs the gateway uses the one that serves the run
 already, or starts
 
-    python -m services.serving RUN
+    python -m services.serving RUN [section.field=value ...]
 
 as a child of its own, which ends with the command, however that ends.
 
@@ -14,27 +14,32 @@ Limits: one gateway for a run; commands on the same host.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
+import logging
 import os
 import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from pydantic import ValidationError
 
 from pipeline.errors import MachineError, ServerError, VcotError
+from pipeline.files import write_record
 from pipeline.recipe import Recipe, ServeSection
 from pipeline.records import Record
 from pipeline.run import Run, open_run
 from services.admin import fetch_state, named_error, wake
 from services.checkpoints import Checkpoint, Registry
 from services.lifeline import keeper_command
+from services.logs import bound, keep_bounded
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
@@ -44,8 +49,10 @@ if TYPE_CHECKING:
 Progress = Callable[[str], None]
 """Takes one short line on what is being waited for."""
 
+_log = logging.getLogger(__name__)
 _SERVING = "serving.json"
 _LOCK = "serving.lock"
+_LOOK_S = 0.5
 _GRACE_S = 20.0
 _POLL_S = 0.2
 _STALLED_CLIENT_MS = 60_000
@@ -90,6 +97,7 @@ def serve(run: Run, progress: Progress) -> None:
 async def _serve(run: Run, progress: Progress) -> None:
     from services.gateway import keys
     from services.gateway.app import build_app  # with uvicorn a third of a second that other commands need not pay
+    from services.gateway.claim import find_owner
     from services.gateway.fleet import Fleet
     from services.gateway.roster import Roster
     from services.vllm import VllmServer
@@ -113,11 +121,12 @@ async def _serve(run: Run, progress: Progress) -> None:
             progress,
             max_lora_rank=max_lora_rank,
             can_sleep=not settings.upstreams and can_sleep(settings, find_build()),
+            owner=find_owner(run.directory, f"{url} (process {os.getpid()} on {socket.gethostname()})"),
         )
         progress(f"the gateway listens at {url}")
         for warning in keys.warnings(listener.getsockname()[0]):
             fleet.warn(warning)
-        await _serve_until_stopped(fleet, build_app(fleet, run.directory, settings), listener)
+        await _serve_until_stopped(fleet, build_app(fleet, run.directory, settings), listener, run.directory / "logs")
 
 
 def served_lora_rank(recipe: Recipe) -> int | None:
@@ -126,7 +135,7 @@ def served_lora_rank(recipe: Recipe) -> int | None:
     return recipe.train.lora_r if may_serve else None
 
 
-async def _serve_until_stopped(fleet: Fleet, app: ASGIApp, listener: socket.socket) -> None:
+async def _serve_until_stopped(fleet: Fleet, app: ASGIApp, listener: socket.socket, logs: Path) -> None:
     """Until a signal, or until the fleet gives up, whose error is raised."""
     import uvicorn
 
@@ -159,20 +168,35 @@ async def _serve_until_stopped(fleet: Fleet, app: ASGIApp, listener: socket.sock
         loop.add_signal_handler(number, stop.set)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     supervising = asyncio.create_task(fleet.run())
-    forgetting = [asyncio.create_task(forget(fleet)) for forget in (end_forgotten_trials, end_forgotten_rests)]
+    work_on = (
+        partial(end_forgotten_trials, fleet),
+        partial(end_forgotten_rests, fleet),
+        partial(keep_bounded, logs),
+    )
+    housekeeping = [asyncio.create_task(_persist(work)) for work in work_on]
     stopping = asyncio.create_task(stop.wait())
     try:
-        await asyncio.wait({serving, supervising, *forgetting, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        for task in (supervising, *forgetting):
+        await asyncio.wait({serving, supervising, *housekeeping, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        for task in (supervising, *housekeeping):
             if task.done():
                 task.result()
     finally:
         server.should_exit = True
         await asyncio.wait({serving})
-        ends = (supervising, *forgetting, stopping)
+        ends = (supervising, *housekeeping, stopping)
         for each in ends:
             each.cancel()
         await asyncio.gather(*ends, return_exceptions=True)
+
+
+async def _persist(work: Callable[[], Awaitable[None]], pause_s: float = 5.0) -> None:
+    """Do a housekeeper's endless work; a bug in it is told, and ends neither it nor the gateway."""
+    while True:
+        try:
+            await work()
+        except Exception:  # noqa: BLE001 - neither the work nor the gateway ends by it
+            _log.exception("the gateway's housekeeping failed and goes on in %g s", pause_s)
+        await asyncio.sleep(pause_s)
 
 
 @asynccontextmanager
@@ -184,8 +208,10 @@ async def running_gateway(run: Run, progress: Progress) -> AsyncIterator[Gateway
     if is_served(run):
         yield GatewayHandle(await _until_live(run, progress, None), started_here=False)
         return
-    command = [sys.executable, "-P", "-m", "services.serving", str(run.directory.absolute())]
-    with run.path("logs", "gateway.log").open("ab") as log:
+    command = [sys.executable, "-P", "-m", "services.serving", str(run.directory.absolute()), *run.overrides]
+    path = run.path("logs", "gateway.log")
+    bound(path)
+    with path.open("ab") as log:
         child = await asyncio.create_subprocess_exec(
             *keeper_command(command, _GRACE_S),
             stdin=asyncio.subprocess.PIPE,
@@ -243,13 +269,22 @@ async def _failure_of(child: asyncio.subprocess.Process, run: Run) -> VcotError:
 def _only_gateway(run: Run) -> Iterator[None]:
     """Hold the run's serving lock, which ends with this process however it ends."""
     with run.path(_LOCK).open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            serving = _read_serving(run)
-            where = f" at {serving.url} by process {serving.pid}" if serving else ""
-            raise MachineError(f"run {run.directory} is served already{where}; use that one, or stop it") from None
+        deadline = time.monotonic() + _LOOK_S
+        while not _hold(lock):
+            if time.monotonic() > deadline:  # it is no command that only looks whether the run is served
+                serving = _read_serving(run)
+                where = f" at {serving.url} by process {serving.pid}" if serving else ""
+                raise MachineError(f"run {run.directory} is served already{where}; use that one, or stop it")
+            time.sleep(_LOOK_S / 10)
         yield
+
+
+def _hold(lock: IO[str], kind: int = fcntl.LOCK_EX) -> bool:
+    try:
+        fcntl.flock(lock, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def find_gateway(run: Run) -> str | None:
@@ -259,12 +294,12 @@ def find_gateway(run: Run) -> str | None:
 
 
 def is_served(run: Run) -> bool:
-    """Whether a gateway of this run is up, or on its way."""
+    """Whether a gateway of this run is up, or on its way; several may look at once."""
     try:
-        with _only_gateway(run):
-            return False
-    except MachineError:
-        return True
+        with (run.directory / _LOCK).open() as lock:
+            return not _hold(lock, fcntl.LOCK_SH)
+    except FileNotFoundError:
+        return False
 
 
 @contextmanager
@@ -302,9 +337,7 @@ def _url(listener: socket.socket) -> str:
 def _announced(run: Run, url: str) -> Iterator[str]:
     """Say in the run where its gateway answers, while it does."""
     path = run.path(_SERVING)
-    partial = path.with_suffix(".partial")
-    partial.write_text(Serving(url=url, pid=os.getpid()).model_dump_json() + "\n", "utf-8")
-    partial.replace(path)
+    write_record(path, Serving(url=url, pid=os.getpid()))
     try:
         yield url
     finally:
@@ -313,7 +346,7 @@ def _announced(run: Run, url: str) -> Iterator[str]:
 
 def _read_serving(run: Run) -> Serving | None:
     try:
-        return Serving.model_validate_json(run.path(_SERVING).read_text("utf-8"))
+        return Serving.model_validate_json(run.path(_SERVING).read_bytes())
     except (OSError, ValidationError):
         return None
 
@@ -322,11 +355,12 @@ def main(arguments: list[str]) -> int:
     """`python -m services.serving RUN`: what `running_gateway` starts."""
 
     def say(message: str) -> None:
-        sys.stderr.write(f"{time.strftime('%H:%M:%S')} {message}\n")
-        sys.stderr.flush()
+        with contextlib.suppress(OSError):  # a full disk stops the log, and nothing else
+            sys.stderr.write(f"{time.strftime('%H:%M:%S')} {message}\n")
+            sys.stderr.flush()
 
     try:
-        with open_run(Path(arguments[0])) as run:
+        with open_run(Path(arguments[0]), None, arguments[1:]) as run:
             serve(run, say)
     except VcotError as error:
         say(str(error))

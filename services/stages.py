@@ -1,4 +1,4 @@
-"""The steps of a run, each over its run directory: sample, judge, pair, train, merge, swap, eval.
+"""The steps of a run, each over its run directory: sample, judge, pair, train, merge, eval, swap.
 
 A step recomputes from recipe and ledger what it needs of the earlier ones, so each can be redone alone. What a step finds
 done it does not do again, and a server is started only when something is owed to it.
@@ -6,22 +6,36 @@ done it does not do again, and a server is started only when something is owed t
 
 from __future__ import annotations
 
+import asyncio
 import os
+import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from types import TracebackType
-from typing import NoReturn, Self
+from typing import NoReturn, Self, TypeVar
 
 from eval.image_reliance import choose_images
 from eval.scorer import score_response
 from pipeline.client import ChatClient
-from pipeline.errors import CheckpointError, DataError, InputError, StageError, SwapError
+from pipeline.errors import (
+    CheckpointError,
+    DataError,
+    InputError,
+    OnTrialError,
+    OwedError,
+    RequestError,
+    ServerError,
+    StageError,
+    SwapError,
+    VcotError,
+)
+from pipeline.files import write_record
 from pipeline.judges import find_unjudged_fault, judge_responses
 from pipeline.publish import publish_pairs, render_card
-from pipeline.recipe import EvalSection
+from pipeline.recipe import POLICY_ALIAS, EvalSection
 from pipeline.records import (
     CheckpointRef,
     PreferencePair,
@@ -36,18 +50,21 @@ from pipeline.records import (
 from pipeline.run import Run
 from pipeline.sample import SampleRequest, owed_requests, plan_requests, sample, show_image
 from pipeline.sources import load_tasks
-from services.admin import fetch_state, register, retire, swap_to, try_out
+from services.admin import end_trial, fetch_state, register, retire, swap_to, try_out
 from services.checkpoints import Checkpoint, Registry
 from services.judging import read_meter, say_estimate, test_judge
 from services.parity import ParityReport, ask_served, check_defaults, verify
 from services.resting import resting, wanted_rest
 from services.rounds import Round, make_judge
-from services.serving import GatewayHandle, find_gateway, running_gateway
+from services.serving import GatewayHandle, find_gateway, is_served, running_gateway
 from services.terminal import Terminal
-from training.job import TrainJob, read_record, write_record
-from training.parity import PROBE, Probe, read_probe
+from training.job import TrainJob, read_record
+from training.parity import PROBE, Answers, Probe, read_probe
 
-POLICY_ALIAS = "policy"
+T = TypeVar("T")
+_TRIAL_POLL_S = 2.0
+_MAX_TRIALS = 5
+"""How often a checkpoint is put on trial again, where others end that."""
 API_KEY_ENV = "VCOT_API_KEY"
 """Holds one of the keys that the gateway knows as VCOT_API_KEYS, where it has any."""
 
@@ -61,6 +78,8 @@ class Session:
     counts: list[StageCount] = field(default_factory=list)
     test_usage: Usage | None = None
     """What a test judgment took, where one was made."""
+    _owner: str = field(default_factory=lambda: secrets.token_hex(8))
+    """What this command is to a gateway on which it has checkpoints on trial."""
     _stack: AsyncExitStack = field(default_factory=AsyncExitStack)
     _gateway: GatewayHandle | None = None
     _questions: dict[Split, list[Task]] = field(default_factory=dict)
@@ -72,45 +91,81 @@ class Session:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self._stack.aclose()
-        await self.run.ledger.finish()
+        await self.run.close()
 
     async def gateway(self) -> GatewayHandle:
         """The run's gateway, started at first use and stopped with the session."""
         if self._gateway is None and (url := self._url_elsewhere):
             self._gateway = GatewayHandle(url, started_here=False)
+        if self._gateway is None and is_served(self.run):
+            with self.terminal.waiting("waiting for the server") as progress:
+                self._gateway = await self._stack.enter_async_context(running_gateway(self.run, progress))
         if self._gateway is None:
             what = f"{self.run.recipe.model.source} by vLLM, behind the gateway"
             with self.terminal.aside("serve", what), self.terminal.waiting("starting the server") as progress:
                 self._gateway = await self._stack.enter_async_context(running_gateway(self.run, progress))
         return self._gateway
 
-    async def live(self, checkpoint: Checkpoint) -> ChatClient:
-        """A client of the gateway, with `checkpoint` served behind it as the policy."""
+    async def measure(self, checkpoint: Checkpoint, ask: Callable[[ChatClient], Awaitable[T]]) -> T:
+        """What `ask` finds with a client for which `checkpoint`, registered or not, is served under its name and digest.
+
+        No alias is moved: the gateway has it on trial meanwhile, and serves what was live afterwards. Where another command
+        measures another checkpoint there, this waits for it. A trial that others end, as by a swap, is begun again; `ask` is
+        then called again, so it must do what is left. Raises RequestError or AccountError where that goes on.
+        """
         gateway = await self.gateway()
-        if self.run.recipe.serve.url and checkpoint.ref.kind != "base":  # that gateway has a registry of its own
-            await register(gateway.url, checkpoint.directory)
-        swapped = await swap_to(gateway.url, POLICY_ALIAS, checkpoint.ref.name)
-        if swapped.way != "none":
-            self.terminal.say(
-                f"{checkpoint.ref.name} is live at {gateway.url} ({swapped.way}) after a pause of {swapped.pause_s:.2f} s"
-            )
-        return await self._client(gateway)
+        for num_left in reversed(range(_MAX_TRIALS)):
+            try:
+                async with self._on_trial(gateway, checkpoint):
+                    return await self._with_client(gateway, ask)
+            except (RequestError, StageError) as error:
+                fault = error if isinstance(error, RequestError) else error.__cause__
+                if not num_left or not isinstance(fault, RequestError) or fault.reason not in ("checkpoint", "model"):
+                    raise
+                self.terminal.warn(f"{checkpoint.ref.name} is not served any more ({fault}); it is put on trial again")
+        raise AssertionError("the last turn returns or raises")
 
     @asynccontextmanager
-    async def trials(self) -> AsyncIterator[Callable[[Checkpoint], Awaitable[ChatClient]]]:
-        """Serves checkpoints, registered or not, to their client only. Afterwards the policy is served as before."""
-        gateway = await self.gateway()
-        before = (await fetch_state(gateway.url)).aliases[POLICY_ALIAS]
-
-        async def serve(checkpoint: Checkpoint) -> ChatClient:
-            is_base = checkpoint.ref.kind == "base"  # each gateway has its own, wherever that lies
-            await try_out(gateway.url, checkpoint.ref.name if is_base else checkpoint.directory)
-            return await self._client(gateway)
-
+    async def _on_trial(self, gateway: GatewayHandle, checkpoint: Checkpoint) -> AsyncIterator[None]:
+        ref = checkpoint.ref
+        is_known = ref.kind == "base" or self.registry.find(ref.name) is not None
+        if self.run.recipe.serve.url and is_known and ref.kind != "base":  # that gateway has a registry of its own
+            await register(gateway.url, checkpoint.directory)
+        known = ref.name if is_known else checkpoint.directory
+        is_told, is_left = False, True
+        while True:
+            try:
+                tried = await try_out(gateway.url, known, self._owner)
+                break
+            except OnTrialError as error:
+                if not is_told:
+                    self.terminal.say(f"at {gateway.url} {error}; {ref.name} has to wait for its end")
+                    is_told = True
+                await asyncio.sleep(_TRIAL_POLL_S)
         try:
-            yield serve
+            if tried.live.digest != ref.digest:
+                raise CheckpointError(
+                    f"{ref.name} is {tried.live.digest[:19]} at {gateway.url}, and {ref.digest[:19]} in "
+                    f"{self.run.directory}; use a gateway of the same model (serve.url)"
+                )
+            if tried.way != "none":
+                self.terminal.say(
+                    f"{ref.name} is on trial at {gateway.url} ({tried.way}) after a pause of {tried.pause_s:.2f} s"
+                )
+            yield
+        except asyncio.CancelledError:
+            is_left = not gateway.started_here  # or else it is stopped now
+            raise
         finally:
-            await swap_to(gateway.url, POLICY_ALIAS, before)
+            with suppress(VcotError):  # a gateway that is gone has no trial; one that hangs ends it by itself
+                if is_left:
+                    await end_trial(gateway.url, self._owner)
+
+    async def _with_client(self, gateway: GatewayHandle, ask: Callable[[ChatClient], Awaitable[T]]) -> T:
+        concurrency = max(self.run.recipe.sample.max_concurrency, self.run.recipe.eval.max_concurrency)
+        url, key = f"{gateway.url}/v1", os.environ.get(API_KEY_ENV, "none")
+        async with ChatClient(url, key, max_connections=concurrency, is_own=True) as client:
+            return await ask(client)
 
     @asynccontextmanager
     async def at_rest(self) -> AsyncIterator[None]:
@@ -133,13 +188,6 @@ class Session:
         url = self.run.recipe.serve.url
         return url.rstrip("/").removesuffix("/v1") if url else None
 
-    async def _client(self, gateway: GatewayHandle) -> ChatClient:
-        concurrency = max(self.run.recipe.sample.max_concurrency, self.run.recipe.eval.max_concurrency)
-        client = ChatClient(
-            f"{gateway.url}/v1", os.environ.get(API_KEY_ENV, "none"), max_connections=concurrency, is_own=True
-        )
-        return await self._stack.enter_async_context(client)
-
     @cached_property
     def registry(self) -> Registry:
         """The run's checkpoints."""
@@ -147,7 +195,12 @@ class Session:
 
     @cached_property
     def base(self) -> Checkpoint:
-        """The untaught model."""
+        """The untaught model; described at first use, but by a command that only reads. Raises OwedError for that one."""
+        if self.run.is_read:
+            found = self.registry.find(self.run.recipe.model.name)
+            if found is None:
+                raise OwedError(f"run {self.run.directory} does not hold its model yet; `vcot sample` finds it")
+            return found
         return self.registry.base(self.run.recipe.model, self.terminal.say)
 
     def questions(self, split: Split) -> list[Task]:
@@ -158,7 +211,7 @@ class Session:
 
     def _load_questions(self, split: Split) -> list[Task]:
         section = self.run.recipe.eval
-        tasks = load_tasks(section.tasks(split), self.run.directory, self.run.images)
+        tasks = load_tasks(section.tasks(split), self.run.directory, None if self.run.is_read else self.run.images)
         secret = next((task.id for task in tasks if task.answer is None), None)
         if secret is not None:
             raise DataError(f"task {secret} of {section.source} has no gold answer; evaluate another split")
@@ -210,9 +263,14 @@ async def _ask(
         total = sum(request.sampling.n for request in requests)
         session.account(StageCount(stage=stage, requested=total, cached=total))
         return
-    client = await session.live(checkpoint)
-    with session.terminal.tracking("responses") as on_progress:
-        count = await sample(requests, client, ledger, images, max_concurrency=max_concurrency, on_progress=on_progress)
+
+    async def ask(client: ChatClient) -> StageCount:
+        with session.terminal.tracking("responses") as on_progress:
+            return await sample(
+                requests, client, ledger, images, max_concurrency=max_concurrency, on_progress=on_progress
+            )
+
+    count = await session.measure(checkpoint, ask)
     session.account(count.model_copy(update={"stage": stage}))
 
 
@@ -312,7 +370,7 @@ def plan_settings(section: EvalSection, tasks: Sequence[Task], checkpoint: Check
 async def parity_stage(session: Session, checkpoints: Sequence[Checkpoint]) -> list[ParityReport]:
     """See that each trained checkpoint is served as it was trained, and register it; what was seen once is not asked again.
 
-    Raises SwapError where one is not, which is not registered then. What is live stays so, but for the time of asking.
+    Raises SwapError where one is not, which is not registered then. What is live is served again afterwards.
     """
     reports = []
     for checkpoint in checkpoints:
@@ -337,18 +395,19 @@ async def _verify_served(session: Session, checkpoint: Checkpoint, probe: Probe)
     parent = next((c for c in (session.base, *session.registry.list()) if c.ref.digest == ref.parent), None)
     if parent is None:
         raise CheckpointError(f"the base {ref.parent} of {ref.name} is not registered; `vcot checkpoints add` it first")
-    found: ParityReport | SwapError
-    async with session.trials() as serve:
-        try:
-            served_base = await ask_served(await serve(parent), parent.ref, probe, recipe.eval.max_concurrency)
-            client = await serve(checkpoint)
-            served = await ask_served(client, ref, probe, recipe.eval.max_concurrency)
-            await check_defaults(client, ref, probe)
-            found = verify(ref, served, served_base, probe, recipe.serve.dtype)
-        except SwapError as error:
-            found = error
-    if isinstance(found, SwapError):
-        await _reject(session, checkpoint, parent, found)
+
+    async def ask(client: ChatClient) -> Answers:
+        served = await ask_served(client, ref, probe, recipe.eval.max_concurrency)
+        await check_defaults(client, ref, probe)
+        return served
+
+    try:
+        served_base = await session.measure(
+            parent, lambda client: ask_served(client, parent.ref, probe, recipe.eval.max_concurrency)
+        )
+        found = verify(ref, await session.measure(checkpoint, ask), served_base, probe, recipe.serve.dtype)
+    except SwapError as error:
+        await _reject(session, checkpoint, error)
     worst, kept = max(found.max_abs_logp.values()), found.retention
     session.terminal.say(
         f"log-probs agree within {worst:.1e} ({found.tolerance:g} allowed in {found.dtype}), the base's differ by "
@@ -357,24 +416,20 @@ async def _verify_served(session: Session, checkpoint: Checkpoint, probe: Probe)
     return found
 
 
-async def _reject(session: Session, checkpoint: Checkpoint, parent: Checkpoint, fault: SwapError) -> NoReturn:
-    """Raise SwapError, after retiring a checkpoint that was served rightly once, as in another type."""
+async def _reject(session: Session, checkpoint: Checkpoint, fault: SwapError) -> NoReturn:
+    """Raise SwapError, after retiring a checkpoint that was served rightly once, as in another type, if nothing means it."""
     name = checkpoint.ref.name
     if session.registry.find(name) is None:
         raise SwapError(f"{fault}; it is not registered, and all else is served as before")
-    await session.live(parent)
     try:
         await session.retire(checkpoint)
     except CheckpointError as error:
-        raise SwapError(f"{fault}; {parent.ref.name} is live, but {error}") from None
-    raise SwapError(f"{fault}; {parent.ref.name} is live, and {name} is retired")
+        raise SwapError(f"{fault}; {error}") from None
+    raise SwapError(f"{fault}; {name} is retired, and all else is served as before")
 
 
 async def eval_stage(session: Session, checkpoints: Sequence[Checkpoint], split: Split) -> None:
-    """Ask one split of the benchmark of each checkpoint, swapped in in turn.
-
-    None is evaluated that is not served as it was trained.
-    """
+    """Ask one split of the benchmark of each checkpoint, after checking that it is served as it was trained."""
     await parity_stage(session, checkpoints)
     section = session.run.recipe.eval
     for checkpoint in checkpoints:
@@ -386,6 +441,39 @@ async def eval_stage(session: Session, checkpoints: Sequence[Checkpoint], split:
         )
         requests = eval_requests(session, checkpoint.ref, split, section.images)
         await _ask(session, f"eval {checkpoint.ref.name}", checkpoint, requests, section.max_concurrency)
+
+
+async def swap_stage(session: Session, checkpoint: Checkpoint) -> None:
+    """The loop's hot swap: from now on the run's gateway means `checkpoint` by `policy`.
+
+    A gateway that serves another run (serve.url) is not the loop's to steer: its alias stays. Raises SwapError.
+    """
+    name = checkpoint.ref.name
+    session.terminal.heading("swap", f"{POLICY_ALIAS} is to mean {name}")
+    aliases = session.registry.aliases()
+    if session.run.recipe.serve.url:
+        gateway = await session.gateway()
+        by_hand = f"`vcot swap {POLICY_ALIAS} {name} --run {session.run.directory}` does it"
+        try:
+            state = await fetch_state(gateway.url)
+        except ServerError as error:
+            session.terminal.warn(f"{POLICY_ALIAS} is left as it was, since {error}; {by_hand}")
+            return
+        if Path(state.run).resolve() != session.run.directory.resolve():
+            session.terminal.say(f"the gateway at {gateway.url} serves {state.run}: left as it was; {by_hand}")
+            return
+        aliases = state.aliases
+    if aliases.get(POLICY_ALIAS) == name:
+        session.terminal.say("it does already")
+        return
+    gateway = await session.gateway()
+    swapped = await swap_to(gateway.url, POLICY_ALIAS, name)
+    how = (
+        "which it served already"
+        if swapped.way == "none"
+        else f"({swapped.way}) after a pause of {swapped.pause_s:.2f} s"
+    )
+    session.terminal.say(f"{name} is live at {gateway.url} {how}")
 
 
 async def probe_stage(session: Session, checkpoints: Sequence[Checkpoint], tasks: Sequence[Task]) -> None:

@@ -1,10 +1,10 @@
 """`vcot sweep`: the search for training settings on a part of the pairs, each of its trainings a job of the run.
 
-Model: the trainings are owed until `report/sweep.json` holds them; one worker process does those that are owed, one after
-another. After each, the record, the table and the figure in the report's folder are replaced, and the adapters of trainings
-that are neither of the chosen settings nor the run's own job are removed: a grid's 180 would fill a disk. Killed anywhere,
-the same command does the rest; the training it was in goes on from its last checkpoint. The reference's log-probs are
-computed by the first training, for all.
+Model: the trainings are owed until `sweep.json` in the report's folder (services/results.py) holds them; one worker process
+does those that are owed, one after another. After each, the record, the table and the figure in that folder are replaced,
+and the adapters of trainings that are neither of the chosen settings nor the run's own job are removed: a grid's 180 would
+fill a disk. Killed anywhere, the same command does the rest; the training it was in goes on from its last checkpoint. The
+reference's log-probs are computed by the first training, for all.
 
 Limits: trainings run one by one, on this machine's worker. Nothing is merged. The time is that of the training steps and
 evaluations: loading the model and the reference's log-probs come on top.
@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,15 +22,17 @@ from pathlib import Path
 from rich.table import Table
 
 from pipeline.errors import StageError
+from pipeline.files import replace_file, write_record
 from pipeline.pairs import draw_pairs
 from pipeline.publish import pairs_digest
 from pipeline.records import StageCount
 from services import trainer
 from services.report.figures import draw_sweep, standalone
+from services.results import find_sweep_folder
 from services.rounds import Round
 from services.stages import Session, publish_splits
 from services.trainer import OnSteps, read_progress
-from training.job import ADAPTER, ENDED, TrainJob, read_record, read_status, write_record
+from training.job import ADAPTER, ENDED, TrainJob, read_record, read_status
 from training.sweep import (
     Settings,
     Sweep,
@@ -106,11 +107,12 @@ class _Search:
 
     def publish(self) -> None:
         """The record, for machines and for people; and room on the disk."""
-        record, folder = self.record, self.session.run.path("report", RECORD).parent
+        record, folder = self.record, find_sweep_folder(self.session.run)
+        folder.mkdir(parents=True, exist_ok=True)
         write_record(folder / RECORD, record)
-        _replace(folder / "sweep.csv", _render_csv(record))
+        replace_file(folder / "sweep.csv", _render_csv(record))
         if record.chosen is not None:
-            _replace(folder / "sweep.svg", standalone(draw_sweep(record)))
+            replace_file(folder / "sweep.svg", standalone(draw_sweep(record)))
         kept = {self.own.key}
         kept |= {p.job for p in record.choices.values() if p.settings == record.chosen and p.varies != "epochs"}
         for key in self.points.keys() - kept:
@@ -203,7 +205,7 @@ def _show_choice(session: Session, record: Sweep, chosen: Settings) -> None:
     each = ", for each setting apart" if record.mode == "one_at_a_time" else ""
     session.terminal.say(
         f"chosen{each}: the gap closest to zero within {100 * record.tolerance:g} % of the lowest validation loss; "
-        f"figure and table: {session.run.path('report', 'sweep.svg')}, sweep.csv"
+        f"figure and table: {find_sweep_folder(session.run) / 'sweep.svg'}, sweep.csv"
     )
     for name in record.groups.keys() - record.choices.keys():
         if record.groups[name]:
@@ -231,7 +233,7 @@ def _plan(current: Round) -> _Search:
 
 def load_sweep(session: Session) -> Sweep | None:
     """What an earlier search found, as far as it came."""
-    path = session.run.path("report", RECORD)
+    path = find_sweep_folder(session.run) / RECORD
     return read_record(path, Sweep) if path.is_file() else None
 
 
@@ -280,10 +282,3 @@ def _render_csv(record: Sweep) -> str:
         found = (getattr(point, name) for name in measures)
         writer.writerow([point.varies or "", *values, *found, int(point in chosen)])
     return out.getvalue()
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write a file in one step."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text(text, "utf-8")
-    partial.replace(path)

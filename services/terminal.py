@@ -11,13 +11,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console, RenderableType
+from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
 from rich.text import Text
 
 from pipeline.records import StageCount
 from pipeline.stage import OnProgress, Tally
 
 _LINE_EVERY_S = 5.0
+_MAX_WIDTH = 1000
+"""Of a table in a pipe, in characters."""
 
 
 class Terminal:
@@ -71,8 +75,12 @@ class Terminal:
         self.err.print(Text.assemble(*parts), soft_wrap=True)
 
     def show(self, result: RenderableType) -> None:
-        """The command's result, on stdout; text keeps its own lines, so that it can be copied."""
-        self.out.print(result, soft_wrap=isinstance(result, str))
+        """The command's result, on stdout; text keeps its own lines, so that it can be copied; a piped table is not cut."""
+        out = self.out
+        if isinstance(result, Table) and not out.is_terminal:
+            wanted = Measurement.get(out, out.options.update(width=_MAX_WIDTH), result).maximum
+            out = Console(highlight=False, width=max(out.width, wanted))
+        out.print(result, soft_wrap=isinstance(result, str))
 
     def account(self, count: StageCount) -> None:
         """The accounting equation of a stage that ended."""

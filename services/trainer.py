@@ -18,7 +18,9 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from pipeline.errors import InputError, ServerError
+from pipeline.files import write_record
 from services.lifeline import keeper_command
+from services.logs import bound
 from training.job import (
     ADAPTER,
     ENDED,
@@ -29,7 +31,6 @@ from training.job import (
     TrainProgress,
     TrainStatus,
     read_status,
-    write_record,
 )
 
 OnSteps = Callable[[int, int, str], None]
@@ -125,6 +126,7 @@ async def merge(job: TrainJob, directory: Path, out: Path) -> None:
 async def _worker(module: str, arguments: Sequence[Path | str], log: Path) -> AsyncIterator[asyncio.subprocess.Process]:
     """A process of the training package with its output in `log`; it ends with this block, and with this process."""
     worker = [sys.executable, "-P", "-m", module, *(str(argument) for argument in arguments)]
+    bound(log)
     with log.open("ab") as output:
         process = await asyncio.create_subprocess_exec(
             *keeper_command(worker, _STOP_S),
@@ -169,7 +171,7 @@ def read_progress(directory: Path) -> list[TrainProgress]:
     """The loss curves so far; a line that is being written is left for the next look."""
     points: list[TrainProgress] = []
     path = directory / PROGRESS
-    for line in path.read_text("utf-8").splitlines() if path.is_file() else ():
+    for line in path.read_bytes().splitlines() if path.is_file() else ():
         with contextlib.suppress(ValidationError):
             points.append(TrainProgress.model_validate_json(line))
     return points

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from eval.image_reliance import build_reliance
-from eval.table import build_results, new_table
+from eval.table import build_results, format_estimate, new_table
 from pipeline.records import EvalResult, Score
 from services.checkpoints import Checkpoint
 from services.report.data import Lesson, TrendRow
@@ -106,7 +106,7 @@ def _name(row: TrendRow) -> str:
 
 def _accuracy(result: EvalResult) -> str:
     interval = result.accuracy.get("Avg")
-    return f"{100 * interval.value:.1f} ±{50 * (interval.high - interval.low):.1f}" if interval else ""
+    return format_estimate(interval) if interval else ""
 
 
 def _lesson_cells(lesson: Lesson | None) -> tuple[str, str, str, str]:

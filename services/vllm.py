@@ -30,6 +30,7 @@ from pipeline.errors import MachineError, ServerError
 from pipeline.recipe import ServeSection
 from services.checkpoints import Checkpoint
 from services.lifeline import keeper_command
+from services.logs import bound
 from services.vllm_command import Address, find_build, server_command, server_environment
 
 Progress = Callable[[str], None]
@@ -170,6 +171,7 @@ class VllmServer:
             devices=self.devices,
             takes_adapters=self.max_lora_rank is not None,
         )
+        bound(self.log)
         with self.log.open("ab") as log:
             self._log_start = log.tell()
             self._process = await asyncio.create_subprocess_exec(
@@ -228,7 +230,7 @@ class VllmServer:
     def _log_text(self) -> str:
         try:
             with self.log.open("rb") as log:
-                log.seek(self._log_start)
+                log.seek(self._log_start if self._log_start <= self.log.stat().st_size else 0)  # it was set aside
                 return log.read().decode("utf-8", "replace")
         except OSError:
             return ""

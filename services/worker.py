@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import NoReturn
 
 from pipeline.errors import InputError
+from pipeline.files import write_record
 from services.trainer import job_process
-from training.job import ENDED, JOB, STATUS, TrainJob, TrainStatus, exclusive, read_record, read_status, write_record
+from training.job import ENDED, JOB, STATUS, TrainJob, TrainStatus, exclusive, read_record, read_status
 
 Say = Callable[[str], None]
 _POLL_S = 1.0

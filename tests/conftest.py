@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 
 from pipeline.checkpoints import compute_digest
+from pipeline.files import write_record
 from pipeline.images import ImageStore
 from pipeline.prompts import render_prompt
 from pipeline.publish import pairs_digest, publish_pairs
 from pipeline.recipe import load_recipe
 from pipeline.records import CheckpointRef, PreferencePair
 from pipeline.sources.nano import generate_nano, render_target
-from training.job import JOB, TrainJob, write_record
+from training.job import JOB, TrainJob
 
 CORPUS = ("The circle is red. The square is blue. So the answer is (A) red.", "USER: ASSISTANT:", "user\nassistant\n")
 

@@ -25,6 +25,7 @@ from transformers import GenerationConfig
 
 from pipeline.checkpoints import compute_digest
 from pipeline.errors import VcotError
+from pipeline.files import replace_file, write_record
 from pipeline.records import Canary, CheckpointManifest, CheckpointRef
 from training.models import Batch, Model, load_model, load_processor, quiet_libraries
 from training.template import Processor, render
@@ -125,12 +126,6 @@ def describe_base(directory: Path, name: str) -> tuple[CheckpointManifest, str |
     return CheckpointManifest(checkpoint=ref, canary=canary), processor.chat_template if mended else None
 
 
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, "utf-8")
-    partial.replace(path)
-
-
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns its exit code."""
     parser = argparse.ArgumentParser(prog="training.canary", description="Write a base checkpoint's manifest.")
@@ -146,8 +141,8 @@ def main(arguments: list[str] | None = None) -> int:
         return error.exit_code
     options.out.parent.mkdir(parents=True, exist_ok=True)
     if template is not None:
-        _write(options.out.with_name("chat_template.jinja"), template)
-    _write(options.out, manifest.model_dump_json(indent=2) + "\n")
+        replace_file(options.out.with_name("chat_template.jinja"), template)
+    write_record(options.out, manifest)
     return 0
 
 

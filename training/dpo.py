@@ -306,6 +306,11 @@ class _Curves(TrainerCallback):  # type: ignore[misc]
     def _write(
         self, kind: Literal["train", "validation"], prefix: str, state: State, logs: Mapping[str, float]
     ) -> None:
+        if not math.isfinite(logs[f"{prefix}loss"]):
+            raise ServerError(
+                f"the loss is not a number any more at step {state.global_step} of {state.max_steps}; lower "
+                "train.learning_rate, or train in a wider train.dtype"
+            )
         point = TrainProgress(
             kind=kind,
             step=state.global_step,

@@ -27,9 +27,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
+from pipeline import files
 from pipeline.errors import InputError, VcotError
+from pipeline.files import write_record
 from pipeline.recipe import Dtype, MergeSection, TrainSection
 from pipeline.records import CheckpointRef, Record, content_key
 from training.memory import MemoryEstimate
@@ -191,27 +193,16 @@ class MergeReport(Record):
 
 def read_record(path: Path, kind: type[_R]) -> _R:
     """A record from a JSON file. Raises InputError naming the file."""
-    try:
-        return kind.model_validate_json(path.read_text("utf-8"))
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}); give the directory of a training job") from None
-    except ValidationError as error:
-        fault = error.errors()[0]
-        where = ".".join(str(part) for part in fault["loc"])
-        raise InputError(f"{path} is not a {kind.__name__} ({where}: {fault['msg']}); submit the job again") from None
+    record = files.read_record(path, kind, remedy="submit the job again")
+    if record is None:
+        raise InputError(f"{path} cannot be read (there is no such file); give the directory of a training job")
+    return record
 
 
 def read_status(job_directory: Path) -> TrainStatus:
     """How far the job is; `preparing` before its worker has said anything."""
     path = job_directory / STATUS
     return read_record(path, TrainStatus) if path.is_file() else TrainStatus(state="preparing")
-
-
-def write_record(path: Path, record: Record) -> None:
-    """Replace a JSON file in one step: a reader sees the old record or the new one."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text(record.model_dump_json(indent=2) + "\n", "utf-8")
-    partial.replace(path)
 
 
 def tell(job_directory: Path, state: str, message: str = "", **numbers: int) -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from pipeline.checkpoints import MANIFEST, compute_digest, read_manifest, verify_checkpoint, write_manifest
 from pipeline.errors import CheckpointError, VcotError
+from pipeline.files import write_record
 from pipeline.records import CheckpointManifest
 from training.job import (
     ADAPTER,
@@ -29,7 +30,6 @@ from training.job import (
     fresh_directory,
     publish_directory,
     read_record,
-    write_record,
 )
 
 _log = logging.getLogger(__name__)

@@ -24,9 +24,10 @@ import numpy.typing as npt
 from pydantic import ValidationError
 
 from pipeline.errors import CheckpointError
+from pipeline.files import write_record
 from pipeline.recipe import Dtype
 from pipeline.records import CheckpointRef, Record
-from training.job import MergeReport, Retention, write_record
+from training.job import MergeReport, Retention
 
 PROBE = "probe.json"
 TOLERANCES: dict[Dtype, float] = {"float32": 1e-3, "float16": 0.02, "bfloat16": 0.15}
@@ -36,6 +37,8 @@ FORCED_TOLERANCES: dict[Dtype, float] = {dtype: 5 * tolerance for dtype, toleran
 """Of a teacher-forced token's, which may be an unlikely one, and moves more: 6e-6, 0.004 and 0.061 on nano."""
 MIN_DIFFERENCE = 1e-5
 """Two float32 computations of the same weights differ by less; a policy that learned anything differs by more."""
+NO_NUMBER = 1e9
+"""What a difference counts as that is no number: beyond every tolerance, and a record can hold it."""
 MAX_LOSS = 0.05
 """The share of the reward margins that rounding may change."""
 MAX_UNQUANTIZED_LOSS = 0.3
@@ -94,9 +97,9 @@ class Answers:
         return tuple(tuple(row.tolist()) for row in self.logprobs)
 
     def difference(self, other: Answers) -> float:
-        """The largest absolute difference of one token's log-prob; infinite where either is not a number."""
+        """The largest absolute difference of one token's log-prob; NO_NUMBER where either is none."""
         worst = max(np.abs(a - b).max() for a, b in zip(self.logprobs, other.logprobs, strict=True))
-        return float(np.nan_to_num(worst, nan=np.inf))
+        return float(np.nan_to_num(worst, nan=NO_NUMBER, posinf=NO_NUMBER))
 
     def margins(self, base: Answers, beta: float) -> Margins:
         """The reward margin of each pair: beta * (log-ratio of chosen - log-ratio of rejected) (Rafailov et al. 2023)."""
@@ -108,7 +111,7 @@ class Answers:
 def compare_margins(before: Margins, after: Margins) -> Retention:
     """What is left of the reward margins, over all pairs. Nothing is kept of margins that are no numbers."""
     if not (np.isfinite(before).all() and np.isfinite(after).all()) or not before.any():
-        return Retention(before=0.0, after=0.0, kept=0.0, kept_se=0.0, error=float("inf"))
+        return Retention(before=0.0, after=0.0, kept=0.0, kept_se=0.0, error=NO_NUMBER)
     power = before @ before
     kept = before @ after / power
     rest = after - kept * before
@@ -194,7 +197,7 @@ def write_probe(directory: Path, probe: Probe) -> None:
 def read_probe(directory: Path) -> Probe | None:
     """The probe of a checkpoint directory; None where it has none. Raises CheckpointError for one that cannot be read."""
     try:
-        return Probe.model_validate_json((directory / PROBE).read_text("utf-8"))
+        return Probe.model_validate_json((directory / PROBE).read_bytes())
     except FileNotFoundError:
         return None
     except (OSError, ValidationError) as error:

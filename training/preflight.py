@@ -16,11 +16,12 @@ import torch
 from datasets import Dataset
 
 from pipeline.errors import DataError, MachineError
+from pipeline.files import write_record
 from pipeline.recipe import TrainSection
 from pipeline.records import Record, content_key
 from training.distributed import is_distributed
 from training.gpus import list_gpus
-from training.job import PREFLIGHT, PairSummary, Preflight, TrainJob, read_record, write_record
+from training.job import PREFLIGHT, PairSummary, Preflight, TrainJob, read_record
 from training.memory import GIB, MemoryEstimate, estimate_memory
 from training.models import device
 from training.pairs import check_pairs, keep_rows, load_pairs

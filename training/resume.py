@@ -13,6 +13,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from pipeline.files import replace_file
 from training.job import TrainProgress
 
 MARKER = "complete.json"
@@ -29,12 +30,7 @@ def mark_complete(checkpoint: Path) -> None:
         with path.open("rb") as file:
             os.fsync(file.fileno())
         sizes[str(path.relative_to(checkpoint))] = path.stat().st_size
-    partial = checkpoint / f".{MARKER}.partial"
-    with partial.open("w", encoding="utf-8") as file:
-        json.dump(sizes, file)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(checkpoint / MARKER)
+    replace_file(checkpoint / MARKER, json.dumps(sizes))
 
 
 def find_last_complete(steps: Path, num_processes: int = 1) -> Path | None:
@@ -54,16 +50,14 @@ def step_of(checkpoint: Path) -> int:
 def truncate_progress(path: Path, step: int) -> float:
     """Drop the points after `step`, and a torn last line; returns the training time spent until then, in seconds."""
     points = [point for point in _read_points(path) if point.step <= step]
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text("".join(f"{point.model_dump_json()}\n" for point in points), "utf-8")
-    partial.replace(path)
+    replace_file(path, "".join(f"{point.model_dump_json()}\n" for point in points))
     return points[-1].elapsed_s if points else 0.0
 
 
 def _read_points(path: Path) -> Iterator[TrainProgress]:
     if not path.is_file():
         return
-    for line in path.read_text("utf-8").splitlines():
+    for line in path.read_bytes().splitlines():
         try:
             yield TrainProgress.model_validate_json(line)
         except ValidationError:

@@ -1,17 +1,26 @@
 """Reading a judge's verdict: tolerant of how it is wrapped, and never a guess. Pure.
 
-A verdict is one JSON object with a `rationale` and a whole `score` from 1 to 10. It is read in a code fence, after a
-thought, between other words, with further fields, and with 8.0 for 8. Two objects, 7.5 or 11 of 10 are unreadable.
+A verdict is one object with a `rationale` and a whole `score` from 1 to 10. It is read in a code fence, after a thought,
+between other words, inside one other object, with further fields, with 8.0, "8" or "8/10" for 8, and with
+Python's quotes or a comma too many. Two objects, a field twice, 7.5 or 11 of 10 are unreadable.
 """
 
 from __future__ import annotations
 
+import ast
 import json
+import re
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-_THOUGHT_END = "</think>"
+from pipeline.plain import after_reasoning
+
 MIN_SCORE, MAX_SCORE = 1, 10
+_OBJECT = re.compile(r"""\{\s*(?:["'\u201c]|rationale|score)""", re.IGNORECASE)
+"""How an object begins; other braces are words of the judge's."""
+_WHOLE = re.compile(r"\s*\+?(\d+)(?:\.0+)?\s*(?:(?:/|out\s+of)\s*10\s*)?")
 
 
 @dataclass(frozen=True)
@@ -28,33 +37,91 @@ class Unreadable(ValueError):
 
 def read_verdict(text: str) -> Verdict:
     """The one verdict in `text`. Raises Unreadable."""
-    objects = _find_objects(text.rpartition(_THOUGHT_END)[2])
+    objects = _find_objects(after_reasoning(text))
     if len(objects) != 1:
         raise Unreadable(f"it holds {len(objects)} JSON objects instead of one")
-    score, rationale = objects[0].get("score"), objects[0].get("rationale")
+    fields = _unwrap(objects[0])
+    score, rationale = fields.get("score"), fields.get("rationale")
     if not isinstance(rationale, str):
         raise Unreadable("it has no rationale")
-    is_whole = isinstance(score, int | float) and not isinstance(score, bool) and float(score).is_integer()
-    if not is_whole or not MIN_SCORE <= score <= MAX_SCORE:  # type: ignore[operator]
+    number = _read_number(score)
+    if number is None or not MIN_SCORE <= number <= MAX_SCORE:
         raise Unreadable(f"its score {score!r} is not a whole number from {MIN_SCORE} to {MAX_SCORE}")
-    return Verdict(float(score), rationale.encode("utf-8", "replace").decode())  # type: ignore[arg-type]
+    return Verdict(float(number), rationale.encode("utf-8", "replace").decode())
+
+
+def _unwrap(found: dict[str, Any]) -> dict[str, Any]:
+    """The fields by their names in lower case, of what stands alone in another object, too."""
+    while len(found) == 1 and isinstance(inner := next(iter(found.values())), dict):
+        found = inner
+    return _refuse_twice([(str(name).lower(), value) for name, value in found.items()])
+
+
+def _read_number(score: object) -> int | None:
+    """A whole number, also written as 8.0, "8" or "8/10"; None for anything else."""
+    if isinstance(score, str):
+        found = _WHOLE.fullmatch(score)
+        return int(found[1]) if found and len(found[1]) < 5 else None
+    if isinstance(score, float):
+        return int(score) if score.is_integer() else None
+    return score if isinstance(score, int) and not isinstance(score, bool) else None
 
 
 def _find_objects(text: str) -> list[dict[str, Any]]:
-    """The outermost JSON objects, in order."""
-    decoder = json.JSONDecoder(object_pairs_hook=_refuse_twice)
-    objects, at = [], text.find("{")
-    while at >= 0:
-        try:
-            found, end = decoder.raw_decode(text, at)
-        except (ValueError, RecursionError) as error:
-            raise Unreadable(f"it is not JSON ({error})") from None
-        objects.append(found)
-        at = text.find("{", end)
+    """The outermost objects, in order."""
+    objects, found = [], _OBJECT.search(text)
+    while found:
+        fields, end = _decode(text, found.start())
+        objects.append(fields)
+        found = _OBJECT.search(text, end)
     return objects
 
 
-def _refuse_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _decode(text: str, at: int) -> tuple[dict[str, Any], int]:
+    """The object that begins at `at`, and where it ends: JSON, or else a literal of Python's. Raises Unreadable."""
+    try:
+        fields, end = json.JSONDecoder(object_pairs_hook=_refuse_twice, strict=False).raw_decode(text, at)
+    except (ValueError, RecursionError) as error:
+        end = _find_end(text, at)
+        try:
+            fields = _read_literal(text[at:end])
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            raise Unreadable(f"it is not JSON ({error})") from None
+    return fields, end
+
+
+def _read_literal(text: str) -> Any:
+    """Raises ValueError or SyntaxError for what is no literal object, or gives a field twice."""
+    with warnings.catch_warnings(action="ignore"):  # of an escape that Python does not know
+        tree = ast.parse(text, mode="eval")
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Dict):
+            _refuse_twice([(ast.dump(name), None) for name in node.keys if name is not None])
+    fields = ast.literal_eval(tree)
+    if not isinstance(fields, dict) or not all(isinstance(name, str) for name in fields):
+        raise ValueError("it is no object")
+    return fields
+
+
+def _find_end(text: str, at: int) -> int:
+    """Where the object that begins at `at` ends: behind the brace that closes it, those in strings not counted."""
+    depth, quote, position = 0, "", at
+    while position < len(text):
+        character = text[position]
+        if quote:
+            position += character == "\\"
+            quote = "" if character == quote else quote
+        elif character in "\"'":
+            quote = character
+        else:
+            depth += (character == "{") - (character == "}")
+            if depth == 0:
+                return position + 1
+        position += 1
+    return len(text)
+
+
+def _refuse_twice(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     if len({name for name, _ in pairs}) < len(pairs):
-        raise ValueError("it gives a field twice")
+        raise Unreadable("it gives a field twice")
     return dict(pairs)

@@ -7,13 +7,13 @@ question lists, or its name and revision on the hub), which split and which draw
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import ValidationError
 
-from pipeline.errors import DataError
+from pipeline.errors import DataError, OwedError
+from pipeline.files import replace_file
 from pipeline.images import ImageStore
 from pipeline.recipe import TasksSection
 from pipeline.records import Task, content_key
@@ -25,14 +25,20 @@ from pipeline.sources.unusual import UNUSUAL_VERSION, generate_unusual
 _log = logging.getLogger(__name__)
 
 
-def load_tasks(section: TasksSection, run_directory: Path, store: ImageStore) -> list[Task]:
+def load_tasks(section: TasksSection, run_directory: Path, store: ImageStore | None) -> list[Task]:
     """The questions that `section` names, images stored; the second time, as kept in the run.
 
-    Raises DataError, with no task kept, for a source that is missing, empty or malformed.
+    Raises DataError, with no task kept, for a source that is missing, empty or malformed; without a store, OwedError for
+    what is not kept yet.
     """
     kept = run_directory / "tasks" / f"{_key(section)}.jsonl"
     if kept.is_file():
         return _read(kept)
+    if store is None:
+        raise OwedError(
+            f"run {run_directory} does not hold the questions of {_describe(section)} yet; `vcot sample` and `vcot eval` "
+            "load them"
+        )
     tasks = _load(section, store)
     if not tasks:
         raise DataError(f"{_describe(section)} holds no question with an image; set another split or path")
@@ -42,10 +48,10 @@ def load_tasks(section: TasksSection, run_directory: Path, store: ImageStore) ->
     return tasks
 
 
-def load_round(section: TasksSection, number: int, run_directory: Path, store: ImageStore) -> list[Task]:
+def load_round(section: TasksSection, number: int, run_directory: Path, store: ImageStore | None) -> list[Task]:
     """The questions of round `number` (from 1): the next `num_tasks` of one draw, without those about an earlier image.
 
-    Raises DataError where the source has none left.
+    Raises DataError where the source has none left, and as `load_tasks` does.
     """
     if number == 1 or section.num_tasks is None:
         return load_tasks(section, run_directory, store)
@@ -72,8 +78,12 @@ def _load(section: TasksSection, store: ImageStore) -> list[Task]:
                 "the unusual things are a small test, asked whole: set split to test, no num_tasks and no path"
             )
         return list(generate_unusual(store))
-    listing = scienceqa if section.source == "scienceqa" else aokvqa
-    drafts = listing.list_questions(_path(section), section.revision, section.split)
+    data = (_path(section), section.revision, section.split)
+    drafts = (
+        scienceqa.list_questions(*data, hint=section.hint)
+        if section.source == "scienceqa"
+        else aokvqa.list_questions(*data)
+    )
     return [draft.build(store) for draft in draw(drafts, section.num_tasks, section.seed)]
 
 
@@ -98,8 +108,9 @@ def _key(section: TasksSection) -> str:
             data = scienceqa.data_key(_path(section), section.revision)
         case "aokvqa":
             data = aokvqa.data_key(_path(section), section.revision, section.split)
+    hint = {"hint": True} if section.hint else {}
     return content_key(
-        source=section.source, data=data, split=section.split, num_tasks=section.num_tasks, seed=section.seed
+        source=section.source, data=data, split=section.split, num_tasks=section.num_tasks, seed=section.seed, **hint
     )
 
 
@@ -117,6 +128,4 @@ def _read(path: Path) -> list[Task]:
 def _write(path: Path, tasks: Sequence[Task]) -> None:
     """Keep `tasks` in one step: after a crash the file is whole or absent."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    partial.write_text("".join(f"{task.model_dump_json()}\n" for task in tasks), "utf-8")
-    partial.replace(path)
+    replace_file(path, "".join(f"{task.model_dump_json()}\n" for task in tasks))

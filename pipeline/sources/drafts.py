@@ -77,13 +77,18 @@ def draw(drafts: Sequence[Draft], num_tasks: int | None, seed: int) -> list[Draf
     """
     seen: set[str] = set()
     for draft in drafts:
-        if not draft.id.isprintable() and any("\ud800" <= character <= "\udfff" for character in draft.id):
-            raise DataError(f"{draft.where}: id {draft.id!r} holds half a character; correct the row or leave it out")
+        check_whole(draft.id, draft.where)
         if draft.id in seen:
             raise DataError(f"{draft.where}: id {draft.id} occurs twice; keep one of the two questions")
         seen.add(draft.id)
     ordered = sorted(drafts, key=lambda draft: hashlib.sha256(f"{seed}:{draft.id}".encode()).digest())
     return ordered[:num_tasks]
+
+
+def check_whole(name: str, where: str) -> None:
+    """Raise DataError for a name with half a surrogate pair, which no file or record can hold."""
+    if any("\ud800" <= character <= "\udfff" for character in name):
+        raise DataError(f"{where}: id {name!r} holds half a character; correct the row or leave it out")
 
 
 def read_json(path: Path, kind: type[JsonT]) -> JsonT:

@@ -1,26 +1,33 @@
 """ScienceQA (Lu et al. 2022): the questions with an image, from the official files or the hub's copy.
 
 Official layout: `problems.json` (pid -> problem), `pid_splits.json` (split -> pids; our `validation` is its `val`) and
-`images/<split>/<pid>/<image>`. On the hub, `derek-thomas/ScienceQA` has the same fields as columns and no pid, so its
-tasks are known by their row.
+`images/<split>/<pid>/<image>`. On the hub, `derek-thomas/ScienceQA` has the same fields as columns and no pid, so a
+task's id is a hash of what it asks, and where several ask the same, of its picture, too: both copies give the same tasks,
+and the same seed draws the same of them.
 
-The question is kept as it is: the paper's prompts have a place for question and options only, so the `hint` (a passage
-that some questions refer to) is left out. The `solution` is the rationale, the `topic` the family.
+The paper's prompts have a place for question and options only, so the `hint` (a passage that 1,257 of the 2,017 test
+questions come with) is left out, unless it is asked for: then it stands before the question. The `solution` is the
+rationale, the `topic` the family.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Literal
 
+from PIL import Image
 from pydantic import Field
 
 from pipeline.errors import DataError
-from pipeline.records import Split, Subject
-from pipeline.sources.drafts import Draft, Row, StoreImage, digest_files, file_image, read_json, read_row
+from pipeline.images import ImageStore
+from pipeline.records import Split, Subject, content_key
+from pipeline.sources.drafts import Draft, Row, StoreImage, check_whole, digest_files, file_image, read_json, read_row
 from pipeline.sources.hub import hub_key, iterate_hub
 
 HUB_NAME = "derek-thomas/ScienceQA"
@@ -38,6 +45,7 @@ class Problem(Row):
     question: str = Field(min_length=1)
     choices: tuple[str, ...]
     answer: int
+    hint: str = ""
     subject: Literal["natural science", "social science", "language science"]
     topic: str = ""
     solution: str = ""
@@ -66,9 +74,13 @@ def data_key(path: Path | None, revision: str | None) -> str:
     )
 
 
-def list_questions(path: Path | None, revision: str | None, split: Split) -> list[Draft]:
-    """The image questions of `split`. Raises DataError for files that are missing or malformed."""
-    drafts = _list_hub(revision, split) if path is None else _list_official(path, split)
+def list_questions(path: Path | None, revision: str | None, split: Split, *, hint: bool = False) -> list[Draft]:
+    """The image questions of `split`, with `hint` each after its passage.
+
+    Raises DataError for files that are missing or malformed.
+    """
+    drafts = _list_hub(revision, split, hint=hint) if path is None else _list_official(path, split, hint=hint)
+    drafts = _tell_apart(drafts)
     if split == "test" and drafts and (warning := check_test_counts([draft.subject for draft in drafts])):
         _log.warning(warning)
     return drafts
@@ -87,35 +99,65 @@ def check_test_counts(subjects: Sequence[Subject | None]) -> str | None:
     )
 
 
-def _list_official(path: Path, split: Split) -> list[Draft]:
+def _list_official(path: Path, split: Split, *, hint: bool) -> list[Draft]:
     problems = read_json(path / "problems.json", dict)
     splits = read_row(Splits, read_json(path / "pid_splits.json", dict), str(path / "pid_splits.json"))
     official = _OFFICIAL_SPLIT[split]
     drafts = []
-    for pid in getattr(splits, official):
+    pids = getattr(splits, official)
+    for pid, num in Counter(pids).items():
+        check_whole(pid, str(path / "problems.json"))
         where = f"{path / 'problems.json'}, problem {pid}"
+        if num > 1:
+            raise DataError(f"{where}: occurs twice in split {official} of pid_splits.json; keep one of the two")
         if pid not in problems:
             raise DataError(f"{where}: listed in pid_splits.json but missing; download both files again")
         problem = read_row(OfficialProblem, problems[pid], where)
         if problem.image:
             image = path / "images" / official / pid / problem.image
-            drafts.append(_draft(problem, pid, split, str(path / "problems.json"), file_image(image)))
+            drafts.append(_draft(problem, split, where, file_image(image), hint=hint))
     return drafts
 
 
-def _list_hub(revision: str | None, split: Split) -> list[Draft]:
+def _list_hub(revision: str | None, split: Split, *, hint: bool) -> list[Draft]:
     drafts = []
     for row in iterate_hub(HUB_NAME, revision, split):
         if row.store_image is not None:
-            problem = read_row(Problem, row.columns, f"{HUB_NAME}, split {split}, row {row.number}")
-            drafts.append(_draft(problem, f"{split}-{row.number}", split, HUB_NAME, row.store_image))
+            where = f"{HUB_NAME}, split {split}, row {row.number}"
+            problem = read_row(Problem, row.columns, where)
+            drafts.append(_draft(problem, split, where, row.store_image, hint=hint))
     return drafts
 
 
-def _draft(problem: Problem, name: str, split: Split, where: str, store_image: StoreImage) -> Draft:
+def _tell_apart(drafts: Sequence[Draft]) -> list[Draft]:
+    """The drafts with an id each: those that ask the same are told apart by their pictures, and the rest are counted."""
+    same = Counter(draft.id for draft in drafts)
+    seen: Counter[str] = Counter()
+    told = []
+    for draft in drafts:
+        name = draft.id if same[draft.id] == 1 else f"{draft.id}-{_digest_picture(draft)}"
+        seen[name] += 1
+        told.append(replace(draft, id=name if seen[name] == 1 else f"{name}-{seen[name]}"))
+    return told
+
+
+def _digest_picture(draft: Draft) -> str:
+    """A hash of the pixels, so that a file that was written anew without loss has the same; empty for a broken one."""
+    with TemporaryDirectory() as folder:
+        try:
+            ref = draft.store_image(ImageStore(Path(folder)))
+        except DataError:  # is said if the question is drawn
+            return ""
+        with Image.open(Path(folder, ref.path)) as image:
+            return hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()[:8]
+
+
+def _draft(problem: Problem, split: Split, where: str, store_image: StoreImage, *, hint: bool) -> Draft:
+    asked = [" ".join(text.split()) for text in (problem.question, problem.hint, *problem.choices)]
+    passage = f"{problem.hint.strip()}\n" if hint and problem.hint.strip() else ""
     return Draft(
-        id=f"scienceqa/{name}",
-        question=problem.question,
+        id=f"scienceqa/{content_key(asked=asked, answer=problem.answer)[:16]}",
+        question=passage + problem.question,
         choices=problem.choices,
         answer=problem.answer,
         rationale=problem.solution,

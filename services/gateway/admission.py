@@ -10,6 +10,10 @@
 A request that was admitted belongs to the weights that were live then, and they change only when no request is left, so
 no answer mixes weights. Adapters come and go beside the checkpoint while it is live. No clock, no event loop:
 services/gateway/gate.py waits.
+
+An engine that goes live with its caches empty is not given all that waited at once: vLLM's API and its engine keep track of
+images apart, and lose step when hundreds of new ones come together ("Multi-modal cache miss"). As in TCP's slow start
+(RFC 5681), `_FIRST` requests go in, and two for each that leaves, until nobody needs to wait.
 """
 
 from __future__ import annotations
@@ -32,6 +36,10 @@ _NEXT: dict[Phase, tuple[Phase, ...]] = {
     "dead": ("loading", "resting"),
 }
 
+_FIRST = 8
+_MAX_RAMP = 256
+"""At so many at once the ramp is over; `serve.max_in_flight` by default."""
+
 
 @dataclass
 class Admission:
@@ -45,13 +53,29 @@ class Admission:
     message: str = "starting"
     """What is being waited for, or why nothing is served."""
     in_flight: int = 0
+    _ramp: int | None = None
+    """How many may be in flight while the engine gets its caches back; None for any number."""
     _by_digest: Counter[str] = field(default_factory=Counter)
 
     def serves(self, digest: str) -> bool:
-        """Whether a request for that checkpoint may go in."""
+        """Whether a request for that checkpoint is answered here."""
         if self.phase != "live" or self.checkpoint is None:
             return False
         return digest == self.checkpoint.ref.digest or digest in self.adapters
+
+    @property
+    def is_ramping(self) -> bool:
+        """Whether the number of requests is held down."""
+        return self._ramp is not None
+
+    @property
+    def has_room(self) -> bool:
+        """Whether one more may go in now."""
+        return self._ramp is None or self.in_flight < self._ramp
+
+    def end_ramp(self) -> None:
+        """Let any number in."""
+        self._ramp = None
 
     @property
     def served(self) -> list[Checkpoint]:
@@ -89,6 +113,10 @@ class Admission:
             self.checkpoint, self.adapters = checkpoint, {adapter.ref.digest: adapter for adapter in adapters}
         if phase == "live" and self.checkpoint is None:
             raise RuntimeError("the engine cannot go live without a checkpoint")
+        if phase == "live" and self.phase != "draining":  # with empty caches
+            self._ramp = _FIRST
+        elif phase != "draining":
+            self._ramp = None
         self.phase, self.message = phase, message
 
     def admit(self, digest: str) -> None:
@@ -104,3 +132,5 @@ class Admission:
             raise RuntimeError("a request left that was not admitted")
         self.in_flight -= 1
         self._by_digest[digest] -= 1
+        if self._ramp is not None:
+            self._ramp = self._ramp + 1 if self._ramp < _MAX_RAMP else None

@@ -43,6 +43,8 @@ from services.gateway.observe import Observed, Write, write_to_stderr
 from services.gateway.proxy import Proxy
 
 _INFERENCE = ("/v1/chat/completions", "/v1/completions")
+_MAX_ADMIN_BYTES = 64 * 1024
+"""Of a body; a path and two names are less."""
 _ROUTES = frozenset(
     (
         *_INFERENCE,
@@ -117,6 +119,7 @@ def _routes(admin: _Admin) -> Starlette:
                     Route("/checkpoints/{name}", admin.retire, methods=["DELETE"]),
                     Route("/swap", admin.swap, methods=["POST"]),
                     Route("/trial", admin.try_out, methods=["POST"]),
+                    Route("/trial", admin.end_trial, methods=["DELETE"]),
                     Route("/rest", admin.rest, methods=["POST"]),
                     Route("/wake", admin.wake, methods=["POST"]),
                     Route("/replicas", admin.replicas, methods=["GET"]),
@@ -201,7 +204,7 @@ class _Admin:
 
     async def add_replica(self, request: Request) -> Response:
         """One more; it takes requests once it is verified."""
-        wanted = AddRequest.model_validate_json(await request.body() or b"{}")
+        wanted = AddRequest.model_validate_json(await _body(request) or b"{}")
         return _json(self._fleet.add(wanted.url).state.model_dump(mode="json"), 202)
 
     async def remove_replica(self, request: Request) -> Response:
@@ -217,7 +220,7 @@ class _Admin:
 
     async def register(self, request: Request) -> Response:
         """Add a checkpoint directory."""
-        wanted = RegisterRequest.model_validate_json(await request.body())
+        wanted = RegisterRequest.model_validate_json(await _body(request))
         checkpoint = await asyncio.to_thread(self._fleet.registry.register, Path(wanted.path))
         return _json(checkpoint.ref.model_dump(mode="json"), 201)
 
@@ -231,18 +234,23 @@ class _Admin:
 
     async def swap(self, request: Request) -> Response:
         """Make a checkpoint live."""
-        wanted = SwapRequest.model_validate_json(await request.body())
+        wanted = SwapRequest.model_validate_json(await _body(request))
         return await self._counted(rollout.swap(self._fleet, wanted.alias, wanted.checkpoint), "swapped")
 
     async def try_out(self, request: Request) -> Response:
         """Put a checkpoint on trial."""
-        wanted = TrialRequest.model_validate_json(await request.body())
+        wanted = TrialRequest.model_validate_json(await _body(request))
         checkpoint = wanted.name or Path(str(wanted.path))
-        return await self._counted(rollout.try_out(self._fleet, checkpoint), "tried")
+        return await self._counted(rollout.try_out(self._fleet, checkpoint, wanted.owner), "tried")
+
+    async def end_trial(self, request: Request) -> Response:
+        """Serve what is live again, if nobody else has the checkpoint on trial."""
+        await rollout.end_trial(self._fleet, request.query_params.get("owner", ""))
+        return await self.state(request)
 
     async def rest(self, request: Request) -> Response:
         """Have the servers rest, or rest on."""
-        wanted = RestRequest.model_validate_json(await request.body())
+        wanted = RestRequest.model_validate_json(await _body(request))
         rested = Rested(ways=await rest.rest(self._fleet, wanted.way, wanted.lease_s))
         return _json(rested.model_dump(mode="json"))
 
@@ -263,6 +271,16 @@ class _Admin:
         return _json(swapped.model_dump(mode="json"))
 
 
+async def _body(request: Request) -> bytes:
+    """The body of an operator's request. Raises HTTPException for one that is too large to be one."""
+    body = b""
+    async for part in request.stream():
+        body += part
+        if len(body) > _MAX_ADMIN_BYTES:
+            raise HTTPException(413)
+    return body
+
+
 def _json(content: Any, status: int = 200) -> Response:
     return Response(orjson.dumps(content), status, media_type="application/json")
 
@@ -271,6 +289,9 @@ def _explain_route(request: Request, error: Exception) -> Response:
     """No such route, or not with that method."""
     assert isinstance(error, HTTPException)
     what = f"{request.method} {request.url.path[:100]}"
+    if error.status_code == 413:
+        message = f"the body of {what} is larger than {_MAX_ADMIN_BYTES:,} bytes; send what docs/serving.md shows"
+        return Response(error_body(message, "body_too_large", 413), 413, media_type="application/json")
     why = "the gateway passes on only what it can bind to one checkpoint's weights"
     message = f"{what} is not served here: {why}, POST {' and POST '.join(_INFERENCE)}"
     code = "method_not_allowed" if error.status_code == 405 else "not_found"

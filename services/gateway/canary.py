@@ -17,12 +17,15 @@ Two different weights may well give the same tokens, but not the same log-probs 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
 
 from pipeline.errors import ServerError
 from pipeline.records import Canary
+
+_MIN_LONG = 280
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,13 @@ def canary_request(canary: Canary, model: str, tolerance: float) -> dict[str, An
         "logprobs": True,
         "return_token_ids": True,
     }
+
+
+def long_request(canary: Canary, model: str) -> dict[str, Any]:
+    """The body of one whose prompt fills whole blocks of the prefix cache, on any build: 128 tokens, on a CPU."""
+    num_text = len(canary.prompt_tokens) - max(Counter(canary.prompt_tokens).values())  # but for the image's
+    text = "\n".join([canary.prompt] * (1 + _MIN_LONG // max(1, num_text)))
+    return {"model": model, "messages": [{"role": "user", "content": text}], "temperature": 0.0, "max_tokens": 1}
 
 
 def parse_canary(payload: dict[str, Any]) -> CanaryAnswer:

@@ -26,12 +26,23 @@ from collections.abc import Collection, Iterator
 from difflib import get_close_matches
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from services.gateway.answers import Refusal
 
 MAX_CHOICES = 128
 """Of one request, as at OpenAI; each makes everyone wait while the engine takes it in."""
+MAX_ANSWERS = 512
+"""Of one request that has several prompts."""
+_MAX_ENTRIES = {
+    **dict.fromkeys(("stop", "bad_words"), 64),
+    **dict.fromkeys(("stop_token_ids", "logit_bias", "logprob_token_ids", "tools", "functions"), 1_024),
+    "allowed_token_ids": 300_000,
+}
+"""Each is gone through for every token of every choice, or for every request; no vocabulary is larger."""
+_COMPILED = ("structured_outputs", "response_format", "tools", "functions")
+_MAX_COMPILED = 128 * 1024
+"""Characters of what the engine compiles before it answers."""
 MAX_CONTAINERS = 20_000
 """JSON objects and arrays of one request. 30 MB of empty ones would stop the gateway for seconds."""
 MAX_VALUES = 500_000
@@ -42,9 +53,11 @@ _HEADER_BYTES = 1536
 
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 """The markers behind which a JPEG says how large it is (ITU T.81, table B.1)."""
+_JPEG_SCAN = 0xDA
+"""The marker behind which the pixels begin."""
 
-_MAY_BREAK_OFF = (b"\xff\xd8", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II", b"MM", b"\x00\x00\x00")
-"""How the images begin that Pillow does not know by a part: JPEG, PNG, GIF, WebP, BMP, TIFF, AVIF and HEIF."""
+_FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+"""Those of Pillow's whose header says how much decoding takes."""
 
 OPENAI_FIELDS = frozenset((
     "audio", "best_of", "echo", "frequency_penalty", "function_call", "functions", "logit_bias", "logprobs",
@@ -61,7 +74,9 @@ VLLM_FIELDS = frozenset((
 ))  # fmt: skip
 """Those that change what is sampled or told of one request, and nothing else."""
 _URLS = ("image_url", "audio_url", "video_url")
-_PARTS = ("image_pil", "image_embeds", "audio_embeds", "video_embeds", "prompt_embeds")
+_PARTS = ("input_audio", "image_pil", "image_embeds", "audio_embeds", "video_embeds", "prompt_embeds")
+_DATA = re.compile(r"data:[a-z0-9.+/-]*(?:;[a-z0-9.+=_/-]+)*;base64,", re.IGNORECASE | re.ASCII)
+"""What stands before the data, read alike by every parser."""
 _FETCHABLE = re.compile(r"https?://(?P<host>[a-z0-9.-]+(?::[0-9]{1,5})?)(?:[/?][!-\[\]-~]*)?", re.IGNORECASE)
 """Strict, so that no parser of vLLM's can see another host: no user, no backslash, no space, no control character."""
 
@@ -80,6 +95,7 @@ def check_content(request: dict[str, Any], allowed_hosts: Collection[str], max_i
     """Raise Refusal for a request that would make the engine fetch, load or run something, or work without bound."""
     _check_fields(request)
     _check_choices(request)
+    _check_entries(request)
     pending: list[tuple[Any, bool]] = [
         (value, name == "messages") for name, value in request.items() if isinstance(value, float | list | dict)
     ]
@@ -107,10 +123,34 @@ def _check_fields(request: dict[str, Any]) -> None:
 
 
 def _check_choices(request: dict[str, Any]) -> None:
+    most = 1.0
     for name in ("n", "best_of"):
         value = request.get(name)
-        if isinstance(value, int | float) and value > MAX_CHOICES:
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float):  # vLLM takes "4000" for 4000
+            raise Refusal(400, "invalid_request_error", f"{name} is {str(value)[:40]!r}; it is a number")
+        if value > MAX_CHOICES:
             raise Refusal(400, "too_many_choices", f"{name} is {value}, and at most {MAX_CHOICES} are given; ask again")
+        most = max(most, value)
+    prompts = request.get("prompt")
+    if isinstance(prompts, list) and prompts and not isinstance(prompts[0], int) and len(prompts) * most > MAX_ANSWERS:
+        message = f"{len(prompts)} prompts by {most:g} choices are more than {MAX_ANSWERS} answers; send them in parts"
+        raise Refusal(400, "too_many_choices", message)
+
+
+def _check_entries(request: dict[str, Any]) -> None:
+    for name, most in _MAX_ENTRIES.items():
+        value = request.get(name)
+        if isinstance(value, list | dict) and len(value) > most:
+            raise Refusal(
+                400, "too_many_entries", f"{name} has {len(value):,} entries, and {most:,} are taken; send fewer"
+            )
+    for name in _COMPILED:
+        value = request.get(name)
+        if isinstance(value, list | dict) and len(str(value)) > _MAX_COMPILED:
+            message = f"{name} is longer than {_MAX_COMPILED:,} characters; send a smaller schema or grammar"
+            raise Refusal(400, "too_many_entries", message)
 
 
 def _check_part(part: dict[str, Any], allowed_hosts: Collection[str], max_image_pixels: int) -> None:
@@ -124,6 +164,8 @@ def _check_part(part: dict[str, Any], allowed_hosts: Collection[str], max_image_
             raise Refusal(400, "field_refused", f"uuid beside {name} is not taken from clients; leave it out")
         for url in _strings(part[name]):
             _check_url(name, url, allowed_hosts)
+            if name != "image_url":
+                raise Refusal(400, "field_refused", f"{name} is not taken from clients; only images are served")
             _check_pixels(url, max_image_pixels)
 
 
@@ -149,46 +191,80 @@ def _check_url(name: str, url: str, allowed_hosts: Collection[str]) -> None:
 
 def _check_pixels(url: str, max_image_pixels: int) -> None:
     """Raise Refusal for an image whose header announces too many pixels; what is no image is for the engine to refuse."""
+    if url[:5].lower() != "data:":
+        return
     begin = url.find(",") + 1
-    num_pixels = _count_pixels(url[begin : begin + _HEADER_BYTES * 4 // 3])
+    if not _DATA.fullmatch(url[:begin]):
+        message = f"{url[: min(60, begin or 60)]!r} is no image; write it as data:image/png;base64,DATA"
+        raise Refusal(400, "image_refused", message)
+    num_pixels = _count_pixels(_decode(url[begin : begin + _HEADER_BYTES * 4 // 3]) or b"")
     if num_pixels is None:
-        num_pixels = _count_pixels(url[begin:])
-    if num_pixels is not None and num_pixels > max_image_pixels:
+        raw = _decode(url[begin:])
+        if raw is None:
+            raise Refusal(
+                400, "image_refused", "an image's data is not base64 throughout; encode it without line breaks"
+            )
+        num_pixels = max(_count_pixels(raw) or 0, _ask_pillow(raw) or 0)
+    if num_pixels > max_image_pixels:
         message = f"an image has more than serve.max_image_pixels = {max_image_pixels:,} pixels; scale it down"
         raise Refusal(400, "image_too_large", message)
 
 
-def _count_pixels(data: str) -> float | None:
-    """What the header of a base64 image announces, 0 for what is no image; None where `data` ends before it."""
+def _decode(data: str) -> bytes | None:
+    """Of base64 as vLLM reads it; None where it is none."""
     try:
-        raw = base64.b64decode(data)
-        found = _read_pixels(raw)
-        return _ask_pillow(raw) if found is None else found
-    except (ValueError, struct.error, IndexError):
+        return base64.b64decode(data, validate=True)
+    except ValueError:
         return None
 
 
+def _count_pixels(raw: bytes) -> float | None:
+    """What the header of an image announces; None for what is none, or ends before it. Raises Refusal for other formats."""
+    try:
+        found = _read_pixels(raw)
+    except (struct.error, IndexError):
+        return None
+    return _ask_pillow(raw) if found is None else found
+
+
 def _read_pixels(raw: bytes) -> int | None:
-    """Of a PNG or a JPEG, as most are: Pillow takes as long to say so as the gateway takes for all else of a request."""
-    if raw[:8] == b"\x89PNG\r\n\x1a\n" and raw[12:16] == b"IHDR":
-        width, height = struct.unpack_from(">II", raw, 16)
-        return int(width * height)
-    at = 2 if raw[:2] == b"\xff\xd8" else len(raw)
-    while at < len(raw) and raw[at] == 0xFF:
+    """Of a PNG or a JPEG, as most are: Pillow takes as long to say so as the gateway takes for all else of a request.
+
+    The largest that is announced before the pixels begin, since a decoder takes the last of several. Raises struct.error
+    and IndexError where `raw` ends before that.
+    """
+    if raw[:8] == b"\x89PNG\r\n\x1a\n":
+        return _read_png(raw)
+    return _read_jpeg(raw) if raw[:2] == b"\xff\xd8" else None
+
+
+def _read_png(raw: bytes) -> int | None:
+    found, at = None, 8
+    while (kind := raw[at + 4 : at + 8]) != b"IDAT":
+        if kind == b"IHDR":
+            width, height = struct.unpack_from(">II", raw, at + 8)
+            found = max(found or 0, width * height)
+        at += 12 + struct.unpack_from(">I", raw, at)[0]
+    return found
+
+
+def _read_jpeg(raw: bytes) -> int | None:
+    found, at = None, 2
+    while raw[at] == 0xFF and raw[at + 1] != _JPEG_SCAN:
         if raw[at + 1] in _JPEG_FRAMES:
             height, width = struct.unpack_from(">HH", raw, at + 5)
-            return int(width * height)
+            found = max(found or 0, width * height)
         at += 2 + struct.unpack_from(">H", raw, at + 2)[0]
-    return None
+    return found if raw[at] == 0xFF else None
 
 
 def _ask_pillow(raw: bytes) -> float | None:
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(raw)) as image:
+            if image.format not in _FORMATS:  # an icon holds images larger than its header says
+                raise Refusal(400, "image_refused", f"images are {', '.join(_FORMATS)}, not {image.format}; convert it")
             return image.width * image.height
     except Image.DecompressionBombError:
         return math.inf
-    except UnidentifiedImageError:  # by its first bytes; a format that is known and broken off is another error
-        return 0 if not raw.startswith(_MAY_BREAK_OFF) else None
     except (OSError, ValueError, SyntaxError, EOFError):
         return None

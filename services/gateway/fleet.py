@@ -1,7 +1,9 @@
 """The replicas behind one gateway, and which of them answers a request.
 
 Model: each replica supervises one vLLM server (replica.py). A request goes to those that are live and hold the
-checkpoint that it asks for, by image and load (routing.py); what they hold is changed by rollout.py, within `steered`.
+checkpoint that it asks for, by image and load (routing.py); what they hold is changed by rollout.py, within `steered`. A
+request that meets a change waits in a line (line.py) until what it asks for is served, also where the change went wrong and
+the server is started anew.
 
 Limits: one event loop.
 """
@@ -11,14 +13,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import os
+import socket
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Iterator
-from urllib.parse import urlsplit
+import uuid
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field
 
-from pipeline.errors import CheckpointError, ServerError, SwapError
+from pipeline.errors import CheckpointError, ServerError, SwapError, VcotError
 from pipeline.recipe import ServeSection
 from pipeline.records import CheckpointRef
 from services.checkpoints import Checkpoint, Registry
+from services.gateway.calibration import Calibration
+from services.gateway.claim import Owner
 from services.gateway.gate import Changes
 from services.gateway.lease import Lease
 from services.gateway.plan import Plan
@@ -28,8 +35,9 @@ from services.gateway.roster import Roster
 from services.gateway.routing import choose
 from services.gateway.swap import SwapLimits
 from services.vllm import Progress
-from training.parity import TOLERANCES
 
+ImageKey = Callable[[], int | None]
+"""Of a request's first image (routing.py)."""
 Launch = Callable[[Checkpoint, int, str | None], Server]
 """Makes a server of our own: what it is to hold, its number (never used twice), and its devices."""
 _PHASES = ("live", "draining", "swapping", "resting", "loading", "dead")
@@ -39,6 +47,18 @@ _PHASES = ("live", "draining", "swapping", "resting", "loading", "dead")
 def stamp(ref: CheckpointRef, name: str = "") -> str:
     """What the `model` field of an answer says; `name` may be an alias of the checkpoint."""
     return f"{name or ref.name}@{ref.digest.removeprefix('sha256:')[:12]}"
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What a request asks for; those that are equal wait in one queue."""
+
+    model: str
+    expect: str | None
+    """The digest that must answer, where one is named."""
+    target: Callable[[], Checkpoint] = field(compare=False)
+    """What that means now. Raises what the request is refused with where it means nothing."""
+    key: ImageKey = field(compare=False)
 
 
 class NotServedError(ServerError):
@@ -71,7 +91,9 @@ class Fleet:
         can_sleep: bool = False,
         limits: SwapLimits | None = None,
         supervision: Supervision | None = None,
+        owner: Owner | None = None,
     ) -> None:
+        """`owner` is this gateway, as others are told of it."""
         self.registry = registry
         self.changes = Changes()
         self.replicas: list[Replica] = []
@@ -86,12 +108,17 @@ class Fleet:
         """Of the rest that they are at (rest.py); None while they serve."""
         self.trial: Checkpoint | None = None
         """What one replica serves to whoever expects its digest, registered or not (rollout.py)."""
+        self.trial_owners: set[str] = set()
+        """The commands that have it on trial."""
         self.trial_asked = 0.0
         """When it was last asked for; monotonic."""
         self._steering = asyncio.Lock()
         self._roster = roster
         self._launch = launch
         self._progress = progress
+        self._calibration = Calibration(settings.dtype)
+        """Of the servers of our own."""
+        self._owner = owner or Owner(uuid.uuid4().hex, f"process {os.getpid()} on {socket.gethostname()}")
         self._supervision = supervision or Supervision(settings.hang_timeout_s)
         self._numbers = itertools.count()
         self._tasks: dict[Replica, asyncio.Task[None]] = {}
@@ -128,30 +155,43 @@ class Fleet:
 
     # Requests
 
-    def route(self, digest: str, key: Callable[[], int | None], tried: Collection[Replica] = ()) -> Replica | None:
-        """A replica for a request for that checkpoint, other than those `tried`."""
+    def route(self, digest: str, key: ImageKey, tried: Collection[Replica] = ()) -> Replica | None:
+        """A replica for a request for that checkpoint, other than those `tried`; one that was tried has waited already."""
         able = [r for r in self.replicas if r.gate.admission.serves(digest) and r.breaker.allows and r not in tried]
+        if not tried:
+            able = [replica for replica in able if replica.gate.admission.has_room]
         if len(able) < 2:
             return able[0] if able else None
         return choose(able, key())
 
-    async def find(
-        self, wanted: Callable[[], Checkpoint], key: Callable[[], int | None], max_wait_s: float
-    ) -> tuple[Replica, Checkpoint]:
-        """A replica for what `wanted` says, looked at again after each change: a swap may change what an alias means.
+    async def find(self, wish: Wish, max_wait_s: float) -> tuple[Replica, Checkpoint]:
+        """A replica for what `wish` means, looked at again after each change: a swap may change what an alias means.
 
-        Waits at most `max_wait_s`, and only while something changes. Raises NotServedError, ServerError.
+        Waits at most `max_wait_s`, behind who wished for the same before, and only while something changes.
+        Raises NotServedError, ServerError, and what `wish` raises.
         """
-        target = wanted()
-        if (replica := self.route(target.ref.digest, key)) is not None:
+        target = wish.target()
+        replica = self.route(target.ref.digest, wish.key)
+        if replica is not None and not (replica.gate.admission.is_ramping and self.changes.line.has(wish)):
             return replica, target
-        await self.changes.wait_for(
-            lambda: not self.is_changing or self.route(wanted().ref.digest, key) is not None, max_wait_s
-        )
-        target = wanted()
-        if (replica := self.route(target.ref.digest, key)) is not None:
+        met = {replica: replica.failure for replica in self.replicas} if self.is_changing else {}
+
+        def is_time() -> bool:
+            digest = wish.target().ref.digest
+            return self.route(digest, wish.key) is not None or not self._may_serve(digest, met)
+
+        await self.changes.line.wait(wish, is_time, max_wait_s)
+        target = wish.target()
+        if (replica := self.route(target.ref.digest, wish.key)) is not None:
             return replica, target
         raise self._not_served(target)
+
+    def _may_serve(self, digest: str, met: Mapping[Replica, VcotError | None]) -> bool:
+        """Whether waiting may help who met replicas in a change, and their last failure to start."""
+        states = [replica.gate.admission for replica in self.replicas]
+        is_held_back = any(state.serves(digest) and not state.has_room for state in states)
+        comes_back = any(r.gate.admission.phase in ("dead", "loading") and r.failure is met[r] for r in met)
+        return self.is_changing or is_held_back or comes_back
 
     @property
     def is_changing(self) -> bool:
@@ -195,6 +235,14 @@ class Fleet:
         found = self.registry.find(name)
         is_meant = found is not None and (not at or asked == stamp(found.ref, name))
         return found if is_meant else None
+
+    def is_held_up(self, wanted: Checkpoint) -> bool:
+        """Whether it is served again once the present trial is over."""
+        if self.trial is None:
+            return False
+        plan = self.replicas[0].plan
+        live = self.registry.find(self.registry.live() or "")
+        return live is not None and wanted in (live, *plan.adapters(live))
 
     def served(self) -> Iterator[Checkpoint]:
         """All that can be asked for now."""
@@ -244,15 +292,22 @@ class Fleet:
         return replica
 
     def _make_remote(self, url: str) -> Replica:
-        server = RemoteServer(url.rstrip("/"), self.settings.start_timeout_s)
-        replica = self._make(_name_of(url), lambda _: server)
-        replica.url = url
-        return replica
+        server = RemoteServer(url, self.settings.start_timeout_s)
+        return self._make(_name_of(url), lambda _: server, url=url)
 
-    def _make(self, name: str, launch: Callable[[Checkpoint], Server], pinned: Checkpoint | None = None) -> Replica:
+    def _make(
+        self,
+        name: str,
+        launch: Callable[[Checkpoint], Server],
+        pinned: Checkpoint | None = None,
+        url: str | None = None,
+    ) -> Replica:
         plan = Plan(self.registry, self.warn, pinned)
-        tolerance = TOLERANCES[self.settings.dtype]
-        replica = Replica(name, launch, plan, self.changes, self._say_of(name), self.warn, tolerance, self._supervision)
+        calibration = self._calibration if url is None else Calibration(self.settings.dtype)
+        say = self._say_of(name)
+        replica = Replica(
+            name, launch, plan, self.changes, say, self.warn, calibration, self._owner, self._supervision, url=url
+        )
         self.replicas.append(replica)
         return replica
 
@@ -289,4 +344,4 @@ class Fleet:
 
 
 def _name_of(url: str) -> str:
-    return urlsplit(url).netloc
+    return url.partition("://")[2]

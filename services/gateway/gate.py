@@ -1,7 +1,8 @@
 """Waiting on a replica's behalf: for its requests to end before a swap, and for any replica to become what is needed.
 
-Model: one event loop; whoever waits is woken at every change of any replica and looks again. Requests in flight when an
-engine dies leave by themselves, since their connections break.
+Model: one event loop; whoever waits is woken at every change of any replica and looks again; requests wait in a line
+(line.py), so that one looks at a time. A drain lets those in first whom the ramp still holds back: a request that waited for
+one swap is not met by the next. Requests in flight when an engine dies leave by themselves, since their connections break.
 """
 
 from __future__ import annotations
@@ -12,16 +13,26 @@ from collections.abc import Callable, Iterable
 from pipeline.errors import ServerError, SwapError
 from services.checkpoints import Checkpoint
 from services.gateway.admission import Admission, Phase
+from services.gateway.line import Line
+
+MAX_RAMP_S = 5.0
+"""Long answers tell late that an engine has got its caches back; it is not held back for longer."""
 
 
 class Changes:
     """Wakes whoever waits for something to change; one for a fleet."""
 
     def __init__(self) -> None:
+        self.line = Line(self._wake)
+        """Of the requests that wait; the last to leave it is a change, too."""
         self._event = asyncio.Event()
 
     def notify(self) -> None:
         """Something changed."""
+        self._wake()
+        self.line.look()
+
+    def _wake(self) -> None:
         self._event.set()
         self._event = asyncio.Event()
 
@@ -41,6 +52,7 @@ class Gate:
     def __init__(self, changes: Changes) -> None:
         self.admission = Admission()
         self._changes = changes
+        self._ramp_end: asyncio.TimerHandle | None = None
 
     def admit(self, digest: str) -> None:
         """Count a request in; `leave` must follow."""
@@ -48,7 +60,10 @@ class Gate:
 
     def leave(self, digest: str) -> None:
         """Count it out, and wake who waits for that."""
+        is_ramping = self.admission.is_ramping
         self.admission.leave(digest)
+        if is_ramping:
+            self._changes.line.look()
         if self.admission.is_drained or not self.admission.asked_for(digest):
             self._changes.notify()
 
@@ -57,6 +72,8 @@ class Gate:
 
         Raises SwapError, live as before, where requests take longer; ServerError where nothing was live, or it died.
         """
+        if self.admission.is_ramping:
+            await self._changes.wait_for(lambda: self._changes.line.is_empty, MAX_RAMP_S + 1.0)
         if not self._is_in("live"):
             raise self._nothing_live()
         self.move("draining", message)
@@ -77,6 +94,15 @@ class Gate:
     ) -> None:
         """Change the phase."""
         self.admission.move(phase, message, checkpoint, adapters)
+        if self._ramp_end is not None:
+            self._ramp_end.cancel()
+            self._ramp_end = None
+        if self.admission.is_ramping:
+            self._ramp_end = asyncio.get_running_loop().call_later(MAX_RAMP_S, self._end_ramp)
+        self._changes.notify()
+
+    def _end_ramp(self) -> None:
+        self.admission.end_ramp()
         self._changes.notify()
 
     def put_adapter(self, adapter: Checkpoint) -> None:

@@ -1,8 +1,9 @@
 """Whether a server that is up still works: asked every few seconds, and judged by what it says. Pure but for `watch`.
 
 A server is down when nothing listens where it was; when it does not answer /health a few times in a row; when its process is
-another than the one that was verified, whose weights are anyone's guess; and when it hangs: requests are in flight, it
-answers /health, and its token counters stand still.
+another than the one that was verified, whose weights are anyone's guess; when it says that it holds other weights than it
+was told, or belongs to another gateway (claim.py); and when it hangs: requests are in flight, it answers /health, and its
+token counters stand still.
 
 Limits: a server that generates for some requests while others of its own are stuck passes.
 """
@@ -15,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from pipeline.errors import ServerError
+from services.gateway.claim import DisownedError
 from services.gateway.upstream import Pulse, Upstream
 
 HEALTH_INTERVAL_S = 5.0
@@ -56,4 +58,10 @@ async def watch(
             return error
         if fault := health.fault(time.monotonic(), in_flight(), pulse):
             return ServerError(f"vLLM {fault}")
+        try:
+            await upstream.claim.renew()
+        except DisownedError as error:
+            return error
+        except ServerError:
+            pass  # not in time, as while it loads: the claim lapses by itself
         await asyncio.sleep(interval_s)

@@ -10,14 +10,13 @@ asked for. Keys are read at each request, so that none is kept in an object.
 from __future__ import annotations
 
 import hmac
-import ipaddress
 import os
 from dataclasses import dataclass
-from functools import lru_cache
 from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from pipeline.hosts import is_loopback
 from services.admin import ADMIN_KEY_ENV
 from services.gateway.answers import Refusal, header_value, send_refusal
 
@@ -97,7 +96,7 @@ def _names_this_machine(url: str) -> bool:
         host = urlsplit(url).hostname
     except ValueError:  # brackets that hold no address
         return False
-    return host == "localhost" or (host is not None and _is_loopback(host))
+    return host == "localhost" or (host is not None and is_loopback(host))
 
 
 def is_bearer(authorization: str | None, accepted: list[str]) -> bool:
@@ -109,14 +108,4 @@ def is_bearer(authorization: str | None, accepted: list[str]) -> bool:
 
 def is_local(client: tuple[str, int] | None) -> bool:
     """Whether a connection comes from this machine; a unix socket's has no address."""
-    return client is None or _is_loopback(client[0])
-
-
-@lru_cache(maxsize=1024)
-def _is_loopback(host: str) -> bool:
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
-    return (mapped or address).is_loopback
+    return client is None or is_loopback(client[0])

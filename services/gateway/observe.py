@@ -1,11 +1,13 @@
 """What is known of each request once it is over: one JSON line in the log, and the counters. ASGI middleware.
 
 The line holds sizes, times and names; never a prompt, an answer or a key. Routes that machines poll are counted, and
-logged only when they fail. 499 is the status of a request whose client hung up before it was answered.
+logged only when they begin to fail, or fail in another way: that a server loads is not said at each probe. 499 is the status
+of a request whose client hung up before it was answered.
 """
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Callable, Collection
@@ -25,9 +27,10 @@ Write = Callable[[bytes], object]
 
 
 def write_to_stderr(line: bytes) -> None:
-    """To this process's standard error, at once."""
-    sys.stderr.buffer.write(line)
-    sys.stderr.buffer.flush()
+    """To this process's standard error, at once; a full disk, or a pipe without a reader, costs the line and no request."""
+    with contextlib.suppress(OSError):
+        sys.stderr.buffer.write(line)
+        sys.stderr.buffer.flush()
 
 
 class Observed:
@@ -38,6 +41,8 @@ class Observed:
         self._metrics = metrics
         self._routes = routes
         self._write = write
+        self._polled: dict[str, int] = {}
+        """The last status of each route that is polled."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request through, and say what became of it."""
@@ -75,7 +80,10 @@ class Observed:
         route = scope["path"] if scope["path"] in self._routes else "other"
         status = exchange.status or 499
         self._metrics.count(route, status, exchange, total_s)
-        if not (route in _POLLED and status < 400):
+        is_news = route not in _POLLED or (status >= 400 and status != self._polled.get(route))
+        if route in _POLLED:
+            self._polled[route] = status
+        if is_news:
             self._write(render_line(route, status, exchange, total_s))
 
 

@@ -7,8 +7,10 @@ the answer and of every event.
 
 An engine that breaks off, answers with 500, 502, 503 or half a JSON, is full, or answers as another model than it was
 asked for (a fall-back from an adapter to its base) did not answer: the same request goes to one other replica that holds
-the same checkpoint; where engines are full, to each. That is safe as long as nothing of an answer is with the client, since
-an unanswered sample has no effect. A stream that breaks off later ends with an error event.
+the same checkpoint; where engines are full, to each. Where there is no other, an engine that is well is asked once more:
+vLLM answers with a bare 500 where its API takes an image to be with its engine that is not, and sends it along the next
+time. Where a swap began meanwhile, the request waits for its end first. That is safe as long as nothing of an answer is with
+the client, since an unanswered sample has no effect. A stream that breaks off later ends with an error event.
 
 A client can make any engine fail its own request. So a fault speaks against an engine only where the engine, asked how it
 is, is not well; what sound engines answer with 5xx is the request's own fault, and is told as 422, streamed or not.
@@ -16,8 +18,9 @@ is, is not well; what sound engines answer with 5xx is the request's own fault, 
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from functools import partial
 from typing import Any
 
@@ -41,7 +44,7 @@ from services.gateway.answers import (
 )
 from services.gateway.content import check_content, check_size
 from services.gateway.exchange import exchange_of
-from services.gateway.fleet import Fleet, NotServedError, RestingError, stamp
+from services.gateway.fleet import Fleet, ImageKey, NotServedError, RestingError, Wish, stamp
 from services.gateway.metrics import Metrics
 from services.gateway.pool import Answer, LostError
 from services.gateway.replica import Replica
@@ -51,8 +54,9 @@ from services.gateway.upstream import EngineFault, Upstream
 
 _RETRY_AFTER_S = 5
 _REST_RETRY_AFTER_S = 60
+_AGAIN_AFTER_S = 0.2
+"""Before the same engine is asked once more: what was on its way to it is there by then."""
 _BROKEN = frozenset((500, 502, 503))
-_CACHE_MISS = "cache_miss"
 
 
 class Proxy:
@@ -81,16 +85,10 @@ class Proxy:
             await send_refusal(scope, send, Refusal(503, "unavailable", str(error), retry_after_s=_RETRY_AFTER_S))
 
     async def _answer(self, scope: Scope, request: dict[str, Any], send: Send) -> None:
-        model, key = request["model"], partial(image_key, request)
-        expect = header_value(scope, EXPECT_HEADER)
-        wanted = partial(self._resolve, model, expect)
-        try:
-            replica, target = await self._fleet.find(wanted, key, self._max_wait_s)
-        except NotServedError as error:
-            raise _not_live(model, wanted(), error.live, is_trial=error.live == self._fleet.trial) from None
-        _check_expected(target.ref, expect)
-        request["model"] = served_name(target.ref)
-        call = _Call(scope, _written(request), request["model"], target.ref, send)
+        model, expect, key = request["model"], header_value(scope, EXPECT_HEADER), partial(image_key, request)
+        wish = Wish(model, expect, partial(self._resolve, model, expect), key)
+        replica, target = await self._find(wish)
+        call = _Call(scope, request, target.ref, send)
         exchange = exchange_of(scope)
         tried: list[Replica] = []
         while True:
@@ -103,21 +101,34 @@ class Proxy:
                 if fault.has_begun:
                     return await call.end_with(fault)
                 other = self._next(fault, target.ref.digest, key, [*tried, replica])
-                if other is None or (other is replica and replica in tried):
+                if other is None:
                     raise _final(fault) from None
-                tried.append(replica)
                 self._metrics.count_retry(fault.reason)
+                if other is replica:
+                    await asyncio.sleep(_AGAIN_AFTER_S)
+                tried.append(replica)
                 replica = other
+                if not replica.gate.admission.serves(target.ref.digest):  # a swap began
+                    replica, target = await self._find(wish)
+                    call = _Call(scope, request, target.ref, send)
 
-    def _next(
-        self, fault: EngineFault, digest: str, key: Callable[[], int | None], tried: list[Replica]
-    ) -> Replica | None:
+    async def _find(self, wish: Wish) -> tuple[Replica, Checkpoint]:
+        """A replica that serves what is asked for. Raises Refusal, ServerError."""
+        try:
+            replica, target = await self._fleet.find(wish, self._max_wait_s)
+        except NotServedError as error:
+            trial = self._fleet.trial if self._fleet.is_held_up(wish.target()) else None
+            raise _not_live(wish, error.live, trial) from None
+        _check_expected(target.ref, wish.expect)
+        return replica, target
+
+    def _next(self, fault: EngineFault, digest: str, key: ImageKey, tried: list[Replica]) -> Replica | None:
         """Who is asked the same after `fault`; the last of `tried` is who was asked."""
-        if fault.reason == _CACHE_MISS:
-            return tried[-1]
-        if len(tried) > 1 and fault.reason != "429":
+        if fault.reason == "429":
+            return self._fleet.route(digest, key, tried)
+        if len(tried) > 1:
             return None
-        return self._fleet.route(digest, key, tried)
+        return self._fleet.route(digest, key, tried) or (None if fault.is_broken else tried[-1])
 
     def _resolve(self, model: str, expect: str | None) -> Checkpoint:
         """The checkpoint that an alias or a name means. Raises Refusal."""
@@ -132,10 +143,11 @@ class Proxy:
 class _Call:
     """One request to an engine, and its answer on the way to the client."""
 
-    def __init__(self, scope: Scope, body: bytes, model: str, ref: CheckpointRef, send: Send) -> None:
+    def __init__(self, scope: Scope, request: dict[str, Any], ref: CheckpointRef, send: Send) -> None:
         self._scope = scope
-        self._body = body
-        self._model = model
+        self._model = served_name(ref)
+        request["model"] = self._model
+        self._body = _written(request)
         self._ref = ref
         self._send = send
         self._has_begun = False
@@ -219,8 +231,6 @@ class _Call:
 
 
 def _failure(status: int, data: bytes) -> EngineFault:
-    if b"cache miss" in data:  # of an image that vLLM's API takes to be with its engine: it is sent along the next time
-        return EngineFault(_CACHE_MISS, f"the engine answered {status}: {_excerpt(data)}", is_broken=False)
     return EngineFault(str(status), f"the engine answered {status}: {_excerpt(data)}")
 
 
@@ -266,11 +276,13 @@ def _written(request: dict[str, Any]) -> bytes:
         raise Refusal(400, "invalid_json", f"the request holds what cannot be passed on: {error}") from None
 
 
-def _not_live(model: str, wanted: Checkpoint, live: Checkpoint, *, is_trial: bool) -> Refusal:
-    name = wanted.ref.name
+def _not_live(wish: Wish, live: Checkpoint, trial: Checkpoint | None) -> Refusal:
+    model, name = wish.model, wish.target().ref.name
     means = f"{model} means {name}" if model != name else f"{model} was asked for"
-    if is_trial:
-        message = f"{means}, but {live.ref.name} is on trial; ask again in a moment (`vcot swap policy {name}` ends it)"
+    if trial is not None:
+        message = (
+            f"{means}, but {trial.ref.name} is on trial; ask again in a moment (`vcot swap policy {name}` ends it)"
+        )
         return Refusal(503, "checkpoint_on_trial", message, retry_after_s=_RETRY_AFTER_S)
     message = f"{means}, but {live.ref.name} is live; make it so with `vcot swap policy {name}`"
     return Refusal(409, "checkpoint_not_live", message, headers=_stamp_headers(live.ref))

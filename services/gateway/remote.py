@@ -14,8 +14,11 @@ import asyncio
 import time
 from dataclasses import dataclass
 
+import httpx
+
 from pipeline.errors import ServerError
-from services.vllm import HEALTH_TIMEOUT_S, Endpoint, Progress, is_healthy
+from services.gateway.answers import REQUEST_ID
+from services.vllm import HEALTH_TIMEOUT_S, Endpoint, Progress
 
 _POLL_S = 0.5
 _SAY_EVERY_S = 10.0
@@ -40,7 +43,7 @@ class RemoteServer:
         began = said_at = time.monotonic()
         progress(f"waiting for vLLM at {self.url}")
         async with self.endpoint.client(HEALTH_TIMEOUT_S) as client:
-            while not await is_healthy(client):
+            while not await _is_vllm(client, self.url):
                 now = time.monotonic()
                 if now - began > self.start_timeout_s:
                     raise ServerError(
@@ -59,3 +62,14 @@ class RemoteServer:
 
     async def stop(self) -> None:
         """It is not ours to stop."""
+
+
+async def _is_vllm(client: httpx.AsyncClient, url: str) -> bool:
+    """Whether a server says there that it is well. Raises ServerError where that is a gateway, perhaps this one."""
+    try:
+        health = await client.get("/health")
+    except httpx.HTTPError:
+        return False
+    if REQUEST_ID in health.headers and health.content:  # vLLM's answer is empty
+        raise ServerError(f"{url} is a gateway, and no vLLM server; take it away, and give the address of vLLM itself")
+    return health.status_code == 200

@@ -1,17 +1,19 @@
 """One supervised server: vLLM, the gate before it, and what it should hold.
 
 Model: `run` starts the server (or waits for one that someone else runs) with the checkpoint that is to be live,
-verifies it by its canary before any request is admitted, and when it is down does the same again, after a pause that
-doubles while it fails. What is to be live may change meanwhile: it is asked for again just before requests are let in,
-and loaded in place. At rest (rest.py) a server sleeps, watched as ever, or is not started until it is to wake.
+verifies it by its canary before any request is admitted, and when it is down, or supervising it failed, does the same
+again, after a pause that doubles while it fails. What is to be live may change meanwhile: it is asked for again just before
+requests are let in, and loaded in place. At rest (rest.py) a server sleeps, watched as ever, or is not started until it is
+to wake.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, TypeVar
 
@@ -20,14 +22,18 @@ from services.admin import ReplicaState
 from services.checkpoints import Checkpoint
 from services.gateway.admission import Phase
 from services.gateway.breaker import Breaker
+from services.gateway.calibration import Calibration
+from services.gateway.claim import Owner
+from services.gateway.fingerprint import Fingerprint, read_fingerprint
 from services.gateway.gate import Changes, Gate
 from services.gateway.health import HEALTH_INTERVAL_S, Health, watch
 from services.gateway.plan import Plan
 from services.gateway.servable import check_reloadable
-from services.gateway.swap import put_adapter, verify_canary
+from services.gateway.swap import put_adapter, verify_held
 from services.gateway.upstream import EngineFault, Upstream
 from services.vllm import Endpoint, Progress
 
+_log = logging.getLogger(__name__)
 T = TypeVar("T")
 _MAX_BACKOFF_S = 60.0
 
@@ -60,6 +66,8 @@ class Supervision:
     hang_timeout_s: float = 120.0
     health_interval_s: float = HEALTH_INTERVAL_S
     first_backoff_s: float = 1.0
+    lease_s: float = 30.0
+    """How long another gateway's beat must stand still before its engine is taken."""
 
 
 @dataclass(eq=False)
@@ -72,8 +80,10 @@ class Replica:
     changes: Changes
     progress: Progress
     warn: Callable[[str], None]
-    tolerance: float
-    """How far a log-prob of the canary may be off, in the type that its server computes in."""
+    calibration: Calibration
+    """Of servers of its server's kind."""
+    owner: Owner
+    """The gateway."""
     supervision: Supervision = Supervision()
     devices: str | None = None
     """CUDA_VISIBLE_DEVICES of a server of our own."""
@@ -121,8 +131,14 @@ class Replica:
 
     @contextmanager
     def admitted(self, digest: str) -> Iterator[Upstream]:
-        """A request for that checkpoint goes through; what becomes of it is the breaker's business."""
+        """A request for that checkpoint goes through; what becomes of it is the breaker's business.
+
+        Raises EngineFault where the engine may be another gateway's by now.
+        """
         upstream = self.upstream
+        if not upstream.claim.is_current:
+            message = f"{self.name} did not answer its gateway for so long that another one may have it"
+            raise EngineFault("not_owned", message, is_broken=False)
         self.gate.admit(digest)
         self.breaker.begin()
         try:
@@ -150,7 +166,8 @@ class Replica:
                 await self._until_woken()
             try:
                 await self._serve_once()
-            except VcotError as error:
+            except Exception as fault:  # noqa: BLE001 - a bug ends one life of one server
+                error = self._as_failure(fault)
                 if self.resting:
                     continue
                 was_live = self.gate.admission.phase == "dead"
@@ -163,6 +180,15 @@ class Replica:
                 await asyncio.sleep(pause_s)
                 self.num_restarts += 1
                 self.gate.move("loading", "starting again")
+
+    def _as_failure(self, error: Exception) -> VcotError:
+        """What ended a server's life; a bug of ours is told with its traceback, and ends no more than that."""
+        if isinstance(error, VcotError):
+            return error
+        _log.error("%s: its supervision failed", self.name, exc_info=error)
+        return ServerError(
+            f"a bug in supervising {self.name} ({type(error).__name__}: {error}); its traceback is in the log"
+        )
 
     async def rest(self, way: Literal["sleep", "stop"], drain_s: float) -> None:
         """Let its requests end, then have its server sleep, or stop it; one that is not up is not started.
@@ -211,7 +237,7 @@ class Replica:
         try:
             await upstream.wake_up()
             assert admission.checkpoint is not None
-            await verify_canary(upstream, admission.checkpoint)
+            await verify_held(upstream, admission.checkpoint, upstream.fingerprint)
             for adapter in admission.adapters.values():
                 await put_adapter(upstream, adapter, await asyncio.to_thread(self.plan.publish, adapter))
         except (VcotError, OSError) as error:
@@ -240,7 +266,7 @@ class Replica:
         try:
             if (error := await _first_of(server.start(self._say), self._until_rest())) is not None:
                 raise error
-            async with Upstream(server.endpoint, self.tolerance) as upstream:
+            async with self._claimed(server) as upstream:
                 health = Health(self.supervision.hang_timeout_s)
                 health.fault(time.monotonic(), 0, await upstream.pulse())  # of the process that is verified now
                 self._say("asking the canary")
@@ -256,14 +282,28 @@ class Replica:
             self._upstream = None
             await server.stop()
 
+    @asynccontextmanager
+    async def _claimed(self, server: Server) -> AsyncIterator[Upstream]:
+        """A server that is up, and no other gateway's. Raises ServerError."""
+        lease_s, is_shared = self.supervision.lease_s, server.checkpoint is None
+        async with Upstream(server.endpoint, self.calibration, self.owner, lease_s, is_shared=is_shared) as upstream:
+            self._say("asking whose the engine is")
+            await upstream.claim.take()
+            try:
+                yield upstream
+            finally:
+                await upstream.claim.release()
+
     async def _take_up(self, server: Server, upstream: Upstream) -> tuple[Checkpoint, list[Checkpoint]]:
         """Make a server that is up hold what it should, verified. Raises CheckpointError, ServerError.
 
-        What it should hold is looked at last, with no wait between that and letting requests in.
+        What it should hold is looked at last, with no wait between that and letting requests in: so the engine is told what
+        it holds before it.
         """
         held, adapters = server.checkpoint, list[Checkpoint]()
         if held is not None:
-            await self._verify_start(upstream, held)
+            await self._verify_start(upstream, held, await self._read(held))
+            await upstream.claim.tell(held.ref.digest)
         else:  # it may sleep since an earlier gateway's time
             await upstream.wake_up()
         while True:
@@ -271,6 +311,7 @@ class Replica:
             if wanted != held:
                 verified = await asyncio.to_thread(self.plan.verified)
                 await self._bring_to(upstream, held, verified)
+                await upstream.claim.tell(verified.ref.digest)
                 held, adapters = verified, []
             elif missing := [a for a in self.plan.adapters(held) if a not in adapters]:
                 try:
@@ -281,26 +322,31 @@ class Replica:
             else:
                 return held, adapters
 
-    async def _verify_start(self, upstream: Upstream, checkpoint: Checkpoint) -> None:
+    async def _read(self, checkpoint: Checkpoint) -> Fingerprint:
+        return await asyncio.to_thread(read_fingerprint, checkpoint, self.calibration.dtype)
+
+    async def _verify_start(self, upstream: Upstream, checkpoint: Checkpoint, fingerprint: Fingerprint) -> None:
         if checkpoint.manifest.canary is None:
             self.warn(f"checkpoint {checkpoint.ref.name} has no canary, so that it is what answers was not verified")
         try:
-            await verify_canary(upstream, checkpoint)
+            await verify_held(upstream, checkpoint, fingerprint)
         except SwapError as error:
             raise ServerError(f"{error}; check serve.dtype against the checkpoint's own type") from None
 
     async def _bring_to(self, upstream: Upstream, held: Checkpoint | None, wanted: Checkpoint) -> None:
-        """Load `wanted` in place, unless a server of someone else's answers its canary already."""
+        """Load `wanted` in place. What a server of someone else's holds is anyone's guess, so that is no exception."""
         if held is not None:
             await asyncio.to_thread(_check_same_shape, held, wanted)
-        elif wanted.manifest.canary is not None and await _answers_as(upstream, wanted):
-            return
+        fingerprint = await self._read(wanted)
         self._say(f"loading {wanted.ref.name} in place")
+        await upstream.claim.tell(None)
+        await upstream.flush_caches()  # refused while it works on requests, which would span the load
         await upstream.reload(wanted.directory)
-        await self._verify_start(upstream, wanted)
+        await self._verify_start(upstream, wanted, fingerprint)
 
     async def _until_down(self, server: Server, upstream: Upstream, health: Health) -> ServerError:
-        watching = watch(upstream, lambda: self.in_flight, health, self.supervision.health_interval_s)
+        interval_s = min(self.supervision.health_interval_s, self.supervision.lease_s / 6)
+        watching = watch(upstream, lambda: self.in_flight, health, interval_s)
         return await _first_of(server.wait(), self._until_restart(), watching)
 
     async def _until_restart(self) -> ServerError:
@@ -333,14 +379,6 @@ def _check_same_shape(held: Checkpoint, wanted: Checkpoint) -> None:
         check_reloadable(held, wanted)
     except SwapError as error:
         raise ServerError(f"{error}; the server is started anew with it") from None
-
-
-async def _answers_as(upstream: Upstream, checkpoint: Checkpoint) -> bool:
-    try:
-        await verify_canary(upstream, checkpoint)
-    except SwapError:
-        return False
-    return True
 
 
 def _first_line(error: Exception) -> str:

@@ -7,8 +7,10 @@ The others answer meanwhile what was resolved before, and the first what is reso
 waits; with one, a reload makes requests wait for the drain and the load. If the first fails, nothing has changed. If
 another fails, it is started anew with what it should hold.
 
-A checkpoint on trial is served by one replica, to whoever expects its digest. Nothing of a trial is recorded: it ends with
-the next swap, or when it is forgotten, and a server that is started anew holds what is live.
+A checkpoint on trial is served by one replica, to whoever expects its digest. A fleet has one trial at a time; several
+commands may share one, and another checkpoint's waits until they are done. Nothing of a trial is recorded: it ends when its
+last owner says so, with the next swap, or when it is forgotten; then the replica holds again what is live, and a server
+that is started anew does so, too.
 """
 
 from __future__ import annotations
@@ -20,15 +22,18 @@ import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from pipeline.errors import ServerError, SwapError, VcotError
+from pipeline.errors import OnTrialError, ServerError, SwapError, VcotError
 from services.admin import Swapped
 from services.checkpoints import Checkpoint
+from services.gateway.fingerprint import Fingerprint, read_fingerprint
 from services.gateway.fleet import Fleet
 from services.gateway.replica import Replica
 from services.gateway.rest import end_rest
 from services.gateway.servable import Way, check_adapter, choose_way
 from services.gateway.swap import RollbackError, forget_adapter, load_adapter, reload_weights
 
+FORGOTTEN_S = 60.0
+"""A trial of which nothing was asked for so long has lost its client."""
 Commit = Callable[[], None]
 """Records that a checkpoint is served. In its place, None stands for a trial."""
 Step = Callable[[Replica, Commit], Awaitable[float]]
@@ -44,10 +49,10 @@ async def swap(fleet: Fleet, alias: str, name: str) -> Swapped:
         return await _change(fleet, target, lambda: fleet.registry.set_live(alias, target.ref.name))
 
 
-async def try_out(fleet: Fleet, checkpoint: Path | str) -> Swapped:
-    """Put the checkpoint in a directory, or the registered one of a name, on trial.
+async def try_out(fleet: Fleet, checkpoint: Path | str, owner: str = "") -> Swapped:
+    """Put the checkpoint in a directory, or the registered one of a name, on trial for `owner`, whose last trial ends.
 
-    Raises CheckpointError, SwapError, ServerError.
+    Raises OnTrialError while others ask another one, CheckpointError, SwapError, ServerError.
     """
     async with fleet.steered():
         await end_rest(fleet)
@@ -55,7 +60,23 @@ async def try_out(fleet: Fleet, checkpoint: Path | str) -> Swapped:
             target = await asyncio.to_thread(fleet.registry.verify, checkpoint)
         else:
             target = await asyncio.to_thread(fleet.registry.inspect, checkpoint)
-        return await _change(fleet, target, None)
+        fleet.trial_owners.discard(owner)
+        trial, others = fleet.trial, set(fleet.trial_owners)
+        if trial is not None and trial.ref.digest != target.ref.digest:
+            if others and _is_asked(fleet, trial):
+                raise OnTrialError(f"{trial.ref.name} is on trial for another command")
+            others = set()
+        tried = await _change(fleet, target, None)
+        fleet.trial_owners = {*others, owner}
+        return tried
+
+
+async def end_trial(fleet: Fleet, owner: str) -> None:
+    """Bring back what is live, where nobody but `owner` has a checkpoint on trial."""
+    async with fleet.steered():
+        fleet.trial_owners.discard(owner)
+        if not fleet.trial_owners and fleet.lease is None:
+            await _bring_back(fleet)
 
 
 async def _change(fleet: Fleet, target: Checkpoint, commit: Commit | None) -> Swapped:
@@ -67,7 +88,7 @@ async def _change(fleet: Fleet, target: Checkpoint, commit: Commit | None) -> Sw
     return Swapped(live=target.ref, way=way or "none", pause_s=pause_s)
 
 
-async def end_forgotten_trials(fleet: Fleet, idle_s: float = 60.0) -> None:
+async def end_forgotten_trials(fleet: Fleet, idle_s: float = FORGOTTEN_S) -> None:
     """Bring back what is live where a trial was asked nothing for so long, since its client was killed; until cancelled."""
     while True:
         await asyncio.sleep(idle_s / 4)
@@ -75,24 +96,39 @@ async def end_forgotten_trials(fleet: Fleet, idle_s: float = 60.0) -> None:
             continue
         async with fleet.steered():
             trial = fleet.trial
-            is_asked = time.monotonic() - fleet.trial_asked < idle_s or (trial and _is_asked(fleet, trial))
-            if trial is None or is_asked or fleet.lease is not None:
+            if trial is None or _is_asked(fleet, trial, idle_s) or fleet.lease is not None:
                 continue
-            await _end_trial(fleet, None)
-            await _drop_unused_adapters(fleet)
-            if trial.ref.name != fleet.registry.live():
-                for replica in [r for r in fleet.replicas if r.gate.admission.checkpoint == trial]:
-                    await _start_anew(fleet, replica)
+            await _bring_back(fleet)
             fleet.warn(f"the trial of {trial.ref.name} was ended, since nothing was asked of it for {idle_s:.0f} s")
 
 
-def _is_asked(fleet: Fleet, checkpoint: Checkpoint) -> bool:
-    return any(replica.gate.admission.asked_for(checkpoint.ref.digest) for replica in fleet.replicas)
+def _is_asked(fleet: Fleet, trial: Checkpoint, idle_s: float = FORGOTTEN_S) -> bool:
+    """Whether a request for what is on trial came lately, or is on its way."""
+    if time.monotonic() - fleet.trial_asked < idle_s:
+        return True
+    return any(replica.gate.admission.asked_for(trial.ref.digest) for replica in fleet.replicas)
+
+
+async def _bring_back(fleet: Fleet) -> None:
+    """End a trial: each replica holds what is live again, and the adapters that aliases mean; if need be, started anew."""
+    await _end_trial(fleet, None)
+    plan = fleet.replicas[0].plan
+    live = plan.checkpoint()
+    for checkpoint in (live, *plan.adapters(live)):
+        if not any(_is_behind(replica, checkpoint) for replica in fleet.replicas):
+            continue
+        try:
+            await _serve(fleet, checkpoint, lambda: None)
+        except (VcotError, OSError) as error:
+            fleet.warn(f"{checkpoint.ref.name} was not brought back after a trial: {error}")
+    await _drop_unused_adapters(fleet)
+    for replica in [replica for replica in fleet.replicas if _is_behind(replica, live)]:
+        await _start_anew(fleet, replica)
 
 
 async def _end_trial(fleet: Fleet, target: Checkpoint | None) -> None:
     """A server that was started for a trial stays only if it holds `target`."""
-    fleet.trial = None
+    fleet.trial, fleet.trial_owners = None, set()
     for replica in [r for r in fleet.replicas if r.plan.pinned is not None]:
         if target not in replica.gate.admission.served:
             await fleet.retire(replica)
@@ -117,15 +153,16 @@ async def _serve(fleet: Fleet, target: Checkpoint, commit: Commit | None) -> tup
         return way, await _serve_adapter(fleet, target, commit)
     if way == "replica":
         return way, await _replace(fleet, target, commit)
-    pause_s = await _roll(fleet, target, _reload_step(fleet, target), commit)
+    fingerprint = await asyncio.to_thread(read_fingerprint, target, fleet.settings.dtype)
+    pause_s = await _roll(fleet, target, _reload_step(fleet, target, fingerprint), commit)
     if target.manifest.canary is None:
         fleet.warn(f"checkpoint {target.ref.name} has no canary, so the swap to it was not verified")
     return way, pause_s
 
 
-def _reload_step(fleet: Fleet, target: Checkpoint) -> Step:
+def _reload_step(fleet: Fleet, target: Checkpoint, fingerprint: Fingerprint) -> Step:
     async def step(replica: Replica, commit: Commit) -> float:
-        return await reload_weights(replica.gate, replica.upstream, target, commit, fleet.limits)
+        return await reload_weights(replica.gate, replica.upstream, target, fingerprint, commit, fleet.limits)
 
     return step
 
@@ -139,7 +176,8 @@ async def _serve_adapter(fleet: Fleet, target: Checkpoint, commit: Commit | None
             "register its base, or merge it"
         )
     await asyncio.to_thread(check_adapter, target, parent, fleet.max_lora_rank)
-    _, pause_s = await _serve(fleet, parent, lambda: fleet.registry.set_live(None, parent.ref.name))
+    of_parent = None if commit is None else lambda: fleet.registry.set_live(None, parent.ref.name)
+    _, pause_s = await _serve(fleet, parent, of_parent)
     directory = await asyncio.to_thread(fleet.replicas[0].plan.publish, target)
 
     async def step(replica: Replica, commit: Commit) -> float:
@@ -171,8 +209,11 @@ async def _roll(fleet: Fleet, target: Checkpoint, step: Step, commit: Commit | N
 
 
 def _is_behind(replica: Replica, target: Checkpoint) -> bool:
+    """Whether it could hold `target`, an adapter where its parent is, and does not."""
     admission = replica.gate.admission
-    return admission.phase == "live" and target not in admission.served
+    if admission.phase != "live" or target in admission.served or admission.checkpoint is None:
+        return False
+    return target.ref.kind != "adapter" or admission.checkpoint.ref.digest == target.ref.parent
 
 
 async def _replace(fleet: Fleet, target: Checkpoint, commit: Commit | None) -> float:

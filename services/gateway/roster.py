@@ -8,12 +8,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from pipeline.errors import CheckpointError
+from pipeline.files import read_record, write_kept_record
 from pipeline.recipe import ServeSection, UpstreamUrl
 from pipeline.records import Record
-from pipeline.run import write_durably
 
 _FILE = "replicas.json"
 
@@ -25,7 +23,7 @@ class Servers(Record):
     upstreams: tuple[UpstreamUrl, ...]
 
 
-class Changed(Record):
+class ReplicaRoster(Record):
     """`replicas.json`."""
 
     recipe: Servers
@@ -57,15 +55,10 @@ class Roster:
             self._write(self.now.num_own, tuple(known for known in self.now.upstreams if known != url))
 
     def _read(self) -> Servers:
-        try:
-            changed = Changed.model_validate_json(self._path.read_text("utf-8"))
-        except FileNotFoundError:
-            return self._recipe
-        except ValidationError as error:
-            why = error.errors()[0]["msg"]
-            raise CheckpointError(f"{self._path} is no list of replicas ({why}); delete it for the recipe's") from None
-        return changed.now if changed.recipe == self._recipe else self._recipe
+        changed = read_record(self._path, ReplicaRoster, CheckpointError, remedy="delete it for the recipe's replicas")
+        return changed.now if changed is not None and changed.recipe == self._recipe else self._recipe
 
     def _write(self, num_own: int, upstreams: tuple[str, ...]) -> None:
-        self.now = Servers(num_own=num_own, upstreams=upstreams)
-        write_durably(self._path, Changed(recipe=self._recipe, now=self.now))
+        now = Servers(num_own=num_own, upstreams=upstreams)
+        write_kept_record(self._path, ReplicaRoster(recipe=self._recipe, now=now))
+        self.now = now

@@ -14,7 +14,10 @@ import orjson
 
 from pipeline.errors import ServerError
 from pipeline.records import Canary
-from services.gateway.canary import CanaryAnswer, canary_request, parse_canary
+from services.gateway.calibration import Calibration
+from services.gateway.canary import CanaryAnswer, canary_request, long_request, parse_canary
+from services.gateway.claim import Claim, Owner
+from services.gateway.fingerprint import Fingerprint
 from services.gateway.pool import Pool, Post
 from services.vllm import Endpoint
 from services.vllm_command import SERVED_NAME
@@ -27,6 +30,7 @@ _NEEDED = (
     "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"
 )
 _STARTED = re.compile(rb"^process_start_time_seconds (\S+)", re.MULTILINE)
+_HITS = re.compile(rb"^vllm:prefix_cache_hits_total(?:\{[^}]*\})? (\S+)", re.MULTILINE)
 _TOKENS = re.compile(rb"^vllm:(?:prompt|generation)_tokens_total(?:\{[^}]*\})? (\S+)", re.MULTILINE)
 
 
@@ -74,9 +78,14 @@ def parse_pulse(metrics: bytes) -> Pulse:
 class Upstream:
     """Both ways to one server: a pool for requests, a client for control calls. An async context manager."""
 
-    def __init__(self, endpoint: Endpoint, tolerance: float) -> None:
-        """`tolerance` is how far the type that it computes in may move a log-prob."""
-        self.tolerance = tolerance
+    def __init__(
+        self, endpoint: Endpoint, calibration: Calibration, owner: Owner, lease_s: float, *, is_shared: bool
+    ) -> None:
+        """The last three are Claim's."""
+        self.calibration = calibration
+        self.fingerprint: Fingerprint | None = None
+        """Of what it was last verified to hold."""
+        self.claim = Claim(self, owner, lease_s, is_shared)
         self._endpoint = endpoint
         self._pool = Pool(endpoint)
         self._client = endpoint.client(_CONTROL_TIMEOUT)
@@ -89,6 +98,11 @@ class Upstream:
     ) -> None:
         self._pool.close()
         await self._client.aclose()
+
+    @property
+    def tolerance(self) -> float:
+        """How far a log-prob of a canary may be off."""
+        return self.calibration.tolerance
 
     def post(self, path: str, body: bytes, headers: Mapping[str, str]) -> Post:
         """A request on the way to the model; `async with` gives its answer. Raises services.gateway.pool.LostError."""
@@ -106,6 +120,15 @@ class Upstream:
             raise ServerError("vLLM did not reset its prefix cache: blocks are still held by requests")
         await self._control("/reset_mm_cache")
         await self._control("/reset_encoder_cache")
+
+    async def version(self) -> str:
+        """The weight version, where the claim is written. Raises ServerError."""
+        answer = await self._control("/weight_info", method="GET", timeout=_PULSE_TIMEOUT_S)
+        return str(answer.get("weight_version"))
+
+    async def set_version(self, version: str) -> None:
+        """Replace it. Raises ServerError."""
+        await self._control("/update_weight_version", {"new_version": version}, timeout=_PULSE_TIMEOUT_S)
 
     async def sleep(self) -> None:
         """Free the GPU's memory: the weights go to the machine's, what was cached is dropped. Raises ServerError."""
@@ -133,6 +156,20 @@ class Upstream:
             raise ServerError(f"vLLM was asked for {model} and answered as {answer.get('model')}")
         return parse_canary(answer)
 
+    async def checksums(self) -> dict[str, str]:
+        """SHA-256 of each tensor that it holds, by rank and name; none where it cannot say. Raises ServerError."""
+        answer = await self._control("/weight_checker", {"action": "checksum"}, may_fail=True)
+        return {str(name): str(digest) for name, digest in answer.get("checksums", {}).items()}
+
+    async def warm(self, canary: Canary) -> None:
+        """Fill a few blocks of the prefix cache. Raises ServerError."""
+        await self._control("/v1/chat/completions", long_request(canary, SERVED_NAME), may_fail=True)
+
+    async def num_prefix_hits(self) -> float:
+        """Tokens so far that came from the prefix cache. Raises ServerError."""
+        metrics = (await self._request("GET", "/metrics", b"", _CONTROL_TIMEOUT)).content
+        return sum(map(float, _HITS.findall(metrics)))
+
     async def pulse(self) -> Pulse | None:
         """How it is; None where it does not say in time, or is not well. Raises ServerError where nothing is there."""
         try:
@@ -158,12 +195,19 @@ class Upstream:
         listed = await self._control("/v1/models", method="GET")
         return {str(card.get("id")) for card in listed.get("data", ())}
 
-    async def _control(self, path: str, body: dict[str, Any] | None = None, method: str = "POST") -> dict[str, Any]:
+    async def _control(
+        self,
+        path: str,
+        body: dict[str, Any] | None = None,
+        method: str = "POST",
+        timeout: httpx.Timeout | float = _CONTROL_TIMEOUT,  # noqa: ASYNC109 - of the client
+        *,
+        may_fail: bool = False,
+    ) -> dict[str, Any]:
         data = orjson.dumps(body) if body is not None else b""
-        try:
-            response = await self._client.request(method, path, content=data, headers=_JSON)
-        except httpx.HTTPError as error:
-            raise ServerError(f"vLLM did not answer {path}: {error!r}") from None
+        response = await self._request(method, path, data, timeout)
+        if response.status_code != 200 and may_fail:
+            return {}
         if response.status_code != 200:
             hint = f" (it needs {_NEEDED})" if response.status_code == 404 and not path.startswith("/v1/chat") else ""
             said = response.content[:300].decode("utf-8", "replace")
@@ -173,3 +217,9 @@ class Upstream:
         except orjson.JSONDecodeError:  # a sentence
             return {}
         return answer if isinstance(answer, dict) else {}
+
+    async def _request(self, method: str, path: str, data: bytes, timeout: httpx.Timeout | float) -> httpx.Response:  # noqa: ASYNC109
+        try:
+            return await self._client.request(method, path, content=data, headers=_JSON, timeout=timeout)
+        except httpx.HTTPError as error:
+            raise ServerError(f"vLLM did not answer {path}: {error!r}") from None

@@ -64,6 +64,8 @@ class ReportData:
     """A whole run, as far as it has come; what is empty is said to be missing."""
 
     recipe: Recipe
+    settings: str
+    """One sentence: those of the run's recipe, or where they differ."""
     checkpoints: tuple[CheckpointRef, ...]
     """Those that were evaluated, the base first."""
     counts: tuple[StageCount, ...]

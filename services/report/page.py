@@ -7,7 +7,6 @@ content security policy), so that it can be opened wherever it is sent.
 from __future__ import annotations
 
 import base64
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,12 +18,13 @@ from markupsafe import Markup
 
 from eval.prior import describe_prior
 from eval.published import describe_published
-from eval.table import COLUMNS, LEVEL, describe_differences, format_p
+from eval.table import COLUMNS, LEVEL, describe_differences, describe_hint, format_half, format_p
+from pipeline.files import replace_file
 from pipeline.images import media_type
 from pipeline.judges.verifier import normalise_statement
 from pipeline.prompts import split_thought
 from pipeline.recipe import render_recipe
-from pipeline.records import Interval, PromptName, Task
+from pipeline.records import PromptName, Task
 from services.report import figures
 from services.report.data import Example, ReportData
 
@@ -67,12 +67,13 @@ def write_report(data: ReportData, out: Path) -> Path:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": _percent, "half": _half, "points": _points, "p": format_p}
+    environment.filters |= {"percent": _percent, "half": format_half, "points": _points, "p": format_p}
     page = environment.get_template("page.html").render(
         data=data,
         columns=COLUMNS,
         level=LEVEL,
         sentences=describe_differences(data.differences),
+        hint_sentence=describe_hint(data.recipe.eval),
         published_sentence=describe_published(data.published),
         prior_sentence=describe_prior(data.prior) if data.prior else "",
         results_figures=_draw_results(data),
@@ -85,9 +86,8 @@ def write_report(data: ReportData, out: Path) -> Path:
         version=version("vcot"),
     )
     out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_suffix(f".{os.getpid()}.partial")
-    partial.write_text(page, "utf-8")
-    return partial.replace(out)
+    replace_file(out, page)
+    return out
 
 
 def _draw_results(data: ReportData) -> list[Figure]:
@@ -191,10 +191,6 @@ def _chain(kind: str, task: Task, prompt: PromptName, text: str, score: float, r
 
 def _percent(share: float) -> str:
     return f"{100 * share:.1f}"
-
-
-def _half(interval: Interval) -> str:
-    return f"{50 * (interval.high - interval.low):.1f}"
 
 
 def _points(share: float) -> str:

@@ -152,7 +152,7 @@ def test_the_loop_has_the_worker_train_and_its_policy_goes_live(project: Project
     log = tmp_path / "loop.log"
     with log.open("w") as output:
         running = subprocess.Popen(
-            [*loop, "--set", *settings], env=project.environment, cwd=ROOT, stdout=output, stderr=output
+            [*loop, "--save", "--set", *settings], env=project.environment, cwd=ROOT, stdout=output, stderr=output
         )
     until(lambda: project.python("gateway-cpu", IS_TRAINING) == "True" or running.poll() is not None, 400)
     project.kill("worker-cpu", VCOT)

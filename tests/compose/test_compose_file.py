@@ -94,8 +94,8 @@ def test_a_service_waits_for_what_it_needs_in_each_of_its_profiles(name: str) ->
 @pytest.mark.parametrize(("recipe", "suffix"), [("paper", ""), ("nano", "-cpu")])
 def test_the_containers_of_a_run_are_told_how_to_find_each_other(recipe: str, suffix: str) -> None:
     command = SERVICES[f"prepare{suffix}"]["command"]
-    assert command[:4] == ["prepare", "--recipe", recipe, "--set"]
-    resolved = load_recipe(recipe, interpolated(command[4:]))
+    assert command[:5] == ["prepare", "--save", "--recipe", recipe, "--set"]
+    resolved = load_recipe(recipe, interpolated(command[5:]))
     assert resolved.serve.devices == ()
     assert resolved.serve.upstreams == ("http://vllm:8000",)
     assert resolved.serve.url == "http://gateway:8100"
@@ -115,7 +115,7 @@ def test_a_server_gets_several_gpus_where_they_are_named() -> None:
         (devices,) = SERVICES[name]["deploy"]["resources"]["reservations"]["devices"]
         assert interpolated(devices["device_ids"], VCOT_GPU="2,3") == ["2,3"]
     command = interpolated(SERVICES["prepare"]["command"], VCOT_DEVICES='["0,1"]')
-    assert load_recipe("paper", command[4:]).serve.devices_of(0) == "0,1"
+    assert load_recipe("paper", command[5:]).serve.devices_of(0) == "0,1"
 
 
 def test_the_judge_is_started_as_vllm_documents_it() -> None:

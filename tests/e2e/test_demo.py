@@ -8,6 +8,8 @@ import sqlite3
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -100,6 +102,7 @@ def test_kill_9_loses_nothing_leaves_nothing_behind_and_the_same_command_finishe
             assert done.returncode == 0, done.stderr
             assert re.search(rf"320 requested = {320 - kept} ok \+ {kept} cached", done.stderr)
             check_results(run, done)
+            check_names(run)
             check_real_photos(run)
         finally:
             server.send_signal(signal.SIGINT)
@@ -124,6 +127,30 @@ def check_results(run, done):
     assert "<svg" in page
     assert "data:image/png;base64," in page
     assert not re.search(r'(?:src|href)="https?://', page)
+
+
+def check_names(run):
+    """What README says can be asked for after a demo, and that an evaluation changes nothing of it."""
+    url = json.loads((run / "serving.json").read_text())["url"]
+
+    def served():
+        with urllib.request.urlopen(f"{url}/v1/models") as answer:
+            return {card["id"]: card["root"] for card in json.load(answer)["data"]}
+
+    names = served()
+    assert set(names) == {"policy", names["policy"].split("@")[0]}
+    assert names["policy"].startswith("dpo-")
+    body = json.dumps({"model": "base", "messages": [{"role": "user", "content": "?"}]}).encode()
+    asked = urllib.request.Request(f"{url}/v1/chat/completions", body, {"content-type": "application/json"})
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(asked)
+    with refused.value as answer:
+        assert "vcot swap policy base" in json.load(answer)["error"]["message"]
+    results = (run / "report" / "results.json").read_bytes()
+    done = command("eval", "base", "--set", "eval.seed=1", "eval.num_tasks=8", run=run)
+    assert done.returncode == 0, done.stderr
+    assert served() == names
+    assert (run / "report" / "results.json").read_bytes() == results
 
 
 def check_real_photos(run):

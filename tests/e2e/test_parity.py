@@ -85,7 +85,7 @@ async def test_policy_passes_merged_and_as_an_adapter_and_another_is_never_regis
             assert report.retention.kept == pytest.approx(1, abs=1e-3)
         assert session.registry.list() == [session.base, *checkpoints]
         assert await live() == base  # to ask changes nothing
-        await session.live(checkpoints[1])
+        await swap_to((await session.gateway()).url, "policy", checkpoints[1].ref.name)
         policy = (session.base.ref, checkpoints[1].ref.name)  # an adapter beside its base
 
         # A probe of other weights: what is served is not what was trained.
@@ -104,18 +104,18 @@ async def test_policy_passes_merged_and_as_an_adapter_and_another_is_never_regis
         assert session.registry.list() == [session.base, *checkpoints]
         assert await live() == policy
 
-        # What was served rightly once and is no more goes from the registry, too, though an alias means it.
+        # What was served rightly once and is no more goes from the registry, too, as soon as no alias means it.
         session.parity_path(checkpoints[1].ref).unlink()
         with monkeypatch.context() as patch:
             patch.setattr(stages, "check_defaults", AsyncMock(side_effect=SwapError("it is sampled otherwise")))
             gateway = (await session.gateway()).url
             await swap_to(gateway, "prod", checkpoints[1].ref.name)
-            with pytest.raises(
-                SwapError, match=r"otherwise; base is live, but .* cannot be retired while prod means it"
-            ):
+            with pytest.raises(SwapError, match=r"otherwise; .* cannot be retired while policy, prod means it"):
                 await parity_stage(session, checkpoints)
-            await swap_to(gateway, "prod", "base")
-            with pytest.raises(SwapError, match=r"it is sampled otherwise; base is live, and .* is retired"):
+            assert await live() == policy
+            for alias in ("policy", "prod"):
+                await swap_to(gateway, alias, "base")
+            with pytest.raises(SwapError, match=r"it is sampled otherwise; .* is retired"):
                 await parity_stage(session, checkpoints)
         assert session.registry.list() == [session.base, checkpoints[0]]
         assert await live() == base

@@ -9,13 +9,16 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from eval.statistics import (
+    PairedDifference,
     adjust_holm,
     chance_level,
     compare_paired,
+    compare_unpaired,
     estimate_accuracy,
     minimum_detectable_effect,
     wilson_interval,
 )
+from pipeline.records import Interval
 
 
 def bits(correct, n):
@@ -56,12 +59,32 @@ def test_all_right_in_few_clusters_counts_clusters():
     few = estimate_accuracy(np.ones(40), np.arange(40) // 10)
     many = estimate_accuracy(np.ones(40), range(40))
     assert few.low < 0.5 < many.low
+    uneven = estimate_accuracy(np.ones(6), [0, 0, 0, 1, 1, 2])
+    assert uneven.low == pytest.approx(wilson_interval(1.0, 36 / (9 + 4 + 1), stats.t.ppf(0.975, 2))[0])
+
+
+@pytest.mark.parametrize(
+    ("values", "labels", "size"),
+    [
+        ([1, 0, 1, 0], [0, 0, 1, 1], 4.0),  # images answered alike: no variance between them
+        ([1, 0, 1, 0, 1, 1], [0, 0, 1, 1, 2, 2], 6.0),  # less variance between than within: never more than the answers
+        ([1, 1, 1, 0, 0, 0, 1, 0], [0, 0, 1, 1, 2, 2, 3, 3], 8 * (0.25 / 8) / (2 * 4 / 3 / 64)),
+        ([1, 1, 0, 0], [0, 0, 1, 1], 2.0),  # the images decide: as many as they are
+    ],
+)
+def test_the_effective_size_by_hand(values, labels, size):
+    interval, num_images = estimate_accuracy(values, labels), max(labels) + 1
+    expected = wilson_interval(float(np.mean(values)), size, stats.t.ppf(0.975, num_images - 1))
+    assert (interval.low, interval.high) == pytest.approx(expected)
 
 
 def test_one_cluster_says_nothing():
     assert estimate_accuracy([1, 0, 1], ["a"] * 3).model_dump() == {"value": 2 / 3, "low": 0, "high": 1, "n": 1}
     result = compare_paired([1, 0], [0, 0], ["a"] * 2)
-    assert (result.interval.low, result.interval.high, result.p_value) == (-1, 1, 1)
+    whole = Interval(value=-0.5, low=-1.0, high=1.0, n=1)
+    assert result == PairedDifference(whole, p_value=1.0, mde=1.0)
+    with pytest.raises(ValueError, match="one cluster cannot be compared"):
+        compare_unpaired(whole, 0.5, 100)
 
 
 def test_nothing_to_estimate():
@@ -150,7 +173,7 @@ def test_agresti_and_min_by_hand():
     centre = (only_second - only_first) / size
     error = math.sqrt(only_second + only_first - (only_second - only_first) ** 2 / size) / size
     half = stats.t.ppf(0.975, 99) * error
-    assert (result.interval.low, result.interval.high) == pytest.approx((centre - half, centre + half), abs=1e-3)
+    assert (result.interval.low, result.interval.high) == pytest.approx((centre - half, centre + half), abs=4e-4)
     assert result.interval.value == pytest.approx(0.06)
 
 
@@ -173,6 +196,22 @@ def test_invariants(rows):
     assert forward.p_value == backward.p_value
     assert -1 <= forward.interval.low <= forward.interval.high <= 1
     assert (forward.p_value < 0.05) == (not forward.interval.low <= 0 <= forward.interval.high)
+
+
+def test_a_published_share_is_compared_with_both_errors():
+    found, mde = compare_unpaired(Interval(value=0.7, low=0.6, high=0.8, n=50), 0.6, 2000)
+    critical = stats.t.ppf(0.975, 49)
+    error = math.hypot(0.1 / critical, math.sqrt(0.6 * 0.4 / 2000))
+    assert (found.value, found.n) == (pytest.approx(0.1), 50)
+    assert (found.low, found.high) == pytest.approx((0.1 - critical * error, 0.1 + critical * error))
+    assert mde == pytest.approx((critical + stats.t.ppf(0.8, 49)) * error)
+
+
+@pytest.mark.parametrize(("value", "share"), [(0.0, 0.99), (1.0, 0.01)])
+def test_a_difference_stays_within_bounds(value, share):
+    found, mde = compare_unpaired(Interval(value=value, low=0.0, high=1.0, n=2), share, 100)
+    assert (found.low if value < share else found.high) == (-1.0 if value < share else 1.0)
+    assert 0 < mde <= 1
 
 
 def test_mde_of_the_standard_error():

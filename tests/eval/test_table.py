@@ -5,7 +5,16 @@ import io
 import pytest
 from rich.console import Console
 
-from eval.table import build_chance, build_differences, build_results, describe_differences, format_p, render_results
+from eval.table import (
+    build_chance,
+    build_differences,
+    build_results,
+    describe_differences,
+    describe_hint,
+    format_p,
+    render_results,
+)
+from pipeline.recipe import EvalSection
 from pipeline.records import CheckpointRef, Score
 
 BASE = CheckpointRef(name="base", digest="sha256:aa", kind="base")
@@ -147,3 +156,9 @@ def test_table_fits_eighty_columns():
 
 def test_format_p():
     assert [format_p(p) for p in (0.0002, 0.0123, 0.4, 1.0)] == ["p < 0.001", "p = 0.012", "p = 0.4", "p = 1"]
+
+
+def test_the_table_says_whether_the_questions_had_their_hints():
+    assert "without ScienceQA's hints, as in the paper" in describe_hint(EvalSection(source="scienceqa"))
+    assert "asked with it" in describe_hint(EvalSection(source="scienceqa", hint=True))
+    assert describe_hint(EvalSection(source="nano")) == ""

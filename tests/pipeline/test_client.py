@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import socket
 from contextlib import asynccontextmanager
 
 import pytest
@@ -75,3 +76,12 @@ def test_no_proxy_is_heeded(monkeypatch):
     assert find_proxy("http://api.openai.com/v1") is None
     monkeypatch.setenv("NO_PROXY", "openai.com")
     assert find_proxy("https://api.openai.com/v1") is None
+
+
+def test_what_does_not_leave_this_machine_goes_around_a_proxy(monkeypatch):
+    monkeypatch.setenv("ALL_PROXY", "http://proxy.invalid")
+    own = ("127.0.0.1", "127.8.8.8", "127.1", "[::1]", "[::ffff:127.0.0.1]", "localhost", "LOCALHOST.", "a.localhost")
+    for host in (*own, "0.0.0.0", "[::]", socket.gethostname()):
+        assert find_proxy(f"http://{host}:8000/v1") is None, host
+    for host in ("10.0.0.1", "localhost.example", "127.example", "128.1"):
+        assert find_proxy(f"http://{host}:8000/v1") == "ALL_PROXY", host

@@ -3,7 +3,15 @@
 import pytest
 
 from pipeline.errors import RecipeError, RequestError
-from pipeline.judges.cost import Prices, estimate_cost, find_prices, guess_prompt_tokens, open_meter
+from pipeline.judges.cost import (
+    Prices,
+    describe_tokens,
+    describe_usd,
+    estimate_cost,
+    find_prices,
+    guess_prompt_tokens,
+    open_meter,
+)
 from pipeline.recipe import JudgeSection, load_recipe
 from pipeline.records import Usage
 
@@ -41,6 +49,8 @@ def test_an_unknown_model_is_counted_in_tokens_and_a_recipes_prices_win():
         ("gpt-4o-mini", "high", (300, 300), 8500),
         ("gpt-4o-mini", "high", (640, 480), 2833 + 2 * 5667),
         ("gpt-4o", "high", (4096, 2048), 85 + 170 * 6),
+        ("gpt-4o", "high", (4096, 512), 85 + 170 * 4),
+        ("mine", "high", (300, 300), 85 + 170),
         ("gpt-4.1-mini", "high", (640, 480), 486),
     ],
 )
@@ -49,13 +59,43 @@ def test_an_image_is_counted_as_openai_bills_it(model, detail, size, tokens):
     assert guess_prompt_tokens(model, detail, width=width, height=height, num_text_tokens=0) == tokens
 
 
+@pytest.mark.parametrize(
+    ("model", "detail", "tokens"),
+    [("gpt-4o-mini", "low", 2833), ("gpt-4o-mini", "high", 2833 + 2 * 5667), ("gpt-4.1-mini", "high", 486)],
+)
+def test_by_default_a_photo_and_350_tokens_of_text_are_expected(model, detail, tokens):
+    assert guess_prompt_tokens(model, detail) == tokens + 350
+
+
+@pytest.mark.parametrize(
+    ("num_tokens", "usd", "said"),
+    [
+        (999, None, "999 tokens"),
+        (1000, 0.0, "1.0 k tokens, $0.00"),
+        (10**6, 1.0, "1.0 M tokens, $1.00"),
+        (10**9, 1234.5, "1,000.0 M tokens, $1,234.50"),
+        (10, 0.0123, "10 tokens, $0.012"),
+    ],
+)
+def test_tokens_and_dollars_are_said_as_people_do(num_tokens, usd, said):
+    assert describe_tokens(num_tokens) + describe_usd(usd) == said
+
+
 def test_an_estimate_goes_by_what_was_paid_and_before_that_by_the_test():
     meter = open_meter(make_section(), 0, NOTHING, make_usage(3000, 50))
     assert meter.estimate(10).usage == make_usage(30_000, 500)
-    meter.begin()
-    meter.end(make_usage(2000, 10))
+    assert meter.summary == ""
+    for usage in (make_usage(2500, 20), make_usage(1500, 0)):
+        meter.begin()
+        meter.end(usage)
     assert meter.estimate(10).usage == make_usage(20_000, 100)
-    assert meter.summary.startswith("2.0 k tokens, $0.0003")
+    assert (meter.cost.num_judgments, meter.cost.usage) == (2, make_usage(4000, 20))
+    assert meter.summary.startswith("4.0 k tokens, $0.0006")
+
+
+def test_before_any_test_an_estimate_goes_by_the_models_image():
+    section = make_section(image_detail="high")
+    assert open_meter(section, 0, NOTHING).estimate(1).usage == make_usage(2833 + 2 * 5667 + 350, 60)
 
 
 def test_the_cap_counts_what_runs_and_what_earlier_commands_paid():
@@ -68,14 +108,26 @@ def test_the_cap_counts_what_runs_and_what_earlier_commands_paid():
     assert (caught.value.scope, caught.value.reason) == ("account", "budget")
     meter.end(None)  # it was not billed, so there is room again
     meter.begin()
+    with pytest.raises(RequestError):
+        meter.begin()
 
 
 def test_a_dearer_judgment_makes_the_cap_more_careful():
     meter = open_meter(make_section(max_cost_usd=0.05, input_usd=10.0, output_usd=0.0), 0, NOTHING, make_usage(1000))
     meter.begin()
+    meter.begin()
     meter.end(make_usage(2600))
+    meter.end(make_usage(400))
     with pytest.raises(RequestError):
         meter.begin()
+
+
+def test_a_free_judge_never_meets_its_cap():
+    meter = open_meter(make_section(max_cost_usd=0.05, input_usd=0.0, output_usd=0.0), 0, NOTHING, make_usage(1000))
+    meter.begin()
+    meter.end(make_usage(2600))
+    meter.begin()
+    assert meter.cost.usd == 0
 
 
 def test_a_cap_needs_prices():

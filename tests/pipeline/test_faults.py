@@ -19,6 +19,8 @@ def explain(status, body=None, **headers):
         (401, {"code": "invalid_api_key"}, "account", "key"),
         (400, {"code": "invalid_api_key"}, "account", "key"),
         (402, {}, "account", "quota"),
+        (401, {}, "account", "key"),
+        (403, {}, "account", "forbidden"),
         (403, {"code": "unsupported_country_region_territory"}, "account", "forbidden"),
         (429, {"code": "insufficient_quota"}, "account", "quota"),
         (429, {"type": "insufficient_quota"}, "account", "quota"),

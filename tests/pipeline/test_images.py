@@ -134,6 +134,22 @@ def test_a_transparent_colour_in_rgb_becomes_white(store):
     assert [stored.getpixel((x, 0)) for x in (0, 1)] == [(255, 255, 255), (9, 9, 9)]
 
 
+def test_a_transparent_grey_among_sixteen_bits_becomes_white_and_no_other(store):
+    image = Image.new("I;16", (2, 1))
+    image.putpixel((0, 0), 0x1234)
+    image.putpixel((1, 0), 0x12FF)
+    stored = decode(store, store.put_bytes(encode(image, transparency=0x1234), where="here"))
+    assert [stored.getpixel((x, 0)) for x in (0, 1)] == [(255, 255, 255), (18, 18, 18)]
+
+
+def test_a_transparent_colour_of_sixteen_bits_becomes_white():
+    image = Image.new("RGB", (2, 1), (18, 18, 18))
+    image.putpixel((1, 0), (9, 9, 9))
+    image.info["transparency"] = (0x1234, 0x1234, 0x1234)  # as Pillow reads such a PNG
+    stored = normalise(image)
+    assert [stored.getpixel((x, 0)) for x in (0, 1)] == [(255, 255, 255), (9, 9, 9)]
+
+
 @pytest.mark.parametrize("mode", ["I", "F"])
 def test_measurements_are_refused_not_clipped(store, mode):
     image = Image.new(mode, (2, 1), 300)

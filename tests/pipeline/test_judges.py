@@ -72,8 +72,16 @@ def test_a_broken_format_scores_nothing_and_says_so():
     )
 
 
-def test_the_verifier_names_the_first_false_statement():
-    assert verify(make_task(), make_response("The circle is blue."))[1].endswith("false: the circle is blue")
+@pytest.mark.parametrize("missing", ["thought", "answer"])
+def test_half_a_format_is_none(missing):
+    assert verify(make_task(), make_response(**{missing: None})) == (0.0, "format not kept")
+
+
+def test_the_verifier_says_where_a_score_comes_from_and_names_the_first_false_statement():
+    assert verify(make_task(), make_response())[1] == "answer right; 1 of 1 statements true"
+    thought = "The circle is red. The circle is blue. All is green."
+    said = "answer B, gold A; 1 of 3 statements true; false: the circle is blue"
+    assert verify(make_task(), make_response(thought, "The answer is (B)."))[1] == said
 
 
 def test_without_facts_the_answer_alone_decides():
@@ -82,8 +90,7 @@ def test_without_facts_the_answer_alone_decides():
 
 async def test_a_task_without_gold_is_refused_not_scored():
     judgment = await Verifier().score(make_task(answer=None), make_response(), "k")
-    assert judgment.refused
-    assert judgment.score is None
+    assert (judgment.refused, judgment.reason, judgment.score) == (True, "no_gold", None)
     assert "no gold answer" in judgment.error
 
 
@@ -94,8 +101,28 @@ def test_a_judgments_key_depends_on_judge_prompt_response_and_gold(tmp_path):
     high = PointwiseJudge(SECTION.model_copy(update={"image_detail": "high"}), images)
     other = PointwiseJudge(SECTION.model_copy(update={"model": "gpt-4o"}), images)
     keys = [judgment_key(judge, task, response) for judge in (low, high, other, Verifier())]
-    keys += [judgment_key(low, make_task(answer=1), response), judgment_key(low, task, make_response(key="s"))]
-    assert len(set(keys)) == 6
+    keys.append(judgment_key(low, task, make_response(key="s")))
+    others = ({"answer": 1}, {"question": "r?"}, {"choices": ("red", "green")}, {"facts": ()})
+    keys += [judgment_key(low, make_task(**changes), response) for changes in others]
+    assert len(set(keys)) == 9
+
+
+def test_an_account_of_what_stands_says_what_was_refused_failed_or_never_asked(tmp_path):
+    ledger, tasks, judge = Ledger(tmp_path / "l.sqlite"), {"t": make_task()}, Verifier()
+    responses = [make_response(key=key) for key in ("good", "refused", "failed", "new")]
+    good, refused, failed, _ = (judgment_key(judge, tasks["t"], response) for response in responses)
+    fields = {"response": "r", "task": "t", "judge": judge.name}
+    ledger.put(
+        [
+            Judgment(key=good, score=1.0, **fields),
+            Judgment(key=refused, error="no", reason="refusal", refused=True, num_asked=1, **fields),
+            Judgment(key=failed, error="503", reason="overloaded", **fields),
+        ]
+    )
+    standing = find_standing(judge, tasks, responses, ledger, JudgeSection(max_unjudged=0.25))
+    count = standing.count()
+    assert (count.stage, count.requested, count.ok, count.refused, count.failed) == ("judge", 4, 1, 1, 2)
+    assert count.reasons == {"refusal": 1, "overloaded": 1, "not_asked": 1}
 
 
 def answer(content, status=200, **error):
@@ -167,7 +194,7 @@ async def test_a_judged_response_is_not_judged_again_and_a_failed_one_not_at_all
         )
 
     first, second = await judge(), await judge()
-    assert (first.requested, first.ok) == (1, 1)
+    assert (first.stage, first.requested, first.ok) == ("judge", 1, 1)
     assert (second.requested, second.cached) == (1, 1)
     key = judgment_key(Verifier(), tasks["t"], good)
     assert ledger.get(Judgment, [key])[key].score == 1.0

@@ -10,7 +10,7 @@ from PIL import Image
 from pipeline import concurrency
 from pipeline.errors import AccountError, StageError
 from pipeline.images import ImageStore
-from pipeline.judges import find_standing, find_unjudged_fault, judge_responses
+from pipeline.judges import find_standing, find_unjudged_fault, judge_responses, judgment_key
 from pipeline.judges.cost import open_meter
 from pipeline.judges.pointwise import PointwiseJudge
 from pipeline.ledger import Ledger
@@ -97,10 +97,23 @@ async def test_responses_that_say_the_same_are_judged_and_billed_once(bench):
         scores.setdefault(text, set()).add(judgment.score)
     assert len(scores) == 7
     assert all(len(found) == 1 for found in scores.values())
+    assert {judgment.response for judgment in bench.judgments.values()} == {r.key for r in bench.responses}
     assert bench.ledger.spent("pointwise/1:gpt-4o-mini")[0] == 7
     bench.responses.append(bench.responses[3].model_copy(update={"key": "late"}))
     count = await bench.judge(app)
     assert (count.cached, count.ok, app.state.api.counts["calls"]) == (60, 1, 7)
+
+
+async def test_a_twin_that_is_given_a_verdict_keeps_what_it_was_billed_itself(bench):
+    bench.responses = [bench.responses[0], bench.responses[0].model_copy(update={"key": "twin"})]
+    judge = PointwiseJudge(JudgeSection(kind="pointwise", model="gpt-4o-mini"), bench.images)
+    key, billed = judgment_key(judge, bench.tasks["t"], bench.responses[1]), Usage(prompt_tokens=7, completion_tokens=3)
+    fields = {"key": key, "response": "twin", "task": "t", "judge": judge.name}
+    bench.ledger.put([Judgment(error="cut off", reason="cut_off", usage=billed, **fields)])
+    count = await bench.judge(app := make_api())
+    assert (count.ok, app.state.api.counts["calls"]) == (2, 1)
+    assert bench.judgments[key].score is not None
+    assert bench.judgments[key].usage == billed
 
 
 async def test_every_response_gets_its_score_and_what_it_took(bench):

@@ -2,6 +2,7 @@ import asyncio
 import os
 import resource
 import signal
+import sqlite3
 import subprocess
 import sys
 
@@ -42,7 +43,8 @@ def test_more_keys_than_a_statement_may_hold(tmp_path):
     ledger = Ledger(tmp_path / "l.sqlite")
     keys = [str(i) for i in range(1203)]
     ledger.put([judgment(key) for key in keys])
-    assert ledger.done(Judgment, iter([*keys, "other"])) == set(keys)
+    many = (str(i) for i in range(40_000))  # SQLite takes 32,766
+    assert ledger.done(Judgment, many) == set(keys)
     assert len(ledger.get(Judgment, iter(keys))) == 1203
 
 
@@ -135,11 +137,51 @@ def test_a_damaged_page_is_a_sentence(tmp_path):
         Ledger(path).get(Judgment, [str(i) for i in range(2_000)])
 
 
+def test_a_record_is_on_disk_before_it_counts(tmp_path):
+    """What SQLite calls FULL; at NORMAL a power failure takes back transactions that were done."""
+    assert Ledger(tmp_path / "l.sqlite")._connection.execute("PRAGMA synchronous").fetchone() == (2,)
+
+
+class Unbindable(str):
+    """A key that SQLite cannot take, which it finds out in the middle of a transaction."""
+
+    def __conform__(self, protocol):
+        raise ValueError("it cannot be bound")
+
+
 def test_records_are_stored_together_or_not_at_all(tmp_path):
     ledger = Ledger(tmp_path / "l.sqlite")
-    broken = judgment("b").model_copy(update={"key": object()})  # SQLite cannot bind it
-    with pytest.raises((StageError, ValueError)):
+    broken = judgment("b").model_copy(update={"key": Unbindable("b")})
+    with pytest.raises(ValueError, match="cannot be bound"):
         ledger.put([judgment("a"), broken])
-    assert ledger.done(Judgment, ["a", "b"]) == set()
+    assert ledger.is_empty()
     ledger.put([judgment("a")])
     assert ledger.done(Judgment, ["a", "b"]) == {"a"}
+    assert not ledger.is_empty()
+
+
+async def test_a_write_that_fails_is_told_to_who_waits_and_not_to_who_closes(tmp_path):
+    ledger = Ledger(tmp_path / "l.sqlite")
+    broken = judgment("b").model_copy(update={"key": Unbindable("b")})
+    writer = asyncio.create_task(ledger.write([broken]))
+    await asyncio.sleep(0)
+    await ledger.finish()
+    with pytest.raises(ValueError, match="cannot be bound"):
+        await writer
+
+
+def test_a_ledger_that_cannot_be_opened_is_not_called_a_wrong_file(tmp_path):
+    with pytest.raises(InputError, match=r"cannot be opened .*; see that its disk has room"):
+        Ledger(tmp_path / "gone" / "ledger.sqlite")
+
+
+def test_a_record_of_another_version_is_a_sentence(tmp_path):
+    path = tmp_path / "ledger.sqlite"
+    ledger = Ledger(path)
+    ledger.put([Judgment(key="k", response="r", task="t", judge="j", score=1.0)])
+    ledger.close()
+    with sqlite3.connect(path) as connection:
+        connection.execute("UPDATE records SET body = json_set(body, '$.newer', 1)")
+    connection.close()
+    with pytest.raises(InputError, match=r"holds a Judgment that cannot be read \(newer: Extra .*; use the version"):
+        Ledger(path).get(Judgment, ["k"])

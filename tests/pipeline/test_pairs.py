@@ -80,7 +80,18 @@ def test_ties_same_texts_and_unjudged_tasks_are_dropped_and_counted():
     judgments = {key: judgment for _, group in groups for key, judgment in group.items()}
     pair_set = build_pairs(tasks, responses, judgments)
     assert [pair.task for pair in pair_set.pairs] == ["good"]
-    assert (pair_set.count.requested, pair_set.count.refused, pair_set.count.failed) == (5, 2, 2)
+    count = pair_set.count
+    assert (count.stage, count.requested, count.refused, count.failed) == ("pair", 5, 2, 2)
+    assert count.reasons == {"tie": 2, "too_few_judged": 2}
+    assert (pair_set.num_ties, pair_set.num_left_out) == (2, 0)
+    good = build_pairs(tasks[-1:], responses, judgments)
+    assert (good.num_ties, good.num_left_out) == (0, 0)
+
+
+def test_a_task_without_an_image_gives_no_pair():
+    task = make_task("t")
+    blind = task.model_copy(update={"image": None})
+    assert build_pairs([blind], *make_group(task, [1.0, 0.0])).count.reasons == {"no_image": 1}
 
 
 def test_what_says_the_same_as_the_best_is_never_rejected():
@@ -125,6 +136,14 @@ def test_no_image_is_in_both_splits_and_the_fraction_is_kept():
     assert not {p.image.sha256 for p in train} & {p.image.sha256 for p in validation}
     assert split_pairs(pairs[::-1], 0.1, seed=0)[1] == validation[::-1]
     assert split_pairs(pairs, 0.1, seed=1)[1] != validation
+
+
+@pytest.mark.parametrize(("fraction", "sizes"), [(0.0, (2, 1)), (0.5, (1, 2)), (1.0, (1, 2))])
+def test_each_split_has_an_image_whatever_the_fraction(fraction, sizes):
+    pairs = [make_pair(make_task(f"t{i}")) for i in range(3)]
+    train, validation = split_pairs(pairs, fraction, seed=0)
+    assert (len(train), len(validation)) == sizes
+    assert [len(split) for split in split_pairs(pairs[:2], fraction, seed=0)] == [1, 1]
 
 
 def test_at_most_so_many_pairs_are_drawn_by_image_and_the_rest_are_counted():

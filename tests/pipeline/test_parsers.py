@@ -100,8 +100,6 @@ READ = [
 
 NOT_READ = [
     "",
-    "b",
-    "I think it is (B)",
     "B. Let me look at the picture.",
     "A red thing",
     "The answer is",
@@ -113,7 +111,6 @@ NOT_READ = [
     "The answer is unclear.",
     "The answer is a blue one",
     "The answer is A blue one",
-    "The answer is b",
     "The answer is (E)",
     "The answer is E.",
     "The answer is Z",
@@ -236,7 +233,8 @@ def test_letter_beyond_the_options_is_no_answer(choices, letter):
 
 @given(st.text(string.ascii_lowercase + " .,\n", max_size=100), options)
 def test_words_without_a_statement_are_no_answer(text, choices):
-    assert parse_choice(text, choices) is None or text.strip(" .,\n").partition("\n")[0].strip(" .,") in choices
+    first = text.strip(" .,\n").partition("\n")[0].strip(" .,")
+    assert parse_choice(text, choices) is None or first in choices or len(first) == 1
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,11 @@
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from pipeline.errors import DataError, InputError, RecipeError
-from pipeline.records import Judgment, SamplingParams
-from pipeline.run import RECIPE, exclusive, open_run, write_durably
+from pipeline.records import Judgment
+from pipeline.run import RECIPE, exclusive, open_run
 
 
 def recipe_of(directory, recipe=None, overrides=()):
@@ -18,8 +16,21 @@ def recipe_of(directory, recipe=None, overrides=()):
 def test_a_new_run_keeps_its_recipe_and_needs_none_later(tmp_path):
     recipe = recipe_of(tmp_path / "r", "nano", ["sample.k=4"])
     assert recipe_of(tmp_path / "r") == recipe
-    assert recipe_of(tmp_path / "r", overrides=["sample.k=5"]).sample.k == 5
-    assert recipe_of(tmp_path / "r", "nano").sample.k == 5
+    assert recipe_of(tmp_path / "r", "nano") == recipe
+
+
+def test_a_flag_holds_for_one_command_unless_it_is_saved(tmp_path):
+    with open_run(tmp_path / "r", "nano", ["eval.seed=3"]) as run:
+        assert (run.changes, run.overrides) == ((), ()), "a run is what it was begun with"
+    before = (tmp_path / "r" / RECIPE).read_bytes()
+    with open_run(tmp_path / "r", None, ["sample.k=5", "eval.seed=3"]) as run:
+        assert (run.recipe.sample.k, run.kept.sample.k) == (5, 8)
+        assert run.changes == ("sample.k=5",)
+    assert (tmp_path / "r" / RECIPE).read_bytes() == before
+    with open_run(tmp_path / "r", None, ["sample.k=5"], save=True) as run:
+        assert run.changes == ()
+    assert recipe_of(tmp_path / "r").sample.k == 5
+    assert recipe_of(tmp_path / "r").eval.seed == 3
 
 
 @pytest.mark.parametrize(
@@ -48,7 +59,7 @@ def test_bad_input_leaves_a_run_as_it_was(tmp_path):
 def test_an_override_that_turns_out_to_be_bad_input_is_not_kept(tmp_path):
     recipe_of(tmp_path / "old", "nano")
     for directory in (tmp_path / "old", tmp_path / "new"):
-        with pytest.raises(DataError), open_run(directory, "nano", ["tasks.num_tasks=3"]):
+        with pytest.raises(DataError), open_run(directory, "nano", ["tasks.num_tasks=3"], save=True):
             raise DataError("no such folder")
     assert recipe_of(tmp_path / "old").tasks.num_tasks != 3
     assert not (tmp_path / "new" / RECIPE).exists()
@@ -71,6 +82,32 @@ def test_a_run_that_was_not_begun_leaves_nothing_and_one_with_answers_stays(tmp_
     assert recipe_of(tmp_path / "paid").name == "nano", "what was answered is found again"
 
 
+def test_a_run_that_another_command_begins_meanwhile_is_not_taken_away(tmp_path):
+    with open_run(tmp_path / "r", "nano", access="alone"):
+        with pytest.raises(InputError, match="another vcot"), open_run(tmp_path / "r", "nano", access="alone"):
+            pass
+        assert (tmp_path / "r" / RECIPE).is_file()
+
+
+def test_a_reader_makes_nothing(tmp_path):
+    with pytest.raises(RecipeError, match="is not a run yet"), open_run(tmp_path / "r", access="read"):
+        pass
+    with pytest.raises(DataError), open_run(tmp_path / "r", "nano", access="read"):
+        raise DataError("as to steer a gateway elsewhere, which is not there")
+    assert not (tmp_path / "r").exists()
+    recipe_of(tmp_path / "r", "nano")
+    with open_run(tmp_path / "r", access="read") as run:
+        assert run.ledger.is_empty()
+        assert not run.path("report", "index.html").parent.exists()
+        run.ledger.close()
+    with (
+        pytest.raises(InputError, match="only reads"),
+        open_run(tmp_path / "r", None, ["sample.k=3"], save=True, access="read"),
+    ):
+        pass
+    assert [path.name for path in (tmp_path / "r").iterdir()] == [RECIPE]
+
+
 def test_a_directory_that_cannot_be_made_is_said(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(InputError, match="cannot be written"):
@@ -91,6 +128,14 @@ def test_one_writer_at_a_time_and_the_lock_goes_with_its_process(tmp_path):
         assert holder.stdout.readline() == b"held\n"
         with pytest.raises(InputError, match="another vcot command is writing"), exclusive(run):
             pass
+        with open_run(tmp_path, access="read"):
+            pass
+        with (
+            pytest.raises(InputError, match="another vcot"),
+            open_run(tmp_path, None, ["sample.k=3"], save=True, access="alone"),
+        ):
+            pass
+        assert recipe_of(tmp_path).sample.k == 8, "the recipe is as the one who writes has it"
         holder.kill()
         holder.wait()
         left = run.path("images", "ab.77.partial")
@@ -99,12 +144,21 @@ def test_one_writer_at_a_time_and_the_lock_goes_with_its_process(tmp_path):
             assert not left.exists(), "what a killed command left is removed"
 
 
-def test_a_record_is_on_disk_before_it_takes_its_name(tmp_path, monkeypatch):
-    """Else a power failure leaves an empty file under the name of a whole one."""
-    events, target = [], tmp_path / "r.json"
-    fsync, replace = os.fsync, Path.replace
-    monkeypatch.setattr(os, "fsync", lambda descriptor: (events.append("fsync"), fsync(descriptor)))
-    monkeypatch.setattr(Path, "replace", lambda self, to: (events.append("rename"), replace(self, to)))
-    write_durably(target, SamplingParams(temperature=0.5, max_tokens=8, seed=0))
-    assert events[:2] == ["fsync", "rename"]
-    assert SamplingParams.model_validate_json(target.read_text()).max_tokens == 8
+@pytest.mark.parametrize("value", ["a\rb", "\x1b[31m", "\x7f", 'say "\\"', "two\nlines", "tab\there"])
+def test_a_value_that_toml_must_escape_does_not_end_the_run(tmp_path, value):
+    with open_run(tmp_path, "nano", [f"judge.model={value}"]):
+        pass
+    assert recipe_of(tmp_path).judge.model == value
+
+
+@pytest.mark.parametrize("value", ["inf", "nan", "1e999"])
+def test_a_setting_that_is_no_number_is_refused(tmp_path, value):
+    with pytest.raises(RecipeError, match="start_timeout_s"):
+        recipe_of(tmp_path, "nano", [f"serve.start_timeout_s={value}"])
+
+
+def test_a_recipe_that_cannot_be_written_leaves_the_run_as_it_was(tmp_path):
+    before = recipe_of(tmp_path, "nano")
+    with pytest.raises(InputError), open_run(tmp_path, None, ["judge.model=\udce9"], save=True):
+        pass
+    assert recipe_of(tmp_path) == before

@@ -9,6 +9,7 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 from PIL import Image
+from pydantic import ValidationError
 
 from pipeline.errors import DataError
 from pipeline.images import ImageStore
@@ -104,9 +105,9 @@ def test_scienceqa_problem_becomes_a_task(science, load, tmp_path):
     science.add("7", "val", image=None)
     science.add("8", "train")
     tasks = load(**science.write())
-    assert sorted(task.id for task in tasks) == [f"scienceqa/{n}" for n in range(1, 7)]
-    task = next(task for task in tasks if task.id == "scienceqa/3")
-    assert (task.question, task.choices, task.answer) == ("Which is number 3?", ("this", "that"), 1)
+    assert len({task.id for task in tasks}) == len(tasks) == 6
+    [task] = [task for task in tasks if task.question == "Which is number 3?"]
+    assert (task.choices, task.answer) == (("this", "that"), 1)
     assert (task.rationale, task.family, task.subject, task.split) == ("It is that.", "physics", "NAT", "validation")
     assert (task.source, task.image.width, task.image.height) == ("scienceqa", 8, 6)
     assert (tmp_path / "run" / task.image.path).is_file()
@@ -161,7 +162,7 @@ def test_draw_is_a_prefix_and_ignores_the_order_of_the_file(science, load, tmp_p
 
 
 def test_only_drawn_images_are_read(science, load):
-    last = load(**science.write())[-1].id.removeprefix("scienceqa/")
+    last = load(**science.write())[-1].question.removeprefix("Which is number ").removesuffix("?")
     (science.folder / "images" / "val" / last / "image.png").unlink()
     assert len(load(**science.write(), num_tasks=5)) == 5
     with pytest.raises(DataError, match="cannot be opened"):
@@ -212,8 +213,8 @@ SCIENCEQA_FAULTS = {
         lambda data: data.splits.update(val=[]),
         "split validation, holds no question with an image; set",
     ),
-    "one choice": (bend(choices=["only"], answer=0), "task scienceqa/2 has 1 choice.*correct the question"),
-    "answer out of range": (bend(answer=2), "task scienceqa/2: answer 2 is not an index into 2 choices"),
+    "one choice": (bend(choices=["only"], answer=0), "problem 2: task scienceqa/.* has 1 choice.*correct the question"),
+    "answer out of range": (bend(answer=2), "problem 2: task scienceqa/.*: answer 2 is not an index into 2 choices"),
     "answer below range": (bend(answer=-1), "answer -1 is not an index"),
     "no question": (bend(question=""), "problem 2: question = ''"),
     "no answer": (lambda data: data.problems["2"].pop("answer"), "problem 2: field answer is missing"),
@@ -226,7 +227,7 @@ SCIENCEQA_FAULTS = {
     "corrupt image": (spoil_image(b"not an image"), "image .*2/image.png cannot be read"),
     "truncated image": (spoil_image(png(size=(64, 64))[:60]), "image .*2/image.png cannot be read"),
     "empty image": (spoil_image(b""), "image .*2/image.png cannot be read"),
-    "id twice": (lambda data: data.splits["val"].append("2"), "id scienceqa/2 occurs twice"),
+    "id twice": (lambda data: data.splits["val"].append("2"), "problem 2: occurs twice in split val"),
     "half a character": (
         lambda data: (data.problems.update({"\ud83d": data.problems["2"]}), data.splits["val"].append("\ud83d")),
         "holds half a character",
@@ -371,12 +372,41 @@ def test_scienceqa_hub_columns(hub, load):
     images = [{"bytes": png("red"), "path": None}, None, {"bytes": png("blue"), "path": None}]
     hub(scienceqa.HUB_NAME, "validation", [SCIENCE_ROW | {"image": image} for image in images])
     tasks = {task.id: task for task in load(source="scienceqa", split="validation")}
-    assert set(tasks) == {"scienceqa/validation-0", "scienceqa/validation-2"}
-    task = tasks["scienceqa/validation-2"]
-    assert (task.choices, task.answer, task.subject, task.family) == (("a", "b", "c"), 2, "LAN", "verbs")
-    assert task.image.sha256 != tasks["scienceqa/validation-0"].image.sha256
+    assert len(tasks) == len({task.image.sha256 for task in tasks.values()}) == 2, "one text, two pictures"
+    for task in tasks.values():
+        assert (task.choices, task.answer, task.subject, task.family) == (("a", "b", "c"), 2, "LAN", "verbs")
     with pytest.raises(DataError, match=r"split test, cannot be loaded \(there is no test-\*.parquet in it\)"):
         load(source="scienceqa", split="test")
+
+
+def test_the_hubs_copy_and_the_official_files_are_the_same_tasks(hub, load, science):
+    """In whatever order they come, also where the text is the same and the picture is not, or all is the same."""
+    for pid, colour in (("a", "red"), ("b", "blue"), ("c", "blue")):
+        science.add(pid, "val", colour, question="Which?")
+    official = load(**science.write())
+    rows = [
+        {name: science.problems[pid][name] for name in SCIENCE_ROW}
+        | {"image": {"bytes": (science.folder / "images" / "val" / pid / "image.png").read_bytes(), "path": None}}
+        for pid in reversed(science.splits["val"])
+    ]
+    hub(scienceqa.HUB_NAME, "validation", rows)
+    copied = load(source="scienceqa", split="validation")
+    assert [(task.id, task.question, task.image) for task in copied] == [
+        (task.id, task.question, task.image) for task in official
+    ]
+    assert load(source="scienceqa", split="validation", num_tasks=4) == official[:4]
+
+
+def test_the_hint_stands_before_the_question_where_it_is_asked_for(science, load):
+    science.add("7", "val", hint=" ")
+    without = {task.id: task.question for task in load(**science.write())}
+    with_hint = {task.id: task.question for task in load(**science.write(), hint=True)}
+    assert with_hint == {
+        name: question if question == "Which is number 7?" else f"A passage.\n{question}"
+        for name, question in without.items()
+    }
+    with pytest.raises(ValidationError, match="only scienceqa has hints"):
+        TasksSection(source="aokvqa", hint=True)
 
 
 def test_aokvqa_hub_columns(hub, load):

@@ -167,7 +167,8 @@ def check_outcome(run: Path, said: str, kind: str, num_adapted: int) -> dict[str
     for requested, *parts in accounts(said):
         assert requested == sum(parts), said
         assert parts[2] == 0, "nothing failed"
-    rows = json.loads((run / "report" / "results.json").read_text())["results"]
+    (page,) = re.findall(r"report: (\S+/index\.html);", said)
+    rows = json.loads(Path(page).with_name("results.json").read_text())["results"]
     asked = {(prompt, temperature) for prompt in ("zero_shot", "cot") for temperature in (0.4, 0.8)}
     for which in ("base", kind):
         ours = [row for row in rows if row["checkpoint"]["kind"] == which]
@@ -183,7 +184,7 @@ def check_outcome(run: Path, said: str, kind: str, num_adapted: int) -> dict[str
     assert f"{policy['name']} is live at" in said, "it was swapped in, its canary asked"
     (parity,) = (run / "parity").glob(f"{policy['digest'].removeprefix('sha256:')[:12]}-float16.json")
     assert json.loads(parity.read_text())["dtype"] == "float16", "what the paper's recipe serves in"
-    assert policy["name"] in (run / "report" / "index.html").read_text()
+    assert policy["name"] in Path(page).read_text()
     return policy
 
 

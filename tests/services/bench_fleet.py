@@ -15,6 +15,7 @@ from services.checkpoints import Checkpoint, Registry
 from services.gateway import rollout
 from services.gateway.admission import Admission, Phase
 from services.gateway.app import build_app
+from services.gateway.claim import Owner
 from services.gateway.fleet import Fleet
 from services.gateway.replica import Replica, Supervision
 from services.gateway.roster import Roster
@@ -41,6 +42,7 @@ class Bench:
         supervision: Supervision | None = None,
         max_wait_s: float = 5.0,
         can_sleep: bool = True,
+        owner: Owner | None = None,
         **settings: Any,
     ) -> None:
         self.directory = directory
@@ -64,7 +66,8 @@ class Bench:
             max_lora_rank=8,
             can_sleep=can_sleep,
             limits=limits,
-            supervision=supervision or Supervision(first_backoff_s=0.0),
+            supervision=supervision or Supervision(first_backoff_s=0.0, lease_s=3.0),
+            owner=owner,
         )
         self.app = build_app(self.fleet, directory / "run", self.settings, max_wait_s=max_wait_s, log=self.log.append)
         self.http = self.client("127.0.0.1")

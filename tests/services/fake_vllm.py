@@ -9,6 +9,7 @@ a failed development call closes its connection. `faults` are what goes wrong wi
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import shutil
 import struct
@@ -30,12 +31,13 @@ from services.vllm import Endpoint
 CANARY_PROMPT = "What is it?"
 CANARY_IMAGE = "aW1hZ2U="
 TOKENS = (7, 7, 7)
+MATRIX = "language_model.model.layers.0.self_attn.q_proj.weight"
 _CONFIG = Path(__file__).parents[2] / "training" / "checkpoints" / "nano" / "config.json"
 PROMPT_TOKENS = tuple(range(9))
 _FAULTS = frozenset(
     (
         *("reset", "half", "half-json", "empty", "hang", "422", "500", "502", "503", "429", "429-bare"),
-        *("cache-miss", "closing"),
+        *("closing", "kill"),
     )
 )
 
@@ -51,8 +53,7 @@ def write_checkpoint(
 ) -> Path:
     """A checkpoint directory whose only weight is `weight`; its canary is that of `canary_weight`, if it should lie."""
     directory.mkdir(parents=True)
-    matrix = "language_model.model.layers.0.self_attn.q_proj.weight"
-    write_tensors(directory / "model.safetensors", {"w": (shape,), matrix: (8, 8)}, weight)
+    write_tensors(directory / "model.safetensors", {"w": (shape,), MATRIX: (8, 8)}, weight)
     shutil.copyfile(_CONFIG, directory / "config.json")
     ref = CheckpointRef(name=name, digest=compute_digest(directory), kind=kind)
     write_manifest(directory, CheckpointManifest(checkpoint=ref, canary=make_canary(canary_weight or weight)))
@@ -142,6 +143,16 @@ class FakeVllm:
     """Answers a reset of its prefix cache with 200, and keeps it, as vLLM does while blocks are held."""
     is_sick: bool = False
     """Says on /health that its engine is dead."""
+    drifts: bool = False
+    """Its API takes an image to be with the engine as soon as someone sends it, and the engine answers with 500 where it is
+    not there yet: vLLM, when requests with the same new image come at once."""
+    odd: dict[str, str] = field(default_factory=dict)
+    """What becomes of requests with that text, each time: one of the faults, or `kill`."""
+    order: list[str] = field(default_factory=list)
+    """The texts of chat requests, as they came."""
+    num_now: int = 0
+    """Chat requests in flight."""
+    max_at_once: int = 0
     is_stuck: bool = False
     """Its token counters stand still."""
     started: float = field(default_factory=time.time)
@@ -153,11 +164,23 @@ class FakeVllm:
     """What each adds, and its path, by name."""
     prefixes: dict[str, float] = field(default_factory=dict)
     images: dict[str, float] = field(default_factory=dict)
+    sent: set[str] = field(default_factory=set)
+    """Images that the API takes to be with the engine."""
+    arrived: set[str] = field(default_factory=set)
+    """Those that are."""
     hold: asyncio.Event = field(default_factory=asyncio.Event)
     """Cleared, a request that says `hold` stays in flight after its first token."""
     holding: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when such a request has come so far."""
     died: asyncio.Event = field(default_factory=asyncio.Event)
+    num_hits: int = 0
+    """Tokens that came from the prefix cache."""
+    keeps_prefixes: bool = False
+    """Answers a reset of its prefix cache as if it had."""
+    garbled: float | None = None
+    """What one of its tensors, that no answer depends on, is filled with; None where it is as the others are."""
+    version: str = "default"
+    """Its weight version: whatever it is told."""
     _runner: web.AppRunner | None = None
     _directory: Path | None = None
 
@@ -187,6 +210,9 @@ class FakeVllm:
         app.router.add_post("/collective_rpc", self._reload)
         for name in ("prefix", "mm", "encoder"):
             app.router.add_post(f"/reset_{name}_cache", self._reset)
+        app.router.add_get("/weight_info", self._weight_info)
+        app.router.add_post("/weight_checker", self._weight_checker)
+        app.router.add_post("/update_weight_version", self._update_weight_version)
         app.router.add_post("/sleep", self._sleep)
         app.router.add_post("/wake_up", self._wake_up)
         app.router.add_get("/is_sleeping", self._is_sleeping)
@@ -221,6 +247,7 @@ class FakeVllm:
         self.num_tokens += not self.is_stuck
         return web.Response(
             text=f'process_start_time_seconds {self.started}\nvllm:generation_tokens_total{{engine="0"}} {self.num_tokens}\n'
+            f'vllm:prefix_cache_hits_total{{engine="0"}} {self.num_hits}\n'
         )
 
     async def _models(self, _: web.Request) -> web.Response:
@@ -258,10 +285,27 @@ class FakeVllm:
         if "prefix" in request.path and self.holds_prefixes:
             return web.json_response({"success": False})
         if "prefix" in request.path:
-            self.prefixes.clear()
+            self.prefixes = self.prefixes if self.keeps_prefixes else {}
         if "encoder" in request.path:
             self.images.clear()
+        if "mm" in request.path:
+            self.sent.clear()
+            self.arrived.clear()
         return web.json_response({"success": True})
+
+    async def _weight_info(self, _: web.Request) -> web.Response:
+        return web.json_response({"weight_version": self.version})
+
+    async def _update_weight_version(self, request: web.Request) -> web.Response:
+        self.version = (await request.json())["new_version"]
+        return web.json_response({"success": True, "new_version": self.version})
+
+    async def _weight_checker(self, _: web.Request) -> web.Response:
+        """As on a CPU: a linear layer, which is packed elsewhere, hashes as nothing."""
+        bias = self.weight if self.garbled is None else self.garbled
+        held = {MATRIX: b"", "w": struct.pack("<f", bias)}
+        rank = "dp0:pp0:pcp0:tp0:"
+        return web.json_response({"checksums": {rank + k: hashlib.sha256(v).hexdigest() for k, v in held.items()}})
 
     async def _sleep(self, request: web.Request) -> web.Response:
         self.calls.append(f"sleep {request.query['level']}")
@@ -278,7 +322,14 @@ class FakeVllm:
         return web.json_response({"is_sleeping": self.is_asleep})
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
-        body = await request.json()
+        self.num_now += 1
+        self.max_at_once = max(self.max_at_once, self.num_now)
+        try:
+            return await self._answer(request, await request.json())
+        finally:
+            self.num_now -= 1
+
+    async def _answer(self, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
         content = body["messages"][0]["content"]
         text = content if isinstance(content, str) else content[1]["text"]
         self.num_asked += 1
@@ -292,11 +343,15 @@ class FakeVllm:
         model = body["model"]
         if model != "vcot" and model not in self.adapters:
             return web.json_response({"error": {"message": f"The model `{model}` does not exist."}}, status=404)
-        fault = self.faults.pop(0) if self.faults else ""
+        self.order.append(text)
+        fault = self.faults.pop(0) if self.faults else self.odd.get(text, "")
+        if not fault and self.drifts and not await self._take_in(image):
+            fault = "500"
         if fault in _FAULTS:
             return await self._fail(request, body, fault)
         delta, path = self.adapters.get(model, (0.0, ""))
         delta = 0.0 if self.ignores_adapters else delta
+        self.num_hits += f"{model}{path}{text}" in self.prefixes
         prefix = self.prefixes.setdefault(f"{model}{path}{text}", self.weight + delta)
         seen = self.images.setdefault(f"{model}{image}", self.weight + delta)
         try:
@@ -318,14 +373,28 @@ class FakeVllm:
             answer["prompt_token_ids"] = list(self.prompt_tokens)
         return web.json_response(answer)
 
+    async def _take_in(self, image: str) -> bool:
+        """Whether the engine has the image that the API refers to; the image itself takes longer than a reference."""
+        is_reference = image in self.sent
+        self.sent.add(image)
+        await asyncio.sleep(0 if is_reference else 0.005)
+        if not is_reference:
+            self.arrived.add(image)
+        if image not in self.arrived:
+            self.sent.discard(image)
+            return False
+        return True
+
     async def _fail(self, request: web.Request, body: dict[str, Any], fault: str) -> web.StreamResponse:
         """Do what a broken server does."""
         if fault == "hang":
             await asyncio.Event().wait()
+        if fault == "kill":
+            self.died.set()
+            self.is_sick = True
+            await asyncio.Event().wait()
         if body.get("stream") and fault.isdecimal():  # as vLLM: the status is sent already
             return await self._end_with(request, {"message": "no", "type": "Odd", "code": int(fault)})
-        if fault == "cache-miss":
-            return web.json_response({"error": {"message": "Multi-modal cache miss for hash 'a'"}}, status=500)
         if fault == "closing":  # unannounced, behind a whole answer
             assert request.transport is not None
             asyncio.get_running_loop().call_later(0.001, request.transport.abort)

@@ -155,6 +155,7 @@ def make_data(**fields):
     kinds = [0.0, 0.17, 0.25, 0.33, 0.5, 0.5, 0.67, 0.75, 0.83, 1.0, 1.0, 1.0]
     values = {
         "recipe": load_recipe("nano"),
+        "settings": "eval.seed=1; all else as in runs/nano/recipe.toml",
         "checkpoints": (BASE, POLICY),
         "counts": (
             StageCount(stage="sample", requested=2400, ok=2392, cached=8),

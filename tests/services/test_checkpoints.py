@@ -186,7 +186,7 @@ def test_a_registry_that_is_damaged_is_not_overwritten(tmp_path: Path) -> None:
     registry.register(write_checkpoint(tmp_path / "a", "dpo", 2.0))
     path = tmp_path / "run" / "checkpoints" / "registry.json"
     path.write_text("{")
-    with pytest.raises(CheckpointError, match="not a registry"):
+    with pytest.raises(CheckpointError, match="is not a RegistryFile"):
         Registry(tmp_path / "run").register(tmp_path / "a")
     assert path.read_text() == "{"
 

@@ -120,7 +120,11 @@ def test_an_unknown_command_names_the_nearest(vcot):
         (["eval", "base"], "is not a run yet"),
         (["pair", "--recipe", "nano"], "run `vcot sample` first"),
         (["train", "--recipe", "nano"], "run `vcot sample` first"),
+        (["swap", "policy", "none"], "runs/nano is not a run yet"),
         (["swap", "policy", "none", "--recipe", "nano"], "no server runs"),
+        (["report", "--recipe", "nano"], "does not hold its model yet"),
+        (["serve", "--run", "runs/nanp"], "runs/nanp is not a run yet"),
+        (["eval", "bsae", "--recipe", "nano"], "no checkpoint or alias 'bsae'"),
         (["run", "--set", "train.accelerate_config=nope"], "is neither one of ddp, fsdp, zero2, zero3 nor a file"),
     ],
 )
@@ -131,6 +135,7 @@ def test_bad_input_gives_one_sentence_and_code_2_and_begins_no_run(vcot, tmp_pat
     assert last.startswith("vcot: ")
     assert said in last
     assert not list(tmp_path.rglob(RECIPE))
+    assert not (tmp_path / "runs").exists() or not list((tmp_path / "runs").iterdir())
 
 
 @pytest.mark.parametrize(
@@ -154,6 +159,8 @@ def test_bad_data_names_the_place_and_leaves_the_run_as_it_was(vcot, tmp_path, q
     last = err.strip().splitlines()[-1]
     assert code == 2, err
     assert said in last
+    assert (tmp_path / "r" / RECIPE).read_bytes() == before
+    assert vcot("sample", "--run", "r", "--source", "scienceqa", "--path", folder, "--save")[0] == 2
     assert (tmp_path / "r" / RECIPE).read_bytes() == before
 
 
@@ -233,6 +240,6 @@ def test_checkpoints_are_added_listed_shown_and_retired(vcot, tmp_path):
 @pytest.mark.parametrize("command", ["run", "train"])
 def test_wandb_is_one_flag_away(vcot, monkeypatch, command):
     kept = []
-    monkeypatch.setattr("services.commands.execute", lambda run, recipe, overrides, step, **_: kept.append(overrides))
+    monkeypatch.setattr("services.commands.execute", lambda name, target, step, overrides: kept.append(overrides))
     assert vcot(command, "--wandb", "--set", "train.seed=1")[0] == vcot(command)[0] == 0
-    assert kept == [('train.report_to=["wandb"]', "train.seed=1"), ()]
+    assert kept == [('train.report_to=["wandb"]',), ()]

@@ -2,6 +2,8 @@
 
 import base64
 import io
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -222,6 +224,115 @@ def test_a_bomb_is_refused_whatever_the_bound() -> None:
     bomb = picture("png", 20_000)
     with pytest.raises(Refusal, match="scale it down"):
         check_content(image(bomb), (), 10**8)
+
+
+def encoded(raw: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(raw).decode()}"
+
+
+def png(*chunks: tuple[bytes, bytes]) -> bytes:
+    """A PNG of those chunks."""
+    made = (struct.pack(">I", len(d)) + kind + d + struct.pack(">I", zlib.crc32(kind + d)) for kind, d in chunks)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(made)
+
+
+def ihdr(side: int) -> tuple[bytes, bytes]:
+    return b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
+
+
+END = ((b"IDAT", zlib.compress(b"\0" * 100)), (b"IEND", b""))
+
+
+@pytest.mark.parametrize("between", [b"", b"x" * 5_000])
+def test_the_largest_of_several_headers_counts(between: bytes) -> None:
+    """A decoder takes the last."""
+    assert refused(image(encoded(png(ihdr(8), (b"tEXt", b"a\0" + between), ihdr(1_001), *END)))) == "image_too_large"
+    assert refused(image(encoded(png((b"tEXt", b"a\0" + between), ihdr(1_001), *END)))) == "image_too_large"
+    small, large = (base64.b64decode(picture("jpeg", side).partition(",")[2]) for side in (8, 1_001))
+    frame, other = (found[found.index(b"\xff\xc0") :][:13] for found in (small, large))
+    comment = b"\xff\xfe" + struct.pack(">H", len(between) + 2) + between
+    assert refused(image(encoded(small.replace(frame, frame + comment + other)))) == "image_too_large"
+    check_content(image(encoded(small.replace(frame, frame + comment))), (), 10**6)
+
+
+@pytest.mark.parametrize("between", [b"\xff\xff", b"\xff\xd0", b"\xff\xfe\0\0"])
+def test_odd_markers_hide_no_size(between: bytes) -> None:
+    large = base64.b64decode(picture("jpeg", 1_001).partition(",")[2])
+    assert refused(image(encoded(large[:2] + between + large[2:]))) == "image_too_large"
+
+
+@pytest.mark.parametrize("kind", ["ico", "icns", "pcx", "ppm", "sgi", "tga", "im", "dds", "qoi", "jpeg2000"])
+def test_formats_whose_header_promises_nothing_are_refused(kind: str) -> None:
+    """An icon of 256 pixels may hold a PNG of 30,000."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(buffer, kind)
+    assert refused(image(encoded(buffer.getvalue()))) == "image_refused"
+
+
+@pytest.mark.parametrize(
+    "prefix", ["data:image/png,", "data:,", "data:image/png;base32,", 'data:image/png;n="a,b";base64,']
+)
+def test_a_data_url_that_parsers_read_differently_is_refused(prefix: str) -> None:
+    assert refused(image(prefix + picture("png", 1_001).partition(",")[2])) == "image_refused"
+
+
+@pytest.mark.parametrize(
+    "change", [lambda d: "\n".join(d), lambda d: "!" * 4_000 + d, lambda d: "====" + d, lambda d: d + "é"]
+)
+def test_data_that_is_not_base64_throughout_is_refused(change: Any) -> None:
+    data = change(picture("png", 8).partition(",")[2])
+    assert refused(image(f"data:image/png;base64,{data}")) == "image_refused"
+
+
+@pytest.mark.parametrize("params", ["", ";charset=x", ";a=b;c=d"])
+def test_parameters_of_a_data_url_hide_no_image(params: str) -> None:
+    data = picture("png", 1_001).partition(",")[2]
+    assert refused(image(f"data:image/png{params};base64,{data}")) == "image_too_large"
+    assert refused(image(f"data:{params};base64,{data}")) == "image_too_large"
+
+
+@pytest.mark.parametrize("role", ["assistant", "system", "tool", "developer"])
+def test_an_image_counts_in_every_role(role: str) -> None:
+    content = image(picture("png", 1_001))["messages"][0]["content"]
+    assert refused({"messages": [{"role": role, "content": content}]}) == "image_too_large"
+
+
+@pytest.mark.parametrize("name", ["video_url", "audio_url"])
+def test_only_images_are_served(name: str) -> None:
+    assert refused(parts({"type": name, name: {"url": "data:video/mp4;base64,AAAA"}})) == "field_refused"
+    assert refused(parts({"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav"}})) == "field_refused"
+
+
+@pytest.mark.parametrize("name", ["n", "best_of"])
+@pytest.mark.parametrize("value", ["4000", " 4000 ", "4e3", "4000.0", [4000], {"n": 4000}, True])
+def test_a_number_of_choices_is_a_number(name: str, value: Any) -> None:
+    """vLLM takes "4000" for 4000."""
+    assert refused({name: value}) == "invalid_request_error"
+    check_content({name: None}, (), 10**6)
+
+
+def test_prompts_count_as_choices_do() -> None:
+    check_content({"prompt": ["x"] * 128, "n": 4}, (), 10**6)
+    check_content({"prompt": list(range(2_000)), "n": 8}, (), 10**6)  # one prompt, of tokens
+    assert refused({"prompt": ["x"] * 129, "n": 4}) == "too_many_choices"
+    assert refused({"prompt": [[1, 2]] * 513}) == "too_many_choices"
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        {"stop": ["x"] * 65},
+        {"bad_words": ["x"] * 65},
+        {"stop_token_ids": list(range(1_025))},
+        {"logit_bias": {str(number): 1 for number in range(1_025)}},
+        {"logprob_token_ids": list(range(1_025))},
+        {"tools": [{}] * 1_025},
+        {"response_format": {"json_schema": {"schema": {"enum": ["x" * 1_000] * 200}}}},
+        {"structured_outputs": {"regex": "a" * 200_000}},
+    ],
+)
+def test_what_the_engine_goes_through_for_every_token_is_bounded(request_: dict[str, Any]) -> None:
+    assert refused(request_) == "too_many_entries"
 
 
 async def test_the_gateway_checks_before_the_engine_sees_it(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,20 @@ async def test_metrics_are_for_bearers_of_a_key(tmp_path: Path, monkeypatch: pyt
         assert (await stranger.get("/metrics", headers={"authorization": "Bearer k"})).status_code == 200
 
 
+async def test_probes_of_a_gateway_that_loads_are_said_once(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    for _ in range(3):
+        assert (await bench.http.get("/health")).status_code == 503
+    assert [line["status"] for line in lines(bench)] == [503]
+    async with bench.running():
+        for _ in range(3):
+            assert (await bench.http.get("/health")).status_code == 200
+        assert len(lines(bench)) == 1
+        bench.replica.gate.move("dead", "it died")
+        assert (await bench.http.get("/health")).status_code == 503
+        assert len(lines(bench)) == 2, "it fails again, which is news"
+
+
 async def test_each_request_is_one_line_without_its_text_or_key(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -156,6 +171,15 @@ async def test_the_line_names_the_replica_that_answered(tmp_path: Path) -> None:
         await bench.ask()
     (line,) = lines(bench)
     assert (line["status"], line["replica"]) == (200, "vllm-1")
+
+
+def test_a_log_that_cannot_be_written_costs_no_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    full = Path("/dev/full").open("w")  # noqa: SIM115 - what it still holds cannot be closed away either
+    monkeypatch.setattr(sys, "stderr", full)
+    for _ in range(10_000):
+        write_to_stderr(b"{}\n")
+    with pytest.raises(OSError, match="space"):
+        full.close()
 
 
 def test_lines_go_out_one_by_one(capfdbinary: pytest.CaptureFixture[bytes]) -> None:

@@ -73,6 +73,7 @@ def test_page_says_what_was_found(page):
     assert "sha256:3f1ca7a7" in page.text
     assert "is served as it was trained: in float32 no token's log-prob differs by more than 6.2e-06" in page.text
     assert "lora_alpha = 128" in page.text
+    assert "Settings: eval.seed=1; all else as in runs/nano/recipe.toml." in page.text
 
 
 def test_page_says_that_it_is_a_miniature_with_a_program_as_judge(page):

@@ -35,7 +35,7 @@ def test_changes_outlive_the_gateway_until_the_recipe_says_otherwise(tmp_path: P
 @pytest.mark.parametrize("text", ["", "{}", '{"recipe": 1}', json.dumps({"recipe": {}, "now": {"num_own": "x"}})])
 def test_a_file_that_is_damaged_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "replicas.json").write_text(text)
-    with pytest.raises(CheckpointError, match=r"replicas.json is no list of replicas .* delete it"):
+    with pytest.raises(CheckpointError, match=r"replicas.json is not a ReplicaRoster .* delete it"):
         Roster(tmp_path, ServeSection())
 
 

@@ -13,7 +13,17 @@ from pipeline.sources import load_round
 from pipeline.sources.nano import render_response, render_target
 from services.reporting import evaluate_scores
 from services.rounds import list_rounds
-from services.stages import Session, eval_requests, judge_stage, load_scores, pair_stage
+from services.stages import (
+    Session,
+    eval_requests,
+    eval_stage,
+    judge_stage,
+    load_scores,
+    pair_stage,
+    plan_settings,
+    probe_stage,
+    sample_stage,
+)
 from services.terminal import Terminal
 from services.trend import choose_round, render_trend
 from tests.services.fake_vllm import write_checkpoint
@@ -118,6 +128,19 @@ async def test_a_leak_is_not_taken_for_a_round_without_a_policy(session, monkeyp
     monkeypatch.setitem(session._questions, "test", list_rounds(session)[0].tasks)
     with pytest.raises(DataError, match="is in the evaluation set too"):
         list_rounds(session)
+
+
+async def test_nothing_is_asked_of_a_policy_before_how_it_is_served_was_compared(session, capsys):
+    """This one has no probe, which the comparison says; what would be asked is answered already, so no server is needed."""
+    policy = await teach(session, 2.0)
+    current, tasks = list_rounds(session)[-1], session.questions("test")
+    asked = plan_settings(session.run.recipe.eval, tasks, policy.ref)
+    answer(session, [*current.requests(), *asked], lambda task, index: True)
+    stages = (sample_stage(current), eval_stage(session, [policy], "test"), probe_stage(session, [policy], tasks))
+    for stage in stages:
+        capsys.readouterr()
+        await stage
+        assert "how it is served cannot be compared" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("split", ["validation", "test"])

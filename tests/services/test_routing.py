@@ -91,6 +91,7 @@ def test_a_breaker_tries_one_request_then_closes_or_waits_twice_as_long() -> Non
     breaker.fail()
     for cooldown_s in (1.0, 2.0, 3.0, 3.0):
         assert cooldown_of(breaker, clock) == cooldown_s
+        assert (breaker.state, breaker.allows) == ("half-open", True)
         breaker.begin()
         assert not breaker.allows  # the trial is on
         breaker.fail()
@@ -102,6 +103,17 @@ def test_a_breaker_tries_one_request_then_closes_or_waits_twice_as_long() -> Non
     breaker.succeed()
     breaker.fail()
     assert cooldown_of(breaker, clock) == 1.0  # as at first
+
+
+def test_a_late_failure_of_another_request_after_a_good_trial_counts_as_the_first_of_a_row() -> None:
+    breaker = Breaker(max_failures=2, clock=(clock := Clock()))
+    breaker.fail()
+    breaker.fail()
+    cooldown_of(breaker, clock)
+    breaker.begin()
+    breaker.succeed()
+    breaker.fail()
+    assert breaker.state == "closed"
 
 
 def test_a_request_from_before_the_breaker_opened_does_not_extend_it() -> None:

@@ -4,18 +4,24 @@ import select
 import signal
 import socket
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 
+import httpx
 import pytest
 
+from pipeline.client import ChatClient
 from pipeline.errors import CheckpointError, MachineError, RequestError, ServerError
 from pipeline.records import SamplingParams
 from pipeline.run import Run, open_run
+from services import commands, stages
 from services.admin import fetch_state, live_checkpoint, register, rest, retire, swap_to, try_out
+from services.checkpoints import Checkpoint
 from services.gateway import memory, rollout
-from services.serving import Serving, _serve, running_gateway
-from services.stages import Session
+from services.serving import Serving, _persist, _serve, running_gateway
+from services.stages import Session, swap_stage
 from services.terminal import Terminal
 from tests.services.fake_vllm import install_stub, write_checkpoint
 from tests.services.test_vllm import processes
@@ -25,7 +31,7 @@ from tests.services.test_vllm import processes
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """A run whose vLLM is the fake one, in a process of its own."""
     install_stub(tmp_path / "stub")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "stub"))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "stub"), prepend=os.pathsep)
     base = write_checkpoint(tmp_path / "base", "seed", 1.0, kind="base")
     with open_run(tmp_path / "run", "nano", [f"model.source={base}", "serve.port=0"]) as opened:
         return opened
@@ -100,11 +106,141 @@ async def test_a_trial_whose_client_was_killed_ends_by_itself(
         url = Serving.model_validate_json(run.path("serving.json").read_text()).url
         tried = await try_out(url, write_checkpoint(tmp_path / "made", "made", 3.0))
         assert (await fetch_state(url)).live == tried.live
-        up.clear()
-        await up.wait()  # the server, started anew
-        assert (await live_checkpoint(url)).name == "base"
+        while (await live_checkpoint(url)).name != "base":  # noqa: ASYNC110 - another task's state
+            await asyncio.sleep(0.05)
+        assert (await fetch_state(url)).num_restarts == 0
     serving.cancel()
     await asyncio.gather(serving, return_exceptions=True)
+
+
+@pytest.fixture
+def small(run: Run) -> Run:
+    """With little to ask."""
+    sizes = ["tasks.num_tasks=4", "sample.k=2", "eval.num_tasks=6", "eval.temperatures=[0.4]", "eval.prompts=['cot']"]
+    with open_run(run.directory, None, sizes, save=True) as opened:
+        return opened
+
+
+async def measure(session: Session, checkpoint: Checkpoint) -> str:
+    """What the checkpoint says."""
+    return await session.measure(checkpoint, lambda client: measure_with(client, checkpoint))
+
+
+async def measure_with(client: ChatClient, checkpoint: Checkpoint) -> str:
+    ask = [{"role": "user", "content": "hello"}], SamplingParams(temperature=1.0, max_tokens=3, seed=0)
+    completion = await client.complete(checkpoint.ref.name, *ask, expect=checkpoint.ref.digest)
+    return completion.choices[0].text
+
+
+@asynccontextmanager
+async def asking(url: str) -> AsyncIterator[list[tuple[int, str]]]:
+    """Status and checkpoint of the answers to others, who ask for `policy` all the time meanwhile."""
+    answers: list[tuple[int, str]] = []
+    body = {"model": "policy", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 3}
+
+    async def keep_asking() -> None:
+        async with httpx.AsyncClient(trust_env=False, timeout=30) as client:
+            while True:
+                answer = await client.post(f"{url}/v1/chat/completions", json=body)
+                answers.append((answer.status_code, answer.headers.get("x-vcot-checkpoint", "")))
+
+    task = asyncio.create_task(keep_asking())
+    try:
+        yield answers
+        count = len(answers)
+        while len(answers) < count + 5:  # noqa: ASYNC110 - another task's
+            await asyncio.sleep(0.01)
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+async def test_measuring_moves_no_alias_and_nobody_else_meets_it(small: Run, tmp_path: Path, replicas: int) -> None:
+    """`vcot eval base` and `vcot sample` while others use the policy: not one answer of the base to them."""
+    with open_run(small.directory, None, [f"serve.replicas={replicas}"]) as run:
+        async with running_gateway(run, lambda _: None) as gateway:
+            await register(gateway.url, write_checkpoint(tmp_path / "tuned", "tuned", 2.0))
+            await swap_to(gateway.url, "policy", "tuned")
+            before = await fetch_state(gateway.url)
+            async with asking(gateway.url) as answers, Session(run, Terminal()) as session:
+                await commands.evaluate(session, ["base"])
+                await commands.sample(session)
+                assert session.counts[-1].ok == 8
+            after = await fetch_state(gateway.url)
+    assert {name for status, name in answers if status == 200} == {"tuned"}
+    assert {status for status, _ in answers} <= ({200} if replicas == 2 else {200, 503})
+    assert answers[-1] == (200, "tuned")
+    assert (after.aliases, after.live) == (before.aliases, before.live)
+    assert [replica.num_restarts for replica in after.replicas] == [0] * replicas
+
+
+async def test_the_loops_swap_is_a_step_of_its_own(
+    small: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of its own gateway; one that serves another run is left as it is."""
+    async with running_gateway(small, lambda _: None) as gateway, Session(small, Terminal()) as session:
+        tuned = session.registry.register(write_checkpoint(tmp_path / "tuned", "tuned", 2.0))
+        with open_run(
+            tmp_path / "other", "nano", [f"model.source={tmp_path / 'base'}", f"serve.url={gateway.url}"]
+        ) as other:
+            async with Session(other, Terminal()) as guest:
+                await swap_stage(guest, tuned)
+        assert "left as it was" in capsys.readouterr().err
+        assert (await live_checkpoint(gateway.url)).name == "base"
+        for said in ("tuned is live at", "it does already"):
+            await swap_stage(session, tuned)
+            assert said in capsys.readouterr().err
+        assert (await live_checkpoint(gateway.url)).name == "tuned"
+
+
+async def test_a_trial_that_an_operator_ends_is_begun_again(
+    small: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What the swap did stays."""
+    async with running_gateway(small, lambda _: None) as gateway, Session(small, Terminal()) as session:
+        made = session.registry.inspect(write_checkpoint(tmp_path / "made", "made", 3.0))  # not registered
+        await register(gateway.url, write_checkpoint(tmp_path / "tuned", "tuned", 2.0))
+        turns: list[str] = []
+
+        async def ask(client: ChatClient) -> str:
+            if not turns:
+                await swap_to(gateway.url, "policy", "tuned")
+            turns.append("")
+            return await measure_with(client, made)
+
+        assert (await session.measure(made, ask), len(turns)) == ("yes", 2)
+        assert "made is not served any more" in capsys.readouterr().err
+        state = await fetch_state(gateway.url)
+        assert (state.aliases["policy"], state.live and state.live.name) == ("tuned", "tuned")
+
+
+async def test_two_commands_that_measure_over_one_gateway_take_turns(
+    small: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(stages, "_TRIAL_POLL_S", 0.05)
+    first, second = (write_checkpoint(tmp_path / name, name, weight) for name, weight in (("one", 2.0), ("two", 3.0)))
+    async with running_gateway(small, lambda _: None) as gateway:
+        with open_run(
+            tmp_path / "other", "nano", [f"model.source={tmp_path / 'base'}", f"serve.url={gateway.url}"]
+        ) as other:
+            async with Session(small, Terminal()) as mine, Session(other, Terminal()) as theirs:
+                one, two = mine.registry.inspect(first), theirs.registry.inspect(second)
+
+                async def ask(client: ChatClient) -> str:
+                    waiting = asyncio.create_task(measure(theirs, two))
+                    while "one is on trial for another" not in capsys.readouterr().err:  # noqa: ASYNC110 - what is said
+                        await asyncio.sleep(0.02)
+                    assert await measure_with(client, one) == "yes"
+                    tasks.append(waiting)
+                    return "done"
+
+                tasks: list[asyncio.Task[str]] = []
+                assert await mine.measure(one, ask) == "done"
+                assert await tasks[0] == "yes"
+                both = await asyncio.gather(measure(mine, mine.base), measure(theirs, theirs.base))
+                assert both == ["yes", "yes"]  # of one checkpoint at once
+        assert (await live_checkpoint(gateway.url)).name == "base"
 
 
 @pytest.fixture
@@ -125,9 +261,7 @@ async def test_a_run_trains_without_its_server_and_starts_none_for_that(stopping
         with pytest.raises(ServerError, match="trainer"):
             async with session.at_rest():
                 raise ServerError("the trainer ended with 1")
-        client = await session.live(session.base)  # the next that asks need not wait for the lease
-        ask = [{"role": "user", "content": "hello"}], SamplingParams(temperature=1.0, max_tokens=3, seed=0)
-        assert (await client.complete("policy", *ask)).choices[0].text == "yes"
+        assert await measure(session, session.base) == "yes"  # the next that asks need not wait for the lease
 
 
 async def test_a_command_that_finds_servers_at_rest_wakes_them(stopping: Run) -> None:
@@ -160,14 +294,11 @@ async def test_what_keeps_its_server_is_not_held_up(run: Run) -> None:
 
 async def test_the_steps_of_a_run_bear_its_key(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VCOT_API_KEYS", "other,secret")
-    ask = [{"role": "user", "content": "hello"}], SamplingParams(temperature=1.0, max_tokens=3, seed=0)
     async with Session(run, Terminal()) as session:
-        client = await session.live(session.base)
         with pytest.raises(RequestError, match="HTTP 401"):
-            await client.complete("policy", *ask)
+            await measure(session, session.base)
         monkeypatch.setenv("VCOT_API_KEY", "secret")
-        client = await session.live(session.base)
-        assert (await client.complete("policy", *ask, expect=session.base.ref.digest)).choices[0].text == "yes"
+        assert await measure(session, session.base) == "yes"
 
 
 async def test_a_gateway_ends_with_a_parent_that_is_killed(run: Run) -> None:
@@ -237,3 +368,20 @@ async def test_a_missing_checkpoint_is_the_users_error(run: Run, tmp_path: Path)
     ):
         async with running_gateway(missing, lambda _: None):
             pass
+
+
+async def test_a_bug_in_the_housekeeping_ends_neither_it_nor_the_gateway() -> None:
+    calls = 0
+    goes_on = asyncio.Event()
+
+    async def work() -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            raise KeyError("x")
+        goes_on.set()
+
+    task = asyncio.create_task(_persist(work, pause_s=0.0))
+    await asyncio.wait_for(goes_on.wait(), 5)
+    assert not task.done()
+    task.cancel()

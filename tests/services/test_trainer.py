@@ -6,10 +6,11 @@ import json
 import pytest
 
 from pipeline.errors import InputError, ServerError
+from pipeline.files import write_record
 from pipeline.recipe import load_recipe
 from pipeline.records import CheckpointRef
 from services import trainer
-from training.job import ADAPTER, PROGRESS, STATUS, TrainJob, TrainProgress, TrainStatus, read_status, write_record
+from training.job import ADAPTER, PROGRESS, STATUS, TrainJob, TrainProgress, TrainStatus, read_status
 
 
 def make_job(base_path):

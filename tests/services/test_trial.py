@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import CheckpointError, SwapError
+from pipeline.errors import CheckpointError, OnTrialError, SwapError
 from services.admin import Swapped, named_error
 from services.checkpoints import Checkpoint, Registry
 from services.gateway import rollout
 from services.gateway.plan import Plan
-from tests.services.bench_fleet import BASE, Bench, answer_of
+from tests.services.bench_fleet import BASE, TUNED, Bench, answer_of
 from tests.services.fake_vllm import write_adapter, write_checkpoint
 
 WEIGHT = 3.0
@@ -122,6 +122,8 @@ async def test_over_http(bench: Bench, made: Path, tmp_path: Path) -> None:
     assert (named.json()["live"]["name"], named.json()["way"]) == ("base", "reload")
     for body in ({}, {"name": "base", "path": str(made)}):
         assert (await bench.http.post("/admin/trial", json=body)).status_code == 422
+    assert (await bench.http.delete("/admin/trial")).json()["live"]["name"] == "base"
+    assert bench.fleet.trial is None
     error = (await bench.http.post("/admin/trial", json={"path": str(tmp_path / "none")})).json()["error"]
     assert isinstance(named_error(error["code"], error["message"]), CheckpointError)
 
@@ -248,6 +250,56 @@ async def test_an_adapter_is_tried_beside_its_base_and_unloaded_again(bench: Ben
     await bench.swap("policy", "base")
     assert not bench.admission.adapters
     assert any(call.startswith("unload") for call in bench.server.calls)
+
+
+async def test_after_a_trial_everything_is_served_as_before_adapters_too(bench: Bench, made: Path) -> None:
+    """By a reload: nothing is started anew, and the registry is what it was."""
+    light = bench.adapter("light", 0.5)
+    await bench.swap("prod", "light")
+    recorded = (bench.directory / "run" / "checkpoints" / "registry.json").read_bytes()
+    await rollout.try_out(bench.fleet, made, "me")
+    assert (await bench.ask(model="prod")).json()["error"]["code"] == "checkpoint_on_trial"
+    await rollout.end_trial(bench.fleet, "me")
+    assert await bench.answer() == ("base", answer_of(BASE))
+    assert await bench.answer(model="prod") == ("light", answer_of(BASE + 0.5))
+    assert list(bench.admission.adapters.values()) == [light]
+    assert bench.replica.num_restarts == 0
+    assert (bench.directory / "run" / "checkpoints" / "registry.json").read_bytes() == recorded
+
+
+async def test_an_adapter_whose_base_is_not_live_is_tried_without_making_it_so(pair: Bench, tmp_path: Path) -> None:
+    light = write_adapter(tmp_path / "light", "light", 0.5, pair.base.ref, BASE)
+    await pair.swap("policy", "tuned")
+    tried = await rollout.try_out(pair.fleet, light, "me")
+    expecting = {"x-vcot-expect": tried.live.digest}
+    assert await log_probs(pair, "light", expecting) == answer_of(BASE + 0.5)
+    assert (pair.registry.live(), await pair.answer()) == ("tuned", ("tuned", answer_of(TUNED)))
+    await rollout.end_trial(pair.fleet, "me")
+    assert [replica.gate.admission.served for replica in pair.fleet.replicas] == [[pair.tuned]] * 2
+
+
+async def test_one_trial_at_a_time_shared_by_those_who_ask_the_same(
+    bench: Bench, made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for owner in ("one", "two"):
+        await rollout.try_out(bench.fleet, made, owner)
+    for owner in ("one", "three"):  # `one` has ended its own by asking for another, so that no two wait for each other
+        with pytest.raises(OnTrialError, match="made is on trial for another command"):
+            await rollout.try_out(bench.fleet, "tuned", owner)
+    await rollout.end_trial(bench.fleet, "three")
+    assert bench.fleet.trial is not None, "it is not the last one's"
+    monkeypatch.setattr(rollout, "_is_asked", lambda *_: False)  # `two` was killed
+    assert (await rollout.try_out(bench.fleet, "tuned", "three")).live.name == "tuned"
+    await rollout.end_trial(bench.fleet, "two")
+    assert bench.fleet.trial == bench.tuned
+    await rollout.end_trial(bench.fleet, "three")
+    assert (bench.fleet.trial, await bench.answer()) == (None, ("base", answer_of(BASE)))
+
+
+async def test_what_is_not_live_anyhow_is_not_said_to_wait_for_a_trial(bench: Bench, made: Path) -> None:
+    await put_on_trial(bench, made)
+    refused = await bench.ask(model="tuned")
+    assert (refused.status_code, refused.json()["error"]["code"]) == (409, "checkpoint_not_live")
 
 
 async def test_a_trial_waits_for_a_swap_that_is_on(bench: Bench, made: Path) -> None:

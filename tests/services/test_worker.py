@@ -7,10 +7,11 @@ from typing import Literal
 import pytest
 
 from pipeline.errors import ServerError
+from pipeline.files import write_record
 from pipeline.recipe import load_recipe
 from pipeline.records import CheckpointRef
 from services import trainer, worker
-from training.job import ADAPTER, JOB, STATUS, TrainJob, TrainStatus, exclusive, read_status, write_record
+from training.job import ADAPTER, JOB, STATUS, TrainJob, TrainStatus, exclusive, read_status
 
 
 def make_job(where: Literal["local", "remote"] = "remote", base_path: str = "nothing-here") -> TrainJob:

@@ -4,9 +4,10 @@ import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 
 from pipeline.errors import InputError, MachineError, ServerError
+from pipeline.files import write_record
 from pipeline.recipe import load_recipe
 from training import distributed
-from training.job import TrainStatus, tell_fault, write_record
+from training.job import TrainStatus, tell_fault
 
 
 def make_recipe(**settings):

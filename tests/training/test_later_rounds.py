@@ -12,9 +12,10 @@ from torch.nn.functional import logsigmoid
 
 from pipeline.checkpoints import compute_digest
 from pipeline.errors import CheckpointError, ServerError
+from pipeline.files import write_record
 from pipeline.records import CheckpointRef
 from training import dpo
-from training.job import JOB, PROGRESS, TrainJob, TrainProgress, read_record, write_record
+from training.job import JOB, PROGRESS, TrainJob, TrainProgress, read_record
 from training.models import completion_logprobs, load_model, load_processor
 from training.pairs import PairCollator, load_pairs
 from training.worker import work

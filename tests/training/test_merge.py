@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from pipeline.checkpoints import compute_digest, verify_checkpoint
 from pipeline.errors import CheckpointError, MachineError
+from pipeline.files import write_record
 from pipeline.records import CheckpointRef
 from training import build, merge, models, probe, worker
 from training.card import find_hub_id, write_adapter_card
@@ -31,7 +32,6 @@ from training.job import (
     TrainJob,
     TrainStatus,
     read_record,
-    write_record,
 )
 from training.parity import Answers, read_probe
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from datasets import Dataset
 from PIL import Image
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from pipeline.errors import DataError
@@ -169,6 +169,25 @@ def test_batch_holds_whole_rows(processor):
         assert tokenizer.decode(ids[completion == 1]) == f" {answer}</s>"
         assert not (completion & ~mask).any()
         assert ids[0] == tokenizer.bos_token_id
+
+
+def test_a_row_that_begins_twice_is_refused(processor):
+    """A policy that is trained so meets another prompt when it is served."""
+    processor.chat_template = "{{ bos_token }}" + processor.chat_template
+    assert refusal(processor, make_row()) == "<s> occurs 2 times"
+
+
+def test_a_tokenizer_that_adds_bos_by_itself_doubles_none(processor):
+    """As LLaVA's does: the template has written it already."""
+    tokenizer = processor.tokenizer
+    begin = [("<s>", tokenizer.bos_token_id)]
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=begin)
+    assert tokenizer("red")["input_ids"][0] == tokenizer.bos_token_id
+    row = make_row()
+    _, summary = check_pairs(Rows([row]), processor, **LIMITS)
+    assert summary.refused == ()
+    ids = PairCollator(processor, 336)([row])["input_ids"]
+    assert (ids == tokenizer.bos_token_id).sum(dim=1).tolist() == [1, 1]
 
 
 def metaspace_tokenizer():

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+from pathlib import Path
 
 import pytest
 
 from pipeline.errors import InputError
+from pipeline.files import write_record
 from training import worker
 from training.job import (
     ADAPTER,
@@ -22,7 +25,6 @@ from training.job import (
     fresh_directory,
     publish_directory,
     read_record,
-    write_record,
 )
 from training.resume import MARKER, find_last_complete, mark_complete, step_of, truncate_progress
 
@@ -115,6 +117,39 @@ def test_directory_is_published_whole(tmp_path):
     publish_directory(partial, tmp_path / "x")
     assert (tmp_path / "x" / "file").read_text() == "1"
     assert not partial.exists()
+
+
+@pytest.fixture
+def disk(monkeypatch):
+    """What is put on disk and renamed, in order, by name."""
+    events = []
+    fsync, replace = os.fsync, Path.replace
+
+    def note_sync(descriptor):
+        events.append(Path(f"/proc/self/fd/{descriptor}").readlink().name)
+        fsync(descriptor)
+
+    def note_rename(self, target):
+        events.append(f"rename to {Path(target).name}")
+        return replace(self, target)
+
+    monkeypatch.setattr(os, "fsync", note_sync)
+    monkeypatch.setattr(Path, "replace", note_rename)
+    return events
+
+
+def test_a_steps_files_are_on_disk_before_the_marker_says_so(tmp_path, disk):
+    """Else a power failure leaves a whole checkpoint by its marker, with files of the right size and no content."""
+    make_checkpoint(tmp_path, 7)
+    assert disk == [*sorted(FILES), f".{MARKER}.partial", f"rename to {MARKER}"]
+
+
+def test_a_checkpoints_files_are_on_disk_before_it_takes_its_name_and_the_name_before_it_counts(tmp_path, disk):
+    partial = fresh_directory(tmp_path / ".x.partial")
+    for name in ("config.json", "model.safetensors"):
+        (partial / name).write_text("{}")
+    publish_directory(partial, tmp_path / "x")
+    assert disk == ["config.json", "model.safetensors", partial.name, "rename to x", tmp_path.name]
 
 
 def fail(job, capsys, code=2):

@@ -1,0 +1,138 @@
+"""Files that later commands depend on: each is replaced in one step, durably, and never by what could not be read again.
+
+Model: `write_record` and `write_kept` read back what they are about to write; a value that JSON or the record's own rules
+cannot carry is an error then, with the file as it was, and not at the next start. `write_kept` leaves the file that it
+replaces beside it, as NAME.previous, where that one could be read: the message about a damaged file offers it.
+
+Limits: one writer of a file at a time (a lock, or one owner).
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import ValidationError
+
+from pipeline.errors import InputError, VcotError
+from pipeline.records import Record
+
+_R = TypeVar("_R", bound=Record)
+_PREVIOUS = ".previous"
+PARTIAL = "*.partial"
+"""What a process that was killed leaves; the next writer of a run takes it away (pipeline/run.py)."""
+
+
+def replace_file(path: Path, content: str | bytes) -> None:
+    """Replace a file in one step: a reader sees the old one or the new one, and it is on disk before this returns.
+
+    Raises OSError, with nothing left behind.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    partial = path.with_name(f".{path.name}"[:200] + f".{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def read_text(path: Path) -> str:
+    """A user's text file in UTF-8, with or without a byte order mark. Raises InputError for another encoding."""
+    try:
+        return path.read_text("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not in UTF-8 (byte {error.start}); save it in that encoding") from None
+
+
+def write_kept(path: Path, text: str, read: Callable[[str], object]) -> None:
+    """The same, for a file that a person could not make anew: `read`, which raises ValueError, must be able to read it.
+
+    Raises InputError, with the file as it was.
+    """
+    try:
+        read(text.encode().decode())
+    except ValueError as error:
+        raise _unreadable(path, error) from None
+    if path.is_file():
+        before = path.read_bytes()
+        if _is_readable(before, read):
+            replace_file(previous_of(path), before)
+    replace_file(path, text)
+
+
+def write_record(path: Path, record: Record) -> None:
+    """Replace a JSON file by a record. Raises InputError, with the file as it was, for one that could not be read again."""
+    text = render(path, record)
+    try:
+        type(record).model_validate_json(text)
+    except ValueError as error:
+        raise _unreadable(path, error) from None
+    replace_file(path, text)
+
+
+def write_kept_record(path: Path, record: Record) -> None:
+    """The same, and keep the record that was there."""
+    write_kept(path, render(path, record), type(record).model_validate_json)
+
+
+def render(path: Path, record: Record) -> str:
+    """The text of a record's file. Raises InputError for what UTF-8 cannot say: half a surrogate pair."""
+    try:
+        return record.model_dump_json(indent=2) + "\n"
+    except ValueError as error:
+        raise _unreadable(path, error) from None
+
+
+def read_record(path: Path, kind: type[_R], error: type[VcotError] = InputError, *, remedy: str) -> _R | None:
+    """The record in a JSON file; None where there is none. Raises `error`, with the remedy, for a file that holds none."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as fault:
+        raise error(f"{path} cannot be read ({fault.strerror}); {remedy}") from None
+    try:
+        return kind.model_validate_json(data)
+    except ValidationError as fault:
+        raise error(f"{path} is not a {kind.__name__} ({explain(fault)}); {offer(path, kind, remedy)}") from None
+
+
+def offer(path: Path, kind: type[Record], remedy: str) -> str:
+    """What to do about a damaged file: put the last good one back, where there is one."""
+    previous = previous_of(path)
+    if not (previous.is_file() and _is_readable(previous.read_bytes(), kind.model_validate_json)):
+        return remedy
+    return f"its last good copy is {previous}: `cp '{previous}' '{path}'` goes back to that, or {remedy}"
+
+
+def previous_of(path: Path) -> Path:
+    """Where the file is that was replaced last."""
+    return path.with_name(f"{path.name}{_PREVIOUS}")
+
+
+def explain(error: ValidationError) -> str:
+    """The first fault of a text that is no record, as a clause: where, and what."""
+    fault = error.errors(include_url=False, include_input=False)[0]
+    where = ".".join(str(part) for part in fault["loc"])
+    return f"{where}: {fault['msg']}" if where else str(fault["msg"])
+
+
+def _unreadable(path: Path, error: ValueError) -> InputError:
+    why = explain(error) if isinstance(error, ValidationError) else str(error).splitlines()[0]
+    return InputError(f"{path} stays as it is: what was to be written could not be read again ({why})")
+
+
+def _is_readable(data: bytes, read: Callable[[str], object]) -> bool:
+    try:
+        read(data.decode())
+    except (ValueError, tomllib.TOMLDecodeError, VcotError):
+        return False
+    return True

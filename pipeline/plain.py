@@ -1,0 +1,108 @@
+r"""What stands around an answer, taken away: reasoning, markup, a model's own tokens, other alphabets' signs. Pure.
+
+What is left says in words what the notations say: `\boxed{B}`, `<answer>B</answer>` and `{"answer": "B"}` become "The answer
+is (B)". Several of them with nothing between become one statement of several options, which contradicts itself.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+_REASONING = r"think(?:ing)?|thoughts?|reasoning|scratchpad"
+_THOUGHT = re.compile(
+    rf"[<\[]\|?(?:{_REASONING})\|?[>\]].*?(?:[<\[]\|?/(?:{_REASONING})\|?[>\]]|\Z)", re.DOTALL | re.IGNORECASE
+)
+_THOUGHT_END = re.compile(rf"[<\[]\|?/(?:{_REASONING})\|?[>\]]", re.IGNORECASE)
+_END = re.compile(
+    r"</s>|<\|(?:im_end|endoftext|end|eot_id|eom_id|im_start|start_header_id)\|>|<(?:end_of_turn|eos)>|\[/?INST\]",
+    re.IGNORECASE,
+)
+"""What ends a model's turn; what follows is another's."""
+_LEAD = re.compile(
+    r"(?:\s|<s>|<bos>|<\|(?:im_start|start_header_id|end_header_id|begin_of_text)\|>|\[/INST\])*(?:(?:assistant|gpt|model)\s*[:\n]\s*)?",
+    re.IGNORECASE,
+)
+_TAGS = r"answer|final[_ ]answer|choice|option|conclusion"
+_VALUE = r"""(?:"((?:[^"\\\n]|\\.)*)"|'([^'\n]*)'|([^\s"',{}\[\]]+))"""
+_NOTATION = re.compile(
+    rf"<(?:{_TAGS})>([^<]*)(?:</(?:{_TAGS})>|\Z)"
+    r"|\[answer\]([^\[]*)\[/answer\]|<\|begin_of_box\|>([^<]*)<\|end_of_box\|>"
+    r"|\\(?:boxed|fbox)\s*\{((?:[^{}\n]|\{[^{}\n]*\})*)\}"
+    rf"""|["'](?:(?:final|correct|selected)[_ ]?)?(?:answer|choice|option|letter)["']\s*:\s*{_VALUE}""",
+    re.IGNORECASE,
+)
+_JOINT = re.compile(r"(?:[\s,;/&${}]|and\b|or\b)*", re.IGNORECASE)
+_MACRO = re.compile(r"\\(?:text|math)(?:bf|it|rm|tt|sf)?\s*\{([^{}\n]*)\}")
+_MATHS = re.compile(r"\\[()\[\]]|\${1,2}([^$\n]*\\[^$\n]*|\s{0,2}\(?[A-Za-z]\)?\s{0,2})\${1,2}")
+_BREAK = re.compile(r"<br ?/?>", re.IGNORECASE)
+_HTML = re.compile(r"</?(?:b|i|u|p|em|strong|code|span|div|h[1-6])>", re.IGNORECASE)
+_MARKUP = re.compile(r"(?<!\w)[*_]++|(?<![*_])[*_]++(?!\w)|`|^#+ +|^(?:[-\u2022>] +)+", re.MULTILINE)
+_SIGNS = {ord(sign): "'" for sign in "\u2018\u2019\u201a\u2032"} | {
+    ord(sign): '"' for sign in "\u201c\u201d\u201e\u00ab\u00bb\u300c\u300d\u300e\u300f"
+}
+_SPACES = {ord(space): " " for space in "\u00a0\u2002\u2003\u2007\u2009\u202f\u3000"}
+_NOTHING = dict.fromkeys(map(ord, "\u200b\u200c\u200d\u2060\ufeff"))
+_FULL_WIDTH = {0xFEE0 + code: chr(code) for code in range(0x21, 0x7F)}
+_OTHERS = {
+    ord("\u3010"): "(",
+    ord("\u3011"): ")",
+    ord("\u3002"): ".",
+    ord("\u2192"): "=",
+    ord("\u2212"): "-",
+    ord("\r"): "\n",
+    ord("\u2028"): "\n",
+}
+_TRANSLATION = _SIGNS | _SPACES | _NOTHING | _FULL_WIDTH | _OTHERS
+
+
+def simplify(text: str) -> str:
+    """The text in plain quotes, spaces, brackets and letters; options and answers alike."""
+    signs = unicodedata.normalize("NFC", text.replace("\r\n", "\n")).translate(_TRANSLATION)
+    return _MATHS.sub(r"\1", _MACRO.sub(r"\1", _MACRO.sub(r"\1", signs)))  # one macro within another at most
+
+
+def plain_answer(text: str) -> str:
+    """The text without reasoning and markup, up to the end of the model's turn, and with each notation in words."""
+    said = _drop_reasoning(simplify(text))
+    said = said[_LEAD.match(said).end() :]  # type: ignore[union-attr]
+    end = _END.search(said)
+    said = said[: end.start()] if end else said
+    return _MARKUP.sub("", _say(_HTML.sub("", _BREAK.sub("\n", said)))).strip()
+
+
+def after_reasoning(text: str) -> str:
+    """What follows the last end of a thought; all of a text that has none."""
+    ends = list(_THOUGHT_END.finditer(text))
+    return text[ends[-1].end() :] if ends else text
+
+
+def _drop_reasoning(text: str) -> str:
+    said = after_reasoning(text)
+    return _THOUGHT.sub("", text) if said is text else said
+
+
+def _say(text: str) -> str:
+    """The text with its notations as statements; what is noted twice in a row is said once."""
+    parts: list[str] = []
+    named: list[str] = []
+    at = 0
+    for found in _NOTATION.finditer(text):
+        between = text[at : found.start()]
+        if named and not _JOINT.fullmatch(between):
+            parts.append(_state(named))
+            named = []
+        if not named:
+            parts.append(between)
+        named.append(next((group for group in found.groups() if group is not None), "").strip())
+        at = found.end()
+    return "".join([*parts, _state(named) if named else "", text[at:]])
+
+
+def _state(named: list[str]) -> str:
+    options = list(dict.fromkeys(named))
+    return (
+        f" The answer is {options[0]} \n"
+        if len(options) == 1
+        else f" The answer is {' or '.join(f'({o})' for o in options)} \n"
+    )
