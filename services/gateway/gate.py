@@ -8,6 +8,7 @@ one swap is not met by the next. Requests in flight when an engine dies leave by
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Iterable
 
 from pipeline.errors import ServerError, SwapError
@@ -24,7 +25,7 @@ class Changes:
 
     def __init__(self) -> None:
         self.line = Line(self._wake)
-        """Of the requests that wait; the last to leave it is a change, too."""
+        """Of the requests that wait; that one leaves it is a change, too, but not for the others."""
         self._event = asyncio.Event()
 
     def notify(self) -> None:
@@ -67,15 +68,18 @@ class Gate:
         if self.admission.is_drained or not self.admission.asked_for(digest):
             self._changes.notify()
 
-    async def drain(self, message: str, max_wait_s: float) -> None:
-        """Admit no new request and wait until none is in flight, then begin to swap.
+    async def drain(self, message: str, max_wait_s: float) -> float:
+        """Admit no new request and wait until none is in flight, then begin to swap; since when none was, monotonic.
 
         Raises SwapError, live as before, where requests take longer; ServerError where nothing was live, or it died.
         """
         if self.admission.is_ramping:
-            await self._changes.wait_for(lambda: self._changes.line.is_empty, MAX_RAMP_S + 1.0)
+            line = self._changes.line
+            came_before = line.waiting
+            await self._changes.wait_for(lambda: came_before.isdisjoint(line.waiting), MAX_RAMP_S + 1.0)
         if not self._is_in("live"):
             raise self._nothing_live()
+        began = time.monotonic()
         self.move("draining", message)
         try:
             await self._changes.wait_for(lambda: not self._is_in("draining") or self.admission.is_drained, max_wait_s)
@@ -88,6 +92,7 @@ class Gate:
                 self.move("live", "")
             raise
         self.move("swapping", message)
+        return began
 
     def move(
         self, phase: Phase, message: str, checkpoint: Checkpoint | None = None, adapters: Iterable[Checkpoint] = ()

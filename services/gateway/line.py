@@ -11,20 +11,20 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Hashable
-from itertools import islice
+from itertools import chain, islice
 
 
 class Line:
-    """Used on one event loop. `on_empty` is called as the last one leaves."""
+    """Used on one event loop. `on_leave` is called as each one leaves."""
 
-    def __init__(self, on_empty: Callable[[], None]) -> None:
+    def __init__(self, on_leave: Callable[[], None]) -> None:
         self._queues: dict[Hashable, deque[asyncio.Event]] = {}
-        self._on_empty = on_empty
+        self._on_leave = on_leave
 
     @property
-    def is_empty(self) -> bool:
-        """Whether nobody waits."""
-        return not self._queues
+    def waiting(self) -> frozenset[asyncio.Event]:
+        """Those who wait, as something to tell them apart by."""
+        return frozenset(chain.from_iterable(self._queues.values()))
 
     def has(self, wish: Hashable) -> bool:
         """Whether someone waits for that, so that whoever comes now waits behind."""
@@ -60,5 +60,4 @@ class Line:
                 following.set()
             if not queue:
                 del self._queues[wish]
-                if self.is_empty:
-                    self._on_empty()
+            self._on_leave()

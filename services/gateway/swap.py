@@ -72,8 +72,7 @@ async def reload_weights(
     live, adapters = gate.admission.checkpoint, list(gate.admission.adapters.values())
     if live is None:
         raise ServerError("no checkpoint is live, so none can be swapped; wait until the server is up")
-    began = time.monotonic()
-    await gate.drain(f"swapping {live.ref.name} for {target.ref.name}", limits.drain_s)
+    began = await gate.drain(f"swapping {live.ref.name} for {target.ref.name}", limits.drain_s)
     before: CanaryAnswer | None = None
     try:
         await upstream.claim.tell(None)

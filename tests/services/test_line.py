@@ -33,14 +33,14 @@ async def test_a_line_lets_in_one_after_the_other_and_wakes_nobody_else() -> Non
 
 
 async def test_what_is_far_off_holds_up_nobody_who_wishes_for_something_else() -> None:
-    emptied = list[bool]()
-    line = Line(lambda: emptied.append(True))
+    left = list[bool]()
+    line = Line(lambda: left.append(True))
     far = asyncio.create_task(line.wait("far", lambda: False, 0.1))
     near = asyncio.create_task(line.wait("near", lambda: True, 5.0))
     assert await near
-    assert (line.has("far"), line.has("near"), emptied) == (True, False, [])
+    assert (line.has("far"), line.has("near"), left) == (True, False, [True])
     assert not await far
-    assert (line.is_empty, emptied) == (True, [True])
+    assert (line.waiting, left) == (frozenset(), [True, True])
 
 
 @pytest.mark.parametrize("gone", [0, 1])
