@@ -9,7 +9,7 @@ An engine that breaks off, answers with 500, 502, 503 or half a JSON, is full, o
 asked for (a fall-back from an adapter to its base) did not answer: the same request goes to one other replica that holds
 the same checkpoint; where engines are full, to each. Where there is no other, an engine that is well is asked once more:
 vLLM answers with a bare 500 where its API takes an image to be with its engine that is not, and sends it along the next
-time. Where a swap began meanwhile, the request waits for its end first. That is safe as long as nothing of an answer is with
+time. With an image it is asked three times, since that may happen at both. Where a swap began meanwhile, the request waits for its end first. That is safe as long as nothing of an answer is with
 the client, since an unanswered sample has no effect. A stream that breaks off later ends with an error event.
 
 A client can make any engine fail its own request. So a fault speaks against an engine only where the engine, asked how it
@@ -126,9 +126,11 @@ class Proxy:
         """Who is asked the same after `fault`; the last of `tried` is who was asked."""
         if fault.reason == "429":
             return self._fleet.route(digest, key, tried)
-        if len(tried) > 1:
-            return None
-        return self._fleet.route(digest, key, tried) or (None if fault.is_broken else tried[-1])
+        again = None if fault.is_broken else tried[-1]
+        if len(tried) == 1:
+            return self._fleet.route(digest, key, tried) or again
+        may_drift = len(tried) == 2 and key() is not None  # its image may have been on its way there, too
+        return again if may_drift else None
 
     def _resolve(self, model: str, expect: str | None) -> Checkpoint:
         """The checkpoint that an alias or a name means. Raises Refusal."""
