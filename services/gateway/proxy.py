@@ -9,8 +9,9 @@ An engine that breaks off, answers with 500, 502, 503 or half a JSON, is full, o
 asked for (a fall-back from an adapter to its base) did not answer: the same request goes to one other replica that holds
 the same checkpoint; where engines are full, to each. Where there is no other, an engine that is well is asked once more:
 vLLM answers with a bare 500 where its API takes an image to be with its engine that is not, and sends it along the next
-time. With an image it is asked three times, since that may happen at both. Where a swap began meanwhile, the request waits for its end first. That is safe as long as nothing of an answer is with
-the client, since an unanswered sample has no effect. A stream that breaks off later ends with an error event.
+time. With an image it is asked three times, since that may happen twice. Where a swap began meanwhile, the request waits for
+its end first. That is safe as long as nothing of an answer is with the client, since an unanswered sample has no effect. A
+stream that breaks off later ends with an error event.
 
 A client can make any engine fail its own request. So a fault speaks against an engine only where the engine, asked how it
 is, is not well; what sound engines answer with 5xx is the request's own fault, and is told as 422, streamed or not.
