@@ -110,6 +110,8 @@ class Score:
     """Calls that were skipped, and every answer was the right one all the same."""
     unjudged: list[str] = field(default_factory=list)
     """Attempts while nothing was live, which say nothing of any guard."""
+    num_ruined: int = 0
+    """Engines that had to be started anew."""
     right_swaps: int = 0
     false_alarms: int = 0
 

@@ -18,8 +18,9 @@ Printed: `detected`, mutations that were refused, and `by_guard`, `by_way`, `by_
 in; `equivalent`, those that were swapped in and cannot change an answer, since Hugging Face's logits for them are equal to
 the last bit in float32, or within 1e-12 in float64 (`missed_names` and `equivalent_names` list both); `false_alarms`,
 refusals of a right checkpoint among `right_swaps`; `unjudged`, attempts while nothing was live, which say nothing of any
-guard; and of the load `answered`, `failed` (until the restart) and `mis_stamped`, answers whose tokens are those of other
-weights than they are stamped with.
+guard; `ruined_engines`, those that had to be started anew, since right weights did not answer rightly on them any more;
+and of the load `answered`, `failed`, `refused` (while nothing was live) and `mis_stamped`, answers whose tokens are those
+of other weights than they are stamped with.
 
 Limits: nano, one machine, float32. What is missing keeps the values of nano, which differ by 2 %. A random LoRA moves
 answers by more than a trained one does.
@@ -57,6 +58,8 @@ from services.checkpoints import Checkpoint
 from services.serving import running_gateway
 from services.vllm import Endpoint, VllmServer
 
+_MAX_RECOVERY_S = 8.0
+"""A gateway that can load the right weights again has done so by then."""
 _QUESTIONS = [question(number) for number in range(16)]
 # In processes of their own: torch stays out of this one.
 _ADAPTER = """
@@ -113,23 +116,27 @@ class Tally:
     """By digest, what each question's answer is."""
     answered: int = 0
     failed: int = 0
+    refused: int = 0
+    """While nothing was live."""
     mis_stamped: int = 0
-    is_counting_failures: bool = True
 
     async def ask(self, session: aiohttp.ClientSession, number: int) -> None:
         try:
             digest, tokens = await answer(session, number)
         except (aiohttp.ClientError, TimeoutError, OSError, ServerError) as error:
-            if self.is_counting_failures:
+            if "no checkpoint is live" in str(error):
+                self.refused += 1
+            else:
                 self.failed += 1
                 say(f"failed: {error!r}")
             await asyncio.sleep(0.1)
             return
         self.answered += 1
-        own, others = self.expected.get(digest), [e for d, e in self.expected.items() if d != digest]
-        if own is None or (tokens != own[number] and any(tokens == other[number] for other in others)):
+        own = self.expected.get(digest)
+        others = [d[:19] for d, expected in self.expected.items() if d != digest and tokens == expected[number]]
+        if own is None or (tokens != own[number] and others):
             self.mis_stamped += 1
-            say(f"mis-stamped: question {number} under {digest[:19]}: {tokens}")
+            say(f"mis-stamped: question {number} under {digest[:19]}, as {others}: {tokens}")
 
 
 async def answer(session: aiohttp.ClientSession, number: int) -> tuple[str, tuple[str, ...]]:
@@ -313,17 +320,47 @@ async def gateway_over(run: Run, between: Between) -> AsyncIterator[str]:
                 yield gateway.url
 
 
-@asynccontextmanager
-async def engine_of(run: Run, number: int) -> AsyncIterator[VllmServer]:
+async def start_engine(run: Run, number: int) -> VllmServer:
     """A vLLM that holds nano and takes adapters."""
     checkpoint = Checkpoint(NANO, read_manifest(NANO))
     log = run.path("logs", f"engine-{number}.log")
     server = VllmServer(checkpoint, run.recipe.serve, log, max_lora_rank=run.recipe.train.lora_r)
     await server.start(say)
-    try:
-        yield server
-    finally:
-        await server.stop()
+    return server
+
+
+@dataclass
+class Engine:
+    """The server behind the proxy, and those that take its place. Mutated by itself only."""
+
+    run: Run
+    between: Between
+    url: str
+    """The gateway's."""
+    server: VllmServer
+    num_started: int = 1
+    num_ruined: int = 0
+
+    async def renew(self) -> None:
+        """Start another in its place, behind the gateway's back."""
+        await self.server.stop()
+        self.server = await start_engine(self.run, self.num_started)
+        self.num_started += 1
+        await self.between.reach(_socket(self.server))
+
+    async def ready(self) -> None:
+        """Have something live.
+
+        Weights whose results are no numbers leave such in the cache of keys and values, and no call empties that.
+        """
+        if (await until(self.url, _is_live, _MAX_RECOVERY_S)).live is None:
+            self.num_ruined += 1
+            await self.renew()
+            await until(self.url, _is_live)
+
+
+def _is_live(state: GatewayState) -> bool:
+    return state.live is not None
 
 
 def make_adapter(folder: Path) -> Path:
@@ -346,15 +383,14 @@ async def shared_server(
     run: Run, made: dict[str, Target], options: argparse.Namespace, score: Score, tally: Tally
 ) -> list[float]:
     """The ways that one server does; the pauses of right swaps with nothing in flight."""
-    async with engine_of(run, 0) as server:
-        between = Between(_socket(server))
+    between = Between(_socket(server := await start_engine(run, 0)))
+    engine: Engine | None = None
+    try:
         async with gateway_over(run, between) as url, open_session(Endpoint(url)) as session:
+            engine = Engine(run, between, url, server)
 
             async def swap(name: str) -> float:
                 return (await swap_to(url, "policy", name)).pause_s
-
-            async def ready() -> None:
-                await until(url, lambda state: state.live is not None)
 
             await learn(session, tally)
             for target in made.values():
@@ -366,7 +402,7 @@ async def shared_server(
             async with load(session, tally, options.askers):
                 for way, target in made.items():
                     name = target.directory.name
-                    attempts = Attempts("adapter" if name == "light" else "reload", name, swap, ready, score)
+                    attempts = Attempts("adapter" if name == "light" else "reload", name, swap, engine.ready, score)
                     attempts.served = run.directory / "checkpoints" / "served"
                     await attempts.right(options.rights)
                     await attempts.engine(target, between, run.path("wrong", way), options.every)
@@ -374,11 +410,13 @@ async def shared_server(
                     if name == "tuned":
                         await attempts.skipped(between, session, tally)
                         await register(url, retemplated(target.directory, run.path("templated")))
-                        templated = Attempts("reload", "templated", swap, ready, score)
+                        templated = Attempts("reload", "templated", swap, engine.ready, score)
                         score.count("reload", "template", None, await templated.refusal())
                         await attempts.right()
-                tally.is_counting_failures = False
-                await lose(run, server, between, url, made, swap, score)
+                await lose(engine, Attempts("reload", next(iter(made)), swap, engine.ready, score))
+    finally:
+        await (engine.server if engine else server).stop()
+    score.num_ruined = engine.num_ruined
     return pauses
 
 
@@ -387,38 +425,20 @@ def _socket(server: VllmServer) -> Path:
     return server.endpoint.socket
 
 
-async def lose(
-    run: Run,
-    server: VllmServer,
-    between: Between,
-    url: str,
-    made: dict[str, Target],
-    swap: Callable[[str], Any],
-    score: Score,
-) -> None:
+async def lose(engine: Engine, attempts: Attempts) -> None:
     """Let the engine end with its encoder cache, then start it anew behind the gateway while another checkpoint is live."""
-    name = next(iter(made))
-
-    async def ready() -> None:
-        await until(url, lambda state: state.live is not None)
-
-    attempts = Attempts("reload", name, swap, ready, score)
-    between.skipped = frozenset(("/reset_encoder_cache",))
-    score.count("reload", "skipped encoder cache", None, await attempts.refusal())
-    between.skipped = frozenset()
-    await server.stop()
-    async with engine_of(run, 1) as second:
-        await between.reach(_socket(second))
-        await until(url, lambda state: state.live is not None)
-        await swap(name)
-        num_restarts = (await fetch_state(url)).num_restarts
-        await second.stop()
-        async with engine_of(run, 2) as third:
-            await between.reach(_socket(third))
-            state = await until(url, lambda now: now.num_restarts > num_restarts and now.live is not None)
-            await asyncio.sleep(5.0)  # of load, whose answers are held against their stamps
-            is_seen = state.num_restarts > num_restarts
-            score.count("reload", "restart", None, "the engine was started anew" if is_seen else None)
+    engine.between.skipped = frozenset(("/reset_encoder_cache",))
+    attempts.score.count("reload", "skipped encoder cache", None, await attempts.refusal())
+    engine.between.skipped = frozenset()
+    await engine.renew()
+    await engine.ready()
+    await attempts.swap(attempts.name)
+    num_restarts = (await fetch_state(engine.url)).num_restarts
+    await engine.renew()
+    state = await until(engine.url, lambda now: now.num_restarts > num_restarts and now.live is not None)
+    await asyncio.sleep(5.0)  # of load, whose answers are held against their stamps
+    is_seen = state.num_restarts > num_restarts
+    attempts.score.count("reload", "restart", None, "the engine was started anew" if is_seen else None)
 
 
 async def until(url: str, is_so: Callable[[GatewayState], bool], timeout_s: float = 120.0) -> GatewayState:
@@ -476,6 +496,8 @@ async def main(options: argparse.Namespace) -> None:
         "by_mutation": dict(score.by_mutation),
         "answered": tally.answered,
         "failed": tally.failed,
+        "refused": tally.refused,
+        "ruined_engines": score.num_ruined,
         "mis_stamped": tally.mis_stamped,
         "idle_pause_s": round(max(pauses, default=0.0), 3),
         "missed_names": missed,

@@ -293,6 +293,15 @@ def test_a_server_of_adapters_leaves_lm_head_as_it_is(checkpoint: Checkpoint) ->
     assert "lm_head" not in targets
 
 
+def test_on_a_cpu_the_last_slot_for_adapters_stays_empty(checkpoint: Checkpoint) -> None:
+    """Its kernels apply that one to the base's tokens in a batch with an adapter's (`bgmv_*` index slots with -1)."""
+    slots = [
+        int(option(plain_command(checkpoint, ServeSection(), build, max_lora_rank=64), "--max-loras"))
+        for build in ("cuda", "cpu")
+    ]
+    assert slots == [2, 16]
+
+
 def test_a_server_of_its_own_is_the_same_command_on_tcp(checkpoint: Checkpoint) -> None:
     serve = ServeSection()
     on_tcp = server_command(checkpoint, checkpoint.directory, serve, Address("0.0.0.0", 8000), "cuda")
