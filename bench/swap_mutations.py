@@ -427,9 +427,10 @@ def _socket(server: VllmServer) -> Path:
 
 async def lose(engine: Engine, attempts: Attempts) -> None:
     """Let the engine end with its encoder cache, then start it anew behind the gateway while another checkpoint is live."""
-    engine.between.skipped = frozenset(("/reset_encoder_cache",))
-    attempts.score.count("reload", "skipped encoder cache", None, await attempts.refusal())
-    engine.between.skipped = frozenset()
+    if attempts.name == "tuned":  # an adapter of the language model changes nothing that is cached there
+        engine.between.skipped = frozenset(("/reset_encoder_cache",))
+        attempts.score.count("reload", "skipped encoder cache", None, await attempts.refusal())
+        engine.between.skipped = frozenset()
     await engine.renew()
     await engine.ready()
     await attempts.swap(attempts.name)
