@@ -27,7 +27,7 @@ from pathlib import Path
 from eval.statistics import adjust_holm, compare_paired, estimate_accuracy
 from eval.table import Setting, format_estimate, format_p, list_settings, question_shares, select_scores
 from pipeline.records import Interval, Record, Score, ShownImage
-from pipeline.run import exclusive, open_run
+from pipeline.run import open_run
 from services.commands import run_all
 from services.rounds import list_rounds
 from services.serving import running_gateway
@@ -124,7 +124,7 @@ async def run_arms(
 
 
 async def _run_one(directory: Path, arm: Arm, seed: int, base: Arm) -> None:
-    with open_run(directory, None, [f"train.method={arm.name}", f"train.seed={seed}"]) as run, exclusive(run):
+    with open_run(directory, None, [f"train.method={arm.name}", f"train.seed={seed}"], access="alone") as run:
         async with Session(run, Terminal()) as session:
             await run_all(session)
             [current] = list_rounds(session)

@@ -26,7 +26,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ import uvloop
 from bench.engine import children, make_variant, open_session, question, say
 from bench.hostile import CHAT, attacks
 from pipeline.errors import VcotError
-from pipeline.run import Run, open_run
+from pipeline.run import open_run
 from services.admin import fetch_state, register, swap_to, try_out
 from services.gateway.keys import API_KEYS_ENV
 from services.serving import running_gateway
@@ -281,10 +281,6 @@ async def _keep_reading(watch: Watch, tally: Tally, began: float) -> None:
                 f"{watch.counts['open_files'].values[-1]:.0f} files"
             )
         await asyncio.sleep(_SAMPLE_EVERY_S)
-
-
-def _open_run(folder: str) -> AbstractContextManager[Run]:
-    return open_run(Path(folder) / "run", "nano", ["serve.port=0"])
 
 
 async def main(options: Any) -> None:

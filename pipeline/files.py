@@ -53,14 +53,13 @@ def read_text(path: Path) -> str:
 
 
 def write_kept(path: Path, text: str, read: Callable[[str], object]) -> None:
-    """The same, for a file that a person could not make anew: `read`, which raises ValueError, must be able to read it.
+    """Replace a file that a person could not make anew, and keep the one that was there.
+
+    `read`, which raises ValueError, must be able to read the text.
 
     Raises InputError, with the file as it was.
     """
-    try:
-        read(text.encode().decode())
-    except ValueError as error:
-        raise _unreadable(path, error) from None
+    _check(path, text, read)
     if path.is_file():
         before = path.read_bytes()
         if _is_readable(before, read):
@@ -71,15 +70,12 @@ def write_kept(path: Path, text: str, read: Callable[[str], object]) -> None:
 def write_record(path: Path, record: Record) -> None:
     """Replace a JSON file by a record. Raises InputError, with the file as it was, for one that could not be read again."""
     text = render(path, record)
-    try:
-        type(record).model_validate_json(text)
-    except ValueError as error:
-        raise _unreadable(path, error) from None
+    _check(path, text, type(record).model_validate_json)
     replace_file(path, text)
 
 
 def write_kept_record(path: Path, record: Record) -> None:
-    """The same, and keep the record that was there."""
+    """Replace a JSON file by a record, and keep the one that was there. Raises InputError as `write_record` does."""
     write_kept(path, render(path, record), type(record).model_validate_json)
 
 
@@ -123,6 +119,14 @@ def explain(error: ValidationError) -> str:
     fault = error.errors(include_url=False, include_input=False)[0]
     where = ".".join(str(part) for part in fault["loc"])
     return f"{where}: {fault['msg']}" if where else str(fault["msg"])
+
+
+def _check(path: Path, text: str, read: Callable[[str], object]) -> None:
+    """Raise InputError for a text that could not be read again."""
+    try:
+        read(text.encode().decode())
+    except ValueError as error:
+        raise _unreadable(path, error) from None
 
 
 def _unreadable(path: Path, error: ValueError) -> InputError:

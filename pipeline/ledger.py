@@ -21,6 +21,7 @@ from typing import TypeVar
 from pydantic import ValidationError
 
 from pipeline.errors import InputError, StageError
+from pipeline.files import explain
 from pipeline.records import Judgment, Response, Usage
 
 LedgerRecord = Response | Judgment
@@ -43,7 +44,7 @@ _MAX_VARIABLES = 500
 
 
 class Ledger:
-    """Records by kind and key. Safe to use from several threads; one process writes at a time (`pipeline.run.exclusive`).
+    """Records by kind and key. Safe to use from several threads; one process writes at a time (`open_run` with access alone).
 
     Its methods raise StageError where the file cannot be read or written, as on a full disk.
     """
@@ -106,10 +107,8 @@ class Ledger:
         try:
             return kind.model_validate_json(body)
         except ValidationError as error:
-            fault = error.errors()[0]
-            where = ".".join(map(str, fault["loc"]))
             raise InputError(
-                f"the ledger {self._path} holds a {kind.__name__} that cannot be read ({where}: {fault['msg']}); use the "
+                f"the ledger {self._path} holds a {kind.__name__} that cannot be read ({explain(error)}); use the "
                 "version of vcot that wrote it"
             ) from None
 

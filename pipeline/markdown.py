@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 
 _MARKS = re.compile(r"[\\`*\[\]<>|~$&]")
-_UNPRINTED = re.compile(r"[\s\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]+")
+UNSEEN = r"\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff"
+"""Of a pattern's class: control characters, line ends, changes of direction and what has no width."""
+_UNPRINTED = re.compile(rf"[\s\x00-\x1f{UNSEEN}]+")
 _MAX_LENGTH = 300
 
 

@@ -21,6 +21,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pipeline.engine_args import check_engine_args
 from pipeline.errors import RecipeError
 from pipeline.files import read_text
+from pipeline.markdown import UNSEEN
 from pipeline.records import PromptName, SamplingParams, ShownImage, Split
 
 POLICY_ALIAS = "policy"
@@ -563,8 +564,8 @@ def _nearest(name: str, valid: Sequence[str]) -> str:
     return f" (did you mean {close[0]}?)" if close else f" (valid: {', '.join(valid)})"
 
 
-_UNPRINTED = re.compile(r"[\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]")
-"""Control characters, line ends, changes of direction and what has no width: a JSON string may hold them as they are."""
+_UNPRINTED = re.compile(f"[{UNSEEN}]")
+"""What a JSON string may hold as it is, and nobody can see."""
 _PRIVATE = ("serve", "judge.base_url", "judge.api_key_env", "tasks.path", "eval.path")
 """Sections and fields that say where and how a machine was used, and nothing of what came out."""
 

@@ -188,14 +188,8 @@ def _write_recipe(path: Path, text: str) -> None:
 
 
 @contextmanager
-def exclusive(run: Run) -> Iterator[None]:
-    """Hold the run for one writer; a second one is told so. The lock goes with the process, however it ends."""
-    with _alone(run.directory):
-        yield
-
-
-@contextmanager
 def _alone(directory: Path) -> Iterator[None]:
+    """Hold the run for one writer; a second one is told so. The lock goes with the process, however it ends."""
     with _open_lock(directory) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -94,9 +94,8 @@ async def work_off(
                 f"see that the server runs and takes such requests, then repeat the command: {_KEPT}"
             )
     if faults:
-        raise AccountError(f"{tally.stage}: {faults[0]}; {find_remedy(faults[0].reason, place)}; {_KEPT}") from faults[
-            0
-        ]
+        fault = faults[0]
+        raise AccountError(f"{tally.stage}: {fault}; {find_remedy(fault.reason, place)}; {_KEPT}") from fault
     return tally.close()
 
 

@@ -10,7 +10,7 @@ import asyncio
 import os
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -97,12 +97,13 @@ class Session:
         """The run's gateway, started at first use and stopped with the session."""
         if self._gateway is None and (url := self._url_elsewhere):
             self._gateway = GatewayHandle(url, started_here=False)
-        if self._gateway is None and is_served(self.run):
-            with self.terminal.waiting("waiting for the server") as progress:
-                self._gateway = await self._stack.enter_async_context(running_gateway(self.run, progress))
         if self._gateway is None:
+            is_up = is_served(self.run)
             what = f"{self.run.recipe.model.source} by vLLM, behind the gateway"
-            with self.terminal.aside("serve", what), self.terminal.waiting("starting the server") as progress:
+            with (
+                nullcontext() if is_up else self.terminal.aside("serve", what),
+                self.terminal.waiting("waiting for the server" if is_up else "starting the server") as progress,
+            ):
                 self._gateway = await self._stack.enter_async_context(running_gateway(self.run, progress))
         return self._gateway
 

@@ -290,11 +290,12 @@ def _explain_route(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     what = f"{request.method} {request.url.path[:100]}"
     if error.status_code == 413:
+        code = "body_too_large"
         message = f"the body of {what} is larger than {_MAX_ADMIN_BYTES:,} bytes; send what docs/serving.md shows"
-        return Response(error_body(message, "body_too_large", 413), 413, media_type="application/json")
-    why = "the gateway passes on only what it can bind to one checkpoint's weights"
-    message = f"{what} is not served here: {why}, POST {' and POST '.join(_INFERENCE)}"
-    code = "method_not_allowed" if error.status_code == 405 else "not_found"
+    else:
+        code = "method_not_allowed" if error.status_code == 405 else "not_found"
+        why = "the gateway passes on only what it can bind to one checkpoint's weights"
+        message = f"{what} is not served here: {why}, POST {' and POST '.join(_INFERENCE)}"
     body = error_body(message, code, error.status_code)
     return Response(body, error.status_code, error.headers, media_type="application/json")
 

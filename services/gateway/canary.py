@@ -26,6 +26,7 @@ from pipeline.errors import ServerError
 from pipeline.records import Canary
 
 _MIN_LONG = 280
+"""Tokens of text: two blocks of a CPU's prefix cache, and some."""
 
 
 @dataclass(frozen=True)

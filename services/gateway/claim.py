@@ -32,8 +32,8 @@ from typing import Protocol
 
 from pydantic import ValidationError
 
-from pipeline.errors import ServerError
-from pipeline.files import write_record
+from pipeline.errors import CheckpointError, ServerError
+from pipeline.files import read_record, write_record
 from pipeline.records import Record
 
 _FREE = "default"
@@ -88,12 +88,13 @@ class Engine(Protocol):
 def find_owner(run_directory: Path, where: str) -> Owner:
     """The gateway of that run, whose serving lock the caller holds: so an earlier one with this id is not alive any more.
 
-    A copy of the run is another: the file's inode counts.
+    A copy of the run is another: the file's inode counts. Raises CheckpointError for a damaged file.
     """
     path = run_directory / _OWNER_FILE
-    if not path.is_file():
-        write_record(path, OwnerFile(id=uuid.uuid4().hex))
-    own = OwnerFile.model_validate_json(path.read_text("utf-8"))
+    own = read_record(path, OwnerFile, CheckpointError, remedy="delete it, and another one is made")
+    if own is None:
+        own = OwnerFile(id=uuid.uuid4().hex)
+        write_record(path, own)
     return Owner(f"{own.id}-{path.stat().st_ino}", where)
 
 

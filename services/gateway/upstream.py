@@ -206,9 +206,9 @@ class Upstream:
     ) -> dict[str, Any]:
         data = orjson.dumps(body) if body is not None else b""
         response = await self._request(method, path, data, timeout)
-        if response.status_code != 200 and may_fail:
-            return {}
         if response.status_code != 200:
+            if may_fail:
+                return {}
             hint = f" (it needs {_NEEDED})" if response.status_code == 404 and not path.startswith("/v1/chat") else ""
             said = response.content[:300].decode("utf-8", "replace")
             raise ServerError(f"vLLM answered {path} with {response.status_code}: {said}{hint}")

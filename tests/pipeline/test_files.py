@@ -14,7 +14,7 @@ from pipeline.errors import CheckpointError, InputError
 from pipeline.files import previous_of, read_record, replace_file, write_kept_record, write_record
 from pipeline.recipe import load_recipe
 from pipeline.records import Canary, CheckpointManifest, CheckpointRef, Record, SamplingParams
-from pipeline.run import exclusive, open_run
+from pipeline.run import open_run
 
 
 class Pair(Record):
@@ -149,8 +149,8 @@ def test_what_a_killed_writer_left_goes_with_the_next_writer_of_the_run(tmp_path
             path.touch()
         left.append(run.path("pairs", ".key.partial"))
         left[-1].mkdir()
-        with exclusive(run):
-            assert not any(path.exists() for path in left)
+    with open_run(tmp_path / "r", access="alone"):
+        assert not any(path.exists() for path in left)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import pytest
 
 from pipeline.errors import DataError, InputError, RecipeError
 from pipeline.records import Judgment
-from pipeline.run import RECIPE, exclusive, open_run
+from pipeline.run import RECIPE, open_run
 
 
 def recipe_of(directory, recipe=None, overrides=()):
@@ -118,7 +118,7 @@ def test_one_writer_at_a_time_and_the_lock_goes_with_its_process(tmp_path):
     recipe_of(tmp_path, "nano")
     code = (
         "import pathlib, sys; from pipeline.run import *\n"
-        f"with open_run(pathlib.Path({str(tmp_path)!r})) as run, exclusive(run):\n"
+        f"with open_run(pathlib.Path({str(tmp_path)!r}), access='alone'):\n"
         "    print('held', flush=True); sys.stdin.read()"
     )
     with (
@@ -126,7 +126,7 @@ def test_one_writer_at_a_time_and_the_lock_goes_with_its_process(tmp_path):
         subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder,
     ):
         assert holder.stdout.readline() == b"held\n"
-        with pytest.raises(InputError, match="another vcot command is writing"), exclusive(run):
+        with pytest.raises(InputError, match="another vcot command is writing"), open_run(tmp_path, access="alone"):
             pass
         with open_run(tmp_path, access="read"):
             pass
@@ -140,7 +140,7 @@ def test_one_writer_at_a_time_and_the_lock_goes_with_its_process(tmp_path):
         holder.wait()
         left = run.path("images", "ab.77.partial")
         left.write_bytes(b"half")
-        with exclusive(run):
+        with open_run(tmp_path, access="alone"):
             assert not left.exists(), "what a killed command left is removed"
 
 

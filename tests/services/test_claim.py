@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.errors import ServerError, SwapError
+from pipeline.errors import CheckpointError, ServerError, SwapError
 from services.gateway.claim import Claim, DisownedError, Held, Owner, find_owner, parse_version
 from services.gateway.replica import Supervision
 from tests.services.bench_fleet import BASE, TUNED, Bench, answer_of
@@ -321,6 +321,12 @@ async def test_an_engine_that_says_something_else_is_down_at_once_and_taken_up_a
         await bench.until_so(lambda: bench.admission.phase == "live")
         assert await bench.answer() == ("tuned", answer_of(TUNED))
         assert bench.replica.num_restarts >= 1
+
+
+def test_a_damaged_file_of_who_the_gateway_is_is_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "gateway.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"gateway.json is not a OwnerFile \(.*\); delete it"):
+        find_owner(tmp_path, "here")
 
 
 async def until_watched(engine: FakeVllm) -> Held:
