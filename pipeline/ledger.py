@@ -44,7 +44,7 @@ _MAX_VARIABLES = 500
 
 
 class Ledger:
-    """Records by kind and key. Safe to use from several threads; one process writes at a time (`open_run` with access alone).
+    """Records by kind and key. Safe to use from several threads; one process writes at a time (`open_run`, access alone).
 
     Its methods raise StageError where the file cannot be read or written, as on a full disk.
     """
