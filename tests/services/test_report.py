@@ -114,6 +114,14 @@ def test_page_is_accessible(page):
     assert sum(attributes.get("role") == "img" and "aria-label" in attributes for attributes in page.all("div")) == 7
 
 
+def test_a_cell_is_labelled_as_its_column_is_headed(html):
+    """On a narrow screen the headings are not shown, and each cell has its label."""
+    labels = set(re.findall(r'data-label="(.*?)"', html))
+    headings = {re.sub(r"<.*?>", "", cell).strip() for cell in re.findall(r"<th[^>]*>(.*?)</th>", html, re.DOTALL)}
+    assert labels
+    assert labels <= headings
+
+
 def test_pairs_that_were_left_out_are_said(tmp_path):
     recipe = load_recipe("nano", ["pairs.num=262"])
     text = Page(write_report(make_data(recipe=recipe, num_left_out=38), tmp_path / "r.html").read_text("utf-8")).text
