@@ -79,7 +79,7 @@ mutation: setup ## how many small changes of the deciding code the tests notice;
 mutation-sample: setup ## a part of that, for CI: under two minutes
 	$(BIN)/python -m bench.mutation --share 0.1 --at-least 0.75 $(QUICK)
 
-QUICK = pipeline/parsers.py pipeline/pairs.py eval/statistics.py pipeline/judges/verdict.py services/gateway/breaker.py
+QUICK = pipeline/parsers.py pipeline/pairs.py eval/statistics.py pipeline/judges/verdict.py services/gateway/fleet/breaker.py
 
 lint: setup ## ruff, types, import rules
 	$(BIN)/ruff check .

@@ -28,12 +28,12 @@ from eval.statistics import adjust_holm, compare_paired, estimate_accuracy
 from eval.table import Setting, format_estimate, format_p, list_settings, question_shares, select_scores
 from pipeline.records import Interval, Record, Score, ShownImage
 from pipeline.run import open_run
-from services.commands import run_all
-from services.rounds import list_rounds
-from services.serving import running_gateway
-from services.stages import Scores, Session, load_scores
-from services.terminal import Terminal
-from services.trainer import read_progress
+from services.cli.commands import run_all
+from services.cli.terminal import Terminal
+from services.jobs.trainer import read_progress
+from services.run.rounds import list_rounds
+from services.run.serving import running_gateway
+from services.run.steps import Scores, Session, load_scores
 
 DOCS = Path(__file__).parents[1] / "docs"
 IMAGES: tuple[ShownImage, ...] = ("true", "blank", "other")

@@ -133,15 +133,15 @@ async def is_answering(port: int, body: bytes, child: subprocess.Popen[bytes]) -
 
 def serve_gateway(folder: Path, port: int, upstream_port: int) -> None:
     """Be the gateway: `vcot serve`, but for the server that it starts. Imported here: only the child needs it."""
-    from pipeline.checkpoints import read_manifest, write_manifest
     from pipeline.errors import ServerError
+    from pipeline.identity import read_manifest, write_manifest
     from pipeline.recipe import ModelSection, ServeSection
-    from services import serving
-    from services.checkpoints import Checkpoint, Registry
-    from services.gateway.app import build_app
-    from services.gateway.fleet import Fleet
-    from services.gateway.roster import Roster
-    from services.vllm import Endpoint
+    from services.checkpoints.registry import Checkpoint, Registry
+    from services.engine.vllm import Endpoint
+    from services.gateway.fleet.group import Fleet
+    from services.gateway.fleet.roster import Roster
+    from services.gateway.http.app import build_app
+    from services.run import serving
 
     class InstantServer:
         """The upstream, which runs already."""

@@ -27,23 +27,23 @@ from typing import Any, get_args
 import orjson
 
 from bench.engine import NANO, say
-from pipeline.checkpoints import read_manifest, write_manifest
 from pipeline.client import ChatClient
 from pipeline.errors import VcotError
+from pipeline.identity import read_manifest, write_manifest
 from pipeline.images import ImageStore
 from pipeline.prompts import render_prompt
 from pipeline.publish import publish_pairs
 from pipeline.recipe import Dtype, load_recipe
 from pipeline.records import CheckpointRef, PreferencePair, content_key
 from pipeline.run import open_run
-from pipeline.sources.nano import generate_nano, render_target
-from services import trainer
-from services.admin import swap_to, try_out
-from services.parity import ask_served
-from services.serving import running_gateway
-from training.build import Build
-from training.job import ADAPTER, Retention, TrainJob
-from training.parity import Answers, Probe, compare_served, read_probe
+from pipeline.sources.nano.questions import generate_nano, render_target
+from services.gateway.admin import swap_to, try_out
+from services.jobs import trainer
+from services.run.parity import ask_served
+from services.run.serving import running_gateway
+from training.merge.build import Build
+from training.protocol.agreement import Answers, Probe, compare_served, read_probe
+from training.protocol.job import ADAPTER, Retention, TrainJob
 
 _NUM_TRAIN, _NUM_VALIDATION = 96, 16
 _FIXED = ("train.target_modules=language-model", "serve.port=0")

@@ -29,10 +29,10 @@ import uvloop
 from bench.engine import chat, open_session, question, say, vllm_socket
 from pipeline.errors import ServerError
 from pipeline.run import open_run
-from services.admin import fetch_state
-from services.serving import running_gateway
-from services.vllm import Endpoint
-from services.vllm_command import SERVED_NAME
+from services.engine.command import SERVED_NAME
+from services.engine.vllm import Endpoint
+from services.gateway.admin import fetch_state
+from services.run.serving import running_gateway
 
 _K = 8
 _MAX_TOKENS = 64

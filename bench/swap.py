@@ -38,11 +38,11 @@ import uvloop
 from bench.engine import chat, chat_streamed, make_variant, open_session, question, say
 from pipeline.errors import ServerError
 from pipeline.run import Run, open_run
-from services.admin import live_checkpoint, register, swap_to
-from services.checkpoints import Registry
-from services.serving import running_gateway
-from services.vllm import Endpoint, VllmServer
-from services.vllm_command import SERVED_NAME
+from services.checkpoints.registry import Registry
+from services.engine.command import SERVED_NAME
+from services.engine.vllm import Endpoint, VllmServer
+from services.gateway.admin import live_checkpoint, register, swap_to
+from services.run.serving import running_gateway
 
 _NUM_QUESTIONS = 32
 _QUESTIONS = [question(number) for number in range(_NUM_QUESTIONS)]

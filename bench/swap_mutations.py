@@ -50,13 +50,13 @@ from safetensors.numpy import load_file, save_file
 
 from bench.engine import NANO, chat, make_variant, open_session, question, say
 from bench.mutations import Score, Target, mutations
-from pipeline.checkpoints import compute_digest, read_manifest, write_manifest
 from pipeline.errors import ServerError, VcotError
+from pipeline.identity import compute_digest, read_manifest, write_manifest
 from pipeline.run import Run, open_run
-from services.admin import GatewayState, fetch_state, register, swap_to
-from services.checkpoints import Checkpoint
-from services.serving import running_gateway
-from services.vllm import Endpoint, VllmServer
+from services.checkpoints.registry import Checkpoint
+from services.engine.vllm import Endpoint, VllmServer
+from services.gateway.admin import GatewayState, fetch_state, register, swap_to
+from services.run.serving import running_gateway
 
 _MAX_RECOVERY_S = 8.0
 """A gateway that can load the right weights again has done so by then."""

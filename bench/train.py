@@ -58,12 +58,12 @@ from pipeline.prompts import render_prompt
 from pipeline.publish import publish_pairs
 from pipeline.recipe import TrainSection, load_recipe
 from pipeline.records import PreferencePair
-from pipeline.sources.nano import generate_nano, render_target
-from training.dpo import adapt_model, lora_config, training_arguments
-from training.models import free_memory, load_model, load_processor, quiet_libraries
-from training.pairs import PairCollator, check_pairs, load_pairs
-from training.reference import attach_reference
-from training.template import Processor
+from pipeline.sources.nano.questions import generate_nano, render_target
+from training.dpo.fit import adapt_model, lora_config, training_arguments
+from training.dpo.reference import attach_reference
+from training.dpo.rows import PairCollator, check_pairs, load_pairs
+from training.model.loading import free_memory, load_model, load_processor, quiet_libraries
+from training.model.template import Processor
 
 NANO = Path(__file__).parents[1] / "training" / "checkpoints" / "nano"
 WAYS = ("trl", "cached", "shared")

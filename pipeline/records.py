@@ -111,7 +111,7 @@ class Canary(Record):
     """A fixed question about a fixed image with the greedy answer that the Hugging Face model gave (float32 log-probs).
 
     The gateway asks it after every swap. `logprobs[i]` is log p(tokens[i] | image, prompt, tokens[:i]). How much of it must
-    agree depends on the type that the server computes in, and is not said here (services/gateway/canary.py).
+    agree depends on the type that the server computes in, and is not said here (services/gateway/swap/canary_check.py).
     """
 
     image_png_base64: str

@@ -6,8 +6,8 @@ tasks/<key>.jsonl    the questions, as loaded once from their source
 images/              their images, by content
 pairs/<key>/         train.parquet, validation.parquet and the data card
 checkpoints/<name>/  merged checkpoints, and the base's manifest
-training/<key>/      the worker's job directory (training/job.py)
-report/              the page and its data, under other settings than the recipe's in report/<key>/ (services/results.py)
+training/<key>/      the worker's job directory (training/protocol/job.py)
+report/              the page and its data, under other settings than the recipe's in report/<key>/ (services/run/results.py)
 logs/                one file per process
 serving.json         where the run's gateway answers, while one runs
 """

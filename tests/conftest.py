@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
-from pipeline.checkpoints import compute_digest
 from pipeline.files import write_record
+from pipeline.identity import compute_digest
 from pipeline.images import ImageStore
 from pipeline.prompts import render_prompt
 from pipeline.publish import pairs_digest, publish_pairs
 from pipeline.recipe import load_recipe
 from pipeline.records import CheckpointRef, PreferencePair
-from pipeline.sources.nano import generate_nano, render_target
-from training.job import JOB, TrainJob
+from pipeline.sources.nano.questions import generate_nano, render_target
+from training.protocol.job import JOB, TrainJob
 
 CORPUS = ("The circle is red. The square is blue. So the answer is (A) red.", "USER: ASSISTANT:", "user\nassistant\n")
 
@@ -25,7 +25,7 @@ CORPUS = ("The circle is red. The square is blue. So the answer is (A) red.", "U
 def save_tiny(architecture: Any, directory: Path) -> Path:
     import torch
 
-    from training.nano_model import build_tokenizer
+    from training.nano.architecture import build_tokenizer
 
     torch.manual_seed(0)
     torch.set_num_threads(1)
@@ -37,14 +37,14 @@ def save_tiny(architecture: Any, directory: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from training.nano_llava import Llava
+    from training.nano.llava import Llava
 
     return save_tiny(Llava(), tmp_path_factory.mktemp("checkpoint") / "tiny")
 
 
 @pytest.fixture(scope="session")
 def qwen_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from training.nano_qwen import Qwen
+    from training.nano.qwen import Qwen
 
     return save_tiny(Qwen(), tmp_path_factory.mktemp("checkpoint") / "tiny-qwen")
 

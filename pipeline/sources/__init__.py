@@ -19,7 +19,7 @@ from pipeline.recipe import TasksSection
 from pipeline.records import Task, content_key
 from pipeline.sources import aokvqa, scienceqa
 from pipeline.sources.drafts import draw, explain
-from pipeline.sources.nano import generate_nano
+from pipeline.sources.nano.questions import generate_nano
 from pipeline.sources.unusual import UNUSUAL_VERSION, generate_unusual
 
 _log = logging.getLogger(__name__)

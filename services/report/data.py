@@ -11,9 +11,9 @@ from eval.published import PaperRow
 from pipeline.judges.cost import Cost
 from pipeline.recipe import Recipe
 from pipeline.records import CheckpointRef, Difference, EvalResult, PreferencePair, Record, StageCount, Task
-from services.parity import ParityReport
-from training.job import TrainProgress, TrainStatus
-from training.sweep import Sweep
+from services.run.parity import ParityReport
+from training.protocol.job import TrainProgress, TrainStatus
+from training.protocol.search import Sweep
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 from eval.image_reliance import Reliance
 from pipeline.records import CheckpointRef, Difference, EvalResult, Interval
 from services.report.data import TrendRow
-from training.job import TrainProgress
-from training.sweep import VARIED, Sweep, SweepPoint
+from training.protocol.job import TrainProgress
+from training.protocol.search import VARIED, Sweep, SweepPoint
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import yaml
 
-from services.gateway.limits import Places
-from services.gateway.metrics import Metrics
+from services.gateway.http.limits import Places
+from services.gateway.http.metrics import Metrics
 from tests.compose.engine import ROOT
 from tests.compose.test_compose_file import SERVICES
 from tests.services.test_gateway import Bench

@@ -15,8 +15,8 @@ import pytest
 from bench.engine import NANO, make_variant
 from pipeline.errors import SwapError
 from pipeline.run import open_run
-from services.admin import GatewayState, fetch_state, register, swap_to
-from services.serving import GatewayHandle, running_gateway
+from services.gateway.admin import GatewayState, fetch_state, register, swap_to
+from services.run.serving import GatewayHandle, running_gateway
 from tests.e2e.test_serving import ask, client, descendants
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.asyncio(loop_scope="module")]
@@ -171,7 +171,7 @@ async def test_a_replica_that_is_lost_costs_no_request_and_comes_back_with_what_
 async def test_a_checkpoint_of_another_shape_takes_a_server_of_its_own(
     gateway: GatewayHandle, made: tuple[Path, dict[str, list[str]]]
 ) -> None:
-    from services.admin import remove_replica
+    from services.gateway.admin import remove_replica
 
     await remove_replica(gateway.url, "vllm-1")
     swapped = await swap_to(gateway.url, "policy", "shallow")

@@ -17,9 +17,9 @@ from pipeline.prompts import render_prompt
 from pipeline.records import Response, SamplingParams
 from pipeline.run import open_run
 from pipeline.sample import plan_requests, sample
-from pipeline.sources.nano import generate_nano
-from services.admin import live_checkpoint
-from services.serving import running_gateway
+from pipeline.sources.nano.questions import generate_nano
+from services.gateway.admin import live_checkpoint
+from services.run.serving import running_gateway
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 TASK = Path(__file__).with_name("harness_task.py")

@@ -14,22 +14,23 @@ import httpx2
 import pytest
 
 from bench.parity import draw_pairs, train
-from pipeline.checkpoints import compute_digest, read_manifest
 from pipeline.client import DIGEST_HEADER, ChatClient
 from pipeline.errors import RequestError, SwapError
+from pipeline.identity import compute_digest, read_manifest
 from pipeline.records import CheckpointRef
 from pipeline.run import open_run
-from services import stages, vllm
-from services.admin import fetch_state, swap_to
-from services.checkpoints import Checkpoint
-from services.parity import ask_served, check_defaults
-from services.stages import Session, parity_stage
-from services.terminal import Terminal
-from services.vllm import VllmServer
-from services.vllm_command import SERVED_NAME
-from training.job import TrainJob
-from training.merge import merge_job
-from training.parity import read_probe
+from services.checkpoints.registry import Checkpoint
+from services.cli.terminal import Terminal
+from services.engine import vllm
+from services.engine.command import SERVED_NAME
+from services.engine.vllm import VllmServer
+from services.gateway.admin import fetch_state, swap_to
+from services.run import steps as stages
+from services.run.parity import ask_served, check_defaults
+from services.run.steps import Session, parity_stage
+from training.merge.merging import merge_job
+from training.protocol.agreement import read_probe
+from training.protocol.job import TrainJob
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.asyncio(loop_scope="module")]
 RECIPE = ("train.target_modules=language-model", "serve.port=0")

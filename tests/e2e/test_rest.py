@@ -8,10 +8,10 @@ import openai
 import pytest
 
 from pipeline.run import open_run
-from services.admin import fetch_state, swap_to
-from services.serving import GatewayHandle, running_gateway
+from services.gateway.admin import fetch_state, swap_to
+from services.run.serving import GatewayHandle, running_gateway
 from tests.e2e.test_serving import ask, client, descendants
-from training.job import STATUS, TrainStatus, read_record
+from training.protocol.job import STATUS, TrainStatus, read_record
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(600)]
 

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.records import Response
-from training.job import ADAPTER, JOB, PROGRESS, REFERENCE, TrainJob, TrainProgress, read_record
+from training.protocol.job import ADAPTER, JOB, PROGRESS, REFERENCE, TrainJob, TrainProgress, read_record
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(600)]
 

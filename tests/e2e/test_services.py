@@ -20,10 +20,10 @@ import pytest
 import yaml
 
 from bench.engine import make_variant
-from services.lifeline import keeper_command
+from services.engine.lifeline import keeper_command
 from tests.compose.engine import until
 from tests.compose.test_observe import FOLDER, PANELS
-from training.job import JOB, PROGRESS, TrainJob, read_record, read_status
+from training.protocol.job import JOB, PROGRESS, TrainJob, read_record, read_status
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(900)]
 VCOT = (sys.executable, "-m", "services.cli")

@@ -20,8 +20,8 @@ from PIL import Image
 from bench.engine import make_variant
 from pipeline.errors import SwapError
 from pipeline.run import open_run
-from services.admin import GatewayState, fetch_state, live_checkpoint, register, swap_to
-from services.serving import GatewayHandle, running_gateway
+from services.gateway.admin import GatewayState, fetch_state, live_checkpoint, register, swap_to
+from services.run.serving import GatewayHandle, running_gateway
 from tests.services.test_serving import gone
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600), pytest.mark.asyncio(loop_scope="module")]

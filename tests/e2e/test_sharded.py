@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from transformers import AutoProcessor
 
 from tests.training import families
-from training.job import ADAPTER, STATUS, TrainStatus, read_record
-from training.nano_llava import Llava
+from training.nano.llava import Llava
+from training.protocol.job import ADAPTER, STATUS, TrainStatus, read_record
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(600)]
 MIB = 2**20
@@ -62,7 +62,7 @@ state.destroy_process_group()
 # files, such as the checkpoint's, are not counted: they are not held.
 LIMITED_RANK = """
 import os, signal, sys, time; from pathlib import Path
-import torch._dynamo, training.dpo, training.reference, training.rank as rank
+import torch._dynamo, training.dpo.fit, training.dpo.reference, training.worker.rank as rank
 def held(pid):
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 1024
@@ -85,7 +85,8 @@ rank.fit = limited
 if __name__ == "__main__": sys.exit(rank.main(Path(sys.argv[1])))
 """
 WORKER = (
-    "import sys, training.distributed as d, training.worker as w; d.RANK_MODULE = 'limited_rank'; sys.exit(w.main())"
+    "import sys; from training.protocol import launch; from training.worker import work; "
+    "launch.RANK_MODULE = 'limited_rank'; sys.exit(work.main())"
 )
 
 

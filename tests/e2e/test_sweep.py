@@ -12,13 +12,13 @@ from pipeline.pairs import PairSet
 from pipeline.publish import pairs_digest
 from pipeline.records import StageCount
 from pipeline.run import open_run
-from services import trainer
-from services.rounds import Pairs, Round
-from services.stages import Session, publish_splits
-from services.sweep import RECORD, sweep
-from services.terminal import Terminal
-from training.job import ADAPTER
-from training.sweep import Sweep
+from services.cli.terminal import Terminal
+from services.jobs import trainer
+from services.run.rounds import Pairs, Round
+from services.run.steps import Session, publish_splits
+from services.run.sweep import RECORD, sweep
+from training.protocol.job import ADAPTER
+from training.protocol.search import Sweep
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(600)]
 GRID = (

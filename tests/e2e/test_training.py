@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.checkpoints import verify_checkpoint
-from training.job import (
+from pipeline.identity import verify_checkpoint
+from training.protocol.job import (
     ADAPTER,
     JOB,
     MERGE_REPORT,
@@ -26,13 +26,16 @@ from training.job import (
     TrainStatus,
     read_record,
 )
-from training.resume import MARKER
+from training.protocol.resume import MARKER
 
 pytestmark = pytest.mark.e2e
 OVERRIDES = ("train.epochs=4", "train.learning_rate=1e-3")
 METHODS = ("train.method=dpo", "train.method=mdpo")
 # The worker itself, saving more often than its ten seconds.
-WORKER = "import sys, training.dpo, training.worker as w; training.dpo.MIN_SAVE_INTERVAL_S = 0.2; sys.exit(w.main())"
+WORKER = (
+    "import sys; from training.dpo import fit; from training.worker import work; "
+    "fit.MIN_SAVE_INTERVAL_S = 0.2; sys.exit(work.main())"
+)
 
 
 def start(job: Path, *arguments: str) -> subprocess.Popen[bytes]:

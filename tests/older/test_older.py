@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 from datasets import load_dataset
 
-from pipeline.checkpoints import read_manifest
-from training import merge, worker
-from training.job import ADAPTER, JOB, TrainJob, read_record, write_record
+from pipeline.identity import read_manifest
+from training.merge import merging
+from training.protocol.job import ADAPTER, JOB, TrainJob, read_record, write_record
+from training.worker import work
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 HERE = Path(__file__).parent
@@ -62,11 +63,11 @@ def checkpoints(make_job, tmp_path_factory):
             num_validation=2,
             base=BUNDLED / name,
         )
-        worker.work(job, out / name)
+        work.work(job, out / name)
         record = read_record(job / JOB, TrainJob)
         alone = record.merge.model_copy(update={"serve_as": "adapter"})
         write_record(job / JOB, record.model_copy(update={"merge": alone}))
-        assert merge.main([str(job), str(out / f"{name}-adapter")]) == 0
+        assert merging.main([str(job), str(out / f"{name}-adapter")]) == 0
         adapters = {"trained": str(job / ADAPTER), "alone": str(out / f"{name}-adapter")}
         made[name] = {
             "class": model_class,

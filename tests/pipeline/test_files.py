@@ -93,7 +93,7 @@ def test_a_folder_is_one_sentence_and_nothing_is_none(tmp_path: Path) -> None:
 
 
 def test_a_manifest_with_a_nan_is_refused_before_it_is_registered(tmp_path: Path) -> None:
-    from services.checkpoints import Registry
+    from services.checkpoints.registry import Registry
     from tests.services.fake_vllm import write_checkpoint
 
     registry = Registry(tmp_path / "run")
@@ -108,7 +108,7 @@ def test_a_manifest_with_a_nan_is_refused_before_it_is_registered(tmp_path: Path
 
 
 def test_a_damaged_registry_offers_its_last_good_copy(tmp_path: Path) -> None:
-    from services.checkpoints import Registry
+    from services.checkpoints.registry import Registry
     from tests.services.fake_vllm import write_checkpoint
 
     registry = Registry(tmp_path / "run")
@@ -172,7 +172,7 @@ def test_a_run_that_cannot_be_written_to_its_end_is_a_sentence(tmp_path):
     """Under `ulimit -f` no writer is told by an exception of its own that the file is too large."""
     code = (
         "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000)); "
-        "from services.cli import main; sys.argv = ['vcot', 'judge', '--recipe', 'nano', '--run', sys.argv[1]]; main()"
+        "from services.cli.names import main; sys.argv = ['vcot', 'judge', '--recipe', 'nano', '--run', sys.argv[1]]; main()"
     )
     out = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path / "r")], capture_output=True, text=True, timeout=60, env=os.environ

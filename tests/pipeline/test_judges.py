@@ -7,10 +7,11 @@ from PIL import Image
 from pipeline import concurrency
 from pipeline.errors import MachineError, RecipeError
 from pipeline.images import ImageStore
-from pipeline.judges import find_standing, judge_responses, judgment_key
+from pipeline.judges import judgment_key
 from pipeline.judges.cost import open_meter
 from pipeline.judges.pointwise import PointwiseJudge
 from pipeline.judges.verifier import Verifier, verify
+from pipeline.judging import find_standing, judge_responses
 from pipeline.ledger import Ledger
 from pipeline.recipe import JudgeSection
 from pipeline.records import CheckpointRef, Judgment, Response, SamplingParams, Task

@@ -10,9 +10,10 @@ from PIL import Image
 from pipeline import concurrency
 from pipeline.errors import AccountError, StageError
 from pipeline.images import ImageStore
-from pipeline.judges import find_standing, find_unjudged_fault, judge_responses, judgment_key
+from pipeline.judges import judgment_key
 from pipeline.judges.cost import open_meter
 from pipeline.judges.pointwise import PointwiseJudge
+from pipeline.judging import find_standing, find_unjudged_fault, judge_responses
 from pipeline.ledger import Ledger
 from pipeline.recipe import JudgeSection
 from pipeline.records import CheckpointRef, Judgment, Response, SamplingParams, Task, Usage

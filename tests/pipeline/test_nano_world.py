@@ -11,8 +11,8 @@ from PIL import Image
 
 from pipeline.prompts import split_thought
 from pipeline.records import ImageRef
-from pipeline.sources.nano import FAMILIES, SUBJECTS, generate_nano, make_question, render_target
-from pipeline.sources.nano_scene import Cell, Scene, assign_split, draw_scene, list_facts
+from pipeline.sources.nano.questions import FAMILIES, SUBJECTS, generate_nano, make_question, render_target
+from pipeline.sources.nano.scene import Cell, Scene, assign_split, draw_scene, list_facts
 
 SPLITS = ("train", "validation", "test")
 

@@ -28,7 +28,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.checkpoints import verify_checkpoint
+from pipeline.identity import verify_checkpoint
 from pipeline.images import ImageStore
 from pipeline.recipe import load_recipe
 from pipeline.sources import aokvqa, load_tasks, scienceqa

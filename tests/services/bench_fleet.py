@@ -10,16 +10,16 @@ import httpx
 
 from pipeline.errors import ServerError
 from pipeline.recipe import ModelSection, ServeSection
-from services.admin import Swapped
-from services.checkpoints import Checkpoint, Registry
-from services.gateway import rollout
-from services.gateway.admission import Admission, Phase
-from services.gateway.app import build_app
-from services.gateway.claim import Owner
-from services.gateway.fleet import Fleet
-from services.gateway.replica import Replica, Supervision
-from services.gateway.roster import Roster
-from services.gateway.swap import SwapLimits
+from services.checkpoints.registry import Checkpoint, Registry
+from services.gateway.admin import Swapped
+from services.gateway.fleet.admission import Admission, Phase
+from services.gateway.fleet.group import Fleet
+from services.gateway.fleet.replica import Replica, Supervision
+from services.gateway.fleet.roster import Roster
+from services.gateway.http.app import build_app
+from services.gateway.swap import rollout
+from services.gateway.swap.claim import Owner
+from services.gateway.swap.verified import SwapLimits
 from tests.services.fake_vllm import FakeVllm, make_canary, write_adapter, write_checkpoint
 
 BASE, TUNED = 1.0, 2.0

@@ -22,11 +22,11 @@ from typing import Any
 
 from aiohttp import web
 
-from pipeline.checkpoints import compute_digest, write_manifest
 from pipeline.errors import ServerError
+from pipeline.identity import compute_digest, write_manifest
 from pipeline.records import Canary, CheckpointManifest, CheckpointRef
-from services.checkpoints import Checkpoint
-from services.vllm import Endpoint
+from services.checkpoints.registry import Checkpoint
+from services.engine.vllm import Endpoint
 
 CANARY_PROMPT = "What is it?"
 CANARY_IMAGE = "aW1hZ2U="
@@ -116,7 +116,7 @@ def _logprob(prefix: float, image: float, weight: float) -> float:
 
 @dataclass
 class FakeVllm:
-    """One life of a server; implements services.gateway.replica.Server."""
+    """One life of a server; implements services.gateway.fleet.replica.Server."""
 
     checkpoint: Checkpoint | None
     fail_start: str = ""

@@ -11,9 +11,9 @@ from eval.image_reliance import build_reliance
 from eval.table import build_chance, build_differences, build_results
 from pipeline.recipe import load_recipe
 from pipeline.records import CheckpointRef, ImageRef, PreferencePair, Score, StageCount, Task
-from services.parity import ParityReport
 from services.report.data import Example, Lesson, ReportData, TrendRow
-from training.job import Retention, TrainProgress, TrainStatus
+from services.run.parity import ParityReport
+from training.protocol.job import Retention, TrainProgress, TrainStatus
 
 BASE = CheckpointRef(name="base", digest="sha256:3f1c" + "a7" * 30, kind="base")
 POLICY = CheckpointRef(name="dpo-3fa29b01cc", digest="sha256:9be0" + "c4" * 30, kind="merged", parent=BASE.digest)

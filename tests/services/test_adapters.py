@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from pipeline.errors import CheckpointError, SwapError
-from services.gateway.servable import check_adapter, choose_way
-from services.gateway.swap import served_name
-from services.vllm_command import SERVED_NAME
+from services.engine.command import SERVED_NAME
+from services.gateway.swap.verified import served_name
+from services.gateway.swap.ways import check_adapter, choose_way
 from tests.services.bench_fleet import BASE, TUNED, Bench, answer_of
 from tests.services.fake_vllm import write_adapter, write_tensors
 

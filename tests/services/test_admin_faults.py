@@ -181,8 +181,8 @@ def test_what_is_kept_every_client_takes(url: str) -> None:
 
 
 async def test_a_gateway_is_no_vllm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from services.gateway.remote import RemoteServer
-    from services.vllm import Endpoint
+    from services.engine.vllm import Endpoint
+    from services.gateway.fleet.remote import RemoteServer
 
     bench = Bench(tmp_path)
     async with bench.running():

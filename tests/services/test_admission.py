@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.records import CheckpointManifest, CheckpointRef
-from services.checkpoints import Checkpoint
-from services.gateway.admission import Admission
+from services.checkpoints.registry import Checkpoint
+from services.gateway.fleet.admission import Admission
 
 
 def make_checkpoint(name: str, kind: str = "merged") -> Checkpoint:

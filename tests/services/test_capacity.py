@@ -5,9 +5,9 @@ import shlex
 import pytest
 
 from pipeline.recipe import load_recipe
-from services.assumptions import SIZES
-from services.capacity import ASLEEP_GIB, Cards, estimate_serving, find_fit, make_plan
-from training.shape import find_shape, read_shape
+from services.planning.assumptions import SIZES
+from services.planning.capacity import ASLEEP_GIB, Cards, estimate_serving, find_fit, make_plan
+from training.protocol.shape import find_shape, read_shape
 
 SEVEN, THIRTEEN, LARGE = (
     read_shape(find_shape(name))

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.checkpoints import MANIFEST, compute_digest
 from pipeline.errors import CheckpointError
+from pipeline.identity import MANIFEST, compute_digest
 from pipeline.recipe import ModelSection
 from pipeline.records import CheckpointManifest, CheckpointRef
-from services import checkpoints
-from services.checkpoints import Registry, find_model
+from services.checkpoints import registry as checkpoints
+from services.checkpoints.registry import Registry, find_model
 from tests.hub_cache import write_snapshot
 from tests.services.fake_vllm import make_canary, write_checkpoint
 

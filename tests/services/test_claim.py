@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from pipeline.errors import CheckpointError, ServerError, SwapError
-from services.gateway.claim import Claim, DisownedError, Held, Owner, find_owner, parse_version
-from services.gateway.replica import Supervision
+from services.gateway.fleet.replica import Supervision
+from services.gateway.swap.claim import Claim, DisownedError, Held, Owner, find_owner, parse_version
 from tests.services.bench_fleet import BASE, TUNED, Bench, answer_of
 from tests.services.fake_vllm import FakeVllm
 

@@ -10,9 +10,9 @@ import pytest
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from services.gateway.connection import ClientConnection
-from services.gateway.exchange import Exchange, exchange_of
-from services.gateway.limits import Limits, Slots
+from services.gateway.http.connection import ClientConnection
+from services.gateway.http.exchange import Exchange, exchange_of
+from services.gateway.http.limits import Limits, Slots
 from tests.services.test_limits import Work
 
 HEAD = b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 1\r\n\r\n"

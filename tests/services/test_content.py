@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from services.gateway.answers import Refusal
-from services.gateway.content import OPENAI_FIELDS, VLLM_FIELDS, check_content, check_size
+from services.gateway.http.answers import Refusal
+from services.gateway.http.content import OPENAI_FIELDS, VLLM_FIELDS, check_content, check_size
 from tests.services.bench_fleet import Bench
 
 DATA = "data:image/png;base64,aW1hZ2U="

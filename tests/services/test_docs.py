@@ -6,8 +6,8 @@ from pathlib import Path
 from pipeline import concurrency, faults
 from pipeline.judges import cost
 from pipeline.recipe import JudgeSection
-from services.gateway import content, keys, limits
-from services.gateway.metrics import Metrics
+from services.gateway.http import content, keys, limits
+from services.gateway.http.metrics import Metrics
 from tests.services.bench_fleet import Bench
 
 DOCS = Path(__file__).parents[2] / "docs"

@@ -7,10 +7,11 @@ import pytest
 
 from pipeline.errors import MachineError
 from pipeline.recipe import load_recipe
-from services import commands, doctor, machine
-from services.doctor import inspect_machine
-from services.machine import check_machine, cuda_of_torch, driver_fault
-from services.stages import Session
+from services.cli import commands
+from services.planning import doctor, machine
+from services.planning.doctor import inspect_machine
+from services.planning.machine import check_machine, cuda_of_torch, driver_fault
+from services.run.steps import Session
 from tests.services.nvidia import install_nvidia_smi
 from tests.services.test_cli import vcot  # noqa: F401 - a fixture
 

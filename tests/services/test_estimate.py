@@ -9,10 +9,10 @@ from pipeline.ledger import Ledger
 from pipeline.prompts import render_options, render_prompt
 from pipeline.recipe import load_recipe
 from pipeline.records import CheckpointRef, Judgment, Response, SamplingParams, Task, Usage, content_key
-from services import assumptions
-from services.assumptions import A100_80, H100_80, KINDS, THOUGHT_TOKENS, TRAIN_EFFICIENCY, Span
-from services.estimate import count_work, estimate_disk, estimate_judge, estimate_run, judge_hours
-from training.shape import find_shape, read_shape
+from services.planning import assumptions
+from services.planning.assumptions import A100_80, H100_80, KINDS, THOUGHT_TOKENS, TRAIN_EFFICIENCY, Span
+from services.planning.estimate import count_work, estimate_disk, estimate_judge, estimate_run, judge_hours
+from training.protocol.shape import find_shape, read_shape
 
 SHAPE = read_shape(find_shape("llava-hf/llava-1.5-7b-hf"))
 DATA = Path(__file__).parents[3] / "shared" / "data"

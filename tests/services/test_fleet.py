@@ -11,12 +11,12 @@ import httpx
 import pytest
 
 from pipeline.errors import CheckpointError, ServerError, SwapError
-from services.gateway import replica
-from services.gateway.calibration import Calibration
-from services.gateway.claim import Owner
-from services.gateway.replica import Supervision
-from services.gateway.upstream import Upstream
-from services.vllm import Endpoint
+from services.engine.vllm import Endpoint
+from services.gateway.fleet import replica
+from services.gateway.fleet.replica import Supervision
+from services.gateway.fleet.upstream import Upstream
+from services.gateway.swap.calibration import Calibration
+from services.gateway.swap.claim import Owner
 from tests.services.bench_fleet import BASE, TUNED, Bench, answer_of
 from tests.services.fake_vllm import FakeVllm, write_checkpoint
 from tests.services.test_gateway import events
@@ -302,7 +302,7 @@ async def test_a_server_that_hangs_is_found_and_its_requests_answered_by_another
 
 
 async def test_a_server_that_is_silent_is_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("services.gateway.upstream._PULSE_TIMEOUT_S", 0.02)
+    monkeypatch.setattr("services.gateway.fleet.upstream._PULSE_TIMEOUT_S", 0.02)
     bench = Bench(tmp_path, supervision=watched())
     async with bench.running():
         bench.server.is_silent = True
@@ -465,7 +465,7 @@ async def test_a_server_of_its_own_that_does_not_pass_changes_nothing(pair: Benc
 async def test_what_a_server_reads_at_its_start_only_cannot_be_reloaded(
     tmp_path: Path, change: Callable[[Path], object], message: str
 ) -> None:
-    from services.gateway.servable import check_reloadable
+    from services.gateway.swap.ways import check_reloadable
 
     bench = Bench(tmp_path)
     directories = [bench.base.directory, bench.tuned.directory]

@@ -10,9 +10,9 @@ import pytest
 
 from pipeline.errors import CheckpointError, SwapError
 from pipeline.records import CheckpointRef
-from services.admin import named_error
-from services.gateway.proxy import _Call
-from services.gateway.upstream import EngineFault
+from services.gateway.admin import named_error
+from services.gateway.fleet.upstream import EngineFault
+from services.gateway.http.proxy import _Call
 from tests.services.bench_fleet import ASK, Bench
 from tests.services.fake_vllm import make_canary, write_checkpoint
 

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from pipeline.checkpoints import compute_digest
 from pipeline.errors import CheckpointError, SwapError
+from pipeline.identity import compute_digest
 from pipeline.records import CheckpointManifest, CheckpointRef
-from services.checkpoints import Checkpoint, Registry
-from services.gateway.calibration import Calibration
-from services.gateway.fingerprint import Fingerprint, Layout, Tensor, check_unchanged, read_fingerprint
+from services.checkpoints.registry import Checkpoint, Registry
+from services.gateway.swap.calibration import Calibration
+from services.gateway.swap.fingerprint import Fingerprint, Layout, Tensor, check_unchanged, read_fingerprint
 from tests.services.bench_fleet import BASE, TUNED, Bench, answer_of
 from tests.services.fake_vllm import FakeVllm, write_checkpoint
 

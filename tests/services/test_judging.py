@@ -10,11 +10,11 @@ from pipeline.errors import AccountError, InputError, RecipeError, StageError
 from pipeline.judges.pointwise import PointwiseJudge
 from pipeline.records import Response
 from pipeline.run import open_run
-from services.commands import run_all
-from services.judging import count_owed, read_cost, test_judge
-from services.rounds import list_rounds, make_judge
-from services.stages import Session, judge_stage, pair_stage
-from services.terminal import Terminal
+from services.cli.commands import run_all
+from services.cli.terminal import Terminal
+from services.run.billing import count_owed, read_cost, test_judge
+from services.run.rounds import list_rounds, make_judge
+from services.run.steps import Session, judge_stage, pair_stage
 from tests.rehearsal.openai_api import Settings, create_app
 from tests.services.fake_vllm import write_checkpoint
 
@@ -37,7 +37,7 @@ def serve(monkeypatch):
     def start(**faults):
         app = create_app(Settings(faults=faults))
         judge = functools.partial(PointwiseJudge, transport=httpx2.ASGITransport(app=app))
-        monkeypatch.setattr("services.rounds.PointwiseJudge", judge)
+        monkeypatch.setattr("services.run.rounds.PointwiseJudge", judge)
         return app.state.api.counts
 
     return start
@@ -122,7 +122,7 @@ async def test_a_training_set_of_less_than_half_of_the_tasks_is_said_loudly(sess
 
 
 async def test_a_run_tests_its_judge_before_it_samples_while_judging_is_owed(session, serve, monkeypatch, capsys):
-    monkeypatch.setattr("services.commands._teach", stop)
+    monkeypatch.setattr("services.cli.commands._teach", stop)
     counts = serve(key_after=0)
     with pytest.raises(AccountError, match=r"judge pointwise/1:gpt-4o-mini: .*Incorrect API key.*set OPENAI_API_KEY"):
         await run_all(session)
@@ -183,7 +183,7 @@ async def test_a_cap_without_prices_is_bad_input(session, serve):
 
 async def test_a_judge_that_does_not_answer_the_test_stops_before_sampling(session, monkeypatch):
     gone = httpx2.MockTransport(lambda request: httpx2.Response(503))
-    monkeypatch.setattr("services.rounds.PointwiseJudge", functools.partial(PointwiseJudge, transport=gone))
+    monkeypatch.setattr("services.run.rounds.PointwiseJudge", functools.partial(PointwiseJudge, transport=gone))
     async with make_judge(session) as judge:
         with pytest.raises(StageError, match=r"judge pointwise/1:gpt-4o-mini does not answer: HTTP 503"):
             await ask_once(session, judge, 1)
@@ -203,6 +203,6 @@ async def test_a_judge_that_does_not_answer_the_test_stops_before_sampling(sessi
 async def test_a_test_shows_what_would_be_wrong_with_every_judgment(session, monkeypatch, reply, error, said):
     set_judge(session, max_cost_usd=1.0)
     transport = httpx2.MockTransport(lambda request: reply)
-    monkeypatch.setattr("services.rounds.PointwiseJudge", functools.partial(PointwiseJudge, transport=transport))
+    monkeypatch.setattr("services.run.rounds.PointwiseJudge", functools.partial(PointwiseJudge, transport=transport))
     with pytest.raises(error, match=said):
         await judge_stage(list_rounds(session)[0])

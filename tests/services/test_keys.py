@@ -6,7 +6,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from services.gateway.keys import is_bearer, is_local, warnings
+from services.gateway.http.keys import is_bearer, is_local, warnings
 from tests.services.bench_fleet import ASK, Bench
 
 STRANGER = "192.0.2.7"

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
-from services.gateway import limits
-from services.gateway.limits import Limits, Slots, parse_deadline
+from services.gateway.http import limits
+from services.gateway.http.limits import Limits, Slots, parse_deadline
 from tests.services.bench_fleet import Bench
 
 REQUEST = {"type": "http.request", "body": b"x", "more_body": False}

@@ -4,9 +4,9 @@ import asyncio
 
 import pytest
 
-from services.checkpoints import Checkpoint
-from services.gateway.admission import Admission
-from services.gateway.line import Line
+from services.checkpoints.registry import Checkpoint
+from services.gateway.fleet.admission import Admission
+from services.gateway.fleet.line import Line
 
 
 async def test_a_line_lets_in_one_after_the_other_and_wakes_nobody_else() -> None:

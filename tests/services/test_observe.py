@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from services.gateway.exchange import choose_request_id
-from services.gateway.observe import write_to_stderr
+from services.gateway.http.exchange import choose_request_id
+from services.gateway.http.observe import write_to_stderr
 from tests.services.bench_fleet import Bench
 from tests.services.test_limits import Client
 

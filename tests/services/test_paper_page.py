@@ -5,10 +5,10 @@ import shlex
 from pathlib import Path
 
 from pipeline.recipe import load_recipe
-from services.doctor import _needed_memory
-from services.machine import MINIMUM_DRIVERS
-from services.outlook import render_costs, render_fits
-from training.shape import find_shape, read_shape
+from services.planning.doctor import _needed_memory
+from services.planning.machine import MINIMUM_DRIVERS
+from services.planning.outlook import render_costs, render_fits
+from training.protocol.shape import find_shape, read_shape
 
 PAGE = (Path(__file__).parents[2] / "docs" / "paper-run.md").read_text("utf-8")
 RECIPE = load_recipe("paper")

@@ -18,13 +18,13 @@ from transformers import AutoProcessor
 
 from pipeline.client import DIGEST_HEADER, ChatClient
 from pipeline.errors import SwapError
-from services.parity import ask_served, check_defaults, verify
-from training import worker
-from training.export import attach_adapter
-from training.job import ADAPTER
-from training.models import completion_logprobs, load_model
-from training.parity import read_probe
-from training.template import render
+from services.run.parity import ask_served, check_defaults, verify
+from training.merge.export import attach_adapter
+from training.model.loading import completion_logprobs, load_model
+from training.model.template import render
+from training.protocol.agreement import read_probe
+from training.protocol.job import ADAPTER
+from training.worker import work
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def trained(make_job, tmp_path_factory):
     """A job that was trained and merged."""
     job = make_job("train.learning_rate=1e-2", "train.lora_r=4")
     out = tmp_path_factory.mktemp("checkpoints") / "merged"
-    worker.work(job, out)
+    work.work(job, out)
     return job, out
 
 
@@ -106,7 +106,7 @@ async def test_what_the_template_writes_behind_eos_is_served_and_not_compared(
     make_job, qwen_checkpoint, serve, tmp_path
 ):
     """ChatML's line break, and nothing else in its place."""
-    worker.work(make_job("train.learning_rate=1e-2", "train.lora_r=4", base=qwen_checkpoint), tmp_path / "merged")
+    work.work(make_job("train.learning_rate=1e-2", "train.lora_r=4", base=qwen_checkpoint), tmp_path / "merged")
     probe, base, policy = read_probe(tmp_path / "merged"), serve(qwen_checkpoint), serve(tmp_path / "merged")
     tokenizer = base.processor.tokenizer
     assert tokenizer.decode(probe.closing) == "\n"

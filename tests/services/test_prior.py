@@ -6,9 +6,9 @@ from pipeline.recipe import TasksSection
 from pipeline.records import Response
 from pipeline.run import open_run
 from pipeline.sources import load_tasks
-from services.prior import load_prior, probe_priors
-from services.stages import Session, plan_settings
-from services.terminal import Terminal
+from services.cli.terminal import Terminal
+from services.run.probing import load_prior, probe_priors
+from services.run.steps import Session, plan_settings
 from tests.services.fake_vllm import write_checkpoint
 
 

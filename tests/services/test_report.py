@@ -15,7 +15,7 @@ from pipeline.recipe import load_recipe
 from pipeline.records import Interval, Usage
 from services.report import figures
 from services.report.page import write_report
-from training.sweep import Settings, Sweep, SweepPoint
+from training.protocol.search import Settings, Sweep, SweepPoint
 
 run = runpy.run_path(str(Path(__file__).with_name("report_data.py")))
 make_data, make_example = run["make_data"], run["make_example"]

@@ -10,15 +10,16 @@ import pytest
 
 from pipeline.errors import ServerError, SwapError
 from pipeline.recipe import ServeSection
-from services import resting as command_side
-from services.admin import Rested, Wanted, named_error
-from services.gateway import rest, rollout
-from services.gateway.admission import Admission
-from services.gateway.lease import Lease, choose_rest
-from services.gateway.replica import Supervision
-from services.gateway.swap import SwapLimits
-from services.resting import wanted_rest
-from services.terminal import Terminal
+from services.cli.terminal import Terminal
+from services.gateway.admin import Rested, Wanted, named_error
+from services.gateway.fleet import rest
+from services.gateway.fleet.admission import Admission
+from services.gateway.fleet.lease import Lease, choose_rest
+from services.gateway.fleet.replica import Supervision
+from services.gateway.swap import rollout
+from services.gateway.swap.verified import SwapLimits
+from services.run import resting as command_side
+from services.run.resting import wanted_rest
 from tests.services.bench_fleet import BASE, TUNED, Bench, answer_of
 from tests.services.fake_vllm import FakeVllm, write_checkpoint
 
@@ -175,7 +176,7 @@ async def test_one_that_cannot_sleep_serves_on(bench: Bench, monkeypatch: pytest
     async def refuse(_: object) -> None:
         raise ServerError("vLLM answered /sleep with 404")
 
-    monkeypatch.setattr("services.gateway.upstream.Upstream.sleep", refuse)
+    monkeypatch.setattr("services.gateway.fleet.upstream.Upstream.sleep", refuse)
     with pytest.raises(ServerError, match="404"):
         await rest.rest(bench.fleet, "sleep", LEASE_S)
     await bench.until("live")

@@ -9,11 +9,13 @@ import pytest
 from pipeline.ledger import Ledger
 from pipeline.records import Judgment
 from pipeline.run import RECIPE, open_run
-from services import cli, commands, results
-from services.checkpoints import Registry
-from services.rounds import list_rounds
-from services.stages import Session, eval_requests
-from services.terminal import Terminal
+from services.checkpoints.registry import Registry
+from services.cli import commands
+from services.cli import names as cli
+from services.cli.terminal import Terminal
+from services.run import results
+from services.run.rounds import list_rounds
+from services.run.steps import Session, eval_requests
 from tests.services.fake_vllm import write_checkpoint
 from tests.services.test_cli import vcot
 from tests.services.test_rounds import answer, teach

@@ -5,7 +5,7 @@ import pytest
 
 from pipeline.errors import CheckpointError
 from pipeline.recipe import ServeSection
-from services.gateway.roster import Roster
+from services.gateway.fleet.roster import Roster
 from tests.services.bench_fleet import Bench
 
 URL = "http://127.0.0.1:7"

@@ -10,10 +10,11 @@ from pipeline.recipe import TasksSection, load_recipe
 from pipeline.records import Response, Usage
 from pipeline.run import open_run
 from pipeline.sources import load_round
-from pipeline.sources.nano import render_response, render_target
-from services.reporting import evaluate_scores
-from services.rounds import list_rounds
-from services.stages import (
+from pipeline.sources.nano.questions import render_response, render_target
+from services.cli.terminal import Terminal
+from services.run.reporting import evaluate_scores
+from services.run.rounds import list_rounds
+from services.run.steps import (
     Session,
     eval_requests,
     eval_stage,
@@ -24,8 +25,7 @@ from services.stages import (
     probe_stage,
     sample_stage,
 )
-from services.terminal import Terminal
-from services.trend import choose_round, render_trend
+from services.run.trend import choose_round, render_trend
 from tests.services.fake_vllm import write_checkpoint
 
 SIZES = ("tasks.num_tasks=12", "sample.k=2", "eval.num_tasks=9", "eval.temperatures=[0.4]", "rounds.num=3")

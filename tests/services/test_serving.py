@@ -19,13 +19,15 @@ from pipeline.client import ChatClient
 from pipeline.errors import CheckpointError, MachineError, RequestError, ServerError
 from pipeline.records import SamplingParams
 from pipeline.run import Run, open_run
-from services import commands, stages
-from services.admin import fetch_state, live_checkpoint, register, rest, retire, swap_to, try_out
-from services.checkpoints import Checkpoint
-from services.gateway import memory, rollout
-from services.serving import Serving, _only_gateway, _persist, _serve, is_served, running_gateway
-from services.stages import Session, swap_stage
-from services.terminal import Terminal
+from services.checkpoints.registry import Checkpoint
+from services.cli import commands
+from services.cli.terminal import Terminal
+from services.gateway.admin import fetch_state, live_checkpoint, register, rest, retire, swap_to, try_out
+from services.gateway.http import heap
+from services.gateway.swap import rollout
+from services.run import steps
+from services.run.serving import Serving, _only_gateway, _persist, _serve, is_served, running_gateway
+from services.run.steps import Session, swap_stage
 from tests.services.fake_vllm import install_stub, write_checkpoint
 from tests.services.test_vllm import processes
 
@@ -54,7 +56,7 @@ async def gone(pid: int) -> bool:
 
 
 async def expect_second_refused(run: Run, url: str) -> None:
-    command = [sys.executable, "-m", "services.serving", str(run.directory)]
+    command = [sys.executable, "-m", "services.run.serving", str(run.directory)]
     second = await asyncio.create_subprocess_exec(*command, stdout=-1, stderr=-1)
     out, _ = await second.communicate()
     assert second.returncode == 2
@@ -101,7 +103,7 @@ async def test_a_trial_whose_client_was_killed_ends_by_itself(
 ) -> None:
     """In this process, where a minute can be made shorter."""
     monkeypatch.setattr(rollout, "end_forgotten_trials", partial(rollout.end_forgotten_trials, idle_s=0.5))
-    monkeypatch.setattr(memory, "settle", lambda: None)
+    monkeypatch.setattr(heap, "settle", lambda: None)
     up = asyncio.Event()
     serving = asyncio.create_task(_serve(run, lambda message: up.set() if "is live" in message else None))
     async with asyncio.timeout(30):
@@ -223,7 +225,7 @@ async def test_a_trial_that_an_operator_ends_is_begun_again(
 async def test_two_commands_that_measure_over_one_gateway_take_turns(
     small: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(stages, "_TRIAL_POLL_S", 0.05)
+    monkeypatch.setattr(steps, "_TRIAL_POLL_S", 0.05)
     first, second = (write_checkpoint(tmp_path / name, name, weight) for name, weight in (("one", 2.0), ("two", 3.0)))
     async with running_gateway(small, lambda _: None) as gateway:
         with open_run(
@@ -309,7 +311,7 @@ async def test_the_steps_of_a_run_bear_its_key(run: Run, monkeypatch: pytest.Mon
 async def test_a_gateway_ends_with_a_parent_that_is_killed(run: Run) -> None:
     code = (
         "import asyncio, sys\nfrom pathlib import Path\nfrom pipeline.run import open_run\n"
-        "from services.serving import running_gateway\n"
+        "from services.run.serving import running_gateway\n"
         "async def main():\n"
         "    with open_run(Path(sys.argv[1])) as run:\n"
         "        async with running_gateway(run, lambda _: None) as gateway:\n"

@@ -9,8 +9,8 @@ import pytest
 from bench import hostile, soak
 from bench.engine import question, say
 from pipeline.run import open_run
-from services.admin import fetch_state
-from services.serving import running_gateway
+from services.gateway.admin import fetch_state
+from services.run.serving import running_gateway
 from tests.services.fake_vllm import install_stub, write_checkpoint
 
 DIGESTS = {"base": "sha256:" + "a" * 64, "moved": "sha256:" + "b" * 64}

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from services.stop import SAID
+from services.cli.stop import SAID
 
 WAITING = """
 import sys, time

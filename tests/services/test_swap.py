@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import ServerError, SwapError, VcotError
-from services.checkpoints import Registry
-from services.gateway.admission import Admission
-from services.gateway.canary import CanaryAnswer, canary_request, explain_difference, parse_canary
-from services.gateway.servable import check_reloadable
-from services.gateway.swap import SwapLimits
+from services.checkpoints.registry import Registry
+from services.gateway.fleet.admission import Admission
+from services.gateway.swap.canary_check import CanaryAnswer, canary_request, explain_difference, parse_canary
+from services.gateway.swap.verified import SwapLimits
+from services.gateway.swap.ways import check_reloadable
 from tests.services.bench_fleet import BASE, TUNED, Bench, answer_of
 from tests.services.fake_vllm import FakeVllm, make_canary, write_checkpoint
 

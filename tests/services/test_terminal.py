@@ -8,8 +8,8 @@ import pytest
 from rich.table import Table
 from rich.text import Text
 
-from services import commands
-from services.terminal import Terminal
+from services.cli import commands
+from services.cli.terminal import Terminal
 
 
 def test_a_table_in_a_pipe_is_not_cut(capsys):
@@ -73,7 +73,7 @@ def test_what_others_wrote_is_shown_and_not_obeyed(monkeypatch, is_terminal) -> 
 
 
 def test_an_error_is_shown_and_not_obeyed(capsys) -> None:
-    from services.cli import _say
+    from services.cli.names import _say
 
     _say(HOSTILE)
     assert capsys.readouterr().err == f"vcot: {SHOWN}\n"

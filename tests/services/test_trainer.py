@@ -9,8 +9,8 @@ from pipeline.errors import InputError, ServerError
 from pipeline.files import write_record
 from pipeline.recipe import load_recipe
 from pipeline.records import CheckpointRef
-from services import trainer
-from training.job import ADAPTER, PROGRESS, STATUS, TrainJob, TrainProgress, TrainStatus, read_status
+from services.jobs import trainer
+from training.protocol.job import ADAPTER, PROGRESS, STATUS, TrainJob, TrainProgress, TrainStatus, read_status
 
 
 def make_job(base_path):

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import CheckpointError, OnTrialError, SwapError
-from services.admin import Swapped, named_error
-from services.checkpoints import Checkpoint, Registry
-from services.gateway import rollout
-from services.gateway.plan import Plan
+from services.checkpoints.registry import Checkpoint, Registry
+from services.gateway.admin import Swapped, named_error
+from services.gateway.swap import rollout
+from services.gateway.swap.plan import Plan
 from tests.services.bench_fleet import BASE, TUNED, Bench, answer_of
 from tests.services.fake_vllm import write_adapter, write_checkpoint
 

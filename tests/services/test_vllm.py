@@ -14,11 +14,13 @@ import pytest
 from pipeline.errors import CheckpointError, MachineError, ServerError
 from pipeline.recipe import ServeSection
 from pipeline.run import open_run
-from services import commands, vllm, vllm_command
-from services.checkpoints import Checkpoint, Registry
-from services.lifeline import keeper_command
-from services.vllm import Endpoint, VllmServer
-from services.vllm_command import Address, find_build, server_command, server_environment
+from services.checkpoints.registry import Checkpoint, Registry
+from services.cli import commands
+from services.engine import command as vllm_command
+from services.engine import vllm
+from services.engine.command import Address, find_build, server_command, server_environment
+from services.engine.lifeline import keeper_command
+from services.engine.vllm import Endpoint, VllmServer
 from tests.services.fake_vllm import install_stub, write_checkpoint
 
 

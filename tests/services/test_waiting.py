@@ -9,8 +9,8 @@ import httpx
 import pytest
 
 from pipeline.errors import SwapError
-from services.gateway import gate, rest
-from services.gateway.swap import SwapLimits
+from services.gateway.fleet import gate, rest
+from services.gateway.swap.verified import SwapLimits
 from tests.services.bench_fleet import BASE, TUNED, Bench, answer_of
 from tests.services.fake_vllm import FakeVllm, write_checkpoint
 from tests.services.test_gateway import events

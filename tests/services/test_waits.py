@@ -5,7 +5,8 @@ import pytest
 
 from pipeline.errors import ServerError, UnreachableError
 from pipeline.run import open_run
-from services import admin, serving
+from services.gateway import admin
+from services.run import serving
 
 
 def answer_with(monkeypatch, handle):

@@ -10,8 +10,8 @@ from pipeline.errors import InputError, ServerError
 from pipeline.files import write_record
 from pipeline.recipe import load_recipe
 from pipeline.records import CheckpointRef
-from services import trainer, worker
-from training.job import ADAPTER, JOB, STATUS, TrainJob, TrainStatus, exclusive, read_status
+from services.jobs import submitted, trainer
+from training.protocol.job import ADAPTER, JOB, STATUS, TrainJob, TrainStatus, exclusive, read_status
 
 
 def make_job(where: Literal["local", "remote"] = "remote", base_path: str = "nothing-here") -> TrainJob:
@@ -36,18 +36,18 @@ def submit(runs: Path, name: str, job: TrainJob, status: TrainStatus | None = No
 
 
 def owed(runs: Path) -> list[str]:
-    return [directory.parents[1].name for directory, _ in worker.owed_jobs(runs)]
+    return [directory.parents[1].name for directory, _ in submitted.owed_jobs(runs)]
 
 
 async def test_a_run_hears_what_its_worker_says(tmp_path: Path) -> None:
     directory, said = tmp_path / "run" / "training" / "key", []
     waiting = asyncio.create_task(trainer.train_remotely(make_job(), directory, lambda *steps: said.append(steps[2])))
     await asyncio.sleep(0)
-    assert await worker.work_once(tmp_path, lambda _: None)
+    assert await submitted.work_once(tmp_path, lambda _: None)
     with pytest.raises(ServerError, match="nothing-here does not exist"):
         await waiting
     assert said[0] == "waiting for a `vcot worker` to take the job"
-    assert not await worker.work_once(tmp_path, lambda _: None), "a failed job is not tried again by itself"
+    assert not await submitted.work_once(tmp_path, lambda _: None), "a failed job is not tried again by itself"
 
 
 async def test_the_same_command_submits_a_failed_job_again(tmp_path: Path) -> None:
@@ -97,15 +97,15 @@ def test_a_job_that_cannot_be_read_fails_and_stops_no_other(tmp_path: Path) -> N
 async def test_a_job_that_another_worker_has_is_left_to_it(tmp_path: Path) -> None:
     directory = submit(tmp_path, "run", make_job())
     with exclusive(directory, "claim.lock"):
-        assert not await worker.work_once(tmp_path, lambda _: None)
-    assert await worker.work_once(tmp_path, lambda _: None)
+        assert not await submitted.work_once(tmp_path, lambda _: None)
+    assert await submitted.work_once(tmp_path, lambda _: None)
 
 
 async def test_a_job_that_cannot_be_claimed_is_no_other_worker_s(tmp_path: Path) -> None:
     directory = submit(tmp_path, "run", make_job())
     (directory / "claim.lock").mkdir()
     with pytest.raises(InputError, match="cannot be used"):
-        await worker.work_once(tmp_path, lambda _: None)
+        await submitted.work_once(tmp_path, lambda _: None)
 
 
 async def test_a_trainer_that_dies_without_a_word_fails_its_job(
@@ -115,7 +115,7 @@ async def test_a_trainer_that_dies_without_a_word_fails_its_job(
     (tmp_path / "stub" / "sitecustomize.py").write_text("import os; os.kill(os.getpid(), 9)")
     directory = submit(tmp_path / "runs", "run", make_job(), TrainStatus(state="running"))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "stub"))
-    await worker.work_once(tmp_path / "runs", lambda _: None)
+    await submitted.work_once(tmp_path / "runs", lambda _: None)
     assert "ended with 137" in read_status(directory).message
 
 
@@ -127,7 +127,7 @@ async def test_a_worker_that_is_stopped_leaves_its_job_to_the_next(
     directory = submit(tmp_path / "runs", "run", make_job())
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "stub"))
     said: asyncio.Queue[str] = asyncio.Queue()
-    working = asyncio.create_task(worker.work_once(tmp_path / "runs", said.put_nowait))
+    working = asyncio.create_task(submitted.work_once(tmp_path / "runs", said.put_nowait))
     await said.get()
     working.cancel()
     await asyncio.gather(working, return_exceptions=True)

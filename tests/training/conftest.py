@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pipeline.checkpoints import compute_digest
+from pipeline.identity import compute_digest
 from pipeline.recipe import load_recipe
 
 SMALL = ("train.batch_size=4", "train.lora_r=4", "train.lora_alpha=8", "train.num_evaluations=2")
@@ -16,7 +16,7 @@ def rows(pairs_of, checkpoint):
     """Ten training and four validation rows, and the processor."""
     from transformers import AutoProcessor
 
-    from training.pairs import check_pairs, load_pairs
+    from training.dpo.rows import check_pairs, load_pairs
 
     directory, _ = pairs_of(10, 4)
     processor = AutoProcessor.from_pretrained(checkpoint)
@@ -30,9 +30,9 @@ def rows(pairs_of, checkpoint):
 @pytest.fixture
 def build(rows, checkpoint, tmp_path):
     """Makes a trainer that is ready to train, and its recipe; of the small checkpoint, unless `base` is another."""
-    from training import dpo
-    from training.models import load_processor
-    from training.reference import attach_reference
+    from training.dpo import fit
+    from training.dpo.reference import attach_reference
+    from training.model.loading import load_processor
 
     def make(
         *overrides, base=None, validation=None, reference=tmp_path / "reference", on_pairs=lambda done, total: None
@@ -40,7 +40,7 @@ def build(rows, checkpoint, tmp_path):
         recipe = load_recipe("nano", [*SMALL, *overrides]).train
         held_out = rows[1] if validation is None else validation
         processor = load_processor(base)[0] if base else rows[2]
-        trainer = dpo.build_trainer(base or checkpoint, rows[0], held_out, processor, recipe, tmp_path, "test")
+        trainer = fit.build_trainer(base or checkpoint, rows[0], held_out, processor, recipe, tmp_path, "test")
         attach_reference(trainer, recipe, reference, compute_digest(base or checkpoint), on_pairs)
         return trainer, recipe
 

@@ -13,10 +13,10 @@ import torch
 from PIL import Image
 from transformers import GenerationConfig
 
-from pipeline.checkpoints import compute_digest
+from pipeline.identity import compute_digest
 from pipeline.records import CheckpointManifest
-from training import canary
-from training.models import load_model, load_processor
+from training.model import canary
+from training.model.loading import load_model, load_processor
 
 LLAVA = Path(__file__).parents[3] / "shared" / "data" / "llava-1.5-7b-hf"
 needs_shared = pytest.mark.skipif(

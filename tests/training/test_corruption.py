@@ -12,7 +12,7 @@ from PIL import Image as Pillow
 
 from pipeline.errors import DataError
 from pipeline.recipe import Corruption
-from training.corruption import OTHER_IMAGES, add_other_images, corrupt, draw_crop
+from training.dpo.corruption import OTHER_IMAGES, add_other_images, corrupt, draw_crop
 
 
 def picture(seed, size=(60, 40)):

@@ -6,8 +6,8 @@ from accelerate.commands.config.config_args import load_config_from_file
 from pipeline.errors import InputError, MachineError, ServerError
 from pipeline.files import write_record
 from pipeline.recipe import load_recipe
-from training import distributed
-from training.job import TrainStatus, tell_fault
+from training.protocol import launch
+from training.protocol.job import TrainStatus, tell_fault
 
 
 def make_recipe(**settings):
@@ -17,7 +17,7 @@ def make_recipe(**settings):
 @pytest.mark.parametrize("name", ["ddp", "fsdp", "zero2", "zero3"])
 def test_bundled_configs_are_accelerates(name):
     """A key that accelerate does not know makes it refuse the file."""
-    config = load_config_from_file(str(distributed.find_config(name)))
+    config = load_config_from_file(str(launch.find_config(name)))
     assert config.distributed_type == ("DEEPSPEED" if name.startswith("zero") else "MULTI_GPU")
     assert config.mixed_precision is None, "the recipe's dtype decides"
 
@@ -25,43 +25,43 @@ def test_bundled_configs_are_accelerates(name):
 def test_a_config_of_ones_own_and_one_that_is_not_there(tmp_path):
     own = tmp_path / "own.yaml"
     own.write_text("distributed_type: MULTI_GPU\n")
-    assert distributed.find_config(str(own)) == own
+    assert launch.find_config(str(own)) == own
     with pytest.raises(InputError, match=r"'zero9' is neither one of ddp, fsdp, zero2, zero3 nor a file"):
-        distributed.find_config("zero9")
+        launch.find_config("zero9")
 
 
 def test_what_the_machine_cannot_do_is_refused():
-    assert not distributed.is_distributed(make_recipe())
-    assert distributed.is_distributed(make_recipe(num_processes=2))
-    assert distributed.is_distributed(make_recipe(accelerate_config="zero2"))
-    distributed.check_machine(make_recipe(num_processes=2), num_gpus=0)
+    assert not launch.is_distributed(make_recipe())
+    assert launch.is_distributed(make_recipe(num_processes=2))
+    assert launch.is_distributed(make_recipe(accelerate_config="zero2"))
+    launch.check_machine(make_recipe(num_processes=2), num_gpus=0)
     with pytest.raises(MachineError, match=r"= 4, but this machine has 2 GPU"):
-        distributed.check_machine(make_recipe(num_processes=4), num_gpus=2)
-    distributed.check_machine(make_recipe(num_processes=2, accelerate_config="fsdp"), num_gpus=0)
+        launch.check_machine(make_recipe(num_processes=4), num_gpus=2)
+    launch.check_machine(make_recipe(num_processes=2, accelerate_config="fsdp"), num_gpus=0)
     with pytest.raises(MachineError, match="silently do DDP"):
-        distributed.check_machine(make_recipe(num_processes=2, accelerate_config="own.yaml"), num_gpus=0)
+        launch.check_machine(make_recipe(num_processes=2, accelerate_config="own.yaml"), num_gpus=0)
 
 
 def test_packages_that_the_recipe_names_are_looked_for(monkeypatch):
-    monkeypatch.setattr(distributed.importlib.util, "find_spec", lambda _: None)
-    distributed.check_installed(make_recipe(accelerate_config="fsdp"))
+    monkeypatch.setattr(launch.importlib.util, "find_spec", lambda _: None)
+    launch.check_installed(make_recipe(accelerate_config="fsdp"))
     with pytest.raises(MachineError, match="'zero3' needs the package deepspeed, which is not installed"):
-        distributed.check_installed(make_recipe(accelerate_config="zero3"))
+        launch.check_installed(make_recipe(accelerate_config="zero3"))
     with pytest.raises(MachineError, match=r"train\.report_to needs the package trackio"):
-        distributed.check_installed(make_recipe(report_to='["trackio"]'))
+        launch.check_installed(make_recipe(report_to='["trackio"]'))
 
 
 @pytest.mark.parametrize(("fault", "kind"), [(MachineError("no"), InputError), (ServerError("no"), ServerError)])
 def test_a_ranks_sentence_becomes_the_workers(tmp_path, monkeypatch, fault, kind):
     """accelerate's agent ends with 1, whatever its ranks ended with: the status carries it."""
     tell_fault(tmp_path, fault)
-    monkeypatch.setattr(distributed, "RANK_MODULE", "a_module_that_is_not_there")
+    monkeypatch.setattr(launch, "RANK_MODULE", "a_module_that_is_not_there")
     with pytest.raises(kind, match=r"^no$"):
-        distributed.launch(make_recipe(num_processes=2), tmp_path)
+        launch.launch(make_recipe(num_processes=2), tmp_path)
 
 
 def test_ranks_that_say_nothing(tmp_path, monkeypatch):
     write_record(tmp_path / "status.json", TrainStatus(state="running"))
-    monkeypatch.setattr(distributed, "RANK_MODULE", "a_module_that_is_not_there")
+    monkeypatch.setattr(launch, "RANK_MODULE", "a_module_that_is_not_there")
     with pytest.raises(ServerError, match="one of the 2 training processes ended before its time"):
-        distributed.launch(make_recipe(num_processes=2), tmp_path)
+        launch.launch(make_recipe(num_processes=2), tmp_path)

@@ -10,8 +10,8 @@ import torch
 
 from pipeline.errors import MachineError, ServerError
 from pipeline.recipe import load_recipe
-from training import dpo
-from training.job import ADAPTER, PROGRESS
+from training.dpo import fit
+from training.protocol.job import ADAPTER, PROGRESS
 
 START = math.log(2)
 
@@ -26,13 +26,13 @@ def make_recipe(*overrides):
 )
 def test_step_count(num_rows, batch, accumulation, epochs, steps):
     settings = (f"train.batch_size={batch}", f"train.gradient_accumulation={accumulation}", f"train.epochs={epochs}")
-    assert dpo.count_steps(num_rows, make_recipe(*settings)) == steps
+    assert fit.count_steps(num_rows, make_recipe(*settings)) == steps
 
 
 def test_evaluations_end_with_the_last_step():
-    assert dpo.evaluation_steps(10, 2) == {5, 10}
-    assert dpo.evaluation_steps(7, 3) == {2, 5, 7}
-    assert dpo.evaluation_steps(3, 10) == {1, 2, 3}
+    assert fit.evaluation_steps(10, 2) == {5, 10}
+    assert fit.evaluation_steps(7, 3) == {2, 5, 7}
+    assert fit.evaluation_steps(3, 10) == {1, 2, 3}
 
 
 def test_recipe_reaches_trl(build):
@@ -60,12 +60,12 @@ def test_target_modules(build, targets, parts):
     assert "language_model" in found
     assert not any("lm_head" in name for name in adapted)
     assert sum("language_model" in name for name in adapted) == 2 * 7
-    assert dpo.measure(trainer).num_modules == len(adapted)
+    assert fit.measure(trainer).num_modules == len(adapted)
 
 
 def test_training_writes_the_curves(build, tmp_path):
     trainer, recipe = build("train.gradient_accumulation=2", "train.learning_rate=1e-2")
-    assert dpo.run_training(trainer, recipe, tmp_path) == 4
+    assert fit.run_training(trainer, recipe, tmp_path) == 4
     points = [json.loads(line) for line in (tmp_path / PROGRESS).read_text().splitlines()]
     assert [(point["kind"][0], point["step"]) for point in points] == [
         ("v", 0),
@@ -86,7 +86,7 @@ def test_training_writes_the_curves(build, tmp_path):
 
 def test_training_without_validation_pairs(build, rows, tmp_path):
     trainer, recipe = build("train.epochs=1", validation=rows[1].select([]))
-    assert dpo.run_training(trainer, recipe, tmp_path) == 3
+    assert fit.run_training(trainer, recipe, tmp_path) == 3
     points = [json.loads(line) for line in (tmp_path / PROGRESS).read_text().splitlines()]
     assert [(point["kind"], point["step"]) for point in points] == [("train", 1), ("train", 2), ("train", 3)]
 
@@ -104,7 +104,7 @@ def test_training_that_ends_early_is_noticed(build, tmp_path):
 
     trainer.data_collator = broken
     with pytest.raises(ServerError, match="of 6 steps"):
-        dpo.run_training(trainer, recipe, tmp_path)
+        fit.run_training(trainer, recipe, tmp_path)
     assert not (tmp_path / ADAPTER).exists()
 
 
@@ -114,13 +114,13 @@ def test_policy_that_is_not_the_reference_is_noticed(build, tmp_path):
         if "lora_B" in name:
             torch.nn.init.constant_(parameter, 0.05)
     with pytest.raises(ServerError, match=r"first validation loss is .*, not 0.6931"):
-        dpo.run_training(trainer, recipe, tmp_path)
+        fit.run_training(trainer, recipe, tmp_path)
 
 
 def test_adapter_that_learned_nothing_is_noticed(build, tmp_path):
     trainer, recipe = build("train.learning_rate=1e-60")
     with pytest.raises(ServerError, match="nothing was learned"):
-        dpo.run_training(trainer, recipe, tmp_path)
+        fit.run_training(trainer, recipe, tmp_path)
     assert not (tmp_path / ADAPTER).exists()
 
 
@@ -129,7 +129,7 @@ def test_bfloat16_with_gradient_checkpointing(build, tmp_path):
     trainer, recipe = build("train.dtype=bfloat16", "train.gradient_checkpointing=true", "train.epochs=1")
     dtypes = {p.dtype for name, p in trainer.model.named_parameters() if "lora_" in name}
     assert (dtypes, trainer.model.dtype) == ({torch.float32}, torch.bfloat16)
-    assert dpo.run_training(trainer, recipe, tmp_path) == 3
+    assert fit.run_training(trainer, recipe, tmp_path) == 3
 
 
 def test_float16_needs_a_gpu(build, monkeypatch):

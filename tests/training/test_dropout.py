@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from training.dropout import SparseDropout, draw_mask
+from training.dpo.dropout import SparseDropout, draw_mask
 
 SHAPE = torch.Size((300, 1000))
 

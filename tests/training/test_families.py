@@ -8,13 +8,14 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoProcessor
 
-from pipeline.checkpoints import verify_checkpoint
 from pipeline.errors import VcotError
+from pipeline.identity import verify_checkpoint
 from tests.training import families
 from tests.training.test_pairs import Rows, make_row, refusal, text
-from training import dpo, worker
-from training.job import JOB, MERGE_REPORT, PREFLIGHT, MergeReport, Preflight, TrainJob, read_record
-from training.pairs import PairCollator, check_pairs
+from training.dpo import fit
+from training.dpo.rows import PairCollator, check_pairs
+from training.protocol.job import JOB, MERGE_REPORT, PREFLIGHT, MergeReport, Preflight, TrainJob, read_record
+from training.worker import work
 
 
 @pytest.fixture
@@ -23,7 +24,7 @@ def qwen(qwen_checkpoint):
 
 
 def train_and_merge(job, out):
-    worker.work(job, out)
+    work.work(job, out)
     report, found = read_record(out / MERGE_REPORT, MergeReport), read_record(job / PREFLIGHT, Preflight)
     assert (found.train.num_kept, found.train.refused) == (4, ())
     assert report.max_abs_logprob < 1e-4
@@ -55,7 +56,7 @@ def test_trains_and_merges(family, make_job, tmp_path):
 def test_is_refused_with_its_reason(family, reason, make_job, tmp_path):
     job = make_job(*SETTINGS, **SIZE, base=families.save(family, tmp_path / "base"))
     with pytest.raises(VcotError, match=reason):
-        worker.work(job)
+        work.work(job)
 
 
 def rows_of_two_shapes():
@@ -109,7 +110,7 @@ def test_target_modules(qwen, qwen_checkpoint, targets, parts, tmp_path):
 
     recipe = load_recipe("nano-qwen", [f"train.target_modules={targets}", "train.lora_r=4"]).train
     rows = Dataset.from_list([make_row()])
-    trainer = dpo.build_trainer(qwen_checkpoint, rows, rows.select([]), qwen, recipe, tmp_path, "test")
+    trainer = fit.build_trainer(qwen_checkpoint, rows, rows.select([]), qwen, recipe, tmp_path, "test")
     adapted = [name for name, module in trainer.model.named_modules() if hasattr(module, "lora_B")]
     assert {part for part in ("visual", "language_model") if any(f".{part}." in name for name in adapted)} == parts
     assert sum("language_model" in name for name in adapted) == 2 * 7

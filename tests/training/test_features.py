@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from training import dpo
-from training.features import Features, keep_features
+from training.dpo import fit
+from training.dpo.features import Features, keep_features
 
 FROZEN = "train.target_modules=language-model"
 
@@ -46,7 +46,7 @@ def test_each_image_passes_the_tower_once(build, count, tmp_path):
     trainer, recipe = build(FROZEN, "train.epochs=2", reference=tmp_path / "other")
     seen = count(trainer)
     backbone(trainer).get_image_features._known.clear()
-    dpo.run_training(trainer, recipe, tmp_path)
+    fit.run_training(trainer, recipe, tmp_path)
     images = {image.tobytes() for rows in (trainer.train_dataset, trainer.eval_dataset) for [image] in rows["images"]}
     assert set(seen) == {1}
     assert len(seen) == len(images)
@@ -58,7 +58,7 @@ def test_training_ends_with_the_same_adapter(build, tmp_path):
     for number, (trainer, recipe) in enumerate(trainers):
         (tmp_path / str(number)).mkdir()
         torch.manual_seed(0)
-        dpo.run_training(trainer, recipe, tmp_path / str(number))
+        fit.run_training(trainer, recipe, tmp_path / str(number))
         ends.append({n: p.detach().clone() for n, p in trainer.model.named_parameters() if p.requires_grad})
     assert ends[0].keys() == ends[1].keys()
     assert max(float((ends[0][n] - ends[1][n]).abs().max()) for n in ends[0]) < 1e-5

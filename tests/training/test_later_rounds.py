@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch.nn.functional import logsigmoid
 
-from pipeline.checkpoints import compute_digest
 from pipeline.errors import CheckpointError, ServerError
 from pipeline.files import write_record
+from pipeline.identity import compute_digest
 from pipeline.records import CheckpointRef
-from training import dpo
-from training.job import JOB, PROGRESS, TrainJob, TrainProgress, read_record
-from training.models import completion_logprobs, load_model, load_processor
-from training.pairs import PairCollator, load_pairs
+from training.dpo import fit
+from training.dpo.rows import PairCollator, load_pairs
+from training.model.loading import completion_logprobs, load_model, load_processor
+from training.protocol.job import JOB, PROGRESS, TrainJob, TrainProgress, read_record
 from training.worker import work
 
 
@@ -82,4 +82,4 @@ def test_an_adapter_that_is_not_new_is_noticed_where_the_loss_says_nothing(build
         if "lora_B" in name:
             torch.nn.init.constant_(parameter, 0.05)
     with pytest.raises(ServerError, match="the base has an adapter already"):
-        dpo.run_training(trainer, recipe, tmp_path, from_reference=False)
+        fit.run_training(trainer, recipe, tmp_path, from_reference=False)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pipeline.errors import CheckpointError
-from training.models import load_model, load_processor
+from training.model.loading import load_model, load_processor
 
 NANO = Path(__file__).parents[2] / "training" / "checkpoints" / "nano"
 

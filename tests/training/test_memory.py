@@ -9,8 +9,8 @@ from transformers import AutoConfig, AutoModelForImageTextToText, LlamaConfig, L
 
 from pipeline.errors import CheckpointError
 from pipeline.recipe import load_recipe
-from training.memory import estimate_memory, kept_per_token
-from training.shape import Stack, find_shape, parse_shape, read_shape
+from training.protocol.memory import estimate_memory, kept_per_token
+from training.protocol.shape import Stack, find_shape, parse_shape, read_shape
 
 LLAVA_7B = json.loads(find_shape("llava-hf/llava-1.5-7b-hf").read_text())
 QWEN_72B = json.loads(find_shape("Qwen/Qwen2.5-VL-72B-Instruct").read_text())

@@ -15,13 +15,16 @@ import torch
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 
-from pipeline.checkpoints import compute_digest, verify_checkpoint
 from pipeline.errors import CheckpointError, MachineError
 from pipeline.files import write_record
+from pipeline.identity import compute_digest, verify_checkpoint
 from pipeline.records import CheckpointRef
-from training import build, merge, models, probe, worker
-from training.card import find_hub_id, write_adapter_card
-from training.job import (
+from training.dpo import probe
+from training.merge import build, merging
+from training.model import loading
+from training.model.model_card import find_hub_id, write_adapter_card
+from training.protocol.agreement import Answers, read_probe
+from training.protocol.job import (
     ADAPTER,
     JOB,
     MERGE_REPORT,
@@ -33,7 +36,7 @@ from training.job import (
     TrainStatus,
     read_record,
 )
-from training.parity import Answers, read_probe
+from training.worker import work
 
 WEIGHTS = "adapter_model.safetensors"
 UMASK = 0o027
@@ -55,7 +58,7 @@ def trained(make_job, tmp_path_factory):
     out = tmp_path_factory.mktemp("checkpoints") / "merged"
     with umask(UMASK):
         job = make_job("train.learning_rate=1e-2", "train.lora_r=4")
-        worker.work(job, out)
+        work.work(job, out)
     return job, out
 
 
@@ -156,7 +159,7 @@ def test_what_is_made_names_no_path_of_this_machine_and_follows_the_umask(traine
     """Whoever the umask lets read other files can read these: a server, a worker, a trainer have users of their own."""
     set_merge(job, serve_as="adapter")
     with umask(UMASK):
-        assert merge.main([str(job), str(job / "alone")]) == 0
+        assert merging.main([str(job), str(job / "alone")]) == 0
     directory, out = trained
     published = [path for folder in (directory / ADAPTER, out, job / "alone") for path in folder.rglob("*")]
     files = {path: oct(path.stat().st_mode & 0o777) for path in [*published, *directory.iterdir()] if path.is_file()}
@@ -179,7 +182,7 @@ def test_sampling_settings_of_the_base_are_left_behind(job, checkpoint, tmp_path
     sampling = {"do_sample": True, "temperature": 0.2, "top_p": 0.9, "repetition_penalty": 1.3, "max_new_tokens": 5}
     (base / "generation_config.json").write_text(json.dumps(config | sampling))
     write_record(job / JOB, read_record(job / JOB, TrainJob).model_copy(update={"base_path": str(base)}))
-    assert merge.main([str(job), str(job / "out")]) == 0
+    assert merging.main([str(job), str(job / "out")]) == 0
     assert not sampling.keys() & json.loads((job / "out" / "generation_config.json").read_text()).keys()
 
 
@@ -190,7 +193,7 @@ def test_stock_template_is_mended_for_training_and_saved(make_job, checkpoint, s
     job = read_record(directory / JOB, TrainJob)
     base = job.base.model_copy(update={"digest": compute_digest(stock)})
     write_record(directory / JOB, job.model_copy(update={"base": base, "base_path": str(stock)}))
-    worker.work(directory, tmp_path / "out")
+    work.work(directory, tmp_path / "out")
     assert "bos_token" in (tmp_path / "out" / "chat_template.jinja").read_text()
     example = read_record(directory / PREFLIGHT, Preflight).train.example
     assert example.startswith("<s>USER: <image>\n")
@@ -199,19 +202,19 @@ def test_stock_template_is_mended_for_training_and_saved(make_job, checkpoint, s
 
 def test_done_already(trained, monkeypatch):
     directory, out = trained
-    monkeypatch.setitem(sys.modules, "training.build", None)
-    assert merge.main([str(directory), str(out)]) == 0
-    monkeypatch.setattr(worker, "exclusive", None)
-    worker.work(directory, out)
+    monkeypatch.setitem(sys.modules, "training.merge.merging.build", None)
+    assert merging.main([str(directory), str(out)]) == 0
+    monkeypatch.setattr(work, "exclusive", None)
+    work.work(directory, out)
 
 
 def test_other_things_are_not_overwritten(trained, job, tmp_path, capsys):
     (tmp_path / "out").mkdir()
-    assert merge.main([str(job), str(tmp_path / "out")]) == 2
+    assert merging.main([str(job), str(tmp_path / "out")]) == 2
     assert "is no checkpoint of vcot" in capsys.readouterr().err
     other = read_record(job / JOB, TrainJob)
     write_record(job / JOB, other.model_copy(update={"merge": other.merge.model_copy(update={"dtype": "float16"})}))
-    assert merge.main([str(job), str(trained[1])]) == 2
+    assert merging.main([str(job), str(trained[1])]) == 2
     assert f"holds checkpoint {other.checkpoint_name}, not dpo-" in capsys.readouterr().err
 
 
@@ -219,14 +222,14 @@ def test_altered_checkpoint_is_not_taken_as_done(trained, job, tmp_path):
     out = shutil.copytree(trained[1], tmp_path / "out")
     (out / "config.json").write_text((out / "config.json").read_text() + " ")
     with pytest.raises(CheckpointError, match="were changed after it was made"):
-        merge.find_merged(read_record(job / JOB, TrainJob), out)
+        merging.find_merged(read_record(job / JOB, TrainJob), out)
 
 
 def test_adapter_folder_and_missing_adapter(job, capsys):
-    assert merge.main([str(job), str(job / ADAPTER / "merged")]) == 2
+    assert merging.main([str(job), str(job / ADAPTER / "merged")]) == 2
     assert "lies in the adapter's folder" in capsys.readouterr().err
     shutil.rmtree(job / ADAPTER)
-    assert merge.main([str(job), str(job / "out")]) == 2
+    assert merging.main([str(job), str(job / "out")]) == 2
     assert "has no trained adapter" in capsys.readouterr().err
 
 
@@ -237,7 +240,7 @@ def scale_adapter(job, factor):
 
 def test_untrained_adapter_is_refused(job, capsys):
     scale_adapter(job, 0.0)
-    assert merge.main([str(job), str(job / "out")]) == 2
+    assert merging.main([str(job), str(job / "out")]) == 2
     assert "answers as its base does (0 tensors" in capsys.readouterr().err
     assert not (job / "out").exists()
 
@@ -261,8 +264,8 @@ def test_update_lost_in_bfloat16_is_refused_where_the_type_is_forced(job, tmp_pa
     round_base(job, torch.bfloat16, tmp_path)
     scale_adapter(job, 1e-3)
     set_merge(job, dtype="bfloat16")
-    assert merge.main([str(job), str(job / "out")]) == 2
-    assert re.search(r"in bfloat16 keeps .*% of the reward margins .*set merge.dtype = auto", capsys.readouterr().err)
+    assert merging.main([str(job), str(job / "out")]) == 2
+    assert re.search(r"in bfloat16 keeps .*% of the reward margins .*set merging.dtype = auto", capsys.readouterr().err)
     assert not (job / "out").exists()
 
 
@@ -270,7 +273,7 @@ def test_update_lost_in_bfloat16_is_merged_again_in_float32(job, tmp_path):
     round_base(job, torch.bfloat16, tmp_path)
     scale_adapter(job, 1e-3)
     set_merge(job, dtype="auto")
-    assert merge.main([str(job), str(job / "out")]) == 0
+    assert merging.main([str(job), str(job / "out")]) == 0
     report = read_record(job / "out" / MERGE_REPORT, MergeReport)
     assert (report.dtype, [dtype for dtype, _ in report.dropped]) == ("float32", ["bfloat16"])
     assert report.dropped[0][1].error > 0.05 > report.retention.error
@@ -280,7 +283,7 @@ def test_update_lost_in_bfloat16_is_merged_again_in_float32(job, tmp_path):
 def test_large_update_stays_in_the_bases_own_type(job, tmp_path):
     round_base(job, torch.bfloat16, tmp_path)
     set_merge(job, dtype="auto")
-    assert merge.main([str(job), str(job / "out")]) == 0
+    assert merging.main([str(job), str(job / "out")]) == 0
     assert {tensor.dtype for tensor in load_file(job / "out" / "model.safetensors").values()} == {torch.bfloat16}
 
 
@@ -290,13 +293,13 @@ def test_update_that_the_serving_type_loses_is_refused(job, tmp_path, capsys):
     set_merge(job, dtype="float32")
     record = read_record(job / JOB, TrainJob)
     write_record(job / JOB, record.model_copy(update={"serve_dtype": "bfloat16"}))
-    assert merge.main([str(job), str(job / "out")]) == 2
+    assert merging.main([str(job), str(job / "out")]) == 2
     assert "set a wider serve.dtype" in capsys.readouterr().err
 
 
 def test_adapter_alone_is_named_like_the_bases_files(job, checkpoint):
     set_merge(job, serve_as="adapter")
-    assert merge.main([str(job), str(job / "out")]) == 0
+    assert merging.main([str(job), str(job / "out")]) == 0
     out = job / "out"
     manifest = verify_checkpoint(out)
     assert (manifest.checkpoint.kind, manifest.checkpoint.parent) == ("adapter", compute_digest(checkpoint))
@@ -311,7 +314,7 @@ def test_adapter_alone_is_named_like_the_bases_files(job, checkpoint):
     again = json.loads((job / ADAPTER / "adapter_config.json").read_text())
     again["target_modules"].reverse()
     (job / ADAPTER / "adapter_config.json").write_text(json.dumps(again))
-    assert merge.main([str(job), str(job / "again")]) == 0
+    assert merging.main([str(job), str(job / "again")]) == 0
     assert verify_checkpoint(job / "again").checkpoint == manifest.checkpoint
 
 
@@ -319,7 +322,7 @@ def test_language_model_adapter_is_served_exactly(make_job, tmp_path):
     directory = make_job(
         "train.learning_rate=1e-2", "train.lora_r=4", "train.target_modules=language-model", "merge.serve_as=adapter"
     )
-    worker.work(directory, tmp_path / "out")
+    work.work(directory, tmp_path / "out")
     assert read_record(tmp_path / "out" / MERGE_REPORT, MergeReport).is_served_exactly
 
 
@@ -329,7 +332,7 @@ def test_adapter_that_the_base_does_not_name_is_refused(job, capsys):
     tensors = load_file(path)
     extra = {f"base_model.model.model.other.lora_{part}.weight": torch.ones(4, 4) for part in "AB"}
     save_file({**tensors, **extra}, path, {"format": "pt"})
-    assert merge.main([str(job), str(job / "out")]) == 2
+    assert merging.main([str(job), str(job / "out")]) == 2
     assert "adapts 'model.other', which the files of base" in capsys.readouterr().err
 
 
@@ -348,7 +351,7 @@ def test_adapter_whose_keys_do_not_fit_is_refused(job, capsys):
     """PEFT loads an adapter with foreign names without an error, and leaves its own weights at zero."""
     path = job / ADAPTER / "adapter_model.safetensors"
     save_file({f"other.{name}": tensor for name, tensor in load_file(path).items()}, path, {"format": "pt"})
-    assert merge.main([str(job), str(job / "out")]) == 2
+    assert merging.main([str(job), str(job / "out")]) == 2
     assert "adapts 'other.base_model" in capsys.readouterr().err
 
 
@@ -356,7 +359,7 @@ def test_altered_base_is_refused(job, checkpoint, tmp_path, capsys):
     base = shutil.copytree(checkpoint, tmp_path / "base")
     (base / "config.json").write_text((base / "config.json").read_text() + " ")
     write_record(job / JOB, read_record(job / JOB, TrainJob).model_copy(update={"base_path": str(base)}))
-    assert merge.main([str(job), str(job / "out")]) == 2
+    assert merging.main([str(job), str(job / "out")]) == 2
     assert "is not the one that the adapter was trained on" in capsys.readouterr().err
 
 
@@ -390,7 +393,7 @@ def read_shards(directory):
 def test_shards_and_index_are_the_bases(job, tmp_path):
     base = rebase(job, tmp_path, shard)
     set_merge(job, dtype="auto")
-    assert merge.main([str(job), str(job / "out")]) == 0
+    assert merging.main([str(job), str(job / "out")]) == 0
     index = "model.safetensors.index.json"
     assert (job / "out" / index).read_bytes() == (base / index).read_bytes()
     weight_map = json.loads((base / index).read_text())["weight_map"]
@@ -406,7 +409,7 @@ def test_each_tensor_keeps_its_own_type(job, tmp_path):
 
     base = rebase(job, tmp_path, lambda base: shard(base, 2, in_two_types))
     set_merge(job, dtype="auto")
-    assert merge.main([str(job), str(job / "out")]) == 0
+    assert merging.main([str(job), str(job / "out")]) == 0
     stored = {name: tensor.dtype for name, tensor in read_shards(base).items()}
     assert {name: tensor.dtype for name, tensor in read_shards(job / "out").items()} == stored
     assert read_record(job / "out" / MERGE_REPORT, MergeReport).dtype == "bfloat16"
@@ -421,7 +424,7 @@ def test_another_type_is_said_in_config_and_index(job, tmp_path):
 
     base = rebase(job, tmp_path, in_half)
     set_merge(job, dtype="float32")
-    assert merge.main([str(job), str(job / "out")]) == 0
+    assert merging.main([str(job), str(job / "out")]) == 0
     before, after = (json.loads((folder / "config.json").read_text()) for folder in (base, job / "out"))
     assert (after["dtype"], after["torch_dtype"], after["text_config"]["torch_dtype"]) == ("float32",) * 3
     assert {name for name in after if after[name] != before[name]} == {"dtype", "torch_dtype", "text_config"}
@@ -442,7 +445,7 @@ def test_a_mended_template_is_the_only_one(job, stock_template, tmp_path):
         (base / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": stock_template}))
 
     rebase(job, tmp_path, with_stock)
-    assert merge.main([str(job), str(job / "out")]) == 0
+    assert merging.main([str(job), str(job / "out")]) == 0
     assert "bos_token" in (job / "out" / "chat_template.jinja").read_text()
     assert not (job / "out" / "chat_template.json").exists()
     assert "chat_template" not in json.loads((job / "out" / "tokenizer_config.json").read_text())
@@ -452,17 +455,17 @@ def test_weights_that_have_no_room_are_read_from_disk(job, tmp_path, monkeypatch
     """What is written is the same, to the bit, and what is asked up to float32's rounding, as with all in memory."""
     rebase(job, tmp_path, lambda base: shard(base, 2, lambda name, tensor: tensor.half()))
     set_merge(job, dtype="auto")
-    assert merge.main([str(job), str(job / "whole")]) == 0
+    assert merging.main([str(job), str(job / "whole")]) == 0
     set_merge(job, dtype="auto", serve_as="adapter")
-    assert merge.main([str(job), str(job / "whole-adapter")]) == 0
+    assert merging.main([str(job), str(job / "whole-adapter")]) == 0
     size = sum(4 * tensor.numel() for tensor in read_shards(tmp_path / "base").values())
-    monkeypatch.setattr(models, "free_bytes", lambda: {"cpu": 2 * size // 3})
-    monkeypatch.setattr(models, "_WORKSPACE", 0)
+    monkeypatch.setattr(loading, "free_bytes", lambda: {"cpu": 2 * size // 3})
+    monkeypatch.setattr(loading, "_WORKSPACE", 0)
     held = []
     monkeypatch.setattr(build, "ask", lambda model, questions: held.append(model) or probe.ask(model, questions))
-    assert merge.main([str(job), str(job / "spread-adapter")]) == 0
+    assert merging.main([str(job), str(job / "spread-adapter")]) == 0
     set_merge(job, serve_as="merged")
-    assert merge.main([str(job), str(job / "spread")]) == 0
+    assert merging.main([str(job), str(job / "spread")]) == 0
     assert len(held) == 6
     for model in held:
         assert any(parameter.is_meta for parameter in model.parameters()), "some weights are on disk"
@@ -479,6 +482,6 @@ def test_weights_that_have_no_room_are_read_from_disk(job, tmp_path, monkeypatch
 
 
 def test_no_room_for_a_layer_is_said(checkpoint, monkeypatch):
-    monkeypatch.setattr(models, "free_bytes", lambda: {"cpu": 10})
+    monkeypatch.setattr(loading, "free_bytes", lambda: {"cpu": 10})
     with pytest.raises(MachineError, match=r"no layer of .* has room in the"):
-        models.load_model(checkpoint, torch.float32, "spread")
+        loading.load_model(checkpoint, torch.float32, "spread")

@@ -10,16 +10,16 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from pipeline.checkpoints import verify_checkpoint
 from pipeline.errors import CheckpointError
+from pipeline.identity import verify_checkpoint
 from pipeline.prompts import render_prompt
 from pipeline.records import ImageRef, PromptName
-from pipeline.sources.nano import FAMILIES, build_task, make_question, render_target
-from training.nano import ARCHITECTURES, Build, build_nano
-from training.nano_data import IGNORED, MEAN, STD, build_corpus, draw_conversations, draw_lookups
-from training.nano_eval import draw_examples, measure_accuracy, sample_responses
-from training.nano_model import NUM_IMAGE_TOKENS, build_tokenizer
-from training.nano_plan import STAGES, NanoPlan, make_plan
+from pipeline.sources.nano.questions import FAMILIES, build_task, make_question, render_target
+from training.nano.architecture import NUM_IMAGE_TOKENS, build_tokenizer
+from training.nano.batches import IGNORED, MEAN, STD, build_corpus, draw_conversations, draw_lookups
+from training.nano.building import ARCHITECTURES, Build, build_nano
+from training.nano.quiz import draw_examples, measure_accuracy, sample_responses
+from training.nano.schedule import STAGES, NanoPlan, make_plan
 
 PROMPTS = get_args(PromptName)
 SHIPPED = Path(__file__).parents[2] / "training/checkpoints"

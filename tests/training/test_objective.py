@@ -16,13 +16,13 @@ from trl import DPOConfig
 
 from pipeline.errors import RecipeError, ServerError
 from pipeline.recipe import Loss, load_recipe
-from training import dpo
-from training.job import ADAPTER, PROGRESS, STEPS
-from training.objective import anchor_loss, conditional_loss, start_loss
-from training.resume import find_last_complete
-from training.sharing import score
+from training.dpo import fit
+from training.dpo.objective import anchor_loss, conditional_loss, start_loss
+from training.dpo.sharing import score
+from training.protocol.job import ADAPTER, PROGRESS, STEPS
+from training.protocol.resume import find_last_complete
 
-NANO = Path(dpo.__file__).parent / "checkpoints" / "nano"
+NANO = Path(fit.__file__).parent / "checkpoints" / "nano"
 START = math.log(2)
 MDPO = "train.method=mdpo"
 EXACT = "train.lora_dropout=0"
@@ -121,7 +121,7 @@ def test_loss_depends_on_the_corrupted_pixels(build, disturb, first_batch):
 @pytest.mark.parametrize("kind", ["crop", "other_image"])
 def test_mdpo_trains_and_logs_its_terms(build, tmp_path, kind):
     trainer, recipe = build(MDPO, f"train.corruption={kind}", "train.epochs=1", "train.learning_rate=1e-2")
-    assert dpo.run_training(trainer, recipe, tmp_path) == 3
+    assert fit.run_training(trainer, recipe, tmp_path) == 3
     points = read_points(tmp_path)
     assert points[0]["loss"] == pytest.approx(3 * START, abs=1e-5)
     for point in points:
@@ -151,7 +151,7 @@ def test_losses_are_those_of_trl():
 def test_sft_beside_dpo_is_checked_without_its_own_value(build, tmp_path):
     settings = ('train.losses=["sigmoid", "sft"]', "train.loss_weights=[1.0, 0.5]", "train.epochs=1")
     trainer, recipe = build(*settings)
-    dpo.run_training(trainer, recipe, tmp_path)
+    fit.run_training(trainer, recipe, tmp_path)
     first = next(point for point in read_points(tmp_path) if point["kind"] == "train")
     assert first["terms"]["sft"] > 1
     assert first["loss"] - 0.5 * first["terms"]["sft"] == pytest.approx(START, abs=1e-4)
@@ -161,7 +161,7 @@ def test_policy_that_is_not_the_reference_is_noticed_beside_sft(build, disturb, 
     trainer, recipe = build('train.losses=["sigmoid", "sft"]')
     disturb(trainer)
     with pytest.raises(ServerError, match=r"first train loss is .*, not 0.6931"):
-        dpo.run_training(trainer, recipe, tmp_path)
+        fit.run_training(trainer, recipe, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -182,7 +182,7 @@ def test_wrong_objectives_are_refused(settings, message):
 def test_start_check_of_validation_leaves_sft_out(build, tmp_path):
     """Its mean over batches is not the mean over rows where the last batch is smaller."""
     trainer, recipe = build('train.losses=["sigmoid", "sft"]', "train.batch_size=3", "train.epochs=1")
-    assert dpo.run_training(trainer, recipe, tmp_path) == 4
+    assert fit.run_training(trainer, recipe, tmp_path) == 4
 
 
 class Interruption(TrainerCallback):
@@ -195,17 +195,17 @@ class Interruption(TrainerCallback):
 
 def test_interrupted_mdpo_ends_with_the_same_adapter(build, tmp_path, monkeypatch):
     """With the reference's log-probs from disk, and the same corrupted images; tests/e2e kills the process."""
-    monkeypatch.setattr(dpo, "MIN_SAVE_INTERVAL_S", 0.0)
+    monkeypatch.setattr(fit, "MIN_SAVE_INTERVAL_S", 0.0)
     undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
     undisturbed.mkdir()
     disturbed.mkdir()
-    dpo.run_training(*build(MDPO), undisturbed)
+    fit.run_training(*build(MDPO), undisturbed)
     trainer, recipe = build(MDPO)
     trainer.args.output_dir = str(disturbed / STEPS)
     trainer.add_callback(Interruption())
     with pytest.raises(KeyboardInterrupt):
-        dpo.run_training(trainer, recipe, disturbed)
+        fit.run_training(trainer, recipe, disturbed)
     assert find_last_complete(disturbed / STEPS) is not None
-    dpo.run_training(*build(MDPO), disturbed)
+    fit.run_training(*build(MDPO), disturbed)
     one, other = ((job / ADAPTER / "adapter_model.safetensors").read_bytes() for job in (undisturbed, disturbed))
     assert one == other

@@ -15,8 +15,8 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PreTrainedTokenizerFast
 
 from pipeline.errors import DataError
-from training.nano_model import NUM_IMAGE_TOKENS
-from training.pairs import PairCollator, check_pairs, load_pairs, render_pair, scale_images
+from training.dpo.rows import PairCollator, check_pairs, load_pairs, render_pair, scale_images
+from training.nano.architecture import NUM_IMAGE_TOKENS
 
 LIMITS = {"max_length": 512, "max_image_side": 336}
 
@@ -55,7 +55,7 @@ def refusal(processor, row, **limits):
 
 
 def test_published_pairs_pass_whole(processor, make_job):
-    from training.job import JOB, TrainJob, read_record
+    from training.protocol.job import JOB, TrainJob, read_record
 
     job = read_record(make_job() / JOB, TrainJob)
     rows = load_pairs(f"{job.pairs_path}/train.parquet")

@@ -7,8 +7,8 @@ import pytest
 
 from pipeline.errors import CheckpointError
 from pipeline.records import CheckpointRef
-from training.job import MergeReport, Retention
-from training.parity import NO_NUMBER, Answers, Probe, check_merge, compare_margins, find_served_fault
+from training.protocol.agreement import NO_NUMBER, Answers, Probe, check_merge, compare_margins, find_served_fault
+from training.protocol.job import MergeReport, Retention
 
 
 def answers(*logprobs):

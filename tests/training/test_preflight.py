@@ -8,11 +8,11 @@ import torch
 from pipeline.errors import MachineError
 from pipeline.recipe import load_recipe
 from pipeline.records import CheckpointRef
-from training import preflight
-from training.gpus import Gpu, Gpus
-from training.job import PREFLIGHT, PairSummary, Preflight, TrainJob, read_record
-from training.preflight import CheckedPairs, available_gib, check_job
-from training.shape import find_shape
+from training.dpo import preflight
+from training.dpo.preflight import CheckedPairs, available_gib, check_job
+from training.protocol.gpus import Gpu, Gpus
+from training.protocol.job import PREFLIGHT, PairSummary, Preflight, TrainJob, read_record
+from training.protocol.shape import find_shape
 
 ROWS = PairSummary(
     num_rows=2,

@@ -10,11 +10,12 @@ from safetensors.torch import load_file
 
 from pipeline.errors import CheckpointError, MachineError
 from pipeline.recipe import load_recipe
-from training import distributed, parity, worker
-from training.job import ADAPTER, MERGE_REPORT, REFERENCE, MergeReport, read_record
-from training.memory import estimate_memory, weight_bytes
-from training.models import compute_in_float32, load_model
-from training.shape import find_shape, read_shape
+from training.model.loading import compute_in_float32, load_model
+from training.protocol import agreement, launch
+from training.protocol.job import ADAPTER, MERGE_REPORT, REFERENCE, MergeReport, read_record
+from training.protocol.memory import estimate_memory, weight_bytes
+from training.protocol.shape import find_shape, read_shape
+from training.worker import work
 
 NF4 = "train.base_weights=nf4"
 needs_bitsandbytes = pytest.mark.skipif(
@@ -60,14 +61,14 @@ def test_what_is_asked_in_float32_are_the_weights_that_were_trained_on(checkpoin
 def test_trains_on_4_bits_and_merges_into_the_base_itself(dtype, make_job, checkpoint, tmp_path):
     """That the loss starts at log 2 says that the reference, cached, is the same 4-bit base."""
     directory = make_job(NF4, f"train.dtype={dtype}", "train.learning_rate=1e-2", "train.lora_r=4", "merge.dtype=auto")
-    worker.work(directory, tmp_path / "out")
+    work.work(directory, tmp_path / "out")
     assert [path.name.split("-", 1)[1] for path in (directory / REFERENCE).iterdir()] == [f"{dtype}-nf4-336.sqlite"]
     adapter = load_file(directory / ADAPTER / "adapter_model.safetensors")
     assert {tensor.dtype for tensor in adapter.values()} == {torch.float32}
     report = read_record(tmp_path / "out" / MERGE_REPORT, MergeReport)
     assert report.max_abs_logprob < 1e-4, "base + adapter is compared with the merge, not the 4-bit base"
     assert report.retention.error < 1e-3
-    assert 1e-3 < report.unquantized.error < parity.MAX_UNQUANTIZED_LOSS
+    assert 1e-3 < report.unquantized.error < agreement.MAX_UNQUANTIZED_LOSS
     base, merged = load_file(checkpoint / "model.safetensors"), load_file(tmp_path / "out" / "model.safetensors")
     assert {name: tensor.dtype for name, tensor in merged.items()} == {name: t.dtype for name, t in base.items()}
     kept = [name for name in base if "norm" in name or "embed_tokens" in name]
@@ -86,9 +87,9 @@ def test_updates_of_adapters_are_not_rounded(build):
 @needs_bitsandbytes
 def test_an_adapter_that_loses_too_much_on_the_base_itself_is_refused(make_job, tmp_path, monkeypatch):
     directory = make_job(NF4, "train.epochs=1", "train.learning_rate=1e-2", "train.lora_r=4")
-    monkeypatch.setattr(parity, "MAX_UNQUANTIZED_LOSS", 1e-4)
+    monkeypatch.setattr(agreement, "MAX_UNQUANTIZED_LOSS", 1e-4)
     with pytest.raises(CheckpointError, match=r"trained on the base in 4 bits, with an error of"):
-        worker.work(directory, tmp_path / "out")
+        work.work(directory, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -96,7 +97,7 @@ def test_a_missing_package_is_said_before_anything_is_sampled(monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "bitsandbytes" else find(name))
     with pytest.raises(MachineError, match="base_weights = nf4 needs the package bitsandbytes, which is not installed"):
-        distributed.check_installed(load_recipe("nano", [NF4]).train)
+        launch.check_installed(load_recipe("nano", [NF4]).train)
 
 
 def test_the_papers_recipe_fits_24_gb_on_4_bits():

@@ -12,12 +12,12 @@ from trl import DPOTrainer
 
 from pipeline.errors import InputError, ServerError
 from pipeline.recipe import load_recipe
-from training import dpo
-from training.dropout import quicken_dropout
-from training.models import load_model
-from training.objective import PreferenceTrainer
-from training.pairs import REFERENCE_COLUMNS, PairCollator
-from training.reference import ReferenceCache, deal, row_keys
+from training.dpo import fit
+from training.dpo.dropout import quicken_dropout
+from training.dpo.objective import PreferenceTrainer
+from training.dpo.reference import ReferenceCache, deal, row_keys
+from training.dpo.rows import REFERENCE_COLUMNS, PairCollator
+from training.model.loading import load_model
 
 MDPO = "train.method=mdpo"
 
@@ -35,11 +35,11 @@ def test_training_ends_where_plain_trl_does(build, rows, checkpoint, tmp_path, d
     model = load_model(checkpoint, torch.float32)
     plain = DPOTrainer(
         model=model,
-        args=dpo.training_arguments(recipe, tmp_path / "plain", "plain"),
+        args=fit.training_arguments(recipe, tmp_path / "plain", "plain"),
         data_collator=PairCollator(rows[2], recipe.max_image_side),
         train_dataset=rows[0],
         processing_class=rows[2],
-        peft_config=dpo.lora_config(model, recipe),
+        peft_config=fit.lora_config(model, recipe),
     )
     quicken_dropout(plain.model)  # else it would draw other masks
     start = train_weights(plain)
@@ -65,7 +65,7 @@ def test_reference_is_not_forwarded_in_training(build, tmp_path):
     trainer.model.get_base_model().get_decoder().register_forward_hook(
         lambda module, a, out: calls.append(module.training)
     )
-    dpo.run_training(trainer, recipe, tmp_path)
+    fit.run_training(trainer, recipe, tmp_path)
     assert calls.count(True) == 6, "one forward for each of two times three batches"
     assert calls.count(False) == 3, "one for each of three evaluations of one batch"
 
@@ -124,7 +124,7 @@ def test_stale_numbers_are_noticed(build, tmp_path):
         connection.execute("UPDATE logprobs SET value = value + abs(random() % 100) / 10.0")
     trainer, recipe = build()
     with pytest.raises(ServerError, match="reference's log-probs are of another model"):
-        dpo.run_training(trainer, recipe, tmp_path)
+        fit.run_training(trainer, recipe, tmp_path)
 
 
 def test_one_file_for_each_weights_dtype_and_image_size(tmp_path):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pipeline.errors import ServerError
-from training.sharded import check_filled
+from training.model.sharded import check_filled
 
 
 def test_weights_and_buffers_that_were_not_loaded_are_found():

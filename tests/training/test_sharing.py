@@ -6,9 +6,9 @@ import pytest
 import torch
 from trl.trainer import utils
 
-from training import dpo
-from training.models import completion_logprobs
-from training.sharing import Packing, find_fault, plan_packing, score, score_shared
+from training.dpo import fit
+from training.dpo.sharing import Packing, find_fault, plan_packing, score, score_shared
+from training.model.loading import completion_logprobs
 
 EXACT = "train.lora_dropout=0"
 
@@ -112,6 +112,6 @@ def test_training_without_sharing_ends_where_training_with_it_does(build, tmp_pa
         trainer.shares_prompts = sharing
         job = tmp_path / str(sharing)
         job.mkdir()
-        dpo.run_training(trainer, recipe, job)
+        fit.run_training(trainer, recipe, job)
         ends.append(torch.cat([p.detach().flatten() for p in trainer.model.parameters() if p.requires_grad]))
     assert (ends[0] - ends[1]).abs().max() < 1e-5

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from pipeline.errors import RecipeError, StageError
 from pipeline.recipe import SweepSection, load_recipe
-from training.dpo import count_steps, evaluation_steps
-from training.job import TrainProgress
-from training.sweep import (
+from training.dpo.fit import count_steps, evaluation_steps
+from training.protocol.job import TrainProgress
+from training.protocol.search import (
     Settings,
     Sweep,
     SweepPoint,

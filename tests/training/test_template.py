@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pipeline.errors import CheckpointError
-from training.template import closing_tokens, ensure_template, find_fault, render
+from training.model.template import closing_tokens, ensure_template, find_fault, render
 
 USER = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Which?"}]}
 ASSISTANT = {"role": "assistant", "content": [{"type": "text", "text": "This."}]}

@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from training.weights import Cast, rewrite_weights, stored_dtypes, tensor_shapes, write_tensors
+from training.model.weights import Cast, rewrite_weights, stored_dtypes, tensor_shapes, write_tensors
 
 TENSORS = {
     "b.weight": torch.arange(6.0).reshape(2, 3),

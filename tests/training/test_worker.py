@@ -10,8 +10,7 @@ import pytest
 
 from pipeline.errors import InputError
 from pipeline.files import write_record
-from training import worker
-from training.job import (
+from training.protocol.job import (
     ADAPTER,
     JOB,
     PREFLIGHT,
@@ -26,7 +25,8 @@ from training.job import (
     publish_directory,
     read_record,
 )
-from training.resume import MARKER, find_last_complete, mark_complete, step_of, truncate_progress
+from training.protocol.resume import MARKER, find_last_complete, mark_complete, step_of, truncate_progress
+from training.worker import work
 
 FILES = ("adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json")
 
@@ -153,7 +153,7 @@ def test_a_checkpoints_files_are_on_disk_before_it_takes_its_name_and_the_name_b
 
 
 def fail(job, capsys, code=2):
-    assert worker.main([str(job)]) == code
+    assert work.main([str(job)]) == code
     assert read_record(job / STATUS, TrainStatus).state == "failed"
     message = read_record(job / STATUS, TrainStatus).message
     assert capsys.readouterr().err == f"{message}\n"
@@ -162,10 +162,10 @@ def fail(job, capsys, code=2):
 
 
 def test_job_directory_without_a_job(tmp_path, capsys):
-    assert worker.main([str(tmp_path)]) == 2
+    assert work.main([str(tmp_path)]) == 2
     assert "job.json cannot be read" in capsys.readouterr().err
     (tmp_path / JOB).write_text('{"base": 1}')
-    assert worker.main([str(tmp_path)]) == 2
+    assert work.main([str(tmp_path)]) == 2
     assert "is not a TrainJob" in capsys.readouterr().err
 
 
@@ -199,7 +199,7 @@ def test_no_row_fits(make_job, capsys):
 
 def test_a_crash_is_told_too(make_job, monkeypatch, caplog):
     job = make_job()
-    monkeypatch.setattr(worker, "_digest", lambda path: 1 / 0)
-    assert worker.main([str(job)]) == 1
+    monkeypatch.setattr(work, "_digest", lambda path: 1 / 0)
+    assert work.main([str(job)]) == 1
     assert "ZeroDivisionError" in read_record(job / STATUS, TrainStatus).message
     assert "Traceback" in caplog.text

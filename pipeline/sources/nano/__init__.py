@@ -1,0 +1,1 @@
+"""The nano world: drawn scenes, and multiple-choice questions about them."""

@@ -1,0 +1,13 @@
+"""The `vcot` script: what it takes half a second to import may be interrupted, too."""
+
+from __future__ import annotations
+
+from services.cli.stop import stop_at_once
+
+
+def main() -> None:
+    """The entry point."""
+    stop_at_once()
+    from services.cli.names import main as run
+
+    run()

@@ -1,0 +1,1 @@
+"""The replicas behind the gateway, and which of them answers."""

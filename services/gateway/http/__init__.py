@@ -1,0 +1,1 @@
+"""What a request meets: connection, keys, limits, content, and the way to an engine and back."""

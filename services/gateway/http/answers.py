@@ -1,0 +1,67 @@
+"""Answers that the gateway gives itself, in OpenAI's error shape, so that any client shows them as it shows the API's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import orjson
+from starlette.types import Scope, Send
+
+from services.gateway.http.exchange import exchange_of
+
+CHECKPOINT_HEADER = "x-vcot-checkpoint"
+REQUEST_ID = "x-request-id"
+
+
+class Refusal(Exception):
+    """A request that the gateway answers with an error; never leaves it."""
+
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        message: str,
+        *,
+        retry_after_s: int | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.headers = dict(headers or {})
+        if retry_after_s is not None:
+            self.headers["retry-after"] = str(retry_after_s)
+
+
+def error_body(message: str, code: str, status: int) -> bytes:
+    """OpenAI's error shape."""
+    kind = "invalid_request_error" if status < 500 else "server_error"
+    return orjson.dumps({"error": {"message": message, "type": kind, "param": None, "code": code}})
+
+
+def error_event(message: str, kind: str, status: int) -> bytes:
+    """What ends a stream that cannot go on: its status is sent already."""
+    return b"data: " + orjson.dumps({"error": {"message": message, "type": kind, "code": status}}) + b"\n\n"
+
+
+async def send_refusal(scope: Scope, send: Send, refusal: Refusal) -> None:
+    """Answer with an error."""
+    exchange_of(scope).refused = refusal.code
+    await send_json(send, refusal.status, error_body(str(refusal), refusal.code, refusal.status), refusal.headers)
+
+
+async def send_json(send: Send, status: int, data: bytes, headers: Mapping[str, str]) -> None:
+    """Answer with bytes that are JSON already."""
+    full = {"content-type": "application/json", **headers, "content-length": str(len(data))}
+    pairs = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in full.items()]
+    await send({"type": "http.response.start", "status": status, "headers": pairs})
+    await send({"type": "http.response.body", "body": data})
+
+
+def header_value(scope: Scope, name: str) -> str | None:
+    """A request header, by its lower-case name."""
+    wanted = name.encode("latin-1")
+    for key, value in scope["headers"]:
+        if key == wanted:
+            return str(value.decode("latin-1"))
+    return None

@@ -1,0 +1,314 @@
+"""The gateway's ASGI application: the OpenAI API for clients, /admin for the operator, each with keys of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Awaitable
+from pathlib import Path
+from typing import Any
+
+import orjson
+from pydantic import ValidationError
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Mount, Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from pipeline.errors import CheckpointError, SwapError, VcotError
+from pipeline.recipe import ServeSection
+from services.gateway.admin import (
+    AddRequest,
+    CheckpointList,
+    GatewayState,
+    RegisterRequest,
+    ReplicaList,
+    Rested,
+    RestRequest,
+    Swapped,
+    SwapRequest,
+    TrialRequest,
+)
+from services.gateway.fleet import rest
+from services.gateway.fleet.group import Fleet, stamp
+from services.gateway.http.answers import Refusal, error_body, send_refusal
+from services.gateway.http.keys import ADMIN, INFERENCE, Guarded
+from services.gateway.http.limits import Limits, Slots
+from services.gateway.http.metrics import CONTENT_TYPE, Metrics
+from services.gateway.http.observe import Observed, Write, write_to_stderr
+from services.gateway.http.proxy import Proxy
+from services.gateway.swap import rollout
+
+_INFERENCE = ("/v1/chat/completions", "/v1/completions")
+_MAX_ADMIN_BYTES = 64 * 1024
+"""Of a body; a path and two names are less."""
+_ROUTES = frozenset(
+    (
+        *_INFERENCE,
+        "/v1/models",
+        "/health",
+        "/metrics",
+        "/admin/state",
+        "/admin/checkpoints",
+        "/admin/swap",
+        "/admin/trial",
+        "/admin/rest",
+        "/admin/wake",
+        "/admin/replicas",
+    )
+)
+"""Counted under their own names."""
+
+
+def build_app(
+    fleet: Fleet,
+    run_directory: Path,
+    settings: ServeSection,
+    *,
+    max_wait_s: float = 600.0,
+    log: Write = write_to_stderr,
+) -> ASGIApp:
+    """The application. A request that meets a swap waits for it, at most `max_wait_s`."""
+    slots = Slots(settings.max_in_flight, settings.max_queued, int(settings.max_held_mb * 1e6))
+    metrics = Metrics(fleet, slots.places)
+    proxy = Limits(Proxy(fleet, settings, metrics, max_wait_s), slots, int(settings.max_body_mb * 1e6))
+    others = _routes(_Admin(fleet, run_directory, metrics))
+    return Observed(_Gateway(Guarded(proxy, INFERENCE), others), metrics, _ROUTES, log)
+
+
+class _Gateway:
+    """Inference goes straight to the proxy; Starlette finds the way of all else."""
+
+    def __init__(self, inference: ASGIApp, others: ASGIApp) -> None:
+        self._inference = inference
+        self._others = others
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] not in _INFERENCE:
+            await self._others(scope, receive, send)
+        elif scope["method"] == "POST":
+            await self._inference(scope, receive, send)
+        else:
+            refusal = Refusal(405, "method_not_allowed", f"{scope['path']} takes POST", headers={"allow": "POST"})
+            await send_refusal(scope, send, refusal)
+
+
+def _routes(admin: _Admin) -> Starlette:
+    return Starlette(
+        routes=[
+            Route("/health", admin.health, methods=["GET"]),
+            Route("/metrics", admin.metrics, methods=["GET"], middleware=[Middleware(Guarded, keys=INFERENCE)]),
+            Mount(
+                "/v1",
+                routes=[
+                    Route("/models", admin.models, methods=["GET"]),
+                    Route("/models/{name}", admin.model, methods=["GET"]),
+                ],
+                middleware=[Middleware(Guarded, keys=INFERENCE)],
+            ),
+            Mount(
+                "/admin",
+                routes=[
+                    Route("/state", admin.state, methods=["GET"]),
+                    Route("/checkpoints", admin.checkpoints, methods=["GET"]),
+                    Route("/checkpoints", admin.register, methods=["POST"]),
+                    Route("/checkpoints/{name}", admin.show, methods=["GET"]),
+                    Route("/checkpoints/{name}", admin.retire, methods=["DELETE"]),
+                    Route("/swap", admin.swap, methods=["POST"]),
+                    Route("/trial", admin.try_out, methods=["POST"]),
+                    Route("/trial", admin.end_trial, methods=["DELETE"]),
+                    Route("/rest", admin.rest, methods=["POST"]),
+                    Route("/wake", admin.wake, methods=["POST"]),
+                    Route("/replicas", admin.replicas, methods=["GET"]),
+                    Route("/replicas", admin.add_replica, methods=["POST"]),
+                    Route("/replicas/{name}", admin.remove_replica, methods=["DELETE"]),
+                ],
+                middleware=[Middleware(Guarded, keys=ADMIN)],
+            ),
+        ],
+        exception_handlers={
+            **dict.fromkeys((VcotError, ValidationError, OSError, ValueError), _explain),
+            HTTPException: _explain_route,
+        },
+    )
+
+
+class _Admin:
+    """The gateway's own answers."""
+
+    def __init__(self, fleet: Fleet, run_directory: Path, metrics: Metrics) -> None:
+        self._fleet = fleet
+        self._metrics = metrics
+        self._run = str(run_directory.absolute())
+
+    async def health(self, _: Request) -> Response:
+        """200 while a checkpoint is live or being swapped, or the servers rest; 503 with the reason else."""
+        admission = self._fleet.best.gate.admission
+        is_serving = admission.phase in ("live", "resting") or admission.is_changing
+        content = {"status": admission.phase, "message": admission.message}
+        return _json(content, 200 if is_serving else 503)
+
+    async def metrics(self, _: Request) -> Response:
+        """What Prometheus reads."""
+        return Response(self._metrics.render(), media_type=CONTENT_TYPE)
+
+    async def models(self, _: Request) -> Response:
+        """OpenAI's list: what anyone can ask for right now."""
+        return _json({"object": "list", "data": self._cards()})
+
+    async def model(self, request: Request) -> Response:
+        """One of them."""
+        name = request.path_params["name"]
+        card = next((card for card in self._cards() if name in (card["id"], card["root"])), None)
+        if card is not None:
+            return _json(card)
+        message = f"{name[:100]!r} is not served now; /v1/models lists what is"
+        return Response(error_body(message, "model_not_found", 404), 404, media_type="application/json")
+
+    def _cards(self) -> list[dict[str, Any]]:
+        aliases, created = self._fleet.registry.aliases(), int(time.time())
+        data = []
+        for checkpoint in self._fleet.served():
+            if self._fleet.registry.find(checkpoint.ref.name) is None:  # on trial
+                continue
+            name, root = checkpoint.ref.name, stamp(checkpoint.ref)
+            card = {"object": "model", "created": created, "owned_by": "vcot", "root": root}
+            names = dict.fromkeys([*(alias for alias, meant in aliases.items() if meant == name), name])
+            data += [{"id": known, **card} for known in names]
+        return data
+
+    async def state(self, _: Request) -> Response:
+        """What the gateway does now."""
+        fleet, admission, live = self._fleet, self._fleet.best.gate.admission, self._fleet.live
+        state = GatewayState(
+            run=self._run,
+            pid=os.getpid(),
+            phase=admission.phase,
+            message=admission.message,
+            live=live.ref if live else None,
+            in_flight=sum(replica.in_flight for replica in fleet.replicas),
+            aliases=fleet.registry.aliases(),
+            warnings=tuple(fleet.warnings),
+            num_restarts=sum(replica.num_restarts for replica in fleet.replicas),
+            replicas=tuple(replica.state for replica in fleet.replicas),
+        )
+        return _json(state.model_dump(mode="json"))
+
+    async def replicas(self, _: Request) -> Response:
+        """The servers behind the gateway."""
+        listed = ReplicaList(replicas=tuple(replica.state for replica in self._fleet.replicas))
+        return _json(listed.model_dump(mode="json"))
+
+    async def add_replica(self, request: Request) -> Response:
+        """One more; it takes requests once it is verified."""
+        wanted = AddRequest.model_validate_json(await _body(request) or b"{}")
+        return _json(self._fleet.add(wanted.url).state.model_dump(mode="json"), 202)
+
+    async def remove_replica(self, request: Request) -> Response:
+        """Drain and drop one."""
+        await self._fleet.remove(request.path_params["name"])
+        return await self.replicas(request)
+
+    async def checkpoints(self, _: Request) -> Response:
+        """What is registered."""
+        registry = self._fleet.registry
+        listed = CheckpointList(checkpoints=tuple(registry.describe(c.ref.name) for c in registry.list()))
+        return _json(listed.model_dump(mode="json"))
+
+    async def register(self, request: Request) -> Response:
+        """Add a checkpoint directory."""
+        wanted = RegisterRequest.model_validate_json(await _body(request))
+        checkpoint = await asyncio.to_thread(self._fleet.registry.register, Path(wanted.path))
+        return _json(checkpoint.ref.model_dump(mode="json"), 201)
+
+    async def show(self, request: Request) -> Response:
+        """One checkpoint, and what it is used for."""
+        return _json(self._fleet.registry.describe(request.path_params["name"]).model_dump(mode="json"))
+
+    async def retire(self, request: Request) -> Response:
+        """Forget a checkpoint."""
+        return _json(self._fleet.registry.retire(request.path_params["name"]).model_dump(mode="json"))
+
+    async def swap(self, request: Request) -> Response:
+        """Make a checkpoint live."""
+        wanted = SwapRequest.model_validate_json(await _body(request))
+        return await self._counted(rollout.swap(self._fleet, wanted.alias, wanted.checkpoint), "swapped")
+
+    async def try_out(self, request: Request) -> Response:
+        """Put a checkpoint on trial."""
+        wanted = TrialRequest.model_validate_json(await _body(request))
+        checkpoint = wanted.name or Path(str(wanted.path))
+        return await self._counted(rollout.try_out(self._fleet, checkpoint, wanted.owner), "tried")
+
+    async def end_trial(self, request: Request) -> Response:
+        """Serve what is live again, if nobody else has the checkpoint on trial."""
+        await rollout.end_trial(self._fleet, request.query_params.get("owner", ""))
+        return await self.state(request)
+
+    async def rest(self, request: Request) -> Response:
+        """Have the servers rest, or rest on."""
+        wanted = RestRequest.model_validate_json(await _body(request))
+        rested = Rested(ways=await rest.rest(self._fleet, wanted.way, wanted.lease_s))
+        return _json(rested.model_dump(mode="json"))
+
+    async def wake(self, request: Request) -> Response:
+        """Have them serve again."""
+        await rest.wake(self._fleet)
+        return await self.state(request)
+
+    async def _counted(self, change: Awaitable[Swapped], done: str) -> Response:
+        try:
+            swapped = await change
+        except VcotError as error:
+            self._metrics.count_swap("", type(error).__name__)
+            raise
+        is_changed = swapped.way != "none"
+        outcome = done if is_changed else "unchanged"
+        self._metrics.count_swap(swapped.way, outcome, swapped.pause_s if is_changed else None)
+        return _json(swapped.model_dump(mode="json"))
+
+
+async def _body(request: Request) -> bytes:
+    """The body of an operator's request. Raises HTTPException for one that is too large to be one."""
+    body = b""
+    async for part in request.stream():
+        body += part
+        if len(body) > _MAX_ADMIN_BYTES:
+            raise HTTPException(413)
+    return body
+
+
+def _json(content: Any, status: int = 200) -> Response:
+    return Response(orjson.dumps(content), status, media_type="application/json")
+
+
+def _explain_route(request: Request, error: Exception) -> Response:
+    """No such route, or not with that method."""
+    assert isinstance(error, HTTPException)
+    what = f"{request.method} {request.url.path[:100]}"
+    if error.status_code == 413:
+        code = "body_too_large"
+        message = f"the body of {what} is larger than {_MAX_ADMIN_BYTES:,} bytes; send what docs/serving.md shows"
+    else:
+        code = "method_not_allowed" if error.status_code == 405 else "not_found"
+        why = "the gateway passes on only what it can bind to one checkpoint's weights"
+        message = f"{what} is not served here: {why}, POST {' and POST '.join(_INFERENCE)}"
+    body = error_body(message, code, error.status_code)
+    return Response(body, error.status_code, error.headers, media_type="application/json")
+
+
+def _explain(_: Request, error: Exception) -> Response:
+    """An error as an answer; the class name of one of ours is the code, so that a client can raise the same again."""
+    if isinstance(error, OSError | ValueError) and not isinstance(error, ValidationError):  # of a path that is none
+        message = f"that cannot be used ({error}); give the path of a checkpoint's directory"
+        return Response(error_body(message, "invalid_request", 422), 422, media_type="application/json")
+    status = 404 if isinstance(error, CheckpointError) else 409 if isinstance(error, SwapError) else 503
+    if isinstance(error, ValidationError):
+        fault = error.errors()[0]
+        message = f"{'.'.join(map(str, fault['loc'])) or 'body'}: {fault['msg']}"
+        return Response(error_body(message, "invalid_request", 422), 422, media_type="application/json")
+    return Response(error_body(str(error), type(error).__name__, status), status, media_type="application/json")

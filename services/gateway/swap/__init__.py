@@ -1,0 +1,1 @@
+"""How other weights come to be served, verified, or not at all."""

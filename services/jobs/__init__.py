@@ -1,0 +1,1 @@
+"""Training jobs as a run submits and follows them."""

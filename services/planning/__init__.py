@@ -1,0 +1,1 @@
+"""What a machine can run and what a run will take, told before anything is begun."""

@@ -1,0 +1,364 @@
+"""What a run will take, for a recipe and a kind of card: hours, tokens, dollars and disk, before anything is begun. Pure.
+
+Model: each step is counted (requests, tokens, floating-point operations, bytes) and divided by what the hardware or the
+provider gives. What is assumed stands in services/planning/assumptions.py; a `Span` carries three cases through the sums,
+so that a figure never stands without its range.
+
+    sampling      a decoding step reads the weights once and each sequence's keys and values; the prompt's part is arithmetic
+    judging       calls in flight, or the provider's tokens a minute, whichever is slower
+    training      6 x parameters x tokens with gradient checkpointing (forward, forward again, gradients of activations; LoRA
+                  needs none of the weights'), 4 x without; the reference's log-probs and the validations are forwards, 2 x
+    merging       the weights are read and written several times, and asked in float32, streamed past the GPU
+    evaluation    as sampling
+
+Limits: an estimate. No GPU has confirmed it, how long a model's thoughts are is a guess, and prices move.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pipeline.judges.cost import estimate_cost, find_prices, guess_prompt_tokens
+from pipeline.recipe import Recipe, TasksSection
+from pipeline.records import PromptName
+from services.planning.assumptions import (
+    ANSWER_TOKENS,
+    CHECKPOINTS_KEPT,
+    DECODE_EFFICIENCY,
+    DISK_BYTES_S,
+    DOWNLOAD_BYTES_S,
+    ENGINE_START_S,
+    GATE_FORWARDS,
+    IMAGE_BYTES,
+    JUDGE_CALL_S,
+    JUDGE_TEXT_TOKENS,
+    JUDGE_TOKENS_PER_MINUTE,
+    JUDGE_VERDICT_TOKENS,
+    JUDGMENT_BYTES,
+    MAX_SEQUENCES,
+    NF4_EFFICIENCY,
+    NUM_TASKS,
+    PAIR_SHARE,
+    PARALLEL_EFFICIENCY,
+    PREFILL_EFFICIENCY,
+    PROMPT_TOKENS,
+    RESPONSE_BYTES,
+    STEP_OVERHEAD_S,
+    STREAM_BYTES_S,
+    THOUGHT_TOKENS,
+    TRAIN_EFFICIENCY,
+    WEIGHT_PASSES,
+    CardKind,
+    Span,
+)
+from services.planning.capacity import Cards, Plan, engine_state, make_plan
+from training.protocol.memory import BYTES, GIB
+from training.protocol.shape import Shape
+
+
+@dataclass(frozen=True)
+class StageEstimate:
+    """One step of the run."""
+
+    name: str
+    what: str
+    hours: Span
+
+
+@dataclass(frozen=True)
+class RunEstimate:
+    """A whole run on given cards."""
+
+    plan: Plan
+    stages: tuple[StageEstimate, ...]
+    tokens_per_s: float
+    """That sampling is likely to draw, over all cards."""
+
+    @property
+    def hours(self) -> Span:
+        """All stages."""
+        total = Span(0, 0, 0)
+        for stage in self.stages:
+            total += stage.hours
+        return total
+
+
+@dataclass(frozen=True)
+class JudgeEstimate:
+    """What the judge will be asked, and what that costs."""
+
+    num_judgments: int
+    input_tokens: Span
+    output_tokens: Span
+    dollars: Span | None
+    """None where the model's price is not known here, or there is none."""
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How much of everything the recipe asks for."""
+
+    num_tasks: int
+    num_responses: int
+    num_pairs: Span
+    num_eval_tasks: int
+    num_eval_responses: int
+
+    @property
+    def num_judgments(self) -> int:
+        """At most: one for each response, and responses to a task that say the same are judged once."""
+        return self.num_responses
+
+
+def count_work(recipe: Recipe) -> Counts | None:
+    """What the recipe asks for in all its rounds; None where a data set's size is not known here."""
+    num_tasks, num_eval_tasks = _num_tasks(recipe.tasks), _num_tasks(recipe.eval.tasks(recipe.eval.split))
+    if num_tasks is None or num_eval_tasks is None:
+        return None
+    rounds, section = recipe.rounds.num, recipe.eval
+    at_most = recipe.pairs.num or num_tasks
+    pairs = Span(*(min(at_most, share * num_tasks) for share in (PAIR_SHARE.low, PAIR_SHARE.likely, PAIR_SHARE.high)))
+    asked = len(section.prompts) * len(section.temperatures) * section.num_samples * len(section.images)
+    return Counts(
+        num_tasks=rounds * num_tasks,
+        num_responses=rounds * num_tasks * recipe.sample.k,
+        num_pairs=pairs * rounds,
+        num_eval_tasks=num_eval_tasks,
+        num_eval_responses=2 * num_eval_tasks * asked,
+    )
+
+
+def _num_tasks(section: TasksSection) -> int | None:
+    known = NUM_TASKS.get((section.source, section.split))
+    if section.num_tasks is None or known is None:
+        return section.num_tasks or known
+    return min(section.num_tasks, known)
+
+
+def estimate_run(recipe: Recipe, shape: Shape, kind: CardKind, num_cards: int) -> RunEstimate | None:
+    """The hours on `num_cards` of a kind, with the least change that fits there; None where `count_work` is."""
+    counts = count_work(recipe)
+    if counts is None:
+        return None
+    plan = make_plan(recipe, shape, Cards(num_cards, kind.usable_gib, kind.usable_gib))
+    machine = _Machine(plan, shape, kind, num_cards)
+    stages = (
+        StageEstimate("prepare", "model and data fetched, base's canary", machine.prepare(counts)),
+        StageEstimate("sample", f"{counts.num_responses:,} responses", machine.sample(counts)),
+        StageEstimate("judge", f"{counts.num_judgments:,} judgments", judge_hours(recipe, counts)),
+        StageEstimate(
+            "train", f"{counts.num_pairs.likely:,.0f} pairs, {recipe.train.epochs:g} epochs", machine.train(counts)
+        ),
+        StageEstimate("merge", "adapter into weights, gate, parity", machine.merge()),
+        StageEstimate("evaluate", f"{counts.num_eval_responses:,} responses", machine.evaluate(counts)),
+    )
+    return RunEstimate(
+        plan, stages, machine.tokens_per_s(_sampling(recipe), DECODE_EFFICIENCY.likely, THOUGHT_TOKENS.likely)
+    )
+
+
+def estimate_judge(recipe: Recipe, counts: Counts) -> JudgeEstimate:
+    """The judge's tokens and dollars; nothing of a verifier, which is a program."""
+    section = recipe.judge
+    if section.kind == "verifier" or section.model is None:
+        nothing = Span(0, 0, 0)
+        return JudgeEstimate(counts.num_judgments, nothing, nothing, nothing)
+    responses = _cut(THOUGHT_TOKENS, recipe.sample.max_tokens)
+    read = [
+        guess_prompt_tokens(section.model, section.image_detail, num_text_tokens=JUDGE_TEXT_TOKENS + int(tokens))
+        for tokens in responses
+    ]
+    prices = find_prices(section)
+    costs = [
+        estimate_cost(counts.num_judgments, inputs, outputs, prices)
+        for inputs, outputs in zip(read, _cut(JUDGE_VERDICT_TOKENS, section.max_tokens), strict=True)
+    ]
+    dollars = [cost.usd for cost in costs if cost.usd is not None]
+    return JudgeEstimate(
+        counts.num_judgments,
+        Span(*(cost.usage.prompt_tokens for cost in costs)),
+        Span(*(cost.usage.completion_tokens for cost in costs)),
+        Span(*dollars) if dollars else None,
+    )
+
+
+def judge_hours(recipe: Recipe, counts: Counts) -> Span:
+    """By the calls in flight, or by OpenAI's tokens a minute."""
+    if recipe.judge.kind == "verifier":
+        return Span(0, 0, 0)
+    judge = estimate_judge(recipe, counts)
+    calls = JUDGE_CALL_S * (counts.num_judgments / recipe.judge.max_concurrency / 3600)
+    if recipe.judge.base_url is not None:
+        return calls
+    tokens = judge.input_tokens + judge.output_tokens
+    by_limit = Span(*(amount / rate / 60 for amount, rate in tokens.each(JUDGE_TOKENS_PER_MINUTE)))
+    return Span(*(max(pair) for pair in calls.each(by_limit)))
+
+
+def estimate_disk(recipe: Recipe, shape: Shape, counts: Counts) -> dict[str, float]:
+    """GiB by what takes them, at the end of the run."""
+    weights = shape.num_parameters * 2 / GIB  # hub checkpoints come in 16 bits
+    all_linear = recipe.train.target_modules == "all-linear"
+    trained = shape.num_adapter_parameters(recipe.train.lora_r, all_linear=all_linear)
+    sampled = counts.num_tasks * IMAGE_BYTES.get(recipe.tasks.source, 0) / GIB
+    evaluated = counts.num_eval_tasks * IMAGE_BYTES.get(recipe.eval.source, 0) / GIB
+    held = shape.num_parameters * (2 if recipe.merge.dtype == "auto" else BYTES[recipe.merge.dtype]) / GIB
+    num_responses = counts.num_responses + counts.num_eval_responses
+    records = num_responses * RESPONSE_BYTES + counts.num_judgments * JUDGMENT_BYTES
+    return {
+        "model, in the hub's cache": weights,
+        "data sets, in the hub's cache": sampled + evaluated,
+        "images of the run": sampled + evaluated,
+        "ledger": records / GIB,
+        "pairs with their images": counts.num_pairs.likely * IMAGE_BYTES.get(recipe.tasks.source, 0) / GIB,
+        "training's checkpoints and adapter": recipe.rounds.num * trained * (12 * CHECKPOINTS_KEPT + 4) / GIB,
+        "policy": recipe.rounds.num * (held if recipe.merge.serve_as == "merged" else 4 * trained / GIB),
+    }
+
+
+def _cut(tokens: Span, max_tokens: int) -> tuple[float, float, float]:
+    return min(tokens.low, max_tokens), min(tokens.likely, max_tokens), min(tokens.high, max_tokens)
+
+
+@dataclass(frozen=True)
+class _Requests:
+    """Requests of one kind: `n` responses each, of one prompt with an image."""
+
+    prompt: PromptName
+    n: int
+    max_concurrency: int
+    max_tokens: int
+
+    @property
+    def response_tokens(self) -> Span:
+        """Of one response."""
+        return Span(*_cut(ANSWER_TOKENS if self.prompt == "zero_shot" else THOUGHT_TOKENS, self.max_tokens))
+
+
+def _sampling(recipe: Recipe) -> _Requests:
+    section = recipe.sample
+    return _Requests(section.prompt, section.k, section.max_concurrency, section.max_tokens)
+
+
+@dataclass(frozen=True)
+class _Machine:
+    """The cards, and how the plan uses them."""
+
+    plan: Plan
+    shape: Shape
+    kind: CardKind
+    num_cards: int
+
+    @property
+    def recipe(self) -> Recipe:
+        return self.plan.recipe
+
+    def prepare(self, counts: Counts) -> Span:
+        """Fetching, and the base's canary."""
+        disk = estimate_disk(self.recipe, self.shape, counts)
+        fetched = (disk["model, in the hub's cache"] + disk["data sets, in the hub's cache"]) * GIB
+        return Span(*(fetched / rate / 3600 for rate in _three(DOWNLOAD_BYTES_S))) + self._passes(2) + self._gate(20)
+
+    def sample(self, counts: Counts) -> Span:
+        """The engine's start, and k responses to each task."""
+        return ENGINE_START_S * (1 / 3600) + self._answer(_sampling(self.recipe), counts.num_tasks)
+
+    def evaluate(self, counts: Counts) -> Span:
+        """Each prompt at each temperature, of base and policy."""
+        section = self.recipe.eval
+        restarts = 2 if engine_state(self.recipe.serve) == "stopped" else 1
+        hours = ENGINE_START_S * (restarts / 3600)
+        for prompt in section.prompts:
+            requests = _Requests(prompt, section.num_samples, section.max_concurrency, section.max_tokens)
+            times = 2 * len(section.temperatures) * len(section.images)
+            hours += self._answer(requests, counts.num_eval_tasks) * times
+        return hours
+
+    def _answer(self, requests: _Requests, num_prompts: int) -> Span:
+        """Hours until `num_prompts` are answered: their own part, and the responses'."""
+        cases = zip(
+            _three(requests.response_tokens), _three(DECODE_EFFICIENCY), _three(PREFILL_EFFICIENCY), strict=True
+        )
+        prompt_flops = self._forward_flops(self._prompt_tokens(requests.prompt))
+        power = self.kind.flops * self.num_cards * self._parallel_efficiency
+        return Span(
+            *(
+                num_prompts
+                * (requests.n * tokens / self.tokens_per_s(requests, decoding, tokens) + prompt_flops / power / prefill)
+                / 3600
+                for tokens, decoding, prefill in cases
+            )
+        )
+
+    def tokens_per_s(self, requests: _Requests, efficiency: float, response_tokens: float) -> float:
+        """Tokens a second over all servers, with as many sequences at once as there are, or as their keys and values fit."""
+        serving = self.plan.fit.serving
+        servers = max(1, self.num_cards // serving.tensor_parallel)
+        context = self._prompt_tokens(requests.prompt) + response_tokens / 2
+        held = self._prompt_tokens(requests.prompt) / requests.n + response_tokens / 2  # the n share their prompt
+        asked = requests.n * requests.max_concurrency / servers
+        sequences = max(1.0, min(asked, MAX_SEQUENCES, serving.kv_tokens / held))
+        read = serving.weights * GIB + sequences * context * serving.kv_bytes_per_token
+        step = read / (self.kind.bandwidth * efficiency * self._parallel_efficiency) + STEP_OVERHEAD_S
+        return servers * sequences / step
+
+    @property
+    def _parallel_efficiency(self) -> float:
+        return PARALLEL_EFFICIENCY if self.plan.fit.serving.tensor_parallel > 1 else 1.0
+
+    def train(self, counts: Counts) -> Span:
+        """The reference's log-probs once, the epochs, and the validations."""
+        train, section = self.recipe.train, self.recipe.pairs
+        held_out = section.validation_fraction
+        per_step = 3 if train.gradient_checkpointing else 2
+        passes = 1 + (1 - held_out) * train.epochs * per_step + held_out * train.num_evaluations
+        power = self.kind.flops * train.num_processes
+        power *= PARALLEL_EFFICIENCY if train.accelerate_config != "ddp" else 1.0
+        power *= NF4_EFFICIENCY if train.base_weights == "nf4" else 1.0
+        cases = zip(
+            _three(counts.num_pairs), _three(THOUGHT_TOKENS), _three(TRAIN_EFFICIENCY), (True, True, False), strict=True
+        )
+        return Span(
+            *(
+                pairs * passes * self._pair_flops(tokens, shared=shared) / (power * efficiency) / 3600
+                for pairs, tokens, efficiency, shared in cases
+            )
+        )
+
+    def _pair_flops(self, response_tokens: float, *, shared: bool) -> float:
+        """One forward of a pair: its prompt once where the model allows that (not a Qwen-VL), or with each response."""
+        prompt, rows = self._prompt_tokens(self.recipe.sample.prompt), 3 if self.recipe.train.method == "mdpo" else 2
+        num_prompts = rows - 1 if shared and self.shape.image_side is not None else rows
+        tokens = num_prompts * prompt + rows * min(response_tokens, self.recipe.sample.max_tokens)
+        return self._forward_flops(tokens, num_images=num_prompts)
+
+    def merge(self) -> Span:
+        """Reading and writing, and the float32 models' passes."""
+        return (self._passes(WEIGHT_PASSES) + self._gate(GATE_FORWARDS)) * self.recipe.rounds.num
+
+    def _passes(self, num: int) -> Span:
+        size = 2 * self.shape.num_parameters * num
+        return Span(*(size / rate / 3600 for rate in _three(DISK_BYTES_S)))
+
+    def _gate(self, num_forwards: int) -> Span:
+        """What does not fit on the card is streamed to it in each pass."""
+        outside = max(0.0, 4 * self.shape.num_parameters - self.kind.usable_gib * self.num_cards * GIB)
+        computed = (
+            num_forwards * self._forward_flops(1000) / (self.kind.flops / 8) / 3600
+        )  # float32, without tensor cores
+        return Span(*(num_forwards * outside / rate / 3600 + computed for rate in _three(STREAM_BYTES_S)))
+
+    def _prompt_tokens(self, prompt: PromptName) -> float:
+        return self.shape.num_image_tokens(self.recipe.train.max_image_side) + PROMPT_TOKENS[prompt]
+
+    def _forward_flops(self, tokens: float, num_images: int = 1) -> float:
+        """2 x parameters x tokens, of the decoder and of the tower."""
+        shape = self.shape
+        decoder = shape.decoder.num_layers * shape.decoder.layer_parameters + shape.vocabulary * shape.decoder.hidden
+        tower = shape.tower.num_layers * shape.tower.layer_parameters
+        patches = num_images * shape.num_patches(self.recipe.train.max_image_side)
+        return 2.0 * (decoder * tokens + tower * patches)
+
+
+def _three(span: Span) -> tuple[float, float, float]:
+    return span.low, span.likely, span.high

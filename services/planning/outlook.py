@@ -1,0 +1,88 @@
+"""What `vcot doctor` says beside its findings: on which cards a recipe fits, and what it takes. Lines, to be copied."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from pipeline.recipe import Recipe
+from services.planning.assumptions import KINDS, SIZES, THOUGHT_TOKENS, Span
+from services.planning.capacity import Cards, make_plan
+from services.planning.estimate import (
+    Counts,
+    RunEstimate,
+    count_work,
+    estimate_disk,
+    estimate_judge,
+    estimate_run,
+    judge_hours,
+)
+from training.protocol.shape import Shape
+
+NUMS = (1, 2, 4, 8)
+_STAGES = ("prepare", "sample", "judge", "train", "merge", "evaluate")
+
+
+def render_fits(recipe: Recipe, shape: Shape) -> Iterator[str]:
+    """For each size and number of cards, the flags that make the recipe fit, or why it does not."""
+    yield f"What fits: {recipe.model.source}, {shape.num_parameters / 1e9:.1f} billion parameters, on empty cards"
+    for size, usable_gib in SIZES.items():
+        for num in NUMS:
+            plan = make_plan(recipe, shape, Cards(num, usable_gib, usable_gib))
+            verdict = (
+                f"fits {f'with {plan.flags}' if plan.flags else 'as it is'}" if plan.fit.fits else f"no: {plan.fault}"
+            )
+            yield f"  {num} x {size} GB  {verdict}"
+
+
+def render_costs(recipe: Recipe, shape: Shape) -> Iterator[str]:
+    """Hours by stage for each kind of card, then tokens, dollars and disk; nothing where a data set's size is not known."""
+    counts = count_work(recipe)
+    if counts is None:
+        return
+    yield "What the run will take, an estimate: likely hours, and in all from what is possible to what may be"
+    yield f"  {'cards':<20}" + "".join(f"{name:>10}" for name in _STAGES) + "   in all"
+    for kind, num in KINDS:
+        run = estimate_run(recipe, shape, kind, num)
+        if run is not None:
+            yield f"  {f'{num} x {kind.name}':<20}{_hours(run)}"
+    yield from _render_judge(recipe, counts)
+    disk = estimate_disk(recipe, shape, counts)
+    parts = ", ".join(f"{what} {gib:.1f}" for what, gib in disk.items())
+    yield f"  disk: {sum(disk.values()):.0f} GiB ({parts})"
+    yield (
+        f"  assumed, among others: a response with a thought has {THOUGHT_TOKENS.likely:.0f} tokens "
+        f"({THOUGHT_TOKENS.low:.0f} to {THOUGHT_TOKENS.high:.0f}); services/planning/assumptions.py has each with its source"
+    )
+
+
+def _hours(run: RunEstimate) -> str:
+    if not run.plan.fit.fits:
+        return "   does not fit"
+    return "".join(f"{stage.hours.likely:>10.1f}" for stage in run.stages) + f"   {format_span(run.hours)}"
+
+
+def _render_judge(recipe: Recipe, counts: Counts) -> Iterator[str]:
+    judge = estimate_judge(recipe, counts)
+    if not judge.input_tokens.likely:
+        return
+    dollars = f"${format_span(judge.dollars)}" if judge.dollars is not None else "at a price that is not known here"
+    hours = judge_hours(recipe, counts)
+    tokens = f"{format_millions(judge.input_tokens)} million tokens in and {format_millions(judge.output_tokens)} out"
+    yield (
+        f"  judge: up to {judge.num_judgments:,} judgments by {recipe.judge.model}, {tokens}: {dollars}, "
+        f"{format_span(hours)} hours by the provider's limits and judge.max_concurrency = {recipe.judge.max_concurrency}"
+    )
+
+
+def format_span(span: Span) -> str:
+    """`14 (7 to 67)`, in ascending order."""
+    return f"{_round(span.likely)} ({_round(min(span.low, span.high))} to {_round(max(span.low, span.high))})"
+
+
+def format_millions(span: Span) -> str:
+    """The same in millions."""
+    return format_span(span * 1e-6)
+
+
+def _round(value: float) -> str:
+    return f"{value:.0f}" if value >= 10 else f"{value:.1f}"

@@ -1,0 +1,172 @@
+"""From the scores and files of a run to what people read: Table 1 in the terminal, `results.json`, and the report page.
+
+What is written is replaced in one step, so that a reader beside it sees the old or the new.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from rich.console import RenderableType
+from rich.text import Text
+
+from eval.image_reliance import Reliance, build_reliance, render_reliance
+from eval.published import PaperRow, compare_published, load_published, render_published
+from eval.table import build_chance, build_differences, build_results, describe_hint, render_results
+from pipeline.files import write_record
+from pipeline.records import Difference, EvalResult, Record, Response, StageCount
+from pipeline.sample import SampleRequest
+from pipeline.stage import Tally
+from services.checkpoints.registry import Checkpoint
+from services.jobs.trainer import read_progress
+from services.report import write_report
+from services.report.data import Example, ReportData, TrendRow
+from services.run import results
+from services.run.billing import read_cost
+from services.run.parity import ParityReport
+from services.run.probing import load_prior
+from services.run.rounds import Round, make_judge
+from services.run.steps import Scores, Session, eval_requests
+from services.run.sweep import load_sweep
+from services.run.trend import render_trend
+from training.protocol.job import read_record, read_status
+
+MAX_EXAMPLES = 6
+
+
+class Evaluation(Record):
+    """What an evaluation found; `results.json` in the run's report folder."""
+
+    results: tuple[EvalResult, ...]
+    differences: tuple[Difference, ...]
+    """Each later checkpoint minus the first."""
+    chance: dict[str, float]
+    hint: str = ""
+    """Whether the questions came with ScienceQA's hints, in a sentence."""
+    published: tuple[PaperRow, ...] = ()
+    """The untaught model beside the paper's Table 1, where model and benchmark are the paper's."""
+    reliance: tuple[Reliance, ...] = ()
+    """Where other images were shown, too."""
+    trend: tuple[TrendRow, ...] = ()
+    """Of several rounds, on the validation split."""
+
+    @property
+    def renderables(self) -> list[RenderableType]:
+        """The tables and sentences for a terminal."""
+        parts = render_results(self.results, self.differences, self.chance)
+        parts += [Text(f"\n{self.hint}")] if self.hint else []
+        parts += render_published(self.published) if self.published else []
+        parts += [render_reliance(self.reliance)] if self.reliance else []
+        parts += [render_trend(self.trend)] if self.trend else []
+        return parts
+
+
+def evaluate_scores(
+    session: Session,
+    scores: Scores,
+    checkpoints: Sequence[Checkpoint],
+    trend: Sequence[TrendRow] = (),
+    named: Sequence[Checkpoint] = (),
+) -> Evaluation:
+    """Table 1, the paired differences and the rest, kept as `results.json` (services/run/results.py).
+
+    `named` are the checkpoints where a user chose them, and not the run.
+    """
+    section = session.run.recipe.eval
+    refs, true = [checkpoint.ref for checkpoint in checkpoints], scores["true"]
+    rows = build_results(true, refs, seed=section.seed, num_samples=section.num_samples)
+    evaluation = Evaluation(
+        results=tuple(rows),
+        differences=tuple(build_differences(true, refs[0], refs[1:])),
+        chance=build_chance(true),
+        hint=describe_hint(section),
+        published=tuple(compare_published(rows, session.run.recipe, load_published())),
+        reliance=tuple(build_reliance(scores, refs)),
+        trend=tuple(trend),
+    )
+    write_record(results.claim_folder(session.run, named) / results.RESULTS, evaluation)
+    return evaluation
+
+
+def write_run_report(session: Session, rounds: Sequence[Round], shown: Round, evaluation: Evaluation) -> Path:
+    """The page, made of what the run holds, whichever command made it.
+
+    Training and preference data are those of the round `shown`.
+    """
+    directory, judgments = shown.job_directory, shown.pairs.judgments
+    data = ReportData(
+        recipe=session.run.recipe,
+        settings=results.describe_settings(session.run),
+        checkpoints=tuple(dict.fromkeys(row.checkpoint for row in evaluation.results)),
+        counts=tuple(count_stages(session, rounds, evaluation)),
+        judge=judgments[0].judge,
+        judge_cost=read_cost(session, make_judge(session)),
+        judge_scores=tuple(judgment.score for judgment in judgments if judgment.score is not None),
+        gaps=tuple(pair.chosen_score - pair.rejected_score for pair in shown.pairs.pair_set.pairs),
+        num_left_out=shown.pairs.pair_set.num_left_out,
+        results=evaluation.results,
+        differences=evaluation.differences,
+        chance=evaluation.chance,
+        published=evaluation.published,
+        reliance=evaluation.reliance,
+        prior=load_prior(session),
+        trend=evaluation.trend,
+        training=read_status(directory) if directory.is_dir() else None,
+        parity=tuple(read_parity(session, evaluation)),
+        progress=tuple(read_progress(directory)),
+        sweep=load_sweep(session),
+        examples=tuple(choose_examples(shown)),
+    )
+    return write_report(data, results.claim_folder(session.run) / results.PAGE)
+
+
+def read_parity(session: Session, evaluation: Evaluation) -> Iterator[ParityReport]:
+    """Of each evaluated checkpoint that was compared as served."""
+    for ref in dict.fromkeys(row.checkpoint for row in evaluation.results):
+        if (path := session.parity_path(ref)).is_file():
+            yield read_record(path, ParityReport)
+
+
+def count_stages(session: Session, rounds: Sequence[Round], evaluation: Evaluation) -> list[StageCount]:
+    """The account of every stage as the run holds it: what is not answered yet counts as failed."""
+    counts: list[StageCount] = []
+    for current in rounds:
+        label = f" {current.number}" if len(rounds) > 1 else ""
+        responses = _count_responses(session, f"sample{label}", current.requests())
+        judged = current.pairs.judged.model_copy(update={"stage": f"judge{label}"})
+        counts += [responses, judged, current.pairs.pair_set.count.model_copy(update={"stage": f"pair{label}"})]
+    section = session.run.recipe.eval
+    asked = [(row.checkpoint, section.split, "") for row in evaluation.results]
+    asked += [(row.checkpoint, "validation", ", validation") for row in evaluation.trend]
+    for ref, split, label in dict.fromkeys(asked):
+        requests = eval_requests(session, ref, split, section.images)
+        counts.append(_count_responses(session, f"eval {ref.name}{label}", requests))
+    return counts
+
+
+def _count_responses(session: Session, stage: str, requests: Sequence[SampleRequest]) -> StageCount:
+    keys = [key for request in requests for key in request.response_keys()]
+    done = session.run.ledger.done(Response, keys)
+    tally, others = Tally(stage, len(keys), ok=len(done)), session.run.ledger.get(Response, set(keys) - done)
+    for key in keys:
+        if key not in done:
+            found = others.get(key)
+            is_refused = found is not None and found.refused
+            tally.add("refused" if is_refused else "failed", reason=found.reason if found else "not_asked")
+    return tally.close()
+
+
+def choose_examples(current: Round) -> Iterator[Example]:
+    """One pair of each question family, as far as the page has room."""
+    tasks = {task.id: task for task in current.tasks}
+    reasons = {judgment.response: judgment.rationale for judgment in current.pairs.judgments}
+    by_family = {tasks[pair.task].family: pair for pair in reversed(current.pairs.pair_set.pairs)}
+    for pair in list(by_family.values())[:MAX_EXAMPLES]:
+        yield Example(
+            task=tasks[pair.task],
+            image=current.session.run.images.read(pair.image),
+            pair=pair,
+            chosen_rationale=reasons[pair.chosen_key],
+            rejected_rationale=reasons[pair.rejected_key],
+        )

@@ -1,0 +1,374 @@
+"""Serving a run: the process that answers at one URL, and how other commands find it, start it and steer it.
+
+Model: one process is the gateway (uvicorn) and supervises the vLLM servers below it. While it listens,
+`<run>/serving.json` says where, and as which process. A command that needs the gateway uses the one that serves the run
+already, or starts
+
+    python -m services.run.serving RUN [section.field=value ...]
+
+as a child of its own, which ends with the command, however that ends.
+
+Limits: one gateway for a run; commands on the same host.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+from pydantic import ValidationError
+
+from pipeline.errors import MachineError, ServerError, UnreachableError, VcotError
+from pipeline.files import write_record
+from pipeline.recipe import Recipe, ServeSection
+from pipeline.records import Record
+from pipeline.run import Run, open_run
+from services.checkpoints.registry import Checkpoint, Registry
+from services.engine.lifeline import keeper_command
+from services.engine.logs import bound, keep_bounded
+from services.gateway.admin import fetch_state, named_error, wake
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp
+
+    from services.gateway.fleet.group import Fleet
+
+Progress = Callable[[str], None]
+"""Takes one short line on what is being waited for."""
+
+_log = logging.getLogger(__name__)
+_SERVING = "serving.json"
+_LOCK = "serving.lock"
+_LOOK_S = 0.5
+_GRACE_S = 20.0
+_POLL_S = 0.2
+_STALLED_CLIENT_MS = 60_000
+
+
+@dataclass(frozen=True)
+class GatewayHandle:
+    """A live gateway of a run."""
+
+    url: str
+    """For example http://127.0.0.1:8100; the OpenAI API is under /v1."""
+    started_here: bool
+    """Whether this command started it (and stops it at exit)."""
+
+
+class Serving(Record):
+    """`serving.json`."""
+
+    url: str
+    pid: int
+
+
+class Failure(Record):
+    """What a gateway that could not serve says on its standard output."""
+
+    kind: str
+    """Name of the exception, in pipeline.errors."""
+    message: str
+
+
+def serve(run: Run, progress: Progress) -> None:
+    """Serve the run until SIGINT or SIGTERM: the gateway in this process, vLLM supervised as a child.
+
+    Raises MachineError for a port in use or a run that is served already, CheckpointError, and ServerError where vLLM
+    does not start.
+    """
+    import uvloop
+
+    uvloop.run(_serve(run, progress))
+
+
+async def _serve(run: Run, progress: Progress) -> None:
+    from services.engine.command import can_sleep, find_build
+    from services.engine.vllm import VllmServer
+    from services.gateway.fleet.group import Fleet
+    from services.gateway.fleet.roster import Roster
+    from services.gateway.http import keys
+    from services.gateway.http.app import build_app  # with uvicorn a third of a second that other commands need not pay
+    from services.gateway.swap.claim import find_owner
+
+    settings = run.recipe.serve
+    with _only_gateway(run), _listening(settings) as listener, _announced(run, _url(listener)) as url:
+        registry = Registry(run.directory)
+        await asyncio.to_thread(registry.base, run.recipe.model, progress)
+        max_lora_rank = served_lora_rank(run.recipe)
+
+        def launch(checkpoint: Checkpoint, number: int, devices: str | None) -> VllmServer:
+            log = run.path("logs", f"vllm-{number}.log" if number else "vllm.log")
+            return VllmServer(checkpoint, settings, log, devices, max_lora_rank)
+
+        fleet = Fleet(
+            registry,
+            settings,
+            Roster(run.directory, settings),
+            launch,
+            progress,
+            max_lora_rank=max_lora_rank,
+            can_sleep=not settings.upstreams and can_sleep(settings, find_build()),
+            owner=find_owner(run.directory, f"{url} (process {os.getpid()} on {socket.gethostname()})"),
+        )
+        progress(f"the gateway listens at {url}")
+        for warning in keys.warnings(listener.getsockname()[0]):
+            fleet.warn(warning)
+        await _serve_until_stopped(fleet, build_app(fleet, run.directory, settings), listener, run.directory / "logs")
+
+
+def served_lora_rank(recipe: Recipe) -> int | None:
+    """The rank of the adapters that servers must take; None where the recipe makes none that vLLM could serve."""
+    may_serve = recipe.train.target_modules == "language-model" or recipe.serve.swap == "adapter"
+    return recipe.train.lora_r if may_serve else None
+
+
+async def _serve_until_stopped(fleet: Fleet, app: ASGIApp, listener: socket.socket, logs: Path) -> None:
+    """Until a signal, or until the fleet gives up, whose error is raised."""
+    import uvicorn
+
+    from services.gateway.fleet.rest import end_forgotten_rests
+    from services.gateway.http import heap
+    from services.gateway.http.connection import ClientConnection
+    from services.gateway.swap.rollout import end_forgotten_trials
+
+    class Server(uvicorn.Server):
+        """Leaves signals to us: its own handling raises them again before vLLM is stopped."""
+
+        @contextmanager
+        def capture_signals(self) -> Iterator[None]:
+            yield
+
+    config = uvicorn.Config(
+        app,
+        http=ClientConnection,
+        ws="none",
+        lifespan="off",
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=5,
+    )
+    server = Server(config)
+    heap.settle()
+    stop, loop = asyncio.Event(), asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    supervising = asyncio.create_task(fleet.run())
+    work_on = (
+        partial(end_forgotten_trials, fleet),
+        partial(end_forgotten_rests, fleet),
+        partial(keep_bounded, logs),
+    )
+    housekeeping = [asyncio.create_task(_persist(work)) for work in work_on]
+    stopping = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait({serving, supervising, *housekeeping, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        for task in (supervising, *housekeeping):
+            if task.done():
+                task.result()
+    finally:
+        server.should_exit = True
+        await asyncio.wait({serving})
+        ends = (supervising, *housekeeping, stopping)
+        for each in ends:
+            each.cancel()
+        await asyncio.gather(*ends, return_exceptions=True)
+
+
+async def _persist(work: Callable[[], Awaitable[None]], pause_s: float = 5.0) -> None:
+    """Do a housekeeper's endless work; a bug in it is told, and ends neither it nor the gateway."""
+    while True:
+        try:
+            await work()
+        except Exception:  # noqa: BLE001 - neither the work nor the gateway ends by it
+            _log.exception("the gateway's housekeeping failed and goes on in %g s", pause_s)
+        await asyncio.sleep(pause_s)
+
+
+@asynccontextmanager
+async def running_gateway(run: Run, progress: Progress) -> AsyncIterator[GatewayHandle]:
+    """The run's live gateway: the one that serves already, or a child started here and stopped at exit.
+
+    Raises what kept the gateway from serving.
+    """
+    if is_served(run):
+        yield GatewayHandle(await _until_live(run, progress, None), started_here=False)
+        return
+    command = [sys.executable, "-P", "-m", "services.run.serving", str(run.directory.absolute()), *run.overrides]
+    path = run.path("logs", "gateway.log")
+    bound(path)
+    with path.open("ab") as log:
+        child = await asyncio.create_subprocess_exec(
+            *keeper_command(command, _GRACE_S),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=log,
+            start_new_session=True,
+        )
+    try:
+        yield GatewayHandle(await _until_live(run, progress, child), started_here=True)
+    finally:
+        assert child.stdin is not None
+        child.stdin.close()
+        await child.wait()
+
+
+async def _until_live(run: Run, progress: Progress, child: asyncio.subprocess.Process | None) -> str:
+    """The gateway's URL, once a checkpoint is live; says what is being waited for."""
+    said, deadline = "", time.monotonic() + 2 * run.recipe.serve.start_timeout_s
+    while time.monotonic() < deadline:
+        if child is not None and child.returncode is not None:
+            raise await _failure_of(child, run)
+        if child is None and not is_served(run):
+            raise ServerError(f"the gateway of {run.directory} has ended; start it again with `vcot serve`")
+        message = said or "starting the gateway"
+        if (serving := _read_serving(run)) is not None and is_served(run):
+            try:
+                state = await fetch_state(serving.url)
+            except UnreachableError:
+                pass  # it listens in a moment
+            else:
+                if state.phase == "resting":  # for a command that was killed, or another that holds the run no more
+                    state = await wake(serving.url)
+                if state.live is not None:
+                    return serving.url
+                message = state.message
+        if message != said:
+            progress(message)
+            said = message
+        await asyncio.sleep(_POLL_S)
+    raise ServerError(f"the gateway of {run.directory} was not ready in time ({said}); see {run.path('logs')}")
+
+
+async def _failure_of(child: asyncio.subprocess.Process, run: Run) -> VcotError:
+    assert child.stdout is not None
+    text = await child.stdout.read()
+    try:
+        failure = Failure.model_validate_json(text)
+    except ValidationError:
+        log = run.path("logs", "gateway.log")
+        return ServerError(f"the gateway ended with status {child.returncode}; see {log}")
+    return named_error(failure.kind, failure.message)
+
+
+@contextmanager
+def _only_gateway(run: Run) -> Iterator[None]:
+    """Hold the run's serving lock, which ends with this process however it ends."""
+    with run.path(_LOCK).open("w") as lock:
+        deadline = time.monotonic() + _LOOK_S
+        while not _hold(lock):
+            if time.monotonic() > deadline:  # it is no command that only looks whether the run is served
+                serving = _read_serving(run)
+                where = f" at {serving.url} by process {serving.pid}" if serving else ""
+                raise MachineError(f"run {run.directory} is served already{where}; use that one, or stop it")
+            time.sleep(_LOOK_S / 10)
+        yield
+
+
+def _hold(lock: IO[str], kind: int = fcntl.LOCK_EX) -> bool:
+    try:
+        fcntl.flock(lock, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def find_gateway(run: Run) -> str | None:
+    """The URL of the gateway that serves the run already, if one does."""
+    serving = _read_serving(run)
+    return serving.url if serving is not None and is_served(run) else None
+
+
+def is_served(run: Run) -> bool:
+    """Whether a gateway of this run is up, or on its way; several may look at once."""
+    try:
+        with (run.directory / _LOCK).open() as lock:
+            return not _hold(lock, fcntl.LOCK_SH)
+    except FileNotFoundError:
+        return False
+
+
+@contextmanager
+def _listening(settings: ServeSection) -> Iterator[socket.socket]:
+    """A bound socket, so that a port in use is said before anything is loaded."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise MachineError(f"serve.host = {settings.host!r} is no address of this machine ({error.strerror})") from None
+    with listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # A client that stopped reading is dropped by the kernel, with the answer that is buffered for it.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _STALLED_CLIENT_MS)
+        try:
+            listener.bind(address)
+            listener.listen(2048)
+        except OSError as error:
+            raise MachineError(
+                f"port {settings.port} on {settings.host} cannot be used ({error.strerror}); stop what uses it, or set "
+                "serve.port to another (0 takes a free one)"
+            ) from None
+        yield listener
+
+
+def _url(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared, not bound
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+@contextmanager
+def _announced(run: Run, url: str) -> Iterator[str]:
+    """Say in the run where its gateway answers, while it does."""
+    path = run.path(_SERVING)
+    write_record(path, Serving(url=url, pid=os.getpid()))
+    try:
+        yield url
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _read_serving(run: Run) -> Serving | None:
+    try:
+        return Serving.model_validate_json(run.path(_SERVING).read_bytes())
+    except (OSError, ValidationError):
+        return None
+
+
+def main(arguments: list[str]) -> int:
+    """`python -m services.run.serving RUN`: what `running_gateway` starts."""
+    from services.cli.terminal import plain  # with rich, which other commands load themselves
+
+    def say(message: str) -> None:
+        with contextlib.suppress(OSError):  # a full disk stops the log, and nothing else
+            sys.stderr.write(f"{time.strftime('%H:%M:%S')} {plain(message)}\n")
+            sys.stderr.flush()
+
+    try:
+        with open_run(Path(arguments[0]), None, arguments[1:]) as run:
+            serve(run, say)
+    except VcotError as error:
+        say(str(error))
+        sys.stdout.write(Failure(kind=type(error).__name__, message=str(error)).model_dump_json())
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,1 @@
+"""The model while it trains: loaded, asked, and recognised again."""

@@ -1,0 +1,1 @@
+"""The nano models, built from scratch: `python -m training.nano --out DIR`."""
