@@ -167,6 +167,24 @@ async def test_one_gateway_does_not_take_one_engine_twice() -> None:
     await second.take()
 
 
+async def test_an_engine_that_is_busy_for_a_moment_is_taken_all_the_same() -> None:
+    """The first time it says whose it is too late for that to count."""
+
+    class Busy(Memory):
+        async def set_version(self, version: str) -> None:
+            if self.says == "default":
+                await asyncio.sleep(0.2)
+            await super().set_version(version)
+
+    engine = Busy()
+    mine = claim(engine, "mine", 3.0)
+    await mine.take()
+    held = parse_version(engine.says)
+    assert held is not None
+    assert held.owner == "mine"
+    await mine.renew()
+
+
 @pytest.mark.parametrize("seed", range(20))
 async def test_of_two_that_find_it_free_at_once_one_has_it(seed: int) -> None:
     """Whatever the delays: nobody believes that it has the engine while another does."""
