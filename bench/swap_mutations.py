@@ -67,10 +67,10 @@ import sys
 from pathlib import Path
 import torch
 from peft import LoraConfig, get_peft_model
-from pipeline.checkpoints import compute_digest, read_manifest, write_manifest
+from pipeline.identity import compute_digest, read_manifest, write_manifest
 from pipeline.records import CheckpointManifest, CheckpointRef
-from training.canary import build_canary
-from training.models import load_model, load_processor, quiet_libraries
+from training.model.canary import build_canary
+from training.model.loading import load_model, load_processor, quiet_libraries
 quiet_libraries()
 nano, out = Path(sys.argv[1]), Path(sys.argv[2])
 torch.manual_seed(0)
@@ -85,8 +85,8 @@ _SAME = """
 import json, sys
 from pathlib import Path
 import torch
-from training.canary import _image_side, _prompt_batch, draw_canary
-from training.models import load_model, load_processor, quiet_libraries
+from training.model.canary import _image_side, _prompt_batch, draw_canary
+from training.model.loading import load_model, load_processor, quiet_libraries
 quiet_libraries()
 right, wrongs = Path(sys.argv[1]), [Path(path) for path in sys.argv[2:]]
 processor, _ = load_processor(right)

@@ -29,12 +29,12 @@ from pathlib import Path
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from pipeline.checkpoints import compute_digest, read_manifest, write_manifest
+from pipeline.identity import compute_digest, read_manifest, write_manifest
 from pipeline.records import CheckpointManifest, CheckpointRef
 from tests.e2e.test_serving import question
-from training.canary import build_canary
-from training.models import load_model, load_processor, quiet_libraries
-from training.template import render
+from training.model.canary import build_canary
+from training.model.loading import load_model, load_processor, quiet_libraries
+from training.model.template import render
 
 nano, out, num_questions = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 quiet_libraries()

@@ -26,9 +26,9 @@ COMPARING_RANK = """
 import sys; from pathlib import Path
 import torch; from accelerate import PartialState; from torch.distributed.tensor import DTensor
 from tests.training.test_pairs import make_row
-from training.models import load_model, load_processor
-from training.pairs import PairCollator
-from training.sharded import load_sharded
+from training.model.loading import load_model, load_processor
+from training.dpo.rows import PairCollator
+from training.model.sharded import load_sharded
 def fail(*_):
     raise RuntimeError("in the midst of a pass")
 state = PartialState(cpu=True)

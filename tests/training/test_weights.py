@@ -70,8 +70,8 @@ MERGE = """
 import resource, sys
 from pathlib import Path
 import torch
-from training.export import read_adapter, write_merged
-from training.weights import Cast
+from training.merge.export import read_adapter, write_merged
+from training.model.weights import Cast
 
 torch.set_num_threads(1)
 base, adapter, out = map(Path, sys.argv[1:])
