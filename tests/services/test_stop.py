@@ -12,17 +12,17 @@ from services.cli.stop import SAID
 
 WAITING = """
 import sys, time
-from services import cli, commands
+from services.cli import commands, names
 def wait(*_):
     print("working", flush=True)
     time.sleep(60)
 commands.execute = wait
 sys.argv = ["vcot", "pair"]
-cli.main()
+names.main()
 """
 IMPORTING = """
 import builtins, sys, time
-from services import start
+from services.cli import start
 real = builtins.__import__
 def slow(name, *rest):
     if name == "cyclopts":
