@@ -141,7 +141,7 @@ async def _serve_until_stopped(fleet: Fleet, app: ASGIApp, listener: socket.sock
 
     from services.gateway.fleet.rest import end_forgotten_rests
     from services.gateway.http import heap
-    from services.gateway.http.connection import ClientConnection
+    from services.gateway.http.connection import KEEP_ALIVE_S, ClientConnection
     from services.gateway.swap.rollout import end_forgotten_trials
 
     class Server(uvicorn.Server):
@@ -159,6 +159,7 @@ async def _serve_until_stopped(fleet: Fleet, app: ASGIApp, listener: socket.sock
         log_level="warning",
         access_log=False,
         server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=5,
     )
     server = Server(config)

@@ -63,6 +63,19 @@ async def expect_second_refused(run: Run, url: str) -> None:
     assert f"is served already at {url} by process" in out.decode()
 
 
+async def expect_kept(url: str) -> None:
+    """A connection that was idle for longer than OpenAI's SDK keeps one is answered on."""
+    host, port = url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    for idle_s in (0.0, 5.5):
+        await asyncio.sleep(idle_s)
+        writer.write(b"GET /health HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n")
+        assert (await reader.readline()).startswith(b"HTTP/1.1 200")
+        await reader.readuntil(b"\r\n\r\n")
+        await reader.read(1000)
+    writer.close()
+
+
 async def expect_small(url: str) -> None:
     """The gateway's process carries no library of the model side."""
     maps = Path(f"/proc/{(await fetch_state(url)).pid}/maps").read_text()
@@ -76,6 +89,7 @@ async def test_a_gateway_is_started_swapped_and_stopped(run: Run, tmp_path: Path
     async with running_gateway(run, said.append) as gateway:
         assert gateway.started_here
         assert (await live_checkpoint(gateway.url)).name == "base"
+        kept = asyncio.create_task(expect_kept(gateway.url))
         assert (await register(gateway.url, tuned)).name == "tuned"
         assert (await swap_to(gateway.url, "policy", "tuned")).live.name == "tuned"
         assert (await swap_to(gateway.url, "policy", "tuned")).pause_s == 0
@@ -87,6 +101,7 @@ async def test_a_gateway_is_started_swapped_and_stopped(run: Run, tmp_path: Path
             await swap_to(gateway.url, "policy", "tunde")
         await expect_second_refused(run, gateway.url)
         await expect_small(gateway.url)
+        await kept
         async with running_gateway(run, said.append) as same:
             assert same == type(same)(gateway.url, started_here=False)
         assert (await live_checkpoint(gateway.url)).name == "tuned"
