@@ -28,8 +28,8 @@ from training.worker.rank import main
 if __name__ == "__main__": sys.exit(main(Path(sys.argv[1])))
 """
 WORKER = (
-    "import sys; from training.protocol import launch; from training.worker import work; "
-    "launch.RANK_MODULE = 'quick_rank'; sys.exit(work.main())"
+    "import sys; from training.protocol import launch; from training.worker import jobs; "
+    "launch.RANK_MODULE = 'quick_rank'; sys.exit(jobs.main())"
 )
 
 

@@ -85,8 +85,8 @@ rank.fit = limited
 if __name__ == "__main__": sys.exit(rank.main(Path(sys.argv[1])))
 """
 WORKER = (
-    "import sys; from training.protocol import launch; from training.worker import work; "
-    "launch.RANK_MODULE = 'limited_rank'; sys.exit(work.main())"
+    "import sys; from training.protocol import launch; from training.worker import jobs; "
+    "launch.RANK_MODULE = 'limited_rank'; sys.exit(jobs.main())"
 )
 
 

@@ -33,8 +33,8 @@ OVERRIDES = ("train.epochs=4", "train.learning_rate=1e-3")
 METHODS = ("train.method=dpo", "train.method=mdpo")
 # The worker itself, saving more often than its ten seconds.
 WORKER = (
-    "import sys; from training.dpo import fit; from training.worker import work; "
-    "fit.MIN_SAVE_INTERVAL_S = 0.2; sys.exit(work.main())"
+    "import sys; from training.dpo import fit; from training.worker import jobs; "
+    "fit.MIN_SAVE_INTERVAL_S = 0.2; sys.exit(jobs.main())"
 )
 
 

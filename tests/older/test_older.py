@@ -17,7 +17,7 @@ from datasets import load_dataset
 from pipeline.identity import read_manifest
 from training.merge import merging
 from training.protocol.job import ADAPTER, JOB, TrainJob, read_record, write_record
-from training.worker import work
+from training.worker import jobs
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 HERE = Path(__file__).parent
@@ -63,7 +63,7 @@ def checkpoints(make_job, tmp_path_factory):
             num_validation=2,
             base=BUNDLED / name,
         )
-        work.work(job, out / name)
+        jobs.work(job, out / name)
         record = read_record(job / JOB, TrainJob)
         alone = record.merge.model_copy(update={"serve_as": "adapter"})
         write_record(job / JOB, record.model_copy(update={"merge": alone}))

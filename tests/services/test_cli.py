@@ -166,7 +166,7 @@ def test_bad_data_names_the_place_and_leaves_the_run_as_it_was(vcot, tmp_path, q
 
 
 def nano_copy(tmp_path):
-    source = Path(names.__file__).parents[1] / "training" / "checkpoints" / "nano"
+    source = Path(names.__file__).parents[2] / "training" / "checkpoints" / "nano"
     return Path(shutil.copytree(source, tmp_path / "copy"))
 
 

@@ -24,7 +24,7 @@ from training.model.loading import completion_logprobs, load_model
 from training.model.template import render
 from training.protocol.agreement import read_probe
 from training.protocol.job import ADAPTER
-from training.worker import work
+from training.worker import jobs
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def trained(make_job, tmp_path_factory):
     """A job that was trained and merged."""
     job = make_job("train.learning_rate=1e-2", "train.lora_r=4")
     out = tmp_path_factory.mktemp("checkpoints") / "merged"
-    work.work(job, out)
+    jobs.work(job, out)
     return job, out
 
 
@@ -106,7 +106,7 @@ async def test_what_the_template_writes_behind_eos_is_served_and_not_compared(
     make_job, qwen_checkpoint, serve, tmp_path
 ):
     """ChatML's line break, and nothing else in its place."""
-    work.work(make_job("train.learning_rate=1e-2", "train.lora_r=4", base=qwen_checkpoint), tmp_path / "merged")
+    jobs.work(make_job("train.learning_rate=1e-2", "train.lora_r=4", base=qwen_checkpoint), tmp_path / "merged")
     probe, base, policy = read_probe(tmp_path / "merged"), serve(qwen_checkpoint), serve(tmp_path / "merged")
     tokenizer = base.processor.tokenizer
     assert tokenizer.decode(probe.closing) == "\n"

@@ -15,7 +15,7 @@ from tests.training.test_pairs import Rows, make_row, refusal, text
 from training.dpo import fit
 from training.dpo.rows import PairCollator, check_pairs
 from training.protocol.job import JOB, MERGE_REPORT, PREFLIGHT, MergeReport, Preflight, TrainJob, read_record
-from training.worker import work
+from training.worker import jobs
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def qwen(qwen_checkpoint):
 
 
 def train_and_merge(job, out):
-    work.work(job, out)
+    jobs.work(job, out)
     report, found = read_record(out / MERGE_REPORT, MergeReport), read_record(job / PREFLIGHT, Preflight)
     assert (found.train.num_kept, found.train.refused) == (4, ())
     assert report.max_abs_logprob < 1e-4
@@ -56,7 +56,7 @@ def test_trains_and_merges(family, make_job, tmp_path):
 def test_is_refused_with_its_reason(family, reason, make_job, tmp_path):
     job = make_job(*SETTINGS, **SIZE, base=families.save(family, tmp_path / "base"))
     with pytest.raises(VcotError, match=reason):
-        work.work(job)
+        jobs.work(job)
 
 
 def rows_of_two_shapes():

@@ -18,7 +18,7 @@ from training.dpo import fit
 from training.dpo.rows import PairCollator, load_pairs
 from training.model.loading import completion_logprobs, load_model, load_processor
 from training.protocol.job import JOB, PROGRESS, TrainJob, TrainProgress, read_record
-from training.worker import work
+from training.worker.jobs import work
 
 
 @pytest.fixture(scope="module")

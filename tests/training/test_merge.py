@@ -36,7 +36,7 @@ from training.protocol.job import (
     TrainStatus,
     read_record,
 )
-from training.worker import work
+from training.worker import jobs
 
 WEIGHTS = "adapter_model.safetensors"
 UMASK = 0o027
@@ -58,7 +58,7 @@ def trained(make_job, tmp_path_factory):
     out = tmp_path_factory.mktemp("checkpoints") / "merged"
     with umask(UMASK):
         job = make_job("train.learning_rate=1e-2", "train.lora_r=4")
-        work.work(job, out)
+        jobs.work(job, out)
     return job, out
 
 
@@ -193,7 +193,7 @@ def test_stock_template_is_mended_for_training_and_saved(make_job, checkpoint, s
     job = read_record(directory / JOB, TrainJob)
     base = job.base.model_copy(update={"digest": compute_digest(stock)})
     write_record(directory / JOB, job.model_copy(update={"base": base, "base_path": str(stock)}))
-    work.work(directory, tmp_path / "out")
+    jobs.work(directory, tmp_path / "out")
     assert "bos_token" in (tmp_path / "out" / "chat_template.jinja").read_text()
     example = read_record(directory / PREFLIGHT, Preflight).train.example
     assert example.startswith("<s>USER: <image>\n")
@@ -204,8 +204,8 @@ def test_done_already(trained, monkeypatch):
     directory, out = trained
     monkeypatch.setitem(sys.modules, "training.merge.merging.build", None)
     assert merging.main([str(directory), str(out)]) == 0
-    monkeypatch.setattr(work, "exclusive", None)
-    work.work(directory, out)
+    monkeypatch.setattr(jobs, "exclusive", None)
+    jobs.work(directory, out)
 
 
 def test_other_things_are_not_overwritten(trained, job, tmp_path, capsys):
@@ -265,7 +265,7 @@ def test_update_lost_in_bfloat16_is_refused_where_the_type_is_forced(job, tmp_pa
     scale_adapter(job, 1e-3)
     set_merge(job, dtype="bfloat16")
     assert merging.main([str(job), str(job / "out")]) == 2
-    assert re.search(r"in bfloat16 keeps .*% of the reward margins .*set merging.dtype = auto", capsys.readouterr().err)
+    assert re.search(r"in bfloat16 keeps .*% of the reward margins .*set merge.dtype = auto", capsys.readouterr().err)
     assert not (job / "out").exists()
 
 
@@ -322,7 +322,7 @@ def test_language_model_adapter_is_served_exactly(make_job, tmp_path):
     directory = make_job(
         "train.learning_rate=1e-2", "train.lora_r=4", "train.target_modules=language-model", "merge.serve_as=adapter"
     )
-    work.work(directory, tmp_path / "out")
+    jobs.work(directory, tmp_path / "out")
     assert read_record(tmp_path / "out" / MERGE_REPORT, MergeReport).is_served_exactly
 
 

@@ -22,7 +22,7 @@ from training.dpo.sharing import score
 from training.protocol.job import ADAPTER, PROGRESS, STEPS
 from training.protocol.resume import find_last_complete
 
-NANO = Path(fit.__file__).parent / "checkpoints" / "nano"
+NANO = Path(fit.__file__).parents[1] / "checkpoints" / "nano"
 START = math.log(2)
 MDPO = "train.method=mdpo"
 EXACT = "train.lora_dropout=0"

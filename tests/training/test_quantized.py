@@ -15,7 +15,7 @@ from training.protocol import agreement, launch
 from training.protocol.job import ADAPTER, MERGE_REPORT, REFERENCE, MergeReport, read_record
 from training.protocol.memory import estimate_memory, weight_bytes
 from training.protocol.shape import find_shape, read_shape
-from training.worker import work
+from training.worker import jobs
 
 NF4 = "train.base_weights=nf4"
 needs_bitsandbytes = pytest.mark.skipif(
@@ -61,7 +61,7 @@ def test_what_is_asked_in_float32_are_the_weights_that_were_trained_on(checkpoin
 def test_trains_on_4_bits_and_merges_into_the_base_itself(dtype, make_job, checkpoint, tmp_path):
     """That the loss starts at log 2 says that the reference, cached, is the same 4-bit base."""
     directory = make_job(NF4, f"train.dtype={dtype}", "train.learning_rate=1e-2", "train.lora_r=4", "merge.dtype=auto")
-    work.work(directory, tmp_path / "out")
+    jobs.work(directory, tmp_path / "out")
     assert [path.name.split("-", 1)[1] for path in (directory / REFERENCE).iterdir()] == [f"{dtype}-nf4-336.sqlite"]
     adapter = load_file(directory / ADAPTER / "adapter_model.safetensors")
     assert {tensor.dtype for tensor in adapter.values()} == {torch.float32}
@@ -89,7 +89,7 @@ def test_an_adapter_that_loses_too_much_on_the_base_itself_is_refused(make_job, 
     directory = make_job(NF4, "train.epochs=1", "train.learning_rate=1e-2", "train.lora_r=4")
     monkeypatch.setattr(agreement, "MAX_UNQUANTIZED_LOSS", 1e-4)
     with pytest.raises(CheckpointError, match=r"trained on the base in 4 bits, with an error of"):
-        work.work(directory, tmp_path / "out")
+        jobs.work(directory, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

@@ -10,7 +10,7 @@ from pipeline.errors import MachineError
 from pipeline.recipe import load_recipe
 from training.protocol.job import JOB, STATUS, TrainJob, TrainStatus, read_record
 from training.protocol.launch import check_installed
-from training.worker import work
+from training.worker import jobs
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the trackers' own
 
@@ -19,7 +19,7 @@ def test_trackio_holds_the_gap_under_the_checkpoints_name(make_job, tmp_path, mo
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path))
     pytest.importorskip("trackio")
     job = make_job('train.report_to=["trackio"]', "train.epochs=1")
-    assert work.main([str(job)]) == 0
+    assert jobs.main([str(job)]) == 0
     (database,) = tmp_path.glob("vcot*.db")
     with sqlite3.connect(database) as connection:
         rows = connection.execute("SELECT run_name, metrics FROM metrics").fetchall()
@@ -35,7 +35,7 @@ def test_each_job_of_a_process_has_a_wandb_run_of_its_own(make_job, tmp_path, mo
     monkeypatch.setenv("WANDB_MODE", "offline")
     jobs = [make_job('train.report_to=["wandb"]', "train.epochs=1", f"train.seed={seed}") for seed in (1, 2)]
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
-    assert work.main([str(job) for job in jobs]) == 0
+    assert jobs.main([str(job) for job in jobs]) == 0
     runs = {path.name.rsplit("-", 1)[1] for path in (tmp_path / "wandb").glob("offline-run-*")}
     assert runs == {read_record(job / JOB, TrainJob).key[:16] for job in jobs}
 
@@ -43,7 +43,7 @@ def test_each_job_of_a_process_has_a_wandb_run_of_its_own(make_job, tmp_path, mo
 def test_a_missing_tracker_is_said_before_anything_is_loaded(make_job, monkeypatch, capsys):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     job = make_job('train.report_to=["wandb"]')
-    assert work.main([str(job)]) == 2
+    assert jobs.main([str(job)]) == 2
     assert "needs the package wandb" in capsys.readouterr().err
     assert read_record(job / STATUS, TrainStatus).exit_code == 2
 

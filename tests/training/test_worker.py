@@ -26,7 +26,7 @@ from training.protocol.job import (
     read_record,
 )
 from training.protocol.resume import MARKER, find_last_complete, mark_complete, step_of, truncate_progress
-from training.worker import work
+from training.worker import jobs
 
 FILES = ("adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json")
 
@@ -153,7 +153,7 @@ def test_a_checkpoints_files_are_on_disk_before_it_takes_its_name_and_the_name_b
 
 
 def fail(job, capsys, code=2):
-    assert work.main([str(job)]) == code
+    assert jobs.main([str(job)]) == code
     assert read_record(job / STATUS, TrainStatus).state == "failed"
     message = read_record(job / STATUS, TrainStatus).message
     assert capsys.readouterr().err == f"{message}\n"
@@ -162,10 +162,10 @@ def fail(job, capsys, code=2):
 
 
 def test_job_directory_without_a_job(tmp_path, capsys):
-    assert work.main([str(tmp_path)]) == 2
+    assert jobs.main([str(tmp_path)]) == 2
     assert "job.json cannot be read" in capsys.readouterr().err
     (tmp_path / JOB).write_text('{"base": 1}')
-    assert work.main([str(tmp_path)]) == 2
+    assert jobs.main([str(tmp_path)]) == 2
     assert "is not a TrainJob" in capsys.readouterr().err
 
 
@@ -199,7 +199,7 @@ def test_no_row_fits(make_job, capsys):
 
 def test_a_crash_is_told_too(make_job, monkeypatch, caplog):
     job = make_job()
-    monkeypatch.setattr(work, "_digest", lambda path: 1 / 0)
-    assert work.main([str(job)]) == 1
+    monkeypatch.setattr(jobs, "_digest", lambda path: 1 / 0)
+    assert jobs.main([str(job)]) == 1
     assert "ZeroDivisionError" in read_record(job / STATUS, TrainStatus).message
     assert "Traceback" in caplog.text

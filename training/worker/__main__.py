@@ -2,7 +2,7 @@
 
 import sys
 
-from training.worker.work import main
+from training.worker.jobs import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -19,7 +19,7 @@ from pipeline.errors import VcotError
 from training.dpo.preflight import open_pairs
 from training.model.loading import load_processor, quiet_libraries
 from training.protocol.job import JOB, RANK_LOCK, TrainJob, exclusive, read_record, tell_fault
-from training.worker.work import fit, set_up_process
+from training.worker.jobs import fit, set_up_process
 
 _TIMEOUT = timedelta(days=1)
 """How long a rank waits for the others: the first computes the reference's log-probs alone. A dead one ends all at once."""
