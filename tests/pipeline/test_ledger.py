@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.errors import InputError, StageError
 from pipeline.ledger import Ledger
-from pipeline.records import Judgment
+from pipeline.records import Judgment, Usage
 
 
 def judgment(key, score=1.0, error=None):
@@ -60,7 +60,7 @@ def test_closing_waits_for_a_thread_that_writes(tmp_path):
     code = f"""
 import pathlib, sqlite3, threading
 from pipeline.ledger import Ledger
-from pipeline.records import Judgment
+from pipeline.records import Judgment, Usage
 def write(ledger, number):
     try:
         for i in range(100):
@@ -85,7 +85,7 @@ def test_what_was_put_survives_kill_9(tmp_path):
     code = f"""
 import os, pathlib
 from pipeline.ledger import Ledger
-from pipeline.records import Judgment
+from pipeline.records import Judgment, Usage
 ledger = Ledger(pathlib.Path({str(path)!r}))
 for i in range(50):
     ledger.put([Judgment(key=str(i), response="r", task="t", judge="j", score=1.0)])
@@ -193,3 +193,20 @@ def test_a_reader_of_a_ledger_that_is_not_there_finds_nothing_and_makes_no_file(
     assert reader.is_empty()
     reader.close()
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+async def test_a_reader_may_be_asked_from_any_thread(tmp_path, is_there):
+    path = tmp_path / "l.sqlite"
+    if is_there:
+        writer = Ledger(path)
+        writer.put([judgment("a")])
+        writer.close()
+    reader = Ledger(path, is_read=True)
+    assert await asyncio.to_thread(reader.done, Judgment, ["a"]) == ({"a"} if is_there else set())
+
+
+def test_what_nobody_was_billed_for_took_no_tokens(tmp_path):
+    ledger = Ledger(tmp_path / "l.sqlite")
+    ledger.put([judgment("a")])
+    assert ledger.spent("j") == (0, Usage(prompt_tokens=0, completion_tokens=0))
