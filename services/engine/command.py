@@ -46,7 +46,7 @@ _PASSED = frozenset(
 )
 _PASSED_PREFIXES = (
     *("LC_", "VLLM_", "CUDA_", "NVIDIA_", "NCCL_", "GLOO_", "OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_", "NUMEXPR_"),
-    *("TORCH_", "TORCHINDUCTOR_", "PYTORCH_", "TRITON_", "FLASHINFER_"),
+    *("MALLOC_", "TORCH_", "TORCHINDUCTOR_", "PYTORCH_", "TRITON_", "FLASHINFER_"),
 )
 """With `_PASSED`, all that a server is given of its parent's environment: keys and tokens are under other names."""
 _OF_FETCHING = frozenset(
@@ -168,6 +168,9 @@ def server_environment(
         result.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         result.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) - 1)))
         result.setdefault("TORCH_COMPILE_DISABLE", "1")  # the sampler's log-prob ranks would need a C++ compiler
+        # Else each of many threads keeps a heap of its own, which grows for hours under mixed requests (`make soak`).
+        result.setdefault("MALLOC_ARENA_MAX", "2")
+        result.setdefault("MALLOC_TRIM_THRESHOLD_", "131072")
     return result
 
 
