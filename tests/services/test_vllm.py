@@ -118,7 +118,12 @@ def test_devices_and_adapters_are_asked_for_where_they_are_wanted(checkpoint: Ch
 
 
 def test_the_environment_keeps_what_the_user_set_for_speed_only() -> None:
-    given = {"OMP_NUM_THREADS": "7", "MALLOC_ARENA_MAX": "8", "PYTHONDONTWRITEBYTECODE": "1", "VLLM_SERVER_DEV_MODE": "0"}
+    given = {
+        "OMP_NUM_THREADS": "7",
+        "MALLOC_ARENA_MAX": "8",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "VLLM_SERVER_DEV_MODE": "0",
+    }
     given |= {"VLLM_MEDIA_URL_ALLOW_REDIRECTS": "1", "VLLM_ATTENTION_BACKEND": "TORCH_SDPA"}
     result = server_environment("cpu", given, SOCKETS, ServeSection())
     assert (result["OMP_NUM_THREADS"], result["MALLOC_ARENA_MAX"]) == ("7", "8")
