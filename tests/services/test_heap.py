@@ -6,9 +6,9 @@ import pytest
 
 PROGRAM = """
 import resource, sys
-from services.gateway import memory
+from services.gateway.http import heap
 if "settled" in sys.argv:
-    memory.settle()
+    heap.settle()
 def faults():
     for _ in range(200):
         large = [b"x" * 200_000 for _ in range(10)]
