@@ -22,7 +22,7 @@ from pipeline.recipe import TrainSection
 from training.protocol.job import read_status
 from training.protocol.trackers import check_account
 
-RANK_MODULE = "training.worker.jobs.rank"
+RANK_MODULE = "training.worker.rank"
 _BUNDLED = ("ddp", "fsdp", "zero2", "zero3")
 _OF_RANKS = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo", "PYTHONSAFEPATH": "1"}
 """The ranks of one machine need not be heard elsewhere, and import nothing from the folder that they are started in."""
