@@ -93,3 +93,47 @@ def test_a_step_that_is_not_drawn_is_a_bug(live: Admission) -> None:
     with pytest.raises(RuntimeError, match="cannot go from live to swapping"):
         live.move("swapping", "")
     assert live.served == [BASE, LORA]
+
+
+def test_a_ramp_begins_small_and_grows_with_what_leaves(live: Admission) -> None:
+    let_in = []
+    for _ in range(7):
+        let_in.append(0)
+        while live.has_room and let_in[-1] < 1000:
+            live.admit(BASE_DIGEST)
+            let_in[-1] += 1
+        assert live.is_ramping == (let_in[-1] < 1000)
+        for _ in range(let_in[-1]):
+            live.leave(BASE_DIGEST)
+    assert let_in == [8, 16, 32, 64, 128, 256, 1000]
+
+
+def test_a_ramp_is_over_when_as_many_may_go_in_as_a_server_is_given(live: Admission) -> None:
+    for _ in range(256 - 8):
+        live.admit(BASE_DIGEST)
+        live.leave(BASE_DIGEST)
+    assert live.is_ramping
+    live.admit(BASE_DIGEST)
+    live.leave(BASE_DIGEST)
+    assert not live.is_ramping
+
+
+def test_a_ramp_ends_with_its_time_and_a_drain_that_was_given_up_begins_none(live: Admission) -> None:
+    live.end_ramp()
+    assert not live.is_ramping
+    live.move("draining", "")
+    live.move("live", "")
+    assert not live.is_ramping, "the engine has its caches"
+    live.move("draining", "")
+    live.move("swapping", "")
+    live.move("live", "", TUNED)
+    assert live.is_ramping
+    live.move("dead", "")
+    assert not live.is_ramping
+
+
+def test_a_ramp_goes_on_behind_a_drain_that_was_given_up(live: Admission) -> None:
+    live.move("draining", "")
+    assert live.is_ramping
+    live.move("swapping", "")
+    assert not live.is_ramping, "the engine's caches are reset"

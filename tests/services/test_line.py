@@ -4,8 +4,6 @@ import asyncio
 
 import pytest
 
-from services.checkpoints.registry import Checkpoint
-from services.gateway.fleet.admission import Admission
 from services.gateway.fleet.line import Line
 
 
@@ -54,46 +52,3 @@ async def test_who_gives_up_holds_up_nobody(gone: int) -> None:
     async with asyncio.timeout(1):
         ends = await asyncio.gather(*waiting, return_exceptions=True)
     assert [end is True for end in ends] == [number != gone for number in range(3)]
-
-
-def checkpoint_of(digest: str) -> Checkpoint:
-    class Held:
-        class ref:  # noqa: N801
-            pass
-
-    Held.ref.digest = digest  # type: ignore[attr-defined]
-    return Held  # type: ignore[return-value]
-
-
-def go_live(admission: Admission) -> None:
-    admission.move("live", "", checkpoint_of("d"))
-
-
-def test_a_ramp_begins_small_and_grows_with_what_leaves() -> None:
-    admission = Admission()
-    go_live(admission)
-    let_in = []
-    for _ in range(7):
-        let_in.append(0)
-        while admission.has_room and let_in[-1] < 1000:
-            admission.admit("d")
-            let_in[-1] += 1
-        for _ in range(min(let_in[-1], admission.in_flight)):
-            admission.leave("d")
-    assert let_in == [8, 16, 32, 64, 128, 256, 1000]
-
-
-def test_a_ramp_ends_with_its_time_and_a_drain_that_was_given_up_begins_none() -> None:
-    admission = Admission()
-    go_live(admission)
-    admission.end_ramp()
-    assert not admission.is_ramping
-    admission.move("draining", "")
-    admission.move("live", "")
-    assert not admission.is_ramping, "the engine has its caches"
-    admission.move("draining", "")
-    admission.move("swapping", "")
-    go_live(admission)
-    assert admission.is_ramping
-    admission.move("dead", "")
-    assert not admission.is_ramping
