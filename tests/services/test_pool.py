@@ -1,6 +1,8 @@
 """The pool before servers that answer in every way they should not."""
 
 import asyncio
+import socket
+import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -87,12 +89,13 @@ async def test_a_request_is_on_the_wire_as_it_was_given(tmp_path: Path) -> None:
     path = tmp_path / "s"
     async with await asyncio.start_unix_server(Server(handle), path):
         pool = Pool(Endpoint("http://vllm", path))
-        async with pool.post("/v1/x", b"[1]", {"x-request-id": "a-1"}) as answer:
+        async with pool.post("/v1/x", b"[1]", {"x-request-id": "a-1", "x-more": "b"}) as answer:
             assert (answer.status, answer.headers["content-type"]) == (200, "application/json")
             assert await answer.read() == b"{}"
         pool.close()
         await asyncio.sleep(0.01)
-    assert received == [b"POST /v1/x HTTP/1.1\r\nhost: vllm\r\nx-request-id: a-1\r\ncontent-length: 3\r\n\r\n[1]"]
+    headers = b"host: vllm\r\nx-request-id: a-1\r\nx-more: b\r\ncontent-length: 3"
+    assert received == [b"POST /v1/x HTTP/1.1\r\n" + headers + b"\r\n\r\n[1]"]
 
 
 async def test_a_connection_is_used_again() -> None:
@@ -160,6 +163,53 @@ async def test_a_connection_that_the_server_closed_meanwhile_is_not_used() -> No
         assert server.num_connections == 2
 
 
+@pytest.mark.parametrize("num_before", [0, 1])
+async def test_a_request_that_a_used_connection_loses_is_sent_once_more(num_before: int) -> None:
+    async def answer_so_many(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for _ in range(num_before if server.num_connections == 1 else 2):
+            await read_request(reader)
+            writer.write(OK)
+        await read_request(reader)
+
+    async with served(answer_so_many) as (server, pool):
+        for _ in range(num_before):
+            await ask(pool)
+        if num_before:
+            assert await ask(pool) == (200, b"{}")
+            assert server.num_connections == 2
+        else:
+            with pytest.raises(LostError, match="closed before the answer's end"):
+                await ask(pool)
+            assert server.num_connections == 1, "what a new connection loses, the server may have done"
+
+
+async def test_a_connection_that_is_lost_before_anything_is_asked_is_no_wait() -> None:
+    async def refuse(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        pass
+
+    async with served(refuse) as (server, pool), asyncio.timeout(5):
+        connection = await pool.connect()
+        await server.closed.wait()
+        await asyncio.sleep(0.01)
+        with pytest.raises(LostError, match="closed before the answer's end"):
+            await connection.ask(b"POST / HTTP/1.1\r\ncontent-length: 0\r\n\r\n", b"")
+
+
+async def test_a_server_that_speaks_first_is_asked_nothing_more_on_that_connection() -> None:
+    async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(WRONG)
+        while True:
+            await read_request(reader)
+            writer.write(OK)
+
+    async with served(greet) as (_, pool), asyncio.timeout(5):
+        connection = await pool.connect()
+        await asyncio.sleep(0.01)
+        answer = await connection.ask(b"POST / HTTP/1.1\r\ncontent-length: 0\r\n\r\n", b"")
+        assert (answer.status, await answer.read()) == (200, b"{}")
+        assert not connection.is_reusable
+
+
 @pytest.mark.parametrize("status", [500, 503])
 async def test_a_connection_on_which_the_server_failed_is_not_used_again(status: int) -> None:
     """vLLM closes it unannounced, under whoever is next."""
@@ -220,6 +270,29 @@ async def test_an_answer_that_breaks_off_is_lost(answer: bytes) -> None:
     async with served(broken) as (_, pool):
         with pytest.raises(LostError, match=r"is not HTTP \(|closed before the answer's end"):
             await ask(pool)
+
+
+async def test_what_is_no_http_is_called_so() -> None:
+    async with served(answering(b"SSH-2.0-OpenSSH\r\n")) as (_, pool):
+        with pytest.raises(LostError, match=r"^the answer is not HTTP \("):
+            await ask(pool)
+
+
+async def test_what_came_whole_is_read_though_the_server_is_gone() -> None:
+    """An answer that waits to be taken is here, not in the socket, which a reset empties."""
+
+    async def reset(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_request(reader)
+        for piece in (b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nab", b"cd"):
+            writer.write(piece)
+            await asyncio.sleep(0.01)
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        writer.transport.abort()
+
+    async with served(reset) as (server, pool), pool.post("/v1/x", b"{}", {}) as answer:
+        await server.closed.wait()
+        await asyncio.sleep(0.01)
+        assert await answer.read() == b"abcd"
 
 
 async def test_what_came_before_a_break_is_given_first() -> None:

@@ -146,7 +146,7 @@ class Answer:
 
     def _take(self) -> bytes:
         parts, self._parts, self._num_waiting = self._parts, [], 0
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        return b"".join(parts)  # a single one as it is, uncopied
 
     @property
     def is_waiting(self) -> bool:
@@ -213,7 +213,6 @@ class Connection(asyncio.Protocol):
 
     def close(self) -> None:
         """Close it now, whatever is on the way."""
-        self._is_usable = False
         self._opened().abort()
 
     async def _wait(self) -> None:
@@ -233,8 +232,7 @@ class Connection(asyncio.Protocol):
     def _fail(self, fault: str) -> None:
         """What was not answered by now will not be."""
         self._is_usable = False
-        if not self._is_whole and self._fault is None:
-            self._fault = fault
+        self._fault = self._fault or fault
         self._wake()
 
     def _opened(self) -> asyncio.Transport:
