@@ -31,6 +31,8 @@ from services.engine.vllm import Endpoint
 CANARY_PROMPT = "What is it?"
 CANARY_IMAGE = "aW1hZ2U="
 TOKENS = (7, 7, 7)
+FAR = 100.0
+"""From that weight on it answers with another token."""
 MATRIX = "language_model.model.layers.0.self_attn.q_proj.weight"
 _CONFIG = Path(__file__).parents[2] / "training" / "checkpoints" / "nano" / "config.json"
 PROMPT_TOKENS = tuple(range(9))
@@ -133,6 +135,8 @@ class FakeVllm:
     """How it renders a prompt."""
     ignores_adapters: bool = False
     """Answers under an adapter's name with its base's weights."""
+    keeps_adapters: bool = False
+    """Answers 500 when it is to unload one."""
     is_asleep: bool = False
     """Takes requests, and answers none."""
     wakes_with: float | None = None
@@ -263,6 +267,8 @@ class FakeVllm:
     async def _unload_adapter(self, request: web.Request) -> web.Response:
         name = (await request.json())["lora_name"]
         self.calls.append(f"unload {name}")
+        if self.keeps_adapters:
+            return web.json_response({"error": {"message": "no"}}, status=500)
         del self.adapters[name]
         return web.Response(text="Success: LoRA adapter removed successfully.")
 
@@ -370,7 +376,7 @@ class FakeVllm:
         usage = {"prompt_tokens": len(self.prompt_tokens), "completion_tokens": len(logprobs)}
         answer = {"model": answers_as, "choices": [choice] * body.get("n", 1), "usage": usage}
         if body.get("return_token_ids"):
-            choice["token_ids"] = [TOKENS[0]] * len(logprobs)
+            choice["token_ids"] = [TOKENS[0] + (self.weight >= FAR)] * len(logprobs)
             answer["prompt_token_ids"] = list(self.prompt_tokens)
         return web.json_response(answer)
 

@@ -104,6 +104,29 @@ async def test_an_adapter_that_answers_otherwise_is_refused(bench: Bench) -> Non
     assert await bench.answer() == ("base", answer_of(BASE))
 
 
+async def test_what_a_refused_adapter_computed_does_not_answer_when_it_is_tried_again(bench: Bench) -> None:
+    """Its name and path, and so its cached prefixes, are the same as before."""
+    bench.server.ignores_adapters = True
+    with pytest.raises(SwapError, match="its canary answers otherwise"):
+        await bench.swap("policy", "light")
+    bench.server.ignores_adapters = False
+    bench.server.images.clear()  # which are kept by name alone
+    await bench.swap("policy", "light")
+    assert await bench.answer() == ("light", answer_of(BASE + DELTA))
+
+
+async def test_an_adapter_that_the_engine_does_not_let_go_is_one_that_nobody_is_served(bench: Bench) -> None:
+    await bench.swap("policy", "light")
+    bench.server.keeps_adapters = True
+    await bench.swap("policy", "base")
+    assert await bench.answer() == ("base", answer_of(BASE))
+    assert (await bench.ask(model="light")).status_code == 409
+    bench.server.ignores_adapters = True
+    bench.server.images.clear()
+    with pytest.raises(SwapError, match=r"its canary answers otherwise.*all is as before"):
+        await bench.swap("policy", "light")
+
+
 async def test_an_engine_that_falls_back_to_the_base_is_not_believed(bench: Bench) -> None:
     await bench.swap("policy", "light")
     for stream in (False, True):

@@ -1,5 +1,6 @@
 import asyncio
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from services.gateway.swap.canary_check import CanaryAnswer, canary_request, exp
 from services.gateway.swap.verified import SwapLimits
 from services.gateway.swap.ways import check_reloadable
 from tests.services.bench_fleet import BASE, TUNED, Bench, answer_of
-from tests.services.fake_vllm import FakeVllm, make_canary, write_checkpoint
+from tests.services.fake_vllm import FAR, FakeVllm, make_canary, write_checkpoint
 
 
 @pytest.fixture
@@ -22,9 +23,10 @@ def bench(tmp_path: Path) -> Bench:
 async def test_a_swap_changes_every_answer_and_back(bench: Bench) -> None:
     async with bench.running():
         assert await bench.answer() == ("base", answer_of(BASE))
+        began = time.monotonic()
         swapped = await bench.swap("policy", "tuned")
         assert swapped.live.name == "tuned"
-        assert swapped.pause_s > 0
+        assert 0 < swapped.pause_s <= time.monotonic() - began
         assert bench.admission.message == ""
         assert await bench.answer() == ("tuned", answer_of(TUNED))  # the same prompt: nothing cached is left
         await bench.swap("base", "base")
@@ -188,6 +190,49 @@ async def test_a_tensor_that_no_answer_depends_on_is_held_to_the_files_after_a_s
         assert await bench.answer() == ("base", answer_of(BASE))
 
 
+async def test_what_was_swapped_in_is_held_to_its_files_when_it_is_brought_back(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, dtype="float32")
+    bench.registry.register(write_checkpoint(bench.directory / "liar", "liar", 3.0, canary_weight=4.0))
+    async with bench.running():
+        await bench.swap("policy", "tuned")
+        bench.server.garbled = 9.0
+        with pytest.raises(SwapError, match=r"a log-prob differs.*tuned could not be brought back.*tensor"):
+            await bench.swap("policy", "liar")
+        await bench.until("live")
+        assert len(bench.servers) == 2
+        assert await bench.answer() == ("tuned", answer_of(TUNED))
+
+
+async def test_what_an_engine_was_off_by_is_what_the_next_weights_may_be_off_by(tmp_path: Path) -> None:
+    """In float32 the type's tolerance would pass a policy with a tensor wrong."""
+    bench = Bench(tmp_path, dtype="float32")
+    bench.registry.register(write_checkpoint(bench.directory / "near", "near", 2.0, canary_weight=2.0 + 2**-20))
+    async with bench.running():
+        with pytest.raises(SwapError, match=r"a log-prob differs by 0\.00011, and the tolerance is 1e-05"):
+            await bench.swap("policy", "near")
+
+
+async def test_where_the_old_weights_cannot_be_asked_they_are_live_as_before(bench: Bench) -> None:
+    async with bench.running():
+        bench.server.faults = ["500"]
+        with pytest.raises(SwapError, match=r"/v1/chat/completions with 500.*base is live as before"):
+            await bench.swap("policy", "tuned")
+        assert "reload tuned" not in bench.server.calls
+        assert await bench.answer() == ("base", answer_of(BASE))
+
+
+async def test_a_base_without_canary_is_brought_back_by_how_it_answered_the_others(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    forget_canary(tmp_path)
+    bench.registry.register(write_checkpoint(bench.directory / "liar", "liar", 3.0, canary_weight=4.0))
+    async with bench.running():
+        bench.server.reloads_base_as = FAR
+        with pytest.raises(SwapError, match=r"brought back.*base does not answer the canary of liar as it did"):
+            await bench.swap("policy", "liar")
+        await bench.until("live")
+        assert len(bench.servers) == 2
+
+
 async def test_other_shapes_are_refused_before_anything_stops(tmp_path: Path) -> None:
     bench = Bench(tmp_path, swap="reload")
     bench.registry.register(write_checkpoint(bench.directory / "wide", "wide", 3.0, shape=2))
@@ -276,12 +321,16 @@ def test_what_cannot_be_loaded_in_place_is_refused_first(
         check_reloadable(live, target)
 
 
-async def test_a_base_without_canary_is_served_with_a_warning(tmp_path: Path) -> None:
-    bench = Bench(tmp_path)
-    path = tmp_path / "run" / "checkpoints" / "registry.json"
+def forget_canary(directory: Path) -> None:
+    path = directory / "run" / "checkpoints" / "registry.json"
     content = json.loads(path.read_text())
     content["checkpoints"]["base"]["manifest"]["canary"] = None
     path.write_text(json.dumps(content))
+
+
+async def test_a_base_without_canary_is_served_with_a_warning(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    forget_canary(tmp_path)
     async with bench.running():
         assert any("base has no canary" in warning for warning in bench.fleet.warnings)
         await bench.swap("policy", "tuned")

@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import ServerError, SwapError, VcotError
-from pipeline.records import CheckpointRef
+from pipeline.records import Canary, CheckpointRef
 from services.checkpoints.registry import Checkpoint, check_digest
 from services.engine.command import SERVED_NAME
 from services.gateway.fleet.gate import Gate
@@ -36,6 +36,9 @@ from services.gateway.fleet.upstream import Upstream
 from services.gateway.swap.canary_check import CanaryAnswer, distance, explain_difference
 from services.gateway.swap.claim import DisownedError
 from services.gateway.swap.fingerprint import Fingerprint, check_unchanged
+
+Asked = tuple[Canary, CanaryAnswer]
+"""A canary and what was answered."""
 
 
 class RollbackError(SwapError):
@@ -73,14 +76,14 @@ async def reload_weights(
     if live is None:
         raise ServerError("no checkpoint is live, so none can be swapped; wait until the server is up")
     began = await gate.drain(f"swapping {live.ref.name} for {target.ref.name}", limits.drain_s)
-    before: CanaryAnswer | None = None
+    before: Asked | None = None
     try:
         await upstream.claim.tell(None)
         before = await _ask_afresh(upstream, target)
-        if target.manifest.canary is not None:
-            await upstream.warm(target.manifest.canary)
+        if before is not None:
+            await upstream.warm(before[0])
         await upstream.reload(target.directory)
-        await _verify(upstream, target, before)
+        await _verify(upstream, before)
         await _check_tensors(upstream, target, fingerprint)
         await upstream.claim.tell(target.ref.digest)
         commit()
@@ -141,15 +144,13 @@ async def verify_held(upstream: Upstream, checkpoint: Checkpoint, fingerprint: F
 
     Raises SwapError, CheckpointError. Without a canary in the manifest, or a fingerprint, the rest must do.
     """
-    canary, answer = checkpoint.manifest.canary, await _ask_afresh(upstream, checkpoint)
-    if answer is not None and canary is not None:
-        difference = explain_difference(canary, answer, upstream.tolerance)
-        if difference:
-            raise SwapError(f"the server does not answer the canary as {checkpoint.ref.name} should: {difference}")
+    asked = await _ask_afresh(upstream, checkpoint)
+    if asked is not None and (difference := explain_difference(*asked, upstream.tolerance)):
+        raise SwapError(f"the server does not answer the canary as {checkpoint.ref.name} should: {difference}")
     if fingerprint is not None:
         await _check_tensors(upstream, checkpoint, fingerprint)
-    if answer is not None and canary is not None:
-        upstream.calibration.saw(distance(canary, answer, upstream.tolerance))
+    if asked is not None:
+        upstream.calibration.saw(distance(*asked, upstream.tolerance))
     upstream.fingerprint = fingerprint
 
 
@@ -161,11 +162,12 @@ async def _check_tensors(upstream: Upstream, checkpoint: Checkpoint, fingerprint
     layout.learn(held, fingerprint)
 
 
-async def _verify(upstream: Upstream, target: Checkpoint, before: CanaryAnswer | None) -> None:
+async def _verify(upstream: Upstream, before: Asked | None) -> None:
+    """See that the new weights were loaded, where they have a canary that the old ones were asked."""
     await upstream.flush_caches()
-    canary = target.manifest.canary
-    if canary is None:
+    if before is None:
         return
+    canary, answer = before
     num_hits = await upstream.num_prefix_hits()
     await upstream.warm(canary)
     if await upstream.num_prefix_hits() > num_hits:
@@ -174,7 +176,7 @@ async def _verify(upstream: Upstream, target: Checkpoint, before: CanaryAnswer |
     difference = explain_difference(canary, after, upstream.tolerance)
     if difference:
         raise SwapError(f"its canary answers otherwise: {difference}")
-    if after == before:
+    if after == answer:
         raise SwapError("its canary answers to the last bit as the old weights did, so the new ones were not loaded")
 
 
@@ -182,18 +184,18 @@ async def _roll_back(
     gate: Gate,
     upstream: Upstream,
     live: Checkpoint,
-    asked: tuple[Checkpoint, CanaryAnswer | None],
+    tried: tuple[Checkpoint, Asked | None],
     cause: Exception,
 ) -> None:
-    """Load `live` again and see that it answers as before. Raises RollbackError."""
-    target, before = asked
+    """Load `live` again and see that it answers as before, also to the canary of what was tried. Raises RollbackError."""
+    target, before = tried
     try:
         await upstream.claim.tell(None)
         await upstream.reload(live.directory)
         await verify_held(upstream, live, upstream.fingerprint)
-        if before is not None and target.manifest.canary is not None:
-            now = await upstream.ask(target.manifest.canary)
-            if now.tokens != before.tokens:
+        if before is not None:
+            canary, answer = before
+            if (await upstream.ask(canary)).tokens != answer.tokens:
                 raise SwapError(f"{live.ref.name} does not answer the canary of {target.ref.name} as it did")
         await upstream.claim.tell(live.ref.digest)
     except VcotError as error:
@@ -204,8 +206,8 @@ async def _roll_back(
     gate.move("live", "")
 
 
-async def _ask_afresh(upstream: Upstream, checkpoint: Checkpoint) -> CanaryAnswer | None:
-    """The canary's answer with empty caches, as after a reload: cached prefixes change the last bits."""
+async def _ask_afresh(upstream: Upstream, checkpoint: Checkpoint) -> Asked | None:
+    """Its canary and the answer with empty caches, as after a reload: cached prefixes change the last bits."""
     await upstream.flush_caches()
     canary = checkpoint.manifest.canary
-    return None if canary is None else await upstream.ask(canary)
+    return None if canary is None else (canary, await upstream.ask(canary))
