@@ -16,6 +16,7 @@ from services.gateway.fleet.replica import Supervision
 from services.gateway.swap.claim import Claim, DisownedError, Held, Owner, find_owner, parse_version
 from tests.services.bench_fleet import BASE, TUNED, Bench, answer_of
 from tests.services.fake_vllm import FakeVllm
+from tests.services.virtual_time import in_virtual_time
 
 LEASE_S = 3.0
 
@@ -62,6 +63,7 @@ async def alive(owner: Claim) -> AsyncIterator[None]:
         await asyncio.gather(task, return_exceptions=True)
 
 
+@in_virtual_time
 async def test_a_live_owner_is_named_and_keeps_it() -> None:
     engine = Memory()
     first, second = claim(engine, "first"), claim(engine, "second")
@@ -75,6 +77,7 @@ async def test_a_live_owner_is_named_and_keeps_it() -> None:
     assert (held.weights, held.owner) == ("sha256:a", "first")
 
 
+@in_virtual_time
 async def test_a_dead_owners_engine_is_taken_when_its_beat_stood_still_and_not_before() -> None:
     engine = Memory()
     first, second = claim(engine, "first"), claim(engine, "second")
@@ -87,6 +90,7 @@ async def test_a_dead_owners_engine_is_taken_when_its_beat_stood_still_and_not_b
     assert parse_version(engine.says).owner == "second"  # type: ignore[union-attr]
 
 
+@in_virtual_time
 async def test_an_owner_stops_by_itself_before_its_engine_can_be_taken() -> None:
     engine = Memory()
     first, second = claim(engine, "first"), claim(engine, "second")
@@ -99,6 +103,7 @@ async def test_an_owner_stops_by_itself_before_its_engine_can_be_taken() -> None
     await taking
 
 
+@in_virtual_time
 async def test_an_engine_that_is_busy_is_not_taken_for_a_dead_owners() -> None:
     """While it loads it lets nobody read or write: the owner's beat stands still, and so does the other's look at it."""
 
@@ -121,6 +126,7 @@ async def test_an_engine_that_is_busy_is_not_taken_for_a_dead_owners() -> None:
             await taking
 
 
+@in_virtual_time
 async def test_what_was_released_is_taken_at_once() -> None:
     engine = Memory()
     first, second = claim(engine, "first"), claim(engine, "second")
@@ -133,6 +139,7 @@ async def test_what_was_released_is_taken_at_once() -> None:
     assert parse_version(engine.says).owner == "second"  # type: ignore[union-attr]
 
 
+@in_virtual_time
 async def test_a_later_gateway_of_the_same_run_need_not_wait() -> None:
     engine = Memory()
     await claim(engine, "run").take()
@@ -141,6 +148,7 @@ async def test_a_later_gateway_of_the_same_run_need_not_wait() -> None:
     assert time.monotonic() - began < LEASE_S / 2
 
 
+@in_virtual_time
 async def test_a_claim_is_kept_while_its_owner_is_busy_elsewhere() -> None:
     """As while it reads a large checkpoint, before the engine is asked anything."""
     engine = Memory()
@@ -155,6 +163,7 @@ async def test_a_claim_is_kept_while_its_owner_is_busy_elsewhere() -> None:
     await keeping  # it gives up by itself
 
 
+@in_virtual_time
 async def test_one_gateway_does_not_take_one_engine_twice() -> None:
     """`localhost` and `127.0.0.1` are two replicas to it."""
     engine, owner = Memory(), Owner("run", "http://run")
@@ -167,6 +176,7 @@ async def test_one_gateway_does_not_take_one_engine_twice() -> None:
     await second.take()
 
 
+@in_virtual_time
 async def test_an_engine_that_is_busy_for_a_moment_is_taken_all_the_same() -> None:
     """The first time it says whose it is too late for that to count."""
 
@@ -186,20 +196,24 @@ async def test_an_engine_that_is_busy_for_a_moment_is_taken_all_the_same() -> No
 
 
 @pytest.mark.parametrize("seed", range(20))
-async def test_of_two_that_find_it_free_at_once_one_has_it(seed: int) -> None:
-    """Whatever the delays: nobody believes that it has the engine while another does."""
+@pytest.mark.parametrize(("delay_s", "is_prompt"), [(0.008, True), (0.04, False)])
+@in_virtual_time
+async def test_of_two_that_find_it_free_at_once_one_has_it(delay_s: float, is_prompt: bool, seed: int) -> None:
+    """Where the engine is prompt nobody believes to have it while another does; else one of them finds out as it renews."""
     random.seed(seed)
-    engine = Memory(delay_s=0.04)
-    holders: set[str] = set()
+    engine = Memory(delay_s)
+    holders, max_at_once = set[str](), 0
 
     async def take(name: str) -> None:
-        await asyncio.sleep(random.uniform(0, 0.05))
+        await asyncio.sleep(random.uniform(0, delay_s))
         mine = claim(engine, name, 1.0)
         try:
             await mine.take()
         except ServerError:
             return
+        nonlocal max_at_once
         holders.add(name)
+        max_at_once = max(max_at_once, len(holders))
         await asyncio.sleep(0.2)
         try:
             await mine.renew()
@@ -208,8 +222,10 @@ async def test_of_two_that_find_it_free_at_once_one_has_it(seed: int) -> None:
 
     await asyncio.gather(take("a"), take("b"), take("c"))
     assert len(holders) <= 1
+    assert max_at_once == 1 or not is_prompt
 
 
+@in_virtual_time
 async def test_what_was_told_without_an_answer_may_be_what_it_says() -> None:
     class Lossy(Memory):
         loses = False
@@ -359,7 +375,7 @@ async def test_a_gateway_whose_engine_was_taken_loads_nothing_into_it(
     tmp_path: Path, url: str, engine: FakeVllm
 ) -> None:
     """Between two looks at its health: a swap looks by itself."""
-    bench = gateway(tmp_path, "first", url, Supervision(first_backoff_s=0.05, lease_s=60))
+    bench = gateway(tmp_path, "first", url, Supervision(first_backoff_s=0.05, lease_s=12))
     async with bench.running():
         await bench.answer()
         held = await until_watched(engine)
@@ -374,7 +390,7 @@ async def test_a_gateway_that_cannot_renew_lets_no_request_in(
     tmp_path: Path, url: str, engine: FakeVllm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It may have been halted for a while: the first request after that is refused, before any look at the engine."""
-    bench = gateway(tmp_path, "first", url, Supervision(health_interval_s=60, lease_s=60))
+    bench = gateway(tmp_path, "first", url, Supervision(health_interval_s=60, lease_s=12))
     async with bench.running():
         assert (await bench.ask()).status_code == 200
         await until_watched(engine)
