@@ -178,7 +178,7 @@ class Connection(asyncio.Protocol):
     @property
     def is_reusable(self) -> bool:
         """Whether another request may be sent."""
-        return self._is_usable and self._is_whole
+        return self._is_usable and self._is_whole and self._fault is None
 
     async def ask(self, head: bytes, body: bytes) -> Answer:
         """Send a request and wait for the head of its answer. Raises LostError."""
@@ -231,7 +231,6 @@ class Connection(asyncio.Protocol):
 
     def _fail(self, fault: str) -> None:
         """What was not answered by now will not be."""
-        self._is_usable = False
         self._fault = self._fault or fault
         self._wake()
 
