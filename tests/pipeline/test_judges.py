@@ -1,8 +1,10 @@
+import base64
+import io
 import json
 
 import httpx2
 import pytest
-from PIL import Image
+from PIL import Image, ImageChops
 
 from pipeline import concurrency
 from pipeline.errors import MachineError, RecipeError
@@ -101,11 +103,12 @@ def test_a_judgments_key_depends_on_judge_prompt_response_and_gold(tmp_path):
     low = PointwiseJudge(SECTION, images)
     high = PointwiseJudge(SECTION.model_copy(update={"image_detail": "high"}), images)
     other = PointwiseJudge(SECTION.model_copy(update={"model": "gpt-4o"}), images)
-    keys = [judgment_key(judge, task, response) for judge in (low, high, other, Verifier())]
+    short = PointwiseJudge(SECTION.model_copy(update={"max_tokens": 9}), images)
+    keys = [judgment_key(judge, task, response) for judge in (low, high, other, short, Verifier())]
     keys.append(judgment_key(low, task, make_response(key="s")))
     others = ({"answer": 1}, {"question": "r?"}, {"choices": ("red", "green")}, {"facts": ()})
     keys += [judgment_key(low, make_task(**changes), response) for changes in others]
-    assert len(set(keys)) == 9
+    assert len(set(keys)) == len(keys) == 10
 
 
 def test_an_account_of_what_stands_says_what_was_refused_failed_or_never_asked(tmp_path):
@@ -126,10 +129,8 @@ def test_an_account_of_what_stands_says_what_was_refused_failed_or_never_asked(t
     assert count.reasons == {"refusal": 1, "overloaded": 1, "not_asked": 1}
 
 
-def answer(content, status=200, **error):
-    if status != 200:
-        return httpx2.Response(status, json={"error": {"message": "no", **error}})
-    choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": content}}
+def answer(content, finish_reason="stop"):
+    choice = {"index": 0, "finish_reason": finish_reason, "message": {"role": "assistant", "content": content}}
     usage = {"prompt_tokens": 100, "completion_tokens": 7, "total_tokens": 107}
     body = {"id": "x", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice], "usage": usage}
     return httpx2.Response(200, json=body)
@@ -156,10 +157,38 @@ async def test_the_pointwise_judge_sees_image_question_and_chain_but_not_gold(mo
     body, authorization = seen[0]
     image, text = body["messages"][0]["content"]
     assert image["image_url"]["detail"] == "low"
-    assert "Options: (A) red (B) blue" in text["text"]
+    assert "Question: q?\nOptions: (A) red (B) blue" in text["text"]
     assert "The circle is red. <R> The answer is (A)." in text["text"]
     assert "gold" not in text["text"].lower()
-    assert (body["model"], authorization) == ("gpt-4o-mini", "Bearer sk-test")
+    assert (body["model"], body["seed"], authorization) == ("gpt-4o-mini", 0, "Bearer sk-test")
+
+
+async def test_a_response_that_says_nothing_about_no_image_is_shown_as_it_is(monkeypatch, tmp_path):
+    monkeypatch.setenv("VCOT_TEST_KEY", "sk-test")
+    seen = []
+
+    def upstream(request):
+        seen.append(json.loads(request.content)["messages"][0]["content"])
+        return answer(json.dumps({"rationale": "empty", "score": 1}))
+
+    async with PointwiseJudge(SECTION, ImageStore(tmp_path), transport=httpx2.MockTransport(upstream)) as judge:
+        judgment = await judge.score(make_task(), make_response(text=""), "k")
+    ((text,),) = seen
+    assert judgment.score == 1.0
+    assert (text["type"], text["text"].rpartition("Response:")[2].strip()) == ("text", "")
+
+
+@pytest.mark.parametrize(
+    ("content", "finish_reason", "said", "reason"),
+    [
+        ('{"rationale": "fi', "length", "was cut off at judge.max_tokens", "cut_by_length"),
+        ("Eight.", "stop", "cannot be read: it holds 0 JSON objects", "unreadable"),
+    ],
+)
+async def test_what_is_wrong_with_a_verdict_is_told(monkeypatch, tmp_path, content, finish_reason, said, reason):
+    judgment, _ = await ask(monkeypatch, tmp_path, answer(content, finish_reason=finish_reason))
+    assert (judgment.score, judgment.refused, judgment.reason) == (None, True, reason)
+    assert f"verdict {content!r} {said}" in judgment.error
 
 
 async def test_a_missing_key_is_named_before_anything_is_asked(monkeypatch, tmp_path):
@@ -172,8 +201,43 @@ async def test_a_missing_key_is_named_before_anything_is_asked(monkeypatch, tmp_
 async def test_a_server_of_ones_own_needs_no_key(monkeypatch, tmp_path):
     monkeypatch.delenv("VCOT_TEST_KEY", raising=False)
     section = SECTION.model_copy(update={"base_url": "http://judge:8000/v1"})
-    async with PointwiseJudge(section, ImageStore(tmp_path)):
-        pass
+    seen = []
+
+    def upstream(request):
+        seen.append((str(request.url), request.headers["authorization"]))
+        return answer(json.dumps({"rationale": "fine", "score": 7}))
+
+    async with PointwiseJudge(section, ImageStore(tmp_path), transport=httpx2.MockTransport(upstream)) as judge:
+        assert (await judge.score(make_task(), make_response(), "k")).score == 7.0
+    assert seen == [("http://judge:8000/v1/chat/completions", "Bearer none")]
+
+
+async def test_a_judge_is_tried_on_a_red_disc_in_the_middle_of_a_photo_s_size(monkeypatch, tmp_path):
+    monkeypatch.setenv("VCOT_TEST_KEY", "sk-test")
+    bodies = []
+
+    def upstream(request):
+        bodies.append(json.loads(request.content))
+        return answer(json.dumps({"rationale": "red", "score": 10}))
+
+    async with PointwiseJudge(SECTION, ImageStore(tmp_path), transport=httpx2.MockTransport(upstream)) as judge:
+        judgment = await judge.test()
+    assert (judgment.key, judgment.response, judgment.task) == ("test", "test", "test")
+    assert (judgment.score, judgment.judge) == (10.0, "pointwise/1:gpt-4o-mini")
+    (body,) = bodies
+    shown, text = body["messages"][0]["content"]
+    assert (body["seed"], shown["image_url"]["detail"]) == (0, "low")
+    said = text["text"]
+    assert "Question: What colour is the disc" in said
+    assert "Options: (A) red (B) blue (C) green (D) yellow" in said
+    assert said.endswith("<R> The disc is red. The answer is (A) red.")
+    kind, _, data = shown["image_url"]["url"].partition(";base64,")
+    image = Image.open(io.BytesIO(base64.b64decode(data)))
+    assert (kind, image.format, image.size) == ("data:image/png", "PNG", (640, 480))
+    assert (image.getpixel((320, 240)), image.getpixel((0, 0))) == ((255, 0, 0), (255, 255, 255))
+    left, top, right, bottom = ImageChops.invert(image).getbbox()
+    assert right - left == bottom - top, "it is round"
+    assert (left + right - 1, top + bottom - 1) == image.size, "and in the middle"
 
 
 def test_a_pointwise_judge_without_a_model_is_a_wrong_recipe(tmp_path):

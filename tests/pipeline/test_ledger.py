@@ -187,6 +187,17 @@ def test_a_record_of_another_version_is_a_sentence(tmp_path):
         Ledger(path).get(Judgment, ["k"])
 
 
+def test_a_reader_that_may_not_write_sees_what_a_writer_at_work_has_stored(tmp_path, monkeypatch):
+    path = tmp_path / "l.sqlite"
+    writer = Ledger(path)
+    writer.put([judgment("a")])
+    monkeypatch.setattr("os.access", lambda *_: False)
+    reader = Ledger(path, is_read=True)
+    assert reader.get(Judgment, ["a"]) == {"a": judgment("a")}
+    reader.close()
+    writer.close()
+
+
 def test_a_reader_of_a_ledger_that_is_not_there_finds_nothing_and_makes_no_file(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     reader = Ledger(tmp_path / "l.sqlite", is_read=True)
