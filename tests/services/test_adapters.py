@@ -10,6 +10,7 @@ import pytest
 
 from pipeline.errors import CheckpointError, SwapError
 from services.engine.command import SERVED_NAME
+from services.gateway.fleet.replica import Supervision
 from services.gateway.swap.verified import served_name
 from services.gateway.swap.ways import check_adapter, choose_way
 from tests.services.bench_fleet import BASE, TUNED, Bench, answer_of
@@ -74,6 +75,23 @@ async def test_an_adapter_is_unloaded_when_no_alias_means_it_and_no_request_is_o
     await swap
     assert bench.server.adapters == {}
     assert (await bench.ask(model="light")).status_code == 409
+
+
+async def test_a_swap_is_done_though_a_server_goes_down_before_its_old_adapter_is_unloaded(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, supervision=Supervision(first_backoff_s=60.0))
+    bench.adapter("light", DELTA)
+    async with bench.running():
+        await bench.swap("policy", "light")
+        bench.server.hold.clear()
+        held = asyncio.create_task(bench.ask("hold on"))
+        await bench.server.holding.wait()
+        swap = asyncio.create_task(bench.swap("policy", "base"))
+        await bench.until_so(lambda: not bench.admission.adapters)
+        bench.server.died.set()
+        await bench.until("dead")
+        bench.server.hold.set()
+        await held
+        assert (await swap).live.name == "base"
 
 
 async def test_another_adapter_of_the_same_name_meets_no_cache_of_the_first(bench: Bench) -> None:

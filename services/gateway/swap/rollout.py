@@ -16,6 +16,7 @@ that is started anew does so, too.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import shutil
 import time
 from collections.abc import Awaitable, Callable
@@ -262,7 +263,8 @@ async def _drop_unused_adapters(fleet: Fleet) -> None:
     for replica in fleet.replicas:
         for adapter in [a for a in replica.gate.admission.adapters.values() if a.ref.name not in meant]:
             if await replica.gate.drop_adapter(adapter, fleet.limits.drain_s):
-                await forget_adapter(replica.upstream, adapter)
+                with contextlib.suppress(ServerError):  # it went down meanwhile, and has no upstream
+                    await forget_adapter(replica.upstream, adapter)
                 dropped.append(adapter)
     for adapter in dropped:
         shutil.rmtree(fleet.registry.served_folder / adapter.ref.digest.removeprefix("sha256:"), ignore_errors=True)
