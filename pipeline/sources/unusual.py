@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pipeline.records import Task
-from pipeline.sources import unusual_drawings
+from pipeline.sources import unusual_drawings as drawings
 from pipeline.sources.nano.questions import PngStore
 from pipeline.sources.pen import Drawing, render
 
@@ -55,45 +55,40 @@ def _counted(name: str, draw: Drawing, parts: str, usual: str, unusual: str, *ot
 
 
 THINGS = (
-    _coloured("stop sign", unusual_drawings.draw_stop_sign, "red", "green", "blue", "yellow"),
-    _coloured("banana", unusual_drawings.draw_banana, "yellow", "blue", "red", "purple"),
+    _coloured("stop sign", drawings.draw_stop_sign, "red", "green", "blue", "yellow"),
+    _coloured("banana", drawings.draw_banana, "yellow", "blue", "red", "purple"),
     _coloured(
         "traffic light",
-        unusual_drawings.draw_traffic_light,
+        drawings.draw_traffic_light,
         "red",
         "blue",
         "green",
         "yellow",
         what="lit lamp of the traffic light",
     ),
-    _coloured("tree", unusual_drawings.draw_tree, "green", "purple", "red", "blue", what="crown of the tree"),
-    _coloured("sun", unusual_drawings.draw_sun, "yellow", "green", "blue", "red"),
-    _coloured("snowman", unusual_drawings.draw_snowman, "white", "pink", "blue", "yellow"),
-    _coloured("carrot", unusual_drawings.draw_carrot, "orange", "blue", "red", "yellow"),
-    _coloured("strawberry", unusual_drawings.draw_strawberry, "red", "blue", "green", "yellow"),
-    _coloured("school bus", unusual_drawings.draw_bus, "yellow", "pink", "green", "blue"),
-    _coloured("grass", unusual_drawings.draw_meadow, "green", "red", "yellow", "blue"),
-    _counted("clock", unusual_drawings.draw_clock, "hands", "two", "none", "one", "four"),
-    _counted("chair", unusual_drawings.draw_chair, "legs", "four", "three", "two", "five"),
-    _counted("hand", unusual_drawings.draw_hand, "fingers, with the thumb,", "five", "six", "four", "three"),
-    _counted("bicycle", unusual_drawings.draw_bicycle, "wheels", "two", "three", "one", "four"),
-    _counted("star", unusual_drawings.draw_star, "points", "five", "six", "four", "eight"),
-    _counted("spider", unusual_drawings.draw_spider, "legs", "eight", "six", "four", "five"),
-    _counted("face", unusual_drawings.draw_face, "eyes", "two", "three", "one", "four"),
-    _counted("dog", unusual_drawings.draw_dog, "legs", "four", "five", "three", "two"),
+    _coloured("tree", drawings.draw_tree, "green", "purple", "red", "blue", what="crown of the tree"),
+    _coloured("sun", drawings.draw_sun, "yellow", "green", "blue", "red"),
+    _coloured("snowman", drawings.draw_snowman, "white", "pink", "blue", "yellow"),
+    _coloured("carrot", drawings.draw_carrot, "orange", "blue", "red", "yellow"),
+    _coloured("strawberry", drawings.draw_strawberry, "red", "blue", "green", "yellow"),
+    _coloured("school bus", drawings.draw_bus, "yellow", "pink", "green", "blue"),
+    _coloured("grass", drawings.draw_meadow, "green", "red", "yellow", "blue"),
+    _counted("clock", drawings.draw_clock, "hands", "two", "none", "one", "four"),
+    _counted("chair", drawings.draw_chair, "legs", "four", "three", "two", "five"),
+    _counted("hand", drawings.draw_hand, "fingers, with the thumb,", "five", "six", "four", "three"),
+    _counted("bicycle", drawings.draw_bicycle, "wheels", "two", "three", "one", "four"),
+    _counted("star", drawings.draw_star, "points", "five", "six", "four", "eight"),
+    _counted("spider", drawings.draw_spider, "legs", "eight", "six", "four", "five"),
+    _counted("face", drawings.draw_face, "eyes", "two", "three", "one", "four"),
+    _counted("dog", drawings.draw_dog, "legs", "four", "five", "three", "two"),
     Thing(
-        "clock numbers",
-        unusual_drawings.draw_clock_numbers,
-        "Which number is at the top of the clock?",
-        "12",
-        "6",
-        ("3", "9"),
+        "clock numbers", drawings.draw_clock_numbers, "Which number is at the top of the clock?", "12", "6", ("3", "9")
     ),
-    Thing("door", unusual_drawings.draw_door, "Is the door open or closed?", "closed", "open"),
-    Thing("candle", unusual_drawings.draw_cake, "Is the candle on the cake burning?", "yes", "no"),
-    Thing("cup", unusual_drawings.draw_cup, "Where is the cup?", "on the table", "under the table"),
-    Thing("fish", unusual_drawings.draw_fish, "Where is the fish?", "in the water", "in the air"),
-    Thing("house", unusual_drawings.draw_house, "Which way up is the house?", "upright", "upside down"),
+    Thing("door", drawings.draw_door, "Is the door open or closed?", "closed", "open"),
+    Thing("candle", drawings.draw_cake, "Is the candle on the cake burning?", "yes", "no"),
+    Thing("cup", drawings.draw_cup, "Where is the cup?", "on the table", "under the table"),
+    Thing("fish", drawings.draw_fish, "Where is the fish?", "in the water", "in the air"),
+    Thing("house", drawings.draw_house, "Which way up is the house?", "upright", "upside down"),
 )
 
 

@@ -303,16 +303,8 @@ class Registry:
         folder = self._folder / name
         if not (folder / MANIFEST).is_file():
             progress(f"asking {directory.name} the canary")
-            command = [
-                sys.executable,
-                "-P",
-                "-m",
-                "training.model.canary",
-                str(directory),
-                "--out",
-                str(folder / MANIFEST),
-            ]
-            command += ["--name", name]
+            command = [sys.executable, "-P", "-m", "training.model.canary", str(directory)]
+            command += ["--out", str(folder / MANIFEST), "--name", name]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:
                 lines = done.stderr.strip().splitlines() or [f"status {done.returncode}"]

@@ -22,8 +22,8 @@ from services.gateway.http.exchange import exchange_of
 MAX_HEAD_BYTES = 64 * 1024
 MAX_HEADERS = 100
 KEEP_ALIVE_S = 75
-"""How long an idle connection stays open: longer than clients do (OpenAI's SDK 5 s, aiohttp 15 s, nginx 60 s),
-or a request would now and then be sent on one that is being closed, and fail."""
+"""How long an idle connection stays open. Clients give theirs up earlier (OpenAI's SDK after 5 s, aiohttp 15, nginx 60), or
+one would now and then send a request on a connection that the gateway is closing, and fail."""
 _BYTES_AROUND_A_BODY_BYTE = 8
 """A chunk of one byte has a line before it and a line break behind it."""
 _CORK_BYTES = 16 * 1024

@@ -40,7 +40,7 @@ _FREE = "default"
 _OWNER_FILE = "gateway.json"
 _RELEASE_TIMEOUT_S = 2.0
 _MAX_TAKES = 10
-"""How often a busy engine is asked again, one after another."""
+"""How often a claim is tried on an engine that is too busy to answer in time."""
 
 
 class Held(Record):
@@ -132,12 +132,12 @@ class Claim:
         """Make the engine ours. Raises ServerError where it is another's, or does not answer."""
         settle_s = self.lease_s / 30
         async with self._turn:
+            if not self.is_shared:
+                await self._sign()
+                return
             for _ in range(_MAX_TAKES):
-                read_at = await self._until_free() if self.is_shared else 0.0
-                self.owner.lives.add(self._life)
-                await self._write(Held(weights=None, owner=self.owner.id, life=self._life, where=self.owner.where))
-                if not self.is_shared:
-                    return
+                read_at = await self._until_free()
+                await self._sign()
                 if time.monotonic() - read_at <= settle_s:
                     break
             else:
@@ -215,6 +215,11 @@ class Claim:
             )
         self._said = (held,)
         return held
+
+    async def _sign(self) -> None:
+        """Write down that the engine is ours, and that nobody knows what it holds."""
+        self.owner.lives.add(self._life)
+        await self._write(Held(weights=None, owner=self.owner.id, life=self._life, where=self.owner.where))
 
     async def _write(self, held: Held) -> None:
         self._said = (*self._said[-1:], held)
