@@ -376,16 +376,11 @@ class FakeVllm:
         if fault in _FAULTS:
             return await self._fail(request, body, fault)
         delta, path = self.adapters.get(model, (0.0, ""))
-        delta = 0.0 if self.ignores_adapters else delta
-        if self.mixes_adapters and not path:
-            await asyncio.sleep(0.02)
-            delta = sum(each for each, _ in self.adapters.values()) if self.num_now > 1 else 0.0
+        delta = await self._applied(delta)
         key = f"{model}{path}{text}{body.get('cache_salt', '')}"
         self.num_hits += key in self.prefixes
         prefix = self.prefixes.setdefault(key, self.weight + delta)
         seen = self.images.setdefault(f"{model}{image}", self.weight + delta)
-        if self.mixes_adapters:
-            await asyncio.sleep(0.05)
         try:
             logprobs = [
                 await self._token(position, text, prefix, seen, delta) for position in range(body.get("max_tokens", 3))
@@ -404,6 +399,14 @@ class FakeVllm:
             choice["token_ids"] = [TOKENS[0] + (self.weight >= FAR)] * len(logprobs)
             answer["prompt_token_ids"] = list(self.prompt_tokens)
         return web.json_response(answer)
+
+    async def _applied(self, delta: float) -> float:
+        """What an adapter adds to a request, its own or another's."""
+        if self.mixes_adapters:
+            await asyncio.sleep(0.02)
+            if self.num_now > 1:
+                return sum(each for each, _ in self.adapters.values())
+        return 0.0 if self.ignores_adapters else delta
 
     async def _take_in(self, image: str) -> bool:
         """Whether the engine has the image that the API refers to; the image itself takes longer than a reference."""

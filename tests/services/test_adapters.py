@@ -314,7 +314,7 @@ async def test_the_way_is_the_recipes_or_the_fastest(bench: Bench) -> None:
 
 
 async def test_what_is_served_no_longer_is_taken_out_of_the_engine(bench: Bench) -> None:
-    """vLLM keeps an adapter's weights when its name is unloaded; on a CPU, those in the last slot reach its base's tokens."""
+    """vLLM keeps the weights when a name is unloaded; on a CPU, those in the last slot reach the base's tokens."""
     for number in range(3):
         if number:
             bench.registry.retire("light")
