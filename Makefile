@@ -9,7 +9,7 @@ HARNESS      := .venv-harness
 OLDER        := .venv-older
 export PYTHONUNBUFFERED = 1
 
-.PHONY: demo test test-slow test-fast test-compose test-harness test-older test-rehearsal parity bench-gateway bench-swap bench-swap-mutations bench-serving bench-train soak experiment mutation mutation-sample lint format setup lock clean
+.PHONY: demo test test-slow test-fast test-compose test-harness test-older test-rehearsal parity bench-gateway bench-swap bench-swap-mutations bench-serving bench-ledger bench-train soak experiment mutation mutation-sample lint format setup lock clean
 .DEFAULT_GOAL := help
 
 help:
@@ -63,6 +63,9 @@ bench-swap-mutations: setup ## wrong weights on purpose, on the real vLLM: which
 
 bench-serving: setup ## throughput through the gateway against direct, on the real vLLM
 	$(BIN)/python -m bench.serving $(ARGS)
+
+bench-ledger: setup ## disk, memory and speed of the ledger, beside its former layout
+	$(BIN)/python -m bench.ledger $(ARGS)
 
 bench-train: setup ## steps per second beside plain TRL's trainer
 	$(BIN)/python -m bench.train $(ARGS)

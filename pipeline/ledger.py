@@ -4,42 +4,51 @@ One SQLite file. A record is durable before it counts as done (full synchronous 
 at most work in flight, and the same command again finds every finished record by its key. An error is kept, so that it
 can be read: a later record replaces it, and nothing ever replaces a good record. Whether its key is still owed is the
 step's to say: what failed is, what a judge refused is final.
+
+    groups      one row for each request: what its responses share, and the responses, each text once
+    asked       what many requests share: checkpoint, prompt and sampling
+    responses   where each response is: key -> row of `groups`, position in it
+    judgments   one row each, its score and tokens in columns
+
+Keys are hashes, and stored as their bytes. Writers that wait at the same time share one transaction. A file of the former
+layout, a row of JSON for each record, is brought up to date in one transaction when it is opened to be written.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import sqlite3
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
 from pipeline.errors import InputError, StageError
 from pipeline.files import explain
+from pipeline.ledger_layout import (
+    JUDGMENT,
+    PUT_JUDGMENT,
+    PUT_RESPONSE,
+    TABLES,
+    decode_judgment,
+    decode_key,
+    decode_member,
+    encode_judgment,
+    encode_key,
+    encode_member,
+)
 from pipeline.records import Judgment, Response, Usage
 
 LedgerRecord = Response | Judgment
 R = TypeVar("R", Response, Judgment)
 
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS records (
-    kind TEXT NOT NULL,
-    key  TEXT NOT NULL,
-    ok   INTEGER NOT NULL,
-    body TEXT NOT NULL,
-    PRIMARY KEY (kind, key)
-) WITHOUT ROWID
-"""
-_PUT = """
-INSERT INTO records (kind, key, ok, body) VALUES (?, ?, ?, ?)
-ON CONFLICT (kind, key) DO UPDATE SET ok = excluded.ok, body = excluded.body WHERE records.ok = 0
-"""
 _MAX_VARIABLES = 500
 
 
@@ -56,56 +65,163 @@ class Ledger:
         """
         self._path = path
         self._lock = threading.Lock()
-        self._writes: set[asyncio.Future[None]] = set()
+        self._next: _Batch | None = None
+        """Gathers until the transaction before it is done."""
+        self._committing: asyncio.Future[None] | None = None
         try:
             self._connection = _connect_to_read(path) if is_read else _connect(path)
+            is_former = _has_table(self._connection, "records")
         except sqlite3.OperationalError as error:  # the disk's fault or the folder's, not the file's
             raise InputError(
                 f"the ledger {path} cannot be opened ({error}); see that its disk has room and that it may be written"
             ) from None
         except sqlite3.DatabaseError as error:
             raise InputError(f"{path} is not a ledger ({error}); restore it or begin a new run directory") from None
+        if is_former:
+            self._update(is_read=is_read)
+
+    def _update(self, *, is_read: bool) -> None:
+        """Bring a file of the former layout up to date. Raises InputError where that may not be, with the file as it was."""
+        if is_read:
+            self.close()
+            raise InputError(
+                f"the ledger {self._path} is of an earlier version of vcot; a command that works on the run brings it up "
+                "to date, as `vcot sample` does, and asks for nothing again"
+            )
+        try:
+            with self._using(), self._transaction():
+                query = "SELECT kind, body FROM records ORDER BY json_extract(body, '$.group')"  # a group's one by one
+                rows = self._connection.execute(query)
+                former = (self._read_former(kind, body) for kind, body in rows)
+                while chunk := list(islice(former, _MAX_VARIABLES)):
+                    self._put(chunk)
+                self._connection.execute("DROP TABLE records")
+        except BaseException:
+            self.close()
+            raise
+
+    def _read_former(self, kind: str, body: str) -> LedgerRecord:
+        fields = json.loads(body)
+        return self._validate(Response, fields) if kind == "Response" else self._validate(Judgment, fields)
 
     async def write(self, records: Sequence[LedgerRecord]) -> None:
-        """`put` in a thread. Whoever waits may be cancelled; what was answered is written all the same."""
-        writing = asyncio.ensure_future(asyncio.to_thread(self.put, records))
-        self._writes.add(writing)
-        writing.add_done_callback(self._writes.discard)
-        await asyncio.shield(writing)
+        """`put` in a thread, in one transaction with what others wait to write. Returns when the records are on disk.
+
+        Whoever waits may be cancelled; what was answered is written all the same.
+        """
+        if self._next is None:
+            self._next = _Batch([], asyncio.get_running_loop().create_future())
+            self._committing = asyncio.ensure_future(self._commit(self._next, self._committing))
+        batch = self._next
+        batch.parts.append(records)
+        await asyncio.shield(batch.is_done)
+        if (fault := batch.faults.get(id(records))) is not None:
+            raise fault
+
+    async def _commit(self, batch: _Batch, before: asyncio.Future[None] | None) -> None:
+        """Write what has gathered while the transaction before was under way."""
+        if before is not None:
+            await asyncio.wait([before])
+        self._next = None
+        await asyncio.to_thread(batch.put, self)
+        batch.is_done.set_result(None)
 
     async def finish(self) -> None:
         """Wait for what is being written, then close the file."""
-        await asyncio.gather(*self._writes, return_exceptions=True)
+        while self._committing is not None and not self._committing.done():
+            await asyncio.wait([self._committing])
         self.close()
 
     def put(self, records: Sequence[LedgerRecord]) -> None:
         """Store `records` in one transaction: after it returns all of them are on disk, or none."""
-        rows = [(type(r).__name__, r.key, int(r.error is None), r.model_dump_json(exclude_none=True)) for r in records]
-        with self._using():
-            try:
-                self._connection.execute("BEGIN IMMEDIATE")
-                self._connection.executemany(_PUT, rows)
-                self._connection.execute("COMMIT")
-            except BaseException:
-                if self._connection.in_transaction:
-                    self._connection.execute("ROLLBACK")
-                raise
+        with self._using(), self._transaction():
+            self._put(records)
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        try:
+            self._connection.execute("BEGIN IMMEDIATE")
+            yield
+            self._connection.execute("COMMIT")
+        except BaseException:
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+            raise
+
+    def _put(self, records: Iterable[LedgerRecord]) -> None:
+        groups: dict[tuple[Any, ...], list[Response]] = {}
+        for record in records:
+            if isinstance(record, Judgment):
+                self._connection.execute(PUT_JUDGMENT, encode_judgment(record))
+            else:
+                groups.setdefault(self._identify(record), []).append(record)
+        for identity, responses in groups.items():
+            self._put_group(identity, responses)
+
+    def _identify(self, response: Response) -> tuple[Any, ...]:
+        """Which row of `groups` a response belongs in."""
+        sampling = response.sampling.model_dump()
+        seed = sampling.pop("seed")
+        shared = {"checkpoint": response.checkpoint.model_dump(), "prompt": response.prompt, "sampling": sampling}
+        body = json.dumps(shared, ensure_ascii=False)
+        self._connection.execute("INSERT OR IGNORE INTO asked (body) VALUES (?)", (body,))
+        ((asked,),) = self._connection.execute("SELECT id FROM asked WHERE body = ?", (body,))
+        return encode_key(response.group), response.task, asked, seed
+
+    def _put_group(self, identity: tuple[Any, ...], responses: Sequence[Response]) -> None:
+        find = "SELECT id, members FROM groups WHERE key = ? AND task = ? AND asked = ? AND seed = ?"
+        row = self._connection.execute(find, identity).fetchone()
+        if row is None:
+            added = "INSERT INTO groups (key, task, asked, seed, members) VALUES (?, ?, ?, ?, '[]')"
+            row = self._connection.execute(added, identity).lastrowid, "[]"
+        number, members = row[0], json.loads(row[1])
+        for response in responses:
+            key = encode_key(response.key)
+            find = "SELECT grp, position, ok FROM responses WHERE key = ?"
+            known = self._connection.execute(find, (key,)).fetchone()
+            if known is not None and known[2]:
+                continue
+            position = known[1] if known is not None and known[0] == number else len(members)
+            members[position : position + 1] = [encode_member(response)]
+            self._connection.execute(PUT_RESPONSE, (key, number, position, response.error is None))
+        text = json.dumps(members, ensure_ascii=False, separators=(",", ":"))
+        self._connection.execute("UPDATE groups SET members = ? WHERE id = ?", (text, number))
 
     def get(self, kind: type[R], keys: Iterable[str]) -> dict[str, R]:
         """The stored records among `keys`, errors included."""
         found: dict[str, R] = {}
-        chunk: tuple[str, ...]
+        read = self._read_responses if kind is Response else self._read_judgments
         for chunk in _chunks(keys):
-            marks = ", ".join("?" * len(chunk))
-            query = f"SELECT key, body FROM records WHERE kind = ? AND key IN ({marks})"  # noqa: S608 - only marks
             with self._using():
-                rows = self._connection.execute(query, (kind.__name__, *chunk)).fetchall()
-            found |= {key: self._read(kind, body) for key, body in rows}
+                for key, fields in read({encode_key(key): key for key in chunk}):
+                    found[key] = self._validate(kind, fields)
         return found
 
-    def _read(self, kind: type[R], body: str) -> R:
+    def _read_responses(self, keys: Mapping[bytes | str, str]) -> Iterator[tuple[str, dict[str, Any]]]:
+        query = f"SELECT key, grp, position FROM responses WHERE key IN ({_marks(keys)})"  # noqa: S608 - only marks
+        places = self._connection.execute(query, tuple(keys)).fetchall()
+        numbers = {number for _, number, _ in places}
+        query = f"""
+            SELECT groups.id, groups.key, task, body, seed, members FROM groups JOIN asked ON asked.id = groups.asked
+            WHERE groups.id IN ({_marks(numbers)})
+        """  # noqa: S608 - only marks
+        groups = {}
+        for number, group, task, body, seed, members in self._connection.execute(query, tuple(numbers)):
+            shared = json.loads(body)
+            shared["sampling"]["seed"] = seed
+            groups[number] = shared | {"group": decode_key(group), "task": task}, json.loads(members)
+        for key, number, position in places:
+            shared, members = groups[number]
+            yield keys[key], {"key": keys[key], **shared, **decode_member(members[position])}
+
+    def _read_judgments(self, keys: Mapping[bytes | str, str]) -> Iterator[tuple[str, dict[str, Any]]]:
+        query = f"SELECT {', '.join(JUDGMENT)} FROM judgments WHERE key IN ({_marks(keys)})"  # noqa: S608 - names, marks
+        for row in self._connection.execute(query, tuple(keys)):
+            yield keys[row[0]], decode_judgment(row)
+
+    def _validate(self, kind: type[R], fields: dict[str, Any]) -> R:
         try:
-            return kind.model_validate_json(body)
+            return kind.model_validate(fields)
         except ValidationError as error:
             raise InputError(
                 f"the ledger {self._path} holds a {kind.__name__} that cannot be read ({explain(error)}); use the "
@@ -115,26 +231,25 @@ class Ledger:
     def done(self, kind: type[R], keys: Iterable[str]) -> set[str]:
         """Those of `keys` whose record is good."""
         done: set[str] = set()
-        chunk: tuple[str, ...]
+        good = "responses WHERE ok" if kind is Response else "judgments WHERE error IS NULL"
         for chunk in _chunks(keys):
-            marks = ", ".join("?" * len(chunk))
-            query = f"SELECT key FROM records WHERE kind = ? AND ok = 1 AND key IN ({marks})"  # noqa: S608 - only marks
+            asked = {encode_key(key): key for key in chunk}
+            query = f"SELECT key FROM {good} AND key IN ({_marks(asked)})"  # noqa: S608 - names, marks
             with self._using():
-                done |= {key for (key,) in self._connection.execute(query, (kind.__name__, *chunk))}
+                done |= {asked[key] for (key,) in self._connection.execute(query, tuple(asked))}
         return done
 
     def is_empty(self) -> bool:
         """Whether it holds no record."""
+        query = "SELECT 1 FROM responses UNION ALL SELECT 1 FROM judgments LIMIT 1"
         with self._using():
-            return self._connection.execute("SELECT 1 FROM records LIMIT 1").fetchone() is None
+            return self._connection.execute(query).fetchone() is None
 
     def spent(self, judge: str) -> tuple[int, Usage]:
         """How many of a judge's judgments were billed, and for how many tokens, whatever became of them."""
         query = """
-            SELECT count(*), sum(json_extract(body, '$.usage.prompt_tokens')),
-                   sum(json_extract(body, '$.usage.completion_tokens'))
-            FROM records WHERE kind = 'Judgment' AND json_extract(body, '$.judge') = ?
-                           AND json_extract(body, '$.usage') IS NOT NULL
+            SELECT count(*), sum(prompt_tokens), sum(completion_tokens)
+            FROM judgments WHERE judge = ? AND prompt_tokens IS NOT NULL
         """
         with self._using():
             ((num_judgments, prompt_tokens, completion_tokens),) = self._connection.execute(query, (judge,)).fetchall()
@@ -163,7 +278,7 @@ def _connect(path: Path) -> sqlite3.Connection:
     try:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
-        connection.execute(_SCHEMA)
+        connection.executescript(TABLES)
     except sqlite3.DatabaseError:
         connection.close()
         raise
@@ -178,15 +293,19 @@ def _connect_to_read(path: Path) -> sqlite3.Connection:
         try:
             connection.execute("PRAGMA query_only = ON")
             connection.execute("BEGIN")  # one view for all that is read, whatever is written meanwhile
-            if connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'records'").fetchone():
+            if _has_table(connection, "records") or _has_table(connection, "judgments"):
                 return connection
         except sqlite3.DatabaseError:
             connection.close()
             raise
         connection.close()  # whoever makes it has only begun
     connection = sqlite3.connect(":memory:", check_same_thread=False, isolation_level=None)
-    connection.execute(_SCHEMA)
+    connection.executescript(TABLES)
     return connection
+
+
+def _has_table(connection: sqlite3.Connection, name: str) -> bool:
+    return connection.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (name,)).fetchone() is not None
 
 
 def _read_mode(path: Path) -> str:
@@ -196,11 +315,36 @@ def _read_mode(path: Path) -> str:
     return "ro" if path.with_name(f"{path.name}-wal").exists() else "ro&immutable=1"
 
 
+@dataclass
+class _Batch:
+    """What is written in one transaction. Mutated by the writers until it begins."""
+
+    parts: list[Sequence[LedgerRecord]]
+    is_done: asyncio.Future[None]
+    faults: dict[int, Exception] = field(default_factory=dict)
+    """By id of the part, why it was not written."""
+
+    def put(self, ledger: Ledger) -> None:
+        """Write all parts together; where that fails, each alone, so that one cannot take others with it."""
+        try:
+            ledger.put([record for part in self.parts for record in part])
+        except Exception as error:  # noqa: BLE001 - is raised by whoever waits for it
+            if len(self.parts) == 1:
+                self.faults[id(self.parts[0])] = error
+                return
+            for part in self.parts:
+                try:
+                    ledger.put(part)
+                except Exception as own:  # noqa: BLE001 - is raised by whoever waits for it
+                    self.faults[id(part)] = own
+
+
+def _marks(values: Collection[Any]) -> str:
+    return ", ".join("?" * len(values))
+
+
 def _chunks(keys: Iterable[str]) -> Iterator[tuple[str, ...]]:
     """`keys` in tuples of at most `_MAX_VARIABLES`, SQLite's bound on the variables of a statement."""
     iterator = iter(keys)
-    while True:
-        chunk = tuple(islice(iterator, _MAX_VARIABLES))
-        if not chunk:
-            return
+    while chunk := tuple(islice(iterator, _MAX_VARIABLES)):
         yield chunk

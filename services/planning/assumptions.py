@@ -117,7 +117,7 @@ ENGINE_START_S = Span(60, 150, 400)
 """vLLM on a GPU, compilation and CUDA graphs included."""
 IMAGE_BYTES: Mapping[str, int] = {"aokvqa": 140_000, "scienceqa": 69_000}
 """Means of 8 COCO and 58 ScienceQA images."""
-RESPONSE_BYTES, JUDGMENT_BYTES = 4_000, 1_000
-"""In the ledger, with 200 tokens of text; SQLite's pages are two thirds full (test_estimate.py)."""
+RESPONSE_BYTES, JUDGMENT_BYTES = 1_350, 700
+"""In the ledger, with 200 tokens of text (test_estimate.py)."""
 CHECKPOINTS_KEPT = 2
 """Of TRL's, for resuming (training/dpo/fit.py)."""

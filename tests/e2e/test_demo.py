@@ -4,7 +4,6 @@ import json
 import os
 import re
 import signal
-import sqlite3
 import subprocess
 import sys
 import time
@@ -13,6 +12,9 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+
+from pipeline.records import Response
+from tests.ledgers import count_good
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
@@ -50,16 +52,6 @@ def command(*arguments, run):
     return done
 
 
-def count_responses(run):
-    if not (run / "ledger.sqlite").is_file():
-        return 0
-    with sqlite3.connect(run / "ledger.sqlite") as connection:
-        try:
-            return connection.execute("SELECT count(*) FROM records WHERE kind = 'Response' AND ok = 1").fetchone()[0]
-        except sqlite3.OperationalError:  # not made yet
-            return 0
-
-
 def processes_naming(text):
     found = []
     for entry in Path("/proc").glob("[0-9]*/cmdline"):
@@ -79,7 +71,7 @@ def run(tmp_path_factory):
     slow = ["sample.max_concurrency=1"]  # so that the kill finds it sampling
     arguments = [*VCOT, "demo", "--run", str(run), *SMALL, *slow]
     with subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=sys.stderr) as process:
-        while count_responses(run) < 16 and process.poll() is None:
+        while count_good(run, Response) < 16 and process.poll() is None:
             time.sleep(0.05)
         assert process.poll() is None, "the demo ended before it could be killed"
         process.send_signal(signal.SIGKILL)
@@ -87,7 +79,7 @@ def run(tmp_path_factory):
 
 
 def test_kill_9_loses_nothing_leaves_nothing_behind_and_the_same_command_finishes(run):
-    kept = count_responses(run)
+    kept = count_good(run, Response)
     assert 16 <= kept < 320
     deadline = time.monotonic() + 60
     while (left := processes_naming(str(run))) and time.monotonic() < deadline:
@@ -164,13 +156,13 @@ def check_real_photos(run):
     done = command("sample", *source, "--set", "tasks.num_tasks=6", f"serve.url={url}", run=photos)
     assert done.returncode == 0, done.stderr
     assert "48 requested = 48 ok + 0 cached" in done.stderr
-    assert count_responses(photos) == 48
+    assert count_good(photos, Response) == 48
 
 
 def test_the_same_command_again_sends_nothing_and_starts_nothing(run):
-    before = count_responses(run)
+    before = count_good(run, Response)
     done = command("demo", *SMALL, run=run)
     assert done.returncode == 0, done.stderr
     assert "serve" not in done.stderr
-    assert count_responses(run) == before
+    assert count_good(run, Response) == before
     assert re.search(r"320 requested = 0 ok \+ 320 cached", done.stderr)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import signal
-import sqlite3
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.records import Response
+from tests.ledgers import read_responses
 from training.protocol.job import ADAPTER, JOB, PROGRESS, REFERENCE, TrainJob, TrainProgress, read_record
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(600)]
@@ -31,17 +31,6 @@ SMALL = [
     "train.learning_rate=1e-3",  # few steps are to move the policy by more than rounding
     "train.num_evaluations=1",
 ]
-
-
-def read_responses(run: Path) -> list[Response]:
-    if not (run / "ledger.sqlite").is_file():
-        return []
-    with sqlite3.connect(run / "ledger.sqlite") as connection:
-        try:
-            rows = connection.execute("SELECT body FROM records WHERE kind = 'Response' AND ok = 1").fetchall()
-        except sqlite3.OperationalError:  # not made yet
-            return []
-    return [Response.model_validate_json(body) for (body,) in rows]
 
 
 def sampled(run: Path) -> tuple[list[Response], list[Response]]:

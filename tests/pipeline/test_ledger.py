@@ -5,16 +5,163 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pipeline.errors import InputError, StageError
 from pipeline.ledger import Ledger
-from pipeline.records import Judgment, Usage
+from pipeline.records import CheckpointRef, Judgment, Response, SamplingParams, Usage, content_key
 
 
 def judgment(key, score=1.0, error=None):
     return Judgment(key=key, response=key, task="t", judge="j", score=None if error else score, error=error)
+
+
+def make_response(group, index, text="It is red.<R>A", **fields):
+    return Response(
+        **{
+            "key": content_key(group=group, index=index), "group": group, "task": "t", "index": index,
+            "checkpoint": CheckpointRef(name="base", digest="sha256:a", kind="base"), "prompt": "cot",
+            "sampling": SamplingParams(temperature=0.5, max_tokens=9, n=8, seed=1), "text": text,
+            **fields,
+        }
+    )  # fmt: skip
+
+
+def former(path, records):
+    """A file of the layout that version 0.1.0 was begun with."""
+    with sqlite3.connect(path) as connection:
+        connection.execute(
+            "CREATE TABLE records (kind TEXT NOT NULL, key TEXT NOT NULL, ok INTEGER NOT NULL, body TEXT NOT NULL, "
+            "PRIMARY KEY (kind, key)) WITHOUT ROWID"
+        )
+        rows = [(type(r).__name__, r.key, r.error is None, r.model_dump_json(exclude_none=True)) for r in records]
+        connection.executemany("INSERT INTO records VALUES (?, ?, ?, ?)", rows)
+    connection.close()
+
+
+WORDS = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+CHECKPOINTS = st.builds(CheckpointRef, name=WORDS, digest=WORDS, kind=st.just("merged"), parent=st.none() | WORDS)
+USAGES = st.builds(Usage, prompt_tokens=st.integers(0, 9), completion_tokens=st.integers(0, 9))
+SAMPLINGS = st.builds(
+    SamplingParams,
+    temperature=st.floats(0, 2),
+    top_p=st.floats(0.1, 1),
+    max_tokens=st.integers(1, 9),
+    n=st.integers(1, 9),
+    seed=st.integers(-(2**63), 2**63 - 1),
+)
+SAID = st.fixed_dictionaries(
+    {"text": WORDS, "thought": st.none() | WORDS, "answer": st.none() | WORDS},
+    optional={"finish_reason": WORDS, "usage": USAGES, "latency_s": st.floats(0, 1e9)},
+)
+FAILED = st.fixed_dictionaries({"error": WORDS}, optional={"reason": WORDS, "refused": st.booleans()})
+KEYS = st.sampled_from("abc") | st.sampled_from([content_key(n=n) for n in range(4)])
+
+
+@st.composite
+def responses(draw):
+    outcome = draw(SAID | FAILED)
+    if outcome.get("text") and draw(st.booleans()):  # as prompts take them apart
+        outcome["thought"], outcome["answer"] = outcome["text"][:3], outcome["text"][3:]
+    fields = {"key": draw(KEYS), "group": draw(KEYS), "task": draw(WORDS), "index": draw(st.integers(0, 3))}
+    asked = {"checkpoint": draw(CHECKPOINTS), "prompt": draw(st.sampled_from(["cot", "zero_shot"]))}
+    return Response(sampling=draw(SAMPLINGS), **fields, **asked, **outcome)
+
+
+@st.composite
+def judgments(draw):
+    outcome = draw(st.fixed_dictionaries({"score": st.floats(-10, 10)}) | FAILED)
+    fields = {"key": draw(KEYS), "response": draw(KEYS), "task": draw(WORDS), "judge": draw(WORDS)}
+    usage = {"usage": draw(st.none() | USAGES), "num_asked": draw(st.integers(0, 3)), "rationale": draw(WORDS)}
+    return Judgment(**fields, **usage, **outcome)
+
+
+@given(st.lists(st.lists(responses() | judgments(), max_size=4), max_size=5), st.booleans())
+@settings(max_examples=150, deadline=None)
+def test_what_comes_back_is_what_was_put(puts, is_former):
+    """The last error, or the first good record, of each kind and key: whatever else is in its row, and in the file."""
+    expected = {}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "l.sqlite")
+        if is_former and puts:
+            first = {(type(r), r.key): r for r in puts.pop(0)}
+            former(path, first.values())
+            expected |= first
+        ledger = Ledger(path)
+        for records in puts:
+            ledger.put(records)
+            for record in records:
+                known = expected.get((type(record), record.key))
+                if known is None or known.error is not None:
+                    expected[type(record), record.key] = record
+        for kind in (Response, Judgment):
+            wanted = {key: record for (k, key), record in expected.items() if k is kind}
+            assert ledger.get(kind, [*wanted, "never"]) == wanted
+            assert ledger.done(kind, wanted) == {key for key, record in wanted.items() if record.error is None}
+        assert ledger.is_empty() == (not expected)
+        ledger.close()
+
+
+def test_a_file_of_the_former_layout_is_brought_up_to_date_when_it_is_written(tmp_path):
+    path = tmp_path / "l.sqlite"
+    records = [make_response(group, index) for group in "ab" for index in range(8)]
+    former(path, [*records, judgment("a", 0.5)])
+    with pytest.raises(
+        InputError, match=r"l\.sqlite is of an earlier version .* brings it up to date, as `vcot sample`"
+    ):
+        Ledger(path, is_read=True)
+    Ledger(path).close()
+    reader = Ledger(path, is_read=True)
+    assert reader.get(Response, [r.key for r in records]) == {r.key: r for r in records}
+    assert reader.get(Judgment, ["a"]) == {"a": judgment("a", 0.5)}
+
+
+def test_a_file_of_the_former_layout_that_cannot_be_read_stays_as_it_is(tmp_path):
+    path = tmp_path / "l.sqlite"
+    former(path, [make_response("g", 0), judgment("a")])
+    with sqlite3.connect(path) as connection:
+        connection.execute("UPDATE records SET body = json_set(body, '$.newer', 1) WHERE kind = 'Judgment'")
+    connection.close()
+    before = dump(path)
+    for _ in range(2):
+        with pytest.raises(InputError, match="holds a Judgment that cannot be read"):
+            Ledger(path)
+    assert dump(path)["records"] == before["records"]
+    assert dump(path)["responses"] == []
+
+
+def dump(path):
+    with sqlite3.connect(path) as connection:
+        names = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+        found = {name: connection.execute(f"SELECT * FROM {name}").fetchall() for name in names}
+    connection.close()
+    return found
+
+
+async def test_who_waits_at_once_shares_a_transaction_and_one_s_fault_is_its_own(tmp_path):
+    ledger = Ledger(tmp_path / "l.sqlite")
+    broken = judgment("b").model_copy(update={"key": Unbindable("b")})
+    sets = [[judgment("a")], [broken], [judgment("c")]]
+    outcomes = await asyncio.gather(*(ledger.write(records) for records in sets), return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [type(None), ValueError, type(None)]
+    assert ledger.done(Judgment, "abc") == {"a", "c"}
+
+
+async def test_a_hundred_writers_that_wait_take_two_transactions(tmp_path):
+    """The log grows by whole pages with each."""
+    sizes = []
+    for name, at_once in (("one.sqlite", 1), ("many.sqlite", 100)):
+        ledger = Ledger(tmp_path / name)
+        for start in range(0, 100, at_once):
+            await asyncio.gather(*(ledger.write([judgment(str(start + n))]) for n in range(at_once)))
+        sizes.append((tmp_path / f"{name}-wal").stat().st_size)
+        await ledger.finish()
+    assert sizes[1] < sizes[0] / 5
 
 
 def test_records_come_back_by_kind_and_key(tmp_path):
@@ -178,13 +325,13 @@ def test_a_ledger_that_cannot_be_opened_is_not_called_a_wrong_file(tmp_path):
 def test_a_record_of_another_version_is_a_sentence(tmp_path):
     path = tmp_path / "ledger.sqlite"
     ledger = Ledger(path)
-    ledger.put([Judgment(key="k", response="r", task="t", judge="j", score=1.0)])
+    ledger.put([make_response("g", 0)])
     ledger.close()
     with sqlite3.connect(path) as connection:
-        connection.execute("UPDATE records SET body = json_set(body, '$.newer', 1)")
+        connection.execute("UPDATE groups SET members = json_set(members, '$[0].newer', 1)")
     connection.close()
-    with pytest.raises(InputError, match=r"holds a Judgment that cannot be read \(newer: Extra .*; use the version"):
-        Ledger(path).get(Judgment, ["k"])
+    with pytest.raises(InputError, match=r"holds a Response that cannot be read \(newer: Extra .*; use the version"):
+        Ledger(path).get(Response, [make_response("g", 0).key])
 
 
 def test_a_reader_that_may_not_write_sees_what_a_writer_at_work_has_stored(tmp_path, monkeypatch):

@@ -13,7 +13,6 @@ import json
 import os
 import re
 import signal
-import sqlite3
 import subprocess
 import sys
 import time
@@ -31,8 +30,10 @@ import pytest
 from pipeline.identity import verify_checkpoint
 from pipeline.images import ImageStore
 from pipeline.recipe import load_recipe
+from pipeline.records import Judgment, Response
 from pipeline.sources import aokvqa, load_tasks, scienceqa
 from tests.hub_cache import write_snapshot
+from tests.ledgers import count_good, read_responses
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 HERE = Path(__file__).parent
@@ -145,17 +146,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("paper") / "run"
 
 
-def count(run: Path, kind: str) -> int:
-    """Good records of a kind in the ledger."""
-    if not (run / "ledger.sqlite").is_file():
-        return 0
-    with sqlite3.connect(run / "ledger.sqlite") as ledger:
-        try:
-            return ledger.execute("SELECT count(*) FROM records WHERE kind = ? AND ok = 1", (kind,)).fetchone()[0]
-        except sqlite3.OperationalError:  # not made yet
-            return 0
-
-
 def accounts(said: str) -> list[tuple[int, ...]]:
     """requested, ok, cached, failed and refused of each stage, as printed."""
     found = re.findall(r"(\d+) requested = (\d+) ok \+ (\d+) cached(?: \+ (\d+) failed)?(?: \+ (\d+) refused)?", said)
@@ -190,9 +180,7 @@ def check_outcome(run: Path, said: str, kind: str, num_adapted: int) -> dict[str
 
 def stamped(run: Path) -> Counter[str]:
     """Responses by the digest of the weights that gave them."""
-    with sqlite3.connect(run / "ledger.sqlite") as ledger:
-        bodies = ledger.execute("SELECT body FROM records WHERE kind = 'Response' AND ok = 1").fetchall()
-    return Counter(json.loads(body)["checkpoint"]["digest"] for (body,) in bodies)
+    return Counter(response.checkpoint.digest for response in read_responses(run))
 
 
 def test_the_official_layouts_hold_the_same_questions_as_the_hub(
@@ -225,27 +213,27 @@ def test_a_spent_quota_stops_the_run_before_anything_is_made_of_the_part(world: 
     assert done.returncode == 1, done.stderr
     last = done.stderr.strip().splitlines()[-1]
     assert re.search(r"exceeded your current quota.*the same command goes on", last), last
-    assert 0 < count(run, "Judgment") <= 20 + load_recipe("paper").judge.max_concurrency, "and what was in flight"
+    assert 0 < count_good(run, Judgment) <= 20 + load_recipe("paper").judge.max_concurrency, "and what was in flight"
     assert not (run / "pairs").exists()
     assert not (run / "training").exists()
 
 
 def test_dpo_killed_while_it_judges_is_finished_by_the_same_command(world: World, run: Path) -> None:
-    before = count(run, "Judgment")
+    before = count_good(run, Judgment)
     with subprocess.Popen(world.command(run, ()), stdout=subprocess.DEVNULL, env=world.environment) as process:
-        while count(run, "Judgment") < before + NUM_TASKS and process.poll() is None:
+        while count_good(run, Judgment) < before + NUM_TASKS and process.poll() is None:
             time.sleep(0.02)
         assert process.poll() is None, "the run ended before it could be killed"
         process.send_signal(signal.SIGKILL)
-    kept = count(run, "Judgment")
-    assert count(run, "Response") == NUM_TASKS * K
+    kept = count_good(run, Judgment)
+    assert count_good(run, Response) == NUM_TASKS * K
     assert kept < NUM_TASKS * K
 
     said = world.run(run)
     num_responses = NUM_TASKS * K
     assert (num_responses, 0, num_responses, 0, 0) in accounts(said), "no response is asked for twice"
     (judged,) = [account for account in accounts(said) if account[0] == num_responses and account[4]]
-    assert count(run, "Judgment") == num_responses - judged[4], "each has a verdict, or was refused for good"
+    assert count_good(run, Judgment) == num_responses - judged[4], "each has a verdict, or was refused for good"
     asked = world.asked()
     num_limited = asked["429 rate_limit_exceeded"]
     assert num_limited <= load_recipe("paper").judge.max_concurrency, "its pace is kept"
@@ -276,10 +264,10 @@ def test_the_same_command_again_asks_for_nothing_and_starts_nothing(world: World
 
 
 def test_mdpo_goes_on_from_the_same_judgments(world: World, run: Path) -> None:
-    asked, responses = world.asked()["calls"], count(run, "Response")
+    asked, responses = world.asked()["calls"], count_good(run, Response)
     said = world.run(run, "train.method=mdpo")
     assert world.asked()["calls"] == asked
-    assert count(run, "Response") == responses + 4 * NUM_QUESTIONS, "the policy's answers to the benchmark"
+    assert count_good(run, Response) == responses + 4 * NUM_QUESTIONS, "the policy's answers to the benchmark"
     assert check_outcome(run, said, "merged", num_adapted=160)["name"].startswith("mdpo-")
 
 

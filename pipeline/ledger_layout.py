@@ -1,0 +1,112 @@
+"""How the ledger's records lie in its file: tables, and a record as a row's values and back (pipeline/ledger.py)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from pipeline.records import Judgment, Response
+
+TABLES = """
+CREATE TABLE IF NOT EXISTS asked (id INTEGER PRIMARY KEY, body TEXT NOT NULL UNIQUE);
+CREATE TABLE IF NOT EXISTS groups (
+    id      INTEGER PRIMARY KEY,
+    key     NOT NULL,
+    task    TEXT NOT NULL,
+    asked   INTEGER NOT NULL,
+    seed    INTEGER NOT NULL,
+    members TEXT NOT NULL,
+    UNIQUE (key, task, asked, seed)
+);
+CREATE TABLE IF NOT EXISTS responses (
+    key PRIMARY KEY NOT NULL, grp INTEGER NOT NULL, position INTEGER NOT NULL, ok INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS judgments (
+    id                INTEGER PRIMARY KEY,
+    key               NOT NULL UNIQUE,
+    response          NOT NULL,
+    task              TEXT NOT NULL,
+    judge             TEXT NOT NULL,
+    score             REAL,
+    rationale         TEXT NOT NULL,
+    prompt_tokens     INTEGER,
+    completion_tokens INTEGER,
+    error             TEXT,
+    reason            TEXT NOT NULL,
+    refused           INTEGER NOT NULL,
+    num_asked         INTEGER NOT NULL
+);
+"""
+JUDGMENT = (
+    "key", "response", "task", "judge", "score", "rationale", "prompt_tokens", "completion_tokens", "error", "reason",
+    "refused", "num_asked",
+)  # fmt: skip
+PUT_JUDGMENT = f"""
+INSERT INTO judgments ({", ".join(JUDGMENT)}) VALUES ({", ".join("?" * len(JUDGMENT))})
+ON CONFLICT (key) DO UPDATE SET {", ".join(f"{name} = excluded.{name}" for name in JUDGMENT[1:])}
+WHERE judgments.error IS NOT NULL
+"""  # noqa: S608 - only names of columns
+PUT_RESPONSE = """
+INSERT INTO responses (key, grp, position, ok) VALUES (?, ?, ?, ?)
+ON CONFLICT (key) DO UPDATE SET grp = excluded.grp, position = excluded.position, ok = excluded.ok
+"""
+_SHARED = {"key", "group", "task", "checkpoint", "prompt", "sampling"}
+"""Fields of a response that its row tells."""
+_PARTS = ("thought", "answer")
+"""Fields that mostly are a part of the text, and then are stored as where it begins and how long it is."""
+_HASH = re.compile(r"[0-9a-f]{64}")
+
+
+def encode_key(key: str) -> bytes | str:
+    """A hash as its bytes; any other text as it is."""
+    return bytes.fromhex(key) if _HASH.fullmatch(key) else key
+
+
+def decode_key(key: bytes | str) -> str:
+    """The key that was encoded."""
+    return key.hex() if isinstance(key, bytes) else key
+
+
+def encode_member(response: Response) -> dict[str, Any]:
+    """What a response says beside its row."""
+    fields = response.model_dump(exclude=_SHARED, exclude_defaults=True)
+    for part in _PARTS:
+        words = fields.get(part)
+        if words is not None and response.text is not None and (at := response.text.find(words)) >= 0:
+            fields[part] = [at, len(words)]
+    return fields
+
+
+def decode_member(member: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a response beside those that its row tells."""
+    for part in _PARTS:
+        if isinstance(place := member.get(part), list):
+            at, length = place
+            member = member | {part: member["text"][at : at + length]}
+    return member
+
+
+def encode_judgment(judgment: Judgment) -> tuple[Any, ...]:
+    """The values of its row, as JUDGMENT names them."""
+    usage = judgment.usage
+    fields = judgment.model_dump() | {
+        "key": encode_key(judgment.key),
+        "response": encode_key(judgment.response),
+        "prompt_tokens": usage.prompt_tokens if usage else None,
+        "completion_tokens": usage.completion_tokens if usage else None,
+    }
+    return tuple(fields[name] for name in JUDGMENT)
+
+
+def decode_judgment(row: Sequence[Any]) -> dict[str, Any]:
+    """The fields of a judgment."""
+    fields = dict(zip(JUDGMENT, row, strict=True))
+    prompt_tokens, completion_tokens = fields.pop("prompt_tokens"), fields.pop("completion_tokens")
+    usage = {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens}
+    return fields | {
+        "key": decode_key(fields["key"]),
+        "response": decode_key(fields["response"]),
+        "refused": bool(fields["refused"]),
+        "usage": usage if prompt_tokens is not None else None,
+    }
