@@ -98,7 +98,7 @@ def test_help_lists_every_step_and_imports_nothing_heavy():
 
 
 def test_the_version_is_the_packages(vcot):
-    pyproject = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text("utf-8"))
+    pyproject = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text("utf-8"))
     assert vcot("--version")[:2] == (0, pyproject["project"]["version"] + "\n")
 
 

@@ -9,7 +9,7 @@ import torch
 from pipeline.errors import CheckpointError
 from training.model.loading import load_model, load_processor
 
-NANO = Path(__file__).parents[2] / "training" / "checkpoints" / "nano"
+NANO = Path(__file__).parents[3] / "training" / "checkpoints" / "nano"
 
 
 @pytest.fixture

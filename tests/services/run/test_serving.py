@@ -28,8 +28,8 @@ from services.gateway.swap import rollout
 from services.run import steps
 from services.run.serving import Serving, _only_gateway, _persist, _serve, is_served, running_gateway
 from services.run.steps import Session, swap_stage
+from tests.services.engine.test_vllm import processes
 from tests.services.fake_vllm import install_stub, write_checkpoint
-from tests.services.test_vllm import processes
 
 
 @pytest.fixture

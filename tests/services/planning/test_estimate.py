@@ -15,7 +15,7 @@ from services.planning.estimate import count_work, estimate_disk, estimate_judge
 from training.protocol.shape import find_shape, read_shape
 
 SHAPE = read_shape(find_shape("llava-hf/llava-1.5-7b-hf"))
-DATA = Path(__file__).parents[3] / "shared" / "data"
+DATA = Path(__file__).parents[4] / "shared" / "data"
 real_data = pytest.mark.skipif(not (DATA / "aokvqa").is_dir(), reason="needs the extracts of the public data sets")
 
 
@@ -107,7 +107,7 @@ def test_prompts_are_as_long_as_assumed():
     assert mean("thought_specific", asked) == pytest.approx(assumptions.PROMPT_TOKENS["thought_specific"], abs=3)
     for name in ("zero_shot", "cot"):
         assert mean(name, shown) == pytest.approx(assumptions.PROMPT_TOKENS[name], abs=3)
-    judge = (Path(__file__).parents[2] / "pipeline" / "judges" / "pointwise.txt").read_text()
+    judge = (Path(__file__).parents[3] / "pipeline" / "judges" / "pointwise.txt").read_text()
     filled = [judge.replace("<question>", q).replace("<options>", render_options(c)) for q, c in asked[:200]]
     lengths = [len(tokenizer.encode(text).ids) for text in filled]
     assert sum(lengths) / len(lengths) == pytest.approx(assumptions.JUDGE_TEXT_TOKENS, rel=0.1)

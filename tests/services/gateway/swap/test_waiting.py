@@ -13,7 +13,7 @@ from services.gateway.fleet import gate, rest
 from services.gateway.swap.verified import SwapLimits
 from tests.services.bench_fleet import BASE, TUNED, Bench, answer_of
 from tests.services.fake_vllm import FakeVllm, write_checkpoint
-from tests.services.test_gateway import events
+from tests.services.gateway.test_gateway import events
 
 
 @pytest.fixture

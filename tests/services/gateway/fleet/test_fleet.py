@@ -19,7 +19,7 @@ from services.gateway.swap.calibration import Calibration
 from services.gateway.swap.claim import Owner
 from tests.services.bench_fleet import BASE, TUNED, Bench, answer_of
 from tests.services.fake_vllm import FakeVllm, write_checkpoint
-from tests.services.test_gateway import events
+from tests.services.gateway.test_gateway import events
 
 BROKEN = ("reset", "half", "half-json", "500", "502", "503", "wrong-model")
 

@@ -16,9 +16,9 @@ from services.cli.terminal import Terminal
 from services.run import results
 from services.run.rounds import list_rounds
 from services.run.steps import Session, eval_requests
+from tests.services.cli.test_cli import vcot
 from tests.services.fake_vllm import write_checkpoint
-from tests.services.test_cli import vcot
-from tests.services.test_rounds import answer, teach
+from tests.services.run.test_rounds import answer, teach
 
 __all__ = ["vcot"]
 SIZES = ("tasks.num_tasks=12", "sample.k=2", "eval.num_tasks=9", "eval.temperatures=[0.4]")

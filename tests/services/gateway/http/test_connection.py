@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from services.gateway.http.connection import ClientConnection
 from services.gateway.http.exchange import Exchange, exchange_of
 from services.gateway.http.limits import Limits, Slots
-from tests.services.test_limits import Work
+from tests.services.gateway.http.test_limits import Work
 
 HEAD = b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 1\r\n\r\n"
 

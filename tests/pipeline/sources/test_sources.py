@@ -18,7 +18,7 @@ from pipeline.sources import aokvqa, load_tasks, scienceqa
 from pipeline.sources.scienceqa import TEST_NUM_QUESTIONS, check_test_counts
 from tests.hub_cache import write_snapshot
 
-SHARED = Path(__file__).parents[3] / "shared" / "data"
+SHARED = Path(__file__).parents[4] / "shared" / "data"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="../shared/data (real extracts) is absent")
 
 

@@ -5,7 +5,7 @@ import re
 from importlib import util
 from pathlib import Path
 
-PAGE = (Path(__file__).parents[2] / "docs" / "models.md").read_text("utf-8")
+PAGE = (Path(__file__).parents[3] / "docs" / "models.md").read_text("utf-8")
 
 
 def registered(name):

@@ -18,7 +18,7 @@ from pipeline.records import CheckpointManifest
 from training.model import canary
 from training.model.loading import load_model, load_processor
 
-LLAVA = Path(__file__).parents[3] / "shared" / "data" / "llava-1.5-7b-hf"
+LLAVA = Path(__file__).parents[4] / "shared" / "data" / "llava-1.5-7b-hf"
 needs_shared = pytest.mark.skipif(
     not LLAVA.is_dir(), reason="../shared/data/llava-1.5-7b-hf (LLaVA-1.5's tokenizer) is absent"
 )

@@ -10,7 +10,7 @@ from services.planning.machine import MINIMUM_DRIVERS
 from services.planning.outlook import render_costs, render_fits
 from training.protocol.shape import find_shape, read_shape
 
-PAGE = (Path(__file__).parents[2] / "docs" / "paper-run.md").read_text("utf-8")
+PAGE = (Path(__file__).parents[3] / "docs" / "paper-run.md").read_text("utf-8")
 RECIPE = load_recipe("paper")
 SHAPE = read_shape(find_shape(RECIPE.model.source))
 

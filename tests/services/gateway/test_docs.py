@@ -10,7 +10,7 @@ from services.gateway.http import content, keys, limits
 from services.gateway.http.metrics import Metrics
 from tests.services.bench_fleet import Bench
 
-DOCS = Path(__file__).parents[2] / "docs"
+DOCS = Path(__file__).parents[3] / "docs"
 PAGE = (DOCS / "serving.md").read_text("utf-8")
 
 

@@ -22,7 +22,7 @@ from training.nano.quiz import draw_examples, measure_accuracy, sample_responses
 from training.nano.schedule import STAGES, NanoPlan, make_plan
 
 PROMPTS = get_args(PromptName)
-SHIPPED = Path(__file__).parents[2] / "training/checkpoints"
+SHIPPED = Path(__file__).parents[3] / "training/checkpoints"
 
 
 def tiny_plan(architecture):
