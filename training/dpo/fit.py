@@ -30,8 +30,6 @@ from trl import DPOConfig
 from pipeline.errors import MachineError, ServerError
 from pipeline.recipe import Dtype, TrainSection
 from training.dpo.corruption import add_other_images
-from training.dpo.dropout import quicken_dropout
-from training.dpo.features import keep_features
 from training.dpo.objective import GAP, TERM, PreferenceTrainer, start_loss
 from training.dpo.rows import PairCollator
 from training.model.loading import DTYPES, Model, device, load_model
@@ -126,10 +124,6 @@ def adapt_model(
         for parameter in trainer.model.parameters():
             if parameter.requires_grad:  # TRL has put it into bfloat16, which loses small updates
                 parameter.data = parameter.data.float()
-    if device().type == "cpu":
-        quicken_dropout(trainer.model)
-    if recipe.accelerate_config == "ddp":  # else ranks must gather the tower's weights together, or wait for ever
-        keep_features(trainer.model)
     trainer.try_sharing(recipe.dtype)
     return trainer
 

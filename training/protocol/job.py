@@ -27,7 +27,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from pipeline import files
 from pipeline.errors import BusyError, InputError, VcotError
@@ -127,16 +127,17 @@ class TrainStatus(Record):
 class PairSummary(Record):
     """What the preflight found in one split: requested = kept + refused."""
 
+    model_config = ConfigDict(extra="ignore")
+    """Earlier versions wrote the shortest and the median length, too, which nothing read."""
+
     num_rows: int
     num_kept: int
     refused: tuple[tuple[str, str], ...]
     """Task and reason of each row that cannot be trained whole."""
     refused_rows: tuple[int, ...]
     """Where they stand in the file, from 0."""
-    min_length: int
-    median_length: int
     max_length: int
-    """In tokens, image tokens included; the longer response of each kept pair."""
+    """Of the longest kept row, in tokens, image tokens included."""
     example: str
     """The first kept row as the model reads it, before image tokens are expanded."""
 
