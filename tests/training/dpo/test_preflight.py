@@ -19,8 +19,6 @@ ROWS = PairSummary(
     num_kept=2,
     refused=(),
     refused_rows=(),
-    min_length=700,
-    median_length=800,
     max_length=1200,
     example="",
 )

@@ -16,6 +16,7 @@ from training.protocol.job import (
     PREFLIGHT,
     PROGRESS,
     STATUS,
+    PairSummary,
     Preflight,
     TrainJob,
     TrainProgress,
@@ -150,6 +151,11 @@ def test_a_checkpoints_files_are_on_disk_before_it_takes_its_name_and_the_name_b
         (partial / name).write_text("{}")
     publish_directory(partial, tmp_path / "x")
     assert disk == ["config.json", "model.safetensors", partial.name, "rename to x", tmp_path.name]
+
+
+def test_a_summary_of_pairs_of_an_earlier_version_is_read():
+    now = PairSummary(num_rows=1, num_kept=1, refused=(), refused_rows=(), max_length=9, example="")
+    assert PairSummary.model_validate({**now.model_dump(), "min_length": 7, "median_length": 8}) == now
 
 
 def fail(job, capsys, code=2):
