@@ -1,6 +1,6 @@
 """Steps per second of our DPO beside plain TRL's: the same rows, model, batches, adapter and optimizer, in one run.
 
-    python -m bench.train [--shape mini | frozen | nano | 7b] [--rounds 5] [--steps 6]
+    python -m bench.train [--shape mini | nano | 7b] [--rounds 5] [--steps 6]
 
 Three ways of one step take turns, round by round: `trl`, its unmodified DPOTrainer, which forwards the reference on the
 fly; `cached`, with the reference's log-probs read from disk; `shared`, which passes image and question once for both
@@ -14,7 +14,6 @@ Shapes:
     mini    LLaVA-1.5-7B in miniature: 576 image tokens, chains of about 100, and about its shares of tower (5 % of the
             weights) and adapter (3 %); 2 layers of width 512, random weights. No dropout: a CPU draws its masks so slowly
             that they hide what the passes cost (docs/lab-notes.md has both)
-    frozen  the same with the adapter on the language model only, so that each image passes the tower once a run
     nano    the nano checkpoint with its own recipe, dropout 0.1: 4 image tokens, chains of 23, an adapter half as wide
             as the model. The headline, and the last line
     7b      LLaVA-1.5-7B's shape with random weights, for a GPU: bfloat16, gradient checkpointing, the paper's adapter
@@ -89,10 +88,8 @@ def make_shape(name: str, folder: Path, batch_size: int, num_rows: int) -> Shape
         processor.image_processor = CLIPImageProcessor(size={"shortest_edge": size}, crop_size=crop)
         processor.patch_size = _LLAVA["patch_size"]
     settings = [f"train.batch_size={batch_size}", "train.max_length=4096", "train.epochs=1000"]
-    if name in ("mini", "frozen", "tiny"):
+    if name in ("mini", "tiny"):
         settings += ["train.lora_r=8", "train.lora_alpha=16", "train.lora_dropout=0"]
-    if name == "frozen":
-        settings += ["train.target_modules=language-model"]
     if name == "7b":
         settings += ["train.dtype=bfloat16", "train.gradient_checkpointing=true", "train.learning_rate=1e-5"]
     recipe = load_recipe("nano", settings).train
@@ -103,7 +100,6 @@ def make_shape(name: str, folder: Path, batch_size: int, num_rows: int) -> Shape
     makers = {
         "nano": lambda: load_model(NANO, torch.float32),
         "mini": _mini,
-        "frozen": _mini,
         "7b": _llava_7b,
         "tiny": _tiny,
     }
@@ -305,7 +301,7 @@ def matrix_rate(size: int = 8192) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="bench.train", description="Steps per second beside plain TRL.")
-    parser.add_argument("--shape", choices=("nano", "mini", "frozen", "7b", "tiny"))
+    parser.add_argument("--shape", choices=("nano", "mini", "7b", "tiny"))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=6, help="timed steps in a round")
     options = parser.parse_args()
@@ -314,7 +310,7 @@ def main() -> None:
     logging.disable(logging.WARNING)
     quiet_libraries()
     torch.set_num_threads(1)
-    batch_sizes = {"nano": 8, "mini": 2, "frozen": 2, "7b": 4, "tiny": 2}
+    batch_sizes = {"nano": 8, "mini": 2, "7b": 4, "tiny": 2}
     for name in (options.shape,) if options.shape else ("mini", "nano"):
         print(json.dumps(measure(name, options.rounds, options.steps, batch_sizes[name])))
 

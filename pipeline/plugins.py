@@ -8,18 +8,22 @@ Limits: a module of one's own must be importable: installed, or in a folder of P
 
 from __future__ import annotations
 
+import ast
 import difflib
-import importlib
+import hashlib
+import importlib.util
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Generic, TypeVar
 
 from pipeline.errors import RecipeError
 
 T = TypeVar("T")
+_REMEDY = "install it, or put its folder into PYTHONPATH"
 _PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 
 
@@ -50,14 +54,25 @@ class Plugins(Generic[T]):
 
     def resolve(self, name: str) -> T:
         """The object with this name. Raises RecipeError where it is not found, or is something else."""
-        try:
-            path = self.built_ins.get(name) or _list_entry_points(self.group).get(self.check(name), name)
-        except ValueError as error:
-            raise RecipeError(str(error)) from None
+        path = self._find_path(name)
         found = _load(self.what, path)
         if not self.is_one(found):
             raise RecipeError(f"{self.what} {path} is {_describe(found)}, and must be {self.must_be}")
         return found  # type: ignore[return-value]  # as `is_one` says
+
+    def digest_source(self, name: str) -> str:
+        """The SHA-256 of the file that defines the object with this name; the object is not imported.
+
+        Raises RecipeError where the file is not found, or defines no such object.
+        """
+        path = self._find_path(name)
+        return f"sha256:{hashlib.sha256(_find_source(self.what, path).read_bytes()).hexdigest()}"
+
+    def _find_path(self, name: str) -> str:
+        try:
+            return self.built_ins.get(name) or _list_entry_points(self.group).get(self.check(name), name)
+        except ValueError as error:
+            raise RecipeError(str(error)) from None
 
 
 def _load(what: str, path: str) -> object:
@@ -66,8 +81,7 @@ def _load(what: str, path: str) -> object:
         found: object = importlib.import_module(module)
     except Exception as error:  # whatever a stranger's module raises
         raise RecipeError(
-            f"{what} {path}: importing {module} failed ({type(error).__name__}: {error}); install it, or put its folder "
-            "into PYTHONPATH"
+            f"{what} {path}: importing {module} failed ({type(error).__name__}: {error}); {_REMEDY}"
         ) from error
     for part in attribute.split("."):
         try:
@@ -75,6 +89,34 @@ def _load(what: str, path: str) -> object:
         except AttributeError:
             raise RecipeError(f"{what} {path}: {module} has no {attribute}; see how it is spelt there") from None
     return found
+
+
+def _find_source(what: str, path: str) -> Path:
+    """The file of the module in `path`. One that only passes on what another file defines would hide a change there."""
+    module, _, attribute = path.partition(":")
+    name = attribute.partition(".")[0]
+    try:
+        spec = importlib.util.find_spec(module)
+        if spec is None or spec.origin is None:
+            raise ModuleNotFoundError(f"No module named {module!r}")
+        source = Path(spec.origin)
+        defined = _list_defined(source) if source.suffix == ".py" else {name}
+    except Exception as error:  # a package around the module is imported, and may raise anything
+        raise RecipeError(
+            f"{what} {path}: {module} cannot be read ({type(error).__name__}: {error}); {_REMEDY}"
+        ) from error
+    if name not in defined:
+        raise RecipeError(f"{what} {path}: {source.name} does not define {name}; name the module that does")
+    return source
+
+
+def _list_defined(source: Path) -> set[str]:
+    """The names of functions, classes and variables that a file defines, not of what it imports."""
+    nodes = list(ast.walk(ast.parse(source.read_bytes())))
+    definitions = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    return {node.name for node in nodes if isinstance(node, definitions)} | {
+        node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+    }
 
 
 def _describe(found: object) -> str:

@@ -11,10 +11,10 @@ import ipaddress
 import json
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -22,6 +22,7 @@ from pipeline.engine_args import check_engine_args
 from pipeline.errors import RecipeError
 from pipeline.files import read_text
 from pipeline.markdown import UNSEEN
+from pipeline.plugins import Plugins
 from pipeline.records import PromptName, SamplingParams, ShownImage, Split
 
 POLICY_ALIAS = "policy"
@@ -75,11 +76,18 @@ def _check_model_name(name: str) -> str:
 Source = Literal["nano", "aokvqa", "scienceqa", "unusual"]
 SearchMode = Literal["one_at_a_time", "grid"]
 Corruption = Literal["crop", "blank", "noise", "other_image"]
-Loss = Literal[
+TRL_LOSSES = (
     "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
     "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm",
-]  # fmt: skip
-"""TRL's names of them."""
+)  # fmt: skip
+"""TRL's names of the losses that its trainer computes."""
+LOSSES: Plugins[Callable[..., Any]] = Plugins(
+    what="loss",
+    group="vcot.losses",
+    built_ins=dict.fromkeys(TRL_LOSSES, "trl:DPOTrainer"),
+    is_one=callable,
+    must_be="a function of log-probs (docs/extending-loss.md)",
+)
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
 
@@ -267,8 +275,8 @@ class TrainSection(Section):
 
     method: Literal["dpo", "mdpo"] = "dpo"
     """`dpo` (Rafailov et al. 2023), or `mdpo` (Wang et al. 2024): with preference of the true image, and an anchor."""
-    losses: Annotated[tuple[Loss, ...], Field(min_length=1)] = ("sigmoid",)
-    """TRL's losses of chosen against rejected, added up; `sigmoid` is DPO's own, `sft` the chosen response's."""
+    losses: Annotated[tuple[Annotated[str, AfterValidator(LOSSES.check)], ...], Field(min_length=1)] = ("sigmoid",)
+    """Losses, added up: TRL's (`sigmoid` is DPO's, `sft` the chosen response's), or one's own as `package.module:name`."""
     loss_weights: tuple[Annotated[float, Field(gt=0)], ...] = ()
     """A weight for each of `losses`; without it, 1."""
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
@@ -317,14 +325,6 @@ class TrainSection(Section):
     """Processes on this machine, one per GPU; `batch_size` is each one's."""
     accelerate_config: str = "ddp"
     """How they share the work: `ddp`, `fsdp`, `zero2`, `zero3` (DeepSpeed), or the path of an accelerate config file."""
-
-    @field_validator("losses", mode="before")
-    @classmethod
-    def _name_losses(cls, names: object) -> object:
-        unknown = [str(name) for name in names if name not in get_args(Loss)] if isinstance(names, list | tuple) else []
-        if unknown:
-            raise ValueError(f"TRL has no loss {unknown[0]!r}{_nearest(unknown[0], get_args(Loss))}")
-        return names
 
     @model_validator(mode="after")
     def _check(self) -> Self:

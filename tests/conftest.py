@@ -17,7 +17,7 @@ from pipeline.publish import pairs_digest, publish_pairs
 from pipeline.recipe import load_recipe
 from pipeline.records import CheckpointRef, PreferencePair
 from pipeline.sources.nano.questions import generate_nano, render_target
-from training.protocol.job import JOB, TrainJob
+from training.protocol.job import JOB, TrainJob, digest_losses
 
 CORPUS = ("The circle is red. The square is blue. So the answer is (A) red.", "USER: ASSISTANT:", "user\nassistant\n")
 
@@ -125,6 +125,7 @@ def make_job(
             pairs_path=str(made[size][0]),
             pairs_digest=made[size][1],
             train=recipe.train,
+            loss_sources=digest_losses(recipe.train),
             merge=recipe.merge,
         )
         directory = tmp_path_factory.mktemp("job")

@@ -23,7 +23,7 @@ from pipeline.records import Judgment, PreferencePair, Response, Split, StageCou
 from pipeline.sample import SampleRequest, plan_requests
 from pipeline.sources import load_round
 from services.checkpoints.registry import Checkpoint
-from training.protocol.job import REFERENCE, TrainJob
+from training.protocol.job import REFERENCE, TrainJob, digest_losses
 
 if TYPE_CHECKING:
     from services.run.steps import Session
@@ -139,6 +139,7 @@ class Round:
             pairs_digest=self.pairs.digest,
             round=self.number,
             train=recipe.train,
+            loss_sources=digest_losses(recipe.train),
             merge=recipe.merge,
             serve_dtype=recipe.serve.dtype,
             reference_path=str(self.session.run.path(REFERENCE)),

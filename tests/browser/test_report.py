@@ -14,7 +14,7 @@ from services.report.page import write_report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium is installed")
-run = runpy.run_path(str(Path(__file__).parents[1] / "services" / "report_data.py"))
+run = runpy.run_path(str(Path(__file__).parents[1] / "services" / "report" / "report_data.py"))
 make_data = run["make_data"]
 
 # A page around the report that measures it; the report itself allows no script.

@@ -17,7 +17,7 @@ from services.gateway.http.limits import Places
 from services.gateway.http.metrics import Metrics
 from tests.compose.engine import ROOT
 from tests.compose.test_compose_file import SERVICES
-from tests.services.test_gateway import Bench
+from tests.services.gateway.test_gateway import Bench
 
 FOLDER = ROOT / "services" / "observe"
 PANELS: list[dict[str, Any]] = json.loads((FOLDER / "dashboard.json").read_text("utf-8"))["panels"]

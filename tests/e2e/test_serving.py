@@ -22,7 +22,7 @@ from pipeline.errors import SwapError
 from pipeline.run import open_run
 from services.gateway.admin import GatewayState, fetch_state, live_checkpoint, register, swap_to
 from services.run.serving import GatewayHandle, running_gateway
-from tests.services.test_serving import gone
+from tests.services.run.test_serving import gone
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600), pytest.mark.asyncio(loop_scope="module")]
 

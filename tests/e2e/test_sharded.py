@@ -25,7 +25,7 @@ MIB = 2**20
 COMPARING_RANK = """
 import sys; from pathlib import Path
 import torch; from accelerate import PartialState; from torch.distributed.tensor import DTensor
-from tests.training.test_pairs import make_row
+from tests.training.dpo.test_rows import make_row
 from training.model.loading import load_model, load_processor
 from training.dpo.rows import PairCollator
 from training.model.sharded import load_sharded

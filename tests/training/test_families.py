@@ -11,7 +11,7 @@ from transformers import AutoProcessor
 from pipeline.errors import VcotError
 from pipeline.identity import verify_checkpoint
 from tests.training import families
-from tests.training.test_pairs import Rows, make_row, refusal, text
+from tests.training.dpo.test_rows import Rows, make_row, refusal, text
 from training.dpo import fit
 from training.dpo.rows import PairCollator, check_pairs
 from training.protocol.job import JOB, MERGE_REPORT, PREFLIGHT, MergeReport, Preflight, TrainJob, read_record

@@ -28,11 +28,10 @@ from transformers import PrinterCallback, TrainerCallback
 from trl import DPOConfig
 
 from pipeline.errors import MachineError, ServerError
-from pipeline.recipe import Dtype, TrainSection
+from pipeline.recipe import TRL_LOSSES, Dtype, TrainSection
 from training.dpo.corruption import add_other_images
-from training.dpo.dropout import quicken_dropout
-from training.dpo.features import keep_features
-from training.dpo.objective import GAP, TERM, PreferenceTrainer, start_loss
+from training.dpo.losses import find_own_losses, start_loss, weigh_losses, weigh_unforeseen
+from training.dpo.objective import GAP, TERM, PreferenceTrainer
 from training.dpo.rows import PairCollator
 from training.model.loading import DTYPES, Model, device, load_model
 from training.model.model_card import find_hub_id
@@ -120,16 +119,13 @@ def adapt_model(
         processing_class=processor,
         peft_config=lora_config(model, recipe),
         conditional=is_mdpo,
+        own_losses=find_own_losses(recipe),
     )
     trainer.remove_callback(PrinterCallback)
     if recipe.base_weights == "nf4":
         for parameter in trainer.model.parameters():
             if parameter.requires_grad:  # TRL has put it into bfloat16, which loses small updates
                 parameter.data = parameter.data.float()
-    if device().type == "cpu":
-        quicken_dropout(trainer.model)
-    if recipe.accelerate_config == "ddp":  # else ranks must gather the tower's weights together, or wait for ever
-        keep_features(trainer.model)
     trainer.try_sharing(recipe.dtype)
     return trainer
 
@@ -166,7 +162,7 @@ def run_training(
     trainer.args.eval_on_start = checkpoint is None and trainer.eval_dataset is not None
     if checkpoint is not None:
         _log.info("resuming after step %d of %d", step_of(checkpoint), expected)
-    elif not from_reference:
+    elif trainer.own_losses or not from_reference:
         _check_adapter_is_new(trainer)
     if rank := trainer.accelerator.process_index:
         torch.manual_seed(recipe.seed + rank)  # with one seed, all ranks would drop out the same
@@ -214,7 +210,9 @@ def _progress_file(
 
 
 def _check_adapter_is_new(trainer: PreferenceTrainer) -> None:
-    """With another reference than the base the loss says nothing at the start; the policy must be the base all the same."""
+    """With another reference than the base, or a loss of one's own, the loss at the start is not known; the policy must be
+    the base all the same.
+    """
     rows = range(min(len(trainer.train_dataset), trainer.args.per_device_train_batch_size))
     effect = trainer.adapter_effect(trainer.data_collator([trainer.train_dataset[i] for i in rows]))
     if effect:
@@ -239,14 +237,15 @@ def _check_end(done: int, expected: int, weights: Mapping[str, torch.Tensor]) ->
 
 
 def training_arguments(recipe: TrainSection, steps: Path, run_name: str) -> DPOConfig:
-    """The recipe in TRL's terms; its checkpoints go to `steps`."""
+    """The recipe in TRL's terms, without losses of one's own, which TRL does not know; its checkpoints go to `steps`."""
+    weights = {name: weight for name, weight in weigh_losses(recipe).items() if name in TRL_LOSSES}
     return DPOConfig(
         output_dir=str(steps),
         project=PROJECT,
         run_name=run_name,
         beta=recipe.beta,
-        loss_type=list(recipe.losses),
-        loss_weights=list(recipe.loss_weights) or None,
+        loss_type=list(weights),
+        loss_weights=list(weights.values()),
         label_smoothing=recipe.label_smoothing,
         learning_rate=recipe.learning_rate,
         lr_scheduler_type=recipe.schedule,
@@ -338,14 +337,15 @@ class _Curves(TrainerCallback):  # type: ignore[misc]
     def _check_start(self, point: TrainProgress) -> None:
         """Before its first update the policy is the reference: the adapter's output is zero, with or without dropout.
 
-        A validation loss with `sft` in it is not checked: TRL averages the term over batches, the loss over rows.
+        What depends on the model is subtracted. A validation loss that holds it is not checked: terms are averaged over
+        batches, the loss over rows.
         """
         is_first = self._checks_start and point.step == (1 if point.kind == "train" else 0)
-        if not is_first or (point.kind == "validation" and "sft" in self._recipe.losses):
+        unforeseen = weigh_unforeseen(self._recipe)
+        if not is_first or (point.kind == "validation" and unforeseen):
             return
         expected, tolerance = start_loss(self._recipe), START_TOLERANCES[self._recipe.dtype]
-        weights = dict(zip(self._recipe.losses, self._recipe.loss_weights, strict=False))
-        found = point.loss - weights.get("sft", 1.0) * point.terms.get("sft", 0.0)
+        found = point.loss - sum(weight * point.terms[name] for name, weight in unforeseen.items())
         if not abs(found - expected) <= tolerance * max(1.0, expected):
             raise ServerError(
                 f"the first {point.kind} loss is {found:.4f}, not {expected:.4f}: policy and reference differ before "

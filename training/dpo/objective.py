@@ -17,8 +17,7 @@ the conditional rows and, where the model allows it, shared prompts go through t
 from __future__ import annotations
 
 import itertools
-import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -29,7 +28,8 @@ from trl import DPOTrainer
 from trl.models.utils import disable_gradient_checkpointing, prepare_deepspeed
 from trl.trainer.utils import use_adapter
 
-from pipeline.recipe import Dtype, Loss, TrainSection
+from pipeline.recipe import Dtype
+from training.dpo.losses import OwnLoss
 from training.dpo.rows import REFERENCE_COLUMNS
 from training.dpo.sharing import TokenScores, find_fault, score, score_shared
 from training.model.loading import Batch, Model
@@ -41,37 +41,6 @@ TERM = "terms/"
 _NUM_TRIED = 4
 """Pairs that are scored both ways before prompts are shared."""
 _LAYOUT = ("input_ids", "attention_mask", "completion_mask")
-
-
-def start_loss(recipe: TrainSection) -> float:
-    """The loss while policy and reference agree, from each loss's definition in TRL; `sft`, which depends on the model, is
-    left out.
-    """
-    weights = recipe.loss_weights or (1.0,) * len(recipe.losses)
-    preference = sum(
-        weight * _start(name, recipe) for name, weight in zip(recipe.losses, weights, strict=True) if name != "sft"
-    )
-    return preference + (2 * math.log(2) if recipe.method == "mdpo" else 0.0)
-
-
-def _start(name: Loss, recipe: TrainSection) -> float:
-    """One loss at log-ratios of 0; those that are not named here are a log-sigmoid of 0."""
-    smoothing = recipe.label_smoothing
-    match name:
-        case "hinge" | "apo_zero" | "apo_down":
-            return 1.0
-        case "ipo":
-            return (0.5 / recipe.beta) ** 2
-        case "sppo_hard":
-            return 2 * (0.5 / recipe.beta) ** 2
-        case "nca_pair" | "bco_pair":
-            return 2 * math.log(2)
-        case "discopop":
-            return (math.log(2) + 1) / 2
-        case "exo_pair":
-            return -math.log(2) - math.log(smoothing * (1 - smoothing)) / 2
-        case _:
-            return math.log(2)
 
 
 def conditional_loss(chosen: torch.Tensor, corrupted: torch.Tensor, beta: float) -> torch.Tensor:
@@ -88,12 +57,14 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]
     """TRL's trainer for rows that carry the reference's log-probs; with `conditional`, for mDPO.
 
     A batch is a PairCollator's: chosen, rejected and, with `conditional`, the chosen rows again with corrupted images.
+    `own_losses` are added to those of TRL that the arguments name, of which there may be none.
     """
 
-    def __init__(self, *args: Any, conditional: bool, **options: Any) -> None:
+    def __init__(self, *args: Any, conditional: bool, own_losses: Sequence[OwnLoss], **options: Any) -> None:
         super().__init__(*args, **options)
         self.precompute_ref_logps = True  # the argument is refused for images, the columns are read all the same
         self.conditional = conditional
+        self.own_losses = own_losses
         self.shares_prompts = False
         self.sharing_fault: str | None = None
         self._early_engine: Any = None
@@ -188,13 +159,17 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]
         loss: torch.Tensor = super()._compute_loss(
             lambda **_: scored[: 2 * num_pairs], {**pairs, **references}, return_outputs
         )
+        policy = scored.log_probs.sum(dim=1).view(-1, num_pairs)
+        reference = torch.stack(list(references.values()))
         terms = {}
         if "sft" in self.loss_types:
             is_chosen = inputs["completion_mask"][:num_pairs, 1:].bool()
             terms["sft"] = -scored.log_probs[:num_pairs][is_chosen].mean()
+        for own in self.own_losses:
+            terms[own.name] = own.mean(policy, reference, self.beta)
+            loss = loss + own.weight * terms[own.name]
         if self.conditional:
-            chosen, _, corrupted = scored.log_probs.sum(dim=1).view(3, num_pairs)
-            chosen, corrupted = chosen - references[REFERENCE_COLUMNS[0]], corrupted - references[REFERENCE_COLUMNS[2]]
+            chosen, _, corrupted = policy - reference
             terms["preference"] = loss
             terms["conditional"] = conditional_loss(chosen, corrupted, self.beta)
             terms["anchor"] = anchor_loss(chosen, self.beta)

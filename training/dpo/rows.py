@@ -8,7 +8,6 @@ A row is never cut: one that cannot be trained whole is refused, with its task a
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -145,15 +144,12 @@ def check_pairs(
         else:
             refused[index] = (task, fault)
         on_row()
-    found = lengths.values()
     summary = PairSummary(
         num_rows=len(rows),
         num_kept=len(lengths),
         refused=tuple(refused.values()),
         refused_rows=tuple(refused),
-        min_length=min(found, default=0),
-        median_length=round(statistics.median(found)) if found else 0,
-        max_length=max(found, default=0),
+        max_length=max(lengths.values(), default=0),
         example=render_pair(rows[next(iter(lengths))], processor).chosen if lengths else "",
     )
     return keep_rows(rows, summary), summary

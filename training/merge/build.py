@@ -52,7 +52,7 @@ def build_checkpoint(job: TrainJob, adapter: Path, out: Path) -> tuple[Checkpoin
     """
     build = Build(job, adapter, out)
     built = build.adapter_alone() if job.merge.serve_as == "adapter" else build.merged()
-    check_merge(built.report, _remedy(job, built.report))
+    check_merge(built.report, _remedy(built.report))
     return build.describe(built), built.report
 
 
@@ -197,7 +197,7 @@ class Build:
         return [Cast(), *wider]
 
 
-def _remedy(job: TrainJob, report: MergeReport) -> str:
+def _remedy(report: MergeReport) -> str:
     if report.held != report.dtype:
         return "set a wider serve.dtype, or train more"
     return "train more" if report.dtype == "float32" else "set merge.dtype = auto, or train more"

@@ -27,12 +27,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from pipeline import files
 from pipeline.errors import BusyError, InputError, VcotError
 from pipeline.files import write_record
-from pipeline.recipe import Dtype, MergeSection, TrainSection
+from pipeline.recipe import LOSSES, TRL_LOSSES, Dtype, MergeSection, TrainSection
 from pipeline.records import CheckpointRef, Record, content_key
 from training.protocol.memory import MemoryEstimate
 
@@ -58,6 +58,8 @@ class TrainJob(Record):
     round: int = 1
     """Which of the run's rounds; in the checkpoint's name, not part of the key."""
     train: TrainSection
+    loss_sources: dict[str, str] = Field(default_factory=dict)
+    """SHA-256 of the file that defines a loss of one's own, by the loss's name (`digest_losses`)."""
     merge: MergeSection
     serve_dtype: Dtype | None = None
     """What vLLM will compute in; the merged weights must keep the training in it. Not part of the key."""
@@ -76,6 +78,7 @@ class TrainJob(Record):
             pairs=self.pairs_digest,
             train=self.train.model_dump(mode="json", exclude={"report_to", "worker"}),
             **({"reference": self.reference.digest} if self.reference else {}),
+            **({"losses": self.loss_sources} if self.loss_sources else {}),
         )
 
     @property
@@ -87,6 +90,14 @@ class TrainJob(Record):
     def merged_path(self, directory: Path) -> Path:
         """Where the merged checkpoint of a job in `RUN/training/KEY` belongs."""
         return directory.parents[1] / "checkpoints" / self.checkpoint_name
+
+
+def digest_losses(recipe: TrainSection) -> dict[str, str]:
+    """The SHA-256 of the file that defines each loss of one's own, by the loss's name; a changed loss is another job.
+
+    Raises RecipeError where there is no such file.
+    """
+    return {name: LOSSES.digest_source(name) for name in recipe.losses if name not in TRL_LOSSES}
 
 
 class TrainProgress(Record):
@@ -127,16 +138,17 @@ class TrainStatus(Record):
 class PairSummary(Record):
     """What the preflight found in one split: requested = kept + refused."""
 
+    model_config = ConfigDict(extra="ignore")
+    """Earlier versions wrote the shortest and the median length, too, which nothing read."""
+
     num_rows: int
     num_kept: int
     refused: tuple[tuple[str, str], ...]
     """Task and reason of each row that cannot be trained whole."""
     refused_rows: tuple[int, ...]
     """Where they stand in the file, from 0."""
-    min_length: int
-    median_length: int
     max_length: int
-    """In tokens, image tokens included; the longer response of each kept pair."""
+    """Of the longest kept row, in tokens, image tokens included."""
     example: str
     """The first kept row as the model reads it, before image tokens are expanded."""
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from pipeline.errors import InputError, MachineError, ServerError
 from pipeline.recipe import TrainSection
-from training.protocol.job import read_status
+from training.protocol.job import digest_losses, read_status
 from training.protocol.trackers import check_account
 
 RANK_MODULE = "training.worker.rank"
@@ -58,11 +58,12 @@ def check_machine(recipe: TrainSection, num_gpus: int) -> None:
 
 
 def check_installed(recipe: TrainSection) -> None:
-    """See that what the recipe names is here: the accelerate config, the packages that it, 4-bit weights and trackers need,
-    and a key for wandb.
+    """See that what the recipe names is here: losses of one's own, the accelerate config, the packages that it, 4-bit
+    weights and trackers need, and a key for wandb.
 
     Raises InputError or MachineError. Free of torch, so that it can be said before anything is sampled.
     """
+    digest_losses(recipe)
     if "DEEPSPEED" in find_config(recipe.accelerate_config).read_text("utf-8"):
         _require("deepspeed", f"train.accelerate_config = {recipe.accelerate_config!r}")
     if recipe.base_weights == "nf4":

@@ -16,7 +16,7 @@ All rows of a batch are taken to be as long as the longest, and no prompt to be 
 step may take. `least` is what every step takes: what depends on the rows counts half there, since a prompt is shared where
 the model allows it, and the other rows are shorter. What a layer keeps was counted with
 `torch.autograd.graph.saved_tensors_hooks` on a CPU, whose dropout masks are larger than a GPU's
-(tests/training/test_memory.py does it again).
+(tests/training/protocol/test_memory.py does it again).
 
 Limits: those of training/protocol/shape.py (a Qwen-VL's image is counted at the recipe's largest); attention without a
 stored score matrix (SDPA's flash or memory-efficient kernels). FSDP and ZeRO are counted by what they spread, evenly. A

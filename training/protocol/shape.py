@@ -52,7 +52,6 @@ class Stack:
     """3 with a gate, as in Llama; 2 without, as in CLIP."""
     is_qkv_fused: bool = False
     """Whether queries, keys and values come from one linear layer, which then has one adapter."""
-    num_heads: int = 1
 
     @property
     def linears(self) -> Linears:
@@ -148,9 +147,7 @@ def parse_shape(config: Mapping[str, Any]) -> Shape:
     heads = text["num_attention_heads"]
     head = text.get("head_dim") or text["hidden_size"] // heads
     kv_heads = text.get("num_key_value_heads") or heads
-    decoder = Stack(
-        text["hidden_size"], text["intermediate_size"], text["num_hidden_layers"], head * kv_heads, 3, num_heads=heads
-    )
+    decoder = Stack(text["hidden_size"], text["intermediate_size"], text["num_hidden_layers"], head * kv_heads, 3)
     is_qwen = "spatial_merge_size" in vision
     parts = _qwen_vision(vision, decoder.hidden) if is_qwen else _clip_vision(vision, config, decoder.hidden)
     tied = bool(text.get("tie_word_embeddings", config.get("tie_word_embeddings", False)))

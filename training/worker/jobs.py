@@ -22,7 +22,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.errors import CheckpointError, VcotError
+from pipeline.errors import CheckpointError, RecipeError, VcotError
 from pipeline.identity import compute_digest
 from pipeline.records import CheckpointRef
 from training.merge.merging import find_merged, merge_job
@@ -31,6 +31,7 @@ from training.protocol.job import (
     JOB,
     REFERENCE,
     TrainJob,
+    digest_losses,
     exclusive,
     read_record,
     read_status,
@@ -88,6 +89,16 @@ def _check_weights(directory: Path, ref: CheckpointRef) -> None:
         )
 
 
+def _check_losses(job: TrainJob) -> None:
+    """Raise RecipeError unless each loss of one's own is still what the job was submitted with."""
+    changed = [name for name, digest in digest_losses(job.train).items() if job.loss_sources.get(name) != digest]
+    if changed:
+        raise RecipeError(
+            f"the file of loss {changed[0]} is not the one that the job was submitted with; give the command again, which "
+            "submits a job with this one"
+        )
+
+
 def _train(job: TrainJob, job_directory: Path) -> None:
     tell(job_directory, "preparing", "checking the base's weights")
     base = Path(job.base_path)
@@ -95,6 +106,7 @@ def _train(job: TrainJob, job_directory: Path) -> None:
     if job.reference is not None:
         _check_weights(Path(str(job.reference_weights)), job.reference)
     check_installed(job.train)
+    _check_losses(job)
     tell(job_directory, "preparing", "loading the libraries")
     from training.dpo.preflight import check_job, open_pairs
     from training.model.loading import load_processor, num_gpus, quiet_libraries

@@ -1,0 +1,459 @@
+import asyncio
+import fcntl
+import os
+import select
+import signal
+import socket
+import sys
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+
+import httpx
+import pytest
+
+from bench.engine import children
+from pipeline.client import ChatClient
+from pipeline.errors import CheckpointError, MachineError, RequestError, ServerError
+from pipeline.records import SamplingParams
+from pipeline.run import Run, open_run
+from services.checkpoints.registry import Checkpoint
+from services.cli import commands
+from services.cli.terminal import Terminal
+from services.gateway.admin import fetch_state, live_checkpoint, register, rest, retire, swap_to, try_out
+from services.gateway.http import heap
+from services.gateway.swap import rollout
+from services.run import steps
+from services.run.serving import Serving, _only_gateway, _persist, _serve, is_served, running_gateway
+from services.run.steps import Session, swap_stage
+from tests.services.engine.test_vllm import processes
+from tests.services.fake_vllm import install_stub, write_checkpoint
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """A run whose vLLM is the fake one, in a process of its own."""
+    install_stub(tmp_path / "stub")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "stub"), prepend=os.pathsep)
+    base = write_checkpoint(tmp_path / "base", "seed", 1.0, kind="base")
+    with open_run(tmp_path / "run", "nano", [f"model.source={base}", "serve.port=0"]) as opened:
+        return opened
+
+
+async def gone(pid: int) -> bool:
+    """Wait until that process, which need not be our child, has ended."""
+    try:
+        process = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        ready, _, _ = await asyncio.to_thread(select.select, [process], [], [], 15)
+    finally:
+        os.close(process)
+    return bool(ready)
+
+
+async def expect_second_refused(run: Run, url: str) -> None:
+    command = [sys.executable, "-m", "services.run.serving", str(run.directory)]
+    second = await asyncio.create_subprocess_exec(*command, stdout=-1, stderr=-1)
+    out, _ = await second.communicate()
+    assert second.returncode == 2
+    assert f"is served already at {url} by process" in out.decode()
+
+
+async def expect_kept(url: str) -> None:
+    """A connection that was idle for longer than OpenAI's SDK keeps one is answered on."""
+    host, port = url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    for idle_s in (0.0, 5.5):
+        await asyncio.sleep(idle_s)
+        writer.write(b"GET /health HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n")
+        assert (await reader.readline()).startswith(b"HTTP/1.1 200")
+        await reader.readuntil(b"\r\n\r\n")
+        await reader.read(1000)
+    writer.close()
+
+
+async def expect_small(url: str) -> None:
+    """The gateway's process carries no library of the model side."""
+    maps = Path(f"/proc/{(await fetch_state(url)).pid}/maps").read_text()
+    assert "libtorch" not in maps
+    assert "pyarrow" not in maps
+
+
+async def test_a_gateway_is_started_swapped_and_stopped(run: Run, tmp_path: Path) -> None:
+    said: list[str] = []
+    tuned = write_checkpoint(tmp_path / "tuned", "tuned", 2.0)
+    async with running_gateway(run, said.append) as gateway:
+        assert gateway.started_here
+        assert (await live_checkpoint(gateway.url)).name == "base"
+        kept = asyncio.create_task(expect_kept(gateway.url))
+        assert (await register(gateway.url, tuned)).name == "tuned"
+        assert (await swap_to(gateway.url, "policy", "tuned")).live.name == "tuned"
+        assert (await swap_to(gateway.url, "policy", "tuned")).pause_s == 0
+        with pytest.raises(CheckpointError, match="tuned is live and cannot be retired"):
+            await retire(gateway.url, "tuned")
+        await register(gateway.url, write_checkpoint(tmp_path / "spare", "spare", 3.0))
+        assert (await retire(gateway.url, "spare")).name == "spare"
+        with pytest.raises(CheckpointError, match="did you mean tuned"):
+            await swap_to(gateway.url, "policy", "tunde")
+        await expect_second_refused(run, gateway.url)
+        await expect_small(gateway.url)
+        await kept
+        async with running_gateway(run, said.append) as same:
+            assert same == type(same)(gateway.url, started_here=False)
+        assert (await live_checkpoint(gateway.url)).name == "tuned"
+    assert "starting the gateway" in said
+    assert not (run.directory / "serving.json").exists()
+    with pytest.raises(ServerError, match="is it running"):
+        await live_checkpoint(gateway.url)
+    async with running_gateway(run, said.append) as again:  # what was live is live again
+        assert (await live_checkpoint(again.url)).name == "tuned"
+
+
+async def test_a_trial_whose_client_was_killed_ends_by_itself(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In this process, where a minute can be made shorter."""
+    monkeypatch.setattr(rollout, "end_forgotten_trials", partial(rollout.end_forgotten_trials, idle_s=0.5))
+    monkeypatch.setattr(heap, "settle", lambda: None)
+    up = asyncio.Event()
+    serving = asyncio.create_task(_serve(run, lambda message: up.set() if "is live" in message else None))
+    async with asyncio.timeout(30):
+        await up.wait()
+        url = Serving.model_validate_json(run.path("serving.json").read_text()).url
+        tried = await try_out(url, write_checkpoint(tmp_path / "made", "made", 3.0))
+        assert (await fetch_state(url)).live == tried.live
+        while (await live_checkpoint(url)).name != "base":  # noqa: ASYNC110 - another task's state
+            await asyncio.sleep(0.05)
+        assert (await fetch_state(url)).num_restarts == 0
+    serving.cancel()
+    await asyncio.gather(serving, return_exceptions=True)
+
+
+@pytest.fixture
+def small(run: Run) -> Run:
+    """With little to ask."""
+    sizes = ["tasks.num_tasks=4", "sample.k=2", "eval.num_tasks=6", "eval.temperatures=[0.4]", "eval.prompts=['cot']"]
+    with open_run(run.directory, None, sizes, save=True) as opened:
+        return opened
+
+
+async def measure(session: Session, checkpoint: Checkpoint) -> str:
+    """What the checkpoint says."""
+    return await session.measure(checkpoint, lambda client: measure_with(client, checkpoint))
+
+
+async def measure_with(client: ChatClient, checkpoint: Checkpoint) -> str:
+    ask = [{"role": "user", "content": "hello"}], SamplingParams(temperature=1.0, max_tokens=3, seed=0)
+    completion = await client.complete(checkpoint.ref.name, *ask, expect=checkpoint.ref.digest)
+    return completion.choices[0].text
+
+
+@asynccontextmanager
+async def asking(url: str) -> AsyncIterator[list[tuple[int, str]]]:
+    """Status and checkpoint of the answers to others, who ask for `policy` all the time meanwhile."""
+    answers: list[tuple[int, str]] = []
+    body = {"model": "policy", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 3}
+
+    async def keep_asking() -> None:
+        async with httpx.AsyncClient(trust_env=False, timeout=30) as client:
+            while True:
+                answer = await client.post(f"{url}/v1/chat/completions", json=body)
+                answers.append((answer.status_code, answer.headers.get("x-vcot-checkpoint", "")))
+
+    task = asyncio.create_task(keep_asking())
+    try:
+        yield answers
+        count = len(answers)
+        while len(answers) < count + 5:  # noqa: ASYNC110 - another task's
+            await asyncio.sleep(0.01)
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+async def test_measuring_moves_no_alias_and_nobody_else_meets_it(small: Run, tmp_path: Path, replicas: int) -> None:
+    """`vcot eval base` and `vcot sample` while others use the policy: not one answer of the base to them."""
+    with open_run(small.directory, None, [f"serve.replicas={replicas}"]) as run:
+        async with running_gateway(run, lambda _: None) as gateway:
+            await register(gateway.url, write_checkpoint(tmp_path / "tuned", "tuned", 2.0))
+            await swap_to(gateway.url, "policy", "tuned")
+            before = await fetch_state(gateway.url)
+            async with asking(gateway.url) as answers, Session(run, Terminal()) as session:
+                await commands.evaluate(session, ["base"])
+                await commands.sample(session)
+                assert session.counts[-1].ok == 8
+            after = await fetch_state(gateway.url)
+    assert {name for status, name in answers if status == 200} == {"tuned"}
+    assert {status for status, _ in answers} <= ({200} if replicas == 2 else {200, 503})
+    assert answers[-1] == (200, "tuned")
+    assert (after.aliases, after.live) == (before.aliases, before.live)
+    assert [replica.num_restarts for replica in after.replicas] == [0] * replicas
+
+
+async def test_the_loops_swap_is_a_step_of_its_own(
+    small: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of its own gateway; one that serves another run is left as it is."""
+    async with running_gateway(small, lambda _: None) as gateway, Session(small, Terminal()) as session:
+        tuned = session.registry.register(write_checkpoint(tmp_path / "tuned", "tuned", 2.0))
+        with open_run(
+            tmp_path / "other", "nano", [f"model.source={tmp_path / 'base'}", f"serve.url={gateway.url}"]
+        ) as other:
+            async with Session(other, Terminal()) as guest:
+                await swap_stage(guest, tuned)
+        assert "left as it was" in capsys.readouterr().err
+        assert (await live_checkpoint(gateway.url)).name == "base"
+        for said in ("tuned is live at", "it does already"):
+            await swap_stage(session, tuned)
+            err = capsys.readouterr().err
+            assert said in err
+            assert "by vLLM" not in err, "nothing is started"
+        assert (await live_checkpoint(gateway.url)).name == "tuned"
+
+
+async def test_a_trial_that_an_operator_ends_is_begun_again(
+    small: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What the swap did stays."""
+    async with running_gateway(small, lambda _: None) as gateway, Session(small, Terminal()) as session:
+        made = session.registry.inspect(write_checkpoint(tmp_path / "made", "made", 3.0))  # not registered
+        await register(gateway.url, write_checkpoint(tmp_path / "tuned", "tuned", 2.0))
+        turns: list[str] = []
+
+        async def ask(client: ChatClient) -> str:
+            if not turns:
+                await swap_to(gateway.url, "policy", "tuned")
+            turns.append("")
+            return await measure_with(client, made)
+
+        assert (await session.measure(made, ask), len(turns)) == ("yes", 2)
+        assert "made is not served any more" in capsys.readouterr().err
+        state = await fetch_state(gateway.url)
+        assert (state.aliases["policy"], state.live and state.live.name) == ("tuned", "tuned")
+
+
+async def test_two_commands_that_measure_over_one_gateway_take_turns(
+    small: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(steps, "_TRIAL_POLL_S", 0.05)
+    first, second = (write_checkpoint(tmp_path / name, name, weight) for name, weight in (("one", 2.0), ("two", 3.0)))
+    async with running_gateway(small, lambda _: None) as gateway:
+        with open_run(
+            tmp_path / "other", "nano", [f"model.source={tmp_path / 'base'}", f"serve.url={gateway.url}"]
+        ) as other:
+            async with Session(small, Terminal()) as mine, Session(other, Terminal()) as theirs:
+                one, two = mine.registry.inspect(first), theirs.registry.inspect(second)
+
+                async def ask(client: ChatClient) -> str:
+                    waiting = asyncio.create_task(measure(theirs, two))
+                    while "one is on trial for another" not in capsys.readouterr().err:  # noqa: ASYNC110 - what is said
+                        await asyncio.sleep(0.02)
+                    assert await measure_with(client, one) == "yes"
+                    tasks.append(waiting)
+                    return "done"
+
+                tasks: list[asyncio.Task[str]] = []
+                assert await mine.measure(one, ask) == "done"
+                assert await tasks[0] == "yes"
+                both = await asyncio.gather(measure(mine, mine.base), measure(theirs, theirs.base))
+                assert both == ["yes", "yes"]  # of one checkpoint at once
+        assert (await live_checkpoint(gateway.url)).name == "base"
+
+
+@pytest.fixture
+def stopping(run: Run) -> Run:
+    with open_run(run.directory, None, ["serve.while_training=stop"]) as opened:
+        return opened
+
+
+async def test_a_run_trains_without_its_server_and_starts_none_for_that(stopping: Run) -> None:
+    async with Session(stopping, Terminal()) as session:
+        async with session.at_rest():
+            assert not (stopping.directory / "serving.json").exists()
+        gateway = await session.gateway()
+        async with session.at_rest():
+            assert (await fetch_state(gateway.url)).phase == "resting"
+            assert not processes(str(session.base.directory)), "the server is gone"
+        assert (await live_checkpoint(gateway.url)).name == "base"
+        with pytest.raises(ServerError, match="trainer"):
+            async with session.at_rest():
+                raise ServerError("the trainer ended with 1")
+        assert await measure(session, session.base) == "yes"  # the next that asks need not wait for the lease
+
+
+async def test_a_command_that_finds_servers_at_rest_wakes_them(stopping: Run) -> None:
+    """Whoever had them rest is gone, since one command works on a run at a time."""
+    async with running_gateway(stopping, lambda _: None) as gateway:
+        async with Session(stopping, Terminal()) as session:
+            assert session._find_gateway() == gateway.url
+        await rest(gateway.url, "stop", 60.0)
+        assert (await fetch_state(gateway.url)).live is None
+        async with running_gateway(stopping, lambda _: None) as same:
+            assert (await live_checkpoint(same.url)).name == "base"
+
+
+async def test_a_rest_whose_command_was_killed_is_ended_by_the_gateway(stopping: Run) -> None:
+    async with running_gateway(stopping, lambda _: None) as gateway:
+        await rest(gateway.url, "stop", 0.2)
+        async with asyncio.timeout(30):
+            while (await fetch_state(gateway.url)).phase != "live":  # noqa: ASYNC110 - another process's state
+                await asyncio.sleep(0.05)
+        assert any("asks for it no more" in warning for warning in (await fetch_state(gateway.url)).warnings)
+
+
+async def test_what_keeps_its_server_is_not_held_up(run: Run) -> None:
+    """As every run on a CPU, where a start takes long and nothing is gained."""
+    async with Session(run, Terminal()) as session:
+        gateway = await session.gateway()
+        async with session.at_rest():
+            assert (await live_checkpoint(gateway.url)).name == "base"
+
+
+async def test_the_steps_of_a_run_bear_its_key(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VCOT_API_KEYS", "other,secret")
+    async with Session(run, Terminal()) as session:
+        with pytest.raises(RequestError, match="HTTP 401"):
+            await measure(session, session.base)
+        monkeypatch.setenv("VCOT_API_KEY", "secret")
+        assert await measure(session, session.base) == "yes"
+
+
+async def test_a_gateway_ends_with_a_parent_that_is_killed(run: Run) -> None:
+    code = (
+        "import asyncio, sys\nfrom pathlib import Path\nfrom pipeline.run import open_run\n"
+        "from services.run.serving import running_gateway\n"
+        "async def main():\n"
+        "    with open_run(Path(sys.argv[1])) as run:\n"
+        "        async with running_gateway(run, lambda _: None) as gateway:\n"
+        "            print(gateway.url, flush=True)\n"
+        "            await asyncio.sleep(600)\n"
+        "asyncio.run(main())\n"
+    )
+    parent = await asyncio.create_subprocess_exec(sys.executable, "-c", code, str(run.directory), stdout=-1)
+    assert parent.stdout is not None
+    url = (await parent.stdout.readline()).decode().strip()
+    gateway = (await fetch_state(url)).pid
+    parent.kill()
+    await parent.wait()
+    assert await gone(gateway)
+    assert not (run.directory / "serving.json").exists()
+
+
+async def test_a_gateway_that_is_killed_leaves_no_server_and_no_lock(run: Run) -> None:
+    async with running_gateway(run, lambda _: None) as gateway:
+        pid = (await fetch_state(gateway.url)).pid
+        os.kill(pid, signal.SIGKILL)
+        assert await gone(pid)
+    assert (run.directory / "serving.json").exists()  # stale, and known to be
+    async with running_gateway(run, lambda _: None) as again:
+        assert again.started_here
+
+
+async def test_a_port_in_use_is_said_before_anything_is_loaded(run: Run) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with (
+            open_run(run.directory, None, [f"serve.port={port}"]) as busy,
+            pytest.raises(MachineError, match=rf"port {port} on 127\.0\.0\.1 cannot be used.*serve\.port"),
+        ):
+            async with running_gateway(busy, lambda _: None):
+                pass
+    assert not (run.directory / "logs" / "vllm.log").exists()
+    assert not (run.directory / "serving.json").exists()
+
+
+def test_who_looks_whether_a_run_is_served_keeps_no_gateway_from_starting(run: Run) -> None:
+    assert not is_served(run)
+    assert not (run.directory / "serving.lock").exists(), "to look makes no file"
+    with (run.directory / "serving.lock").open("w") as looked:
+        fcntl.flock(looked, fcntl.LOCK_SH)
+        assert not is_served(run)
+        threading.Timer(0.1, lambda: fcntl.flock(looked, fcntl.LOCK_UN)).start()
+        with _only_gateway(run):
+            assert is_served(run)
+
+
+async def test_a_host_that_is_not_ours_is_said(run: Run) -> None:
+    with (
+        open_run(run.directory, None, ["serve.host=192.0.2.99"]) as elsewhere,
+        pytest.raises(MachineError, match=r"192\.0\.2\.99"),
+    ):
+        async with running_gateway(elsewhere, lambda _: None):
+            pass
+
+
+async def test_a_server_that_does_not_start_gives_its_log(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_STUB_MODE", "die")
+    with pytest.raises(ServerError, match=r"ended with status 3 while loading weights.*no such layer"):
+        async with running_gateway(run, lambda _: None):
+            pass
+
+
+async def test_a_missing_checkpoint_is_the_users_error(run: Run, tmp_path: Path) -> None:
+    with (
+        open_run(tmp_path / "other", "nano", [f"model.source={tmp_path}/none", "serve.port=0"]) as missing,
+        pytest.raises(CheckpointError, match="no directory"),
+    ):
+        async with running_gateway(missing, lambda _: None):
+            pass
+
+
+async def test_a_bug_in_the_housekeeping_ends_neither_it_nor_the_gateway() -> None:
+    calls = 0
+    goes_on = asyncio.Event()
+
+    async def work() -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            raise KeyError("x")
+        goes_on.set()
+
+    task = asyncio.create_task(_persist(work, pause_s=0.0))
+    await asyncio.wait_for(goes_on.wait(), 5)
+    assert not task.done()
+    task.cancel()
+
+
+async def test_no_key_is_in_vllms_environment_in_a_command_line_or_in_a_file(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = (
+        "VCOT_API_KEYS",
+        "VCOT_ADMIN_KEY",
+        "VCOT_API_KEY",
+        "OPENAI_API_KEY",
+        "HF_TOKEN",
+        "WANDB_API_KEY",
+        "VLLM_API_KEY",
+    )
+    keys = {name: f"secret-{name.lower()}" for name in names}
+    for name, key in keys.items():
+        monkeypatch.setenv(name, key)
+    async with running_gateway(run, lambda _: None) as gateway, httpx.AsyncClient(trust_env=False) as http:
+        state = await fetch_state(gateway.url)
+        for key in (*keys.values(), "secret-wrong"):
+            body = {"model": "policy", "messages": [{"role": "user", "content": "hello"}]}
+            url, bearer = f"{gateway.url}/v1/chat/completions", {"authorization": f"Bearer {key}"}
+            await http.post(url, json=body, headers=bearer)
+            await http.post(f"{gateway.url}/admin/swap", json={}, headers=bearer)
+        below = list(descendants(state.pid))
+        assert below
+        for pid in below:
+            assert b"secret-" not in Path(f"/proc/{pid}/environ").read_bytes()
+        for pid in (state.pid, *below):
+            assert b"secret-" not in Path(f"/proc/{pid}/cmdline").read_bytes()
+    files = [path for path in run.directory.rglob("*") if path.is_file()]
+    assert any(path.name == "gateway.log" and path.stat().st_size for path in files)
+    assert not [path for path in files if b"secret-" in path.read_bytes()]
+
+
+def descendants(pid: int) -> Iterator[int]:
+    for child in children(pid):
+        yield child
+        yield from descendants(child)
