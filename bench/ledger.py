@@ -59,7 +59,7 @@ class Former:
         self._connection.execute("COMMIT")
 
     def get(self, kind: Any, keys: Sequence[str]) -> dict[str, Any]:
-        found = {}
+        found: dict[str, Any] = {}
         for start in range(0, len(keys), 500):
             chunk = keys[start : start + 500]
             marks = ", ".join("?" * len(chunk))
