@@ -9,11 +9,11 @@ HARNESS      := .venv-harness
 OLDER        := .venv-older
 export PYTHONUNBUFFERED = 1
 
-.PHONY: demo test test-slow test-fast test-compose test-harness test-older test-rehearsal parity bench-gateway bench-swap bench-swap-mutations bench-serving bench-ledger bench-train soak experiment mutation mutation-sample lint format setup lock clean
+.PHONY: help demo test test-slow test-fast test-compose test-harness test-older test-rehearsal parity bench-gateway bench-swap bench-swap-mutations bench-serving bench-ledger bench-train soak experiment mutation mutation-sample lint format setup lock clean
 .DEFAULT_GOAL := help
 
-help:
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 22
 
 demo: setup ## run the whole mission in miniature, on two CPU cores
 	$(BIN)/vcot demo $(ARGS)
@@ -90,7 +90,7 @@ lint: setup ## ruff, types, import rules
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-format: setup ## mend what ruff can
+format: setup ## correct what ruff can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 

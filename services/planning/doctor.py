@@ -173,12 +173,12 @@ def _fit(recipe: Recipe, shape: Shape, cards: Cards) -> Iterator[Finding]:
 
 def _memory(recipe: Recipe) -> Finding:
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
-    needed = _needed_memory(recipe)
+    needed = needed_memory(recipe)
     enough = total >= needed
     return Finding("memory", "ok" if enough else "missing", f"{total:.1f} GiB", "" if enough else f"{needed:.1f} GiB")
 
 
-def _needed_memory(recipe: Recipe) -> float:
+def needed_memory(recipe: Recipe) -> float:
     """GiB: servers and data, a sleeping engine's weights, and those that each training process loads."""
     shape = None if is_bundled(recipe.model) else find_recipe_shape(recipe.model)
     if shape is None:

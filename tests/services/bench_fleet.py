@@ -47,10 +47,11 @@ class Bench:
     ) -> None:
         self.directory = directory
         self.registry = Registry(directory / "run")
-        self.base = self.registry.base(
-            ModelSection(source=str(write_checkpoint(directory / "base", "seed", BASE, kind="base")))
-        )
-        self.tuned = self.registry.register(write_checkpoint(directory / "tuned", "tuned", TUNED))
+        if not (directory / "base").is_dir():  # else it is a later gateway of the same run
+            write_checkpoint(directory / "base", "seed", BASE, kind="base")
+            write_checkpoint(directory / "tuned", "tuned", TUNED)
+        self.base = self.registry.base(ModelSection(source=str(directory / "base")))
+        self.tuned = self.registry.register(directory / "tuned")
         self.servers: list[FakeVllm] = []
         self.lives: dict[int, list[FakeVllm]] = {}
         self.prepare: Callable[[FakeVllm], None] = lambda _: None

@@ -15,6 +15,7 @@ import shutil
 import struct
 import tempfile
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -112,6 +113,10 @@ def read_weight(directory: Path, file: str = "model.safetensors") -> float:
     return struct.unpack("<f", (directory / file).read_bytes()[-4:])[0]
 
 
+async def _do_nothing() -> None:
+    pass
+
+
 def _logprob(prefix: float, image: float, weight: float) -> float:
     return -(prefix + 10 * image + 100 * weight)
 
@@ -121,7 +126,10 @@ class FakeVllm:
     """One life of a server; implements services.gateway.fleet.replica.Server."""
 
     checkpoint: Checkpoint | None
-    fail_start: str = ""
+    fail_start: str | Exception = ""
+    """Why it does not start; an exception that is no ServerError is a bug of whoever starts it."""
+    bug: Exception | None = None
+    """What waiting for its death fails with."""
     calls: list[str] = field(default_factory=list)
     request_ids: list[str] = field(default_factory=list)
     cancelled: asyncio.Event = field(default_factory=asyncio.Event)
@@ -193,6 +201,16 @@ class FakeVllm:
     """What one of its tensors, that no answer depends on, is filled with; None where it is as the others are."""
     version: str = "default"
     """Its weight version: whatever it is told."""
+    read: Callable[[Path], float] = read_weight
+    """How a checkpoint's weight is read when it is loaded."""
+    refuses_sleep: bool = False
+    """Answers 404 when it is to sleep, as one without sleep mode does."""
+    refuses_claims: bool = False
+    """Answers 500 where it is asked for its weight version."""
+    before_fault: Callable[[], Awaitable[object]] = _do_nothing
+    """Waited for before a request fails."""
+    after_load: Callable[[], object] | None = None
+    """Called when an adapter is loaded."""
     _runner: web.AppRunner | None = None
     _directory: Path | None = None
 
@@ -204,7 +222,7 @@ class FakeVllm:
     async def start(self, progress: Any) -> None:
         progress("vLLM: importing, 0 s")
         if self.fail_start:
-            raise ServerError(self.fail_start)
+            raise ServerError(self.fail_start) if isinstance(self.fail_start, str) else self.fail_start
         self.hold.set()
         self.weight = read_weight(self.checkpoint.directory)
         self._directory = Path(tempfile.mkdtemp())
@@ -239,6 +257,8 @@ class FakeVllm:
 
     async def wait(self) -> ServerError:
         await self.died.wait()
+        if self.bug is not None:
+            raise self.bug
         return ServerError("vLLM died with status 137")
 
     async def stop(self) -> None:
@@ -274,6 +294,8 @@ class FakeVllm:
         if self.refuses_adapters:
             return web.json_response({"error": {"message": "a tensor is missing"}}, status=500)
         self.adapters[body["lora_name"]] = (read_weight(directory, "adapter_model.safetensors"), str(directory))
+        if self.after_load is not None:
+            self.after_load()
         return web.Response(text="Success: LoRA adapter added successfully.")
 
     async def _unload_adapter(self, request: web.Request) -> web.Response:
@@ -301,7 +323,7 @@ class FakeVllm:
             answer = web.json_response({"error": {"message": "Call to collective_rpc method failed"}}, status=500)
             answer.force_close()
             return answer
-        self.weight = read_weight(directory)
+        self.weight = self.read(directory)
         if self.reloads_base_as is not None and directory.name == "base":
             self.weight = self.reloads_base_as
         return web.json_response({"results": [None]})
@@ -320,6 +342,8 @@ class FakeVllm:
         return web.json_response({"success": True})
 
     async def _weight_info(self, _: web.Request) -> web.Response:
+        if self.refuses_claims:
+            return web.json_response({"error": {"message": "no"}}, status=500)
         return web.json_response({"weight_version": self.version})
 
     async def _update_weight_version(self, request: web.Request) -> web.Response:
@@ -334,6 +358,8 @@ class FakeVllm:
         return web.json_response({"checksums": {rank + k: hashlib.sha256(v).hexdigest() for k, v in held.items()}})
 
     async def _sleep(self, request: web.Request) -> web.Response:
+        if self.refuses_sleep:
+            return web.json_response({"detail": "Not Found"}, status=404)
         self.calls.append(f"sleep {request.query['level']}")
         self.is_asleep = True
         return web.json_response({"status": "sleeping", "level": 1})
@@ -422,6 +448,7 @@ class FakeVllm:
 
     async def _fail(self, request: web.Request, body: dict[str, Any], fault: str) -> web.StreamResponse:
         """Do what a broken server does."""
+        await self.before_fault()
         if fault == "hang":
             await asyncio.Event().wait()
         if fault == "kill":

@@ -50,9 +50,10 @@ class Changes:
 class Gate:
     """One replica's admission, whose changes are told."""
 
-    def __init__(self, changes: Changes) -> None:
+    def __init__(self, changes: Changes, max_ramp_s: float = MAX_RAMP_S) -> None:
         self.admission = Admission()
         self._changes = changes
+        self._max_ramp_s = max_ramp_s
         self._ramp_end: asyncio.TimerHandle | None = None
 
     def admit(self, digest: str) -> None:
@@ -76,7 +77,7 @@ class Gate:
         if self.admission.is_ramping:
             line = self._changes.line
             came_before = line.waiting
-            await self._changes.wait_for(lambda: came_before.isdisjoint(line.waiting), MAX_RAMP_S + 1.0)
+            await self._changes.wait_for(lambda: came_before.isdisjoint(line.waiting), self._max_ramp_s + 1.0)
         if not self._is_in("live"):
             raise self._nothing_live()
         began = time.monotonic()
@@ -103,7 +104,7 @@ class Gate:
             self._ramp_end.cancel()
             self._ramp_end = None
         if self.admission.is_ramping:
-            self._ramp_end = asyncio.get_running_loop().call_later(MAX_RAMP_S, self._end_ramp)
+            self._ramp_end = asyncio.get_running_loop().call_later(self._max_ramp_s, self._end_ramp)
         self._changes.notify()
 
     def _end_ramp(self) -> None:

@@ -27,7 +27,7 @@ from services.engine.vllm import Endpoint
 
 KEEP_ALIVE_S = 2.0
 """Below vLLM's 5 s, so that no request meets a connection that vLLM is closing."""
-_CONNECT_TIMEOUT_S = 10.0
+CONNECT_TIMEOUT_S = 10.0
 HIGH_WATER = 256 * 1024
 """Bytes of an answer that wait to be taken before the server is made to wait."""
 
@@ -39,7 +39,11 @@ class LostError(ConnectionError):
 class Pool:
     """Used on one event loop; no limit on connections, since vLLM queues on its own."""
 
-    def __init__(self, endpoint: Endpoint) -> None:
+    def __init__(
+        self, endpoint: Endpoint, *, keep_alive_s: float = KEEP_ALIVE_S, connect_timeout_s: float = CONNECT_TIMEOUT_S
+    ) -> None:
+        self._keep_alive_s = keep_alive_s
+        self._connect_timeout_s = connect_timeout_s
         address = urlsplit(endpoint.base_url)
         self._socket = None if endpoint.socket is None else str(endpoint.socket)
         self._host = address.hostname or ""
@@ -72,7 +76,7 @@ class Pool:
 
     def freshest(self) -> Connection | None:
         """The freshest idle connection; those that are too old are closed."""
-        oldest = time.monotonic() - KEEP_ALIVE_S
+        oldest = time.monotonic() - self._keep_alive_s
         while self._idle and (self._idle[0][1] < oldest or not self._idle[0][0].is_reusable):
             self._idle.popleft()[0].close()
         while self._idle:
@@ -85,12 +89,12 @@ class Pool:
         """A new connection to ask one thing on; `give` it back. Raises LostError."""
         loop = asyncio.get_running_loop()
         try:
-            async with asyncio.timeout(_CONNECT_TIMEOUT_S):
+            async with asyncio.timeout(self._connect_timeout_s):
                 if self._socket is not None:
                     return (await loop.create_unix_connection(Connection, self._socket))[1]
                 return (await loop.create_connection(Connection, self._host, self._port, ssl=self._is_tls or None))[1]
         except TimeoutError:
-            raise LostError(f"no connection within {_CONNECT_TIMEOUT_S:.0f} s") from None
+            raise LostError(f"no connection within {self._connect_timeout_s:.0f} s") from None
         except OSError as error:
             raise LostError(f"no connection ({error})") from None
 

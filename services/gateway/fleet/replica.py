@@ -23,9 +23,9 @@ from services.engine.vllm import Endpoint, Progress
 from services.gateway.admin import ReplicaState
 from services.gateway.fleet.admission import Phase
 from services.gateway.fleet.breaker import Breaker
-from services.gateway.fleet.gate import Changes, Gate
+from services.gateway.fleet.gate import MAX_RAMP_S, Changes, Gate
 from services.gateway.fleet.health import HEALTH_INTERVAL_S, Health, watch
-from services.gateway.fleet.upstream import EngineFault, Upstream
+from services.gateway.fleet.upstream import PULSE_TIMEOUT_S, EngineFault, Upstream
 from services.gateway.swap.calibration import Calibration
 from services.gateway.swap.claim import Owner
 from services.gateway.swap.fingerprint import Fingerprint, read_fingerprint
@@ -65,9 +65,12 @@ class Supervision:
 
     hang_timeout_s: float = 120.0
     health_interval_s: float = HEALTH_INTERVAL_S
+    pulse_timeout_s: float = PULSE_TIMEOUT_S
     first_backoff_s: float = 1.0
     lease_s: float = 30.0
     """How long another gateway's beat must stand still before its engine is taken."""
+    max_ramp_s: float = MAX_RAMP_S
+    """How long at most an engine with empty caches is given few requests."""
 
 
 @dataclass(eq=False)
@@ -96,7 +99,7 @@ class Replica:
     has_served: bool = False
 
     def __post_init__(self) -> None:
-        self.gate = Gate(self.changes)
+        self.gate = Gate(self.changes, self.supervision.max_ramp_s)
         self._upstream: Upstream | None = None
         self._restart = asyncio.Event()
         self._rest = asyncio.Event()
@@ -289,8 +292,10 @@ class Replica:
     @asynccontextmanager
     async def _claimed(self, server: Server) -> AsyncIterator[Upstream]:
         """A server that is up, and no other gateway's. Raises ServerError."""
-        lease_s, is_shared = self.supervision.lease_s, server.checkpoint is None
-        async with Upstream(server.endpoint, self.calibration, self.owner, lease_s, is_shared=is_shared) as upstream:
+        watched, is_shared = self.supervision, server.checkpoint is None
+        upstream = Upstream(server.endpoint, self.calibration, self.owner, watched.lease_s, is_shared=is_shared)
+        upstream.pulse_timeout_s = watched.pulse_timeout_s
+        async with upstream:
             self._say("asking whose the engine is")
             try:
                 await upstream.claim.take()

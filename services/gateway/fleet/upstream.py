@@ -24,7 +24,7 @@ from services.gateway.swap.fingerprint import Fingerprint
 
 _JSON = {"content-type": "application/json"}
 _CONTROL_TIMEOUT = httpx.Timeout(600.0, connect=10.0)
-_PULSE_TIMEOUT_S = 10.0
+PULSE_TIMEOUT_S = 10.0
 _NEEDED = (
     "VLLM_SERVER_DEV_MODE=1, to sleep --enable-sleep-mode, and for adapters --enable-lora and "
     "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"
@@ -81,7 +81,9 @@ class Upstream:
     def __init__(
         self, endpoint: Endpoint, calibration: Calibration, owner: Owner, lease_s: float, *, is_shared: bool
     ) -> None:
-        """The last three are Claim's."""
+        """`owner`, `lease_s` and `is_shared` are those of its Claim."""
+        self.pulse_timeout_s = PULSE_TIMEOUT_S
+        """How long a look at its health may take."""
         self.calibration = calibration
         self.fingerprint: Fingerprint | None = None
         """Of what it was last verified to hold."""
@@ -125,12 +127,12 @@ class Upstream:
 
     async def version(self) -> str:
         """The weight version, where the claim is written. Raises ServerError."""
-        answer = await self._control("/weight_info", method="GET", timeout=_PULSE_TIMEOUT_S)
+        answer = await self._control("/weight_info", method="GET", timeout=self.pulse_timeout_s)
         return str(answer.get("weight_version"))
 
     async def set_version(self, version: str) -> None:
         """Replace it. Raises ServerError."""
-        await self._control("/update_weight_version", {"new_version": version}, timeout=_PULSE_TIMEOUT_S)
+        await self._control("/update_weight_version", {"new_version": version}, timeout=self.pulse_timeout_s)
 
     async def sleep(self) -> None:
         """Free the GPU's memory: the weights go to the machine's, what was cached is dropped. Raises ServerError."""
@@ -185,10 +187,10 @@ class Upstream:
     async def pulse(self) -> Pulse | None:
         """How it is; None where it does not say in time, or is not well. Raises ServerError where nothing is there."""
         try:
-            health = await self._client.get("/health", timeout=_PULSE_TIMEOUT_S)
+            health = await self._client.get("/health", timeout=self.pulse_timeout_s)
             if health.status_code != 200:
                 return None
-            return parse_pulse((await self._client.get("/metrics", timeout=_PULSE_TIMEOUT_S)).content)
+            return parse_pulse((await self._client.get("/metrics", timeout=self.pulse_timeout_s)).content)
         except httpx.ConnectError as error:
             raise ServerError(
                 f"nothing answers at {self._endpoint.socket or self._endpoint.base_url} ({error})"

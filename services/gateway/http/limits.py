@@ -26,7 +26,7 @@ from services.gateway.http.answers import Refusal, error_event, header_value, se
 
 DEADLINE_HEADER = "x-vcot-deadline-s"
 _RETRY_AFTER_S = 2
-_PATIENCE_S = 0.05
+PATIENCE_S = 0.05
 """How long a request goes on before its client is watched; for a quick one that would cost more than it saves."""
 
 
@@ -217,7 +217,7 @@ class _WhileConnected:
         assert task is not None
         self._task = task
         self._num_cancelling = task.cancelling()
-        self._begin = asyncio.get_running_loop().call_later(_PATIENCE_S, self._begin_watch)
+        self._begin = asyncio.get_running_loop().call_later(PATIENCE_S, self._begin_watch)
 
     def _begin_watch(self) -> None:
         self._watch = asyncio.create_task(self._until_gone())

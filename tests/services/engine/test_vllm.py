@@ -4,8 +4,10 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from importlib import util
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +18,6 @@ from pipeline.recipe import ServeSection
 from pipeline.run import open_run
 from services.checkpoints.registry import Checkpoint, Registry
 from services.cli import commands
-from services.engine import command as vllm_command
 from services.engine import vllm
 from services.engine.command import Address, find_build, server_command, server_environment
 from services.engine.lifeline import keeper_command
@@ -166,7 +167,7 @@ def test_nothing_of_the_server_listens_off_this_machine(build: Literal["cpu", "c
 
 
 def test_a_missing_vllm_is_said_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vllm_command.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(util, "find_spec", lambda _: None)
     with pytest.raises(MachineError, match="make setup"):
         find_build()
 
@@ -328,7 +329,7 @@ def test_an_engine_only_reads_its_run(tmp_path: Path, monkeypatch: pytest.Monkey
             Registry(directory).base(run.recipe.model)
     before = {path: path.stat().st_mtime_ns for path in directory.rglob("*")}
     became: list[list[str]] = []
-    monkeypatch.setattr(vllm.os, "execve", lambda _, command, __: became.append(command))
+    monkeypatch.setattr(os, "execve", lambda _, command, __: became.append(command))
     if is_prepared:
         commands.engine(directory, "0.0.0.0", 8000, 0)
         assert option(became[0], "--model") == str(base)
@@ -347,7 +348,7 @@ def test_an_engine_takes_the_devices_of_its_place(
         Registry(run.directory).base(run.recipe.model)
     became: list[tuple[list[str], dict[str, str]]] = []
     monkeypatch.setattr(vllm, "find_build", lambda: "cuda")
-    monkeypatch.setattr(vllm.os, "execve", lambda _, command, environment: became.append((command, environment)))
+    monkeypatch.setattr(os, "execve", lambda _, command, environment: became.append((command, environment)))
     commands.engine(tmp_path / "run", "127.0.0.1", 8000, number)
     command, environment = became[0]
     assert option(command, "--tensor-parallel-size") == "2"
@@ -366,13 +367,13 @@ async def test_a_long_temporary_folder_is_no_place_for_a_socket(
     """Linux takes 107 bytes, and vLLM would say so after 20 s of imports."""
     long = tmp_path / ("x" * 90)
     long.mkdir()
-    monkeypatch.setattr(vllm.tempfile, "tempdir", str(long))
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
     await server.start(lambda _: None)
     assert server.endpoint.socket is not None
     assert not server.endpoint.socket.is_relative_to(long)
     assert server.endpoint.socket.parent.stat().st_mode & 0o777 == 0o700
     await server.stop()
-    monkeypatch.setattr(vllm.os, "access", lambda *_: False)
+    monkeypatch.setattr(os, "access", lambda *_: False)
     with pytest.raises(MachineError, match="set TMPDIR to a shorter one"):
         await server.start(lambda _: None)
 

@@ -5,7 +5,7 @@ import shlex
 from pathlib import Path
 
 from pipeline.recipe import load_recipe
-from services.planning.doctor import _needed_memory
+from services.planning.doctor import needed_memory
 from services.planning.machine import MINIMUM_DRIVERS
 from services.planning.outlook import render_costs, render_fits
 from training.protocol.shape import find_shape, read_shape
@@ -20,7 +20,7 @@ def test_the_figures_are_the_programs_own():
     assert blocks == ["\n".join(render_fits(RECIPE, SHAPE)), "\n".join(render_costs(RECIPE, SHAPE))], (
         "take them from `vcot doctor --recipe paper`"
     )
-    assert f"asks for {_needed_memory(RECIPE):.0f} GiB" in PAGE
+    assert f"asks for {needed_memory(RECIPE):.0f} GiB" in PAGE
     assert f"({MINIMUM_DRIVERS[13]} or newer" in PAGE
 
 

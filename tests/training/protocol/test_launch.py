@@ -1,5 +1,7 @@
 """What is asked of accelerate, and what is refused before it is started (tests/e2e/test_distributed.py starts it)."""
 
+import importlib.util
+
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 
@@ -43,7 +45,7 @@ def test_what_the_machine_cannot_do_is_refused():
 
 
 def test_packages_that_the_recipe_names_are_looked_for(monkeypatch):
-    monkeypatch.setattr(launch.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     launch.check_installed(make_recipe(accelerate_config="fsdp"))
     with pytest.raises(MachineError, match="'zero3' needs the package deepspeed, which is not installed"):
         launch.check_installed(make_recipe(accelerate_config="zero3"))

@@ -301,9 +301,8 @@ async def test_a_server_that_hangs_is_found_and_its_requests_answered_by_another
         assert "made no token" in " ".join(bench.said)
 
 
-async def test_a_server_that_is_silent_is_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("services.gateway.fleet.upstream._PULSE_TIMEOUT_S", 0.02)
-    bench = Bench(tmp_path, supervision=watched())
+async def test_a_server_that_is_silent_is_down(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, supervision=watched(pulse_timeout_s=0.02))
     async with bench.running():
         bench.server.is_silent = True
         await bench.until_so(lambda: len(bench.servers) == 2)
@@ -490,33 +489,21 @@ async def test_the_first_start_that_fails_everywhere_is_said(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("bug", [KeyError("x"), ZeroDivisionError(), OSError(28, "No space left"), RuntimeError("\n")])
 async def test_a_bug_in_supervising_one_server_ends_that_life_only(
-    pair: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, bug: Exception
+    pair: Bench, caplog: pytest.LogCaptureFixture, bug: Exception
 ) -> None:
     first, second = pair.fleet.replicas
-    gone = asyncio.Event()
-
-    async def break_once(self: FakeVllm) -> ServerError:
-        await gone.wait()
-        monkeypatch.undo()
-        raise bug
-
-    monkeypatch.setattr(FakeVllm, "wait", break_once)
-    first.restart()
+    pair.server_of(0).bug = bug
+    pair.server_of(0).died.set()
     await pair.until_so(lambda: first.num_restarts == 1 and first.gate.admission.phase == "live")
-    gone.set()
-    await pair.until_so(lambda: first.num_restarts == 2 and first.gate.admission.phase == "live")
     assert second.gate.admission.phase == "live"
     assert (await pair.ask()).status_code == 200
     assert any("a bug in supervising vllm-0" in said for said in pair.said)
     assert type(bug).__name__ in caplog.text, "with its traceback"
 
 
-async def test_a_first_start_that_fails_by_a_bug_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def fail(self: FakeVllm, progress: object) -> None:
-        raise KeyError("x")
-
-    monkeypatch.setattr(FakeVllm, "start", fail)
+async def test_a_first_start_that_fails_by_a_bug_says_so(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
+    bench.prepare = lambda server: setattr(server, "fail_start", KeyError("x"))
     with pytest.raises(ServerError, match="a bug in supervising vllm-0 \\(KeyError"):
         async with bench.running():
             pass

@@ -15,7 +15,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.engine.vllm import Endpoint
-from services.gateway.fleet import pool as pool_module
 from services.gateway.fleet.pool import HIGH_WATER, Answer, LostError, Pool
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -44,11 +43,11 @@ class Server:
 
 
 @asynccontextmanager
-async def served(handle: Handler) -> AsyncIterator[tuple[Server, Pool]]:
+async def served(handle: Handler, **patience_s: float) -> AsyncIterator[tuple[Server, Pool]]:
     server = Server(handle)
     async with await asyncio.start_server(server, "127.0.0.1", 0) as listening:
         server.url = f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}"
-        pool = Pool(Endpoint(server.url))
+        pool = Pool(Endpoint(server.url), **patience_s)
         try:
             yield server, pool
         finally:
@@ -135,9 +134,8 @@ async def test_an_answer_of_1xx_only_announces_the_answer() -> None:
         assert server.num_connections == 1
 
 
-async def test_a_connection_that_was_idle_too_long_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pool_module, "KEEP_ALIVE_S", 0.0)
-    async with served(answering(OK)) as (server, pool):
+async def test_a_connection_that_was_idle_too_long_is_not_used() -> None:
+    async with served(answering(OK), keep_alive_s=0.0) as (server, pool):
         await ask(pool)
         await asyncio.sleep(0.01)
         await ask(pool)
@@ -344,9 +342,8 @@ async def test_a_server_that_takes_no_connection_is_not_waited_for(monkeypatch: 
         await asyncio.Event().wait()
 
     monkeypatch.setattr(asyncio.get_running_loop(), "create_connection", hang)
-    monkeypatch.setattr(pool_module, "_CONNECT_TIMEOUT_S", 0.01)
     with pytest.raises(LostError, match="no connection within"):
-        await ask(Pool(Endpoint("http://vllm")))
+        await ask(Pool(Endpoint("http://vllm"), connect_timeout_s=0.01))
 
 
 @pytest.mark.parametrize("head", [b"", b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nhalf"])

@@ -172,11 +172,8 @@ async def test_a_server_that_dies_asleep_is_not_started_before_the_rest_is_over(
     assert len(bench.servers) == 2
 
 
-async def test_one_that_cannot_sleep_serves_on(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def refuse(_: object) -> None:
-        raise ServerError("vLLM answered /sleep with 404")
-
-    monkeypatch.setattr("services.gateway.fleet.upstream.Upstream.sleep", refuse)
+async def test_one_that_cannot_sleep_serves_on(bench: Bench) -> None:
+    bench.server.refuses_sleep = True
     with pytest.raises(ServerError, match="404"):
         await rest.rest(bench.fleet, "sleep", LEASE_S)
     await bench.until("live")

@@ -116,7 +116,7 @@ async def test_who_was_answered_is_not_watched() -> None:
         return await client.receive()
 
     await Limits(work, Slots(1, 0, 10**6), 100)(client.scope, receive, client.send)
-    await asyncio.sleep(2 * limits._PATIENCE_S)
+    await asyncio.sleep(2 * limits.PATIENCE_S)
     assert len(asked) == 1
 
 

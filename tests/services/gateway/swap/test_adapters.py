@@ -171,8 +171,7 @@ async def test_adapters_are_there_again_after_a_restart(tmp_path: Path) -> None:
         assert await bench.answer() == ("light", answer_of(BASE + DELTA))
         await bench.until("live")
         assert len(bench.lives[0][1].adapters) == 1
-    again = Bench(tmp_path / "again")
-    again.registry._folder, again.registry._path = bench.registry._folder, bench.registry._path
+    again = Bench(tmp_path)
     async with again.running():
         assert await again.answer() == ("light", answer_of(BASE + DELTA))
 

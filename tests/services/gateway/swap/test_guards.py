@@ -17,7 +17,7 @@ from services.checkpoints.registry import Checkpoint, Registry
 from services.gateway.swap.calibration import Calibration
 from services.gateway.swap.fingerprint import Fingerprint, Layout, Tensor, check_unchanged, read_fingerprint
 from tests.services.bench_fleet import BASE, TUNED, Bench, answer_of
-from tests.services.fake_vllm import FakeVllm, write_checkpoint
+from tests.services.fake_vllm import FakeVllm, read_weight, write_checkpoint
 
 
 @pytest.fixture
@@ -47,9 +47,7 @@ async def test_a_file_that_was_changed_and_kept_its_time_is_refused_before_anyth
         assert "reload tuned" not in bench.server.calls
 
 
-async def test_a_file_that_is_changed_while_it_is_loaded_is_refused(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_file_that_is_changed_while_it_is_loaded_is_refused(bench: Bench) -> None:
     """Between its verification and the engine's look at it; what comes back is the same again."""
     async with bench.running():
         path = bench.tuned.directory / "model.safetensors"
@@ -60,9 +58,9 @@ async def test_a_file_that_is_changed_while_it_is_loaded_is_refused(
                 return TUNED
             return BASE
 
-        monkeypatch.setattr("tests.services.fake_vllm.read_weight", write_too)
+        bench.server.read = write_too
         await expect_refused(bench, r"model\.safetensors in .* was changed while tuned was loaded")
-        monkeypatch.setattr("tests.services.fake_vllm.read_weight", lambda d: {"tuned": TUNED}.get(d.name, BASE))
+        bench.server.read = read_weight
         await bench.swap("policy", "tuned")
 
 
@@ -172,21 +170,16 @@ async def test_what_a_refused_adapter_computed_does_not_answer_for_the_right_one
         assert await bench.answer() == ("light", answer_of(BASE + 0.5))
 
 
-async def test_an_adapter_that_is_changed_while_it_is_loaded_is_refused(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_an_adapter_that_is_changed_while_it_is_loaded_is_refused(bench: Bench) -> None:
     adapter = bench.adapter("light", 0.5)
     served = bench.registry.served_folder / adapter.ref.digest.removeprefix("sha256:")
-    load = FakeVllm._load_adapter
 
-    async def change_first(self: FakeVllm, request: object) -> object:
-        answer = await load(self, request)  # type: ignore[arg-type]
+    def change() -> None:
         path = served / "adapter_model.safetensors"
         path.write_bytes(path.read_bytes()[:-4] + b"\0\0\0\0")
-        return answer
 
-    monkeypatch.setattr(FakeVllm, "_load_adapter", change_first)
     async with bench.running():
+        bench.server.after_load = change
         await expect_refused(bench, "its files were changed", "light")
 
 

@@ -120,12 +120,12 @@ async def test_a_canary_that_differs_rolls_back(bench: Bench) -> None:
         assert len(bench.servers) == 1
 
 
-async def test_weights_that_were_not_applied_are_noticed(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_weights_that_were_not_applied_are_noticed(bench: Bench) -> None:
     """A tolerant canary passes with the old weights, too; being equal to the last bit gives them away."""
     near = write_checkpoint(bench.directory / "near", "near", BASE + 1e-6)
     bench.registry.register(near)
     async with bench.running():
-        monkeypatch.setattr("tests.services.fake_vllm.read_weight", lambda _: BASE)
+        bench.server.read = lambda _: BASE
         with pytest.raises(SwapError, match="to the last bit"):
             await bench.swap("policy", "near")
         assert bench.admission.phase == "live"
@@ -139,14 +139,12 @@ async def test_a_reload_that_fails_half_way_rolls_back(bench: Bench) -> None:
         assert await bench.answer() == ("base", answer_of(BASE))
 
 
-async def test_a_swap_that_cannot_be_recorded_did_not_happen(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_swap_that_cannot_be_recorded_did_not_happen(bench: Bench) -> None:
     async with bench.running():
-
-        def full(*_: object) -> None:
-            raise OSError(28, "No space left on device")
-
-        monkeypatch.setattr(bench.registry, "set_live", full)
-        with pytest.raises(SwapError, match="No space left"):
+        lock = bench.directory / "run" / "checkpoints" / "registry.lock"
+        lock.unlink()
+        lock.mkdir()
+        with pytest.raises(SwapError, match="Is a directory"):
             await bench.swap("policy", "tuned")
         assert await bench.answer() == ("base", answer_of(BASE))
 

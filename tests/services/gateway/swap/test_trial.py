@@ -278,9 +278,7 @@ async def test_an_adapter_whose_base_is_not_live_is_tried_without_making_it_so(p
     assert [replica.gate.admission.served for replica in pair.fleet.replicas] == [[pair.tuned]] * 2
 
 
-async def test_one_trial_at_a_time_shared_by_those_who_ask_the_same(
-    bench: Bench, made: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_one_trial_at_a_time_shared_by_those_who_ask_the_same(bench: Bench, made: Path) -> None:
     for owner in ("one", "two"):
         await rollout.try_out(bench.fleet, made, owner)
     for owner in ("one", "three"):  # `one` has ended its own by asking for another, so that no two wait for each other
@@ -288,7 +286,7 @@ async def test_one_trial_at_a_time_shared_by_those_who_ask_the_same(
             await rollout.try_out(bench.fleet, "tuned", owner)
     await rollout.end_trial(bench.fleet, "three")
     assert bench.fleet.trial is not None, "it is not the last one's"
-    monkeypatch.setattr(rollout, "_is_asked", lambda *_: False)  # `two` was killed
+    bench.fleet.trial_asked -= rollout.FORGOTTEN_S  # `two` was killed
     assert (await rollout.try_out(bench.fleet, "tuned", "three")).live.name == "tuned"
     await rollout.end_trial(bench.fleet, "two")
     assert bench.fleet.trial == bench.tuned

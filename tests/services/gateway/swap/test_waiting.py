@@ -9,10 +9,11 @@ import httpx
 import pytest
 
 from pipeline.errors import SwapError
-from services.gateway.fleet import gate, rest
+from services.gateway.fleet import rest
+from services.gateway.fleet.replica import Supervision
 from services.gateway.swap.verified import SwapLimits
 from tests.services.bench_fleet import BASE, TUNED, Bench, answer_of
-from tests.services.fake_vllm import FakeVllm, write_checkpoint
+from tests.services.fake_vllm import write_checkpoint
 from tests.services.gateway.test_gateway import events
 
 
@@ -109,9 +110,9 @@ async def test_who_waited_is_let_in_in_the_order_of_coming(bench: Bench) -> None
     assert all(abs(place - number) < 8 for place, number in enumerate(came)), came
 
 
-async def test_an_engine_with_empty_caches_is_given_few_at_first(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_engine_with_empty_caches_is_given_few_at_first(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, supervision=Supervision(first_backoff_s=0.0, lease_s=3.0, max_ramp_s=0.3))
     async with bench.running():
-        monkeypatch.setattr(gate, "MAX_RAMP_S", 0.3)
         async with Held(bench) as held:
             swap = asyncio.create_task(bench.swap("policy", "tuned"))
             await bench.until("draining")
@@ -189,18 +190,12 @@ async def test_a_request_that_sound_engine_failed_as_a_swap_began_is_asked_after
             bench.server.faults = ["500"]
             swap = None
 
-            def swap_now(server: FakeVllm) -> asyncio.Task[Any]:
-                return asyncio.create_task(bench.swap("policy", "tuned"))
-
-            fail = bench.server._fail
-
-            async def fail_in_a_drain(*arguments: Any) -> Any:
+            async def begin_a_drain() -> None:
                 nonlocal swap
-                swap = swap_now(bench.server)
+                swap = asyncio.create_task(bench.swap("policy", "tuned"))
                 await bench.until("draining")
-                return await fail(*arguments)
 
-            bench.server._fail = fail_in_a_drain  # type: ignore[method-assign]
+            bench.server.before_fault = begin_a_drain
             late = asyncio.create_task(bench.ask("late"))
             await until_waiting(bench, 1)
         answer = await late
