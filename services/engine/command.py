@@ -33,10 +33,11 @@ _LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 _LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 """The language model's linear layers in the Llama and Qwen families, all but lm_head, which no adapter of ours changes: with
 lm_head prepared for adapters, one request for `prompt_logprobs` ends the engine."""
-_MAX_LORAS: dict[Build, int] = {"cuda": 2, "cpu": 16}
-"""Slots for adapters: of the one before a swap, and the one after. vLLM's CPU kernels apply what lies in the last slot to a
-base's tokens that share a batch with an adapter's (their index is -1), without an error. Slots are filled from the first,
-and never emptied, so there the last one must stay empty: 15 adapters in one server's life."""
+_MAX_LORAS: dict[Build, int] = {"cuda": 2, "cpu": 8}
+"""Slots for adapters: of the one before a swap, the one after, and on a CPU those of a few more aliases. vLLM's CPU
+kernels apply what lies in the last slot to a base's tokens in a batch with an adapter's (their index is -1), without an error.
+Slots are filled from the first, and an adapter that is served no longer is taken out of its slot, so there the last one stays
+empty; an adapter that would take it is refused (verified.py)."""
 _PASSED = frozenset(
     (
         *("PATH", "HOME", "USER", "LOGNAME", "LANG", "LANGUAGE", "TZ", "TMPDIR", "VIRTUAL_ENV", "CC", "CXX"),

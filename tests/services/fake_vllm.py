@@ -135,6 +135,12 @@ class FakeVllm:
     """How it renders a prompt."""
     ignores_adapters: bool = False
     """Answers under an adapter's name with its base's weights."""
+    refuses_adapters: bool = False
+    """Answers 500 when it is to load one, whose weights are in its engine by then."""
+    mixes_adapters: bool = False
+    """Applies an adapter to its base's requests, too, while another request is in flight."""
+    loras: set[int] = field(default_factory=set)
+    """The numbers of the adapters in its engine, which unloading a name does not take away."""
     keeps_adapters: bool = False
     """Answers 500 when it is to unload one."""
     is_asleep: bool = False
@@ -161,6 +167,8 @@ class FakeVllm:
     """Its token counters stand still."""
     started: float = field(default_factory=time.time)
     num_tokens: int = 0
+    num_loras: int = 0
+    """Loaded so far."""
     num_asked: int = 0
     """Chat requests so far, the canary's included."""
     weight: float = 0.0
@@ -211,7 +219,7 @@ class FakeVllm:
         app.router.add_post("/v1/load_lora_adapter", self._load_adapter)
         app.router.add_post("/v1/unload_lora_adapter", self._unload_adapter)
         app.router.add_post("/v1/chat/completions", self._chat)
-        app.router.add_post("/collective_rpc", self._reload)
+        app.router.add_post("/collective_rpc", self._call)
         for name in ("prefix", "mm", "encoder"):
             app.router.add_post(f"/reset_{name}_cache", self._reset)
         app.router.add_get("/weight_info", self._weight_info)
@@ -261,6 +269,10 @@ class FakeVllm:
         body = await request.json()
         directory = Path(body["lora_path"])
         self.calls.append(f"load {body['lora_name']} {directory.name}")
+        self.num_loras += 1
+        self.loras.add(self.num_loras)
+        if self.refuses_adapters:
+            return web.json_response({"error": {"message": "a tensor is missing"}}, status=500)
         self.adapters[body["lora_name"]] = (read_weight(directory, "adapter_model.safetensors"), str(directory))
         return web.Response(text="Success: LoRA adapter added successfully.")
 
@@ -272,8 +284,16 @@ class FakeVllm:
         del self.adapters[name]
         return web.Response(text="Success: LoRA adapter removed successfully.")
 
-    async def _reload(self, request: web.Request) -> web.Response:
-        directory = Path((await request.json())["kwargs"]["weights_path"])
+    async def _call(self, request: web.Request) -> web.Response:
+        body = await request.json()
+        if body["method"] == "list_loras":
+            return web.json_response({"results": [str(self.loras)]})
+        if body["method"] == "remove_lora":
+            self.loras.remove(*body["args"])
+            return web.json_response({"results": ["True"]})
+        return self._reload(Path(body["kwargs"]["weights_path"]))
+
+    def _reload(self, directory: Path) -> web.Response:
         self.calls.append(f"reload {directory.name}")
         if self.fail_next_reload or self.is_rollback_broken:
             self.fail_next_reload = False
@@ -356,7 +376,7 @@ class FakeVllm:
         if fault in _FAULTS:
             return await self._fail(request, body, fault)
         delta, path = self.adapters.get(model, (0.0, ""))
-        delta = 0.0 if self.ignores_adapters else delta
+        delta = await self._applied(delta)
         key = f"{model}{path}{text}{body.get('cache_salt', '')}"
         self.num_hits += key in self.prefixes
         prefix = self.prefixes.setdefault(key, self.weight + delta)
@@ -379,6 +399,14 @@ class FakeVllm:
             choice["token_ids"] = [TOKENS[0] + (self.weight >= FAR)] * len(logprobs)
             answer["prompt_token_ids"] = list(self.prompt_tokens)
         return web.json_response(answer)
+
+    async def _applied(self, delta: float) -> float:
+        """What an adapter adds to a request, its own or another's."""
+        if self.mixes_adapters:
+            await asyncio.sleep(0.02)
+            if self.num_now > 1:
+                return sum(each for each, _ in self.adapters.values())
+        return 0.0 if self.ignores_adapters else delta
 
     async def _take_in(self, image: str) -> bool:
         """Whether the engine has the image that the API refers to; the image itself takes longer than a reference."""

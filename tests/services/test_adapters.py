@@ -311,3 +311,34 @@ async def test_the_way_is_the_recipes_or_the_fastest(bench: Bench) -> None:
     unproven = type(tuned)(tuned.directory, tuned.manifest.model_copy(update={"canary": None}))
     with pytest.raises(SwapError, match="has no canary"):
         choose_way("auto", base, unproven, can_start=True)
+
+
+async def test_what_is_served_no_longer_is_taken_out_of_the_engine(bench: Bench) -> None:
+    """vLLM keeps the weights when a name is unloaded; on a CPU, those in the last slot reach the base's tokens."""
+    for number in range(3):
+        if number:
+            bench.registry.retire("light")
+            folder = bench.directory / f"light-{number}"
+            bench.registry.register(write_adapter(folder, "light", DELTA + number / 8, bench.base.ref, BASE))
+        await bench.swap("policy", "light")
+        assert len(bench.server.loras) == 1
+        await bench.swap("policy", "base")
+        assert bench.server.loras == set()
+
+
+async def test_a_refused_adapter_is_taken_out_of_the_engine(bench: Bench) -> None:
+    bench.adapter("liar", 0.25, canary_weight=9.0)
+    with pytest.raises(SwapError, match="its canary answers otherwise"):
+        await bench.swap("policy", "liar")
+    assert bench.server.loras == set()
+    bench.server.refuses_adapters = True
+    with pytest.raises(SwapError, match="a tensor is missing"):
+        await bench.swap("policy", "light")
+    assert bench.server.loras == set()
+
+
+async def test_an_engine_that_applies_an_adapter_to_others_requests_is_not_given_it(bench: Bench) -> None:
+    bench.server.mixes_adapters = True
+    with pytest.raises(SwapError, match="its parent answers otherwise while it answers"):
+        await bench.swap("policy", "light")
+    assert await bench.answer() == ("base", answer_of(BASE))

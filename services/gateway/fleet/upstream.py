@@ -89,6 +89,8 @@ class Upstream:
         self._endpoint = endpoint
         self._pool = Pool(endpoint)
         self._client = endpoint.client(_CONTROL_TIMEOUT)
+        self._loras: dict[str, set[int]] = {}
+        """By model name, the engine's number of what was loaded for it."""
 
     async def __aenter__(self) -> Self:
         return self
@@ -141,13 +143,23 @@ class Upstream:
 
     async def load_adapter(self, model: str, directory: Path) -> None:
         """Serve the adapter in `directory` under that model name, beside its base. Raises ServerError."""
-        if model not in await self._models():
+        if model in await self._models():
+            return
+        before = await self._list_loras()
+        try:
             await self._control("/v1/load_lora_adapter", {"lora_name": model, "lora_path": str(directory)})
+        finally:  # one that vLLM refuses half-way has its slot, too
+            self._loras[model] = await self._list_loras() - before
 
     async def unload_adapter(self, model: str) -> None:
-        """Serve it no longer; unloading what is not there changes nothing. Raises ServerError."""
+        """Serve it no longer; unloading what is not there changes nothing. Raises ServerError.
+
+        vLLM's own call forgets the name, and its engine keeps the weights in their slot: they are taken out of it here.
+        """
         if model in await self._models():
             await self._control("/v1/unload_lora_adapter", {"lora_name": model})
+        for number in self._loras.pop(model, ()):
+            await self._control("/collective_rpc", {"method": "remove_lora", "args": [number]})
 
     async def ask(self, canary: Canary, model: str = SERVED_NAME, salt: str | None = None) -> CanaryAnswer:
         """The canary's answer. Raises ServerError."""
@@ -190,6 +202,11 @@ class Upstream:
             return not self._client.is_closed and await self.pulse() is not None
         except ServerError:
             return False
+
+    async def _list_loras(self) -> set[int]:
+        """The engine's numbers of the adapters that lie in it; none where it cannot say."""
+        answer = await self._control("/collective_rpc", {"method": "list_loras"}, may_fail=True)
+        return {int(number) for number in re.findall(r"\d+", str(answer.get("results", "")))}
 
     async def _models(self) -> set[str]:
         listed = await self._control("/v1/models", method="GET")

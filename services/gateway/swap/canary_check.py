@@ -87,6 +87,16 @@ def distance(canary: Canary, answer: CanaryAnswer, tolerance: float) -> float:
     return max(abs(a - b) for a, b in zip(canary.logprobs, answer.logprobs, strict=False))
 
 
+def agree(one: CanaryAnswer, other: CanaryAnswer, tolerance: float) -> bool:
+    """Whether two answers are those of the same weights, as far as they go on alike: each log-prob may be off."""
+    for a, b, one_token, other_token in zip(one.logprobs, other.logprobs, one.tokens, other.tokens, strict=False):
+        if not abs(a - b) <= 2 * tolerance:
+            return False
+        if one_token != other_token:
+            break
+    return True
+
+
 def explain_difference(canary: Canary, answer: CanaryAnswer, tolerance: float) -> str | None:
     """Why the answer is not the manifest's, or None where it is; `tolerance` is of a log-prob."""
     if answer.prompt_tokens != canary.prompt_tokens:

@@ -4,7 +4,8 @@
               reset the prefix, multimodal and encoder caches -> verify -> have the engine say so (claim.py) -> record it ->
               admit
     adapter   load it under a name and a path that nothing was ever served from -> ask its canary: as the manifest says, and
-              nearer to it than its parent answers -> read its files again -> record it -> admit
+              nearer to it than its parent answers, which answers beside it as it does alone -> read its files again ->
+              record it -> admit
 
 Verified is a reload by
     files     what was registered when they were read, and not written since (fingerprint.py)
@@ -33,7 +34,7 @@ from services.checkpoints.registry import Checkpoint, check_digest
 from services.engine.command import SERVED_NAME
 from services.gateway.fleet.gate import Gate
 from services.gateway.fleet.upstream import Upstream
-from services.gateway.swap.canary_check import CanaryAnswer, distance, explain_difference
+from services.gateway.swap.canary_check import CanaryAnswer, agree, distance, explain_difference
 from services.gateway.swap.claim import DisownedError
 from services.gateway.swap.fingerprint import Fingerprint, check_unchanged
 
@@ -130,6 +131,11 @@ async def put_adapter(upstream: Upstream, adapter: Checkpoint, directory: Path) 
         raise SwapError(f"its canary answers otherwise: {difference}")
     if not distance(canary, answer, upstream.tolerance) < distance(canary, parents, upstream.tolerance):
         raise SwapError("its canary answers no nearer to its manifest than its parent does, so it was not applied")
+    beside, _ = await asyncio.gather(
+        upstream.ask(canary, salt=uuid.uuid4().hex), upstream.ask(canary, name, uuid.uuid4().hex)
+    )
+    if not agree(parents, beside, upstream.tolerance):
+        raise SwapError("its parent answers otherwise while it answers, so the engine applies it to others' requests")
     await asyncio.to_thread(check_digest, directory, adapter.ref)
 
 
