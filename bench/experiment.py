@@ -24,6 +24,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from eval.evaluate import Scores
 from eval.statistics import adjust_holm, compare_paired, estimate_accuracy
 from eval.table import Setting, format_estimate, format_p, list_settings, question_shares, select_scores
 from pipeline.records import Interval, Record, Score, ShownImage
@@ -33,7 +34,7 @@ from services.cli.terminal import Terminal
 from services.jobs.trainer import read_progress
 from services.run.rounds import list_rounds
 from services.run.serving import running_gateway
-from services.run.steps import Scores, Session, load_scores
+from services.run.steps import Session, load_scores
 
 DOCS = Path(__file__).parents[1] / "docs"
 IMAGES: tuple[ShownImage, ...] = ("true", "blank", "other")

@@ -93,13 +93,12 @@ def _clash(task: Task, giver: Task) -> int:
     """How unfit the giver's image is for the task."""
     assert task.image is not None
     assert giver.image is not None
-    same_answer = task.answer is not None and giver.answer is not None
-    same_answer = same_answer and _gold(task) == _gold(giver)
+    same_answer = bool(_gold(task)) and _gold(task) == _gold(giver)
     return _SAME_IMAGE * (task.image.sha256 == giver.image.sha256) + _SAME_ANSWER * same_answer
 
 
 def _gold(task: Task) -> str:
-    return "" if task.answer is None else task.choices[task.answer].casefold()
+    return (task.gold if task.answer is None else task.choices[task.answer]).casefold()
 
 
 def build_reliance(

@@ -19,8 +19,8 @@ from rich.table import Table
 from rich.text import Text
 
 from eval.statistics import compare_unpaired
-from eval.table import format_range, list_phrases, new_table
-from pipeline.recipe import Recipe, Source
+from eval.table import OVERALL, format_range, list_phrases, new_table
+from pipeline.recipe import Recipe
 from pipeline.records import CheckpointRef, EvalResult, Interval, PromptName, Record, Split
 
 
@@ -38,7 +38,8 @@ class Published(Record):
     source: str
     model: str
     """As a recipe names it: an id on the hub."""
-    benchmark: Source
+    benchmark: str
+    """As a recipe names it."""
     split: Split
     num_questions: int
     rows: tuple[PublishedAccuracy, ...]
@@ -74,13 +75,13 @@ def load_published() -> Published:
 def compare_published(results: Sequence[EvalResult], recipe: Recipe, published: Published) -> list[PaperRow]:
     """A row for each figure of the untaught model that the paper has, too; none for another model or benchmark."""
     section = recipe.eval
-    asked = (recipe.model.source, section.source, section.split)
+    asked = (recipe.model.source, section.benchmark, section.split)
     if asked != (published.model, published.benchmark, published.split) or section.hint:
         return []
     paper = {(row.prompt, row.temperature): row.accuracy for row in published.rows}
     rows = []
     for result in results:
-        share, ours = paper.get((result.prompt, result.temperature)), result.accuracy.get("Avg")
+        share, ours = paper.get((result.prompt, result.temperature)), result.accuracy.get(OVERALL)
         if result.checkpoint.kind != "base" or share is None or ours is None or ours.n < 2:
             continue
         difference, mde = compare_unpaired(ours, share, published.num_questions)

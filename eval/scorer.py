@@ -7,18 +7,34 @@ from __future__ import annotations
 
 from pipeline.errors import DataError
 from pipeline.parsers import parse_choice
-from pipeline.records import Outcome, Response, Score, Task
+from pipeline.records import Response, Score, Task
 
 
-def score_response(task: Task, response: Response) -> Score:
-    """The score of `response` to `task`, as the benchmark has it, whichever image was shown.
+def score_choice(task: Task, response: Response) -> Score:
+    """The score of a response to a multiple-choice question, whichever image was shown.
 
     Raises DataError for a task without a gold answer.
     """
     if task.answer_letter is None:
         raise DataError(f"task {task.id} of {task.source} has no gold answer to score against; evaluate another split")
+    answer = parse_choice(read_final_part(response), task.choices)
+    is_right = answer is not None and task.is_right(answer)
+    return build_score(
+        task, response, answer, is_right=is_right, target=task.answer_letter, num_choices=len(task.choices)
+    )
+
+
+def build_score(
+    task: Task, response: Response, answer: str | None, *, is_right: bool, target: str, num_choices: int = 0
+) -> Score:
+    """The score of a response in which `answer` was read, or None, where `target` was right.
+
+    A uniform guess is right once in `num_choices` times; 0 says that nobody guesses the answer. A response that failed or
+    was cut off counts as that, whatever was read in it.
+    """
     is_cut = response.finish_reason == "length"
-    answer = None if is_cut or response.error is not None else parse_choice(_final_part(response), task.choices)
+    found = None if is_cut or response.error is not None else answer
+    value = "no_answer" if found is None else "correct" if is_right else "incorrect"
     return Score(
         key=response.key,
         task=task.id,
@@ -28,24 +44,18 @@ def score_response(task: Task, response: Response) -> Score:
         checkpoint=response.checkpoint.digest,
         prompt=response.prompt,
         temperature=response.sampling.temperature,
-        value=None if response.error is not None else _judge(task, answer),
-        answer=answer,
+        value=None if response.error is not None else value,
+        answer=found,
         is_cut=is_cut,
-        target=task.answer_letter,
+        target=target,
         prior=task.prior_letter,
-        num_choices=len(task.choices),
+        num_choices=num_choices,
         error=response.error,
     )
 
 
-def _judge(task: Task, answer: str | None) -> Outcome:
-    if answer is None:
-        return "no_answer"
-    return "correct" if task.is_right(answer) else "incorrect"
-
-
-def _final_part(response: Response) -> str:
-    """What the parser reads: all of a response to an evaluation prompt, else what follows the thought.
+def read_final_part(response: Response) -> str:
+    """Where the answer stands: all of a response to an evaluation prompt, else what follows the thought.
 
     A thought prompt's response that never left its thought gave no final answer; what its draft says does not count.
     """

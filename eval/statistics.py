@@ -126,8 +126,8 @@ def adjust_holm(p_values: Sequence[float]) -> list[float]:
 
 
 def chance_level(num_choices: Sequence[int]) -> float:
-    """The expected accuracy of a uniform guess, given each question's number of choices."""
-    return float(np.mean([1 / num for num in num_choices]))
+    """The expected accuracy of a uniform guess, given each question's number of choices; 0 of them cannot be guessed."""
+    return float(np.mean([1 / num if num else 0.0 for num in num_choices]))
 
 
 def _effective_size(values: Floats, labels: NDArray[np.intp]) -> float:

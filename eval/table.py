@@ -1,4 +1,4 @@
-"""The paper's Table 1 from scores: accuracy by subject for each checkpoint, prompt and temperature, with intervals.
+"""The paper's Table 1 from scores: accuracy by column for each checkpoint, prompt and temperature, with intervals.
 
 Below it stand the paired differences between checkpoints, each with its interval, p-value and the smallest effect that
 the benchmark could have seen, and sentences that say what they show. A failed request is in no figure and is counted;
@@ -16,10 +16,10 @@ from rich.table import Table
 from rich.text import Text
 
 from eval.statistics import adjust_holm, chance_level, compare_paired, estimate_accuracy
-from pipeline.recipe import EvalSection
 from pipeline.records import CheckpointRef, Difference, EvalResult, Interval, PromptName, Score
 
-COLUMNS = ("Avg", "NAT", "SOC", "LAN")
+OVERALL = "Avg"
+"""The column of all questions; a benchmark names the others."""
 LEVEL = 0.05
 
 Setting = tuple[PromptName, float]
@@ -27,7 +27,12 @@ Setting = tuple[PromptName, float]
 
 
 def build_results(
-    scores: Sequence[Score], checkpoints: Sequence[CheckpointRef], *, seed: int, num_samples: int
+    scores: Sequence[Score],
+    checkpoints: Sequence[CheckpointRef],
+    columns: Sequence[str],
+    *,
+    seed: int,
+    num_samples: int,
 ) -> list[EvalResult]:
     """One row per checkpoint, prompt and temperature that `scores` holds, in that order; `seed` is the sampling's."""
     rows = []
@@ -45,8 +50,7 @@ def build_results(
                 num_samples=num_samples,
                 accuracy={
                     column: estimate_accuracy([s.value == "correct" for s in part], [s.image or s.task for s in part])
-                    for column in COLUMNS
-                    if (part := _column(good, column))
+                    for column, part in _split(good, columns).items()
                 },
                 no_answer=no_answer / len(good) if good else 0.0,
                 cut=sum(score.is_cut for score in good) / len(good) if good else 0.0,
@@ -58,11 +62,10 @@ def build_results(
     return rows
 
 
-def build_chance(scores: Iterable[Score]) -> dict[str, float]:
+def build_chance(scores: Iterable[Score], columns: Sequence[str]) -> dict[str, float]:
     """The accuracy of a uniform guess on the questions of `scores`, by column; a column without questions is absent."""
-    questions = list({score.task: score for score in scores}.values())
-    parts = {column: _column(questions, column) for column in COLUMNS}
-    return {column: chance_level([score.num_choices for score in part]) for column, part in parts.items() if part}
+    parts = _split(list({score.task: score for score in scores}.values()), columns)
+    return {column: chance_level([score.num_choices for score in part]) for column, part in parts.items()}
 
 
 def build_differences(
@@ -103,22 +106,16 @@ def describe_differences(differences: Sequence[Difference]) -> list[str]:
 
 
 def render_results(
-    results: Sequence[EvalResult], differences: Sequence[Difference], chance: dict[str, float]
+    results: Sequence[EvalResult],
+    differences: Sequence[Difference],
+    chance: dict[str, float],
+    columns: Sequence[str],
 ) -> list[RenderableType]:
     """Table 1, the differences below it, and what they show, for a terminal."""
-    parts: list[RenderableType] = [_render_accuracy(results, chance)]
+    parts: list[RenderableType] = [_render_accuracy(results, chance, (OVERALL, *columns))]
     if differences:
         parts += [_render_differences(differences), *(Text(f"\n{text}") for text in describe_differences(differences))]
     return parts
-
-
-def describe_hint(section: EvalSection) -> str:
-    """Whether the questions came with ScienceQA's hints; nothing for another benchmark."""
-    if section.source != "scienceqa":
-        return ""
-    if section.hint:
-        return "A question that has a hint was asked with it (eval.hint), unlike in the paper's figures."
-    return "The questions were asked without ScienceQA's hints, as in the paper's figures (eval.hint)."
 
 
 def select_scores(scores: Iterable[Score], setting: Setting) -> list[Score]:
@@ -133,8 +130,12 @@ def list_settings(scores: Iterable[Score]) -> list[Setting]:
     return sorted(found, key=lambda setting: (prompts.index(setting[0]), setting[1]))
 
 
-def _column(scores: Sequence[Score], column: str) -> list[Score]:
-    return [score for score in scores if column in ("Avg", score.subject)]
+def _split(scores: Sequence[Score], columns: Sequence[str]) -> dict[str, list[Score]]:
+    """The scores of each column, all of them first; a column without scores is absent."""
+    parts = {
+        column: [score for score in scores if column in (OVERALL, score.subject)] for column in (OVERALL, *columns)
+    }
+    return {column: part for column, part in parts.items() if part}
 
 
 def _paired(
@@ -212,21 +213,21 @@ def format_p(p_value: float) -> str:
     return "p < 0.001" if p_value < 0.001 else f"p = {p_value:.2g}"
 
 
-def _render_accuracy(results: Sequence[EvalResult], chance: dict[str, float]) -> Table:
+def _render_accuracy(results: Sequence[EvalResult], chance: dict[str, float], columns: Sequence[str]) -> Table:
     table = new_table(
         "Accuracy in %, ± half of the 95 % interval (clustered by image)",
         "unread: in %, no readable answer (cut: cut off), counts as not correct. failed: in no figure.",
-        (*COLUMNS, "unread", "cut", "failed", "n"),
+        (*columns, "unread", "cut", "failed", "n"),
     )
     for checkpoint in dict.fromkeys(row.checkpoint for row in results):
         table.add_row(Text(checkpoint.name, style="bold"))
         for row in results:
             if row.checkpoint == checkpoint:
-                cells = [_cell(row, column) for column in COLUMNS]
+                cells = [_cell(row, column) for column in columns]
                 shares = (f"{100 * row.no_answer:.1f}", f"{100 * row.cut:.1f}")
                 tail = (*shares, str(row.num_failed), str(row.num_scored))
                 table.add_row(f"  {row.prompt} {row.temperature:g}", *cells, *tail)
-    levels = [f"{100 * chance[column]:.1f}{' ' * 5}" if column in chance else "" for column in COLUMNS]
+    levels = [f"{100 * chance[column]:.1f}{' ' * 5}" if column in chance else "" for column in columns]
     table.add_row("chance", *levels, style="dim")
     return table
 
@@ -242,7 +243,7 @@ def _render_differences(differences: Sequence[Difference]) -> Table:
     table = new_table(
         "Paired differences in points, on the same questions",
         "p: after Holm's correction. detectable: with 80 % power at 5 %.",
-        ("Avg", "95 % interval", "p", "detectable", "questions"),
+        (OVERALL, "95 % interval", "p", "detectable", "questions"),
     )
     for policy, base in dict.fromkeys((d.policy.name, d.base.name) for d in differences):
         table.add_row(Text(f"{policy} - {base}", style="bold"))

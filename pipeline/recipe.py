@@ -74,6 +74,19 @@ def _check_model_name(name: str) -> str:
 
 
 Source = Literal["nano", "aokvqa", "scienceqa", "unusual"]
+BENCHMARK_NAMES: Plugins[Any] = Plugins(
+    what="benchmark",
+    group="vcot.benchmarks",
+    built_ins={
+        "nano": "eval.benchmarks.nano_world:NANO",
+        "scienceqa": "eval.benchmarks.scienceqa_img:SCIENCEQA",
+        "aokvqa": "eval.benchmarks.aokvqa_mc:AOKVQA",
+        "unusual": "eval.benchmarks.unusual_things:UNUSUAL",
+    },
+    is_one=lambda _: True,
+    must_be="one",
+)
+"""What `eval.benchmark` may say. What one is, only eval/benchmark.py knows, which this package may not import."""
 SearchMode = Literal["one_at_a_time", "grid"]
 Corruption = Literal["crop", "blank", "noise", "other_image"]
 TRL_LOSSES = (
@@ -390,18 +403,18 @@ class RoundsSection(Section):
 class EvalSection(Section):
     """The benchmark: each prompt at each temperature, for base and policy."""
 
-    source: Source
-    """The data set."""
+    benchmark: Annotated[str, AfterValidator(BENCHMARK_NAMES.check)]
+    """nano, scienceqa, aokvqa, unusual, or one of your own as package.module:object (docs/extending-benchmark.md)."""
     path: str | None = None
-    """Its official on-disk layout; without it, the hub's copy is read."""
+    """The official on-disk layout of its data set; without it, the hub's copy is read."""
     revision: str | None = None
     """The revision of the hub's copy (a commit for a run that can be repeated)."""
     split: Split = "test"
-    """The source's split."""
+    """The data set's split."""
     num_tasks: Count | None = None
     """How many questions; without it, all that have an image."""
-    prompts: tuple[PromptName, ...] = ("zero_shot", "cot")
-    """Prompts to compare."""
+    prompts: tuple[PromptName, ...] = ()
+    """Prompts to compare; without it, the benchmark's own."""
     temperatures: tuple[Annotated[float, Field(ge=0)], ...] = (0.4, 0.8)
     """Sampling temperatures."""
     num_samples: Count = 1
@@ -423,24 +436,11 @@ class EvalSection(Section):
             raise ValueError("at temperature 0 all responses are the same; set num_samples to 1, or leave 0 out")
         if "true" not in self.images:
             raise ValueError('images leaves out the questions\' own; add "true"')
-        _check_hint(self.source, hint=self.hint)
         return self
 
     def params(self, temperature: float) -> SamplingParams:
         """The settings that enter the keys."""
         return SamplingParams(temperature=temperature, max_tokens=self.max_tokens, n=self.num_samples, seed=self.seed)
-
-    def tasks(self, split: Split) -> TasksSection:
-        """The benchmark's questions of `split`, as a task source."""
-        return TasksSection(
-            source=self.source,
-            path=self.path,
-            revision=self.revision,
-            split=split,
-            num_tasks=self.num_tasks,
-            seed=self.seed,
-            hint=self.hint,
-        )
 
 
 class Recipe(Section):
@@ -475,6 +475,11 @@ class Recipe(Section):
             )
         return self
 
+    @property
+    def eval_splits(self) -> tuple[Split, ...]:
+        """Those of the benchmark's that are asked: several rounds are chosen from on the validation split."""
+        return (self.eval.split, "validation") if self.rounds.num > 1 else (self.eval.split,)
+
 
 def list_recipes() -> list[str]:
     """Names of the recipes that come with vcot."""
@@ -505,6 +510,7 @@ def parse_recipe(text: str, overrides: Sequence[str] = (), *, where: str = "reci
         tree = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise RecipeError(f"{where} is not TOML: {error}") from None
+    _read_old_names(tree)
     for override in overrides:
         _apply(tree, override)
     try:
@@ -512,6 +518,19 @@ def parse_recipe(text: str, overrides: Sequence[str] = (), *, where: str = "reci
     except ValidationError as error:
         faults = "; ".join(_explain(fault) for fault in error.errors())
         raise RecipeError(f"{where}: {faults}") from None
+
+
+_RENAMED = {"eval.source": "benchmark"}
+"""Fields of older recipes."""
+
+
+def _read_old_names(tree: dict[str, Any]) -> None:
+    """Call a field of an older recipe what it is called today."""
+    for dotted, new in _RENAMED.items():
+        parent, _, old = dotted.rpartition(".")
+        section = tree.get(parent)
+        if isinstance(section, dict) and old in section and new not in section:
+            section[new] = section.pop(old)
 
 
 def _apply(tree: dict[str, Any], override: str) -> None:
@@ -539,6 +558,8 @@ def _explain(fault: Mapping[str, Any]) -> str:
     """One pydantic error as a clause that names the field, the value and the remedy."""
     location = [str(part) for part in fault["loc"]]
     dotted = ".".join(location)
+    if fault["type"] == "extra_forbidden" and dotted in _RENAMED:
+        return f"{dotted} is called {'.'.join([*location[:-1], _RENAMED[dotted]])} now"
     if fault["type"] == "extra_forbidden":
         return f"unknown field {dotted}{_nearest(location[-1], _fields_at(location[:-1]))}"
     if fault["type"] == "missing":

@@ -14,9 +14,6 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-Subject = Literal["NAT", "SOC", "LAN"]
-"""ScienceQA's subjects: natural, social and language science (Lu et al. 2022, Table 2)."""
-
 Split = Literal["train", "validation", "test"]
 PromptName = Literal["thought_specific", "thought_generic", "zero_shot", "cot"]
 Outcome = Literal["correct", "incorrect", "no_answer"]
@@ -49,20 +46,24 @@ class ImageRef(Record):
 
 
 class Task(Record):
-    """One multiple-choice question, with its image and, where the source has it, its gold answer."""
+    """One question, with its options, its image and, where the source has it, its gold answer."""
 
     id: str
     question: str
     choices: tuple[str, ...]
+    """Its options; none of a question that is answered in words."""
     answer: int | None
     """Index into `choices`; None where the source keeps it secret."""
+    gold: str = ""
+    """The gold answer of a question that is answered in words."""
     prior: int | None = None
     """Index of the choice that one would expect without looking, where the source knows one; it may be the right one."""
     rationale: str = ""
     facts: tuple[str, ...] = ()
     """Statements known to be true of the image (nano world only); what the verifier checks a thought against."""
     image: ImageRef | None = None
-    subject: Subject | None = None
+    subject: str | None = None
+    """The source's coarse label, by which a benchmark's table may have its columns: NAT, SOC or LAN of ScienceQA."""
     family: str = ""
     """The source's finer label: a nano question family, a ScienceQA topic; empty where it has none."""
     source: str
@@ -70,7 +71,7 @@ class Task(Record):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if not 2 <= len(self.choices) <= 26:
+        if not 2 <= len(self.choices) <= 26 and (self.choices or not self.gold):
             raise ValueError(f"task {self.id} has {len(self.choices)} choice(s); a question needs 2 to 26")
         for name, index in (("answer", self.answer), ("prior", self.prior)):
             if index is not None and not 0 <= index < len(self.choices):
@@ -271,7 +272,8 @@ class Score(Record):
     task: str
     index: int = 0
     """The response's, in its group."""
-    subject: Subject | None
+    subject: str | None
+    """The column of the benchmark's table that it counts in, beside the average."""
     image: str | None
     """The hash of the question's own image, whichever was shown: the cluster of the statistics."""
     checkpoint: str
@@ -280,13 +282,15 @@ class Score(Record):
     temperature: float
     value: Outcome | None = None
     answer: str | None = None
-    """The letter that was parsed."""
+    """The letter that was parsed, or the words."""
     is_cut: bool = False
     """The response reached its longest length, so that it has no final answer."""
     target: str
+    """The gold letter, or the gold words."""
     prior: str | None = None
     """The letter that one would expect without looking, where the source knows one."""
     num_choices: int
+    """How many options a guess picks from; 0 where it cannot be guessed."""
     error: str | None = None
 
     @model_validator(mode="after")
@@ -316,7 +320,7 @@ class EvalResult(Record):
     num_samples: int
     """Responses per question."""
     accuracy: dict[str, Interval]
-    """By `Avg`, `NAT`, `SOC`, `LAN`; a subject without questions is absent. An unparsable answer counts as not correct."""
+    """By `Avg` and the benchmark's columns; one without questions is absent. An unparsable answer counts as not correct."""
     no_answer: float
     """Share of answered requests without an answer that could be parsed, those that were cut off among them."""
     cut: float = 0.0

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.errors import DataError
 from pipeline.images import ImageStore
-from pipeline.records import ImageRef, Split, Subject, Task
+from pipeline.records import ImageRef, Split, Task
 
 
 class Row(BaseModel):
@@ -42,7 +42,7 @@ class Draft:
     choices: tuple[str, ...]
     answer: int | None
     rationale: str
-    subject: Subject | None
+    subject: str | None
     family: str
     source: str
     split: Split

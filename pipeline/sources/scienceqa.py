@@ -13,7 +13,6 @@ rationale, the `topic` the family.
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -26,17 +25,13 @@ from pydantic import Field
 
 from pipeline.errors import DataError
 from pipeline.images import ImageStore
-from pipeline.records import Split, Subject, content_key
+from pipeline.records import Split, content_key
 from pipeline.sources.drafts import Draft, Row, StoreImage, check_whole, digest_files, file_image, read_json, read_row
 from pipeline.sources.hub import hub_key, iterate_hub
 
 HUB_NAME = "derek-thomas/ScienceQA"
-TEST_NUM_QUESTIONS: dict[Subject, int] = {"NAT": 1209, "SOC": 764, "LAN": 44}
-"""Questions with an image in the official test split, 2,017 together: what published ScienceQA-IMG figures stand on."""
-
-_SUBJECTS: dict[str, Subject] = {"natural science": "NAT", "social science": "SOC", "language science": "LAN"}
+_SUBJECTS = {"natural science": "NAT", "social science": "SOC", "language science": "LAN"}
 _OFFICIAL_SPLIT = {"train": "train", "validation": "val", "test": "test"}
-_log = logging.getLogger(__name__)
 
 
 class Problem(Row):
@@ -80,23 +75,7 @@ def list_questions(path: Path | None, revision: str | None, split: Split, *, hin
     Raises DataError for files that are missing or malformed.
     """
     drafts = _list_hub(revision, split, hint=hint) if path is None else _list_official(path, split, hint=hint)
-    drafts = _tell_apart(drafts)
-    if split == "test" and drafts and (warning := check_test_counts([draft.subject for draft in drafts])):
-        _log.warning(warning)
-    return drafts
-
-
-def check_test_counts(subjects: Sequence[Subject | None]) -> str | None:
-    """None for the full official test split; else a sentence that says how these questions differ from it."""
-    counts = Counter(subjects)
-    if all(counts[subject] == expected for subject, expected in TEST_NUM_QUESTIONS.items()):
-        return None
-    found = ", ".join(f"{subject} {counts[subject]}" for subject in TEST_NUM_QUESTIONS)
-    official = ", ".join(f"{subject} {expected}" for subject, expected in TEST_NUM_QUESTIONS.items())
-    return (
-        f"these ScienceQA test questions are not the official ones ({found}; official: {official}), "
-        "so published figures do not compare"
-    )
+    return _tell_apart(drafts)
 
 
 def _list_official(path: Path, split: Split, *, hint: bool) -> list[Draft]:

@@ -29,7 +29,7 @@ from services.run import results, serving
 from services.run import sweep as search
 from services.run.billing import count_owed, read_cost, test_judge
 from services.run.probing import probe_priors
-from services.run.reporting import Evaluation, evaluate_scores, write_run_report
+from services.run.reporting import RunEvaluation, evaluate_scores, render, write_run_report
 from services.run.rounds import Round, list_rounds, make_judge
 from services.run.steps import (
     Session,
@@ -381,8 +381,8 @@ async def _choose(session: Session, rounds: Sequence[Round]) -> Choice:
     return choose_round(session, rounds)
 
 
-def _show(session: Session, evaluation: Evaluation) -> None:
-    for part in evaluation.renderables:
+def _show(session: Session, evaluation: RunEvaluation) -> None:
+    for part in render(evaluation, session.benchmark):
         session.terminal.show(part)
 
 
@@ -410,6 +410,7 @@ async def run_all(session: Session) -> None:
         check_installed(session.run.recipe.train)
     if warning := check_machine(session.run.recipe, is_served=serving.is_served(session.run)):
         session.terminal.warn(warning)
+    _ = session.benchmark  # what cannot be asked, and below
     async with make_judge(session) as judge:  # what is not set, or answers nobody, is said before hours of sampling
         if judge.is_model and (num_owed := count_owed(session)):
             await test_judge(session, judge, num_owed)

@@ -15,9 +15,10 @@ from typing import Literal
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.errors import CheckpointError, InputError, MachineError
+from eval.benchmark import find_benchmark
+from pipeline.errors import CheckpointError, InputError, MachineError, RecipeError
 from pipeline.identity import check_layout
-from pipeline.recipe import Recipe, TasksSection, TrainSection
+from pipeline.recipe import EvalSection, Recipe, TasksSection, TrainSection
 from services.checkpoints.registry import find_model, is_bundled, is_hub_id
 from services.cli.terminal import Terminal
 from services.planning.capacity import Cards, engine_state, find_fit, make_plan
@@ -79,7 +80,7 @@ def inspect_machine(recipe: Recipe, directory: Path) -> Iterator[Finding]:
     yield _port(recipe)
     yield _model(recipe)
     yield _source("questions", recipe.tasks)
-    yield _source("benchmark", recipe.eval.tasks(recipe.eval.split))
+    yield _benchmark(recipe.eval)
     yield _key(recipe)
 
 
@@ -231,6 +232,13 @@ def _model(recipe: Recipe) -> Finding:
     except CheckpointError as error:
         return Finding("model", "missing", model.source, str(error))
     return Finding("model", "ok", str(directory))
+
+
+def _benchmark(section: EvalSection) -> Finding:
+    try:
+        return _source("benchmark", find_benchmark(section).tasks(section, section.split))
+    except RecipeError as error:
+        return Finding("benchmark", "missing", section.benchmark, str(error))
 
 
 def _source(what: str, section: TasksSection) -> Finding:

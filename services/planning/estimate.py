@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from eval.benchmark import find_benchmark
 from pipeline.judges.cost import estimate_cost, find_prices, guess_prompt_tokens
 from pipeline.recipe import Recipe, TasksSection
 from pipeline.records import PromptName
@@ -112,13 +113,14 @@ class Counts:
 
 def count_work(recipe: Recipe) -> Counts | None:
     """What the recipe asks for in all its rounds; None where a data set's size is not known here."""
-    num_tasks, num_eval_tasks = _num_tasks(recipe.tasks), _num_tasks(recipe.eval.tasks(recipe.eval.split))
+    benchmark = find_benchmark(recipe.eval)
+    num_tasks, num_eval_tasks = _num_tasks(recipe.tasks), _num_tasks(benchmark.tasks(recipe.eval, recipe.eval.split))
     if num_tasks is None or num_eval_tasks is None:
         return None
     rounds, section = recipe.rounds.num, recipe.eval
     at_most = recipe.pairs.num or num_tasks
     pairs = Span(*(min(at_most, share * num_tasks) for share in (PAIR_SHARE.low, PAIR_SHARE.likely, PAIR_SHARE.high)))
-    asked = len(section.prompts) * len(section.temperatures) * section.num_samples * len(section.images)
+    asked = len(benchmark.list_prompts(section)) * len(section.temperatures) * section.num_samples * len(section.images)
     return Counts(
         num_tasks=rounds * num_tasks,
         num_responses=rounds * num_tasks * recipe.sample.k,
@@ -201,7 +203,7 @@ def estimate_disk(recipe: Recipe, shape: Shape, counts: Counts) -> dict[str, flo
     all_linear = recipe.train.target_modules == "all-linear"
     trained = shape.num_adapter_parameters(recipe.train.lora_r, all_linear=all_linear)
     sampled = counts.num_tasks * IMAGE_BYTES.get(recipe.tasks.source, 0) / GIB
-    evaluated = counts.num_eval_tasks * IMAGE_BYTES.get(recipe.eval.source, 0) / GIB
+    evaluated = counts.num_eval_tasks * IMAGE_BYTES.get(find_benchmark(recipe.eval).source, 0) / GIB
     held = shape.num_parameters * (2 if recipe.merge.dtype == "auto" else BYTES[recipe.merge.dtype]) / GIB
     num_responses = counts.num_responses + counts.num_eval_responses
     records = num_responses * RESPONSE_BYTES + counts.num_judgments * JUDGMENT_BYTES
@@ -268,7 +270,7 @@ class _Machine:
         section = self.recipe.eval
         restarts = 2 if engine_state(self.recipe.serve) == "stopped" else 1
         hours = ENGINE_START_S * (restarts / 3600)
-        for prompt in section.prompts:
+        for prompt in find_benchmark(section).list_prompts(section):
             requests = _Requests(prompt, section.num_samples, section.max_concurrency, section.max_tokens)
             times = 2 * len(section.temperatures) * len(section.images)
             hours += self._answer(requests, counts.num_eval_tasks) * times

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from eval.benchmark import Benchmark
 from eval.image_reliance import Reliance
 from eval.prior import PriorReport
 from eval.published import PaperRow
@@ -64,6 +65,7 @@ class ReportData:
     """A whole run, as far as it has come; what is empty is said to be missing."""
 
     recipe: Recipe
+    benchmark: Benchmark
     settings: str
     """One sentence: those of the run's recipe, or where they differ."""
     checkpoints: tuple[CheckpointRef, ...]

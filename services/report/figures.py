@@ -14,6 +14,7 @@ from importlib import resources
 from typing import TYPE_CHECKING
 
 from eval.image_reliance import Reliance
+from eval.table import OVERALL
 from pipeline.records import CheckpointRef, Difference, EvalResult, Interval
 from services.report.data import TrendRow
 from training.protocol.job import TrainProgress
@@ -55,16 +56,16 @@ _STYLE = {
 
 
 def draw_accuracy(results: Sequence[EvalResult], chance: float) -> str:
-    """Accuracy (Avg) of each checkpoint under each prompt and temperature, with its interval and the chance level."""
+    """Accuracy over all questions, by checkpoint, prompt and temperature, with its interval and the chance level."""
     settings = list(dict.fromkeys((row.prompt, row.temperature) for row in results))
     checkpoints = list(dict.fromkeys(row.checkpoint for row in results))
 
     def draw(axes: Axes) -> None:
         for number, checkpoint in enumerate(checkpoints):
-            rows = [row for row in results if row.checkpoint == checkpoint and "Avg" in row.accuracy]
+            rows = [row for row in results if row.checkpoint == checkpoint and OVERALL in row.accuracy]
             shift = 0.24 * (number - (len(checkpoints) - 1) / 2)
             places = [settings.index((row.prompt, row.temperature)) + shift for row in rows]
-            _plot_intervals(axes, [row.accuracy["Avg"] for row in rows], places, number, checkpoint.name)
+            _plot_intervals(axes, [row.accuracy[OVERALL] for row in rows], places, number, checkpoint.name)
         axes.axvline(100 * chance, color=_INK, linestyle=(0, (2, 3)), linewidth=1, label="chance")
         _name_rows(axes, [f"{prompt} {temperature:g}" for prompt, temperature in settings])
         axes.set_xlabel("accuracy, %")
@@ -116,7 +117,7 @@ def draw_trend(rows: Sequence[TrendRow]) -> str:
         for number, first in enumerate(rows[0].results):
             setting = (first.prompt, first.temperature)
             found = [(row.number, r) for row in rows for r in row.results if (r.prompt, r.temperature) == setting]
-            points = [(place, r.accuracy["Avg"]) for place, r in found if "Avg" in r.accuracy]
+            points = [(place, r.accuracy[OVERALL]) for place, r in found if OVERALL in r.accuracy]
             colour = _SERIES[number % len(_SERIES)]
             for place, interval in points:
                 x = place + 0.03 * number

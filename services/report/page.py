@@ -18,7 +18,7 @@ from markupsafe import Markup
 
 from eval.prior import describe_prior
 from eval.published import describe_published
-from eval.table import COLUMNS, LEVEL, describe_differences, describe_hint, format_half, format_p
+from eval.table import LEVEL, OVERALL, describe_differences, format_half, format_p
 from pipeline.files import replace_file
 from pipeline.images import media_type
 from pipeline.judges.verifier import normalise_statement
@@ -70,10 +70,10 @@ def write_report(data: ReportData, out: Path) -> Path:
     environment.filters |= {"percent": _percent, "half": format_half, "points": _points, "p": format_p}
     page = environment.get_template("page.html").render(
         data=data,
-        columns=COLUMNS,
+        columns=(OVERALL, *data.benchmark.columns),
         level=LEVEL,
         sentences=describe_differences(data.differences),
-        hint_sentence=describe_hint(data.recipe.eval),
+        hint_sentence=data.benchmark.note(data.recipe.eval),
         published_sentence=describe_published(data.published),
         prior_sentence=describe_prior(data.prior) if data.prior else "",
         results_figures=_draw_results(data),
@@ -92,8 +92,8 @@ def write_report(data: ReportData, out: Path) -> Path:
 
 def _draw_results(data: ReportData) -> list[Figure]:
     drawn = []
-    if any("Avg" in row.accuracy for row in data.results):
-        svg = figures.draw_accuracy(data.results, data.chance["Avg"])
+    if any(OVERALL in row.accuracy for row in data.results):
+        svg = figures.draw_accuracy(data.results, data.chance[OVERALL])
         drawn.append(
             _figure(svg, "Accuracy over all questions, with 95 % intervals. The dashed line is a uniform guess.")
         )

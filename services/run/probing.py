@@ -1,20 +1,20 @@
 """`vcot probe`: the drawings of unusual things, asked of checkpoints with the prompts and temperatures of the recipe's
-benchmark. The benchmark's own answers and results stay as they are.
+section eval. The benchmark's own answers and results stay as they are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
+from eval.benchmarks.unusual_things import UNUSUAL
+from eval.evaluate import Questions
 from eval.prior import PriorReport, build_prior
-from eval.scorer import score_response
 from pipeline.files import write_record
 from pipeline.recipe import TasksSection
-from pipeline.records import Response, Score, Task
 from pipeline.sources import load_tasks
 from services.checkpoints.registry import Checkpoint
 from services.run import results
-from services.run.steps import Session, plan_settings, probe_stage
+from services.run.steps import Session, ask_questions, parity_stage
 from training.protocol.job import read_record
 
 
@@ -22,20 +22,23 @@ async def probe_priors(
     session: Session, checkpoints: Sequence[Checkpoint], named: Sequence[Checkpoint] = ()
 ) -> PriorReport:
     """Ask what is owed, and keep what came of it as `prior.json`; `named` as in `evaluate_scores`."""
-    run = session.run
-    tasks = load_tasks(TasksSection(source="unusual", split="test"), run.directory, run.images)
-    await probe_stage(session, checkpoints, tasks)
-    scores = [score for checkpoint in checkpoints for score in _score(session, checkpoint, tasks)]
-    report = build_prior(scores, [checkpoint.ref for checkpoint in checkpoints])
-    write_record(results.claim_folder(run, named) / results.PRIOR, report)
+    await parity_stage(session, checkpoints)
+    questions = load_drawings(session)
+    for checkpoint in checkpoints:
+        session.terminal.heading("probe", f"{checkpoint.ref.name}: {len(questions.tasks)} unusual drawings")
+        await ask_questions(session, "probe", checkpoint, questions)
+    refs = [checkpoint.ref for checkpoint in checkpoints]
+    report = build_prior(questions.scores(refs, session.run.ledger)["true"], refs)
+    write_record(results.claim_folder(session.run, named) / results.PRIOR, report)
     return report
 
 
-def _score(session: Session, checkpoint: Checkpoint, tasks: Sequence[Task]) -> Iterator[Score]:
-    requests = plan_settings(session.run.recipe.eval, tasks, checkpoint.ref)
-    keys = [key for request in requests for key in request.response_keys()]
-    found, by_id = session.run.ledger.get(Response, keys), {task.id: task for task in tasks}
-    return (score_response(by_id[found[key].task], found[key]) for key in keys if key in found)
+def load_drawings(session: Session) -> Questions:
+    """The drawings, asked about their own images only."""
+    run = session.run
+    tasks = load_tasks(TasksSection(source=UNUSUAL.source, split="test"), run.directory, run.images)
+    section = run.recipe.eval.model_copy(update={"images": ("true",)})
+    return Questions(UNUSUAL, section, "test", tasks, run.images)
 
 
 def load_prior(session: Session) -> PriorReport | None:

@@ -9,13 +9,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rich.console import RenderableType
-from rich.text import Text
 
-from eval.image_reliance import Reliance, build_reliance, render_reliance
-from eval.published import PaperRow, compare_published, load_published, render_published
-from eval.table import build_chance, build_differences, build_results, describe_hint, render_results
+from eval.benchmark import Benchmark
+from eval.evaluate import Evaluation, Scores, evaluate, render_evaluation
 from pipeline.files import write_record
-from pipeline.records import Difference, EvalResult, Record, Response, StageCount
+from pipeline.records import Response, StageCount
 from pipeline.sample import SampleRequest
 from pipeline.stage import Tally
 from services.checkpoints.registry import Checkpoint
@@ -27,7 +25,7 @@ from services.run.billing import read_cost
 from services.run.parity import ParityReport
 from services.run.probing import load_prior
 from services.run.rounds import Round, make_judge
-from services.run.steps import Scores, Session, eval_requests
+from services.run.steps import Session
 from services.run.sweep import load_sweep
 from services.run.trend import render_trend
 from training.protocol.job import read_record, read_status
@@ -35,31 +33,16 @@ from training.protocol.job import read_record, read_status
 MAX_EXAMPLES = 6
 
 
-class Evaluation(Record):
-    """What an evaluation found; `results.json` in the run's report folder."""
+class RunEvaluation(Evaluation):
+    """What a run's evaluation found; `results.json` in the run's report folder."""
 
-    results: tuple[EvalResult, ...]
-    differences: tuple[Difference, ...]
-    """Each later checkpoint minus the first."""
-    chance: dict[str, float]
-    hint: str = ""
-    """Whether the questions came with ScienceQA's hints, in a sentence."""
-    published: tuple[PaperRow, ...] = ()
-    """The untaught model beside the paper's Table 1, where model and benchmark are the paper's."""
-    reliance: tuple[Reliance, ...] = ()
-    """Where other images were shown, too."""
     trend: tuple[TrendRow, ...] = ()
     """Of several rounds, on the validation split."""
 
-    @property
-    def renderables(self) -> list[RenderableType]:
-        """The tables and sentences for a terminal."""
-        parts = render_results(self.results, self.differences, self.chance)
-        parts += [Text(f"\n{self.hint}")] if self.hint else []
-        parts += render_published(self.published) if self.published else []
-        parts += [render_reliance(self.reliance)] if self.reliance else []
-        parts += [render_trend(self.trend)] if self.trend else []
-        return parts
+
+def render(found: RunEvaluation, benchmark: Benchmark) -> list[RenderableType]:
+    """The tables and sentences for a terminal."""
+    return render_evaluation(found, benchmark) + ([render_trend(found.trend)] if found.trend else [])
 
 
 def evaluate_scores(
@@ -68,28 +51,19 @@ def evaluate_scores(
     checkpoints: Sequence[Checkpoint],
     trend: Sequence[TrendRow] = (),
     named: Sequence[Checkpoint] = (),
-) -> Evaluation:
+) -> RunEvaluation:
     """Table 1, the paired differences and the rest, kept as `results.json` (services/run/results.py).
 
     `named` are the checkpoints where a user chose them, and not the run.
     """
-    section = session.run.recipe.eval
-    refs, true = [checkpoint.ref for checkpoint in checkpoints], scores["true"]
-    rows = build_results(true, refs, seed=section.seed, num_samples=section.num_samples)
-    evaluation = Evaluation(
-        results=tuple(rows),
-        differences=tuple(build_differences(true, refs[0], refs[1:])),
-        chance=build_chance(true),
-        hint=describe_hint(section),
-        published=tuple(compare_published(rows, session.run.recipe, load_published())),
-        reliance=tuple(build_reliance(scores, refs)),
-        trend=tuple(trend),
-    )
-    write_record(results.claim_folder(session.run, named) / results.RESULTS, evaluation)
+    run, refs = session.run, [checkpoint.ref for checkpoint in checkpoints]
+    found = evaluate(scores, refs, session.benchmark, run.recipe)
+    evaluation = RunEvaluation(**dict(found), trend=tuple(trend))
+    write_record(results.claim_folder(run, named) / results.RESULTS, evaluation)
     return evaluation
 
 
-def write_run_report(session: Session, rounds: Sequence[Round], shown: Round, evaluation: Evaluation) -> Path:
+def write_run_report(session: Session, rounds: Sequence[Round], shown: Round, evaluation: RunEvaluation) -> Path:
     """The page, made of what the run holds, whichever command made it.
 
     Training and preference data are those of the round `shown`.
@@ -97,6 +71,7 @@ def write_run_report(session: Session, rounds: Sequence[Round], shown: Round, ev
     directory, judgments = shown.job_directory, shown.pairs.judgments
     data = ReportData(
         recipe=session.run.recipe,
+        benchmark=session.benchmark,
         settings=results.describe_settings(session.run),
         checkpoints=tuple(dict.fromkeys(row.checkpoint for row in evaluation.results)),
         counts=tuple(count_stages(session, rounds, evaluation)),
@@ -121,14 +96,14 @@ def write_run_report(session: Session, rounds: Sequence[Round], shown: Round, ev
     return write_report(data, results.claim_folder(session.run) / results.PAGE)
 
 
-def read_parity(session: Session, evaluation: Evaluation) -> Iterator[ParityReport]:
+def read_parity(session: Session, evaluation: RunEvaluation) -> Iterator[ParityReport]:
     """Of each evaluated checkpoint that was compared as served."""
     for ref in dict.fromkeys(row.checkpoint for row in evaluation.results):
         if (path := session.parity_path(ref)).is_file():
             yield read_record(path, ParityReport)
 
 
-def count_stages(session: Session, rounds: Sequence[Round], evaluation: Evaluation) -> list[StageCount]:
+def count_stages(session: Session, rounds: Sequence[Round], evaluation: RunEvaluation) -> list[StageCount]:
     """The account of every stage as the run holds it: what is not answered yet counts as failed."""
     counts: list[StageCount] = []
     for current in rounds:
@@ -136,11 +111,10 @@ def count_stages(session: Session, rounds: Sequence[Round], evaluation: Evaluati
         responses = _count_responses(session, f"sample{label}", current.requests())
         judged = current.pairs.judged.model_copy(update={"stage": f"judge{label}"})
         counts += [responses, judged, current.pairs.pair_set.count.model_copy(update={"stage": f"pair{label}"})]
-    section = session.run.recipe.eval
-    asked = [(row.checkpoint, section.split, "") for row in evaluation.results]
+    asked = [(row.checkpoint, session.run.recipe.eval.split, "") for row in evaluation.results]
     asked += [(row.checkpoint, "validation", ", validation") for row in evaluation.trend]
     for ref, split, label in dict.fromkeys(asked):
-        requests = eval_requests(session, ref, split, section.images)
+        requests = session.questions(split).requests(ref)
         counts.append(_count_responses(session, f"eval {ref.name}{label}", requests))
     return counts
 

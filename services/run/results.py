@@ -92,5 +92,7 @@ def _settings(run: Run, named: Sequence[Checkpoint]) -> Settings:
 
 
 def _decide(recipe: Recipe) -> dict[str, Any]:
-    """What the figures depend on."""
-    return recipe.model_dump(mode="json", exclude=_NOT_DECIDING)
+    """What the figures depend on, under the names that it had when the first runs kept their results."""
+    decided = recipe.model_dump(mode="json", exclude=_NOT_DECIDING)
+    decided["eval"]["source"] = decided["eval"].pop("benchmark")
+    return decided

@@ -19,7 +19,7 @@ from pipeline.judges.verifier import Verifier
 from pipeline.judging import Standing, find_standing, find_unjudged_fault
 from pipeline.pairs import PairSet, build_pairs, limit_pairs, split_pairs
 from pipeline.publish import pairs_digest
-from pipeline.records import Judgment, PreferencePair, Response, Split, StageCount, Task
+from pipeline.records import Judgment, PreferencePair, Response, StageCount, Task
 from pipeline.sample import SampleRequest, plan_requests
 from pipeline.sources import load_round
 from services.checkpoints.registry import Checkpoint
@@ -125,8 +125,8 @@ class Round:
     def job(self) -> TrainJob:
         """The training job on the round's pairs. Raises DataError where a pair's image is in the benchmark."""
         recipe = self.session.run.recipe
-        splits: set[Split] = {recipe.eval.split} | ({"validation"} if recipe.rounds.num > 1 else set())
-        seen = {task.image.sha256 for split in splits for task in self.session.questions(split) if task.image}
+        asked = (task for split in recipe.eval_splits for task in self.session.questions(split).tasks)
+        seen = {task.image.sha256 for task in asked if task.image}
         leak = next((pair.task for pair in self.pairs.pair_set.pairs if pair.image.sha256 in seen), None)
         if leak is not None:
             raise DataError(

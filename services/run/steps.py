@@ -17,13 +17,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import NoReturn, Self, TypeVar
 
-from eval.image_reliance import choose_images
-from eval.scorer import score_response
+from eval.benchmark import Benchmark, find_benchmark
+from eval.evaluate import Questions, Scores, load_questions
 from pipeline.client import ChatClient
 from pipeline.errors import (
     CheckpointError,
-    DataError,
-    InputError,
     OnTrialError,
     OwedError,
     RequestError,
@@ -35,21 +33,16 @@ from pipeline.errors import (
 from pipeline.files import write_record
 from pipeline.judging import find_unjudged_fault, judge_responses
 from pipeline.publish import publish_pairs, render_card
-from pipeline.recipe import POLICY_ALIAS, EvalSection
+from pipeline.recipe import POLICY_ALIAS
 from pipeline.records import (
     CheckpointRef,
     PreferencePair,
-    Response,
-    Score,
-    ShownImage,
     Split,
     StageCount,
-    Task,
     Usage,
 )
 from pipeline.run import Run
-from pipeline.sample import SampleRequest, owed_requests, plan_requests, sample, show_image
-from pipeline.sources import load_tasks
+from pipeline.sample import SampleRequest, owed_requests, sample
 from services.checkpoints.registry import Checkpoint, Registry
 from services.cli.terminal import Terminal
 from services.gateway.admin import end_trial, fetch_state, register, retire, swap_to, try_out
@@ -82,7 +75,7 @@ class Session:
     """What this command is to a gateway on which it has checkpoints on trial."""
     _stack: AsyncExitStack = field(default_factory=AsyncExitStack)
     _gateway: GatewayHandle | None = None
-    _questions: dict[Split, list[Task]] = field(default_factory=dict)
+    _questions: dict[Split, Questions] = field(default_factory=dict)
 
     async def __aenter__(self) -> Self:
         return self
@@ -204,19 +197,23 @@ class Session:
             return found
         return self.registry.base(self.run.recipe.model, self.terminal.say)
 
-    def questions(self, split: Split) -> list[Task]:
-        """The benchmark's questions of one split; each has a gold answer."""
-        if split not in self._questions:
-            self._questions[split] = self._load_questions(split)
-        return self._questions[split]
+    @cached_property
+    def benchmark(self) -> Benchmark:
+        """The recipe's benchmark. Raises RecipeError where it is not found, or cannot ask what the recipe wants."""
+        recipe = self.run.recipe
+        benchmark = find_benchmark(recipe.eval)
+        for split in recipe.eval_splits:
+            benchmark.tasks(recipe.eval, split)
+        return benchmark
 
-    def _load_questions(self, split: Split) -> list[Task]:
-        section = self.run.recipe.eval
-        tasks = load_tasks(section.tasks(split), self.run.directory, None if self.run.is_read else self.run.images)
-        secret = next((task.id for task in tasks if task.answer is None), None)
-        if secret is not None:
-            raise DataError(f"task {secret} of {section.source} has no gold answer; evaluate another split")
-        return tasks
+    def questions(self, split: Split) -> Questions:
+        """The benchmark's questions of one split."""
+        if split not in self._questions:
+            run = self.run
+            self._questions[split] = load_questions(
+                run.recipe.eval, split, run.directory, run.images, is_read=run.is_read
+            )
+        return self._questions[split]
 
     def job_directory(self, job: TrainJob) -> Path:
         """Where the trainer worker does this job."""
@@ -342,32 +339,6 @@ def publish_splits(
     publish_pairs(train, validation, current.session.run.images, directory, card=card)
 
 
-def eval_requests(
-    session: Session, checkpoint: CheckpointRef, split: Split, images: Sequence[ShownImage]
-) -> list[SampleRequest]:
-    """Every prompt at every temperature about every kind of image, for one checkpoint."""
-    tasks = session.questions(split)
-    requests = plan_settings(session.run.recipe.eval, tasks, checkpoint)
-    asked: list[SampleRequest] = []
-    for name in images:
-        if name == "true":
-            asked += requests
-            continue
-        shown = choose_images(tasks, name, session.run.images)
-        asked += [show_image(request, shown[request.task.id]) for request in requests if request.task.id in shown]
-    return asked
-
-
-def plan_settings(section: EvalSection, tasks: Sequence[Task], checkpoint: CheckpointRef) -> list[SampleRequest]:
-    """Every prompt of the section at every temperature, about the tasks' own images."""
-    return [
-        request
-        for prompt in section.prompts
-        for temperature in section.temperatures
-        for request in plan_requests(tasks, prompt, checkpoint, section.params(temperature))
-    ]
-
-
 async def parity_stage(session: Session, checkpoints: Sequence[Checkpoint]) -> list[ParityReport]:
     """See that each trained checkpoint is served as it was trained, and register it; what was seen once is not asked again.
 
@@ -432,16 +403,16 @@ async def _reject(session: Session, checkpoint: Checkpoint, fault: SwapError) ->
 async def eval_stage(session: Session, checkpoints: Sequence[Checkpoint], split: Split) -> None:
     """Ask one split of the benchmark of each checkpoint, after checking that it is served as it was trained."""
     await parity_stage(session, checkpoints)
-    section = session.run.recipe.eval
+    questions = session.questions(split)
     for checkpoint in checkpoints:
-        session.terminal.heading(
-            "eval",
-            f"{checkpoint.ref.name}: {len(session.questions(split))} {section.source} questions of {split}, "
-            f"{', '.join(section.prompts)} at temperatures {', '.join(f'{t:g}' for t in section.temperatures)}"
-            + (f", images {', '.join(section.images)}" if len(section.images) > 1 else ""),
-        )
-        requests = eval_requests(session, checkpoint.ref, split, section.images)
-        await _ask(session, f"eval {checkpoint.ref.name}", checkpoint, requests, section.max_concurrency)
+        session.terminal.heading("eval", f"{checkpoint.ref.name}: {questions.summary}")
+        await ask_questions(session, "eval", checkpoint, questions)
+
+
+async def ask_questions(session: Session, stage: str, checkpoint: Checkpoint, questions: Questions) -> None:
+    """Ask a checkpoint what it has not answered yet."""
+    requests = questions.requests(checkpoint.ref)
+    await _ask(session, f"{stage} {checkpoint.ref.name}", checkpoint, requests, questions.section.max_concurrency)
 
 
 async def swap_stage(session: Session, checkpoint: Checkpoint) -> None:
@@ -477,38 +448,6 @@ async def swap_stage(session: Session, checkpoint: Checkpoint) -> None:
     session.terminal.say(f"{name} is live at {gateway.url} {how}")
 
 
-async def probe_stage(session: Session, checkpoints: Sequence[Checkpoint], tasks: Sequence[Task]) -> None:
-    """Ask `tasks` of each checkpoint as the benchmark's questions are asked, after checking how it is served."""
-    await parity_stage(session, checkpoints)
-    section = session.run.recipe.eval
-    for checkpoint in checkpoints:
-        session.terminal.heading("probe", f"{checkpoint.ref.name}: {len(tasks)} {tasks[0].source} drawings")
-        requests = plan_settings(section, tasks, checkpoint.ref)
-        await _ask(session, f"probe {checkpoint.ref.name}", checkpoint, requests, section.max_concurrency)
-
-
-Scores = dict[ShownImage, list[Score]]
-"""By the image that was shown."""
-
-
 def load_scores(session: Session, checkpoints: Sequence[Checkpoint], split: Split) -> Scores:
     """A score for each response that the benchmark asked of `checkpoints` and got, errors included."""
-    tasks = {task.id: task for task in session.questions(split)}
-    return {
-        shown: [score for checkpoint in checkpoints for score in _load_scores(session, checkpoint, split, shown, tasks)]
-        for shown in session.run.recipe.eval.images
-    }
-
-
-def _load_scores(
-    session: Session, checkpoint: Checkpoint, split: Split, shown: ShownImage, tasks: dict[str, Task]
-) -> list[Score]:
-    requests = eval_requests(session, checkpoint.ref, split, [shown])
-    keys = [key for request in requests for key in request.response_keys()]
-    found = session.run.ledger.get(Response, keys)
-    if not found:
-        raise InputError(
-            f"run {session.run.directory} holds no answer of {checkpoint.ref.name} on {split} with the {shown} image; "
-            "run `vcot eval` first"
-        )
-    return [score_response(tasks[found[key].task], found[key]) for key in keys if key in found]
+    return session.questions(split).scores([checkpoint.ref for checkpoint in checkpoints], session.run.ledger)

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from eval.image_reliance import build_reliance
-from eval.table import build_results, format_estimate, new_table
+from eval.table import OVERALL, build_results, format_estimate, new_table
 from pipeline.records import EvalResult, Score
 from services.checkpoints.registry import Checkpoint
 from services.jobs.trainer import read_progress
@@ -58,7 +58,13 @@ def _row(session: Session, current: Round | None, checkpoint: Checkpoint) -> Tre
         lesson=_describe(current) if current else None,
         accuracy=_mean_correct(scores["true"]),
         results=tuple(
-            build_results(scores["true"], [checkpoint.ref], seed=section.seed, num_samples=section.num_samples)
+            build_results(
+                scores["true"],
+                [checkpoint.ref],
+                session.benchmark.columns,
+                seed=section.seed,
+                num_samples=section.num_samples,
+            )
         ),
         reliance=tuple(build_reliance(scores, [checkpoint.ref])),
     )
@@ -105,7 +111,7 @@ def _name(row: TrendRow) -> str:
 
 
 def _accuracy(result: EvalResult) -> str:
-    interval = result.accuracy.get("Avg")
+    interval = result.accuracy.get(OVERALL)
     return format_estimate(interval) if interval else ""
 
 

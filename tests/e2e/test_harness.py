@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from eval.scorer import score_response
+from eval.scorer import score_choice
 from pipeline.client import ChatClient
 from pipeline.ledger import Ledger
 from pipeline.prompts import render_prompt
@@ -66,7 +66,7 @@ async def test_it_finds_the_accuracy_that_we_find(inspect: Path, tmp_path: Path)
 def own_scores(ledger: Ledger, requests: list) -> dict[str, bool]:
     found = ledger.get(Response, [key for request in requests for key in request.response_keys()])
     return {
-        request.task.id: score_response(request.task, found[key]).value == "correct"
+        request.task.id: score_choice(request.task, found[key]).value == "correct"
         for request in requests
         for key in request.response_keys()
     }

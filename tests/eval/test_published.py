@@ -24,7 +24,7 @@ def make_results(share, num=2017):
         )
         for checkpoint in (BASE, POLICY) for prompt in ("zero_shot", "cot") for i in range(num)
     ]  # fmt: skip
-    return build_results(scores, [BASE, POLICY], seed=0, num_samples=1)
+    return build_results(scores, [BASE, POLICY], (), seed=0, num_samples=1)
 
 
 def compare(share, num=2017, *overrides):
@@ -57,7 +57,7 @@ def test_what_the_figures_say_in_words():
 
 @pytest.mark.parametrize(
     "override",
-    ["model.source=nano", "eval.split=validation", "eval.source=aokvqa", "model.source=liuhaotian/llava-v1.5-7b"],
+    ["model.source=nano", "eval.split=validation", "eval.benchmark=aokvqa", "model.source=liuhaotian/llava-v1.5-7b"],
 )
 def test_another_model_or_benchmark_is_not_compared(override):
     assert compare(0.664, 50, override) == []

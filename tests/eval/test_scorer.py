@@ -2,7 +2,7 @@
 
 import pytest
 
-from eval.scorer import score_response
+from eval.scorer import score_choice
 from pipeline.errors import DataError
 from pipeline.prompts import split_thought
 from pipeline.records import CheckpointRef, ImageRef, Response, SamplingParams, Task
@@ -48,29 +48,29 @@ def respond(text=None, prompt="cot", error=None, finish_reason="stop"):
     ],
 )
 def test_value(text, prompt, value, answer):
-    score = score_response(TASK, respond(text, prompt))
+    score = score_choice(TASK, respond(text, prompt))
     assert (score.value, score.answer, score.error) == (value, answer, None)
     assert (score.target, score.num_choices, score.subject, score.image) == ("B", 3, "NAT", "ab")
     assert (score.checkpoint, score.prompt, score.temperature) == (BASE.digest, prompt, 0.4)
 
 
 def test_a_cut_off_draft_is_no_answer():
-    score = score_response(TASK, respond("The answer is (B), or perhaps", finish_reason="length"))
+    score = score_choice(TASK, respond("The answer is (B), or perhaps", finish_reason="length"))
     assert (score.value, score.answer, score.is_cut) == ("no_answer", None, True)
-    assert not score_response(TASK, respond("The answer is (B)")).is_cut
+    assert not score_choice(TASK, respond("The answer is (B)")).is_cut
 
 
 def test_either_of_two_equal_options_is_right():
     task = TASK.model_copy(update={"choices": ("blue", "red", "blue"), "answer": 0})
-    values = [score_response(task, respond(f"The answer is ({letter})")).value for letter in "ABC"]
+    values = [score_choice(task, respond(f"The answer is ({letter})")).value for letter in "ABC"]
     assert values == ["correct", "incorrect", "correct"]
 
 
 def test_failed_request_is_an_error_and_no_wrong_answer():
-    score = score_response(TASK, respond(error="timed out"))
+    score = score_choice(TASK, respond(error="timed out"))
     assert (score.value, score.answer, score.error) == (None, None, "timed out")
 
 
 def test_task_without_gold_is_refused():
     with pytest.raises(DataError, match="task nano-1 of nano has no gold answer"):
-        score_response(TASK.model_copy(update={"answer": None}), respond("B"))
+        score_choice(TASK.model_copy(update={"answer": None}), respond("B"))

@@ -10,15 +10,14 @@ from eval.table import (
     build_differences,
     build_results,
     describe_differences,
-    describe_hint,
     format_p,
     render_results,
 )
-from pipeline.recipe import EvalSection
 from pipeline.records import CheckpointRef, Score
 
 BASE = CheckpointRef(name="base", digest="sha256:aa", kind="base")
 POLICY = CheckpointRef(name="dpo-1", digest="sha256:bb", kind="merged", parent="sha256:aa")
+SUBJECTS = ("NAT", "SOC", "LAN")
 
 
 def score(task, value, checkpoint=BASE, index=0, error=None, **fields):
@@ -40,7 +39,7 @@ def test_failed_requests_are_in_no_figure_and_no_answers_are_not_correct():
         score(3, None, error="timed out"),
         score(4, "incorrect", subject="LAN"),
     ]
-    [row] = build_results(scores, [BASE, POLICY], seed=3, num_samples=1)
+    [row] = build_results(scores, [BASE, POLICY], SUBJECTS, seed=3, num_samples=1)
     assert set(row.accuracy) == {"Avg", "NAT", "LAN"}
     assert row.accuracy["Avg"].value == pytest.approx(1 / 3)
     assert (row.accuracy["NAT"].value, row.accuracy["LAN"].value) == (0.5, 0)
@@ -49,7 +48,7 @@ def test_failed_requests_are_in_no_figure_and_no_answers_are_not_correct():
 
 
 def test_everything_failed():
-    [row] = build_results([score(1, None, error="x")], [BASE], seed=0, num_samples=1)
+    [row] = build_results([score(1, None, error="x")], [BASE], SUBJECTS, seed=0, num_samples=1)
     assert (row.accuracy, row.num_scored, row.num_failed, row.chance) == ({}, 0, 1, 0.25)
     assert render([row], [], {})
 
@@ -61,7 +60,7 @@ def test_rows_stand_by_checkpoint_then_prompt_then_temperature():
         for temperature in (0.8, 0.4)
         for checkpoint in (POLICY, BASE)
     ]
-    rows = build_results(scores, [BASE, POLICY], seed=0, num_samples=1)
+    rows = build_results(scores, [BASE, POLICY], SUBJECTS, seed=0, num_samples=1)
     assert [(row.checkpoint.name, row.prompt, row.temperature) for row in rows] == [
         (name, prompt, temperature)
         for name in ("base", "dpo-1")
@@ -72,13 +71,24 @@ def test_rows_stand_by_checkpoint_then_prompt_then_temperature():
 
 def test_questions_about_one_image_are_one_cluster():
     scores = [score(i, "correct" if i % 4 < 2 else "incorrect", image=f"image-{i // 4}") for i in range(40)]
-    [row] = build_results(scores, [BASE], seed=0, num_samples=1)
+    [row] = build_results(scores, [BASE], SUBJECTS, seed=0, num_samples=1)
     assert row.accuracy["Avg"].n == 10
 
 
 def test_chance_counts_each_question_once():
     scores = [score(1, "correct", index=i) for i in range(5)] + [score(2, "correct", num_choices=2, subject="LAN")]
-    assert build_chance(scores) == {"Avg": 0.375, "NAT": 0.25, "LAN": 0.5}
+    assert build_chance(scores, SUBJECTS) == {"Avg": 0.375, "NAT": 0.25, "LAN": 0.5}
+
+
+def test_columns_are_the_benchmarks_and_a_text_cannot_be_guessed():
+    scores = [
+        score(1, "correct", subject="clocks", num_choices=0),
+        score(2, "incorrect", subject="other", num_choices=0),
+    ]
+    [row] = build_results(scores, [BASE], ("clocks", "signs"), seed=0, num_samples=1)
+    assert {column: interval.value for column, interval in row.accuracy.items()} == {"Avg": 0.5, "clocks": 1.0}
+    assert row.chance == 0
+    assert build_chance(scores, ("clocks", "signs")) == {"Avg": 0, "clocks": 0}
 
 
 def test_difference_is_paired_on_the_questions_that_both_answered():
@@ -133,7 +143,7 @@ def test_sentences(right, said):
 
 def render(results, differences, chance, width=80):
     console = Console(file=io.StringIO(), width=width)
-    for part in render_results(results, differences, chance):
+    for part in render_results(results, differences, chance, SUBJECTS):
         console.print(part)
     return console.file.getvalue()
 
@@ -146,8 +156,8 @@ def test_table_fits_eighty_columns():
         for checkpoint, right in ((BASE, 30), (POLICY, 40))
         for s in outcomes(right, 44, first, checkpoint=checkpoint, prompt=prompt, subject=subject)
     ]
-    results = build_results(scores, [BASE, POLICY], seed=0, num_samples=1)
-    text = render(results, build_differences(scores, BASE, [POLICY]), build_chance(scores))
+    results = build_results(scores, [BASE, POLICY], SUBJECTS, seed=0, num_samples=1)
+    text = render(results, build_differences(scores, BASE, [POLICY]), build_chance(scores, SUBJECTS))
     assert "…" not in text
     assert "zero_shot 0.4 68.2" in " ".join(text.split())
     assert "chance 25.0 25.0 25.0 25.0" in " ".join(text.split())
@@ -156,9 +166,3 @@ def test_table_fits_eighty_columns():
 
 def test_format_p():
     assert [format_p(p) for p in (0.0002, 0.0123, 0.4, 1.0)] == ["p < 0.001", "p = 0.012", "p = 0.4", "p = 1"]
-
-
-def test_the_table_says_whether_the_questions_had_their_hints():
-    assert "without ScienceQA's hints, as in the paper" in describe_hint(EvalSection(source="scienceqa"))
-    assert "asked with it" in describe_hint(EvalSection(source="scienceqa", hint=True))
-    assert describe_hint(EvalSection(source="nano")) == ""

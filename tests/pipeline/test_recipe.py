@@ -4,6 +4,7 @@ import pytest
 
 from pipeline.errors import RecipeError
 from pipeline.recipe import Recipe, Section, list_recipes, load_recipe, parse_recipe, render_recipe
+from pipeline.run import RECIPE, open_run
 
 
 @pytest.mark.parametrize("name", list_recipes())
@@ -31,7 +32,7 @@ def test_the_papers_numbers():
 
 def test_the_papers_weights_and_data_are_pinned_by_commit():
     paper = load_recipe("paper")
-    for section in (paper.model, paper.tasks, paper.eval, paper.eval.tasks("validation")):
+    for section in (paper.model, paper.tasks, paper.eval):
         assert re.fullmatch("[0-9a-f]{40}", section.revision)
 
 
@@ -91,3 +92,37 @@ def test_an_adapter_that_vllm_would_serve_in_part_is_refused():
         load_recipe("nano", ["merge.serve_as=adapter"])
     recipe = load_recipe("nano", ["merge.serve_as=adapter", "train.target_modules=language-model"])
     assert recipe.merge.serve_as == "adapter"
+
+
+OLDER = """
+[eval]
+# The data set.
+source = "nano"
+split = "test"
+num_tasks = 9
+"""
+"""As the runs of 0.1 keep it."""
+
+
+def test_a_recipe_of_an_older_run_names_its_benchmark_as_a_source(tmp_path):
+    text = render_recipe(load_recipe("nano"))
+    older = text[: text.index("[eval]")] + OLDER
+    assert parse_recipe(older).eval.benchmark == "nano"
+    assert parse_recipe(older, ["eval.benchmark=scienceqa"]).eval.benchmark == "scienceqa"
+    (tmp_path / RECIPE).write_text(older)
+    with open_run(tmp_path, None, ["eval.seed=1"]) as run:
+        assert (run.recipe.eval.benchmark, run.recipe.eval.num_tasks, run.changes) == ("nano", 9, ("eval.seed=1",))
+    assert (tmp_path / RECIPE).read_text() == older
+
+
+def test_a_flag_of_the_old_name_is_told_the_new_one():
+    with pytest.raises(RecipeError, match=r"eval\.source is called eval\.benchmark now"):
+        load_recipe("nano", ["eval.source=scienceqa"])
+
+
+def test_a_benchmark_that_cannot_be_meant_is_said_as_the_recipe_is_read():
+    with pytest.raises(
+        RecipeError, match=r"eval\.benchmark: there is no benchmark 'scienceq'; do you mean scienceqa\?"
+    ):
+        load_recipe("nano", ["eval.benchmark=scienceq"])
+    assert load_recipe("nano", ["eval.benchmark=mine.clocks:CLOCKS"]).eval.benchmark == "mine.clocks:CLOCKS"

@@ -27,6 +27,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from eval.benchmark import find_benchmark
 from pipeline.identity import verify_checkpoint
 from pipeline.images import ImageStore
 from pipeline.recipe import load_recipe
@@ -196,7 +197,10 @@ def test_the_official_layouts_hold_the_same_questions_as_the_hub(
         "tasks": hub_data.write_official_aokvqa(DATA / "aokvqa", tmp_path / "okvqa", 40),
         "eval": hub_data.write_official_scienceqa(DATA / "scienceqa", tmp_path / "science", 40),
     }
-    for section, folder in ((paper.tasks, official["tasks"]), (paper.eval.tasks("test"), official["eval"])):
+    for section, folder in (
+        (paper.tasks, official["tasks"]),
+        (find_benchmark(paper.eval).tasks(paper.eval, "test"), official["eval"]),
+    ):
         hub = load_tasks(section, tmp_path / "hub", store)
         files = load_tasks(section.model_copy(update={"path": str(folder)}), tmp_path / "files", store)
         assert len(hub) > 20

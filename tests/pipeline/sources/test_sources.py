@@ -2,7 +2,6 @@
 
 import io
 import json
-import logging
 import os
 from pathlib import Path
 
@@ -15,7 +14,6 @@ from pipeline.errors import DataError
 from pipeline.images import ImageStore
 from pipeline.recipe import TasksSection
 from pipeline.sources import aokvqa, load_tasks, scienceqa
-from pipeline.sources.scienceqa import TEST_NUM_QUESTIONS, check_test_counts
 from tests.hub_cache import write_snapshot
 
 SHARED = Path(__file__).parents[4] / "shared" / "data"
@@ -312,20 +310,6 @@ def test_nano_tasks_are_drawn_and_kept(load, tmp_path):
     assert load(source="nano", num_tasks=12) == tasks
     assert load(source="nano", num_tasks=6) == tasks[:6]
     assert all((tmp_path / "run" / task.image.path).is_file() for task in tasks)
-
-
-def test_check_test_counts():
-    official = [subject for subject, count in TEST_NUM_QUESTIONS.items() for _ in range(count)]
-    assert len(official) == 2017
-    assert check_test_counts(official) is None
-    assert "NAT 1208, SOC 764, LAN 44" in check_test_counts(official[1:])
-
-
-def test_partial_test_split_is_said(science, load, caplog):
-    science.add("9", "test")
-    with caplog.at_level(logging.WARNING):
-        load(**science.write() | {"split": "test"})
-    assert "published figures do not compare" in caplog.text
 
 
 COMMIT = "c0ffee" + "0" * 34

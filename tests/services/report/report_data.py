@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from PIL import Image, ImageDraw
 
+from eval.benchmarks.nano_world import NANO
 from eval.image_reliance import build_reliance
 from eval.table import build_chance, build_differences, build_results
 from pipeline.recipe import load_recipe
@@ -143,7 +144,7 @@ def make_trend(scores):
             TrendRow(
                 number=number, checkpoint=checkpoint, lesson=lesson if number else None, accuracy=0.5,
                 is_chosen=bool(number),
-                results=tuple(build_results(scores, [checkpoint], seed=0, num_samples=1)),
+                results=tuple(build_results(scores, [checkpoint], NANO.columns, seed=0, num_samples=1)),
                 reliance=tuple(row for row in make_reliance(scores) if row.checkpoint == checkpoint),
             )
         )  # fmt: skip
@@ -155,6 +156,7 @@ def make_data(**fields):
     kinds = [0.0, 0.17, 0.25, 0.33, 0.5, 0.5, 0.67, 0.75, 0.83, 1.0, 1.0, 1.0]
     values = {
         "recipe": load_recipe("nano"),
+        "benchmark": NANO,
         "settings": "eval.seed=1; all else as in runs/nano/recipe.toml",
         "checkpoints": (BASE, POLICY),
         "counts": (
@@ -168,9 +170,9 @@ def make_data(**fields):
         "judge_scores": tuple(rng.choice(kinds) for _ in range(2400)),
         "gaps": tuple(rng.choice(kinds[3:]) for _ in range(262)),
         "num_left_out": 0,
-        "results": tuple(build_results(scores, [BASE, POLICY], seed=0, num_samples=1)),
+        "results": tuple(build_results(scores, [BASE, POLICY], NANO.columns, seed=0, num_samples=1)),
         "differences": tuple(build_differences(scores, BASE, [POLICY])),
-        "chance": build_chance(scores),
+        "chance": build_chance(scores, NANO.columns),
         "training": TrainStatus(
             state="done", num_train=236, num_validation=26, num_steps=72, num_adapted_modules=34,
             num_trainable_parameters=1_212_416,

@@ -2,13 +2,11 @@
 
 import pytest
 
-from pipeline.recipe import TasksSection
 from pipeline.records import Response
 from pipeline.run import open_run
-from pipeline.sources import load_tasks
 from services.cli.terminal import Terminal
-from services.run.probing import load_prior, probe_priors
-from services.run.steps import Session, plan_settings
+from services.run.probing import load_drawings, load_prior, probe_priors
+from services.run.steps import Session
 from tests.services.fake_vllm import write_checkpoint
 
 
@@ -22,9 +20,7 @@ async def session(tmp_path):
 
 def answer(session, checkpoint, pick):
     """Put an answer to each drawing in the ledger; `pick(task)` is its letter."""
-    section = TasksSection(source="unusual", split="test")
-    tasks = load_tasks(section, session.run.directory, session.run.images)
-    for request in plan_settings(session.run.recipe.eval, tasks, checkpoint.ref):
+    for request in load_drawings(session).requests(checkpoint.ref):
         text = f"The answer is ({pick(request.task)})."
         response = Response(
             key=request.response_key(0), group=request.key, task=request.task.id, index=0, checkpoint=request.checkpoint,
@@ -44,4 +40,6 @@ async def test_base_and_policy_are_asked_and_compared(session, tmp_path, capsys)
     assert found == [("base", t, 1, 0, 1) for t in (0.4, 0.8)] + [("dpo-1", t, 1, 1, 0) for t in (0.4, 0.8)]
     assert [d.accuracy.value for d in report.differences] == [-1, -1]
     assert report.chance == pytest.approx((19 / 4 + 5 / 2) / 24)
-    assert "96 requested = 0 ok + 96 cached" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "96 requested = 0 ok + 96 cached" in said
+    assert "how it is served cannot be compared" in said, "which is seen to before a policy is asked"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.ledger import Ledger
-from pipeline.records import Judgment
+from pipeline.records import Judgment, content_key
 from pipeline.run import RECIPE, open_run
 from services.checkpoints.registry import Registry
 from services.cli import commands
@@ -15,12 +15,17 @@ from services.cli import names as cli
 from services.cli.terminal import Terminal
 from services.run import results
 from services.run.rounds import list_rounds
-from services.run.steps import Session, eval_requests
+from services.run.steps import Session
 from tests.services.cli.test_cli import vcot
 from tests.services.fake_vllm import write_checkpoint
 from tests.services.run.test_rounds import answer, teach
 
 __all__ = ["vcot"]
+NOT_DECIDING = {
+    "serve": True, "sweep": True, "tasks": {"path"}, "sample": {"max_concurrency"}, "train": {"report_to", "worker"},
+    "judge": {"base_url", "api_key_env", "max_concurrency", "max_cost_usd", "input_usd", "output_usd"},
+    "eval": {"path", "max_concurrency"},
+}  # fmt: skip
 SIZES = ("tasks.num_tasks=12", "sample.k=2", "eval.num_tasks=9", "eval.temperatures=[0.4]")
 
 
@@ -34,7 +39,7 @@ async def finish(tmp_path):
         async with Session(run, Terminal()) as session:
             policy = await teach(session, 2.0)
             for checkpoint in (session.base, policy):
-                requests = eval_requests(session, checkpoint.ref, "test", ["true"])
+                requests = session.questions("test").requests(checkpoint.ref, ["true"])
                 answer(session, requests, lambda task, index: index == 0)
             await commands.report(session)
     return run.directory
@@ -56,7 +61,7 @@ async def evaluate(directory, *overrides, save=False):
     """`vcot eval base` with flags, its answers there."""
     with opened(directory, *overrides, save=save) as run:
         async with Session(run, Terminal()) as session:
-            answer(session, eval_requests(session, session.base.ref, "test", ["true"]), lambda task, index: True)
+            answer(session, session.questions("test").requests(session.base.ref, ["true"]), lambda task, index: True)
             await commands.evaluate(session, ["base"])
             return results.find_folder(run, [session.base])
 
@@ -85,7 +90,7 @@ async def test_other_settings_have_a_page_of_their_own(taught):
             name = training(session).checkpoint_name
             session.registry.register(write_checkpoint(run.path("checkpoints", name), name, 3.0))
             other = session.registry.resolve(name)
-            answer(session, eval_requests(session, other.ref, "test", ["true"]), lambda task, index: True)
+            answer(session, session.questions("test").requests(other.ref, ["true"]), lambda task, index: True)
             await commands.report(session)
             folder = results.find_folder(run)
     assert folder.parent == taught / "report"
@@ -99,13 +104,23 @@ async def test_a_recipe_that_is_changed_for_good_leaves_the_earlier_results_besi
     with opened(taught, "eval.seed=1", save=True) as run:
         async with Session(run, Terminal()) as session:
             for checkpoint in (session.base, list_rounds(session)[0].policy):
-                answer(session, eval_requests(session, checkpoint.ref, "test", ["true"]), lambda task, index: True)
+                answer(session, session.questions("test").requests(checkpoint.ref, ["true"]), lambda task, index: True)
             await commands.report(session)
     assert (taught / "report" / "results.json").read_bytes() != before
     (kept,) = (taught / "report").glob("*/results.json")
     assert kept.read_bytes() == before
     with opened(taught, "eval.seed=0", access="read") as run:
         assert results.find_folder(run) == kept.parent, "where the same settings are looked for"
+
+
+def test_the_key_of_settings_knows_the_benchmark_by_its_older_name(taught):
+    """Else what a run of 0.1 found would be put aside as that of other settings."""
+    older = taught / RECIPE
+    older.write_text(older.read_text("utf-8").replace('benchmark = "nano"', 'source = "nano"'))
+    with opened(taught, "eval.seed=1") as run:
+        folder, decided = results.find_folder(run), run.recipe.model_dump(mode="json", exclude=NOT_DECIDING)
+    decided["eval"]["source"] = decided["eval"].pop("benchmark")
+    assert folder.name == content_key(settings=decided, checkpoints=())[:12]
 
 
 READERS = {

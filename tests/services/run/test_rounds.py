@@ -1,5 +1,7 @@
 """Rounds: each from the last policy, on images that none before it saw; validation chooses, and the rest is lineage."""
 
+from dataclasses import replace
+
 import pytest
 
 from eval.image_reliance import Reliance
@@ -16,13 +18,10 @@ from services.run.reporting import evaluate_scores
 from services.run.rounds import list_rounds
 from services.run.steps import (
     Session,
-    eval_requests,
     eval_stage,
     judge_stage,
     load_scores,
     pair_stage,
-    plan_settings,
-    probe_stage,
     sample_stage,
 )
 from services.run.trend import choose_round, render_trend
@@ -125,7 +124,8 @@ async def test_the_reference_is_the_last_policy_or_the_seed(session, reference):
 async def test_a_leak_is_not_taken_for_a_round_without_a_policy(session, monkeypatch):
     """Else a trained run whose evaluation split was changed to train shows a table of the base alone."""
     await teach(session, 2.0)
-    monkeypatch.setitem(session._questions, "test", list_rounds(session)[0].tasks)
+    asked = replace(session.questions("test"), tasks=list_rounds(session)[0].tasks)
+    monkeypatch.setitem(session._questions, "test", asked)
     with pytest.raises(DataError, match="is in the evaluation set too"):
         list_rounds(session)
 
@@ -133,11 +133,9 @@ async def test_a_leak_is_not_taken_for_a_round_without_a_policy(session, monkeyp
 async def test_nothing_is_asked_of_a_policy_before_how_it_is_served_was_compared(session, capsys):
     """This one has no probe, which the comparison says; what would be asked is answered already, so no server is needed."""
     policy = await teach(session, 2.0)
-    current, tasks = list_rounds(session)[-1], session.questions("test")
-    asked = plan_settings(session.run.recipe.eval, tasks, policy.ref)
+    current, asked = list_rounds(session)[-1], session.questions("test").requests(policy.ref)
     answer(session, [*current.requests(), *asked], lambda task, index: True)
-    stages = (sample_stage(current), eval_stage(session, [policy], "test"), probe_stage(session, [policy], tasks))
-    for stage in stages:
+    for stage in (sample_stage(current), eval_stage(session, [policy], "test")):
         capsys.readouterr()
         await stage
         assert "how it is served cannot be compared" in capsys.readouterr().err
@@ -148,7 +146,7 @@ async def test_pairs_on_an_image_of_the_evaluation_are_refused(session, monkeypa
     current = list_rounds(session)[0]
     answer(session, current.requests(), lambda task, index: index == 0)
     await judge_stage(current)
-    monkeypatch.setitem(session._questions, split, current.tasks)
+    monkeypatch.setitem(session._questions, split, replace(session.questions(split), tasks=current.tasks))
     with pytest.raises(DataError, match="is in the evaluation set too"):
         _ = current.job
 
@@ -159,8 +157,8 @@ async def test_validation_chooses_the_round_and_the_test_split_is_not_asked(sess
     with pytest.raises(InputError, match="run `vcot eval` first"):
         choose_round(session, list_rounds(session))
     for checkpoint in (session.base, *policies):
-        right = {task.id for task in session.questions("validation")[: shares[checkpoint.ref.name]]}
-        requests = eval_requests(session, checkpoint.ref, "validation", ["true"])
+        right = {task.id for task in session.questions("validation").tasks[: shares[checkpoint.ref.name]]}
+        requests = session.questions("validation").requests(checkpoint.ref, ["true"])
         answer(session, requests, lambda task, index, right=right: task.id in right)
     choice = choose_round(session, list_rounds(session))
     assert choice.round.number == 2
@@ -176,8 +174,8 @@ async def test_of_rounds_that_are_equally_good_the_earlier_is_chosen(session):
     policies = [await teach(session, weight) for weight in (2.0, 3.0, 4.0)]
     for checkpoint in (session.base, *policies):
         num_right = 2 if checkpoint is session.base else 6
-        right = {task.id for task in session.questions("validation")[:num_right]}
-        requests = eval_requests(session, checkpoint.ref, "validation", ["true"])
+        right = {task.id for task in session.questions("validation").tasks[:num_right]}
+        requests = session.questions("validation").requests(checkpoint.ref, ["true"])
         answer(session, requests, lambda task, index, right=right: task.id in right)
     assert choose_round(session, list_rounds(session)).round.number == 1
 
@@ -185,10 +183,10 @@ async def test_of_rounds_that_are_equally_good_the_earlier_is_chosen(session):
 async def test_what_was_shown_instead_of_the_image_is_scored_against_the_question(session):
     section = session.run.recipe.eval.model_copy(update={"images": ("true", "blank", "other")})
     object.__setattr__(session.run, "recipe", session.run.recipe.model_copy(update={"eval": section}))
-    answer(session, eval_requests(session, session.base.ref, "test", ["true"]), lambda task, index: True)
-    answer(session, eval_requests(session, session.base.ref, "test", ["blank", "other"]), lambda task, index: False)
+    answer(session, session.questions("test").requests(session.base.ref, ["true"]), lambda task, index: True)
+    answer(session, session.questions("test").requests(session.base.ref, ["blank", "other"]), lambda task, index: False)
     scores = load_scores(session, [session.base], "test")
-    own = {task.id: task.image.sha256 for task in session.questions("test")}
+    own = {task.id: task.image.sha256 for task in session.questions("test").tasks}
     assert all(score.image == own[score.task] for part in scores.values() for score in part)
     found = evaluate_scores(session, scores, [session.base])
     assert {(row.shown, row.reliance.value) for row in found.reliance} == {("blank", 1.0), ("other", 1.0)}

@@ -1,0 +1,95 @@
+"""A benchmark: which questions it asks, with which prompts, how it scores a response, and which columns its table has.
+
+A recipe names one in `eval.benchmark`: a built-in (eval/benchmarks/ has a file for each), an object of a module of one's
+own, or an entry point of the group `vcot.benchmarks`. docs/extending-benchmark.md shows how to write one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from operator import attrgetter
+
+from pydantic import ValidationError
+
+from eval.scorer import score_choice
+from eval.table import OVERALL
+from pipeline.errors import RecipeError
+from pipeline.files import explain
+from pipeline.plugins import Plugins
+from pipeline.recipe import BENCHMARK_NAMES, EvalSection, TasksSection
+from pipeline.records import PromptName, Response, Score, Split, Task
+
+_ALL: tuple[Split, ...] = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """What a benchmark decides; how often, how hot and how many of its questions are asked is the recipe's."""
+
+    name: str
+    """What tables and pages call it."""
+    source: str
+    """The data set that its questions come from, as `tasks.source` names one."""
+    splits: tuple[Split, ...] = _ALL
+    """Those that have gold answers."""
+    prompts: tuple[PromptName, ...] = ("zero_shot", "cot")
+    """What is compared where the recipe does not say (eval.prompts)."""
+    columns: tuple[str, ...] = ()
+    """Of its table, after the average over all questions."""
+    column_of: Callable[[Task], str | None] = attrgetter("subject")
+    """The column that a question counts in beside the average; None for no other."""
+    scorer: Callable[[Task, Response], Score] = score_choice
+    """Whether a response is right. Its `num_choices` say how often a guess is, and its `subject` is set by `column_of`."""
+    note: Callable[[EvalSection], str] = lambda _: ""
+    """A sentence below the table on how the questions were asked, or nothing."""
+    official: Mapping[Split, Mapping[str, int]] = field(default_factory=dict)
+    """By split and column, how many questions published figures stand on, where there are some."""
+
+    def __post_init__(self) -> None:
+        if len({OVERALL, *self.columns}) <= len(self.columns):
+            raise ValueError(f"columns {', '.join(self.columns)} of {self.name}: name each once, and none {OVERALL}")
+
+    def tasks(self, section: EvalSection, split: Split) -> TasksSection:
+        """The questions of `split` that a recipe asks for. Raises RecipeError where the benchmark cannot have them."""
+        if split not in self.splits:
+            raise RecipeError(
+                f"benchmark {self.name} has answers for {' and '.join(self.splits)} only, not for {split}; set eval.split "
+                "to one that it has (with rounds.num > 1, validation is asked, too)"
+            )
+        fields = section.model_dump(include={"path", "revision", "num_tasks", "seed", "hint"})
+        try:
+            return TasksSection.model_validate({"source": self.source, "split": split, **fields})
+        except ValidationError as error:
+            raise RecipeError(f"benchmark {self.name}: {explain(error).removeprefix('Value error, ')}") from None
+
+    def list_prompts(self, section: EvalSection) -> tuple[PromptName, ...]:
+        """The recipe's prompts, or else the benchmark's own."""
+        return section.prompts or self.prompts
+
+    def score(self, task: Task, response: Response) -> Score:
+        """The score of a response, in its column. Raises DataError for a task without a gold answer."""
+        return self.scorer(task, response).model_copy(update={"subject": self.column_of(task)})
+
+    def compare_official(self, split: Split, tasks: Sequence[Task]) -> str | None:
+        """How all its questions of `split` differ in number from the official ones, in a sentence; None if they do not."""
+        official, found = self.official.get(split, {}), Counter(map(self.column_of, tasks))
+        if all(found[column] == number for column, number in official.items()):
+            return None
+        ours, theirs = (", ".join(f"{column} {counts[column]}" for column in official) for counts in (found, official))
+        return (
+            f"these {self.name} {split} questions are not the official ones ({ours}; official: {theirs}), so published "
+            "figures do not compare"
+        )
+
+
+BENCHMARKS: Plugins[Benchmark] = dataclasses.replace(
+    BENCHMARK_NAMES, is_one=lambda found: isinstance(found, Benchmark), must_be="an eval.benchmark.Benchmark"
+)
+
+
+def find_benchmark(section: EvalSection) -> Benchmark:
+    """The recipe's benchmark. Raises RecipeError where it cannot be imported, or is something else."""
+    return BENCHMARKS.resolve(section.benchmark)

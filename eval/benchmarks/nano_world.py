@@ -1,0 +1,7 @@
+"""Questions about small drawn scenes, under the names of ScienceQA's subjects."""
+
+from __future__ import annotations
+
+from eval.benchmark import Benchmark
+
+NANO = Benchmark(name="nano", source="nano", columns=("NAT", "SOC", "LAN"))

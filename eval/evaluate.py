@@ -1,0 +1,141 @@
+"""An evaluation: what a benchmark asks of each checkpoint, the scores of the responses, and what they show.
+
+Whoever evaluates asks `Questions.requests` with `pipeline.sample.sample`, which keeps each response in a ledger, reads them
+back with `Questions.scores`, and gives the scores to `evaluate`. Nothing here talks to a server.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import RenderableType
+from rich.text import Text
+
+from eval.benchmark import Benchmark, find_benchmark
+from eval.image_reliance import Reliance, build_reliance, choose_images, render_reliance
+from eval.published import PaperRow, compare_published, load_published, render_published
+from eval.table import build_chance, build_differences, build_results, render_results
+from pipeline.errors import DataError, OwedError
+from pipeline.images import ImageStore
+from pipeline.ledger import Ledger
+from pipeline.recipe import EvalSection, Recipe
+from pipeline.records import CheckpointRef, Difference, EvalResult, Record, Response, Score, ShownImage, Split, Task
+from pipeline.sample import SampleRequest, plan_requests, show_image
+from pipeline.sources import load_tasks
+
+_log = logging.getLogger(__name__)
+Scores = dict[ShownImage, list[Score]]
+"""By the image that was shown."""
+
+
+@dataclass(frozen=True)
+class Questions:
+    """One split of a benchmark, asked as a recipe's section says."""
+
+    benchmark: Benchmark
+    section: EvalSection
+    split: Split
+    tasks: Sequence[Task]
+    images: ImageStore
+    """Holds the tasks' images, and is given the blank ones."""
+
+    @property
+    def summary(self) -> str:
+        """What is asked, for people: `900 nano questions of test, zero_shot, cot at temperatures 0.4, 0.8`."""
+        prompts, images = self.benchmark.list_prompts(self.section), self.section.images
+        return (
+            f"{len(self.tasks)} {self.benchmark.name} questions of {self.split}, {', '.join(prompts)} at temperatures "
+            + ", ".join(f"{temperature:g}" for temperature in self.section.temperatures)
+            + (f", images {', '.join(images)}" if len(images) > 1 else "")
+        )
+
+    def requests(self, checkpoint: CheckpointRef, images: Sequence[ShownImage] = ()) -> list[SampleRequest]:
+        """Every prompt at every temperature about every kind of image: those of the recipe, or `images` only."""
+        own = [
+            request
+            for prompt in self.benchmark.list_prompts(self.section)
+            for temperature in self.section.temperatures
+            for request in plan_requests(self.tasks, prompt, checkpoint, self.section.params(temperature))
+        ]
+        asked: list[SampleRequest] = []
+        for name in images or self.section.images:
+            if name == "true":
+                asked += own
+                continue
+            shown = choose_images(self.tasks, name, self.images)
+            asked += [show_image(request, shown[request.task.id]) for request in own if request.task.id in shown]
+        return asked
+
+    def scores(self, checkpoints: Sequence[CheckpointRef], ledger: Ledger) -> Scores:
+        """A score for each response that is there, errors included. Raises OwedError where a checkpoint has none."""
+        return {
+            shown: [score for checkpoint in checkpoints for score in self._score(checkpoint, shown, ledger)]
+            for shown in self.section.images
+        }
+
+    def _score(self, checkpoint: CheckpointRef, shown: ShownImage, ledger: Ledger) -> list[Score]:
+        keys = [key for request in self.requests(checkpoint, [shown]) for key in request.response_keys()]
+        found, tasks = ledger.get(Response, keys), {task.id: task for task in self.tasks}
+        if not found:
+            raise OwedError(
+                f"the run holds no answer of {checkpoint.name} on {self.split} with the {shown} image; run `vcot eval` first"
+            )
+        return [self.benchmark.score(tasks[found[key].task], found[key]) for key in keys if key in found]
+
+
+def load_questions(
+    section: EvalSection, split: Split, run_directory: Path, images: ImageStore, *, is_read: bool = False
+) -> Questions:
+    """The questions of one split, each with a gold answer; with `is_read`, only as an earlier command kept them.
+
+    Raises RecipeError, DataError or OwedError, as `find_benchmark`, `Benchmark.tasks` and `load_tasks` do.
+    """
+    benchmark = find_benchmark(section)
+    tasks = load_tasks(benchmark.tasks(section, split), run_directory, None if is_read else images)
+    secret = next((task.id for task in tasks if task.answer is None and not task.gold), None)
+    if secret is not None:
+        raise DataError(f"task {secret} of {benchmark.name} has no gold answer; evaluate another split")
+    if section.num_tasks is None and (warning := benchmark.compare_official(split, tasks)):
+        _log.warning(warning)
+    return Questions(benchmark, section, split, tasks, images)
+
+
+class Evaluation(Record):
+    """What an evaluation found."""
+
+    results: tuple[EvalResult, ...]
+    differences: tuple[Difference, ...]
+    """Each later checkpoint minus the first."""
+    chance: dict[str, float]
+    hint: str = ""
+    """The benchmark's note: for ScienceQA, whether the questions came with their hints."""
+    published: tuple[PaperRow, ...] = ()
+    """The untaught model beside the paper's Table 1, where model and benchmark are the paper's."""
+    reliance: tuple[Reliance, ...] = ()
+    """Where other images were shown, too."""
+
+
+def evaluate(scores: Scores, checkpoints: Sequence[CheckpointRef], benchmark: Benchmark, recipe: Recipe) -> Evaluation:
+    """Table 1, the paired differences and the rest, from the scores of `checkpoints`, the first of which is the base."""
+    section, true = recipe.eval, scores["true"]
+    rows = build_results(true, checkpoints, benchmark.columns, seed=section.seed, num_samples=section.num_samples)
+    return Evaluation(
+        results=tuple(rows),
+        differences=tuple(build_differences(true, checkpoints[0], checkpoints[1:])),
+        chance=build_chance(true, benchmark.columns),
+        hint=benchmark.note(section),
+        published=tuple(compare_published(rows, recipe, load_published())),
+        reliance=tuple(build_reliance(scores, checkpoints)),
+    )
+
+
+def render_evaluation(found: Evaluation, benchmark: Benchmark) -> list[RenderableType]:
+    """The tables and sentences for a terminal."""
+    parts = render_results(found.results, found.differences, found.chance, benchmark.columns)
+    parts += [Text(f"\n{found.hint}")] if found.hint else []
+    parts += render_published(found.published) if found.published else []
+    parts += [render_reliance(found.reliance)] if found.reliance else []
+    return parts

@@ -1,0 +1,94 @@
+"""What a benchmark decides: its questions, its columns, what its table says; and what it cannot be asked."""
+
+from collections import Counter
+
+import pytest
+
+from eval.benchmark import BENCHMARKS, Benchmark, find_benchmark
+from eval.benchmarks.scienceqa_img import SCIENCEQA
+from pipeline.errors import RecipeError
+from pipeline.recipe import BENCHMARK_NAMES, EvalSection, load_recipe
+from pipeline.records import CheckpointRef, Response, SamplingParams, Task
+
+BASE = CheckpointRef(name="base", digest="sha256:00", kind="base")
+
+
+def task(number=0, subject=None, **fields):
+    defaults = {"question": "?", "choices": ("red", "blue"), "answer": 1, "source": "nano", "split": "test"}
+    return Task(id=f"t{number}", subject=subject, **(defaults | fields))
+
+
+def respond(text):
+    return Response(
+        key="k", group="g", task="t0", index=0, checkpoint=BASE, prompt="cot", text=text, thought="", answer=text,
+        sampling=SamplingParams(temperature=0.4, max_tokens=64, seed=0),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", list(BENCHMARK_NAMES.built_ins))
+def test_every_built_in_is_found_under_its_own_name(name):
+    assert BENCHMARKS.resolve(name).name == name
+
+
+def test_what_is_no_benchmark_is_said():
+    with pytest.raises(
+        RecipeError, match=r"benchmark string:digits is an object of type str, and must be an eval\.bench"
+    ):
+        find_benchmark(EvalSection(benchmark="string:digits"))
+
+
+def test_the_recipe_says_how_many_of_its_questions_and_the_benchmark_which():
+    paper = load_recipe("paper", ["eval.num_tasks=40", "eval.seed=3"]).eval
+    tasks = find_benchmark(paper).tasks(paper, "validation")
+    assert (tasks.source, tasks.split, tasks.num_tasks, tasks.seed) == ("scienceqa", "validation", 40, 3)
+    assert tasks.revision == paper.revision, "the benchmark's data is pinned for every split"
+
+
+@pytest.mark.parametrize(
+    ("fields", "split", "said"),
+    [
+        ({"benchmark": "aokvqa"}, "test", "benchmark aokvqa has answers for train and validation only, not for test"),
+        ({"benchmark": "nano", "hint": True}, "test", "benchmark nano: only scienceqa has hints"),
+    ],
+)
+def test_questions_that_it_cannot_have_are_refused(fields, split, said):
+    section = EvalSection(**fields)
+    with pytest.raises(RecipeError, match=said):
+        find_benchmark(section).tasks(section, split)
+
+
+def test_columns_are_told_apart():
+    with pytest.raises(ValueError, match="name each once, and none Avg"):
+        Benchmark("mine", "nano", columns=("NAT", "Avg"))
+    with pytest.raises(ValueError, match="name each once"):
+        Benchmark("mine", "nano", columns=("NAT", "NAT"))
+
+
+def test_a_score_counts_in_the_column_that_the_benchmark_says():
+    by_family = Benchmark("mine", "nano", columns=("colours",), column_of=lambda task: task.family)
+    asked = task(subject="NAT", family="colours")
+    assert by_family.score(asked, respond("The answer is (B)")).subject == "colours"
+    assert SCIENCEQA.score(asked, respond("The answer is (B)")).subject == "NAT"
+
+
+def test_prompts_are_the_recipes_or_else_the_benchmarks():
+    assert SCIENCEQA.list_prompts(EvalSection(benchmark="scienceqa", prompts=("cot",))) == ("cot",)
+    assert SCIENCEQA.list_prompts(EvalSection(benchmark="scienceqa")) == ("zero_shot", "cot")
+
+
+def test_scienceqas_table_says_whether_the_questions_had_their_hints():
+    assert "without ScienceQA's hints, as in the paper" in SCIENCEQA.note(EvalSection(benchmark="scienceqa"))
+    assert "asked with it" in SCIENCEQA.note(EvalSection(benchmark="scienceqa", hint=True))
+    assert Benchmark("mine", "nano").note(EvalSection(benchmark="nano")) == ""
+
+
+def test_questions_that_are_not_the_official_ones_are_said():
+    counts = {"NAT": 1209, "SOC": 764, "LAN": 44}
+    official = [task(number, subject) for number, subject in enumerate(Counter(counts).elements())]
+    assert len(official) == 2017
+    assert SCIENCEQA.compare_official("test", official) is None
+    assert SCIENCEQA.compare_official("validation", official[:9]) is None
+    assert SCIENCEQA.compare_official("test", official[1:]) == (
+        "these scienceqa test questions are not the official ones (NAT 1208, SOC 764, LAN 44; official: NAT 1209, SOC 764, "
+        "LAN 44), so published figures do not compare"
+    )
