@@ -14,6 +14,7 @@ from rich.table import Table
 from eval.prior import render_prior
 from pipeline.errors import CheckpointError, InputError, OwedError
 from pipeline.recipe import load_recipe
+from pipeline.report import Began, Completed, Found, Said, Warned, progress
 from pipeline.run import RECIPE, Access, Run, open_run
 from services.checkpoints.push import Parcel, Place, pack, push, render_parcel
 from services.checkpoints.registry import Checkpoint, CheckpointInfo, Registry
@@ -209,10 +210,13 @@ async def _train(current: Round, merge_into: Path | None = None) -> None:
     """Train the round's job; with `merge_into`, the same process merges, which spares a second start of torch."""
     session, directory = current.session, current.job_directory
     section = current.job.train
-    session.terminal.heading(
-        "train", f"{section.method}, LoRA r={section.lora_r} on {section.target_modules}, lr {section.learning_rate:g}"
+    session.report(
+        Began(
+            "train",
+            f"{section.method}, LoRA r={section.lora_r} on {section.target_modules}, lr {section.learning_rate:g}",
+        )
     )
-    with session.terminal.steps("steps") as on_steps:
+    with progress(session.report, "steps") as on_steps:
         if section.worker == "remote":
             status = await trainer.train_remotely(current.job, directory, on_steps)
         else:
@@ -220,10 +224,12 @@ async def _train(current: Round, merge_into: Path | None = None) -> None:
     _say_preflight(session, read_record(directory / PREFLIGHT, Preflight))
     points = [point for point in trainer.read_progress(directory) if point.kind == "validation"]
     gap = points[-1].gap
-    session.terminal.say(
-        f"{status.num_steps} steps over {status.num_train} pairs, {status.num_adapted_modules} modules adapted; "
-        f"validation loss {points[0].loss:.4f} -> {points[-1].loss:.4f}"
-        + (f", gap {gap:+.4f}" if gap is not None else "")
+    session.report(
+        Said(
+            f"{status.num_steps} steps over {status.num_train} pairs, {status.num_adapted_modules} modules adapted; "
+            f"validation loss {points[0].loss:.4f} -> {points[-1].loss:.4f}"
+            + (f", gap {gap:+.4f}" if gap is not None else "")
+        )
     )
 
 
@@ -234,14 +240,14 @@ def _say_preflight(session: Session, preflight: Preflight) -> None:
     """What was found before the training: a row as the model reads it, rows that were left out, and the memory."""
     row = preflight.train.example
     shown = row if len(row) <= _MAX_ROW else f"{row[: _MAX_ROW // 2]}...{row[-_MAX_ROW // 2 :]}"
-    session.terminal.say(f"a row as the model reads it ({PREFLIGHT} has it whole): {shown!r}")
+    session.report(Said(f"a row as the model reads it ({PREFLIGHT} has it whole): {shown!r}"))
     refused = (*preflight.train.refused, *preflight.validation.refused)
     if refused:
-        session.terminal.warn(
-            f"{len(refused)} pairs cannot be trained whole; the first, {refused[0][0]}: {refused[0][1]}"
+        session.report(
+            Warned(f"{len(refused)} pairs cannot be trained whole; the first, {refused[0][0]}: {refused[0][1]}")
         )
-    say = session.terminal.warn if preflight.memory.total > preflight.available_gib else session.terminal.say
-    say(f"memory: {preflight.memory.summary}; {preflight.available_gib:.1f} GiB were free")
+    event = Warned if preflight.memory.total > preflight.available_gib else Said
+    session.report(event(f"memory: {preflight.memory.summary}; {preflight.available_gib:.1f} GiB were free"))
 
 
 async def sweep(session: Session) -> None:
@@ -260,7 +266,7 @@ async def merge(session: Session, *, adapter: bool) -> None:
         job = job.model_copy(update={"merge": job.merge.model_copy(update={"serve_as": "adapter"})})
     async with _servers_at_rest(current, job):
         made = await _merge(current, job)
-    session.terminal.say(f"`vcot parity {made.ref.name}` registers it, if it is served as it was trained")
+    session.report(Said(f"`vcot parity {made.ref.name}` registers it, if it is served as it was trained"))
 
 
 async def _merge(current: Round, job: TrainJob) -> Checkpoint:
@@ -269,25 +275,25 @@ async def _merge(current: Round, job: TrainJob) -> Checkpoint:
     if not (directory / ADAPTER).is_dir():
         raise InputError(f"job {directory} has no adapter yet; run `vcot train` first")
     out = session.run.path("checkpoints", job.checkpoint_name)
-    session.terminal.heading("merge", f"{job.checkpoint_name}, {job.merge.serve_as}")
+    session.report(Began("merge", f"{job.checkpoint_name}, {job.merge.serve_as}"))
     if not out.is_dir() and job.train.worker == "remote":
-        with session.terminal.steps("steps") as on_steps:
+        with progress(session.report, "steps") as on_steps:
             await trainer.train_remotely(job, directory, on_steps)
     elif not out.is_dir():
         await trainer.merge(job, directory, out)
     report = read_record(out / MERGE_REPORT, MergeReport)
     for dtype, lost in report.dropped:
-        session.terminal.warn(f"{_describe_loss(dtype, lost)}: merged again in {report.dtype}")
+        session.report(Warned(f"{_describe_loss(dtype, lost)}: merged again in {report.dtype}"))
     if report.unquantized is not None:
-        session.terminal.say(_describe_loss("the base itself, after training on 4 bits", report.unquantized))
-    session.terminal.say(_describe_loss(report.held, report.retention))
+        session.report(Said(_describe_loss("the base itself, after training on 4 bits", report.unquantized)))
+    session.report(Said(_describe_loss(report.held, report.retention)))
     if not report.is_served_exactly:
-        session.terminal.warn(
-            "vLLM drops what this adapter changes outside the language model; serve the merged checkpoint"
+        session.report(
+            Warned("vLLM drops what this adapter changes outside the language model; serve the merged checkpoint")
         )
     made = session.registry.find_made(job.checkpoint_name)
     assert made is not None
-    session.terminal.say(f"{made.ref.name} is {made.ref.digest[:19]}, in {out}")
+    session.report(Said(f"{made.ref.name} is {made.ref.digest[:19]}, in {out}"))
     return made
 
 
@@ -307,7 +313,7 @@ async def parity(session: Session, names: Sequence[str]) -> None:
         for models, difference in report.max_abs_logp.items():
             table.add_row(report.checkpoint.name, models, f"{difference:.1e}", f"{report.tolerance:g} ({report.dtype})")
         table.add_row(report.checkpoint.name, "vLLM checkpoint, vLLM base", f"{report.differs_from_base:.1e}", "more")
-    session.terminal.show(table)
+    session.report(Found(table))
 
 
 def _find_all(session: Session, names: Sequence[str]) -> list[Checkpoint]:
@@ -321,7 +327,7 @@ async def swap(session: Session, alias: str, name: str) -> None:
     """`vcot swap`."""
     swapped = await swap_to(await _running_gateway(session), alias, name)
     ref = swapped.live
-    session.terminal.say(f"{alias} is {ref.name} ({ref.digest[:19]}), by {swapped.way}, pause {swapped.pause_s:.2f} s")
+    session.report(Said(f"{alias} is {ref.name} ({ref.digest[:19]}), by {swapped.way}, pause {swapped.pause_s:.2f} s"))
 
 
 async def _running_gateway(session: Session) -> str:
@@ -339,19 +345,19 @@ async def replicas(session: Session) -> None:
         serves = ", ".join(ref.name for ref in one.serves)
         counts = str(one.in_flight), one.breaker, str(one.num_restarts)
         table.add_row(one.name, one.phase, serves, *counts, one.message)
-    session.terminal.show(table)
+    session.report(Found(table))
 
 
 async def add_replica(session: Session, upstream: str | None) -> None:
     """`vcot replicas add`."""
     state = await admin.add_replica(await _running_gateway(session), upstream)
-    session.terminal.say(f"replica {state.name} is {state.phase}; it takes requests once it is verified")
+    session.report(Said(f"replica {state.name} is {state.phase}; it takes requests once it is verified"))
 
 
 async def remove_replica(session: Session, name: str) -> None:
     """`vcot replicas remove`."""
     await admin.remove_replica(await _running_gateway(session), name)
-    session.terminal.say(f"replica {name} is drained and gone")
+    session.report(Said(f"replica {name} is drained and gone"))
 
 
 async def evaluate(session: Session, names: Sequence[str]) -> None:
@@ -363,7 +369,7 @@ async def evaluate(session: Session, names: Sequence[str]) -> None:
     trend, named = (choice.trend, ()) if choice else ((), chosen)
     _show(session, evaluate_scores(session, scores, chosen, trend, named))
     folder, settings = results.find_folder(session.run, named), results.describe_settings(session.run)
-    session.terminal.say(f"{folder / results.RESULTS}; settings: {settings}")
+    session.report(Said(f"{folder / results.RESULTS}; settings: {settings}"))
 
 
 async def probe(session: Session, names: Sequence[str]) -> None:
@@ -371,7 +377,7 @@ async def probe(session: Session, names: Sequence[str]) -> None:
     named = _find_all(session, names)
     chosen = named or (await _choose(session, list_rounds(session))).checkpoints
     for part in render_prior(await probe_priors(session, chosen, named)):
-        session.terminal.show(part)
+        session.report(Found(part))
 
 
 async def _choose(session: Session, rounds: Sequence[Round]) -> Choice:
@@ -383,7 +389,7 @@ async def _choose(session: Session, rounds: Sequence[Round]) -> Choice:
 
 def _show(session: Session, evaluation: RunEvaluation) -> None:
     for part in render(evaluation, session.benchmark):
-        session.terminal.show(part)
+        session.report(Found(part))
 
 
 async def report(session: Session) -> None:
@@ -395,13 +401,13 @@ async def report(session: Session) -> None:
 
 def _report(session: Session, rounds: Sequence[Round], choice: Choice) -> None:
     """The page, and the table in the terminal."""
-    session.terminal.heading("report", session.run.recipe.name)
+    session.report(Began("report", session.run.recipe.name))
     _ = choice.round.pairs  # what is owed is said before anything is written
     scores = load_scores(session, choice.checkpoints, session.run.recipe.eval.split)
     evaluation = evaluate_scores(session, scores, choice.checkpoints, choice.trend)
     page = write_run_report(session, rounds, choice.round, evaluation)
     _show(session, evaluation)
-    session.terminal.say(f"report: {page}; settings: {results.describe_settings(session.run)}")
+    session.report(Said(f"report: {page}; settings: {results.describe_settings(session.run)}"))
 
 
 async def run_all(session: Session) -> None:
@@ -409,7 +415,7 @@ async def run_all(session: Session) -> None:
     if session.run.recipe.train.worker == "local":
         check_installed(session.run.recipe.train)
     if warning := check_machine(session.run.recipe, is_served=serving.is_served(session.run)):
-        session.terminal.warn(warning)
+        session.report(Warned(warning))
     _ = session.benchmark  # what cannot be asked, and below
     async with make_judge(session) as judge:  # what is not set, or answers nobody, is said before hours of sampling
         if judge.is_model and (num_owed := count_owed(session)):
@@ -424,14 +430,14 @@ async def run_all(session: Session) -> None:
     await swap_stage(session, choice.checkpoints[-1])
     _report(session, rounds, choice)
     if (cost := read_cost(session, make_judge(session))) is not None:
-        session.terminal.say(f"judging took {cost.summary}")
-    session.terminal.summary()
+        session.report(Said(f"judging took {cost.summary}"))
+    session.report(Completed())
 
 
 async def _teach(current: Round) -> Checkpoint:
     """All of one round; returns its policy."""
     if current.session.run.recipe.rounds.num > 1:
-        current.session.terminal.heading("round", f"{current.number} of {current.session.run.recipe.rounds.num}")
+        current.session.report(Began("round", f"{current.number} of {current.session.run.recipe.rounds.num}"))
     await sample_stage(current)
     await judge_stage(current)
     pair_stage(current)
@@ -445,9 +451,9 @@ async def checkpoints(session: Session) -> None:
     table = Table("name", "kind", "digest", "aliases", "directory")
     for info in await _registered(session):
         ref = info.checkpoint
-        digest = ref.digest[:19] if session.terminal.out.is_terminal else ref.digest
+        digest = ref.digest[:19] if Terminal().out.is_terminal else ref.digest
         table.add_row(ref.name, ref.kind, digest, ", ".join(info.aliases), info.directory)
-    session.terminal.show(table)
+    session.report(Found(table))
 
 
 async def _registered(session: Session) -> Sequence[CheckpointInfo]:
@@ -472,7 +478,7 @@ async def show_checkpoint(session: Session, name: str) -> None:
     table.add_row("aliases", ", ".join(info.aliases) or "none")
     table.add_row("live", "yes" if info.is_live else "no")
     table.add_row("canary", "yes" if info.has_canary else "no: a swap to it cannot be verified")
-    session.terminal.show(table)
+    session.report(Found(table))
 
 
 async def add_checkpoint(session: Session, directory: Path) -> None:
@@ -483,14 +489,14 @@ async def add_checkpoint(session: Session, directory: Path) -> None:
         await register((await session.gateway()).url, directory)
     else:
         session.registry.register(directory)
-    session.terminal.say(f"{checkpoint.ref.name} is {checkpoint.ref.digest[:19]}, in {checkpoint.directory}")
+    session.report(Said(f"{checkpoint.ref.name} is {checkpoint.ref.digest[:19]}, in {checkpoint.directory}"))
 
 
 async def retire_checkpoint(session: Session, name: str) -> None:
     """`vcot checkpoints retire`."""
     url = session.run.recipe.serve.url
     ref = await retire((await session.gateway()).url, name) if url else session.registry.retire(name)
-    session.terminal.say(f"{ref.name} ({ref.digest[:19]}) is retired; its files stay where they are")
+    session.report(Said(f"{ref.name} ({ref.digest[:19]}) is retired; its files stay where they are"))
 
 
 async def push_pairs(session: Session, place: Place, *, dry_run: bool) -> None:
@@ -517,12 +523,12 @@ async def push_checkpoint(session: Session, place: Place, name: str | None, *, d
 
 
 def _push(session: Session, parcel: Parcel, place: Place, dry_run: bool) -> None:
-    session.terminal.heading("push", f"{parcel.folder} as {parcel.kind} to {place}")
-    session.terminal.show(render_parcel(parcel))
+    session.report(Began("push", f"{parcel.folder} as {parcel.kind} to {place}"))
+    session.report(Found(render_parcel(parcel)))
     if dry_run:
-        session.terminal.say("nothing was sent; without --dry-run it is")
+        session.report(Said("nothing was sent; without --dry-run it is"))
         return
-    session.terminal.say(f"sent: {push(parcel, place)}")
+    session.report(Said(f"sent: {push(parcel, place)}"))
 
 
 def doctor(target: Target) -> bool:

@@ -11,6 +11,7 @@ from typing import Annotated
 
 from cyclopts import App, CycloptsError, Group, Parameter
 
+from pipeline.printable import printable
 from services.cli.stop import SAID, Terminated, ignore_signals, stop_in_order
 
 _STEPS = Group("The steps of a run", sort_key=1)
@@ -519,6 +520,4 @@ def _explain(error: OSError) -> str | None:
 
 
 def _say(text: str) -> None:
-    from services.cli.terminal import plain  # with rich, which --help does without
-
-    sys.stderr.write(f"vcot: {plain(text)}\n")
+    sys.stderr.write(f"vcot: {printable(text)}\n")

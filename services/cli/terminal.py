@@ -6,34 +6,25 @@ that a command's result on stdout can be piped.
 
 from __future__ import annotations
 
-import re
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.measure import Measurement
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
 from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
+from pipeline.printable import printable
 from pipeline.records import StageCount
-from pipeline.stage import OnProgress, Tally
+from pipeline.report import Accounted, Began, Completed, Ended, Event, Found, Progress, Said, Waiting, Warned
 
 _LINE_EVERY_S = 5.0
 _MAX_WIDTH = 1000
 """Of a table in a pipe, in characters."""
-
-
-_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-"""What moves a cursor, colours, renames a window, or turns the direction of reading; and what no encoding can say."""
-
-
-def plain(text: str) -> str:
-    """Text that others may have written (models, servers, files' names), as a terminal may show it."""
-    return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
 
 
 class _Console(Console):
@@ -45,11 +36,11 @@ class _Console(Console):
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         """Everything that is printed, drawn or updated comes through here."""
         for segment in super().render(renderable, options):
-            yield segment if segment.control else segment._replace(text=plain(segment.text))
+            yield segment if segment.control else segment._replace(text=printable(segment.text))
 
 
 class Terminal:
-    """One per command. Mutated by whoever prints; a command prints from one place at a time."""
+    """Listens to the steps of one command. Mutated by whoever reports; a command reports from one place at a time."""
 
     def __init__(self) -> None:
         self.err = _Console(stderr=True)
@@ -57,6 +48,44 @@ class Terminal:
         self._began = time.monotonic()
         self._stages: list[tuple[str, float]] = []
         self._preface: tuple[str, str] | None = None
+        self._open: list[_Live] = []
+
+    def __call__(self, event: Event) -> None:
+        """Show what a step tells."""
+        match event:
+            case Began(step, what, is_aside):
+                if is_aside:
+                    self._open.append(_Aside(self._stages, self._stages[-1][0] if self._stages else step))
+                self.heading(step, what)
+            case Said(text):
+                self.say(text)
+            case Warned(text):
+                self.warn(text)
+            case Accounted(count):
+                self._account(count)
+            case Found(result):
+                self.show(result)
+            case Completed():
+                self._summarise()
+            case _:
+                self._follow(event)
+
+    def _follow(self, event: Progress | Waiting | Ended) -> None:
+        """What lasts: a bar or a status on a terminal, a line now and then elsewhere."""
+        last = self._open[-1] if self._open else None
+        match event:
+            case Progress(unit, done, total, note):
+                if not isinstance(last, _Bar | _Lines):
+                    last = _Bar(self.err, unit) if self.err.is_terminal else _Lines(self.say, unit)
+                    self._open.append(last)
+                last.advance(done, total, note)
+            case Waiting(text):
+                if isinstance(last, _Status | _Once):
+                    last.update(text)
+                else:
+                    self._open.append(_Status(self.err, text) if self.err.is_terminal else _Once(self.say))
+            case Ended():
+                self._open.pop().end()
 
     def preface(self, what: str) -> None:
         """Said before the first heading, so that a command which fails before has said its error only."""
@@ -78,7 +107,7 @@ class Terminal:
         """A line that must be seen."""
         self._print((f"{self._clock()} ", "dim"), ("warning  ", "bold yellow"), text)
 
-    def summary(self) -> None:
+    def _summarise(self) -> None:
         """Where the time went."""
         ends = [began for _, began in self._stages[1:]] + [time.monotonic()]
         spent: dict[str, float] = {}
@@ -86,14 +115,6 @@ class Terminal:
             spent[stage] = spent.get(stage, 0.0) + end - began
         parts = ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in spent.items())
         self.say(f"{time.monotonic() - self._began:.0f} s in all: {parts}")
-
-    @contextmanager
-    def aside(self, stage: str, what: str) -> Iterator[None]:
-        """A stage within the present one, which goes on afterwards."""
-        present = self._stages[-1][0] if self._stages else stage
-        self.heading(stage, what)
-        yield
-        self._stages.append((present, time.monotonic()))
 
     def _print(self, *parts: str | tuple[str, str]) -> None:
         self.err.print(Text.assemble(*parts), soft_wrap=True)
@@ -106,7 +127,7 @@ class Terminal:
             out = _Console(width=max(out.width, wanted))
         out.print(result, soft_wrap=isinstance(result, str))
 
-    def account(self, count: StageCount) -> None:
+    def _account(self, count: StageCount) -> None:
         """The accounting equation of a stage that ended."""
         parts = [f"{count.requested} requested", f"{count.ok} ok", f"{count.cached} cached"]
         parts += [
@@ -115,20 +136,33 @@ class Terminal:
         reasons = f" ({count.by_reason})" if count.reasons else ""
         self.say(" = ".join((parts[0], " + ".join(parts[1:]))) + reasons)
 
-    @contextmanager
-    def tracking(self, unit: str, note: Callable[[], str] = str) -> Iterator[OnProgress]:
-        """Progress of a stage, by its tally, and a note of the stage's own."""
-        with self.steps(unit) as advance:
-            yield lambda tally: advance(
-                tally.finished, tally.total, "; ".join(filter(None, (note(), _troubles(tally))))
-            )
+    def _clock(self) -> str:
+        seconds = int(time.monotonic() - self._began)
+        return f"{seconds // 60:>2}:{seconds % 60:02}"
 
-    @contextmanager
-    def steps(self, unit: str) -> Iterator[Callable[[int, int, str], None]]:
-        """Progress of work that is no tally: `advance(done, total, note)`, with a total of 0 while it is unknown."""
-        if not self.err.is_terminal:
-            yield _Lines(self.say, unit).advance
-            return
+
+class _Live(Protocol):
+    """What lasts until the steps say that it ended."""
+
+    def end(self) -> None:
+        """It is over."""
+
+
+class _Aside:
+    """A stage within another, which goes on afterwards."""
+
+    def __init__(self, stages: list[tuple[str, float]], present: str) -> None:
+        self._stages = stages
+        self._present = present
+
+    def end(self) -> None:
+        self._stages.append((self._present, time.monotonic()))
+
+
+class _Bar:
+    """A bar that moves."""
+
+    def __init__(self, console: Console, unit: str) -> None:
         columns = (
             SpinnerColumn(),
             TextColumn(unit, markup=False),
@@ -136,23 +170,29 @@ class Terminal:
             MofNCompleteColumn(),
             TimeRemainingColumn(),
         )
-        note_column = TextColumn("{task.fields[note]}", markup=False)
-        with Progress(*columns, note_column, console=self.err, transient=True) as progress:
-            task = progress.add_task(unit, total=None, note="")
-            yield lambda done, total, note: progress.update(task, completed=done, total=total or None, note=note)
+        self._bar = Bar(*columns, TextColumn("{task.fields[note]}", markup=False), console=console, transient=True)
+        self._bar.start()
+        self._task = self._bar.add_task(unit, total=None, note="")
 
-    @contextmanager
-    def waiting(self, what: str) -> Iterator[Callable[[str], None]]:
-        """A wait without a known length; call with each new message."""
-        if not self.err.is_terminal:
-            yield _Once(self.say)
-            return
-        with self.err.status(Text(what)) as status:
-            yield lambda message: status.update(Text(message))
+    def advance(self, done: int, total: int, note: str) -> None:
+        self._bar.update(self._task, completed=done, total=total or None, note=note)
 
-    def _clock(self) -> str:
-        seconds = int(time.monotonic() - self._began)
-        return f"{seconds // 60:>2}:{seconds % 60:02}"
+    def end(self) -> None:
+        self._bar.stop()
+
+
+class _Status:
+    """One line that is replaced."""
+
+    def __init__(self, console: Console, text: str) -> None:
+        self._status = console.status(Text(text))
+        self._status.start()
+
+    def update(self, text: str) -> None:
+        self._status.update(Text(text))
+
+    def end(self) -> None:
+        self._status.stop()
 
 
 class _Lines:
@@ -178,6 +218,9 @@ class _Lines:
         left = f", about {(total - done) / rate:.0f} s left" if rate else ""
         self._say(f"{done}/{total} {self._unit}{left}{'; ' + note if note else ''}")
 
+    def end(self) -> None:
+        pass
+
 
 class _Once:
     """Prints a message when it changes."""
@@ -186,11 +229,10 @@ class _Once:
         self._say = say
         self._last = ""
 
-    def __call__(self, message: str) -> None:
+    def update(self, message: str) -> None:
         if message != self._last:
             self._last = message
             self._say(message)
 
-
-def _troubles(tally: Tally) -> str:
-    return ", ".join(f"{n} {what}" for what, n in (("failed", tally.failed), ("refused", tally.refused)) if n)
+    def end(self) -> None:
+        pass

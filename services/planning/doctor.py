@@ -19,8 +19,8 @@ from eval.benchmark import find_benchmark
 from pipeline.errors import CheckpointError, InputError, MachineError, RecipeError
 from pipeline.identity import check_layout
 from pipeline.recipe import EvalSection, Recipe, TasksSection, TrainSection
+from pipeline.report import Found, Report
 from services.checkpoints.registry import find_model, is_bundled, is_hub_id
-from services.cli.terminal import Terminal
 from services.planning.capacity import Cards, engine_state, find_fit, make_plan
 from services.planning.estimate import count_work, estimate_disk
 from services.planning.machine import MINIMUM_DRIVERS, cards_of, cuda_of_torch, driver_fault, find_recipe_shape
@@ -50,7 +50,7 @@ class Finding:
     remedy: str = ""
 
 
-def examine(recipe: Recipe, directory: Path, terminal: Terminal) -> bool:
+def examine(recipe: Recipe, directory: Path, report: Report) -> bool:
     """Print the findings for `recipe`; whether nothing is missing."""
     findings = list(inspect_machine(recipe, directory))
     table = Table(title=f"recipe {recipe.name}", title_justify="left", show_lines=False)
@@ -58,13 +58,13 @@ def examine(recipe: Recipe, directory: Path, terminal: Terminal) -> bool:
         table.add_column(column, overflow="fold")
     for finding in findings:
         table.add_row(finding.what, _MARKS[finding.verdict], finding.found, finding.remedy)
-    terminal.show(table)
+    report(Found(table))
     missing = [finding.what for finding in findings if finding.verdict == "missing"]
     shape = None if is_bundled(recipe.model) else find_recipe_shape(recipe.model)
     if shape is not None:
-        terminal.show("\n".join(("", *render_fits(recipe, shape), "", *render_costs(recipe, shape), "")))
-    terminal.show(
-        f"missing for {recipe.name}: {', '.join(missing)}" if missing else f"this machine can run {recipe.name}"
+        report(Found("\n".join(("", *render_fits(recipe, shape), "", *render_costs(recipe, shape), ""))))
+    report(
+        Found(f"missing for {recipe.name}: {', '.join(missing)}" if missing else f"this machine can run {recipe.name}")
     )
     return not missing
 

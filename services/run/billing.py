@@ -8,6 +8,7 @@ from pipeline.errors import AccountError, RecipeError, RequestError, StageError
 from pipeline.faults import find_remedy
 from pipeline.judges import Judge
 from pipeline.judges.cost import PRICES_AS_OF, Cost, Meter, open_meter
+from pipeline.report import Began, Said, Warned
 from services.run.rounds import list_rounds
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ async def test_judge(session: Session, judge: Judge, num_owed: int) -> None:
     Raises AccountError where the judge answers nobody, StageError where it does not answer now, RecipeError where there is
     a cap and it tells no tokens.
     """
-    session.terminal.heading("judge", f"a test judgment by {judge.name}, before more is asked")
+    session.report(Began("judge", f"a test judgment by {judge.name}, before more is asked"))
     try:
         judgment = await judge.test()
     except RequestError as fault:
@@ -51,9 +52,9 @@ async def test_judge(session: Session, judge: Judge, num_owed: int) -> None:
     if cap is not None and judgment.usage is None:
         raise RecipeError(f"judge.max_cost_usd = {cap:g} cannot be kept: {judge.name} tells no tokens; leave it out")
     if judgment.refused:
-        session.terminal.warn(f"the test judgment is no verdict: {judgment.error}")
+        session.report(Warned(f"the test judgment is no verdict: {judgment.error}"))
     else:
-        session.terminal.say(f"the test response got {judgment.score:g} of 10")
+        session.report(Said(f"the test response got {judgment.score:g} of 10"))
     say_estimate(session, read_meter(session, judge), num_owed)
 
 
@@ -61,12 +62,14 @@ def say_estimate(session: Session, meter: Meter, num_owed: int) -> None:
     """What is owed will cost, and whether the cap allows it."""
     cost = meter.estimate(num_owed)
     prices = "" if meter.prices is None else f", at {_describe_prices(session, meter)}"
-    session.terminal.say(f"estimate for {cost.summary}{prices}")
+    session.report(Said(f"estimate for {cost.summary}{prices}"))
     left = None if meter.max_usd is None else meter.max_usd - (meter.cost.usd or 0.0)
     if left is not None and cost.usd is not None and cost.usd > left:
-        session.terminal.warn(
-            f"judging will stop at about {num_owed * max(0.0, left) / cost.usd:,.0f} of them: "
-            f"${max(0.0, left):,.2f} of judge.max_cost_usd = {meter.max_usd:g} are left"
+        session.report(
+            Warned(
+                f"judging will stop at about {num_owed * max(0.0, left) / cost.usd:,.0f} of them: "
+                f"${max(0.0, left):,.2f} of judge.max_cost_usd = {meter.max_usd:g} are left"
+            )
         )
 
 

@@ -11,6 +11,7 @@ from eval.evaluate import Questions
 from eval.prior import PriorReport, build_prior
 from pipeline.files import write_record
 from pipeline.recipe import TasksSection
+from pipeline.report import Began
 from pipeline.sources import load_tasks
 from services.checkpoints.registry import Checkpoint
 from services.run import results
@@ -25,7 +26,7 @@ async def probe_priors(
     await parity_stage(session, checkpoints)
     questions = load_drawings(session)
     for checkpoint in checkpoints:
-        session.terminal.heading("probe", f"{checkpoint.ref.name}: {len(questions.tasks)} unusual drawings")
+        session.report(Began("probe", f"{checkpoint.ref.name}: {len(questions.tasks)} unusual drawings"))
         await ask_questions(session, "probe", checkpoint, questions)
     refs = [checkpoint.ref for checkpoint in checkpoints]
     report = build_prior(questions.scores(refs, session.run.ledger)["true"], refs)

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator
 
 from pipeline.errors import VcotError
 from pipeline.recipe import ServeSection
-from services.cli.terminal import Terminal
+from pipeline.report import Report, Said, aside
 from services.gateway import admin
 from services.gateway.admin import Wanted
 
@@ -29,7 +29,7 @@ def wanted_rest(serve: ServeSection) -> Wanted | None:
 
 
 @contextlib.asynccontextmanager
-async def resting(url: str, way: Wanted, terminal: Terminal) -> AsyncIterator[None]:
+async def resting(url: str, way: Wanted, report: Report) -> AsyncIterator[None]:
     """Have the servers behind the gateway at `url` rest during the block, and serve again after it, verified.
 
     Where the block fails they come back when the lease is over. Raises SwapError, ServerError.
@@ -39,7 +39,7 @@ async def resting(url: str, way: Wanted, terminal: Terminal) -> AsyncIterator[No
         yield
         return
     ways = ", ".join(f"{name} ({how})" for name, how in rested.ways.items() if how != "keep")
-    terminal.say(f"at rest while this trains: {ways}")
+    report(Said(f"at rest while this trains: {ways}"))
     over = asyncio.Event()
     renewing = asyncio.create_task(_renew(url, way, over))
     try:
@@ -47,7 +47,7 @@ async def resting(url: str, way: Wanted, terminal: Terminal) -> AsyncIterator[No
     finally:
         over.set()
         await renewing
-    with terminal.aside("serve", "back from the rest, by way of the canary"):
+    with aside(report, "serve", "back from the rest, by way of the canary"):
         await admin.wake(url)
 
 

@@ -20,6 +20,7 @@ from pipeline.judging import Standing, find_standing, find_unjudged_fault
 from pipeline.pairs import PairSet, build_pairs, limit_pairs, split_pairs
 from pipeline.publish import pairs_digest
 from pipeline.records import Judgment, PreferencePair, Response, StageCount, Task
+from pipeline.report import Warned
 from pipeline.sample import SampleRequest, plan_requests
 from pipeline.sources import load_round
 from services.checkpoints.registry import Checkpoint
@@ -73,8 +74,8 @@ class Round:
         if not responses:
             raise OwedError(f"run {run.directory} holds no response to its recipe; run `vcot sample` first")
         if len(responses) < len(keys):
-            self.session.terminal.warn(
-                f"{len(keys) - len(responses)} of {len(keys)} responses are missing; `vcot sample` asks again"
+            self.session.report(
+                Warned(f"{len(keys) - len(responses)} of {len(keys)} responses are missing; `vcot sample` asks again")
             )
         return responses
 

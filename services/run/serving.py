@@ -33,6 +33,7 @@ from pydantic import ValidationError
 
 from pipeline.errors import MachineError, ServerError, UnreachableError, VcotError
 from pipeline.files import write_record
+from pipeline.printable import printable
 from pipeline.recipe import Recipe, ServeSection
 from pipeline.records import Record
 from pipeline.run import Run, open_run
@@ -354,11 +355,10 @@ def _read_serving(run: Run) -> Serving | None:
 
 def main(arguments: list[str]) -> int:
     """`python -m services.run.serving RUN`: what `running_gateway` starts."""
-    from services.cli.terminal import plain  # with rich, which other commands load themselves
 
     def say(message: str) -> None:
         with contextlib.suppress(OSError):  # a full disk stops the log, and nothing else
-            sys.stderr.write(f"{time.strftime('%H:%M:%S')} {plain(message)}\n")
+            sys.stderr.write(f"{time.strftime('%H:%M:%S')} {printable(message)}\n")
             sys.stderr.flush()
 
     try:

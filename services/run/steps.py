@@ -41,10 +41,10 @@ from pipeline.records import (
     StageCount,
     Usage,
 )
+from pipeline.report import Accounted, Began, Report, Said, Warned, aside, tracking, waiting
 from pipeline.run import Run
 from pipeline.sample import SampleRequest, owed_requests, sample
 from services.checkpoints.registry import Checkpoint, Registry
-from services.cli.terminal import Terminal
 from services.gateway.admin import end_trial, fetch_state, register, retire, swap_to, try_out
 from services.run.billing import read_meter, say_estimate, test_judge
 from services.run.parity import ParityReport, ask_served, check_defaults, verify
@@ -67,7 +67,8 @@ class Session:
     """One command's work on one run; holds the gateway that it started, if it needed one."""
 
     run: Run
-    terminal: Terminal
+    report: Report
+    """Listens to what the steps tell."""
     counts: list[StageCount] = field(default_factory=list)
     test_usage: Usage | None = None
     """What a test judgment took, where one was made."""
@@ -94,8 +95,8 @@ class Session:
             is_up = is_served(self.run)
             what = f"{self.run.recipe.model.source} by vLLM, behind the gateway"
             with (
-                nullcontext() if is_up else self.terminal.aside("serve", what),
-                self.terminal.waiting("waiting for the server" if is_up else "starting the server") as progress,
+                nullcontext() if is_up else aside(self.report, "serve", what),
+                waiting(self.report, "waiting for the server" if is_up else "starting the server") as progress,
             ):
                 self._gateway = await self._stack.enter_async_context(running_gateway(self.run, progress))
         return self._gateway
@@ -116,7 +117,7 @@ class Session:
                 fault = error if isinstance(error, RequestError) else error.__cause__
                 if not num_left or not isinstance(fault, RequestError) or fault.reason not in ("checkpoint", "model"):
                     raise
-                self.terminal.warn(f"{checkpoint.ref.name} is not served any more ({fault}); it is put on trial again")
+                self.report(Warned(f"{checkpoint.ref.name} is not served any more ({fault}); it is put on trial again"))
         raise AssertionError("the last turn returns or raises")
 
     @asynccontextmanager
@@ -133,7 +134,7 @@ class Session:
                 break
             except OnTrialError as error:
                 if not is_told:
-                    self.terminal.say(f"at {gateway.url} {error}; {ref.name} has to wait for its end")
+                    self.report(Said(f"at {gateway.url} {error}; {ref.name} has to wait for its end"))
                     is_told = True
                 await asyncio.sleep(_TRIAL_POLL_S)
         try:
@@ -143,8 +144,10 @@ class Session:
                     f"{self.run.directory}; use a gateway of the same model (serve.url)"
                 )
             if tried.way != "none":
-                self.terminal.say(
-                    f"{ref.name} is on trial at {gateway.url} ({tried.way}) after a pause of {tried.pause_s:.2f} s"
+                self.report(
+                    Said(
+                        f"{ref.name} is on trial at {gateway.url} ({tried.way}) after a pause of {tried.pause_s:.2f} s"
+                    )
                 )
             yield
         except asyncio.CancelledError:
@@ -168,7 +171,7 @@ class Session:
         url = self._find_gateway() if way is not None else None
         async with AsyncExitStack() as stack:
             if way is not None and url is not None:
-                await stack.enter_async_context(resting(url, way, self.terminal))
+                await stack.enter_async_context(resting(url, way, self.report))
             yield
 
     def _find_gateway(self) -> str | None:
@@ -195,7 +198,7 @@ class Session:
             if found is None:
                 raise OwedError(f"run {self.run.directory} does not hold its model yet; `vcot sample` finds it")
             return found
-        return self.registry.base(self.run.recipe.model, self.terminal.say)
+        return self.registry.base(self.run.recipe.model, lambda text: self.report(Said(text)))
 
     @cached_property
     def benchmark(self) -> Benchmark:
@@ -232,7 +235,7 @@ class Session:
     def account(self, count: StageCount) -> None:
         """Show a stage's account. Raises StageError where work is still owed."""
         self.counts.append(count)
-        self.terminal.account(count)
+        self.report(Accounted(count))
         if count.failed:
             raise StageError(
                 f"{count.failed} of {count.requested} failed in {count.stage} ({count.by_reason}); the same command tries "
@@ -244,10 +247,12 @@ async def sample_stage(current: Round) -> None:
     """Draw k responses per task from the round's starting policy; from none that is not served as it was trained."""
     session, recipe = current.session, current.session.run.recipe
     await parity_stage(session, [current.start])
-    session.terminal.heading(
-        "sample",
-        f"{len(current.tasks)} {recipe.tasks.source} tasks x {recipe.sample.k} responses of {current.start.ref.name} "
-        f"at temperature {recipe.sample.temperature:g}",
+    session.report(
+        Began(
+            "sample",
+            f"{len(current.tasks)} {recipe.tasks.source} tasks x {recipe.sample.k} responses of {current.start.ref.name} "
+            f"at temperature {recipe.sample.temperature:g}",
+        )
     )
     await _ask(session, "sample", current.start, current.requests(), recipe.sample.max_concurrency)
 
@@ -263,7 +268,7 @@ async def _ask(
         return
 
     async def ask(client: ChatClient) -> StageCount:
-        with session.terminal.tracking("responses") as on_progress:
+        with tracking(session.report, "responses") as on_progress:
             return await sample(
                 requests, client, ledger, images, max_concurrency=max_concurrency, on_progress=on_progress
             )
@@ -276,7 +281,7 @@ async def judge_stage(current: Round) -> None:
     """Score every response. Raises StageError where the judge gave no verdict on more than the recipe tolerates."""
     session, section = current.session, current.session.run.recipe.judge
     judge, standing = make_judge(session), current.standing()
-    session.terminal.heading("judge", f"{len(standing.responses)} responses, by {judge.name}")
+    session.report(Began("judge", f"{len(standing.responses)} responses, by {judge.name}"))
     async with judge:
         meter = read_meter(session, judge)
         if standing.owed and judge.is_model and not meter.num_judgments and session.test_usage is None:
@@ -284,7 +289,7 @@ async def judge_stage(current: Round) -> None:
             meter = read_meter(session, judge)
         elif standing.owed and judge.is_model:
             say_estimate(session, meter, standing.num_asks)
-        with session.terminal.tracking("judgments", lambda: meter.summary) as on_progress:
+        with tracking(session.report, "judgments", lambda: meter.summary) as on_progress:
             count = await judge_responses(
                 judge,
                 {task.id: task for task in current.tasks},
@@ -295,7 +300,7 @@ async def judge_stage(current: Round) -> None:
                 on_progress=on_progress,
             )
     if meter.num_judgments:
-        session.terminal.say(f"paid for {meter.cost.summary}")
+        session.report(Said(f"paid for {meter.cost.summary}"))
     session.account(count)
     if (fault := find_unjudged_fault(count, section)) is not None:
         raise StageError(fault)
@@ -304,21 +309,25 @@ async def judge_stage(current: Round) -> None:
 def pair_stage(current: Round) -> None:
     """Best and worst response of each task, as Parquet."""
     session, recipe, pairs = current.session, current.session.run.recipe, current.pairs
-    session.terminal.heading("pair", f"{recipe.pairs.policy}, ties dropped")
+    session.report(Began("pair", f"{recipe.pairs.policy}, ties dropped"))
     publish_splits(current, pairs.train, pairs.validation, pairs.directory)
     count = pairs.pair_set.count
     session.counts.append(count)
-    session.terminal.say(
-        f"{len(pairs.train)} training + {len(pairs.validation)} validation pairs in {pairs.directory}"
-        + (f"; left out: {count.by_reason}" if count.reasons else "")
+    session.report(
+        Said(
+            f"{len(pairs.train)} training + {len(pairs.validation)} validation pairs in {pairs.directory}"
+            + (f"; left out: {count.by_reason}" if count.reasons else "")
+        )
     )
     if count.ok < (recipe.pairs.num or count.requested / 2):
         judged = pairs.judged
         wanted = "" if recipe.pairs.num is None else f", and pairs.num asks for {recipe.pairs.num}"
-        session.terminal.warn(
-            f"only {count.ok} of {count.requested} tasks gave a pair ({count.by_reason}){wanted}"
-            + (f"; {judged.refused} responses were not judged ({judged.by_reason})" if judged.refused else "")
-            + "; sample more tasks, hotter (sample.temperature), or with a judge that tells responses apart"
+        session.report(
+            Warned(
+                f"only {count.ok} of {count.requested} tasks gave a pair ({count.by_reason}){wanted}"
+                + (f"; {judged.refused} responses were not judged ({judged.by_reason})" if judged.refused else "")
+                + "; sample more tasks, hotter (sample.temperature), or with a judge that tells responses apart"
+            )
         )
 
 
@@ -350,7 +359,7 @@ async def parity_stage(session: Session, checkpoints: Sequence[Checkpoint]) -> l
             continue
         probe = read_probe(checkpoint.directory)
         if probe is None:
-            session.terminal.warn(f"{checkpoint.ref.name} has no {PROBE}, so how it is served cannot be compared")
+            session.report(Warned(f"{checkpoint.ref.name} has no {PROBE}, so how it is served cannot be compared"))
         else:
             path = session.parity_path(checkpoint.ref)
             if not path.is_file():
@@ -363,7 +372,7 @@ async def parity_stage(session: Session, checkpoints: Sequence[Checkpoint]) -> l
 
 async def _verify_served(session: Session, checkpoint: Checkpoint, probe: Probe) -> ParityReport:
     ref, recipe = checkpoint.ref, session.run.recipe
-    session.terminal.heading("parity", f"{ref.name}: {2 * len(probe.pairs)} responses, vLLM against Hugging Face")
+    session.report(Began("parity", f"{ref.name}: {2 * len(probe.pairs)} responses, vLLM against Hugging Face"))
     parent = next((c for c in (session.base, *session.registry.list()) if c.ref.digest == ref.parent), None)
     if parent is None:
         raise CheckpointError(f"the base {ref.parent} of {ref.name} is not registered; `vcot checkpoints add` it first")
@@ -381,9 +390,11 @@ async def _verify_served(session: Session, checkpoint: Checkpoint, probe: Probe)
     except SwapError as error:
         await _reject(session, checkpoint, error)
     worst, kept = max(found.max_abs_logp.values()), found.retention
-    session.terminal.say(
-        f"log-probs agree within {worst:.1e} ({found.tolerance:g} allowed in {found.dtype}), the base's differ by "
-        f"{found.differs_from_base:.2g}; reward margin {kept.before:.3f} -> {kept.after:.3f} as served ({kept.kept:.1%})"
+    session.report(
+        Said(
+            f"log-probs agree within {worst:.1e} ({found.tolerance:g} allowed in {found.dtype}), the base's differ by "
+            f"{found.differs_from_base:.2g}; reward margin {kept.before:.3f} -> {kept.after:.3f} as served ({kept.kept:.1%})"
+        )
     )
     return found
 
@@ -405,7 +416,7 @@ async def eval_stage(session: Session, checkpoints: Sequence[Checkpoint], split:
     await parity_stage(session, checkpoints)
     questions = session.questions(split)
     for checkpoint in checkpoints:
-        session.terminal.heading("eval", f"{checkpoint.ref.name}: {questions.summary}")
+        session.report(Began("eval", f"{checkpoint.ref.name}: {questions.summary}"))
         await ask_questions(session, "eval", checkpoint, questions)
 
 
@@ -421,7 +432,7 @@ async def swap_stage(session: Session, checkpoint: Checkpoint) -> None:
     A gateway that serves another run (serve.url) is not the loop's to steer: its alias stays. Raises SwapError.
     """
     name = checkpoint.ref.name
-    session.terminal.heading("swap", f"{POLICY_ALIAS} is to mean {name}")
+    session.report(Began("swap", f"{POLICY_ALIAS} is to mean {name}"))
     aliases = session.registry.aliases()
     if session.run.recipe.serve.url:
         gateway = await session.gateway()
@@ -429,14 +440,14 @@ async def swap_stage(session: Session, checkpoint: Checkpoint) -> None:
         try:
             state = await fetch_state(gateway.url)
         except ServerError as error:
-            session.terminal.warn(f"{POLICY_ALIAS} is left as it was, since {error}; {by_hand}")
+            session.report(Warned(f"{POLICY_ALIAS} is left as it was, since {error}; {by_hand}"))
             return
         if Path(state.run).resolve() != session.run.directory.resolve():
-            session.terminal.say(f"the gateway at {gateway.url} serves {state.run}: left as it was; {by_hand}")
+            session.report(Said(f"the gateway at {gateway.url} serves {state.run}: left as it was; {by_hand}"))
             return
         aliases = state.aliases
     if aliases.get(POLICY_ALIAS) == name:
-        session.terminal.say("it does already")
+        session.report(Said("it does already"))
         return
     gateway = await session.gateway()
     swapped = await swap_to(gateway.url, POLICY_ALIAS, name)
@@ -445,7 +456,7 @@ async def swap_stage(session: Session, checkpoint: Checkpoint) -> None:
         if swapped.way == "none"
         else f"({swapped.way}) after a pause of {swapped.pause_s:.2f} s"
     )
-    session.terminal.say(f"{name} is live at {gateway.url} {how}")
+    session.report(Said(f"{name} is live at {gateway.url} {how}"))
 
 
 def load_scores(session: Session, checkpoints: Sequence[Checkpoint], split: Split) -> Scores:

@@ -26,6 +26,7 @@ from pipeline.files import replace_file, write_record
 from pipeline.pairs import draw_pairs
 from pipeline.publish import pairs_digest
 from pipeline.records import StageCount
+from pipeline.report import Began, Found, Said, Warned, progress
 from services.jobs import trainer
 from services.jobs.trainer import OnSteps, read_progress
 from services.report.figures import draw_sweep, standalone
@@ -122,7 +123,7 @@ class _Search:
         """Take in what has ended, and say how far the search is, in passes of a pair through the model."""
         self.collect()
         if self.tells_time and (rate := self.rate) is not None:
-            self.session.terminal.say(self.describe_work(rate))
+            self.session.report(Said(self.describe_work(rate)))
             self.tells_time = False
         total = self.count_passes(self.jobs)
         done = self.count_passes(self.points)
@@ -167,17 +168,19 @@ async def sweep(current: Round) -> Sweep:
     search = _plan(current)
     search.collect(["done"])  # by an earlier command; what failed in one is tried again
     how = "one setting at a time" if recipe.sweep.mode == "one_at_a_time" else "a grid"
-    session.terminal.heading(
-        "sweep",
-        f"{how}: {len(search.jobs)} trainings on {search.num_train} + {search.num_validation} pairs, "
-        f"{len(search.points)} of them done",
+    session.report(
+        Began(
+            "sweep",
+            f"{how}: {len(search.jobs)} trainings on {search.num_train} + {search.num_validation} pairs, "
+            f"{len(search.points)} of them done",
+        )
     )
     if owed := search.owed:
         rate = search.rate
         search.tells_time = rate is None
-        session.terminal.say(search.describe_work(rate))
+        session.report(Said(search.describe_work(rate)))
         async with session.at_rest():
-            with session.terminal.steps("pairs") as on_steps:
+            with progress(session.report, "pairs") as on_steps:
                 log = session.run.path("training", "sweep.log")
                 await trainer.train_all(owed, log, lambda: search.advance(on_steps))
     search.publish()
@@ -201,18 +204,20 @@ async def sweep(current: Round) -> Sweep:
 
 def _show_choice(session: Session, record: Sweep, chosen: Settings) -> None:
     """The table, how the choice was made, and the chosen settings as flags."""
-    session.terminal.show(render_sweep(record))
+    session.report(Found(render_sweep(record)))
     each = ", for each setting apart" if record.mode == "one_at_a_time" else ""
-    session.terminal.say(
-        f"chosen{each}: the gap closest to zero within {100 * record.tolerance:g} % of the lowest validation loss; "
-        f"figure and table: {find_sweep_folder(session.run) / 'sweep.svg'}, sweep.csv"
+    session.report(
+        Said(
+            f"chosen{each}: the gap closest to zero within {100 * record.tolerance:g} % of the lowest validation loss; "
+            f"figure and table: {find_sweep_folder(session.run) / 'sweep.svg'}, sweep.csv"
+        )
     )
     for name in record.groups.keys() - record.choices.keys():
         if record.groups[name]:
-            session.terminal.warn(f"no training for {name} came to its end; the recipe's own value stays")
+            session.report(Warned(f"no training for {name} came to its end; the recipe's own value stays"))
     if all(point.settings != chosen or point.varies == "epochs" for point in record.points):
-        session.terminal.say("the chosen settings together were not trained in the search")
-    session.terminal.show(chosen.flags)
+        session.report(Said("the chosen settings together were not trained in the search"))
+    session.report(Found(chosen.flags))
 
 
 def _plan(current: Round) -> _Search:

@@ -77,7 +77,8 @@ async def test_the_page_is_followed_word_for_word(flags, tmp_path, capsys):
             await ask(session)
             await commands.evaluate(session, ["base"])
             found = json.loads((results.find_folder(run, [session.base]) / results.RESULTS).read_text())
-    assert "base: 2 clocks questions of validation" in (told := capsys.readouterr()).err
+    told = capsys.readouterr()
+    assert "base: 2 clocks questions of validation" in told.err
     table = " ".join(told.out.split())
     assert "Avg clocks signs unread cut failed n" in table
     assert "chance 50.0 50.0 50.0" in table

@@ -8,6 +8,7 @@ import pytest
 from rich.table import Table
 from rich.text import Text
 
+from pipeline.report import progress, waiting
 from services.cli import commands
 from services.cli.terminal import Terminal
 
@@ -26,7 +27,7 @@ def test_a_training_shows_the_ends_of_its_first_row(capsys):
     part = SimpleNamespace(example=f"<s>{'template ' * 50}</s>", refused=())
     memory = SimpleNamespace(total=1.0, summary="1.0 GiB")
     preflight = SimpleNamespace(train=part, validation=part, memory=memory, available_gib=2.0)
-    commands._say_preflight(SimpleNamespace(terminal=Terminal()), preflight)
+    commands._say_preflight(SimpleNamespace(report=Terminal()), preflight)
     row = capsys.readouterr().err.splitlines()[0]
     assert "'<s>template" in row
     assert row.endswith("</s>'")
@@ -60,9 +61,9 @@ def test_what_others_wrote_is_shown_and_not_obeyed(monkeypatch, is_terminal) -> 
     terminal.heading("x", HOSTILE)
     terminal.show(HOSTILE)
     terminal.show(table_of(HOSTILE))
-    with terminal.waiting(HOSTILE) as say:
+    with waiting(terminal, HOSTILE) as say:
         say(HOSTILE)
-    with terminal.steps("tasks") as advance:
+    with progress(terminal, "tasks") as advance:
         advance(1, 2, HOSTILE)
     said = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", out.getvalue()) if is_terminal else out.getvalue()  # rich's own
     assert not re.search(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202e\ud800]", said)
