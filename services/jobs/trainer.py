@@ -19,6 +19,7 @@ from pydantic import ValidationError
 
 from pipeline.errors import InputError, ServerError
 from pipeline.files import write_record
+from pipeline.report import OnSteps
 from services.engine.lifeline import keeper_command
 from services.engine.logs import bound
 from training.protocol.job import (
@@ -33,8 +34,6 @@ from training.protocol.job import (
     read_status,
 )
 
-OnSteps = Callable[[int, int, str], None]
-"""Takes steps done, steps in all, and a short note."""
 _POLL_S = 0.25
 _STOP_S = 20.0
 

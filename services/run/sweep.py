@@ -26,9 +26,9 @@ from pipeline.files import replace_file, write_record
 from pipeline.pairs import draw_pairs
 from pipeline.publish import pairs_digest
 from pipeline.records import StageCount
-from pipeline.report import Began, Found, Said, Warned, progress
+from pipeline.report import Began, Found, OnSteps, Said, Warned, progress
 from services.jobs import trainer
-from services.jobs.trainer import OnSteps, read_progress
+from services.jobs.trainer import read_progress
 from services.report.figures import draw_sweep, standalone
 from services.run.results import find_sweep_folder
 from services.run.rounds import Round
