@@ -87,7 +87,7 @@ def test_a_question_without_a_gold_answer_is_refused_before_it_is_asked(store, t
 
 
 def test_all_the_questions_of_a_benchmark_are_compared_with_the_official_ones(store, tmp_path, monkeypatch, caplog):
-    from tests.pipeline.test_sources import ScienceQA
+    from tests.pipeline.sources.test_sources import ScienceQA
 
     (tmp_path / "data").mkdir()
     data = ScienceQA(tmp_path / "data")

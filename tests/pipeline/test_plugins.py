@@ -26,17 +26,17 @@ def test_a_built_in_is_found_by_its_name():
 
 
 def test_an_object_of_a_module_of_ones_own_is_found_by_its_path(tmp_path, monkeypatch):
-    write_module(tmp_path, monkeypatch, "mine_a", "from collections import Counter\nclass Mine(Counter): pass\n")
-    assert COUNTERS.check("mine_a:Mine") == "mine_a:Mine"
-    assert COUNTERS.resolve("mine_a:Mine").__name__ == "Mine"
+    write_module(tmp_path, monkeypatch, "counting_a", "from collections import Counter\nclass Mine(Counter): pass\n")
+    assert COUNTERS.check("counting_a:Mine") == "counting_a:Mine"
+    assert COUNTERS.resolve("counting_a:Mine").__name__ == "Mine"
 
 
 def test_an_entry_point_of_an_installed_package_is_found_by_its_name(tmp_path, monkeypatch):
-    write_module(tmp_path, monkeypatch, "mine_b", "from collections import Counter\nclass Mine(Counter): pass\n")
+    write_module(tmp_path, monkeypatch, "counting_b", "from collections import Counter\nclass Mine(Counter): pass\n")
     about = tmp_path / "mine-1.0.dist-info"
     about.mkdir()
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 1.0\n")
-    (about / "entry_points.txt").write_text("[vcot.test_counters_b]\nmine = mine_b:Mine\n")
+    (about / "entry_points.txt").write_text("[vcot.test_counters_b]\nmine = counting_b:Mine\n")
     counters = Plugins("counter", "vcot.test_counters_b", {}, COUNTERS.is_one, COUNTERS.must_be)
     assert counters.check("mine") == "mine"
     assert counters.resolve("mine").__name__ == "Mine"
@@ -60,11 +60,11 @@ def test_what_cannot_be_used_is_said_with_its_remedy(name, said):
 
 
 def test_a_module_that_fails_as_it_is_imported_is_said_with_its_own_words(tmp_path, monkeypatch):
-    write_module(tmp_path, monkeypatch, "mine_c", "raise OSError('the disk is gone')\n")
-    with pytest.raises(RecipeError, match=r"importing mine_c failed \(OSError: the disk is gone\)"):
-        COUNTERS.resolve("mine_c:Mine")
+    write_module(tmp_path, monkeypatch, "counting_c", "raise OSError('the disk is gone')\n")
+    with pytest.raises(RecipeError, match=r"importing counting_c failed \(OSError: the disk is gone\)"):
+        COUNTERS.resolve("counting_c:Mine")
 
 
 def test_reading_a_recipe_imports_nothing(tmp_path, monkeypatch):
-    write_module(tmp_path, monkeypatch, "mine_d", "raise SystemError\n")
-    assert COUNTERS.check("mine_d:Mine") == "mine_d:Mine"
+    write_module(tmp_path, monkeypatch, "counting_d", "raise SystemError\n")
+    assert COUNTERS.check("counting_d:Mine") == "counting_d:Mine"
