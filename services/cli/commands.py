@@ -13,6 +13,7 @@ from rich.table import Table
 
 from eval.prior import render_prior
 from pipeline.errors import CheckpointError, InputError, OwedError
+from pipeline.pairs import PAIR_POLICIES
 from pipeline.recipe import load_recipe
 from pipeline.report import Began, Completed, Found, Said, Warned, progress
 from pipeline.run import RECIPE, Access, Run, open_run
@@ -416,7 +417,8 @@ async def run_all(session: Session) -> None:
         check_installed(session.run.recipe.train)
     if warning := check_machine(session.run.recipe, is_served=serving.is_served(session.run)):
         session.report(Warned(warning))
-    _ = session.benchmark  # what cannot be asked, and below
+    _ = session.benchmark  # what cannot be asked, or paired, and below
+    PAIR_POLICIES.resolve(session.run.recipe.pairs.policy)
     async with make_judge(session) as judge:  # what is not set, or answers nobody, is said before hours of sampling
         if judge.is_model and (num_owed := count_owed(session)):
             await test_judge(session, judge, num_owed)
