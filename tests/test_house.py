@@ -12,8 +12,6 @@ MODULES = [path for room in ("pipeline", "training", "eval", "services") for pat
 MAX_LINES = 400
 LONGER = {
     "pipeline/recipe.py",
-    "services/cli/commands.py",
-    "services/cli/names.py",
     "services/run/steps.py",
 }
 """Not yet split."""
@@ -69,7 +67,7 @@ LEFT: dict[str, tuple[str, ...]] = {
     ),
     "tests/training/protocol/test_launch.py": ("patch launch RANK_MODULE", "patch launch RANK_MODULE"),
     # The gateway of a command, and the command of a name: these go with the sessions of services/run.
-    "tests/services/cli/test_cli.py": ("patch services.cli.commands.execute",),
+    "tests/services/cli/test_cli.py": ("patch services.cli.opening.execute",),
     "tests/services/cli/test_terminal.py": ("read _say", "read _say_preflight"),
     "tests/services/gateway/fleet/test_rest.py": (
         *("patch command_side _LEASE_S", "patch command_side.admin rest", "patch command_side.admin wake"),
@@ -79,7 +77,6 @@ LEFT: dict[str, tuple[str, ...]] = {
         *("patch concurrency retry_delay_s", "patch services.cli.commands._teach"),
         *("patch services.run.rounds.PointwiseJudge",) * 3,
     ),
-    "tests/services/run/test_results.py": ("read _READS",),
     "tests/services/run/test_rounds.py": ("patch pipeline.sources.load_tasks", "read _questions", "read _questions"),
     "tests/services/run/test_serving.py": (
         *("patch heap settle", "patch rollout end_forgotten_trials", "patch steps _TRIAL_POLL_S"),

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from pipeline.run import RECIPE
-from services.cli import names
+from services.cli import outcome
 from tests.services.fake_vllm import write_checkpoint
 
 
@@ -26,7 +26,7 @@ def vcot(monkeypatch, capsys, tmp_path):
         monkeypatch.setattr(sys, "argv", ["vcot", *map(str, arguments)])
         code = 0
         try:
-            names.main()
+            outcome.main()
         except SystemExit as error:
             code = error.code or 0
         captured = capsys.readouterr()
@@ -72,7 +72,7 @@ def png(tmp_path):
 
 def test_help_lists_every_step_and_imports_nothing_heavy():
     code = (
-        "import sys; sys.argv = ['vcot', '--help']\nfrom services.cli import names\nnames.main()\n"
+        "import sys; sys.argv = ['vcot', '--help']\nfrom services.cli import outcome\noutcome.main()\n"
         "heavy = {'torch', 'openai', 'datasets', 'scipy', 'matplotlib', 'aiohttp', 'pydantic'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )
@@ -166,7 +166,7 @@ def test_bad_data_names_the_place_and_leaves_the_run_as_it_was(vcot, tmp_path, q
 
 
 def nano_copy(tmp_path):
-    source = Path(names.__file__).parents[2] / "training" / "checkpoints" / "nano"
+    source = Path(outcome.__file__).parents[2] / "training" / "checkpoints" / "nano"
     return Path(shutil.copytree(source, tmp_path / "copy"))
 
 
@@ -242,6 +242,6 @@ def test_checkpoints_are_added_listed_shown_and_retired(vcot, tmp_path):
 @pytest.mark.parametrize("command", ["run", "train"])
 def test_wandb_is_one_flag_away(vcot, monkeypatch, command):
     kept = []
-    monkeypatch.setattr("services.cli.commands.execute", lambda name, target, step, overrides: kept.append(overrides))
+    monkeypatch.setattr("services.cli.opening.execute", lambda name, target, step, overrides: kept.append(overrides))
     assert vcot(command, "--wandb", "--set", "train.seed=1")[0] == vcot(command)[0] == 0
     assert kept == [('train.report_to=["wandb"]',), ()]
