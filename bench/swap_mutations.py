@@ -30,28 +30,26 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import itertools
 import os
-import shutil
-import subprocess
-import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import orjson
 import uvloop
-from aiohttp import web
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
-from bench.engine import NANO, chat, make_variant, open_session, question, say
+from bench.broken_engine import Between
+from bench.engine import NANO, make_variant, open_session, say
 from bench.mutations import Score, Target, mutations
-from pipeline.errors import ServerError, VcotError
-from pipeline.identity import compute_digest, read_manifest, write_manifest
+from bench.stamped_load import QUESTIONS, Tally, answer, learn, load
+from bench.swapped_checkpoints import make_adapter, retemplated, sort_out
+from pipeline.errors import VcotError
+from pipeline.identity import read_manifest
 from pipeline.run import Run, open_run
 from services.checkpoints.registry import Checkpoint
 from services.engine.vllm import Endpoint, VllmServer
@@ -60,170 +58,6 @@ from services.run.serving import running_gateway
 
 _MAX_RECOVERY_S = 8.0
 """A gateway that can load the right weights again has done so by then."""
-_QUESTIONS = [question(number) for number in range(16)]
-# In processes of their own: torch stays out of this one.
-_ADAPTER = """
-import sys
-from pathlib import Path
-import torch
-from peft import LoraConfig, get_peft_model
-from pipeline.identity import compute_digest, read_manifest, write_manifest
-from pipeline.records import CheckpointManifest, CheckpointRef
-from training.model.canary import build_canary
-from training.model.loading import load_model, load_processor, quiet_libraries
-quiet_libraries()
-nano, out = Path(sys.argv[1]), Path(sys.argv[2])
-torch.manual_seed(0)
-layers = r".*language_model.*\\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
-config = LoraConfig(r=8, lora_alpha=16, target_modules=layers, init_lora_weights=False)
-model = get_peft_model(load_model(nano, torch.float32), config).eval()
-model.save_pretrained(out)
-ref = CheckpointRef(name=out.name, digest=compute_digest(out), kind="adapter", parent=read_manifest(nano).checkpoint.digest)
-write_manifest(out, CheckpointManifest(checkpoint=ref, canary=build_canary(model, load_processor(nano)[0])))
-"""
-_SAME = """
-import json, sys
-from pathlib import Path
-import torch
-from training.model.canary import _image_side, _prompt_batch, draw_canary
-from training.model.loading import load_model, load_processor, quiet_libraries
-quiet_libraries()
-right, wrongs = Path(sys.argv[1]), [Path(path) for path in sys.argv[2:]]
-processor, _ = load_processor(right)
-batch = _prompt_batch(processor, draw_canary(_image_side(processor)))
-draw = torch.Generator().manual_seed(0)
-pixels = [batch["pixel_values"], *(torch.randn(batch["pixel_values"].shape, generator=draw) for _ in range(7))]
-
-def logits(directory, dtype):
-    model = load_model(directory, torch.float32).to(dtype)
-    with torch.inference_mode():
-        return torch.stack([model(**(batch | {"pixel_values": image.to(dtype)})).logits for image in pixels])
-
-def are_same(wrong):
-    if torch.equal(logits(wrong, torch.float32), logits(right, torch.float32)):
-        return True
-    return bool((logits(wrong, torch.float64) - logits(right, torch.float64)).abs().max() < 1e-12)
-
-print(json.dumps([are_same(wrong) for wrong in wrongs]))
-"""
-
-
-@dataclass
-class Tally:
-    """What became of the load's requests. Mutated by `ask` only."""
-
-    expected: dict[str, list[tuple[str, ...]]] = field(default_factory=dict)
-    """By digest, what each question's answer is."""
-    answered: int = 0
-    failed: int = 0
-    refused: int = 0
-    """While nothing was live."""
-    mis_stamped: int = 0
-
-    async def ask(self, session: aiohttp.ClientSession, number: int) -> None:
-        try:
-            digest, tokens = await answer(session, number)
-        except (aiohttp.ClientError, TimeoutError, OSError, ServerError) as error:
-            if "no checkpoint is live" in str(error):
-                self.refused += 1
-            else:
-                self.failed += 1
-                say(f"failed: {error!r}")
-            await asyncio.sleep(0.1)
-            return
-        self.answered += 1
-        own = self.expected.get(digest)
-        others = [d[:19] for d, expected in self.expected.items() if d != digest and tokens == expected[number]]
-        if own is None or (tokens != own[number] and others):
-            self.mis_stamped += 1
-            say(f"mis-stamped: question {number} under {digest[:19]}, as {others}: {tokens}")
-
-
-async def answer(session: aiohttp.ClientSession, number: int) -> tuple[str, tuple[str, ...]]:
-    """Whose weights answered a question to `policy`, and how."""
-    body = {"model": "policy", "messages": _QUESTIONS[number], "temperature": 0.0, "max_tokens": 16, "logprobs": True}
-    response, found = await chat(session, body)
-    return response.headers["x-vcot-digest"], tuple(t["token"] for t in found["choices"][0]["logprobs"]["content"])
-
-
-async def learn(session: aiohttp.ClientSession, tally: Tally) -> str:
-    """Write down the answers of what is live; its digest."""
-    answers = [await answer(session, number) for number in range(len(_QUESTIONS))]
-    digest = answers[0][0]
-    tally.expected.setdefault(digest, [tokens for _, tokens in answers])
-    return digest
-
-
-@asynccontextmanager
-async def load(session: aiohttp.ClientSession, tally: Tally, num_askers: int) -> AsyncIterator[None]:
-    """Requests in flight, always."""
-    numbers = itertools.count()
-
-    async def keep_asking() -> None:
-        while True:
-            await tally.ask(session, next(numbers) % len(_QUESTIONS))
-
-    askers = [asyncio.create_task(keep_asking()) for _ in range(num_askers)]
-    try:
-        yield
-    finally:
-        for asker in askers:
-            asker.cancel()
-        await asyncio.gather(*askers, return_exceptions=True)
-
-
-@dataclass
-class Between:
-    """The proxy before the engine. Its fields say what it does wrong."""
-
-    socket: Path
-    instead: dict[str, Path] = field(default_factory=dict)
-    """What is loaded in place of a directory of that name."""
-    skipped: frozenset[str] = frozenset()
-    """Calls that it answers by itself."""
-    url: str = ""
-    _session: aiohttp.ClientSession | None = None
-
-    async def pass_on(self, request: web.Request) -> web.Response:
-        body, path = await request.read(), request.path
-        if path in self.skipped:
-            return web.json_response({"success": True})
-        if path in ("/collective_rpc", "/v1/load_lora_adapter") and self.instead:
-            for right, wrong in self.instead.items():
-                body = body.replace(right.encode(), str(wrong).encode())
-        assert self._session is not None
-        headers = {"content-type": "application/json"}
-        try:
-            async with self._session.request(request.method, request.path_qs, data=body, headers=headers) as answered:
-                kind = answered.headers.get("content-type", "").partition(";")[0] or "application/json"
-                return web.Response(body=await answered.read(), status=answered.status, content_type=kind)
-        except aiohttp.ClientError:
-            assert request.transport is not None
-            request.transport.abort()
-            return web.Response(status=502)
-
-    async def reach(self, socket: Path) -> None:
-        """From now on, the engine there."""
-        old, self.socket = self._session, socket
-        self._session = open_session(Endpoint("http://vllm", socket))
-        if old is not None:
-            await old.close()
-
-    @asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
-        app = web.Application(client_max_size=2**26)
-        app.router.add_route("*", "/{tail:.*}", self.pass_on)
-        runner = web.AppRunner(app, access_log=None)
-        await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        self.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
-        await self.reach(self.socket)
-        try:
-            yield
-        finally:
-            await runner.cleanup()
-            assert self._session is not None
-            await self._session.close()
 
 
 @dataclass
@@ -295,7 +129,7 @@ class Attempts:
             refusal = None
             try:
                 await self.swap(self.name)
-                found = [await answer(session, number) for number in range(len(_QUESTIONS))]
+                found = [await answer(session, number) for number in range(len(QUESTIONS))]
                 if [tokens for _, tokens in found] == tally.expected[found[0][0]]:
                     self.score.harmless.append(f"{self.way}/skipped {what}")
                 else:
@@ -361,22 +195,6 @@ class Engine:
 
 def _is_live(state: GatewayState) -> bool:
     return state.live is not None
-
-
-def make_adapter(folder: Path) -> Path:
-    subprocess.run([sys.executable, "-c", _ADAPTER, str(NANO), str(folder / "light")], check=True)
-    return folder / "light"
-
-
-def retemplated(target: Path, folder: Path) -> Path:
-    """The same weights and another chat template, as a checkpoint of its own."""
-    shutil.copytree(target, folder)
-    template = folder / "chat_template.jinja"
-    template.write_text(template.read_text("utf-8") + "{{ ' ' }}", "utf-8")
-    manifest = read_manifest(folder)
-    ref = manifest.checkpoint.model_copy(update={"name": folder.name, "digest": compute_digest(folder)})
-    write_manifest(folder, manifest.model_copy(update={"checkpoint": ref}))
-    return folder
 
 
 async def shared_server(
@@ -449,27 +267,6 @@ async def until(url: str, is_so: Callable[[GatewayState], bool], timeout_s: floa
             break
         await asyncio.sleep(0.2)
     return state
-
-
-def sort_out(score: Score, made: dict[str, Target], folder: Path) -> tuple[list[str], list[str]]:
-    """Names of what was missed, and of what was equivalent."""
-    missed = [name for _, name, mutation in score.passed if mutation is None]
-    doubtful = [(name, mutation) for way, name, mutation in score.passed if mutation and way != "adapter"]
-    missed += [name for way, name, mutation in score.passed if mutation and way == "adapter"]
-    if not doubtful:
-        return missed, list(score.harmless)
-    target = made["tuned"]
-    old, weights = load_file(NANO / target.file), target.weights
-    wrongs = []
-    for number, (_, mutation) in enumerate(doubtful):
-        changed = mutation.of(weights, sorted(weights))
-        assert changed is not None
-        wrongs.append(str(target.write(folder / f"doubtful-{number}", old | changed)))
-    command = [sys.executable, "-c", _SAME, str(target.directory), *wrongs]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE)
-    same = orjson.loads(done.stdout.splitlines()[-1])
-    equivalent = [name for (name, _), is_same in zip(doubtful, same, strict=True) if is_same]
-    return missed + [name for name, _ in doubtful if name not in equivalent], equivalent + score.harmless
 
 
 async def main(options: argparse.Namespace) -> None:

@@ -13,7 +13,6 @@ Limits: a checkpoint's files stay where they are; only a base's manifest, which 
 from __future__ import annotations
 
 import fcntl
-import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -27,17 +26,15 @@ from pydantic import Field
 
 from pipeline.errors import CheckpointError
 from pipeline.files import read_record, write_kept_record
-from pipeline.identity import MANIFEST, compute_digest, read_manifest
+from pipeline.identity import MANIFEST, read_manifest
 from pipeline.recipe import POLICY_ALIAS, ModelSection
 from pipeline.records import CheckpointManifest, CheckpointRef, Record
+from services.checkpoints.integrity import FileState, check_digest, stat_files
+from services.checkpoints.model_source import find_model
+from services.checkpoints.naming import check_name, is_name
 
 BASE_ALIAS = "base"
-_SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-_HUB_FILES = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt", "README.md")
 _TEMPLATE = "chat_template.jinja"
-
-FileState = tuple[tuple[str, int, int], ...]
-"""Of each file its name, size and the time of its last change (ns)."""
 
 
 @dataclass(frozen=True)
@@ -157,7 +154,7 @@ class Registry:
     def find_made(self, name: str) -> Checkpoint | None:
         """The checkpoint of that name or alias, or else one that the run made and that is not registered yet."""
         directory, found = self._folder / name, self.find(name)
-        if found is not None or not _SAFE_NAME.fullmatch(name) or not (directory / MANIFEST).is_file():
+        if found is not None or not is_name(name) or not (directory / MANIFEST).is_file():
             return found
         manifest = read_manifest(directory)
         return None if manifest.checkpoint.kind == "base" else Checkpoint(directory, manifest)
@@ -333,85 +330,3 @@ class Registry:
 
     def _write(self, content: RegistryFile) -> None:
         write_kept_record(self._path, content)
-
-
-def check_name(name: str) -> str:
-    """The name, if it can be a file's, a URL's and an API model's. Raises CheckpointError."""
-    if not _SAFE_NAME.fullmatch(name):
-        raise CheckpointError(
-            f"checkpoint name {name!r} is not letters, digits, '.', '_' and '-' (at most 100, a letter or digit first)"
-        )
-    return name
-
-
-def find_model(model: ModelSection, progress: Callable[[str], None] = lambda _: None) -> Path:
-    """The directory of a bundled name, a plain path or a hub id, downloaded if need be. Raises CheckpointError."""
-    local = _find_local(model)
-    if local is not None:
-        return local
-    if not is_hub_id(model):
-        names = sorted(p.name for p in _bundled_folder().glob("*/")) or ["none"]
-        raise CheckpointError(
-            f"checkpoint {model.source!r} is no directory, hub id or bundled name ({', '.join(names)})"
-        )
-    progress(f"looking up {model.source} on the hub")
-    return _download(model)
-
-
-def is_hub_id(model: ModelSection) -> bool:
-    """Whether the model is to come from the hub: it looks like OWNER/NAME, and is no directory here."""
-    return _find_local(model) is None and re.fullmatch(r"\w[\w.-]*/[\w.-]+", model.source) is not None
-
-
-def is_bundled(model: ModelSection) -> bool:
-    """Whether the model comes with vcot."""
-    return _SAFE_NAME.fullmatch(model.source) is not None and (_bundled_folder() / model.source).is_dir()
-
-
-def _find_local(model: ModelSection) -> Path | None:
-    if is_bundled(model):
-        return _bundled_folder() / model.source
-    path = Path(model.source).expanduser()
-    return path.absolute() if path.is_dir() else None
-
-
-def _bundled_folder() -> Path:
-    import training  # only where it lies; the package itself imports nothing
-
-    return Path(training.__path__[0]) / "checkpoints"
-
-
-def _download(model: ModelSection) -> Path:
-    from huggingface_hub import snapshot_download  # half a second, and only for hub models
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
-
-    try:
-        return Path(snapshot_download(model.source, revision=model.revision, allow_patterns=list(_HUB_FILES)))
-    except RepositoryNotFoundError:
-        why = "the hub has no such model, or it needs a login (HF_TOKEN)"
-    except LocalEntryNotFoundError:
-        why = "the hub cannot be reached and the model is not in its cache; give a directory instead"
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        why = f"{type(error).__name__}: {str(error).splitlines()[0]}"
-    raise CheckpointError(f"model {model.source} could not be fetched: {why}")
-
-
-def check_digest(directory: Path, ref: CheckpointRef) -> None:
-    """Raise CheckpointError unless the files are those that `ref` is of; reads all of them."""
-    digest = compute_digest(directory)
-    if digest != ref.digest:
-        raise CheckpointError(
-            f"checkpoint {ref.name} in {directory} has weights {digest[:19]}, but was {ref.digest[:19]} when it was made; "
-            "its files were changed: restore them, or make it again"
-        )
-
-
-def stat_files(directory: Path) -> FileState:
-    """Every file but the manifest, with what would change if it were written again.
-
-    The time is that of the inode's last change, which nobody can set: a copy that keeps a file's own time changes it, too.
-    """
-    stats = (
-        (path.name, path.stat()) for path in sorted(directory.glob("*")) if path.is_file() and path.name != MANIFEST
-    )
-    return tuple((name, status.st_size, status.st_ctime_ns) for name, status in stats)

@@ -8,6 +8,6 @@ from services.cli.stop import stop_at_once
 def main() -> None:
     """The entry point."""
     stop_at_once()
-    from services.cli.names import main as run
+    from services.cli.outcome import main as run
 
     run()

@@ -22,7 +22,7 @@ from pipeline.judges import JUDGES
 from pipeline.recipe import EvalSection, Recipe, TasksSection, TrainSection
 from pipeline.report import Found, Report
 from pipeline.sources.source import find_source
-from services.checkpoints.registry import find_model, is_bundled, is_hub_id
+from services.checkpoints.model_source import find_model, is_bundled, is_hub_id
 from services.planning.capacity import Cards, engine_state, find_fit, make_plan
 from services.planning.estimate import count_work, estimate_disk
 from services.planning.machine import MINIMUM_DRIVERS, cards_of, cuda_of_torch, driver_fault, find_recipe_shape

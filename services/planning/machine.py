@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pipeline.errors import CheckpointError, MachineError
 from pipeline.recipe import ModelSection, Recipe
-from services.checkpoints.registry import find_model, is_bundled, is_hub_id
+from services.checkpoints.model_source import find_model, is_bundled, is_hub_id
 from services.planning.capacity import Cards, find_fit, make_plan
 from training.protocol.gpus import Gpus, list_gpus
 from training.protocol.shape import Shape, find_shape, read_shape

@@ -31,9 +31,9 @@ DATA = Path(__file__).parents[3] / "shared" / "data"
 VCOT = [sys.executable, "-m", "services.cli"]
 MEASURED = """
 import pathlib, re
-from services.cli import names
+from services.cli import outcome
 try:
-    names.main()
+    outcome.main()
 finally:
     status = pathlib.Path("/proc/self/status").read_text()  # not getrusage: its peak counts the test runner's, before exec
     print("peak", int(re.search(r"VmHWM:\\s+(\\d+)", status)[1]) // 1024, "MB")

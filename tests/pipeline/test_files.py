@@ -172,7 +172,8 @@ def test_a_run_that_cannot_be_written_to_its_end_is_a_sentence(tmp_path):
     """Under `ulimit -f` no writer is told by an exception of its own that the file is too large."""
     code = (
         "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000)); "
-        "from services.cli.names import main; sys.argv = ['vcot', 'judge', '--recipe', 'nano', '--run', sys.argv[1]]; main()"
+        "from services.cli.outcome import main; "
+        "sys.argv = ['vcot', 'judge', '--recipe', 'nano', '--run', sys.argv[1]]; main()"
     )
     out = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path / "r")], capture_output=True, text=True, timeout=60, env=os.environ

@@ -24,7 +24,8 @@ import numpy.typing as npt
 
 from pipeline.errors import CheckpointError
 from pipeline.recipe import Dtype
-from services.checkpoints.registry import Checkpoint, FileState, check_digest, stat_files
+from services.checkpoints.integrity import FileState, check_digest, stat_files
+from services.checkpoints.registry import Checkpoint
 
 _EMPTY = hashlib.sha256().hexdigest()
 _FUSED = {".q_proj.": (".qkv_proj.", (".q_proj.", ".k_proj.", ".v_proj."))} | {

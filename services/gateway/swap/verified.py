@@ -30,7 +30,8 @@ from pathlib import Path
 
 from pipeline.errors import ServerError, SwapError, VcotError
 from pipeline.records import Canary, CheckpointRef
-from services.checkpoints.registry import Checkpoint, check_digest
+from services.checkpoints.integrity import check_digest
+from services.checkpoints.registry import Checkpoint
 from services.engine.command import SERVED_NAME
 from services.gateway.fleet.gate import Gate
 from services.gateway.fleet.upstream import Upstream

@@ -14,7 +14,7 @@ import pytest
 from pipeline.errors import CheckpointError, InputError, MachineError, ServerError
 from pipeline.run import open_run
 from services.checkpoints.push import Place, pack, push
-from services.cli.commands import push_checkpoint, push_pairs
+from services.cli.checkpoint_commands import push_checkpoint, push_pairs
 from services.cli.terminal import Terminal
 from services.run.steps import Session
 from tests.services.fake_vllm import write_checkpoint

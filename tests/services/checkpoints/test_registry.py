@@ -10,9 +10,8 @@ from pipeline.errors import CheckpointError
 from pipeline.identity import MANIFEST, compute_digest
 from pipeline.recipe import ModelSection
 from pipeline.records import CheckpointManifest, CheckpointRef
-from services.checkpoints import registry as checkpoints
-from services.checkpoints.registry import Registry, find_model
-from tests.hub_cache import write_snapshot
+from services.checkpoints import integrity
+from services.checkpoints.registry import Registry
 from tests.services.fake_vllm import make_canary, write_checkpoint
 
 
@@ -66,7 +65,7 @@ def test_a_digest_is_computed_once_for_unchanged_files(tmp_path: Path, monkeypat
     registry = Registry(tmp_path / "run")
     directory = write_checkpoint(tmp_path / "a", "dpo", 2.0)
     computed: list[Path] = []
-    monkeypatch.setattr(checkpoints, "compute_digest", lambda path: computed.append(path) or compute_digest(path))
+    monkeypatch.setattr(integrity, "compute_digest", lambda path: computed.append(path) or compute_digest(path))
     registry.register(directory)
     registry.verify("dpo")
     Registry(tmp_path / "run").register(directory)
@@ -113,37 +112,6 @@ def test_another_model_in_the_same_run_is_refused(tmp_path: Path, source: Path) 
     other = write_checkpoint(tmp_path / "other", "seed", 5.0)
     with pytest.raises(CheckpointError, match="use another run"):
         registry.base(ModelSection(source=str(other)))
-
-
-@pytest.mark.parametrize("source", ["nowhere", "./nowhere", "/nowhere/at/all", "a/b/c"])
-def test_a_source_that_is_nothing_is_said_in_one_sentence(source: str) -> None:
-    with pytest.raises(CheckpointError, match="no directory, hub id or bundled name") as caught:
-        find_model(ModelSection(source=source))
-    assert "\n" not in str(caught.value)
-
-
-def test_a_hub_model_is_the_revision_that_the_recipe_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`main` has moved on since."""
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    old, new = (
-        write_snapshot(tmp_path, "model", "owner/model", revision, {"config.json": revision.encode()})
-        for revision in ("a" * 40, "b" * 40)
-    )
-    assert find_model(ModelSection(source="owner/model", revision="a" * 40)) == old
-    assert find_model(ModelSection(source="owner/model")) == new
-    with pytest.raises(CheckpointError, match="could not be fetched"):
-        find_model(ModelSection(source="owner/model", revision="c" * 40))
-
-
-def test_an_unreachable_hub_is_said_in_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import huggingface_hub.constants
-
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(CheckpointError, match="could not be fetched") as caught:
-        find_model(ModelSection(source="llava-hf/not-in-any-cache"))
-    assert "\n" not in str(caught.value)
 
 
 def test_a_base_without_a_manifest_is_described_once_by_another_process(

@@ -12,13 +12,13 @@ from services.cli.stop import SAID
 
 WAITING = """
 import sys, time
-from services.cli import commands, names
+from services.cli import opening, outcome
 def wait(*_):
     print("working", flush=True)
     time.sleep(60)
-commands.execute = wait
+opening.execute = wait
 sys.argv = ["vcot", "pair"]
-names.main()
+outcome.main()
 """
 IMPORTING = """
 import builtins, sys, time

@@ -74,7 +74,7 @@ def test_what_others_wrote_is_shown_and_not_obeyed(monkeypatch, is_terminal) -> 
 
 
 def test_an_error_is_shown_and_not_obeyed(capsys) -> None:
-    from services.cli.names import _say
+    from services.cli.outcome import _say
 
     _say(HOSTILE)
     assert capsys.readouterr().err == f"vcot: {SHOWN}\n"

@@ -17,7 +17,7 @@ from pipeline.errors import CheckpointError, MachineError, ServerError
 from pipeline.recipe import ServeSection
 from pipeline.run import open_run
 from services.checkpoints.registry import Checkpoint, Registry
-from services.cli import commands
+from services.cli import server_commands
 from services.engine import vllm
 from services.engine.command import Address, find_build, server_command, server_environment
 from services.engine.lifeline import keeper_command
@@ -331,11 +331,11 @@ def test_an_engine_only_reads_its_run(tmp_path: Path, monkeypatch: pytest.Monkey
     became: list[list[str]] = []
     monkeypatch.setattr(os, "execve", lambda _, command, __: became.append(command))
     if is_prepared:
-        commands.engine(directory, "0.0.0.0", 8000, 0)
+        server_commands.engine(directory, "0.0.0.0", 8000, 0)
         assert option(became[0], "--model") == str(base)
     else:
         with pytest.raises(CheckpointError, match="run `vcot prepare` first"):
-            commands.engine(directory, "0.0.0.0", 8000, 0)
+            server_commands.engine(directory, "0.0.0.0", 8000, 0)
     assert {path: path.stat().st_mtime_ns for path in directory.rglob("*")} == before
 
 
@@ -349,7 +349,7 @@ def test_an_engine_takes_the_devices_of_its_place(
     became: list[tuple[list[str], dict[str, str]]] = []
     monkeypatch.setattr(vllm, "find_build", lambda: "cuda")
     monkeypatch.setattr(os, "execve", lambda _, command, environment: became.append((command, environment)))
-    commands.engine(tmp_path / "run", "127.0.0.1", 8000, number)
+    server_commands.engine(tmp_path / "run", "127.0.0.1", 8000, number)
     command, environment = became[0]
     assert option(command, "--tensor-parallel-size") == "2"
     assert environment["CUDA_VISIBLE_DEVICES"] == devices

@@ -104,7 +104,8 @@ def test_the_tables_say_what_fits_where_and_what_the_run_takes(gpus, vcot):  # n
 
 def test_the_doctor_imports_no_torch(tmp_path):
     code = (
-        "import sys; from services.cli import commands, names; commands.doctor(names.Target(recipe='paper'));"
+        "import sys; from services.cli import machine_commands, target; "
+        "machine_commands.doctor(target.Target(recipe='paper')); "
         "sys.exit(sorted({'torch', 'transformers', 'datasets'} & set(sys.modules)) or 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60)

@@ -10,7 +10,7 @@ from pipeline.ledger import Ledger
 from pipeline.records import Judgment, content_key
 from pipeline.run import RECIPE, open_run
 from services.checkpoints.registry import Registry
-from services.cli import commands
+from services.cli import commands, opening
 from services.cli import names as cli
 from services.cli.terminal import Terminal
 from services.run import results
@@ -146,7 +146,7 @@ def test_readers_read_beside_a_writer(taught, vcot):
     """A writer that holds the run and its ledger, in the middle of its work."""
     for card in (*taught.glob("pairs/*"), *taught.glob("checkpoints/dpo-*")):
         (card / "README.md").write_text("---\nbase_model: nano\n---\n")
-    assert set(READERS) == set(commands._READS)
+    assert set(READERS) == set(opening.READS)
     (taught / "report" / "index.html").unlink()
     with opened(taught) as run:
         run.ledger.put([Judgment(key="k", response="r", task="t", judge="j", score=1.0)])

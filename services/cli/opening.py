@@ -1,0 +1,74 @@
+"""How a command comes to its run: which one, begun or not, held alone or beside others."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from pipeline.run import RECIPE, Access, Run, open_run
+from services.cli.stop import Terminated
+from services.cli.target import Target
+from services.cli.terminal import Terminal
+from services.run.steps import Session
+
+Step = Callable[[Session], Awaitable[None]]
+
+_BEGINS = ("run", "rounds", "sample", "prepare")
+"""Commands (with demo, which is run) that begin a run where there is none. Any other wants one that is there, or the name of
+a recipe: a run that was not found may be mistyped."""
+READS = (
+    "report", "swap", "checkpoints list", "checkpoints show", "checkpoints retire",
+    "replicas list", "replicas add", "replicas remove", "push pairs", "push checkpoint",
+)  # fmt: skip
+"""Commands that work beside one that writes to the run, and begin none: they read it, steer its gateway, or replace a page
+or a registry in one step. Every other command is the run's only writer."""
+_SERVERS = ("serve", "prepare")
+"""Beside a writer, too: a server and the registry have locks of their own."""
+
+
+def run_directory(directory: Path | None, recipe: str | None) -> Path:
+    """The run that a command works on: the one named, or runs/RECIPE."""
+    return directory or Path("runs") / Path(recipe or "nano").stem
+
+
+@contextmanager
+def open_target(command: str, target: Target, terminal: Terminal, overrides: Sequence[str] = ()) -> Iterator[Run]:
+    """The run of a command, begun with nano where the command may begin one and no recipe is named; says what is unusual.
+
+    `overrides` are what other flags are short for; what is set outright wins. Raises RecipeError and InputError.
+    """
+    where, recipe = run_directory(target.run, target.recipe), target.recipe
+    access: Access = "read" if command in READS else "shared" if command in _SERVERS else "alone"
+    if not (where / RECIPE).is_file() and access != "read":
+        recipe = recipe or ("nano" if command in _BEGINS else None)
+        terminal.preface(f"a new run, {where}, with recipe {recipe}")
+    with open_run(where, recipe, (*overrides, *target.set), save=target.save, access=access) as run:
+        if run.changes:
+            terminal.preface(f"{where}, by this command only with {', '.join(run.changes)} (--save keeps that)")
+        yield run
+
+
+def execute(command: str, target: Target, step: Step, overrides: Sequence[str] = ()) -> None:
+    """Run one command on its run."""
+    terminal = Terminal()
+    with open_target(command, target, terminal, overrides) as run:
+        try:
+            asyncio.run(_with_session(run, terminal, step))
+        except asyncio.CancelledError:  # by SIGTERM, which ends a command as Ctrl-C does
+            raise Terminated from None
+
+
+async def _with_session(run: Run, terminal: Terminal, step: Step) -> None:
+    cancel_at_sigterm()
+    async with Session(run, terminal) as session:
+        await step(session)
+
+
+def cancel_at_sigterm() -> None:
+    """From now on, SIGTERM cancels the present task, so that what it holds is put away."""
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)

@@ -1,0 +1,39 @@
+"""Which run a command works on, by the flags that nearly every command takes; and what other flags are short for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """Which run a command works on."""
+
+    run: Annotated[Path | None, Parameter(alias="-r")] = None
+    """Run directory (default: runs/RECIPE); all a run makes is in it."""
+    recipe: str | None = None
+    """A bundled recipe (nano, nano-qwen, paper) or a .toml file; needed only to begin a run."""
+    set: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative=(), show_default=False)] = ()
+    """Override fields, as section.field=value, for this command; kept where it begins the run. `vcot recipe` lists them."""
+    save: Annotated[bool, Parameter(negative=())] = False
+    """Keep what flags override in the run's recipe.toml, for the commands that follow."""
+
+
+DEFAULT = Target()
+
+
+def as_source(source: str | None, path: Path | None) -> tuple[str, ...]:
+    """`--source` and `--path` as overrides; a path is absolute, since the run may be used from elsewhere."""
+    named = [f'tasks.source="{source}"'] if source else []
+    named += [f'tasks.path="{path.expanduser().absolute()}"'] if path else []
+    return tuple(named)
+
+
+def as_tracker(wandb: bool) -> tuple[str, ...]:
+    """`--wandb` as an override."""
+    return ('train.report_to=["wandb"]',) if wandb else ()
