@@ -15,7 +15,9 @@ from pipeline.report import Began
 from pipeline.sources import load_tasks
 from services.checkpoints.registry import Checkpoint
 from services.run import results
-from services.run.steps import Session, ask_questions, parity_stage
+from services.run.parity_gate import parity_stage
+from services.run.session import Session
+from services.run.steps import ask_questions
 from training.protocol.job import read_record
 
 
