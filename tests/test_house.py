@@ -62,14 +62,7 @@ LEFT: dict[str, tuple[str, ...]] = {
     "tests/training/test_extending_loss.py": ("read _metrics",),
     # A machine with GPUs, a CUDA build of vLLM, or a module that is not there.
     "tests/services/engine/test_vllm.py": ("patch vllm find_build",),
-    "tests/training/dpo/test_preflight.py": (
-        *("patch preflight available_gib", "patch preflight list_gpus"),
-        *("patch preflight device", "patch preflight device"),
-    ),
-    "tests/training/protocol/test_launch.py": ("patch launch RANK_MODULE", "patch launch RANK_MODULE"),
     # The gateway of a command, and the command of a name: these go with the sessions of services/run.
-    "tests/services/cli/test_cli.py": ("patch services.cli.opening.execute",),
-    "tests/services/cli/test_terminal.py": ("read _say", "read _say_preflight"),
     "tests/services/gateway/fleet/test_rest.py": (
         *("patch command_side _LEASE_S", "patch command_side.admin rest", "patch command_side.admin wake"),
     ),

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from eval.prior import render_prior
 from pipeline.errors import InputError
-from pipeline.report import Began, Completed, Found, Said, Warned, progress
+from pipeline.report import Began, Completed, Found, Report, Said, Warned, progress
 from services.checkpoints.registry import Checkpoint
 from services.jobs import trainer
 from services.planning.machine import check_machine
@@ -61,11 +61,18 @@ async def pair(session: Session) -> None:
 
 async def train(session: Session) -> None:
     """`vcot train`."""
+    _check_trainer(session)
     current = list_rounds(session)[-1]
     pair_stage(current)
     is_remote = session.run.recipe.train.worker == "remote"  # which merges, too
     async with _servers_at_rest(current, current.job if is_remote else None):
         await _train(current)
+
+
+def _check_trainer(session: Session) -> None:
+    """See that what a training on this machine takes is installed, before anything that lasts. Raises as that does."""
+    if session.run.recipe.train.worker == "local":
+        check_installed(session.run.recipe.train)
 
 
 def _servers_at_rest(current: Round, merged: TrainJob | None) -> AbstractAsyncContextManager[None]:
@@ -90,7 +97,7 @@ async def _train(current: Round, merge_into: Path | None = None) -> None:
             status = await trainer.train_remotely(current.job, directory, on_steps)
         else:
             status = await trainer.train(current.job, directory, on_steps, merge_into)
-    _say_preflight(session, read_record(directory / PREFLIGHT, Preflight))
+    tell_preflight(session.report, read_record(directory / PREFLIGHT, Preflight))
     points = [point for point in trainer.read_progress(directory) if point.kind == "validation"]
     gap = points[-1].gap
     session.report(
@@ -105,18 +112,16 @@ async def _train(current: Round, merge_into: Path | None = None) -> None:
 _MAX_ROW = 80
 
 
-def _say_preflight(session: Session, preflight: Preflight) -> None:
+def tell_preflight(report: Report, preflight: Preflight) -> None:
     """What was found before the training: a row as the model reads it, rows that were left out, and the memory."""
     row = preflight.train.example
     shown = row if len(row) <= _MAX_ROW else f"{row[: _MAX_ROW // 2]}...{row[-_MAX_ROW // 2 :]}"
-    session.report(Said(f"a row as the model reads it ({PREFLIGHT} has it whole): {shown!r}"))
+    report(Said(f"a row as the model reads it ({PREFLIGHT} has it whole): {shown!r}"))
     refused = (*preflight.train.refused, *preflight.validation.refused)
     if refused:
-        session.report(
-            Warned(f"{len(refused)} pairs cannot be trained whole; the first, {refused[0][0]}: {refused[0][1]}")
-        )
+        report(Warned(f"{len(refused)} pairs cannot be trained whole; the first, {refused[0][0]}: {refused[0][1]}"))
     event = Warned if preflight.memory.total > preflight.available_gib else Said
-    session.report(event(f"memory: {preflight.memory.summary}; {preflight.available_gib:.1f} GiB were free"))
+    report(event(f"memory: {preflight.memory.summary}; {preflight.available_gib:.1f} GiB were free"))
 
 
 async def sweep(session: Session) -> None:
@@ -244,8 +249,7 @@ def _report(session: Session, rounds: Sequence[Round], choice: Choice) -> None:
 
 async def run_all(session: Session) -> None:
     """`vcot run`: the whole loop, as many rounds of it as the recipe says."""
-    if session.run.recipe.train.worker == "local":
-        check_installed(session.run.recipe.train)
+    _check_trainer(session)
     if warning := check_machine(session.run.recipe, is_served=serving.is_served(session.run)):
         session.report(Warned(warning))
     _ = session.benchmark  # what cannot be asked, and below
