@@ -1,12 +1,11 @@
 """A benchmark: which questions it asks, with which prompts, how it scores a response, and which columns its table has.
 
 A recipe names one in `eval.benchmark`: a built-in (eval/benchmarks/ has a file for each), an object of a module of one's
-own, or an entry point of the group `vcot.benchmarks`. docs/extending-benchmark.md shows how to write one.
+own, or an entry point of the group `vcot.benchmarks`. docs/extending.md shows how to write one.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,9 +17,11 @@ from eval.scorer import score_choice
 from eval.table import OVERALL
 from pipeline.errors import RecipeError
 from pipeline.files import explain
+from pipeline.open_lists import BENCHMARK_NAMES
 from pipeline.plugins import Plugins
-from pipeline.recipe import BENCHMARK_NAMES, EvalSection, TasksSection
+from pipeline.recipe import EvalSection, TasksSection
 from pipeline.records import PromptName, Response, Score, Split, Task
+from pipeline.sources.source import find_source
 
 _ALL: tuple[Split, ...] = ("train", "validation", "test")
 
@@ -61,9 +62,11 @@ class Benchmark:
             )
         fields = section.model_dump(include={"path", "revision", "num_tasks", "seed", "hint"})
         try:
-            return TasksSection.model_validate({"source": self.source, "split": split, **fields})
+            asked = TasksSection.model_validate({"source": self.source, "split": split, **fields})
         except ValidationError as error:
             raise RecipeError(f"benchmark {self.name}: {explain(error).removeprefix('Value error, ')}") from None
+        find_source(asked)
+        return asked
 
     def list_prompts(self, section: EvalSection) -> tuple[PromptName, ...]:
         """The recipe's prompts, or else the benchmark's own."""
@@ -85,8 +88,8 @@ class Benchmark:
         )
 
 
-BENCHMARKS: Plugins[Benchmark] = dataclasses.replace(
-    BENCHMARK_NAMES, is_one=lambda found: isinstance(found, Benchmark), must_be="an eval.benchmark.Benchmark"
+BENCHMARKS: Plugins[Benchmark] = BENCHMARK_NAMES.of_kind(
+    lambda found: isinstance(found, Benchmark), "an eval.benchmark.Benchmark"
 )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pipeline.errors import DataError
 from pipeline.parsers import parse_choice
+from pipeline.prompts import PROMPTS
 from pipeline.records import Response, Score, Task
 
 
@@ -59,4 +60,4 @@ def read_final_part(response: Response) -> str:
 
     A thought prompt's response that never left its thought gave no final answer; what its draft says does not count.
     """
-    return (response.text if response.prompt in ("zero_shot", "cot") else response.answer) or ""
+    return (response.text if PROMPTS.resolve(response.prompt).is_read_whole else response.answer) or ""

@@ -13,7 +13,7 @@ from pipeline.judges import Judge, judgment_key
 from pipeline.judges.cost import Meter
 from pipeline.ledger import Ledger
 from pipeline.recipe import JudgeSection
-from pipeline.records import Judgment, Response, StageCount, Task
+from pipeline.records import Judgment, Response, StageCount, Task, Verdict
 from pipeline.stage import OnProgress, Tally, work_off
 
 
@@ -105,13 +105,13 @@ async def judge_responses(
     async def score(keys: Sequence[str]) -> Sequence[Judgment]:
         response, earlier = standing.responses[keys[0]], standing.unfinished.get(keys[0])
         meter.begin()
-        judgment: Judgment | None = None
+        verdict: Verdict | None = None
         try:
             num_asked = earlier.num_asked if earlier else 0
-            judgment = await judge.score(tasks[response.task], response, keys[0], num_asked=num_asked)
-            return await keep(_add_up(judgment, earlier), keys)
+            verdict = await judge.score(tasks[response.task], response, num_asked=num_asked)
+            return await keep(_add_up(_sign(verdict, judge, response, keys[0]), earlier), keys)
         finally:
-            meter.end(judgment.usage if judgment else None)
+            meter.end(verdict.usage if verdict else None)
 
     async def keep(judgment: Judgment, keys: Sequence[str]) -> Sequence[Judgment]:
         records = [_share(judgment, key, standing) for key in keys]
@@ -135,6 +135,11 @@ def _group(standing: Standing, keys: Iterable[str]) -> dict[tuple[str, str], lis
         response = standing.responses[key]
         groups.setdefault((response.task, response.words), []).append(key)
     return groups
+
+
+def _sign(verdict: Verdict, judge: Judge, response: Response, key: str) -> Judgment:
+    fields = {name: getattr(verdict, name) for name in Verdict.model_fields}
+    return Judgment(key=key, response=response.key, task=response.task, judge=judge.name, **fields)
 
 
 def _share(judgment: Judgment, key: str, standing: Standing) -> Judgment:

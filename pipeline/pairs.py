@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from pipeline.errors import DataError
+from pipeline.open_lists import PAIR_POLICY_NAMES
+from pipeline.plugins import Plugins
 from pipeline.prompts import render_prompt
 from pipeline.records import Judgment, PreferencePair, Response, StageCount, Task
 from pipeline.stage import Tally
@@ -35,69 +37,115 @@ class PairSet:
         return self.count.reasons.get(_TIE, 0)
 
 
+@dataclass(frozen=True)
+class Judged:
+    """A response with its score."""
+
+    response: Response
+    score: float
+    judge: str
+
+    @property
+    def words(self) -> str:
+        """What the response says, however it is spaced."""
+        return self.response.words
+
+
+PairPolicy = Callable[[Task, Sequence[Judged], Sequence[Judged]], "tuple[Judged, Judged] | None"]
+"""Picks a task's chosen and rejected response; None where it finds no pair, which counts as a tie (docs/extending.md).
+
+It is given the task, those of its judged responses that may be chosen (at least one), and all of them (at least two), in
+the order of their index. The chosen one must score higher than the rejected one, and say something else.
+"""
+PAIR_POLICIES: Plugins[PairPolicy] = PAIR_POLICY_NAMES.of_kind(callable, "a function (pipeline.pairs.PairPolicy)")
+
+
 def build_pairs(
     tasks: Sequence[Task],
     responses: Sequence[Response],
     judgments: Mapping[str, Judgment],
     *,
+    policy: str = "best_worst",
     choose_cut: bool = False,
 ) -> PairSet:
-    """Best against worst response by score, a pair per task; equal scores are dropped and counted.
+    """At most a pair for each task, as `policy` picks it; ties and other tasks without one are dropped and counted.
 
-    `judgments` are by response key. A response that was cut off at its longest length is never the best one, unless
-    `choose_cut`: it would teach not to come to an end. Where several responses share the best (or worst) score, the first
-    by index is taken, so that the same records always give the same pairs.
+    `judgments` are by response key. A response that was cut off at its longest length may not be chosen, unless
+    `choose_cut`: it would teach not to come to an end. Raises RecipeError where the policy is not found, and DataError
+    where it picks what is no pair.
     """
+    pick = PAIR_POLICIES.resolve(policy)
     groups: dict[str, list[Response]] = defaultdict(list)
     for response in responses:
         groups[response.task].append(response)
     tally = Tally("pair", total=len(tasks))
     pairs: list[PreferencePair] = []
     for task in tasks:
-        judged = [(r, j) for r in groups[task.id] if (j := judgments.get(r.key)) is not None and j.score is not None]
+        judged = _list_judged(groups[task.id], judgments)
         if len(judged) < 2 or task.image is None:
             tally.add("failed", reason="too_few_judged" if task.image else "no_image")
             continue
-        whole = [(r, j) for r, j in judged if choose_cut or r.finish_reason != "length"]
-        pair = best_worst(task, whole, judged) if whole else None
-        tally.add("refused" if pair is None else "ok", reason=_TIE if whole else _CUT)
-        if pair is not None:
-            pairs.append(pair)
+        may_be_chosen = [one for one in judged if choose_cut or one.response.finish_reason != "length"]
+        picked = pick(task, may_be_chosen, judged) if may_be_chosen else None
+        tally.add("refused" if picked is None else "ok", reason=_TIE if may_be_chosen else _CUT)
+        if picked is not None:
+            pairs.append(_pair(task, *_check(policy, task, picked, may_be_chosen, judged)))
     return PairSet(tuple(pairs), tally.close())
 
 
-def best_worst(
-    task: Task, candidates: Sequence[tuple[Response, Judgment]], judged: Sequence[tuple[Response, Judgment]]
-) -> PreferencePair | None:
-    """The best of `candidates` and the worst that was judged and says something else; None where that is no worse."""
-    best, best_judgment = min(candidates, key=_by_score)
-    others = sorted((item for item in judged if item[0].words != best.words), key=_by_score)
-    if not others or (others[-1][1].score or 0.0) >= (best_judgment.score or 0.0):
-        return None
-    worst, worst_judgment = next(item for item in others if item[1].score == others[-1][1].score)
+def _list_judged(responses: Sequence[Response], judgments: Mapping[str, Judgment]) -> list[Judged]:
+    """Those with a score, by index."""
+    ordered = sorted(responses, key=lambda response: response.index)
+    found = ((response, judgments.get(response.key)) for response in ordered)
+    return [Judged(r, j.score, j.judge) for r, j in found if j is not None and j.score is not None]
+
+
+def choose_best_worst(
+    task: Task, may_be_chosen: Sequence[Judged], judged: Sequence[Judged]
+) -> tuple[Judged, Judged] | None:
+    """The best, and the worst that says something else; None where that one scores no less.
+
+    Where several share the best (or worst) score, the first is taken, so that the same records always give the same pairs.
+    """
+    best = min(may_be_chosen, key=lambda one: -one.score)
+    others = [one for one in judged if one.words != best.words]
+    worst = min(others, key=lambda one: one.score, default=best)
+    return (best, worst) if worst.score < best.score else None
+
+
+def _check(
+    policy: str, task: Task, picked: tuple[Judged, Judged], may_be_chosen: Sequence[Judged], judged: Sequence[Judged]
+) -> tuple[Judged, Judged]:
+    """What was picked, if it is a pair. Raises DataError."""
+    chosen, rejected = picked
+    if chosen not in may_be_chosen or rejected not in judged:
+        fault = "which are not the task's"
+    elif chosen.words == rejected.words:
+        fault = "which say the same"
+    elif chosen.score <= rejected.score:
+        fault = f"of which the chosen one scores {chosen.score:g}, and the rejected one {rejected.score:g}"
+    else:
+        return picked
+    raise DataError(f"pairs.policy {policy} picked two responses to task {task.id}, {fault}; mend the policy")
+
+
+def _pair(task: Task, chosen: Judged, rejected: Judged) -> PreferencePair:
     assert task.image is not None
-    assert best.text is not None
-    assert worst.text is not None
-    assert best_judgment.score is not None
-    assert worst_judgment.score is not None
+    assert chosen.response.text is not None
+    assert rejected.response.text is not None
     return PreferencePair(
         task=task.id,
         image=task.image,
-        prompt=render_prompt(best.prompt, task),
-        chosen=best.text,
-        rejected=worst.text,
-        chosen_key=best.key,
-        rejected_key=worst.key,
-        chosen_score=best_judgment.score,
-        rejected_score=worst_judgment.score,
-        judge=best_judgment.judge,
-        policy=best.checkpoint.digest,
+        prompt=render_prompt(chosen.response.prompt, task),
+        chosen=chosen.response.text,
+        rejected=rejected.response.text,
+        chosen_key=chosen.response.key,
+        rejected_key=rejected.response.key,
+        chosen_score=chosen.score,
+        rejected_score=rejected.score,
+        judge=chosen.judge,
+        policy=chosen.response.checkpoint.digest,
     )
-
-
-def _by_score(item: tuple[Response, Judgment]) -> tuple[float, int]:
-    """The best first, and of equals the first by index."""
-    return -(item[1].score or 0.0), item[0].index
 
 
 def draw_pairs(pairs: Sequence[PreferencePair], num_pairs: int, seed: int) -> list[PreferencePair]:

@@ -14,11 +14,11 @@ import hashlib
 import importlib.util
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from pipeline.errors import RecipeError
 
@@ -37,10 +37,14 @@ class Plugins(Generic[T]):
     """The entry points of other packages that belong to it: `vcot.judges`."""
     built_ins: Mapping[str, str]
     """Name -> `package.module:object`."""
-    is_one: Callable[[object], bool]
-    """Whether an object can be one of them."""
-    must_be: str
+    is_one: Callable[[object], bool] = lambda _: True
+    """Whether an object can be one of them; by default, any can."""
+    must_be: str = ""
     """What it must be, for messages: `a subclass of pipeline.judges.Judge`."""
+
+    def of_kind(self, is_one: Callable[[object], bool], must_be: str) -> Plugins[Any]:
+        """The same list, by those who know what its objects are."""
+        return replace(self, is_one=is_one, must_be=must_be)
 
     def check(self, name: str) -> str:
         """`name` itself, for a field of a recipe; nothing is imported. Raises ValueError for one that cannot be meant."""
@@ -67,6 +71,13 @@ class Plugins(Generic[T]):
         """
         path = self._find_path(name)
         return f"sha256:{hashlib.sha256(_find_source(self.what, path).read_bytes()).hexdigest()}"
+
+    def digest_own(self, name: str) -> dict[str, str]:
+        """`{"code": its digest_source}` of one that is not built in, for the keys of what it decides; empty of built-ins.
+
+        So a change of its file never meets what its former version left. Raises RecipeError as `digest_source` does.
+        """
+        return {} if name in self.built_ins else {"code": self.digest_source(name)}
 
     def _find_path(self, name: str) -> str:
         try:

@@ -16,24 +16,15 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.images import ImageStore
 from pipeline.markdown import plain
-from pipeline.recipe import Recipe, Source, public_name, render_recipe
+from pipeline.recipe import Recipe, public_name, render_recipe
 from pipeline.records import PreferencePair, StageCount, content_key
-from pipeline.sources import aokvqa, scienceqa
+from pipeline.sources.source import SOURCES, Source
 
 if TYPE_CHECKING:
     import pyarrow
     from datasets import Features
 
 _SPLITS = ("train", "validation")
-_LICENCES: dict[Source, str] = {
-    "nano": "license: apache-2.0",
-    "unusual": "license: apache-2.0",
-    "scienceqa": "license: cc-by-nc-sa-4.0",
-    "aokvqa": "license: other\nlicense_name: as-a-okvqa-and-coco\nlicense_link: https://github.com/allenai/aokvqa",
-}
-"""Of the questions and images that the rows hold."""
-_HUB_NAMES: dict[Source, str] = {"aokvqa": aokvqa.HUB_NAME, "scienceqa": scienceqa.HUB_NAME}
-"""Where the questions are on the hub."""
 _SIZES = (1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M")
 """The hub's size categories, below each number of rows."""
 _TURNS = """
@@ -192,6 +183,7 @@ def render_card(
     """
     pairs = [*train, *validation]
     size = next((name for limit, name in _SIZES if len(pairs) < limit), "1M<n<10M")
+    source = SOURCES.resolve(recipe.tasks.source)
     gap = sum(pair.chosen_score - pair.rejected_score for pair in pairs) / len(pairs)
     return f"""---
 configs:
@@ -205,14 +197,14 @@ dataset_info:
   features:
 {_FEATURES}
 {_render_sizes(sizes)}
-{_LICENCES[recipe.tasks.source]}
+{source.licence}
 language:
 - en
 size_categories:
 - {size}
 task_categories:
 - visual-question-answering
-{_render_origin(recipe.tasks.source)}tags:
+{_render_origin(source)}tags:
 - preference
 - dpo
 - trl
@@ -244,7 +236,7 @@ rejected_score, judge, policy` say where a row comes from. The images and questi
 
 
 def _say_hint(recipe: Recipe) -> str:
-    if recipe.tasks.source != "scienceqa":
+    if not SOURCES.resolve(recipe.tasks.source).has_hints:
         return ""
     return ", each after its hint" if recipe.tasks.hint else ", without their hints"
 
@@ -270,4 +262,4 @@ def _render_sizes(sizes: Mapping[str, SplitSize]) -> str:
 
 
 def _render_origin(source: Source) -> str:
-    return f"source_datasets:\n- {_HUB_NAMES[source]}\n" if source in _HUB_NAMES else ""
+    return f"source_datasets:\n- {source.hub_name}\n" if source.hub_name else ""

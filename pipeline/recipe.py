@@ -11,7 +11,7 @@ import ipaddress
 import json
 import re
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -22,8 +22,8 @@ from pipeline.engine_args import check_engine_args
 from pipeline.errors import RecipeError
 from pipeline.files import read_text
 from pipeline.markdown import UNSEEN
-from pipeline.plugins import Plugins
-from pipeline.records import PromptName, SamplingParams, ShownImage, Split
+from pipeline.open_lists import BENCHMARK_NAMES, JUDGE_NAMES, LOSSES, PAIR_POLICY_NAMES, PROMPT_NAMES, SOURCE_NAMES
+from pipeline.records import SamplingParams, ShownImage, Split
 
 POLICY_ALIAS = "policy"
 """What a swap moves, and no checkpoint's own name."""
@@ -73,34 +73,9 @@ def _check_model_name(name: str) -> str:
     return name
 
 
-Source = Literal["nano", "aokvqa", "scienceqa", "unusual"]
-BENCHMARK_NAMES: Plugins[Any] = Plugins(
-    what="benchmark",
-    group="vcot.benchmarks",
-    built_ins={
-        "nano": "eval.benchmarks.nano_world:NANO",
-        "scienceqa": "eval.benchmarks.scienceqa_img:SCIENCEQA",
-        "aokvqa": "eval.benchmarks.aokvqa_mc:AOKVQA",
-        "unusual": "eval.benchmarks.unusual_things:UNUSUAL",
-    },
-    is_one=lambda _: True,
-    must_be="one",
-)
-"""What `eval.benchmark` may say. What one is, only eval/benchmark.py knows, which this package may not import."""
 SearchMode = Literal["one_at_a_time", "grid"]
 Corruption = Literal["crop", "blank", "noise", "other_image"]
-TRL_LOSSES = (
-    "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
-    "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm",
-)  # fmt: skip
-"""TRL's names of the losses that its trainer computes."""
-LOSSES: Plugins[Callable[..., Any]] = Plugins(
-    what="loss",
-    group="vcot.losses",
-    built_ins=dict.fromkeys(TRL_LOSSES, "trl:DPOTrainer"),
-    is_one=callable,
-    must_be="a function of log-probs (docs/extending-loss.md)",
-)
+Prompt = Annotated[str, AfterValidator(PROMPT_NAMES.check)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
 
@@ -179,16 +154,11 @@ class ServeSection(Section):
         return arguments
 
 
-def _check_hint(source: Source, *, hint: bool) -> None:
-    if hint and source != "scienceqa":
-        raise ValueError(f"only scienceqa has hints; leave hint out for {source}")
-
-
 class TasksSection(Section):
     """Where questions come from."""
 
-    source: Source
-    """The data set."""
+    source: Annotated[str, AfterValidator(SOURCE_NAMES.check)]
+    """The data set: nano, aokvqa, scienceqa, unusual, or one of your own as package.module:object (docs/extending.md)."""
     path: str | None = None
     """Its official on-disk layout; without it, the hub's copy is read (nano is drawn, and needs neither)."""
     revision: str | None = None
@@ -202,17 +172,12 @@ class TasksSection(Section):
     hint: bool = False
     """Whether ScienceQA's hint stands before a question that has one; the paper's prompts have no place for it."""
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        _check_hint(self.source, hint=self.hint)
-        return self
-
 
 class SampleSection(Section):
     """The responses that are drawn for each task."""
 
-    prompt: PromptName = "thought_specific"
-    """The prompt that asks for a thought before the answer."""
+    prompt: Prompt = "thought_specific"
+    """Asks for a thought before the answer; thought_generic, or one of your own as package.module:object, do it, too."""
     k: Annotated[int, Field(ge=2)] = 8
     """Responses per task."""
     temperature: Annotated[float, Field(gt=0)] = 0.5
@@ -236,10 +201,10 @@ class SampleSection(Section):
 class JudgeSection(Section):
     """Who scores the responses."""
 
-    kind: Literal["verifier", "pointwise"] = "verifier"
-    """`verifier` is a program that checks against the scene's truth; `pointwise` asks a model for a score."""
+    kind: Annotated[str, AfterValidator(JUDGE_NAMES.check)] = "verifier"
+    """`verifier` checks against the scene's truth, `pointwise` asks a model; one of your own is package.module:object."""
     model: str | None = None
-    """The judge model's name (pointwise)."""
+    """The judge model's name, for a judge that is a model."""
     base_url: str | None = None
     """An OpenAI-compatible API; without it, OpenAI's."""
     api_key_env: str = "OPENAI_API_KEY"
@@ -271,8 +236,8 @@ class JudgeSection(Section):
 class PairsSection(Section):
     """How judgments become preference pairs."""
 
-    policy: Literal["best_worst"] = "best_worst"
-    """The best against the worst response of a task; equal scores are dropped and counted."""
+    policy: Annotated[str, AfterValidator(PAIR_POLICY_NAMES.check)] = "best_worst"
+    """`best_worst` pairs a task's best and worst response, and drops ties; one of your own is package.module:function."""
     choose_cut: bool = False
     """Whether a response that was cut off at `sample.max_tokens` may be the chosen one."""
     num: Count | None = None
@@ -404,7 +369,7 @@ class EvalSection(Section):
     """The benchmark: each prompt at each temperature, for base and policy."""
 
     benchmark: Annotated[str, AfterValidator(BENCHMARK_NAMES.check)]
-    """nano, scienceqa, aokvqa, unusual, or one of your own as package.module:object (docs/extending-benchmark.md)."""
+    """nano, scienceqa, aokvqa, unusual, or one of your own as package.module:object (docs/extending.md)."""
     path: str | None = None
     """The official on-disk layout of its data set; without it, the hub's copy is read."""
     revision: str | None = None
@@ -413,7 +378,7 @@ class EvalSection(Section):
     """The data set's split."""
     num_tasks: Count | None = None
     """How many questions; without it, all that have an image."""
-    prompts: tuple[PromptName, ...] = ()
+    prompts: tuple[Prompt, ...] = ()
     """Prompts to compare; without it, the benchmark's own."""
     temperatures: tuple[Annotated[float, Field(ge=0)], ...] = (0.4, 0.8)
     """Sampling temperatures."""

@@ -15,7 +15,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Split = Literal["train", "validation", "test"]
-PromptName = Literal["thought_specific", "thought_generic", "zero_shot", "cot"]
+PromptName = str
+"""As a recipe names a prompt: a built-in such as `cot`, or one of one's own."""
 Outcome = Literal["correct", "incorrect", "no_answer"]
 ShownImage = Literal["true", "blank", "other"]
 """Which image a question is asked about: its own, an empty one, or another question's."""
@@ -209,14 +210,9 @@ class Response(Record):
         return " ".join((self.text or "").split())
 
 
-class Judgment(Record):
-    """A judge's score of one response, or the error that came instead. Higher is better."""
+class Verdict(Record):
+    """What a judge says of one response: a score, or why there is none. Higher is better."""
 
-    key: str
-    response: str
-    task: str
-    judge: str
-    """The judge and its version, for example `verifier/1` or `pointwise/1:gpt-4o-mini`."""
     score: float | None = None
     rationale: str = ""
     usage: Usage | None = None
@@ -225,15 +221,25 @@ class Judgment(Record):
     reason: str = ""
     """The error in one word, as `refusal`, for accounts."""
     refused: bool = False
-    """The judge answered, and not with a verdict: it is not asked for ever."""
-    num_asked: int = 0
-    """How often it answered, with a verdict or without."""
+    """The judge answered, and not with a score: it is not asked for ever."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if (self.score is None) == (self.error is None):
-            raise ValueError("a judgment has either a score or an error")
+            raise ValueError("a verdict has either a score or an error")
         return self
+
+
+class Judgment(Verdict):
+    """A judge's verdict on one response, as the ledger keeps it."""
+
+    key: str
+    response: str
+    task: str
+    judge: str
+    """The judge and its version, for example `verifier/1` or `pointwise/1:gpt-4o-mini`."""
+    num_asked: int = 0
+    """How often it answered, with a score or without."""
 
 
 class PreferencePair(Record):

@@ -7,7 +7,7 @@ the same keys, the ledger says which are answered, and only the rest are asked.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,7 +17,7 @@ from pipeline.errors import RequestError
 from pipeline.faults import Place
 from pipeline.images import ImageStore
 from pipeline.ledger import Ledger
-from pipeline.prompts import render_prompt, split_thought
+from pipeline.prompts import PROMPTS, render_prompt, split_thought
 from pipeline.records import (
     CheckpointRef,
     ImageRef,
@@ -58,14 +58,17 @@ class SampleRequest:
 def plan_requests(
     tasks: Iterable[Task], prompt: PromptName, checkpoint: CheckpointRef, sampling: SamplingParams
 ) -> list[SampleRequest]:
-    """What is asked of `checkpoint`, with keys and seeds. Pure."""
-    return [_plan(task, prompt, checkpoint, sampling) for task in tasks]
+    """What is asked of `checkpoint`, with keys and seeds. Pure but for the file of a prompt of one's own."""
+    code = PROMPTS.digest_own(prompt)
+    return [_plan(task, prompt, checkpoint, sampling, code) for task in tasks]
 
 
-def _plan(task: Task, prompt: PromptName, checkpoint: CheckpointRef, sampling: SamplingParams) -> SampleRequest:
+def _plan(
+    task: Task, prompt: PromptName, checkpoint: CheckpointRef, sampling: SamplingParams, code: Mapping[str, str]
+) -> SampleRequest:
     text = render_prompt(prompt, task)
     image = task.image.sha256 if task.image else None
-    key = content_key(weights=checkpoint.digest, task=task.id, image=image, prompt=text, sampling=sampling)
+    key = content_key(weights=checkpoint.digest, task=task.id, image=image, prompt=text, sampling=sampling, **code)
     own_seed = sampling.model_copy(update={"seed": int(key[:8], 16) >> 1})
     return SampleRequest(task, prompt, text, checkpoint, own_seed, key)
 

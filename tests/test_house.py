@@ -67,10 +67,7 @@ LEFT: dict[str, tuple[str, ...]] = {
         *("patch command_side _LEASE_S", "patch command_side.admin rest", "patch command_side.admin wake"),
     ),
     "tests/services/gateway/test_admin_faults.py": ("patch Endpoint client",),
-    "tests/services/run/test_judging.py": (
-        *("patch concurrency retry_delay_s", "patch services.cli.commands._teach"),
-        *("patch services.run.rounds.PointwiseJudge",) * 3,
-    ),
+    "tests/services/run/test_judging.py": (*("patch concurrency retry_delay_s", "patch services.cli.commands._teach"),),
     "tests/services/run/test_rounds.py": ("patch pipeline.sources.load_tasks", "read _questions", "read _questions"),
     "tests/services/run/test_serving.py": (
         *("patch heap settle", "patch rollout end_forgotten_trials", "patch steps _TRIAL_POLL_S"),

@@ -12,23 +12,15 @@ import json
 import re
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from pipeline.plain import after_reasoning
+from pipeline.records import Verdict
 
 MIN_SCORE, MAX_SCORE = 1, 10
 _OBJECT = re.compile(r"""\{\s*(?:["'\u201c]|rationale|score)""", re.IGNORECASE)
 """How an object begins; other braces are words of the judge's."""
 _WHOLE = re.compile(r"\s*\+?(\d+)(?:\.0+)?\s*(?:(?:/|out\s+of)\s*10\s*)?")
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What the judge says of a response."""
-
-    score: float
-    rationale: str
 
 
 class Unreadable(ValueError):
@@ -47,7 +39,7 @@ def read_verdict(text: str) -> Verdict:
     number = _read_number(score)
     if number is None or not MIN_SCORE <= number <= MAX_SCORE:
         raise Unreadable(f"its score {score!r} is not a whole number from {MIN_SCORE} to {MAX_SCORE}")
-    return Verdict(float(number), rationale.encode("utf-8", "replace").decode())
+    return Verdict(score=float(number), rationale=rationale.encode("utf-8", "replace").decode())
 
 
 def _unwrap(found: dict[str, Any]) -> dict[str, Any]:

@@ -8,11 +8,10 @@ without facts (real photos) are scored by the answer alone.
 from __future__ import annotations
 
 import re
-from typing import Any
 
 from pipeline.judges import Judge
 from pipeline.parsers import parse_choice
-from pipeline.records import Judgment, Response, Task, content_key
+from pipeline.records import Response, Task, Verdict, content_key
 
 _SENTENCE_END = re.compile(r"[.!?\n]+")
 
@@ -23,16 +22,13 @@ class Verifier(Judge):
     name = "verifier/1"
     fingerprint = content_key(weights=[0.5, 0.5])
 
-    async def score(self, task: Task, response: Response, key: str, *, num_asked: int = 0) -> Judgment:
+    async def score(self, task: Task, response: Response, *, num_asked: int = 0) -> Verdict:
         """Never fails for a task with a gold answer; refuses one without."""
-        outcome: dict[str, Any]
         if task.answer is None:
             error = f"task {task.id} has no gold answer for the verifier; use judge.kind = pointwise"
-            outcome = {"error": error, "reason": "no_gold", "refused": True}
-        else:
-            score, rationale = verify(task, response)
-            outcome = {"score": score, "rationale": rationale}
-        return Judgment(key=key, response=response.key, task=task.id, judge=self.name, **outcome)
+            return Verdict(error=error, reason="no_gold", refused=True)
+        score, rationale = verify(task, response)
+        return Verdict(score=score, rationale=rationale)
 
 
 def verify(task: Task, response: Response) -> tuple[float, str]:

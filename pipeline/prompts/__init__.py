@@ -8,13 +8,16 @@ pass, so a question that contains such a name is not filled again.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from functools import cache
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib import resources
 
+from pipeline.open_lists import PROMPT_NAMES
+from pipeline.plugins import Plugins
 from pipeline.records import PromptName, Task
 
 _FIELD = re.compile(r"<question>|<options>|\{user instruction\}")
+_QUESTION = re.compile(r"<question>|\{user instruction\}")
 _SPECIAL = re.compile(
     r"<image>|<video>|<image_soft_token>|<start_of_image>|<end_of_image>|<img_context>|<fake_token_around_image>"
     r"|<\|\w+\|>|</?s>|<(?:bos|eos|pad|unk|start_of_turn|end_of_turn)>|\[/?INST\]|\[IMG(?:_BREAK|_END)?\]",
@@ -24,10 +27,43 @@ _SPECIAL = re.compile(
 _FINAL_ANSWER = re.compile(r"the answer is", re.IGNORECASE)
 
 
-@cache
-def load_prompt(name: PromptName) -> str:
-    """The template's text, without the file's last line break."""
-    return resources.files(__name__).joinpath(f"{name}.txt").read_text("utf-8").removesuffix("\n")
+Parts = tuple[str | None, str | None]
+"""Of a response: its thought and its final answer; both None where it did not keep the prompt's format."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A user turn, and how a response to it is taken apart. docs/extending.md shows how to write one."""
+
+    template: str
+    """Its text, without the image. `<question>` and `<options>` are filled in, these as `(A) red (B) blue`."""
+    split: Callable[[str], Parts]
+    """A response's thought, and the text after it, not yet parsed into a letter."""
+    is_read_whole: bool = False
+    """Whether an evaluation looks for the answer in the whole response, not after the thought only."""
+    num_tokens: int = 100
+    """Of a usual question under it, by LLaVA-1.5's tokenizer; for estimates."""
+
+    def __post_init__(self) -> None:
+        if not _QUESTION.search(self.template):
+            raise ValueError(
+                f"the template {self.template[:60]!r} has no place for the question; write <question> there"
+            )
+
+
+PROMPTS: Plugins[Prompt] = PROMPT_NAMES.of_kind(lambda found: isinstance(found, Prompt), "a pipeline.prompts.Prompt")
+
+
+def split_at(separator: str, *, leave_out: str = "") -> Callable[[str], Parts]:
+    """A `Prompt.split`: what stands before the first `separator` is the thought, without the first `leave_out`."""
+
+    def split(text: str) -> Parts:
+        thought, found, answer = text.partition(separator)
+        if not found or not answer.strip():
+            return None, None
+        return (thought.replace(leave_out, "", 1) if leave_out else thought).strip(), answer.strip()
+
+    return split
 
 
 def render_options(choices: Sequence[str]) -> str:
@@ -48,7 +84,7 @@ def render_prompt(name: PromptName, task: Task) -> str:
         "<options>": options,
         "{user instruction}": f"{question}\nOptions: {options}",
     }
-    return _FIELD.sub(lambda match: fields[match.group()], load_prompt(name))
+    return _FIELD.sub(lambda match: fields[match.group()], PROMPTS.resolve(name).template)
 
 
 def _remove_special(text: str) -> str:
@@ -58,24 +94,30 @@ def _remove_special(text: str) -> str:
     return text
 
 
-def split_thought(name: PromptName, text: str) -> tuple[str | None, str | None]:
-    """A response's (thought, final answer); (None, None) where it did not keep the prompt's format.
+def split_thought(name: PromptName, text: str) -> Parts:
+    """A response's parts, as the prompt with this name takes them. Raises RecipeError where that prompt is not found."""
+    return PROMPTS.resolve(name).split(text)
 
-    The final answer is the text after the prompt's own separator, not yet parsed into a letter.
-    """
-    match name:
-        case "thought_specific":
-            thought, separator, answer = text.partition("<R>")
-        case "thought_generic":
-            thought, separator, answer = text.partition("Here is my response:")
-            thought = thought.replace("Here is my thought process:", "", 1)
-        case "zero_shot":
-            return "", text.strip()
-        case "cot":
-            starts = [match.start() for match in _FINAL_ANSWER.finditer(text)]
-            if not starts:
-                return None, None
-            thought, separator, answer = text[: starts[-1]], "the answer is", text[starts[-1] :]
-    if not separator or not answer.strip():
-        return None, None
-    return thought.strip(), answer.strip()
+
+def _split_nothing(text: str) -> Parts:
+    return "", text.strip()
+
+
+def _split_at_last_answer(text: str) -> Parts:
+    starts = [match.start() for match in _FINAL_ANSWER.finditer(text)]
+    return (text[: starts[-1]].strip(), text[starts[-1] :].strip()) if starts else (None, None)
+
+
+def _read(name: str) -> str:
+    """The template's text, without the file's last line break."""
+    return resources.files(__name__).joinpath(f"{name}.txt").read_text("utf-8").removesuffix("\n")
+
+
+THOUGHT_SPECIFIC = Prompt(_read("thought_specific"), split_at("<R>"), num_tokens=95)
+THOUGHT_GENERIC = Prompt(
+    _read("thought_generic"),
+    split_at("Here is my response:", leave_out="Here is my thought process:"),
+)
+ZERO_SHOT = Prompt(_read("zero_shot"), _split_nothing, is_read_whole=True, num_tokens=87)
+COT = Prompt(_read("cot"), _split_at_last_answer, is_read_whole=True, num_tokens=111)
+"""The tokens are means over 1,145 A-OKVQA and 58 ScienceQA questions (test_estimate.py)."""

@@ -1,4 +1,4 @@
-"""Sources of tasks: the nano world, A-OKVQA, ScienceQA and the unusual things, each as a list of `Task` records.
+"""Sources of tasks, each as a list of `Task` records; a source is what pipeline/sources/source.py says.
 
 Tasks are loaded once per run and kept in `<run>/tasks/<key>.jsonl`. The key says which data it is (the hash of a source's
 question lists, or its name and revision on the hub), which split and which draw; where the files lie is not part of it.
@@ -17,10 +17,8 @@ from pipeline.files import replace_file
 from pipeline.images import ImageStore
 from pipeline.recipe import TasksSection
 from pipeline.records import Task, content_key
-from pipeline.sources import aokvqa, scienceqa
-from pipeline.sources.drafts import draw, explain
-from pipeline.sources.nano.questions import generate_nano
-from pipeline.sources.unusual import UNUSUAL_VERSION, generate_unusual
+from pipeline.sources.drafts import explain
+from pipeline.sources.source import SOURCES, find_source
 
 _log = logging.getLogger(__name__)
 
@@ -28,10 +26,10 @@ _log = logging.getLogger(__name__)
 def load_tasks(section: TasksSection, run_directory: Path, store: ImageStore | None) -> list[Task]:
     """The questions that `section` names, images stored; the second time, as kept in the run.
 
-    Raises DataError, with no task kept, for a source that is missing, empty or malformed; without a store, OwedError for
-    what is not kept yet.
+    Raises RecipeError for a source that cannot be used; DataError, with no task kept, for data that is missing, empty or
+    malformed; without a store, OwedError for what is not kept yet.
     """
-    kept = run_directory / "tasks" / f"{_key(section)}.jsonl"
+    kept = run_directory / "tasks" / f"{key_tasks(section)}.jsonl"
     if kept.is_file():
         return _read(kept)
     if store is None:
@@ -39,7 +37,7 @@ def load_tasks(section: TasksSection, run_directory: Path, store: ImageStore | N
             f"run {run_directory} does not hold the questions of {_describe(section)} yet; `vcot sample` and `vcot eval` "
             "load them"
         )
-    tasks = _load(section, store)
+    tasks = list(find_source(section).load(section, store))
     if not tasks:
         raise DataError(f"{_describe(section)} holds no question with an image; set another split or path")
     if section.num_tasks is not None and len(tasks) < section.num_tasks:
@@ -67,50 +65,18 @@ def load_round(section: TasksSection, number: int, run_directory: Path, store: I
     return tasks
 
 
-def _load(section: TasksSection, store: ImageStore) -> list[Task]:
-    if section.source == "nano":
-        if section.num_tasks is None or section.path is not None:
-            raise DataError("nano tasks are drawn, not read: set num_tasks, and no path")
-        return list(generate_nano(section.split, section.num_tasks, section.seed, store))
-    if section.source == "unusual":
-        if section.split != "test" or section.num_tasks is not None or section.path is not None:
-            raise DataError(
-                "the unusual things are a small test, asked whole: set split to test, no num_tasks and no path"
-            )
-        return list(generate_unusual(store))
-    data = (_path(section), section.revision, section.split)
-    drafts = (
-        scienceqa.list_questions(*data, hint=section.hint)
-        if section.source == "scienceqa"
-        else aokvqa.list_questions(*data)
-    )
-    return [draft.build(store) for draft in draw(drafts, section.num_tasks, section.seed)]
-
-
-def _path(section: TasksSection) -> Path | None:
-    """Where the source's files are; None for the hub. Raises DataError where nothing is there."""
-    if section.path is None:
-        return None
-    path = Path(section.path).expanduser()
-    if not path.exists():
-        raise DataError(f"{section.source} path {section.path} does not exist; give the folder of the official files")
-    return path
-
-
-def _key(section: TasksSection) -> str:
-    """Which data, which draw; how a file is sorted and where it lies change nothing."""
-    match section.source:
-        case "nano":
-            data = "nano"
-        case "unusual":
-            data = UNUSUAL_VERSION
-        case "scienceqa":
-            data = scienceqa.data_key(_path(section), section.revision)
-        case "aokvqa":
-            data = aokvqa.data_key(_path(section), section.revision, section.split)
+def key_tasks(section: TasksSection) -> str:
+    """Key of the tasks: which data, which draw; how a file is sorted and where it lies change nothing."""
+    source = find_source(section)
     hint = {"hint": True} if section.hint else {}
     return content_key(
-        source=section.source, data=data, split=section.split, num_tasks=section.num_tasks, seed=section.seed, **hint
+        source=section.source,
+        data=source.digest(section),
+        split=section.split,
+        num_tasks=section.num_tasks,
+        seed=section.seed,
+        **hint,
+        **SOURCES.digest_own(section.source),
     )
 
 

@@ -15,11 +15,13 @@ from pydantic import Field
 
 from pipeline.errors import DataError
 from pipeline.images import ImageStore
+from pipeline.recipe import TasksSection
 from pipeline.records import ImageRef, Split
 from pipeline.sources.drafts import Draft, Row, StoreImage, digest_files, read_json, read_row
 from pipeline.sources.hub import hub_key, iterate_hub
+from pipeline.sources.source import Source, draw_from, find_path
 
-HUB_NAME = "HuggingFaceM4/A-OKVQA"
+_HUB_NAME = "HuggingFaceM4/A-OKVQA"
 _log = logging.getLogger(__name__)
 _OFFICIAL_SPLIT = {"train": "train", "validation": "val", "test": "test"}
 _IMAGE_FOLDERS = (
@@ -50,14 +52,16 @@ class OfficialAnnotation(Annotation):
     split: str | None = None
 
 
-def data_key(path: Path | None, revision: str | None, split: Split) -> str:
-    """Which data stands behind `path`: the hash of its list, or the hub's name and revision."""
-    return hub_key(HUB_NAME, revision) if path is None else digest_files([_find_list(path, split)])
+def digest_data(section: TasksSection) -> str:
+    """The hash of the split's list, or the hub's name and revision."""
+    path = find_path(section)
+    return hub_key(_HUB_NAME, section.revision) if path is None else digest_files([_find_list(path, section.split)])
 
 
-def list_questions(path: Path | None, revision: str | None, split: Split) -> list[Draft]:
-    """The questions of `split`. Raises DataError for a list that is missing or malformed."""
-    return _list_hub(revision, split) if path is None else _list_official(_find_list(path, split), split)
+def list_questions(section: TasksSection) -> list[Draft]:
+    """The questions of a split. Raises DataError for a list that is missing or malformed."""
+    path, split = find_path(section), section.split
+    return _list_hub(section.revision, split) if path is None else _list_official(_find_list(path, split), split)
 
 
 def _find_list(path: Path, split: Split) -> Path:
@@ -100,12 +104,12 @@ def _find_image(annotation: OfficialAnnotation, folders: list[Path], where: Path
 
 def _list_hub(revision: str | None, split: Split) -> list[Draft]:
     drafts = []
-    for row in iterate_hub(HUB_NAME, revision, split):
-        where = f"{HUB_NAME}, split {split}, row {row.number}"
+    for row in iterate_hub(_HUB_NAME, revision, split):
+        where = f"{_HUB_NAME}, split {split}, row {row.number}"
         annotation = read_row(Annotation, row.columns, where)
         if row.store_image is None:
             raise DataError(f"{where}: question {annotation.question_id} has no image; set path to the official files")
-        drafts.append(_draft(annotation, split, HUB_NAME, row.store_image))
+        drafts.append(_draft(annotation, split, _HUB_NAME, row.store_image))
     return drafts
 
 
@@ -125,3 +129,14 @@ def _draft(annotation: Annotation, split: Split, where: str, store_image: StoreI
         where=where,
         store_image=store_image,
     )
+
+
+AOKVQA = Source(
+    load=draw_from(list_questions),
+    digest=digest_data,
+    hub_name=_HUB_NAME,
+    licence="license: other\nlicense_name: as-a-okvqa-and-coco\nlicense_link: https://github.com/allenai/aokvqa",
+    num_questions={"train": 17_056, "validation": 1_145, "test": 6_702},
+    image_bytes=140_000,
+)
+"""Counted in the published files; the bytes are the mean of 8 COCO images."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -41,14 +41,14 @@ class Draft:
     question: str
     choices: tuple[str, ...]
     answer: int | None
-    rationale: str
-    subject: str | None
-    family: str
     source: str
     split: Split
     where: str
     """The file or data set that it stands in, for messages."""
     store_image: StoreImage
+    rationale: str = ""
+    subject: str | None = None
+    family: str = ""
 
     def build(self, store: ImageStore) -> Task:
         """The task, its image in `store`. Raises DataError for an image or a question that cannot be used."""
@@ -69,19 +69,19 @@ class Draft:
         return task.model_copy(update={"image": self.store_image(store)})
 
 
-def draw(drafts: Sequence[Draft], num_tasks: int | None, seed: int) -> list[Draft]:
+def draw(drafts: Iterable[Draft], num_tasks: int | None, seed: int) -> list[Draft]:
     """`num_tasks` of `drafts`, or all, in an order that depends on `seed` and the ids alone.
 
     So the same questions are drawn however a file is sorted, and the first 100 of 200 are the 100. Raises DataError for
     an id that occurs twice, or that is no text.
     """
-    seen: set[str] = set()
+    listed: dict[str, Draft] = {}
     for draft in drafts:
         check_whole(draft.id, draft.where)
-        if draft.id in seen:
+        if draft.id in listed:
             raise DataError(f"{draft.where}: id {draft.id} occurs twice; keep one of the two questions")
-        seen.add(draft.id)
-    ordered = sorted(drafts, key=lambda draft: hashlib.sha256(f"{seed}:{draft.id}".encode()).digest())
+        listed[draft.id] = draft
+    ordered = sorted(listed.values(), key=lambda draft: hashlib.sha256(f"{seed}:{draft.id}".encode()).digest())
     return ordered[:num_tasks]
 
 

@@ -25,11 +25,13 @@ from pydantic import Field
 
 from pipeline.errors import DataError
 from pipeline.images import ImageStore
+from pipeline.recipe import TasksSection
 from pipeline.records import Split, content_key
 from pipeline.sources.drafts import Draft, Row, StoreImage, check_whole, digest_files, file_image, read_json, read_row
 from pipeline.sources.hub import hub_key, iterate_hub
+from pipeline.sources.source import Source, draw_from, find_path
 
-HUB_NAME = "derek-thomas/ScienceQA"
+_HUB_NAME = "derek-thomas/ScienceQA"
 _SUBJECTS = {"natural science": "NAT", "social science": "SOC", "language science": "LAN"}
 _OFFICIAL_SPLIT = {"train": "train", "validation": "val", "test": "test"}
 
@@ -60,22 +62,23 @@ class Splits(Row):
     test: tuple[str, ...] = ()
 
 
-def data_key(path: Path | None, revision: str | None) -> str:
-    """Which data stands behind `path`: the hash of its lists, or the hub's name and revision."""
-    return (
-        hub_key(HUB_NAME, revision)
-        if path is None
-        else digest_files([path / "problems.json", path / "pid_splits.json"])
-    )
+def digest_data(section: TasksSection) -> str:
+    """The hash of the lists, or the hub's name and revision."""
+    path = find_path(section)
+    if path is None:
+        return hub_key(_HUB_NAME, section.revision)
+    return digest_files([path / "problems.json", path / "pid_splits.json"])
 
 
-def list_questions(path: Path | None, revision: str | None, split: Split, *, hint: bool = False) -> list[Draft]:
-    """The image questions of `split`, with `hint` each after its passage.
+def list_questions(section: TasksSection) -> list[Draft]:
+    """The image questions of a split, with `hint` each after its passage.
 
     Raises DataError for files that are missing or malformed.
     """
-    drafts = _list_hub(revision, split, hint=hint) if path is None else _list_official(path, split, hint=hint)
-    return _tell_apart(drafts)
+    path, split, hint = find_path(section), section.split, section.hint
+    return _tell_apart(
+        _list_hub(section.revision, split, hint=hint) if path is None else _list_official(path, split, hint=hint)
+    )
 
 
 def _list_official(path: Path, split: Split, *, hint: bool) -> list[Draft]:
@@ -100,9 +103,9 @@ def _list_official(path: Path, split: Split, *, hint: bool) -> list[Draft]:
 
 def _list_hub(revision: str | None, split: Split, *, hint: bool) -> list[Draft]:
     drafts = []
-    for row in iterate_hub(HUB_NAME, revision, split):
+    for row in iterate_hub(_HUB_NAME, revision, split):
         if row.store_image is not None:
-            where = f"{HUB_NAME}, split {split}, row {row.number}"
+            where = f"{_HUB_NAME}, split {split}, row {row.number}"
             problem = read_row(Problem, row.columns, where)
             drafts.append(_draft(problem, split, where, row.store_image, hint=hint))
     return drafts
@@ -147,3 +150,15 @@ def _draft(problem: Problem, split: Split, where: str, store_image: StoreImage, 
         where=where,
         store_image=store_image,
     )
+
+
+SCIENCEQA = Source(
+    load=draw_from(list_questions),
+    digest=digest_data,
+    has_hints=True,
+    hub_name=_HUB_NAME,
+    licence="license: cc-by-nc-sa-4.0",
+    num_questions={"train": 6_218, "validation": 2_097, "test": 2_017},
+    image_bytes=69_000,
+)
+"""Questions with an image, counted in the published files; the bytes are the mean of 58 images."""

@@ -15,10 +15,14 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from pipeline.errors import DataError
+from pipeline.images import ImageStore
+from pipeline.recipe import TasksSection
 from pipeline.records import Task
 from pipeline.sources import unusual_drawings as drawings
 from pipeline.sources.nano.questions import PngStore
 from pipeline.sources.pen import Drawing, render
+from pipeline.sources.source import Source
 
 UNUSUAL_VERSION = "unusual/1"
 """Raise it with any change of a drawing or a question."""
@@ -107,3 +111,12 @@ def generate_unusual(store: PngStore) -> Iterator[Task]:
                 source="unusual",
                 split="test",
             )
+
+
+def _load(section: TasksSection, store: ImageStore) -> Iterator[Task]:
+    if section.split != "test" or section.num_tasks is not None or section.path is not None:
+        raise DataError("the unusual things are a small test, asked whole: set split to test, no num_tasks and no path")
+    return generate_unusual(store)
+
+
+UNUSUAL_THINGS = Source(load=_load, digest=lambda _: UNUSUAL_VERSION, is_drawn=True, licence="license: apache-2.0")

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from eval.prior import render_prior
 from pipeline.errors import InputError
+from pipeline.pairs import PAIR_POLICIES
 from pipeline.report import Began, Completed, Found, Report, Said, Warned, progress
 from services.checkpoints.registry import Checkpoint
 from services.jobs import trainer
@@ -252,7 +253,8 @@ async def run_all(session: Session) -> None:
     _check_trainer(session)
     if warning := check_machine(session.run.recipe, is_served=serving.is_served(session.run)):
         session.report(Warned(warning))
-    _ = session.benchmark  # what cannot be asked, and below
+    _ = session.benchmark  # what cannot be asked, or paired, and below
+    PAIR_POLICIES.resolve(session.run.recipe.pairs.policy)
     async with make_judge(session) as judge:  # what is not set, or answers nobody, is said before hours of sampling
         if judge.is_model and (num_owed := count_owed(session)):
             await test_judge(session, judge, num_owed)

@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pipeline.records import PromptName
-
 
 @dataclass(frozen=True)
 class Span:
@@ -65,17 +63,6 @@ KINDS: tuple[tuple[CardKind, int], ...] = (
 SIZES: Mapping[int, float] = {24: 22.0, 40: 39.4, 48: 44.4, 80: 79.1}
 """GiB that CUDA counts on the smallest card that is sold by each size in GB: L4 or A10G, A100, L40S, A100 or H100."""
 
-NUM_TASKS: Mapping[tuple[str, str], int] = {
-    ("aokvqa", "train"): 17_056,
-    ("aokvqa", "validation"): 1_145,
-    ("aokvqa", "test"): 6_702,
-    ("scienceqa", "train"): 6_218,
-    ("scienceqa", "validation"): 2_097,
-    ("scienceqa", "test"): 2_017,
-}
-"""Questions with an image, counted in the published files."""
-PROMPT_TOKENS: Mapping[PromptName, int] = {"thought_specific": 95, "thought_generic": 100, "zero_shot": 87, "cot": 111}
-"""With the template, by LLaVA-1.5's tokenizer: means over 1,145 A-OKVQA and 58 ScienceQA questions (test_estimate.py)."""
 THOUGHT_TOKENS = Span(100, 200, 400)
 """Of a response with a thought. A guess: LLaVA-1.5 writes one to four sentences of thought, then an answer."""
 ANSWER_TOKENS = Span(5, 20, 60)
@@ -115,8 +102,6 @@ STREAM_BYTES_S = Span(50e9, 12e9, 3e9)
 """From the machine's memory to the GPU, where the float32 model does not fit there."""
 ENGINE_START_S = Span(60, 150, 400)
 """vLLM on a GPU, compilation and CUDA graphs included."""
-IMAGE_BYTES: Mapping[str, int] = {"aokvqa": 140_000, "scienceqa": 69_000}
-"""Means of 8 COCO and 58 ScienceQA images."""
 RESPONSE_BYTES, JUDGMENT_BYTES = 1_350, 700
 """In the ledger, with 200 tokens of text (test_estimate.py)."""
 CHECKPOINTS_KEPT = 2

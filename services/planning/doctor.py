@@ -18,8 +18,10 @@ from rich.text import Text
 from eval.benchmark import find_benchmark
 from pipeline.errors import CheckpointError, InputError, MachineError, RecipeError
 from pipeline.identity import check_layout
+from pipeline.judges import JUDGES
 from pipeline.recipe import EvalSection, Recipe, TasksSection, TrainSection
 from pipeline.report import Found, Report
+from pipeline.sources.source import find_source
 from services.checkpoints.model_source import find_model, is_bundled, is_hub_id
 from services.planning.capacity import Cards, engine_state, find_fit, make_plan
 from services.planning.estimate import count_work, estimate_disk
@@ -242,8 +244,14 @@ def _benchmark(section: EvalSection) -> Finding:
 
 
 def _source(what: str, section: TasksSection) -> Finding:
-    if section.source == "nano":
-        return Finding(what, "ok", "nano world, drawn here")
+    try:
+        source = find_source(section)
+    except RecipeError as error:
+        return Finding(what, "missing", section.source, str(error))
+    if source.is_drawn:
+        return Finding(what, "ok", f"{section.source}, drawn here")
+    if section.path is None and source.hub_name is None:
+        return Finding(what, "ok", section.source)
     if section.path is None:
         return Finding(what, "note", f"{section.source} from the hub", "or the official files, with --set ...path=")
     exists = Path(section.path).expanduser().exists()
@@ -254,8 +262,12 @@ def _source(what: str, section: TasksSection) -> Finding:
 
 def _key(recipe: Recipe) -> Finding:
     judge = recipe.judge
-    if judge.kind == "verifier":
-        return Finding("judge", "ok", "verifier, a program; no key needed")
+    try:
+        is_model = JUDGES.resolve(judge.kind).is_model
+    except RecipeError as error:
+        return Finding("judge", "missing", judge.kind, str(error))
+    if not is_model:
+        return Finding("judge", "ok", f"{judge.kind}, a program; no key needed")
     if judge.base_url is not None:
         return Finding("judge", "ok", f"{judge.model} at {judge.base_url}")
     if os.environ.get(judge.api_key_env, "").strip():

@@ -19,9 +19,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from eval.benchmark import find_benchmark
+from pipeline.judges import JUDGES
 from pipeline.judges.cost import estimate_cost, find_prices, guess_prompt_tokens
+from pipeline.prompts import PROMPTS
 from pipeline.recipe import Recipe, TasksSection
 from pipeline.records import PromptName
+from pipeline.sources.source import SOURCES
 from services.planning.assumptions import (
     ANSWER_TOKENS,
     CHECKPOINTS_KEPT,
@@ -30,7 +33,6 @@ from services.planning.assumptions import (
     DOWNLOAD_BYTES_S,
     ENGINE_START_S,
     GATE_FORWARDS,
-    IMAGE_BYTES,
     JUDGE_CALL_S,
     JUDGE_TEXT_TOKENS,
     JUDGE_TOKENS_PER_MINUTE,
@@ -38,11 +40,9 @@ from services.planning.assumptions import (
     JUDGMENT_BYTES,
     MAX_SEQUENCES,
     NF4_EFFICIENCY,
-    NUM_TASKS,
     PAIR_SHARE,
     PARALLEL_EFFICIENCY,
     PREFILL_EFFICIENCY,
-    PROMPT_TOKENS,
     RESPONSE_BYTES,
     STEP_OVERHEAD_S,
     STREAM_BYTES_S,
@@ -131,7 +131,7 @@ def count_work(recipe: Recipe) -> Counts | None:
 
 
 def _num_tasks(section: TasksSection) -> int | None:
-    known = NUM_TASKS.get((section.source, section.split))
+    known = SOURCES.resolve(section.source).num_questions.get(section.split)
     if section.num_tasks is None or known is None:
         return section.num_tasks or known
     return min(section.num_tasks, known)
@@ -160,9 +160,9 @@ def estimate_run(recipe: Recipe, shape: Shape, kind: CardKind, num_cards: int) -
 
 
 def estimate_judge(recipe: Recipe, counts: Counts) -> JudgeEstimate:
-    """The judge's tokens and dollars; nothing of a verifier, which is a program."""
+    """The judge's tokens and dollars; nothing of one that is a program."""
     section = recipe.judge
-    if section.kind == "verifier" or section.model is None:
+    if not JUDGES.resolve(section.kind).is_model or section.model is None:
         nothing = Span(0, 0, 0)
         return JudgeEstimate(counts.num_judgments, nothing, nothing, nothing)
     responses = _cut(THOUGHT_TOKENS, recipe.sample.max_tokens)
@@ -186,7 +186,7 @@ def estimate_judge(recipe: Recipe, counts: Counts) -> JudgeEstimate:
 
 def judge_hours(recipe: Recipe, counts: Counts) -> Span:
     """By the calls in flight, or by OpenAI's tokens a minute."""
-    if recipe.judge.kind == "verifier":
+    if not JUDGES.resolve(recipe.judge.kind).is_model:
         return Span(0, 0, 0)
     judge = estimate_judge(recipe, counts)
     calls = JUDGE_CALL_S * (counts.num_judgments / recipe.judge.max_concurrency / 3600)
@@ -202,8 +202,8 @@ def estimate_disk(recipe: Recipe, shape: Shape, counts: Counts) -> dict[str, flo
     weights = shape.num_parameters * 2 / GIB  # hub checkpoints come in 16 bits
     all_linear = recipe.train.target_modules == "all-linear"
     trained = shape.num_adapter_parameters(recipe.train.lora_r, all_linear=all_linear)
-    sampled = counts.num_tasks * IMAGE_BYTES.get(recipe.tasks.source, 0) / GIB
-    evaluated = counts.num_eval_tasks * IMAGE_BYTES.get(find_benchmark(recipe.eval).source, 0) / GIB
+    sampled = counts.num_tasks * SOURCES.resolve(recipe.tasks.source).image_bytes / GIB
+    evaluated = counts.num_eval_tasks * SOURCES.resolve(find_benchmark(recipe.eval).source).image_bytes / GIB
     held = shape.num_parameters * (2 if recipe.merge.dtype == "auto" else BYTES[recipe.merge.dtype]) / GIB
     num_responses = counts.num_responses + counts.num_eval_responses
     records = num_responses * RESPONSE_BYTES + counts.num_judgments * JUDGMENT_BYTES
@@ -212,7 +212,7 @@ def estimate_disk(recipe: Recipe, shape: Shape, counts: Counts) -> dict[str, flo
         "data sets, in the hub's cache": sampled + evaluated,
         "images of the run": sampled + evaluated,
         "ledger": records / GIB,
-        "pairs with their images": counts.num_pairs.likely * IMAGE_BYTES.get(recipe.tasks.source, 0) / GIB,
+        "pairs with their images": counts.num_pairs.likely * SOURCES.resolve(recipe.tasks.source).image_bytes / GIB,
         "training's checkpoints and adapter": recipe.rounds.num * trained * (12 * CHECKPOINTS_KEPT + 4) / GIB,
         "policy": recipe.rounds.num * (held if recipe.merge.serve_as == "merged" else 4 * trained / GIB),
     }
@@ -351,7 +351,7 @@ class _Machine:
         return Span(*(num_forwards * outside / rate / 3600 + computed for rate in _three(STREAM_BYTES_S)))
 
     def _prompt_tokens(self, prompt: PromptName) -> float:
-        return self.shape.num_image_tokens(self.recipe.train.max_image_side) + PROMPT_TOKENS[prompt]
+        return self.shape.num_image_tokens(self.recipe.train.max_image_side) + PROMPTS.resolve(prompt).num_tokens
 
     def _forward_flops(self, tokens: float, num_images: int = 1) -> float:
         """2 x parameters x tokens, of the decoder and of the tower."""

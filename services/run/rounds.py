@@ -13,9 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.errors import DataError, OwedError
-from pipeline.judges import Judge
-from pipeline.judges.pointwise import PointwiseJudge
-from pipeline.judges.verifier import Verifier
+from pipeline.judges import Judge, find_judge
 from pipeline.judging import Standing, find_standing, find_unjudged_fault
 from pipeline.pairs import PairSet, build_pairs, limit_pairs, split_pairs
 from pipeline.publish import pairs_digest
@@ -115,7 +113,13 @@ class Round:
             raise OwedError(fault)
         found = run.ledger.get(Judgment, standing.judged)
         judgments = {r.key: found[key] for key, r in standing.responses.items() if key in found}
-        made = build_pairs(self.tasks, list(standing.responses.values()), judgments, choose_cut=section.choose_cut)
+        made = build_pairs(
+            self.tasks,
+            list(standing.responses.values()),
+            judgments,
+            policy=section.policy,
+            choose_cut=section.choose_cut,
+        )
         pair_set = limit_pairs(made, section.num, section.seed)
         train, validation = split_pairs(pair_set.pairs, section.validation_fraction, section.seed)
         digest = pairs_digest(train, validation)
@@ -183,5 +187,4 @@ class Pairs:
 
 def make_judge(session: Session) -> Judge:
     """The recipe's judge."""
-    section = session.run.recipe.judge
-    return Verifier() if section.kind == "verifier" else PointwiseJudge(section, session.run.images)
+    return find_judge(session.run.recipe.judge, session.run.images)

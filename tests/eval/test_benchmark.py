@@ -7,7 +7,8 @@ import pytest
 from eval.benchmark import BENCHMARKS, Benchmark, find_benchmark
 from eval.benchmarks.scienceqa_img import SCIENCEQA
 from pipeline.errors import RecipeError
-from pipeline.recipe import BENCHMARK_NAMES, EvalSection, load_recipe
+from pipeline.open_lists import BENCHMARK_NAMES
+from pipeline.recipe import EvalSection, load_recipe
 from pipeline.records import CheckpointRef, Response, SamplingParams, Task
 
 BASE = CheckpointRef(name="base", digest="sha256:00", kind="base")
@@ -48,7 +49,7 @@ def test_the_recipe_says_how_many_of_its_questions_and_the_benchmark_which():
     ("fields", "split", "said"),
     [
         ({"benchmark": "aokvqa"}, "test", "benchmark aokvqa has answers for train and validation only, not for test"),
-        ({"benchmark": "nano", "hint": True}, "test", "benchmark nano: only scienceqa has hints"),
+        ({"benchmark": "nano", "hint": True}, "test", "source nano has no hints; leave hint out"),
     ],
 )
 def test_questions_that_it_cannot_have_are_refused(fields, split, said):

@@ -1,9 +1,7 @@
-"""docs/extending-benchmark.md, as a reader would follow it: its files stand outside the repository, and are evaluated."""
+"""docs/extending.md, as a reader would follow it: its files stand outside the repository, and are evaluated."""
 
 import json
-import re
 import tomllib
-from pathlib import Path
 
 import httpx2
 import pytest
@@ -16,23 +14,22 @@ from services.cli import commands
 from services.cli.terminal import Terminal
 from services.run import results
 from services.run.steps import Session
+from tests.pages import read_block
 from tests.services.fake_vllm import write_checkpoint
 
-PAGE = (Path(__file__).parents[2] / "docs" / "extending-benchmark.md").read_text("utf-8")
 SAID = {"What time is it?": "The answer is (ten past two).", "What does the sign say?": "The answer is (B)"}
 
 
 def block(language):
-    [text] = re.findall(rf"^```{language}\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
-    return text
+    return read_block("A benchmark", language)
 
 
 @pytest.fixture
 def flags(tmp_path, monkeypatch):
     """The page's files, and its recipe as flags."""
-    (tmp_path / "clocks.py").write_text(block("python"))
+    (tmp_path / "clocks_and_signs.py").write_text(block("python"))
     monkeypatch.syspath_prepend(tmp_path)
-    (tmp_path / "clocks.json").write_text(block("json"))
+    (tmp_path / "clocks_and_signs.json").write_text(block("json"))
     for number, colour in ((1, "white"), (2, "red")):
         Image.new("RGB", (8, 8), colour).save(tmp_path / f"{number:012d}.jpg")
     monkeypatch.chdir(tmp_path)

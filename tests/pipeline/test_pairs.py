@@ -210,6 +210,10 @@ def test_the_published_data_set_is_what_datasets_reads(tmp_path):
     assert info.download_size == sum(path.stat().st_size for path in folder.glob("*.parquet"))
 
 
+NAMES = ("tasks.source", "sample.prompt", "judge.kind", "pairs.policy", "eval.benchmark")
+"""Of objects: a built-in, or a module and what it defines; no path."""
+
+
 def secrets_in(section, where, found):
     """A recipe's section with a secret in every text that a user may write, and the secrets."""
     changes = {}
@@ -218,7 +222,7 @@ def secrets_in(section, where, found):
         place = f"{where}.{name}".lstrip(".")
         if isinstance(value, Section):
             changes[name] = secrets_in(value, place, found)
-        elif field.annotation in (str, str | None):
+        elif field.annotation in (str, str | None) and place not in NAMES:
             found[place] = f"secret-{place}"
             changes[name] = f"/home/{found[place]}/known"
         elif place in ("serve.allowed_image_hosts", "serve.extra_args", "serve.upstreams", "serve.devices"):

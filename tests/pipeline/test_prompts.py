@@ -1,6 +1,6 @@
 import pytest
 
-from pipeline.prompts import load_prompt, render_options, render_prompt, split_thought
+from pipeline.prompts import PROMPTS, render_options, render_prompt, split_thought
 from pipeline.records import Task
 
 TASK = Task(
@@ -14,18 +14,18 @@ TASK = Task(
 
 
 def test_the_papers_prompts_are_kept_word_for_word():
-    assert load_prompt("zero_shot") == (
+    assert PROMPTS.resolve("zero_shot").template == (
         "Given the question, please choose the answer from one of the following options.\n"
         "Then write your final response in the 'The answer is (answer)' format.\n"
         "Question: <question>\nOptions: <options>"
     )
-    assert load_prompt("cot") == (
+    assert PROMPTS.resolve("cot").template == (
         "Please select the correct answer from one of the following options based on the question and the image.\n"
         "First, write down your internal thoughts. This must include your draft response and its evaluations.\n"
         "Then write your final response in the 'The answer is (answer)' format.\n"
         "Question: <question>\nOptions: <options>"
     )
-    assert load_prompt("thought_specific") == (
+    assert PROMPTS.resolve("thought_specific").template == (
         "Respond to the following user query in a comprehensive and detailed way. But first write down your internal "
         "thoughts. This must include your draft response and its evaluation. After this, write your final response "
         'after "<R>".\nUser query: {user instruction}'

@@ -32,7 +32,9 @@ from pipeline.identity import verify_checkpoint
 from pipeline.images import ImageStore
 from pipeline.recipe import load_recipe
 from pipeline.records import Judgment, Response
-from pipeline.sources import aokvqa, load_tasks, scienceqa
+from pipeline.sources import load_tasks
+from pipeline.sources.aokvqa import AOKVQA
+from pipeline.sources.scienceqa import SCIENCEQA
 from tests.hub_cache import write_snapshot
 from tests.ledgers import count_good, read_responses
 
@@ -115,8 +117,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     model = shapes.llava_files(DATA / "llava-1.5-7b-hf")
     questions, benchmark = hub_data.aokvqa_files(DATA / "aokvqa", 40), hub_data.scienceqa_files(DATA / "scienceqa", 40)
     write_snapshot(home / "hub", "model", paper.model.source, paper.model.revision, model)
-    write_snapshot(home / "hub", "dataset", aokvqa.HUB_NAME, paper.tasks.revision, questions)
-    write_snapshot(home / "hub", "dataset", scienceqa.HUB_NAME, paper.eval.revision, benchmark)
+    write_snapshot(home / "hub", "dataset", AOKVQA.hub_name, paper.tasks.revision, questions)
+    write_snapshot(home / "hub", "dataset", SCIENCEQA.hub_name, paper.eval.revision, benchmark)
     faults = [f"{kind}={share}" for kind, share in (("flaky", 0.1), ("fence", 0.1), *((k, 0.03) for k in REFUSALS))]
     with (
         simulated(home, "latency_s=0.3", "tokens_per_min=250000", faults=faults) as api,

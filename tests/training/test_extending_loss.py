@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import sys
 from pathlib import Path
 
@@ -16,16 +15,16 @@ from pipeline.errors import InputError, RecipeError, ServerError
 from pipeline.files import write_record
 from pipeline.recipe import load_recipe
 from services.jobs import trainer as worker
+from tests.pages import read_block
 from training.dpo import fit
 from training.protocol.job import ADAPTER, JOB, PROGRESS, TrainJob, digest_losses, read_record
 from training.protocol.launch import check_installed
 from training.worker import jobs
 
 ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs" / "extending-loss.md").read_text("utf-8")
 START = math.log(2)
-(CODE,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
-(LINE,) = re.findall(r"```toml\n\[train\]\n(.*?)\n```", PAGE, re.DOTALL)
+CODE = read_block("A loss", "python")
+LINE = read_block("A loss", "toml").removeprefix("[train]\n").strip()
 SAME_AS_DPO = """
 from torch.nn.functional import logsigmoid
 

@@ -28,7 +28,8 @@ from transformers import PrinterCallback, TrainerCallback
 from trl import DPOConfig
 
 from pipeline.errors import MachineError, ServerError
-from pipeline.recipe import TRL_LOSSES, Dtype, TrainSection
+from pipeline.open_lists import TRL_LOSSES
+from pipeline.recipe import Dtype, TrainSection
 from training.dpo.corruption import add_other_images
 from training.dpo.losses import find_own_losses, start_loss, weigh_losses, weigh_unforeseen
 from training.dpo.objective import GAP, TERM, PreferenceTrainer

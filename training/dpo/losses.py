@@ -1,6 +1,6 @@
 """The losses that a recipe names: TRL's, what each is before training, and those of one's own.
 
-A loss of one's own is a function that `train.losses` names as `package.module:object` (docs/extending-loss.md). It is
+A loss of one's own is a function that `train.losses` names as `package.module:object` (docs/extending.md). It is
 imported here, in the process that trains, and nowhere else.
 """
 
@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import torch
 
 from pipeline.errors import RecipeError
-from pipeline.recipe import LOSSES, TRL_LOSSES, TrainSection
+from pipeline.open_lists import LOSSES, TRL_LOSSES
+from pipeline.recipe import TrainSection
 
 PairLoss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, float], torch.Tensor]
 """Takes the log-probs of chosen and rejected responses, (pairs,) each, the reference's of both, and beta; gives (pairs,)."""

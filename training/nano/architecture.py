@@ -17,15 +17,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, get_args
+from typing import Any, ClassVar
 
 import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 
-from pipeline.prompts import load_prompt
-from pipeline.records import PromptName
+from pipeline.prompts import PROMPTS
 from pipeline.sources.nano.scene import CELL, CHOICE_WORDS, IMAGE_SIZE
 from training.model.loading import Model
 from training.model.template import Processor
@@ -192,7 +191,10 @@ def _write_for_older_versions(tokenizer_config: Path) -> None:
 
 
 def _instruction_sentences() -> list[str]:
-    texts = (re.split(r"<question>|<options>|\{user instruction\}", load_prompt(name)) for name in get_args(PromptName))
+    texts = (
+        re.split(r"<question>|<options>|\{user instruction\}", PROMPTS.resolve(name).template)
+        for name in PROMPTS.built_ins
+    )
     sentences = {s.strip() for parts in texts for part in parts for s in re.split(r"\n|(?<=\.) ", part)}
     return sorted((s for s in sentences if " " in s and len(s) > 20), key=lambda s: (-len(s), s))
 

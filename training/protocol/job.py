@@ -32,7 +32,8 @@ from pydantic import ConfigDict, Field
 from pipeline import files
 from pipeline.errors import BusyError, InputError, VcotError
 from pipeline.files import write_record
-from pipeline.recipe import LOSSES, TRL_LOSSES, Dtype, MergeSection, TrainSection
+from pipeline.open_lists import LOSSES, TRL_LOSSES
+from pipeline.recipe import Dtype, MergeSection, TrainSection
 from pipeline.records import CheckpointRef, Record, content_key
 from training.protocol.memory import MemoryEstimate
 

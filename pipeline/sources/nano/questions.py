@@ -15,6 +15,9 @@ from typing import Protocol
 
 from PIL import Image
 
+from pipeline.errors import DataError
+from pipeline.images import ImageStore
+from pipeline.recipe import TasksSection
 from pipeline.records import ImageRef, PromptName, Split, Task, content_key
 from pipeline.sources.nano.scene import (
     COLOUR_PAIRS,
@@ -37,6 +40,7 @@ from pipeline.sources.nano.scene import (
     name_price,
     neighbour,
 )
+from pipeline.sources.source import Source
 
 
 class PngStore(Protocol):
@@ -307,7 +311,7 @@ def render_target(task: Task, prompt: PromptName) -> str:
 
 
 def render_response(thought: str, answer: str, prompt: PromptName) -> str:
-    """A thought and an answer in the format that `prompt` asks for."""
+    """A thought and an answer in the format that a built-in prompt asks for."""
     match prompt:
         case "thought_specific":
             return f"{thought} <R> {answer}"
@@ -317,3 +321,14 @@ def render_response(thought: str, answer: str, prompt: PromptName) -> str:
             return f"{thought} {answer}"
         case "zero_shot":
             return answer
+        case _:
+            raise ValueError(f"a nano model was not taught the prompt {prompt}")
+
+
+def _load(section: TasksSection, store: ImageStore) -> Iterator[Task]:
+    if section.num_tasks is None or section.path is not None:
+        raise DataError("nano tasks are drawn, not read: set num_tasks, and no path")
+    return generate_nano(section.split, section.num_tasks, section.seed, store)
+
+
+NANO = Source(load=_load, digest=lambda _: "nano", is_drawn=True, licence="license: apache-2.0")

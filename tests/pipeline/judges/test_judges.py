@@ -9,10 +9,10 @@ from PIL import Image, ImageChops
 from pipeline import concurrency
 from pipeline.errors import MachineError, RecipeError
 from pipeline.images import ImageStore
-from pipeline.judges import judgment_key
+from pipeline.judges import find_judge, judgment_key
 from pipeline.judges.cost import open_meter
 from pipeline.judges.pointwise import PointwiseJudge
-from pipeline.judges.verifier import Verifier, verify
+from pipeline.judges.verifier import verify
 from pipeline.judging import find_standing, judge_responses
 from pipeline.ledger import Ledger
 from pipeline.recipe import JudgeSection
@@ -49,6 +49,10 @@ def make_response(thought="The circle is red.", answer="The answer is (A).", key
         sampling=SAMPLING,
         **(fields | changes),
     )
+
+
+def make_verifier(folder):
+    return find_judge(JudgeSection(), ImageStore(folder))
 
 
 @pytest.mark.parametrize(
@@ -91,8 +95,8 @@ def test_without_facts_the_answer_alone_decides():
     assert verify(make_task(facts=()), make_response("Anything at all."))[0] == 1.0
 
 
-async def test_a_task_without_gold_is_refused_not_scored():
-    judgment = await Verifier().score(make_task(answer=None), make_response(), "k")
+async def test_a_task_without_gold_is_refused_not_scored(tmp_path):
+    judgment = await make_verifier(tmp_path).score(make_task(answer=None), make_response())
     assert (judgment.refused, judgment.reason, judgment.score) == (True, "no_gold", None)
     assert "no gold answer" in judgment.error
 
@@ -104,7 +108,7 @@ def test_a_judgments_key_depends_on_judge_prompt_response_and_gold(tmp_path):
     high = PointwiseJudge(SECTION.model_copy(update={"image_detail": "high"}), images)
     other = PointwiseJudge(SECTION.model_copy(update={"model": "gpt-4o"}), images)
     short = PointwiseJudge(SECTION.model_copy(update={"max_tokens": 9}), images)
-    keys = [judgment_key(judge, task, response) for judge in (low, high, other, short, Verifier())]
+    keys = [judgment_key(judge, task, response) for judge in (low, high, other, short, make_verifier(tmp_path))]
     keys.append(judgment_key(low, task, make_response(key="s")))
     others = ({"answer": 1}, {"question": "r?"}, {"choices": ("red", "green")}, {"facts": ()})
     keys += [judgment_key(low, make_task(**changes), response) for changes in others]
@@ -112,7 +116,7 @@ def test_a_judgments_key_depends_on_judge_prompt_response_and_gold(tmp_path):
 
 
 def test_an_account_of_what_stands_says_what_was_refused_failed_or_never_asked(tmp_path):
-    ledger, tasks, judge = Ledger(tmp_path / "l.sqlite"), {"t": make_task()}, Verifier()
+    ledger, tasks, judge = Ledger(tmp_path / "l.sqlite"), {"t": make_task()}, make_verifier(tmp_path)
     responses = [make_response(key=key) for key in ("good", "refused", "failed", "new")]
     good, refused, failed, _ = (judgment_key(judge, tasks["t"], response) for response in responses)
     fields = {"response": "r", "task": "t", "judge": judge.name}
@@ -148,7 +152,7 @@ async def ask(monkeypatch, tmp_path, reply):
     store = ImageStore(tmp_path)
     task = make_task(image=store.put_png(Image.new("RGB", (4, 4))))
     async with PointwiseJudge(SECTION, store, transport=httpx2.MockTransport(upstream)) as judge:
-        return await judge.score(task, make_response(), "k"), seen
+        return await judge.score(task, make_response()), seen
 
 
 async def test_the_pointwise_judge_sees_image_question_and_chain_but_not_gold(monkeypatch, tmp_path):
@@ -172,7 +176,7 @@ async def test_a_response_that_says_nothing_about_no_image_is_shown_as_it_is(mon
         return answer(json.dumps({"rationale": "empty", "score": 1}))
 
     async with PointwiseJudge(SECTION, ImageStore(tmp_path), transport=httpx2.MockTransport(upstream)) as judge:
-        judgment = await judge.score(make_task(), make_response(text=""), "k")
+        judgment = await judge.score(make_task(), make_response(text=""))
     ((text,),) = seen
     assert judgment.score == 1.0
     assert (text["type"], text["text"].rpartition("Response:")[2].strip()) == ("text", "")
@@ -208,7 +212,7 @@ async def test_a_server_of_ones_own_needs_no_key(monkeypatch, tmp_path):
         return answer(json.dumps({"rationale": "fine", "score": 7}))
 
     async with PointwiseJudge(section, ImageStore(tmp_path), transport=httpx2.MockTransport(upstream)) as judge:
-        assert (await judge.score(make_task(), make_response(), "k")).score == 7.0
+        assert (await judge.score(make_task(), make_response())).score == 7.0
     assert seen == [("http://judge:8000/v1/chat/completions", "Bearer none")]
 
 
@@ -222,8 +226,7 @@ async def test_a_judge_is_tried_on_a_red_disc_in_the_middle_of_a_photo_s_size(mo
 
     async with PointwiseJudge(SECTION, ImageStore(tmp_path), transport=httpx2.MockTransport(upstream)) as judge:
         judgment = await judge.test()
-    assert (judgment.key, judgment.response, judgment.task) == ("test", "test", "test")
-    assert (judgment.score, judgment.judge) == (10.0, "pointwise/1:gpt-4o-mini")
+    assert (judgment.score, judgment.rationale) == (10.0, "red")
     (body,) = bodies
     shown, text = body["messages"][0]["content"]
     assert (body["seed"], shown["image_url"]["detail"]) == (0, "low")
@@ -246,20 +249,20 @@ def test_a_pointwise_judge_without_a_model_is_a_wrong_recipe(tmp_path):
 
 
 async def test_a_judged_response_is_not_judged_again_and_a_failed_one_not_at_all(tmp_path):
-    ledger = Ledger(tmp_path / "l.sqlite")
+    ledger, verifier = Ledger(tmp_path / "l.sqlite"), make_verifier(tmp_path)
     good = make_response()
     failed = make_response(key="f", text=None, thought=None, answer=None, error="reset")
     tasks = {"t": make_task()}
 
     async def judge():
-        standing = find_standing(Verifier(), tasks, [good, failed], ledger, JudgeSection())
+        standing = find_standing(verifier, tasks, [good, failed], ledger, JudgeSection())
         meter = open_meter(JudgeSection(), *ledger.spent("verifier/1"))
         return await judge_responses(
-            Verifier(), tasks, standing, ledger, meter, max_concurrency=2, on_progress=lambda _: None
+            verifier, tasks, standing, ledger, meter, max_concurrency=2, on_progress=lambda _: None
         )
 
     first, second = await judge(), await judge()
     assert (first.stage, first.requested, first.ok) == ("judge", 1, 1)
     assert (second.requested, second.cached) == (1, 1)
-    key = judgment_key(Verifier(), tasks["t"], good)
+    key = judgment_key(verifier, tasks["t"], good)
     assert ledger.get(Judgment, [key])[key].score == 1.0

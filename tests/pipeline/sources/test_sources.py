@@ -8,12 +8,13 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 from PIL import Image
-from pydantic import ValidationError
 
-from pipeline.errors import DataError
+from pipeline.errors import DataError, RecipeError
 from pipeline.images import ImageStore
 from pipeline.recipe import TasksSection
-from pipeline.sources import aokvqa, load_tasks, scienceqa
+from pipeline.sources import load_tasks
+from pipeline.sources.aokvqa import AOKVQA
+from pipeline.sources.scienceqa import SCIENCEQA
 from tests.hub_cache import write_snapshot
 
 SHARED = Path(__file__).parents[4] / "shared" / "data"
@@ -354,7 +355,7 @@ def okvqa_rows(numbers):
 
 def test_scienceqa_hub_columns(hub, load):
     images = [{"bytes": png("red"), "path": None}, None, {"bytes": png("blue"), "path": None}]
-    hub(scienceqa.HUB_NAME, "validation", [SCIENCE_ROW | {"image": image} for image in images])
+    hub(SCIENCEQA.hub_name, "validation", [SCIENCE_ROW | {"image": image} for image in images])
     tasks = {task.id: task for task in load(source="scienceqa", split="validation")}
     assert len(tasks) == len({task.image.sha256 for task in tasks.values()}) == 2, "one text, two pictures"
     for task in tasks.values():
@@ -373,7 +374,7 @@ def test_the_hubs_copy_and_the_official_files_are_the_same_tasks(hub, load, scie
         | {"image": {"bytes": (science.folder / "images" / "val" / pid / "image.png").read_bytes(), "path": None}}
         for pid in reversed(science.splits["val"])
     ]
-    hub(scienceqa.HUB_NAME, "validation", rows)
+    hub(SCIENCEQA.hub_name, "validation", rows)
     copied = load(source="scienceqa", split="validation")
     assert [(task.id, task.question, task.image) for task in copied] == [
         (task.id, task.question, task.image) for task in official
@@ -389,12 +390,12 @@ def test_the_hint_stands_before_the_question_where_it_is_asked_for(science, load
         name: question if question == "Which is number 7?" else f"A passage.\n{question}"
         for name, question in without.items()
     }
-    with pytest.raises(ValidationError, match="only scienceqa has hints"):
-        TasksSection(source="aokvqa", hint=True)
+    with pytest.raises(RecipeError, match="source aokvqa has no hints; leave hint out"):
+        load(source="aokvqa", hint=True)
 
 
 def test_aokvqa_hub_columns(hub, load):
-    hub(aokvqa.HUB_NAME, "train", okvqa_rows(range(2)), okvqa_rows(range(2, 3)))
+    hub(AOKVQA.hub_name, "train", okvqa_rows(range(2)), okvqa_rows(range(2, 3)))
     tasks = load(source="aokvqa", num_tasks=2)
     assert [task.answer for task in tasks] == [0, 0]
     assert {task.id for task in tasks} < {"aokvqa/q0", "aokvqa/q1", "aokvqa/q2"}
@@ -402,7 +403,7 @@ def test_aokvqa_hub_columns(hub, load):
 
 
 def test_a_hub_cache_under_a_path_of_patterns_is_read(hub, load, tmp_path, monkeypatch):
-    hub(aokvqa.HUB_NAME, "train", okvqa_rows(range(2)))
+    hub(AOKVQA.hub_name, "train", okvqa_rows(range(2)))
     moved = (tmp_path / "hub").rename(tmp_path / "my [v2] cache?")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(moved))
     assert len(load(source="aokvqa")) == 2
@@ -410,8 +411,8 @@ def test_a_hub_cache_under_a_path_of_patterns_is_read(hub, load, tmp_path, monke
 
 def test_a_revision_of_the_hub_is_part_of_the_tasks_key(hub, load, tmp_path):
     old, new = "a" * 40, "b" * 40
-    hub(aokvqa.HUB_NAME, "train", okvqa_rows(range(2)), revision=old)
-    hub(aokvqa.HUB_NAME, "train", okvqa_rows(range(5)), revision=new)
+    hub(AOKVQA.hub_name, "train", okvqa_rows(range(2)), revision=old)
+    hub(AOKVQA.hub_name, "train", okvqa_rows(range(5)), revision=new)
     assert [len(load(source="aokvqa", revision=revision)) for revision in (old, new, None)] == [2, 5, 5]
     assert len(list((tmp_path / "run" / "tasks").iterdir())) == 3
     with pytest.raises(DataError, match=rf"A-OKVQA@{'c' * 40}, split train, cannot be loaded .*set path"):
@@ -420,7 +421,7 @@ def test_a_revision_of_the_hub_is_part_of_the_tasks_key(hub, load, tmp_path):
 
 def test_only_the_split_that_is_asked_for_is_fetched(hub, load, monkeypatch):
     """The paper's run needs neither A-OKVQA's validation nor its test images."""
-    hub(aokvqa.HUB_NAME, "train", okvqa_rows(range(2)))
+    hub(AOKVQA.hub_name, "train", okvqa_rows(range(2)))
     asked = []
     real = huggingface_hub.snapshot_download
     monkeypatch.setattr(
@@ -435,7 +436,7 @@ def test_only_the_split_that_is_asked_for_is_fetched(hub, load, monkeypatch):
 
 
 def test_a_split_that_was_fetched_in_part_is_refused(hub, load):
-    hub(aokvqa.HUB_NAME, "train", okvqa_rows(range(2)), num_shards=2)
+    hub(AOKVQA.hub_name, "train", okvqa_rows(range(2)), num_shards=2)
     with pytest.raises(DataError, match="1 of its 2 Parquet files are in the cache"):
         load(source="aokvqa")
 
@@ -443,14 +444,14 @@ def test_a_split_that_was_fetched_in_part_is_refused(hub, load):
 def test_aokvqa_hub_test_split_has_nulls(hub, load):
     secret = {"correct_choice_idx": None, "rationales": None, "direct_answers": None}
     row = secret | {"question_id": "q", "question": "What?", "choices": ["a", "b"]}
-    hub(aokvqa.HUB_NAME, "test", [row | {"image": {"bytes": png(), "path": None}}])
+    hub(AOKVQA.hub_name, "test", [row | {"image": {"bytes": png(), "path": None}}])
     [task] = load(source="aokvqa", split="test")
     assert (task.answer, task.rationale) == (None, "")
 
 
 def test_corrupt_hub_image_is_one_sentence(hub, load):
     row = {"question_id": "q", "question": "What?", "choices": ["a", "b"], "correct_choice_idx": 0, "rationales": ["x"]}
-    hub(aokvqa.HUB_NAME, "train", [row | {"image": {"bytes": b"junk", "path": None}}])
+    hub(AOKVQA.hub_name, "train", [row | {"image": {"bytes": b"junk", "path": None}}])
     with pytest.raises(DataError, match=r"image of row 0 of .*, split train cannot be read"):
         load(source="aokvqa")
 

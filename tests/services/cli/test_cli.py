@@ -123,7 +123,7 @@ def test_an_unknown_command_names_the_nearest(vcot):
         (["sample", "--set", "sample.temprature=1"], "unknown field sample.temprature (did you mean temperature?)"),
         (["sample", "--recipe", "papr"], "no recipe 'papr' (did you mean paper?)"),
         (["sample", "--source", "scienceqa", "--path", "nowhere"], "does not exist"),
-        (["sample", "--source", "sciencqa"], "tasks.source = 'sciencqa'"),
+        (["sample", "--source", "sciencqa"], "tasks.source: there is no source 'sciencqa'; do you mean scienceqa?"),
         (["sample", "--set", "model.source=/nowhere/at/all"], "/nowhere/at/all"),
         (["judge"], "runs/nano is not a run yet"),
         (["report", "--run", "runs/nanp"], "runs/nanp is not a run yet"),

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.ledger import Ledger
-from pipeline.prompts import render_options, render_prompt
+from pipeline.prompts import PROMPTS, render_options, render_prompt
 from pipeline.recipe import load_recipe
 from pipeline.records import CheckpointRef, Judgment, Response, SamplingParams, Task, Usage, content_key
 from services.planning import assumptions
@@ -104,9 +104,9 @@ def test_prompts_are_as_long_as_assumed():
 
     asked = [(row["question"], tuple(row["choices"])) for row in rows]
     shown = [(row["question"], tuple(row["choices"])) for row in problems if row["image"]]
-    assert mean("thought_specific", asked) == pytest.approx(assumptions.PROMPT_TOKENS["thought_specific"], abs=3)
+    assert mean("thought_specific", asked) == pytest.approx(PROMPTS.resolve("thought_specific").num_tokens, abs=3)
     for name in ("zero_shot", "cot"):
-        assert mean(name, shown) == pytest.approx(assumptions.PROMPT_TOKENS[name], abs=3)
+        assert mean(name, shown) == pytest.approx(PROMPTS.resolve(name).num_tokens, abs=3)
     judge = (Path(__file__).parents[3] / "pipeline" / "judges" / "pointwise.txt").read_text()
     filled = [judge.replace("<question>", q).replace("<options>", render_options(c)) for q, c in asked[:200]]
     lengths = [len(tokenizer.encode(text).ids) for text in filled]

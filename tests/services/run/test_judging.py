@@ -1,13 +1,10 @@
 """A run whose judge is a model: what its faults stop, what is said of money, and that no training set is made of luck."""
 
-import functools
-
 import httpx2
 import pytest
 
 from pipeline import concurrency
 from pipeline.errors import AccountError, InputError, RecipeError, StageError
-from pipeline.judges.pointwise import PointwiseJudge
 from pipeline.records import Response
 from pipeline.run import open_run
 from services.cli.commands import run_all
@@ -17,10 +14,11 @@ from services.run.rounds import list_rounds, make_judge
 from services.run.steps import Session, judge_stage, pair_stage
 from tests.rehearsal.openai_api import Settings, create_app
 from tests.services.fake_vllm import write_checkpoint
+from tests.services.run.simulated_judge import KIND, TRANSPORTS
 
 ask_once = test_judge
 del test_judge  # or pytest takes it for a test
-SIZES = ("tasks.num_tasks=24", "sample.k=2", "eval.num_tasks=9", "judge.kind=pointwise", "judge.model=gpt-4o-mini")
+SIZES = ("tasks.num_tasks=24", "sample.k=2", "eval.num_tasks=9", f"judge.kind={KIND}", "judge.model=gpt-4o-mini")
 
 
 @pytest.fixture(autouse=True)
@@ -28,16 +26,17 @@ def environment(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-rehearsal")
     monkeypatch.setenv("COLUMNS", "300")
     monkeypatch.setattr(concurrency, "retry_delay_s", lambda *_: 0.0)
+    yield
+    TRANSPORTS.clear()
 
 
 @pytest.fixture
-def serve(monkeypatch):
+def serve():
     """Puts a simulated API behind every judge; gives it."""
 
     def start(**faults):
         app = create_app(Settings(faults=faults))
-        judge = functools.partial(PointwiseJudge, transport=httpx2.ASGITransport(app=app))
-        monkeypatch.setattr("services.run.rounds.PointwiseJudge", judge)
+        TRANSPORTS.append(httpx2.ASGITransport(app=app))
         return app.state.api.counts
 
     return start
@@ -181,9 +180,9 @@ async def test_a_cap_without_prices_is_bad_input(session, serve):
         await judge_stage(list_rounds(session)[0])
 
 
-async def test_a_judge_that_does_not_answer_the_test_stops_before_sampling(session, monkeypatch):
+async def test_a_judge_that_does_not_answer_the_test_stops_before_sampling(session):
     gone = httpx2.MockTransport(lambda request: httpx2.Response(503))
-    monkeypatch.setattr("services.run.rounds.PointwiseJudge", functools.partial(PointwiseJudge, transport=gone))
+    TRANSPORTS.append(gone)
     async with make_judge(session) as judge:
         with pytest.raises(StageError, match=r"judge pointwise/1:gpt-4o-mini does not answer: HTTP 503"):
             await ask_once(session, judge, 1)
@@ -200,9 +199,9 @@ async def test_a_judge_that_does_not_answer_the_test_stops_before_sampling(sessi
         (make_verdict(), RecipeError, r"judge\.max_cost_usd = 1 cannot be kept: .* tells no tokens"),
     ],
 )
-async def test_a_test_shows_what_would_be_wrong_with_every_judgment(session, monkeypatch, reply, error, said):
+async def test_a_test_shows_what_would_be_wrong_with_every_judgment(session, reply, error, said):
     set_judge(session, max_cost_usd=1.0)
     transport = httpx2.MockTransport(lambda request: reply)
-    monkeypatch.setattr("services.run.rounds.PointwiseJudge", functools.partial(PointwiseJudge, transport=transport))
+    TRANSPORTS.append(transport)
     with pytest.raises(error, match=said):
         await judge_stage(list_rounds(session)[0])

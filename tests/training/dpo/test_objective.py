@@ -14,7 +14,8 @@ from transformers import TrainerCallback
 from trl import DPOConfig
 
 from pipeline.errors import RecipeError, ServerError
-from pipeline.recipe import TRL_LOSSES, load_recipe
+from pipeline.open_lists import TRL_LOSSES
+from pipeline.recipe import load_recipe
 from training.dpo import fit
 from training.dpo.losses import start_loss
 from training.dpo.objective import anchor_loss, conditional_loss

@@ -1,0 +1,63 @@
+"""The lists that a recipe picks from, and that anyone can add to: what is built in, and where packages announce theirs.
+
+A recipe only checks a name. What an object of a list must be is said where such objects live, as in pipeline/sources/.
+docs/extending.md shows how to write one of each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from pipeline.plugins import Plugins
+
+SOURCE_NAMES: Plugins[Any] = Plugins(
+    "source",
+    "vcot.sources",
+    {
+        "nano": "pipeline.sources.nano.questions:NANO",
+        "aokvqa": "pipeline.sources.aokvqa:AOKVQA",
+        "scienceqa": "pipeline.sources.scienceqa:SCIENCEQA",
+        "unusual": "pipeline.sources.unusual:UNUSUAL_THINGS",
+    },
+)
+PROMPT_NAMES: Plugins[Any] = Plugins(
+    "prompt",
+    "vcot.prompts",
+    {
+        "thought_specific": "pipeline.prompts:THOUGHT_SPECIFIC",
+        "thought_generic": "pipeline.prompts:THOUGHT_GENERIC",
+        "zero_shot": "pipeline.prompts:ZERO_SHOT",
+        "cot": "pipeline.prompts:COT",
+    },
+)
+JUDGE_NAMES: Plugins[Any] = Plugins(
+    "judge",
+    "vcot.judges",
+    {"verifier": "pipeline.judges.verifier:Verifier", "pointwise": "pipeline.judges.pointwise:PointwiseJudge"},
+)
+PAIR_POLICY_NAMES: Plugins[Any] = Plugins(
+    "pair policy", "vcot.pair_policies", {"best_worst": "pipeline.pairs:choose_best_worst"}
+)
+BENCHMARK_NAMES: Plugins[Any] = Plugins(
+    "benchmark",
+    "vcot.benchmarks",
+    {
+        "nano": "eval.benchmarks.nano_world:NANO",
+        "scienceqa": "eval.benchmarks.scienceqa_img:SCIENCEQA",
+        "aokvqa": "eval.benchmarks.aokvqa_mc:AOKVQA",
+        "unusual": "eval.benchmarks.unusual_things:UNUSUAL",
+    },
+)
+TRL_LOSSES = (
+    "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
+    "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm",
+)  # fmt: skip
+"""TRL's names of the losses that its trainer computes."""
+LOSSES: Plugins[Callable[..., Any]] = Plugins(
+    "loss",
+    "vcot.losses",
+    dict.fromkeys(TRL_LOSSES, "trl:DPOTrainer"),
+    is_one=callable,
+    must_be="a function of log-probs (docs/extending.md)",
+)

@@ -1,0 +1,86 @@
+"""A source: a data set whose questions become `Task` records, and what is known of it.
+
+A recipe names one in `tasks.source`: a built-in, an object of a module of one's own, or an entry point of the group
+`vcot.sources`. docs/extending.md shows how to write one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pipeline.errors import DataError, RecipeError
+from pipeline.images import ImageStore
+from pipeline.open_lists import SOURCE_NAMES
+from pipeline.plugins import Plugins
+from pipeline.recipe import TasksSection
+from pipeline.records import Split, Task
+from pipeline.sources.drafts import Draft, draw
+
+Load = Callable[[TasksSection, ImageStore], Iterable[Task]]
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a data set decides; which of its splits, how many of its questions and from where is the recipe's."""
+
+    load: Load
+    """The questions that a section asks for, images stored. `draw_from` makes it of a list of all the questions."""
+    digest: Callable[[TasksSection], str]
+    """Names the data that `load` would read, for keys: the same for the same data, wherever its files lie."""
+    has_hints: bool = False
+    """Whether `tasks.hint` means something here."""
+    hub_name: str | None = None
+    """Where the questions are on the hub; None where they are read from files, or drawn."""
+    is_drawn: bool = False
+    """Whether the questions are made here, from nothing."""
+    licence: str = "license: other"
+    """Of questions and images, as lines of a data card's header."""
+    num_questions: Mapping[Split, int] = field(default_factory=dict)
+    """How many with an image each split of the published files holds, where that is known; for estimates."""
+    image_bytes: int = 0
+    """Of a usual image; for estimates."""
+
+
+SOURCES: Plugins[Source] = SOURCE_NAMES.of_kind(
+    lambda found: isinstance(found, Source), "a pipeline.sources.source.Source"
+)
+
+
+def find_source(section: TasksSection) -> Source:
+    """The recipe's source. Raises RecipeError where it cannot be imported, or has no hints and is asked for them."""
+    source = SOURCES.resolve(section.source)
+    if section.hint and not source.has_hints:
+        raise RecipeError(f"source {section.source} has no hints; leave hint out")
+    return source
+
+
+def find_path(section: TasksSection) -> Path | None:
+    """Where the source's files are; None where the recipe names no place. Raises DataError where nothing is there."""
+    if section.path is None:
+        return None
+    path = Path(section.path).expanduser()
+    if not path.exists():
+        raise DataError(f"{section.source} path {section.path} does not exist; give the folder of the official files")
+    return path
+
+
+def need_path(section: TasksSection) -> Path:
+    """Where the files of a source are that has no copy on the hub. Raises DataError where the recipe names no place."""
+    path = find_path(section)
+    if path is None:
+        raise DataError(f"{section.source} is read from files; set its path")
+    return path
+
+
+def draw_from(list_questions: Callable[[TasksSection], Iterable[Draft]]) -> Load:
+    """Loads `num_tasks` of the listed questions, or all, in an order that their ids and the section's seed decide.
+
+    Only the drawn ones have their images read. Raises DataError where an id occurs twice, or a question cannot be used.
+    """
+
+    def load(section: TasksSection, store: ImageStore) -> Iterable[Task]:
+        return (draft.build(store) for draft in draw(list_questions(section), section.num_tasks, section.seed))
+
+    return load

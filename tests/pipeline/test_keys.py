@@ -1,0 +1,82 @@
+"""What is built in keeps its keys, or else a run asks and pays for everything anew."""
+
+import pytest
+
+from pipeline.images import ImageStore
+from pipeline.judges import find_judge, judgment_key
+from pipeline.recipe import JudgeSection, TasksSection
+from pipeline.records import CheckpointRef, ImageRef, Response, SamplingParams, Task
+from pipeline.sample import plan_requests
+from pipeline.sources import key_tasks
+
+CHECKPOINT = CheckpointRef(name="base", digest="sha256:aa", kind="base")
+SAMPLING = SamplingParams(temperature=0.5, max_tokens=8, n=2, seed=3)
+TASK = Task(
+    id="t",
+    question="What is it?",
+    choices=("a cat", "a dog"),
+    answer=1,
+    facts=("It is a dog.",),
+    source="nano",
+    split="train",
+    image=ImageRef(sha256="ab", path="x.png", width=2, height=2),
+)
+
+
+@pytest.mark.parametrize(
+    ("section", "key"),
+    [
+        (TasksSection(source="nano", num_tasks=3), "45ed7f573084d8e6491d0f867d1090a39b298141b39c74dde24f35fe75f4e1f3"),
+        (
+            TasksSection(source="unusual", split="test"),
+            "04cab178f2f9b9d47df8eb520238aa2de8f13a58ae505243dff694ec180005c7",
+        ),
+        (
+            TasksSection(source="aokvqa", revision="abc", num_tasks=5, seed=1),
+            "82b55dff812820075d1f89f111ea27b345d80c5f981e31963b47a2240e933982",
+        ),
+        (
+            TasksSection(source="scienceqa", revision="abc", split="test", hint=True),
+            "0c0da48481a91a0e13f47768db9f4a2ff82e85e51c3c6448824d4e69c5187ed9",
+        ),
+    ],
+)
+def test_of_tasks(section, key):
+    assert key_tasks(section) == key
+
+
+@pytest.mark.parametrize(
+    ("prompt", "key"),
+    [
+        ("thought_specific", "db4d63dcabf2620590d98d6f36bd55f892ceb7126fb97bdf5f27b974e833830f"),
+        ("thought_generic", "df973bf8cc9a1a08880b72aaadd392596f059dc4f29682d2e2b5296ac3bf6a99"),
+        ("zero_shot", "c956054c204a13f20545c0559ef6720ee4c108be7e282494e9d5900c3e8e224d"),
+        ("cot", "daed7ba915ab9defcf607cd95ad89f0e276c1a0e025a32297f94077fc5fb61b8"),
+    ],
+)
+def test_of_requests(prompt, key):
+    [request] = plan_requests([TASK], prompt, CHECKPOINT, SAMPLING)
+    assert request.key == key
+    assert request.sampling.seed == int(key[:8], 16) >> 1
+
+
+def test_of_responses():
+    [request] = plan_requests([TASK], "cot", CHECKPOINT, SAMPLING)
+    assert request.response_key(1) == "a032d0e89a0a35f4b92895850a7ae35a1fb233bc8d24750ef88bf3d0e4972baa"
+
+
+@pytest.mark.parametrize(
+    ("section", "key"),
+    [
+        (JudgeSection(), "b6e00aa3edadff594af7d67cf2828ef0a67790ea8e30930e596dc0a733ab0066"),
+        (
+            JudgeSection(kind="pointwise", model="gpt-4o-mini"),
+            "5b66b428522a26985f122b2e88ec0ecd626811e0e0c08d5841c665c79f14b755",
+        ),
+    ],
+)
+def test_of_judgments(section, key, tmp_path):
+    response = Response(
+        key="r", group="g", task="t", index=0, checkpoint=CHECKPOINT, prompt="cot", sampling=SAMPLING, text="x"
+    )
+    assert judgment_key(find_judge(section, ImageStore(tmp_path)), TASK, response) == key
