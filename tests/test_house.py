@@ -11,9 +11,6 @@ ROOT = Path(__file__).parent.parent
 MODULES = [path for room in ("pipeline", "training", "eval", "services") for path in (ROOT / room).rglob("*.py")]
 MAX_LINES = 400
 LONGER = {"pipeline/recipe.py"}
-    "pipeline/recipe.py",
-    "services/run/steps.py",
-}
 """Not yet split."""
 
 
@@ -62,14 +59,7 @@ LEFT: dict[str, tuple[str, ...]] = {
     "tests/training/test_extending_loss.py": ("read _metrics",),
     # A machine with GPUs, a CUDA build of vLLM, or a module that is not there.
     "tests/services/engine/test_vllm.py": ("patch vllm find_build",),
-    "tests/training/dpo/test_preflight.py": (
-        *("patch preflight available_gib", "patch preflight list_gpus"),
-        *("patch preflight device", "patch preflight device"),
-    ),
-    "tests/training/protocol/test_launch.py": ("patch launch RANK_MODULE", "patch launch RANK_MODULE"),
     # The gateway of a command, and the command of a name: these go with the sessions of services/run.
-    "tests/services/cli/test_cli.py": ("patch services.cli.opening.execute",),
-    "tests/services/cli/test_terminal.py": ("read _say",),
     "tests/services/gateway/fleet/test_rest.py": (*("patch command_side.admin rest", "patch command_side.admin wake"),),
     "tests/services/gateway/test_admin_faults.py": ("patch Endpoint client",),
     "tests/services/run/test_judging.py": (

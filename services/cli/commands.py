@@ -27,11 +27,18 @@ from training.protocol.launch import check_installed
 
 async def train(session: Session) -> None:
     """`vcot train`."""
+    _check_trainer(session)
     current = list_rounds(session)[-1]
     await pair_stage(current)
     is_remote = session.run.recipe.train.worker == "remote"  # which merges, too
     async with servers_at_rest(current, current.job if is_remote else None):
         await train_stage(current)
+
+
+def _check_trainer(session: Session) -> None:
+    """See that what a training on this machine takes is installed, before anything that lasts. Raises as that does."""
+    if session.run.recipe.train.worker == "local":
+        check_installed(session.run.recipe.train)
 
 
 async def sweep(session: Session) -> None:
@@ -124,8 +131,7 @@ def _report(session: Session, rounds: Sequence[Round], choice: Choice) -> None:
 
 async def run_all(session: Session) -> None:
     """`vcot run`: the whole loop, as many rounds of it as the recipe says."""
-    if session.run.recipe.train.worker == "local":
-        check_installed(session.run.recipe.train)
+    _check_trainer(session)
     if warning := check_machine(session.run.recipe, is_served=serving.is_served(session.run)):
         session.report(Warned(warning))
     _ = session.benchmark  # what cannot be asked, or paired, and below

@@ -47,7 +47,7 @@ async def train_stage(current: Round, merge_into: Path | None = None) -> None:
             status = await trainer.train_remotely(current.job, directory, on_steps)
         else:
             status = await trainer.train(current.job, directory, on_steps, merge_into)
-    say_preflight(session.report, read_record(directory / PREFLIGHT, Preflight))
+    tell_preflight(session.report, read_record(directory / PREFLIGHT, Preflight))
     points = [point for point in trainer.read_progress(directory) if point.kind == "validation"]
     gap = points[-1].gap
     session.report(
@@ -59,7 +59,7 @@ async def train_stage(current: Round, merge_into: Path | None = None) -> None:
     )
 
 
-def say_preflight(report: Report, preflight: Preflight) -> None:
+def tell_preflight(report: Report, preflight: Preflight) -> None:
     """What was found before the training: a row as the model reads it, rows that were left out, and the memory."""
     row = preflight.train.example
     shown = row if len(row) <= _MAX_ROW else f"{row[: _MAX_ROW // 2]}...{row[-_MAX_ROW // 2 :]}"

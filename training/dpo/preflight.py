@@ -95,17 +95,16 @@ class _Ticker:
             self.on_message(f"looking at every pair: {self._done:,} of {self.total:,}")
 
 
-def check_job(job: TrainJob, job_directory: Path, found: CheckedPairs) -> MemoryEstimate:
+def check_job(job: TrainJob, job_directory: Path, found: CheckedPairs, available: float) -> MemoryEstimate:
     """Keep what was found as the job's `preflight.json`, with an estimate of the memory; returns the estimate.
 
-    Raises DataError where no pair can be trained, MachineError where what every step takes is more than what is free.
+    Raises DataError where no pair can be trained, MachineError where what every step takes is more than the `available` GiB.
     """
     estimate = estimate_memory(
         read_shape(Path(job.base_path) / "config.json"),
         job.train,
         max(found.train.max_length, found.validation.max_length),
     )
-    available = available_gib(job.train)
     write_record(
         job_directory / PREFLIGHT,
         Preflight(train=found.train, validation=found.validation, memory=estimate, available_gib=available),

@@ -108,14 +108,14 @@ def _train(job: TrainJob, job_directory: Path) -> None:
     check_installed(job.train)
     _check_losses(job)
     tell(job_directory, "preparing", "loading the libraries")
-    from training.dpo.preflight import check_job, open_pairs
+    from training.dpo.preflight import available_gib, check_job, open_pairs
     from training.model.loading import load_processor, num_gpus, quiet_libraries
 
     quiet_libraries()
     tell(job_directory, "preparing", "looking at every pair")
     processor, _ = load_processor(base)
     pairs = open_pairs(job, job_directory, processor, lambda message: tell(job_directory, "preparing", message))
-    estimate = check_job(job, job_directory, pairs.found)
+    estimate = check_job(job, job_directory, pairs.found, available_gib(job.train))
     _log.info("%d + %d pairs; %s", len(pairs.train), len(pairs.validation), estimate.summary)
     if is_distributed(job.train):
         check_machine(job.train, num_gpus())

@@ -1,5 +1,6 @@
 """The command line: help, and one sentence with exit code 2 for bad input, before any server is started."""
 
+import importlib.util
 import json
 import re
 import shutil
@@ -248,8 +249,10 @@ def test_checkpoints_are_added_listed_shown_and_retired(vcot, tmp_path):
 
 
 @pytest.mark.parametrize("command", ["run", "train"])
-def test_wandb_is_one_flag_away(vcot, monkeypatch, command):
-    kept = []
-    monkeypatch.setattr("services.cli.opening.execute", lambda name, target, step, overrides: kept.append(overrides))
-    assert vcot(command, "--wandb", "--set", "train.seed=1")[0] == vcot(command)[0] == 0
-    assert kept == [('train.report_to=["wandb"]',), ()]
+def test_wandb_is_one_flag_away_and_is_looked_for_at_once(vcot, monkeypatch, command):
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == "wandb" else find_spec(name, *rest)
+    )
+    code, _, err = vcot(command, "--recipe", "nano", "--wandb")
+    assert (code, "train.report_to needs the package wandb, which is not installed" in err) == (2, True)

@@ -10,7 +10,8 @@ from rich.text import Text
 
 from pipeline.report import progress, waiting
 from services.cli.terminal import Terminal
-from services.run.training_steps import say_preflight
+from services.run.training_steps import tell_preflight
+from tests.services.cli.test_cli import vcot  # noqa: F401 - a fixture
 
 
 def test_a_table_in_a_pipe_is_not_cut(capsys):
@@ -27,7 +28,7 @@ def test_a_training_shows_the_ends_of_its_first_row(capsys):
     part = SimpleNamespace(example=f"<s>{'template ' * 50}</s>", refused=())
     memory = SimpleNamespace(total=1.0, summary="1.0 GiB")
     preflight = SimpleNamespace(train=part, validation=part, memory=memory, available_gib=2.0)
-    say_preflight(Terminal(), preflight)
+    tell_preflight(Terminal(), preflight)
     row = capsys.readouterr().err.splitlines()[0]
     assert "'<s>template" in row
     assert row.endswith("</s>'")
@@ -73,8 +74,7 @@ def test_what_others_wrote_is_shown_and_not_obeyed(monkeypatch, is_terminal) -> 
     assert "\x1b[31m" not in out.getvalue(), "a colour of its own"
 
 
-def test_an_error_is_shown_and_not_obeyed(capsys) -> None:
-    from services.cli.outcome import _say
-
-    _say(HOSTILE)
-    assert capsys.readouterr().err == f"vcot: {SHOWN}\n"
+def test_an_error_is_shown_and_not_obeyed(vcot) -> None:  # noqa: F811
+    code, _, err = vcot("judge", "--run", HOSTILE.replace("//", ""))
+    assert (code, err.count("\n")) == (2, 1)
+    assert err.startswith(f"vcot: {SHOWN.replace('//', '')} is not a run yet")

@@ -8,9 +8,8 @@ import torch
 from pipeline.errors import MachineError
 from pipeline.recipe import load_recipe
 from pipeline.records import CheckpointRef
-from training.dpo import preflight
+from tests.nvidia import install_nvidia_smi
 from training.dpo.preflight import CheckedPairs, available_gib, check_job
-from training.protocol.gpus import Gpu, Gpus
 from training.protocol.job import PREFLIGHT, PairSummary, Preflight, TrainJob, read_record
 from training.protocol.shape import find_shape
 
@@ -40,30 +39,26 @@ def job(tmp_path):
 
 
 @pytest.mark.parametrize(("free", "is_refused"), [(15.0, True), (20.5, False), (70.0, False)])
-def test_what_surely_does_not_fit_is_refused_and_what_may_not_is_kept_for_the_warning(
-    job, tmp_path, monkeypatch, free, is_refused
-):
-    monkeypatch.setattr(preflight, "available_gib", lambda _: free)
+def test_what_surely_does_not_fit_is_refused_and_what_may_not_is_kept_for_the_warning(job, tmp_path, free, is_refused):
     found = CheckedPairs(train=ROWS, validation=ROWS)
     if is_refused:
         with pytest.raises(MachineError, match=r"needs at least .* and 15.0 GiB are free .*`vcot doctor`"):
-            check_job(job, tmp_path, found)
+            check_job(job, tmp_path, found, free)
     else:
-        check_job(job, tmp_path, found)
+        check_job(job, tmp_path, found, free)
     kept = read_record(tmp_path / PREFLIGHT, Preflight)
     assert (kept.available_gib, kept.memory.longest_row) == (free, 1200)
     assert (kept.memory.total > free) == (free < 70)
 
 
-def test_what_is_free_is_asked_of_cuda_or_for_several_processes_of_the_driver(job, monkeypatch):
-    gpus = tuple(Gpu(index, f"GPU-{index}", "A100", 80.0, free) for index, free in enumerate((70.0, 30.0, 5.0)))
-    monkeypatch.setattr(preflight, "list_gpus", lambda: Gpus(gpus, "580.1"))
-    monkeypatch.setattr(preflight, "device", lambda: torch.device("cuda"))
+def test_what_is_free_is_asked_of_cuda_or_for_several_processes_of_the_driver(job, tmp_path, monkeypatch):
+    install_nvidia_smi(tmp_path, monkeypatch, *(gib * 1024 for gib in (70, 30, 5)))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (12 * 2**30, 80 * 2**30))
     assert available_gib(job.train) == 12.0
     assert available_gib(job.train.model_copy(update={"num_processes": 2})) == 30.0
 
 
 def test_without_a_gpu_it_is_the_machines_memory_that_is_free(job, monkeypatch):
-    monkeypatch.setattr(preflight, "device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert 0.1 < available_gib(job.train) < 10_000

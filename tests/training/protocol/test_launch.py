@@ -53,17 +53,23 @@ def test_packages_that_the_recipe_names_are_looked_for(monkeypatch):
         launch.check_installed(make_recipe(report_to='["trackio"]'))
 
 
+@pytest.fixture
+def refused(tmp_path):
+    """A recipe for two processes, whose config accelerate refuses: it ends with 1, as it does for a rank that died."""
+    own = tmp_path / "own.yaml"
+    own.write_text("a_key_that_accelerate_does_not_know: 1\n")
+    return make_recipe(num_processes=2, accelerate_config=f'"{own}"')
+
+
 @pytest.mark.parametrize(("fault", "kind"), [(MachineError("no"), InputError), (ServerError("no"), ServerError)])
-def test_a_ranks_sentence_becomes_the_workers(tmp_path, monkeypatch, fault, kind):
+def test_a_ranks_sentence_becomes_the_workers(tmp_path, refused, fault, kind):
     """accelerate's agent ends with 1, whatever its ranks ended with: the status carries it."""
     tell_fault(tmp_path, fault)
-    monkeypatch.setattr(launch, "RANK_MODULE", "a_module_that_is_not_there")
     with pytest.raises(kind, match=r"^no$"):
-        launch.launch(make_recipe(num_processes=2), tmp_path)
+        launch.launch(refused, tmp_path)
 
 
-def test_ranks_that_say_nothing(tmp_path, monkeypatch):
+def test_ranks_that_say_nothing(tmp_path, refused):
     write_record(tmp_path / "status.json", TrainStatus(state="running"))
-    monkeypatch.setattr(launch, "RANK_MODULE", "a_module_that_is_not_there")
     with pytest.raises(ServerError, match="one of the 2 training processes ended before its time"):
-        launch.launch(make_recipe(num_processes=2), tmp_path)
+        launch.launch(refused, tmp_path)
