@@ -15,8 +15,8 @@ from pydantic import Field, ValidationError, model_validator
 
 from pipeline import errors
 from pipeline.errors import ServerError, UnreachableError, VcotError
-from pipeline.recipe import UpstreamUrl
 from pipeline.records import CheckpointRef, Record
+from pipeline.upstream import UpstreamUrl
 from services.checkpoints.registry import CheckpointInfo
 
 Wanted = Literal["auto", "sleep", "stop"]

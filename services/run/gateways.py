@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Protocol
 
 from pipeline.errors import ServerError
-from pipeline.recipe import POLICY_ALIAS
 from pipeline.records import CheckpointRef
 from pipeline.report import Report, Said, Warned, aside, waiting
 from pipeline.run import Run
+from pipeline.sections import POLICY_ALIAS
 from services.checkpoints.registry import Checkpoint, CheckpointInfo, Registry
 from services.gateway import admin
 from services.gateway.admin import Wanted

@@ -15,10 +15,10 @@ from pipeline.client import ChatClient
 from pipeline.errors import StageError
 from pipeline.judging import find_unjudged_fault, judge_responses
 from pipeline.publish import publish_pairs, render_card
-from pipeline.recipe import POLICY_ALIAS
 from pipeline.records import PreferencePair, Split, StageCount
 from pipeline.report import Began, Said, Warned, tracking
 from pipeline.sample import SampleRequest, owed_requests, sample
+from pipeline.sections import POLICY_ALIAS
 from services.checkpoints.registry import Checkpoint
 from services.gateway.admin import swap_to
 from services.run.billing import read_meter, say_estimate, test_judge

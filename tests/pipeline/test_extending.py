@@ -17,10 +17,11 @@ from pipeline.judges.model import ModelJudge
 from pipeline.ledger import Ledger
 from pipeline.pairs import build_pairs
 from pipeline.prompts import render_prompt
-from pipeline.recipe import JudgeSection, TasksSection, load_recipe
+from pipeline.recipe import load_recipe
 from pipeline.records import CheckpointRef, Judgment, Response, Task
 from pipeline.run import open_run
 from pipeline.sample import plan_requests, sample
+from pipeline.sections import JudgeSection, TasksSection
 from pipeline.sources import key_tasks, load_tasks
 from services.run.rounds import list_rounds
 from services.run.session import Session

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from pipeline.errors import CheckpointError
 from pipeline.files import read_record, write_kept_record
-from pipeline.recipe import ServeSection, UpstreamUrl
 from pipeline.records import Record
+from pipeline.sections import ServeSection
+from pipeline.upstream import UpstreamUrl
 
 _FILE = "replicas.json"
 

@@ -15,8 +15,8 @@ from pipeline.judges.pointwise import PointwiseJudge
 from pipeline.judges.verifier import verify
 from pipeline.judging import find_standing, judge_responses
 from pipeline.ledger import Ledger
-from pipeline.recipe import JudgeSection
 from pipeline.records import CheckpointRef, Judgment, Response, SamplingParams, Task
+from pipeline.sections import JudgeSection
 
 CHECKPOINT = CheckpointRef(name="base", digest="sha256:aa", kind="base")
 SAMPLING = SamplingParams(temperature=0.5, max_tokens=8, n=8, seed=0)

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
 from pipeline.errors import RecipeError, ServerError
-from pipeline.recipe import UpstreamUrl, load_recipe
+from pipeline.recipe import load_recipe
+from pipeline.upstream import UpstreamUrl
 from tests.services.bench_fleet import Bench
 from tests.services.fake_vllm import write_checkpoint
 

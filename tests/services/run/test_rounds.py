@@ -8,9 +8,10 @@ from eval.image_reliance import Reliance
 from pipeline.errors import DataError, InputError, RecipeError
 from pipeline.images import ImageStore
 from pipeline.prompts import split_thought
-from pipeline.recipe import TasksSection, load_recipe
+from pipeline.recipe import load_recipe
 from pipeline.records import Response, Usage
 from pipeline.run import open_run
+from pipeline.sections import TasksSection
 from pipeline.sources import load_round
 from pipeline.sources.nano.questions import render_response, render_target
 from services.cli.terminal import Terminal

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pipeline.errors import ServerError, SwapError
-from pipeline.recipe import ServeSection
+from pipeline.sections import ServeSection
 from services.checkpoints.registry import Registry
 from services.cli.terminal import Terminal
 from services.gateway.admin import Rested, Wanted, named_error
