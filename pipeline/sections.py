@@ -10,10 +10,10 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from pipeline.addresses import UpstreamUrl
 from pipeline.engine_args import check_engine_args
 from pipeline.open_lists import BENCHMARK_NAMES, JUDGE_NAMES, LOSSES, PAIR_POLICY_NAMES, PROMPT_NAMES, SOURCE_NAMES
 from pipeline.records import SamplingParams, ShownImage, Split
-from pipeline.upstream import UpstreamUrl
 
 POLICY_ALIAS = "policy"
 """What a swap moves, and no checkpoint's own name."""

@@ -14,9 +14,9 @@ import httpx
 from pydantic import Field, ValidationError, model_validator
 
 from pipeline import errors
+from pipeline.addresses import UpstreamUrl
 from pipeline.errors import ServerError, UnreachableError, VcotError
 from pipeline.records import CheckpointRef, Record
-from pipeline.upstream import UpstreamUrl
 from services.checkpoints.registry import CheckpointInfo
 
 Wanted = Literal["auto", "sleep", "stop"]

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pipeline.addresses import UpstreamUrl
 from pipeline.errors import CheckpointError
 from pipeline.files import read_record, write_kept_record
 from pipeline.records import Record
 from pipeline.sections import ServeSection
-from pipeline.upstream import UpstreamUrl
 
 _FILE = "replicas.json"
 
