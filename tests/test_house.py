@@ -37,9 +37,6 @@ OURS = {"pipeline", "training", "eval", "services", "bench", "tests"}
 LEFT: dict[str, tuple[str, ...]] = {
     # A wait that is a constant of a command or a job, made short.
     "tests/bench/test_soak.py": ("patch hostile _SLOW_S",),
-    "tests/pipeline/judges/test_judges.py": ("patch concurrency retry_delay_s",),
-    "tests/pipeline/test_judging.py": ("patch concurrency retry_delay_s",),
-    "tests/pipeline/test_sample.py": ("patch concurrency retry_delay_s",),
     "tests/training/dpo/test_objective.py": ("patch fit MIN_SAVE_INTERVAL_S", "read _metrics", "read _metrics"),
     # A command that is interrupted, or made careless, at a moment that nothing outside its process can choose.
     "tests/e2e/test_parity.py": (
@@ -67,7 +64,7 @@ LEFT: dict[str, tuple[str, ...]] = {
         *("patch command_side _LEASE_S", "patch command_side.admin rest", "patch command_side.admin wake"),
     ),
     "tests/services/gateway/test_admin_faults.py": ("patch Endpoint client",),
-    "tests/services/run/test_judging.py": (*("patch concurrency retry_delay_s", "patch services.cli.commands._teach"),),
+    "tests/services/run/test_judging.py": ("patch services.cli.commands._teach",),
     "tests/services/run/test_rounds.py": ("patch pipeline.sources.load_tasks", "read _questions", "read _questions"),
     "tests/services/run/test_serving.py": (
         *("patch heap settle", "patch rollout end_forgotten_trials", "patch steps _TRIAL_POLL_S"),
