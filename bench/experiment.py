@@ -34,7 +34,8 @@ from services.cli.terminal import Terminal
 from services.jobs.trainer import read_progress
 from services.run.rounds import list_rounds
 from services.run.serving import running_gateway
-from services.run.steps import Session, load_scores
+from services.run.session import Session
+from services.run.steps import load_scores
 
 DOCS = Path(__file__).parents[1] / "docs"
 IMAGES: tuple[ShownImage, ...] = ("true", "blank", "other")

@@ -33,9 +33,10 @@ from pipeline.identity import read_manifest, write_manifest
 from pipeline.images import ImageStore
 from pipeline.prompts import render_prompt
 from pipeline.publish import publish_pairs
-from pipeline.recipe import Dtype, load_recipe
+from pipeline.recipe import load_recipe
 from pipeline.records import CheckpointRef, PreferencePair, content_key
 from pipeline.run import open_run
+from pipeline.sections import Dtype
 from pipeline.sources.nano.questions import generate_nano, render_target
 from services.gateway.admin import swap_to, try_out
 from services.jobs import trainer

@@ -55,8 +55,9 @@ from trl import DPOTrainer
 from pipeline.images import ImageStore
 from pipeline.prompts import render_prompt
 from pipeline.publish import publish_pairs
-from pipeline.recipe import TrainSection, load_recipe
+from pipeline.recipe import load_recipe
 from pipeline.records import PreferencePair
+from pipeline.sections import TrainSection
 from pipeline.sources.nano.questions import generate_nano, render_target
 from training.dpo.fit import adapt_model, lora_config, training_arguments
 from training.dpo.reference import attach_reference

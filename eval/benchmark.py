@@ -19,8 +19,8 @@ from pipeline.errors import RecipeError
 from pipeline.files import explain
 from pipeline.open_lists import BENCHMARK_NAMES
 from pipeline.plugins import Plugins
-from pipeline.recipe import EvalSection, TasksSection
 from pipeline.records import PromptName, Response, Score, Split, Task
+from pipeline.sections import EvalSection, TasksSection
 from pipeline.sources.source import find_source
 
 _ALL: tuple[Split, ...] = ("train", "validation", "test")

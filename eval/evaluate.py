@@ -21,9 +21,10 @@ from eval.table import build_chance, build_differences, build_results, render_re
 from pipeline.errors import DataError, OwedError
 from pipeline.images import ImageStore
 from pipeline.ledger import Ledger
-from pipeline.recipe import EvalSection, Recipe
+from pipeline.recipe import Recipe
 from pipeline.records import CheckpointRef, Difference, EvalResult, Record, Response, Score, ShownImage, Split, Task
 from pipeline.sample import SampleRequest, plan_requests, show_image
+from pipeline.sections import EvalSection
 from pipeline.sources import load_tasks
 
 _log = logging.getLogger(__name__)

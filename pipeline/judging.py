@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pipeline.judges import Judge, judgment_key
 from pipeline.judges.cost import Meter
 from pipeline.ledger import Ledger
-from pipeline.recipe import JudgeSection
 from pipeline.records import Judgment, Response, StageCount, Task, Verdict
+from pipeline.sections import JudgeSection
 from pipeline.stage import OnProgress, Tally, work_off
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from eval.benchmark import Benchmark
-from pipeline.recipe import EvalSection
+from pipeline.sections import EvalSection
 
 
 def describe_hint(section: EvalSection) -> str:

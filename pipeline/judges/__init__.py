@@ -16,8 +16,8 @@ from pipeline.faults import Place
 from pipeline.images import ImageStore
 from pipeline.open_lists import JUDGE_NAMES
 from pipeline.plugins import Plugins
-from pipeline.recipe import JudgeSection
 from pipeline.records import Response, Task, Verdict, content_key
+from pipeline.sections import JudgeSection
 
 
 class Judge(ABC):

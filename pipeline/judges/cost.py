@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from pipeline.errors import RecipeError, RequestError
-from pipeline.recipe import JudgeSection
 from pipeline.records import Record, Usage
+from pipeline.sections import JudgeSection
 
 PRICES_AS_OF = "June 2026"
 NUM_TEXT_TOKENS = 350

@@ -24,8 +24,8 @@ from pipeline.judges import Judge
 from pipeline.judges.verdict import Unreadable
 from pipeline.pacing import Gate
 from pipeline.prompts import render_options
-from pipeline.recipe import JudgeSection
 from pipeline.records import ImageRef, Response, SamplingParams, Task, Usage, Verdict, content_key
+from pipeline.sections import JudgeSection
 
 if TYPE_CHECKING:
     import httpx2

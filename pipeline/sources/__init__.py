@@ -15,8 +15,8 @@ from pydantic import ValidationError
 from pipeline.errors import DataError, OwedError
 from pipeline.files import replace_file
 from pipeline.images import ImageStore
-from pipeline.recipe import TasksSection
 from pipeline.records import Task, content_key
+from pipeline.sections import TasksSection
 from pipeline.sources.drafts import explain
 from pipeline.sources.source import SOURCES, find_source
 

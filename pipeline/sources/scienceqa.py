@@ -25,8 +25,8 @@ from pydantic import Field
 
 from pipeline.errors import DataError
 from pipeline.images import ImageStore
-from pipeline.recipe import TasksSection
 from pipeline.records import Split, content_key
+from pipeline.sections import TasksSection
 from pipeline.sources.drafts import Draft, Row, StoreImage, check_whole, digest_files, file_image, read_json, read_row
 from pipeline.sources.hub import hub_key, iterate_hub
 from pipeline.sources.source import Source, draw_from, find_path

@@ -14,8 +14,8 @@ from pipeline.errors import DataError, RecipeError
 from pipeline.images import ImageStore
 from pipeline.open_lists import SOURCE_NAMES
 from pipeline.plugins import Plugins
-from pipeline.recipe import TasksSection
 from pipeline.records import Split, Task
+from pipeline.sections import TasksSection
 from pipeline.sources.drafts import Draft, draw
 
 Load = Callable[[TasksSection, ImageStore], Iterable[Task]]

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 
 from pipeline.errors import DataError
 from pipeline.images import ImageStore
-from pipeline.recipe import TasksSection
 from pipeline.records import Task
+from pipeline.sections import TasksSection
 from pipeline.sources import unusual_drawings as drawings
 from pipeline.sources.nano.questions import PngStore
 from pipeline.sources.pen import Drawing, render

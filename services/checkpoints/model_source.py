@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pipeline.errors import CheckpointError
-from pipeline.recipe import ModelSection
+from pipeline.sections import ModelSection
 from services.checkpoints.naming import is_name
 
 _HUB_FILES = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt", "README.md")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from rich.table import Table
@@ -10,37 +9,25 @@ from rich.table import Table
 from pipeline.errors import InputError, OwedError
 from pipeline.report import Began, Found, Said
 from services.checkpoints.push import Parcel, Place, pack, push, render_parcel
-from services.checkpoints.registry import CheckpointInfo
 from services.cli.terminal import Terminal
-from services.gateway import admin
-from services.gateway.admin import register, retire
+from services.run.parity_gate import parity_stage
 from services.run.rounds import list_rounds
-from services.run.steps import Session, parity_stage
+from services.run.session import Session
 
 
 async def checkpoints(session: Session) -> None:
     """`vcot checkpoints list`."""
     table = Table("name", "kind", "digest", "aliases", "directory")
-    for info in await _registered(session):
+    for info in await session.gateway.list():
         ref = info.checkpoint
         digest = ref.digest[:19] if Terminal().out.is_terminal else ref.digest
         table.add_row(ref.name, ref.kind, digest, ", ".join(info.aliases), info.directory)
     session.report(Found(table))
 
 
-async def _registered(session: Session) -> Sequence[CheckpointInfo]:
-    """What the recipe's gateway has registered, where it names one; else what the run has."""
-    if session.run.recipe.serve.url:
-        return await admin.list_checkpoints((await session.gateway()).url)
-    return [session.registry.describe(checkpoint.ref.name) for checkpoint in session.registry.list()]
-
-
 async def show_checkpoint(session: Session, name: str) -> None:
     """`vcot checkpoints show`."""
-    if session.run.recipe.serve.url:
-        info = await admin.show_checkpoint((await session.gateway()).url, name)
-    else:
-        info = session.registry.describe(name)
+    info = await session.gateway.show(name)
     table = Table(show_header=False)
     table.add_row("name", info.checkpoint.name)
     table.add_row("kind", info.checkpoint.kind)
@@ -57,17 +44,13 @@ async def add_checkpoint(session: Session, directory: Path) -> None:
     """`vcot checkpoints add`."""
     checkpoint = session.registry.inspect(directory)
     await parity_stage(session, [checkpoint])
-    if session.run.recipe.serve.url:
-        await register((await session.gateway()).url, directory)
-    else:
-        session.registry.register(directory)
+    await session.gateway.register(directory)
     session.report(Said(f"{checkpoint.ref.name} is {checkpoint.ref.digest[:19]}, in {checkpoint.directory}"))
 
 
 async def retire_checkpoint(session: Session, name: str) -> None:
     """`vcot checkpoints retire`."""
-    url = session.run.recipe.serve.url
-    ref = await retire((await session.gateway()).url, name) if url else session.registry.retire(name)
+    ref = await session.gateway.retire(name)
     session.report(Said(f"{ref.name} ({ref.digest[:19]}) is retired; its files stay where they are"))
 
 

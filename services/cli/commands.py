@@ -1,73 +1,38 @@
-"""What the commands do that walk through a run's steps."""
+"""What the commands do that take more than one step of a run."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractAsyncContextManager, nullcontext
-from pathlib import Path
 
 from rich.table import Table
 
 from eval.prior import render_prior
-from pipeline.errors import InputError
 from pipeline.pairs import PAIR_POLICIES
-from pipeline.report import Began, Completed, Found, Report, Said, Warned, progress
+from pipeline.report import Began, Completed, Found, Said, Warned
 from services.checkpoints.registry import Checkpoint
-from services.jobs import trainer
 from services.planning.machine import check_machine
 from services.run import results, serving
 from services.run import sweep as search
 from services.run.billing import count_owed, read_cost, test_judge
+from services.run.parity_gate import parity_stage
 from services.run.probing import probe_priors
 from services.run.reporting import RunEvaluation, evaluate_scores, render, write_run_report
 from services.run.rounds import Round, list_rounds, make_judge
-from services.run.steps import (
-    Session,
-    eval_stage,
-    judge_stage,
-    load_scores,
-    pair_stage,
-    parity_stage,
-    sample_stage,
-    swap_stage,
-)
+from services.run.session import Session
+from services.run.steps import eval_stage, judge_stage, load_scores, pair_stage, sample_stage, swap_stage
+from services.run.training_steps import merge_stage, servers_at_rest, train_stage
 from services.run.trend import Choice, choose_round
-from training.protocol.job import (
-    ADAPTER,
-    MERGE_REPORT,
-    PREFLIGHT,
-    MergeReport,
-    Preflight,
-    Retention,
-    TrainJob,
-    read_record,
-)
 from training.protocol.launch import check_installed
-
-
-async def sample(session: Session) -> None:
-    """`vcot sample`."""
-    await sample_stage(list_rounds(session)[-1])
-
-
-async def judge(session: Session) -> None:
-    """`vcot judge`."""
-    await judge_stage(list_rounds(session)[-1])
-
-
-async def pair(session: Session) -> None:
-    """`vcot pair`."""
-    pair_stage(list_rounds(session)[-1])
 
 
 async def train(session: Session) -> None:
     """`vcot train`."""
     _check_trainer(session)
     current = list_rounds(session)[-1]
-    pair_stage(current)
+    await pair_stage(current)
     is_remote = session.run.recipe.train.worker == "remote"  # which merges, too
-    async with _servers_at_rest(current, current.job if is_remote else None):
-        await _train(current)
+    async with servers_at_rest(current, current.job if is_remote else None):
+        await train_stage(current)
 
 
 def _check_trainer(session: Session) -> None:
@@ -76,107 +41,23 @@ def _check_trainer(session: Session) -> None:
         check_installed(session.run.recipe.train)
 
 
-def _servers_at_rest(current: Round, merged: TrainJob | None) -> AbstractAsyncContextManager[None]:
-    """Servers that are up give their GPU to the round's training, and to the merge of job `merged`, where one is owed."""
-    directory = current.job_directory
-    is_owed = not trainer.is_done(directory, merged.merged_path(directory) if merged else None)
-    return current.session.at_rest() if is_owed else nullcontext()
-
-
-async def _train(current: Round, merge_into: Path | None = None) -> None:
-    """Train the round's job; with `merge_into`, the same process merges, which spares a second start of torch."""
-    session, directory = current.session, current.job_directory
-    section = current.job.train
-    session.report(
-        Began(
-            "train",
-            f"{section.method}, LoRA r={section.lora_r} on {section.target_modules}, lr {section.learning_rate:g}",
-        )
-    )
-    with progress(session.report, "steps") as on_steps:
-        if section.worker == "remote":
-            status = await trainer.train_remotely(current.job, directory, on_steps)
-        else:
-            status = await trainer.train(current.job, directory, on_steps, merge_into)
-    tell_preflight(session.report, read_record(directory / PREFLIGHT, Preflight))
-    points = [point for point in trainer.read_progress(directory) if point.kind == "validation"]
-    gap = points[-1].gap
-    session.report(
-        Said(
-            f"{status.num_steps} steps over {status.num_train} pairs, {status.num_adapted_modules} modules adapted; "
-            f"validation loss {points[0].loss:.4f} -> {points[-1].loss:.4f}"
-            + (f", gap {gap:+.4f}" if gap is not None else "")
-        )
-    )
-
-
-_MAX_ROW = 80
-
-
-def tell_preflight(report: Report, preflight: Preflight) -> None:
-    """What was found before the training: a row as the model reads it, rows that were left out, and the memory."""
-    row = preflight.train.example
-    shown = row if len(row) <= _MAX_ROW else f"{row[: _MAX_ROW // 2]}...{row[-_MAX_ROW // 2 :]}"
-    report(Said(f"a row as the model reads it ({PREFLIGHT} has it whole): {shown!r}"))
-    refused = (*preflight.train.refused, *preflight.validation.refused)
-    if refused:
-        report(Warned(f"{len(refused)} pairs cannot be trained whole; the first, {refused[0][0]}: {refused[0][1]}"))
-    event = Warned if preflight.memory.total > preflight.available_gib else Said
-    report(event(f"memory: {preflight.memory.summary}; {preflight.available_gib:.1f} GiB were free"))
-
-
 async def sweep(session: Session) -> None:
     """`vcot sweep`."""
     current = list_rounds(session)[-1]
-    pair_stage(current)
+    await pair_stage(current)
     await search.sweep(current)
 
 
 async def merge(session: Session, *, adapter: bool) -> None:
     """`vcot merge`; with `adapter`, the adapter alone."""
     current = list_rounds(session)[-1]
-    pair_stage(current)
+    await pair_stage(current)
     job = current.job
     if adapter:
         job = job.model_copy(update={"merge": job.merge.model_copy(update={"serve_as": "adapter"})})
-    async with _servers_at_rest(current, job):
-        made = await _merge(current, job)
+    async with servers_at_rest(current, job):
+        made = await merge_stage(current, job)
     session.report(Said(f"`vcot parity {made.ref.name}` registers it, if it is served as it was trained"))
-
-
-async def _merge(current: Round, job: TrainJob) -> Checkpoint:
-    """The job's checkpoint, which is for `parity_stage` to register."""
-    session, directory = current.session, current.job_directory
-    if not (directory / ADAPTER).is_dir():
-        raise InputError(f"job {directory} has no adapter yet; run `vcot train` first")
-    out = session.run.path("checkpoints", job.checkpoint_name)
-    session.report(Began("merge", f"{job.checkpoint_name}, {job.merge.serve_as}"))
-    if not out.is_dir() and job.train.worker == "remote":
-        with progress(session.report, "steps") as on_steps:
-            await trainer.train_remotely(job, directory, on_steps)
-    elif not out.is_dir():
-        await trainer.merge(job, directory, out)
-    report = read_record(out / MERGE_REPORT, MergeReport)
-    for dtype, lost in report.dropped:
-        session.report(Warned(f"{_describe_loss(dtype, lost)}: merged again in {report.dtype}"))
-    if report.unquantized is not None:
-        session.report(Said(_describe_loss("the base itself, after training on 4 bits", report.unquantized)))
-    session.report(Said(_describe_loss(report.held, report.retention)))
-    if not report.is_served_exactly:
-        session.report(
-            Warned("vLLM drops what this adapter changes outside the language model; serve the merged checkpoint")
-        )
-    made = session.registry.find_made(job.checkpoint_name)
-    assert made is not None
-    session.report(Said(f"{made.ref.name} is {made.ref.digest[:19]}, in {out}"))
-    return made
-
-
-def _describe_loss(dtype: str, kept: Retention) -> str:
-    return (
-        f"{kept.kept:.1%} of the reward margin is left in {dtype} ({kept.before:.4f} -> {kept.after:.4f} nats, "
-        f"error {kept.error:.1%})"
-    )
 
 
 async def parity(session: Session, names: Sequence[str]) -> None:
@@ -262,7 +143,7 @@ async def run_all(session: Session) -> None:
     start = session.base
     for number in range(1, session.run.recipe.rounds.num + 1):
         rounds.append(Round(session, number, start))
-        start = await _teach(rounds[-1])
+        start = await _do_round(rounds[-1])
     choice = await _choose(session, rounds)
     await eval_stage(session, choice.checkpoints, session.run.recipe.eval.split)
     await swap_stage(session, choice.checkpoints[-1])
@@ -272,13 +153,13 @@ async def run_all(session: Session) -> None:
     session.report(Completed())
 
 
-async def _teach(current: Round) -> Checkpoint:
+async def _do_round(current: Round) -> Checkpoint:
     """All of one round; returns its policy."""
     if current.session.run.recipe.rounds.num > 1:
         current.session.report(Began("round", f"{current.number} of {current.session.run.recipe.rounds.num}"))
     await sample_stage(current)
     await judge_stage(current)
-    pair_stage(current)
-    async with _servers_at_rest(current, current.job):
-        await _train(current, current.session.run.path("checkpoints", current.job.checkpoint_name))
-        return await _merge(current, current.job)
+    await pair_stage(current)
+    async with servers_at_rest(current, current.job):
+        await train_stage(current, current.session.run.path("checkpoints", current.job.checkpoint_name))
+        return await merge_stage(current, current.job)

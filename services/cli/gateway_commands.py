@@ -9,7 +9,7 @@ from pipeline.report import Found, Said
 from services.gateway import admin
 from services.gateway.admin import fetch_state, swap_to
 from services.run import serving
-from services.run.steps import Session
+from services.run.session import Session
 
 
 async def swap(session: Session, alias: str, name: str) -> None:
@@ -21,9 +21,9 @@ async def swap(session: Session, alias: str, name: str) -> None:
 
 async def _running_gateway(session: Session) -> str:
     """The URL of a gateway that runs already. Raises InputError where none does."""
-    if not session.run.recipe.serve.url and not serving.is_served(session.run):
+    if session.gateway.find() is None and not serving.is_served(session.run):  # which may be on its way
         raise InputError(f"no server runs for {session.run.directory}; start `vcot serve` first")
-    return (await session.gateway()).url
+    return await session.gateway.open()
 
 
 async def replicas(session: Session) -> None:

@@ -144,25 +144,28 @@ def sample(target: Target = DEFAULT, *, source: str | None = None, path: Path | 
         The data set's official on-disk layout (short for --set tasks.path=...).
 
     """
-    from services.cli import commands, opening
+    from services.cli import opening
+    from services.run import steps
 
-    opening.execute("sample", target, commands.sample, as_source(source, path))
+    opening.execute("sample", target, opening.on_last_round(steps.sample_stage), as_source(source, path))
 
 
 @app.command(group=_STEPS, sort_key=2)
 def judge(target: Target = DEFAULT) -> None:
     """Score every response."""
-    from services.cli import commands, opening
+    from services.cli import opening
+    from services.run import steps
 
-    opening.execute("judge", target, commands.judge)
+    opening.execute("judge", target, opening.on_last_round(steps.judge_stage))
 
 
 @app.command(group=_STEPS, sort_key=3)
 def pair(target: Target = DEFAULT) -> None:
     """Make preference pairs of best and worst responses, as a Parquet data set."""
-    from services.cli import commands, opening
+    from services.cli import opening
+    from services.run import steps
 
-    opening.execute("pair", target, commands.pair)
+    opening.execute("pair", target, opening.on_last_round(steps.pair_stage))
 
 
 @app.command(group=_STEPS, sort_key=4)

@@ -12,7 +12,8 @@ from pipeline.run import RECIPE, Access, Run, open_run
 from services.cli.stop import Terminated
 from services.cli.target import Target
 from services.cli.terminal import Terminal
-from services.run.steps import Session
+from services.run.rounds import Round, list_rounds
+from services.run.session import Session
 
 Step = Callable[[Session], Awaitable[None]]
 
@@ -49,6 +50,15 @@ def open_target(command: str, target: Target, terminal: Terminal, overrides: Seq
         if run.changes:
             terminal.preface(f"{where}, by this command only with {', '.join(run.changes)} (--save keeps that)")
         yield run
+
+
+def on_last_round(step: Callable[[Round], Awaitable[None]]) -> Step:
+    """A step of the round that a run has come to."""
+
+    async def do(session: Session) -> None:
+        await step(list_rounds(session)[-1])
+
+    return do
 
 
 def execute(command: str, target: Target, step: Step, overrides: Sequence[str] = ()) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from pipeline.errors import MachineError
-from pipeline.recipe import ServeSection
+from pipeline.sections import ServeSection
 from services.checkpoints.registry import Checkpoint
 
 Build = Literal["cpu", "cuda"]

@@ -27,7 +27,7 @@ from typing import NoReturn
 import httpx
 
 from pipeline.errors import MachineError, ServerError
-from pipeline.recipe import ServeSection
+from pipeline.sections import ServeSection
 from services.checkpoints.registry import Checkpoint
 from services.engine.command import Address, find_build, server_command, server_environment
 from services.engine.lifeline import keeper_command

@@ -14,8 +14,8 @@ import httpx
 from pydantic import Field, ValidationError, model_validator
 
 from pipeline import errors
+from pipeline.addresses import UpstreamUrl
 from pipeline.errors import ServerError, UnreachableError, VcotError
-from pipeline.recipe import UpstreamUrl
 from pipeline.records import CheckpointRef, Record
 from services.checkpoints.registry import CheckpointInfo
 

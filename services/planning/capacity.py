@@ -25,7 +25,8 @@ from dataclasses import dataclass
 from functools import reduce
 from typing import Literal
 
-from pipeline.recipe import Recipe, ServeSection
+from pipeline.recipe import Recipe
+from pipeline.sections import ServeSection
 from training.protocol.memory import BYTES, GIB, MemoryEstimate, estimate_memory
 from training.protocol.shape import Shape
 

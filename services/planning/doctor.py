@@ -19,8 +19,9 @@ from eval.benchmark import find_benchmark
 from pipeline.errors import CheckpointError, InputError, MachineError, RecipeError
 from pipeline.identity import check_layout
 from pipeline.judges import JUDGES
-from pipeline.recipe import EvalSection, Recipe, TasksSection, TrainSection
+from pipeline.recipe import Recipe
 from pipeline.report import Found, Report
+from pipeline.sections import EvalSection, TasksSection, TrainSection
 from pipeline.sources.source import find_source
 from services.checkpoints.model_source import find_model, is_bundled, is_hub_id
 from services.planning.capacity import Cards, engine_state, find_fit, make_plan

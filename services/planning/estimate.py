@@ -22,8 +22,9 @@ from eval.benchmark import find_benchmark
 from pipeline.judges import JUDGES
 from pipeline.judges.cost import estimate_cost, find_prices, guess_prompt_tokens
 from pipeline.prompts import PROMPTS
-from pipeline.recipe import Recipe, TasksSection
+from pipeline.recipe import Recipe
 from pipeline.records import PromptName
+from pipeline.sections import TasksSection
 from pipeline.sources.source import SOURCES
 from services.planning.assumptions import (
     ANSWER_TOKENS,

@@ -11,7 +11,8 @@ from importlib import util
 from pathlib import Path
 
 from pipeline.errors import CheckpointError, MachineError
-from pipeline.recipe import ModelSection, Recipe
+from pipeline.recipe import Recipe
+from pipeline.sections import ModelSection
 from services.checkpoints.model_source import find_model, is_bundled, is_hub_id
 from services.planning.capacity import Cards, find_fit, make_plan
 from training.protocol.gpus import Gpus, list_gpus

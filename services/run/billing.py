@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pipeline.errors import AccountError, RecipeError, RequestError, StageError
 from pipeline.faults import find_remedy
 from pipeline.judges import Judge
 from pipeline.judges.cost import PRICES_AS_OF, Cost, Meter, open_meter
 from pipeline.report import Began, Said, Warned
 from services.run.rounds import list_rounds
-
-if TYPE_CHECKING:
-    from services.run.steps import Session
+from services.run.session import Session
 
 
 def read_meter(session: Session, judge: Judge) -> Meter:

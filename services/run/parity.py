@@ -14,8 +14,8 @@ from typing import Any
 from pipeline.client import ChatClient, Scored
 from pipeline.concurrency import map_bounded, with_retry
 from pipeline.errors import SwapError
-from pipeline.recipe import Dtype
 from pipeline.records import CheckpointRef, Record, SamplingParams
+from pipeline.sections import Dtype
 from training.protocol.agreement import FORCED_TOLERANCES, Answers, Probe, ProbePair, compare_served, find_served_fault
 from training.protocol.job import Retention
 

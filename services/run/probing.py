@@ -10,12 +10,14 @@ from eval.benchmarks.unusual_things import UNUSUAL
 from eval.evaluate import Questions
 from eval.prior import PriorReport, build_prior
 from pipeline.files import write_record
-from pipeline.recipe import TasksSection
 from pipeline.report import Began
+from pipeline.sections import TasksSection
 from pipeline.sources import load_tasks
 from services.checkpoints.registry import Checkpoint
 from services.run import results
-from services.run.steps import Session, ask_questions, parity_stage
+from services.run.parity_gate import parity_stage
+from services.run.session import Session
+from services.run.steps import ask_questions
 from training.protocol.job import read_record
 
 

@@ -25,7 +25,7 @@ from services.run.billing import read_cost
 from services.run.parity import ParityReport
 from services.run.probing import load_prior
 from services.run.rounds import Round, make_judge
-from services.run.steps import Session
+from services.run.session import Session
 from services.run.sweep import load_sweep
 from services.run.trend import render_trend
 from training.protocol.job import read_record, read_status

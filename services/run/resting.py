@@ -11,37 +11,40 @@ import contextlib
 from collections.abc import AsyncIterator
 
 from pipeline.errors import VcotError
-from pipeline.recipe import ServeSection
 from pipeline.report import Report, Said, aside
 from services.gateway import admin
 from services.gateway.admin import Wanted
+from services.run.gateways import Gateway
 
-_LEASE_S = 60.0
 _RENEWALS = 4
 """In the time of a lease, so that one that is lost does no harm."""
 
 
-def wanted_rest(serve: ServeSection) -> Wanted | None:
-    """What is asked of the gateway; None for nothing. One elsewhere rests only where the recipe says so."""
-    if serve.while_training == "keep" or (serve.while_training == "auto" and serve.url is not None):
-        return None
-    return serve.while_training
+@contextlib.asynccontextmanager
+async def at_rest(gateway: Gateway, report: Report) -> AsyncIterator[None]:
+    """Have the servers that are up rest during the block as the recipe says; none is started for that."""
+    way, url = gateway.wanted_rest, gateway.find()
+    if way is None or url is None:
+        yield
+        return
+    async with resting(url, way, report):
+        yield
 
 
 @contextlib.asynccontextmanager
-async def resting(url: str, way: Wanted, report: Report) -> AsyncIterator[None]:
+async def resting(url: str, way: Wanted, report: Report, *, lease_s: float = 60.0) -> AsyncIterator[None]:
     """Have the servers behind the gateway at `url` rest during the block, and serve again after it, verified.
 
     Where the block fails they come back when the lease is over. Raises SwapError, ServerError.
     """
-    rested = await admin.rest(url, way, _LEASE_S)
+    rested = await admin.rest(url, way, lease_s)
     if not rested.is_any:
         yield
         return
     ways = ", ".join(f"{name} ({how})" for name, how in rested.ways.items() if how != "keep")
     report(Said(f"at rest while this trains: {ways}"))
     over = asyncio.Event()
-    renewing = asyncio.create_task(_renew(url, way, over))
+    renewing = asyncio.create_task(_renew(url, way, lease_s, over))
     try:
         yield
     finally:
@@ -51,10 +54,10 @@ async def resting(url: str, way: Wanted, report: Report) -> AsyncIterator[None]:
         await admin.wake(url)
 
 
-async def _renew(url: str, way: Wanted, over: asyncio.Event) -> None:
+async def _renew(url: str, way: Wanted, lease_s: float, over: asyncio.Event) -> None:
     while not over.is_set():
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(over.wait(), _LEASE_S / _RENEWALS)
+            await asyncio.wait_for(over.wait(), lease_s / _RENEWALS)
             return
         with contextlib.suppress(VcotError):  # it is down, or busy; the next time, or at the end
-            await admin.rest(url, way, _LEASE_S)
+            await admin.rest(url, way, lease_s)

@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pipeline.errors import DataError, OwedError
 from pipeline.judges import Judge, find_judge
@@ -22,10 +21,8 @@ from pipeline.report import Warned
 from pipeline.sample import SampleRequest, plan_requests
 from pipeline.sources import load_round
 from services.checkpoints.registry import Checkpoint
+from services.run.session import Session
 from training.protocol.job import REFERENCE, TrainJob, digest_losses
-
-if TYPE_CHECKING:
-    from services.run.steps import Session
 
 
 def list_rounds(session: Session) -> list[Round]:

@@ -34,9 +34,10 @@ from pydantic import ValidationError
 from pipeline.errors import MachineError, ServerError, UnreachableError, VcotError
 from pipeline.files import write_record
 from pipeline.printable import printable
-from pipeline.recipe import Recipe, ServeSection
+from pipeline.recipe import Recipe
 from pipeline.records import Record
 from pipeline.run import Run, open_run
+from pipeline.sections import ServeSection
 from services.checkpoints.registry import Checkpoint, Registry
 from services.engine.lifeline import keeper_command
 from services.engine.logs import bound, keep_bounded

@@ -32,7 +32,8 @@ from services.jobs.trainer import read_progress
 from services.report.figures import draw_sweep, standalone
 from services.run.results import find_sweep_folder
 from services.run.rounds import Round
-from services.run.steps import Session, publish_splits
+from services.run.session import Session
+from services.run.steps import publish_splits
 from training.protocol.job import ADAPTER, ENDED, TrainJob, read_record, read_status
 from training.protocol.search import (
     Settings,

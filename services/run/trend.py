@@ -18,7 +18,8 @@ from services.checkpoints.registry import Checkpoint
 from services.jobs.trainer import read_progress
 from services.report.data import Lesson, TrendRow
 from services.run.rounds import Round
-from services.run.steps import Session, load_scores
+from services.run.session import Session
+from services.run.steps import load_scores
 
 
 @dataclass(frozen=True)

@@ -25,9 +25,10 @@ from services.engine import vllm
 from services.engine.command import SERVED_NAME
 from services.engine.vllm import VllmServer
 from services.gateway.admin import fetch_state, swap_to
-from services.run import steps as stages
+from services.run import parity_gate
 from services.run.parity import ask_served, check_defaults
-from services.run.steps import Session, parity_stage
+from services.run.parity_gate import parity_stage
+from services.run.session import Session
 from training.merge.merging import merge_job
 from training.protocol.agreement import read_probe
 from training.protocol.job import TrainJob
@@ -67,7 +68,7 @@ async def test_policy_passes_merged_and_as_an_adapter_and_another_is_never_regis
     merge_job(adapter, directory, tmp_path / "adapter")
 
     async def live() -> tuple[CheckpointRef | None, str]:
-        state = await fetch_state((await session.gateway()).url)
+        state = await fetch_state(await session.gateway.open())
         return state.live, state.aliases["policy"]
 
     base = (session.base.ref, session.base.ref.name)
@@ -75,7 +76,7 @@ async def test_policy_passes_merged_and_as_an_adapter_and_another_is_never_regis
         checkpoints = [session.registry.inspect(path) for path in (merged, tmp_path / "adapter")]
         for interruption in (RequestError("no answer", scope="item", reason="empty"), asyncio.CancelledError()):
             with monkeypatch.context() as patch:
-                patch.setattr(stages, "check_defaults", AsyncMock(side_effect=interruption))
+                patch.setattr(parity_gate, "check_defaults", AsyncMock(side_effect=interruption))
                 with pytest.raises(type(interruption)):
                     await parity_stage(session, checkpoints)
             assert session.registry.list() == [session.base]  # nothing is known of it
@@ -87,7 +88,7 @@ async def test_policy_passes_merged_and_as_an_adapter_and_another_is_never_regis
             assert report.retention.kept == pytest.approx(1, abs=1e-3)
         assert session.registry.list() == [session.base, *checkpoints]
         assert await live() == base  # to ask changes nothing
-        await swap_to((await session.gateway()).url, "policy", checkpoints[1].ref.name)
+        await swap_to(await session.gateway.open(), "policy", checkpoints[1].ref.name)
         policy = (session.base.ref, checkpoints[1].ref.name)  # an adapter beside its base
 
         # A probe of other weights: what is served is not what was trained.
@@ -109,8 +110,8 @@ async def test_policy_passes_merged_and_as_an_adapter_and_another_is_never_regis
         # What was served rightly once and is no more goes from the registry, too, as soon as no alias means it.
         session.parity_path(checkpoints[1].ref).unlink()
         with monkeypatch.context() as patch:
-            patch.setattr(stages, "check_defaults", AsyncMock(side_effect=SwapError("it is sampled otherwise")))
-            gateway = (await session.gateway()).url
+            patch.setattr(parity_gate, "check_defaults", AsyncMock(side_effect=SwapError("it is sampled otherwise")))
+            gateway = await session.gateway.open()
             await swap_to(gateway, "prod", checkpoints[1].ref.name)
             with pytest.raises(SwapError, match=r"otherwise; .* cannot be retired while policy, prod means it"):
                 await parity_stage(session, checkpoints)

@@ -15,7 +15,8 @@ from pipeline.run import open_run
 from services.cli.terminal import Terminal
 from services.jobs import trainer
 from services.run.rounds import Pairs, Round
-from services.run.steps import Session, publish_splits
+from services.run.session import Session
+from services.run.steps import publish_splits
 from services.run.sweep import RECORD, sweep
 from training.protocol.job import ADAPTER
 from training.protocol.search import Sweep

@@ -8,8 +8,9 @@ from eval.benchmark import BENCHMARKS, Benchmark, find_benchmark
 from eval.benchmarks.scienceqa_img import SCIENCEQA
 from pipeline.errors import RecipeError
 from pipeline.open_lists import BENCHMARK_NAMES
-from pipeline.recipe import EvalSection, load_recipe
+from pipeline.recipe import load_recipe
 from pipeline.records import CheckpointRef, Response, SamplingParams, Task
+from pipeline.sections import EvalSection
 
 BASE = CheckpointRef(name="base", digest="sha256:00", kind="base")
 

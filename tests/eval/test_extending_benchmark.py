@@ -13,7 +13,7 @@ from pipeline.sample import sample
 from services.cli import commands
 from services.cli.terminal import Terminal
 from services.run import results
-from services.run.steps import Session
+from services.run.session import Session
 from tests.pages import read_block
 from tests.services.fake_vllm import write_checkpoint
 

@@ -17,13 +17,15 @@ from pipeline.judges.model import ModelJudge
 from pipeline.ledger import Ledger
 from pipeline.pairs import build_pairs
 from pipeline.prompts import render_prompt
-from pipeline.recipe import JudgeSection, TasksSection, load_recipe
+from pipeline.recipe import load_recipe
 from pipeline.records import CheckpointRef, Judgment, Response, Task
 from pipeline.run import open_run
 from pipeline.sample import plan_requests, sample
+from pipeline.sections import JudgeSection, TasksSection
 from pipeline.sources import key_tasks, load_tasks
 from services.run.rounds import list_rounds
-from services.run.steps import Session, judge_stage, pair_stage
+from services.run.session import Session
+from services.run.steps import judge_stage, pair_stage
 from tests.pages import list_blocks, read_block
 from tests.services.fake_vllm import write_checkpoint
 
@@ -98,7 +100,7 @@ async def test_the_page_is_followed_word_for_word(folder, tmp_path):
                 options = {"max_concurrency": 2, "on_progress": lambda _: None}
                 await sample(current.requests(), client, run.ledger, run.images, **options)
             await judge_stage(current)
-            pair_stage(current)
+            await pair_stage(current)
             told = {task.id: task for task in current.tasks}
             made = current.pairs.pair_set.pairs
     assert told.keys() == {"clocks/1", "clocks/2"}

@@ -14,8 +14,8 @@ from pipeline.judges.cost import open_meter
 from pipeline.judges.pointwise import PointwiseJudge
 from pipeline.judging import find_standing, find_unjudged_fault, judge_responses
 from pipeline.ledger import Ledger
-from pipeline.recipe import JudgeSection
 from pipeline.records import CheckpointRef, Judgment, Response, SamplingParams, Task, Usage
+from pipeline.sections import JudgeSection
 from tests.rehearsal.openai_api import Settings, create_app
 
 pytestmark = pytest.mark.hurried

@@ -4,9 +4,9 @@ import pytest
 
 from pipeline.images import ImageStore
 from pipeline.judges import find_judge, judgment_key
-from pipeline.recipe import JudgeSection, TasksSection
 from pipeline.records import CheckpointRef, ImageRef, Response, SamplingParams, Task
 from pipeline.sample import plan_requests
+from pipeline.sections import JudgeSection, TasksSection
 from pipeline.sources import key_tasks
 
 CHECKPOINT = CheckpointRef(name="base", digest="sha256:aa", kind="base")

@@ -16,7 +16,7 @@ from pipeline.errors import DataError
 from pipeline.images import ImageStore
 from pipeline.pairs import build_pairs, limit_pairs, split_pairs
 from pipeline.publish import SplitSize, pairs_digest, publish_pairs, render_card
-from pipeline.recipe import Section, load_recipe, public_name
+from pipeline.recipe import load_recipe, public_name
 from pipeline.records import (
     CheckpointRef,
     ImageRef,
@@ -27,6 +27,7 @@ from pipeline.records import (
     StageCount,
     Task,
 )
+from pipeline.sections import Section
 
 CHECKPOINT = CheckpointRef(name="base", digest="sha256:aa", kind="base")
 SAMPLING = SamplingParams(temperature=0.5, max_tokens=8, n=8, seed=0)

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 
 from pipeline.errors import ServerError
-from pipeline.recipe import ModelSection, ServeSection
+from pipeline.sections import ModelSection, ServeSection
 from services.checkpoints.registry import Checkpoint, Registry
 from services.gateway.admin import Swapped
 from services.gateway.fleet.admission import Admission, Phase

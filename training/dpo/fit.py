@@ -29,7 +29,7 @@ from trl import DPOConfig
 
 from pipeline.errors import MachineError, ServerError
 from pipeline.open_lists import TRL_LOSSES
-from pipeline.recipe import Dtype, TrainSection
+from pipeline.sections import Dtype, TrainSection
 from training.dpo.corruption import add_other_images
 from training.dpo.losses import find_own_losses, start_loss, weigh_losses, weigh_unforeseen
 from training.dpo.objective import GAP, TERM, PreferenceTrainer

@@ -28,7 +28,7 @@ from trl import DPOTrainer
 from trl.models.utils import disable_gradient_checkpointing, prepare_deepspeed
 from trl.trainer.utils import use_adapter
 
-from pipeline.recipe import Dtype
+from pipeline.sections import Dtype
 from training.dpo.losses import OwnLoss
 from training.dpo.rows import REFERENCE_COLUMNS
 from training.dpo.sharing import TokenScores, find_fault, score, score_shared

@@ -17,8 +17,8 @@ from datasets import Dataset
 
 from pipeline.errors import DataError, MachineError
 from pipeline.files import write_record
-from pipeline.recipe import TrainSection
 from pipeline.records import Record, content_key
+from pipeline.sections import TrainSection
 from training.dpo.rows import check_pairs, keep_rows, load_pairs
 from training.model.loading import device
 from training.model.template import Processor

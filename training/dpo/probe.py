@@ -13,7 +13,7 @@ from datasets import Dataset
 from PIL import Image as Pillow
 
 from pipeline.errors import DataError
-from pipeline.recipe import TrainSection
+from pipeline.sections import TrainSection
 from training.dpo.rows import PairCollator, Row, check_pairs, load_pairs, read_messages, scale_images
 from training.model.loading import Batch, Model, completion_logprobs
 from training.model.template import Processor

@@ -21,8 +21,8 @@ from pathlib import Path
 from datasets import Dataset
 
 from pipeline.errors import InputError
-from pipeline.recipe import TrainSection
 from pipeline.records import content_key
+from pipeline.sections import TrainSection
 from training.dpo.corruption import OTHER_IMAGES, digest_images
 from training.dpo.objective import PreferenceTrainer
 from training.dpo.rows import COLUMNS, REFERENCE_COLUMNS, render_pair

@@ -20,7 +20,7 @@ from datasets.table import InMemoryTable
 from PIL import Image as Pillow
 
 from pipeline.errors import DataError
-from pipeline.recipe import Corruption
+from pipeline.sections import Corruption
 from training.dpo.corruption import OTHER_IMAGES, corrupt
 from training.model.loading import Batch
 from training.model.template import Messages, Processor, render

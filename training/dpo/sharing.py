@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from accelerate.utils import extract_model_from_parallel
 
-from pipeline.recipe import Dtype
+from pipeline.sections import Dtype
 from training.model.loading import Batch, Model
 from training.protocol.agreement import TOLERANCES
 

@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 
 from pipeline.identity import compute_digest
-from pipeline.recipe import Dtype
 from pipeline.records import CheckpointManifest, CheckpointRef
+from pipeline.sections import Dtype
 from training.dpo.probe import ask, load_questions
 from training.merge.export import (
     attach_adapter,

@@ -14,7 +14,7 @@ from transformers.utils import logging
 
 from pipeline.errors import CheckpointError, MachineError
 from pipeline.identity import check_layout
-from pipeline.recipe import BaseWeights, Dtype
+from pipeline.sections import BaseWeights, Dtype
 from training.model.template import Processor, ensure_template
 
 Model: TypeAlias = Any

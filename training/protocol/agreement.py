@@ -25,8 +25,8 @@ from pydantic import ValidationError
 
 from pipeline.errors import CheckpointError
 from pipeline.files import write_record
-from pipeline.recipe import Dtype
 from pipeline.records import CheckpointRef, Record
+from pipeline.sections import Dtype
 from training.protocol.job import MergeReport, Retention
 
 PROBE = "probe.json"

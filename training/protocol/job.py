@@ -33,8 +33,8 @@ from pipeline import files
 from pipeline.errors import BusyError, InputError, VcotError
 from pipeline.files import write_record
 from pipeline.open_lists import LOSSES, TRL_LOSSES
-from pipeline.recipe import Dtype, MergeSection, TrainSection
 from pipeline.records import CheckpointRef, Record, content_key
+from pipeline.sections import Dtype, MergeSection, TrainSection
 from training.protocol.memory import MemoryEstimate
 
 JOB, PREFLIGHT, PROGRESS, STATUS = "job.json", "preflight.json", "progress.jsonl", "status.json"

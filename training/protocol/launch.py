@@ -18,7 +18,7 @@ from importlib import resources
 from pathlib import Path
 
 from pipeline.errors import InputError, MachineError, ServerError
-from pipeline.recipe import TrainSection
+from pipeline.sections import TrainSection
 from training.protocol.job import digest_losses, read_status
 from training.protocol.trackers import check_account
 

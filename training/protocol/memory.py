@@ -30,8 +30,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from pipeline.recipe import BaseWeights, Dtype, TrainSection
 from pipeline.records import Record
+from pipeline.sections import BaseWeights, Dtype, TrainSection
 from training.protocol.shape import Shape, Stack
 
 GIB = 2**30

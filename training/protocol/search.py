@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from pipeline.errors import StageError
-from pipeline.recipe import SearchMode, SweepSection, TrainSection
 from pipeline.records import Record
+from pipeline.sections import SearchMode, SweepSection, TrainSection
 from training.protocol.job import TrainProgress
 
 Varied = Literal["epochs", "learning_rate", "lora_dropout", "lora_alpha"]

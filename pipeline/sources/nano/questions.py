@@ -17,8 +17,8 @@ from PIL import Image
 
 from pipeline.errors import DataError
 from pipeline.images import ImageStore
-from pipeline.recipe import TasksSection
 from pipeline.records import ImageRef, PromptName, Split, Task, content_key
+from pipeline.sections import TasksSection
 from pipeline.sources.nano.scene import (
     COLOUR_PAIRS,
     COLOURS,

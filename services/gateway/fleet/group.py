@@ -21,8 +21,8 @@ from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mappi
 from dataclasses import dataclass, field
 
 from pipeline.errors import CheckpointError, ServerError, SwapError, VcotError
-from pipeline.recipe import ServeSection
 from pipeline.records import CheckpointRef
+from pipeline.sections import ServeSection
 from services.checkpoints.registry import Checkpoint, Registry
 from services.engine.vllm import Progress
 from services.gateway.fleet.gate import Changes

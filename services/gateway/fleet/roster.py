@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pipeline.addresses import UpstreamUrl
 from pipeline.errors import CheckpointError
 from pipeline.files import read_record, write_kept_record
-from pipeline.recipe import ServeSection, UpstreamUrl
 from pipeline.records import Record
+from pipeline.sections import ServeSection
 
 _FILE = "replicas.json"
 

@@ -20,7 +20,7 @@ from starlette.routing import Mount, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from pipeline.errors import CheckpointError, SwapError, VcotError
-from pipeline.recipe import ServeSection
+from pipeline.sections import ServeSection
 from services.gateway.admin import (
     AddRequest,
     CheckpointList,

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from pipeline.recipe import Dtype
+from pipeline.sections import Dtype
 from services.gateway.swap.fingerprint import Layout
 from training.protocol.agreement import TOLERANCES
 

@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.errors import CheckpointError
-from pipeline.recipe import Dtype
+from pipeline.sections import Dtype
 from services.checkpoints.integrity import FileState, check_digest, stat_files
 from services.checkpoints.registry import Checkpoint
 

@@ -14,8 +14,8 @@ from pipeline.judges.pointwise import PointwiseJudge
 from pipeline.judges.verifier import verify
 from pipeline.judging import find_standing, judge_responses
 from pipeline.ledger import Ledger
-from pipeline.recipe import JudgeSection
 from pipeline.records import CheckpointRef, Judgment, Response, SamplingParams, Task
+from pipeline.sections import JudgeSection
 
 pytestmark = pytest.mark.hurried
 CHECKPOINT = CheckpointRef(name="base", digest="sha256:aa", kind="base")

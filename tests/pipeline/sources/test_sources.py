@@ -11,7 +11,7 @@ from PIL import Image
 
 from pipeline.errors import DataError, RecipeError
 from pipeline.images import ImageStore
-from pipeline.recipe import TasksSection
+from pipeline.sections import TasksSection
 from pipeline.sources import load_tasks
 from pipeline.sources.aokvqa import AOKVQA
 from pipeline.sources.scienceqa import SCIENCEQA

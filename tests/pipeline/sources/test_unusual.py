@@ -8,7 +8,7 @@ from PIL import Image, ImageChops
 
 from pipeline.errors import DataError
 from pipeline.images import ImageStore
-from pipeline.recipe import TasksSection
+from pipeline.sections import TasksSection
 from pipeline.sources import load_tasks
 from pipeline.sources.unusual import THINGS, UNUSUAL, USUAL, generate_unusual
 

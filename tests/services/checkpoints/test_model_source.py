@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import CheckpointError
-from pipeline.recipe import ModelSection
+from pipeline.sections import ModelSection
 from services.checkpoints.model_source import find_model
 from tests.hub_cache import write_snapshot
 

@@ -16,7 +16,7 @@ from pipeline.run import open_run
 from services.checkpoints.push import Place, pack, push
 from services.cli.checkpoint_commands import push_checkpoint, push_pairs
 from services.cli.terminal import Terminal
-from services.run.steps import Session
+from services.run.session import Session
 from tests.services.fake_vllm import write_checkpoint
 
 PLACE = Place("me/pairs", None, is_public=False)

@@ -8,8 +8,8 @@ import pytest
 
 from pipeline.errors import CheckpointError
 from pipeline.identity import MANIFEST, compute_digest
-from pipeline.recipe import ModelSection
 from pipeline.records import CheckpointManifest, CheckpointRef
+from pipeline.sections import ModelSection
 from services.checkpoints import integrity
 from services.checkpoints.registry import Registry
 from tests.services.fake_vllm import make_canary, write_checkpoint

@@ -9,8 +9,8 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.report import progress, waiting
-from services.cli import commands
 from services.cli.terminal import Terminal
+from services.run.training_steps import tell_preflight
 from tests.services.cli.test_cli import vcot  # noqa: F401 - a fixture
 
 
@@ -28,7 +28,7 @@ def test_a_training_shows_the_ends_of_its_first_row(capsys):
     part = SimpleNamespace(example=f"<s>{'template ' * 50}</s>", refused=())
     memory = SimpleNamespace(total=1.0, summary="1.0 GiB")
     preflight = SimpleNamespace(train=part, validation=part, memory=memory, available_gib=2.0)
-    commands.tell_preflight(Terminal(), preflight)
+    tell_preflight(Terminal(), preflight)
     row = capsys.readouterr().err.splitlines()[0]
     assert "'<s>template" in row
     assert row.endswith("</s>'")

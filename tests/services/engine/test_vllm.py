@@ -14,8 +14,8 @@ from typing import Any, Literal
 import pytest
 
 from pipeline.errors import CheckpointError, MachineError, ServerError
-from pipeline.recipe import ServeSection
 from pipeline.run import open_run
+from pipeline.sections import ServeSection
 from services.checkpoints.registry import Checkpoint, Registry
 from services.cli import server_commands
 from services.engine import vllm

@@ -14,8 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
+from pipeline.addresses import UpstreamUrl
 from pipeline.errors import RecipeError, ServerError
-from pipeline.recipe import UpstreamUrl, load_recipe
+from pipeline.recipe import load_recipe
 from tests.services.bench_fleet import Bench
 from tests.services.fake_vllm import write_checkpoint
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pipeline import concurrency, faults
 from pipeline.judges import cost
-from pipeline.recipe import JudgeSection
+from pipeline.sections import JudgeSection
 from services.gateway.http import content, keys, limits
 from services.gateway.http.metrics import Metrics
 from tests.services.bench_fleet import Bench

@@ -11,7 +11,7 @@ from services.cli import commands
 from services.planning import doctor, machine
 from services.planning.doctor import inspect_machine
 from services.planning.machine import check_machine, cuda_of_torch, driver_fault
-from services.run.steps import Session
+from services.run.session import Session
 from tests.nvidia import install_nvidia_smi
 from tests.services.cli.test_cli import vcot  # noqa: F401 - a fixture
 

@@ -10,7 +10,8 @@ from services.cli.commands import run_all
 from services.cli.terminal import Terminal
 from services.run.billing import count_owed, read_cost, test_judge
 from services.run.rounds import list_rounds, make_judge
-from services.run.steps import Session, judge_stage, pair_stage
+from services.run.session import Session
+from services.run.steps import judge_stage, pair_stage
 from tests.rehearsal.openai_api import Settings, create_app
 from tests.services.fake_vllm import write_checkpoint
 from tests.services.run.simulated_judge import KIND, TRANSPORTS
@@ -81,11 +82,11 @@ async def test_no_training_set_is_made_of_the_part_that_was_judged_before_the_ac
         await judge_stage(current)
     assert 0 < len(current.standing().judged) < 48
     with pytest.raises(InputError, match=r"\d+ of 48 responses are not judged yet; `vcot judge` goes on"):
-        pair_stage(current)
+        await pair_stage(current)
     assert current.policy is None
     serve()
     await judge_stage(current)
-    pair_stage(current)
+    await pair_stage(current)
     assert len(current.pairs.judgments) == 48
 
 
@@ -95,10 +96,10 @@ async def test_too_many_without_a_verdict_stop_the_run_and_few_are_said_by_reaso
     with pytest.raises(StageError, match=r"of 48 responses were not judged \(\d+ refusal\).*judge\.max_asks=2"):
         await judge_stage(current)
     with pytest.raises(InputError, match=r"judge\.max_unjudged = 0\.02"):
-        pair_stage(current)
+        await pair_stage(current)
     set_judge(session, max_unjudged=0.5)
     await judge_stage(current)
-    pair_stage(current)
+    await pair_stage(current)
     num_refused = len(current.standing().refused)
     err = capsys.readouterr().err
     assert f"+ {num_refused} refused ({num_refused} refusal)" in err
@@ -111,7 +112,7 @@ async def test_a_training_set_of_less_than_half_of_the_tasks_is_said_loudly(sess
     set_judge(session, max_unjudged=0.9)
     current = list_rounds(session)[0]
     await judge_stage(current)
-    pair_stage(current)
+    await pair_stage(current)
     count = current.pairs.pair_set.count
     assert count.ok < 12
     warned = next(line for line in capsys.readouterr().err.splitlines() if "warning  only" in line)
@@ -120,7 +121,7 @@ async def test_a_training_set_of_less_than_half_of_the_tasks_is_said_loudly(sess
 
 
 async def test_a_run_tests_its_judge_before_it_samples_while_judging_is_owed(session, serve, monkeypatch, capsys):
-    monkeypatch.setattr("services.cli.commands._teach", stop)
+    monkeypatch.setattr("services.cli.commands._do_round", stop)
     counts = serve(key_after=0)
     with pytest.raises(AccountError, match=r"judge pointwise/1:gpt-4o-mini: .*Incorrect API key.*set OPENAI_API_KEY"):
         await run_all(session)

@@ -6,7 +6,7 @@ from pipeline.records import Response
 from pipeline.run import open_run
 from services.cli.terminal import Terminal
 from services.run.probing import load_drawings, load_prior, probe_priors
-from services.run.steps import Session
+from services.run.session import Session
 from tests.services.fake_vllm import write_checkpoint
 
 

@@ -15,7 +15,7 @@ from services.cli import names as cli
 from services.cli.terminal import Terminal
 from services.run import results
 from services.run.rounds import list_rounds
-from services.run.steps import Session
+from services.run.session import Session
 from tests.services.cli.test_cli import vcot
 from tests.services.fake_vllm import write_checkpoint
 from tests.services.run.test_rounds import answer, teach

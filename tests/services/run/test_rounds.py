@@ -8,22 +8,17 @@ from eval.image_reliance import Reliance
 from pipeline.errors import DataError, InputError, RecipeError
 from pipeline.images import ImageStore
 from pipeline.prompts import split_thought
-from pipeline.recipe import TasksSection, load_recipe
+from pipeline.recipe import load_recipe
 from pipeline.records import Response, Usage
 from pipeline.run import open_run
+from pipeline.sections import TasksSection
 from pipeline.sources import load_round
 from pipeline.sources.nano.questions import render_response, render_target
 from services.cli.terminal import Terminal
 from services.run.reporting import evaluate_scores
 from services.run.rounds import list_rounds
-from services.run.steps import (
-    Session,
-    eval_stage,
-    judge_stage,
-    load_scores,
-    pair_stage,
-    sample_stage,
-)
+from services.run.session import Session
+from services.run.steps import eval_stage, judge_stage, load_scores, pair_stage, sample_stage
 from services.run.trend import choose_round, render_trend
 from tests.services.fake_vllm import write_checkpoint
 
@@ -65,7 +60,7 @@ async def teach(session, weight):
     current = list_rounds(session)[-1]
     answer(session, current.requests(), lambda task, index: index == 0)
     await judge_stage(current)
-    pair_stage(current)
+    await pair_stage(current)
     directory = session.run.path("checkpoints", current.job.checkpoint_name)
     return session.registry.register(write_checkpoint(directory, current.job.checkpoint_name, weight))
 

@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -25,9 +26,10 @@ from services.cli.terminal import Terminal
 from services.gateway.admin import fetch_state, live_checkpoint, register, rest, retire, swap_to, try_out
 from services.gateway.http import heap
 from services.gateway.swap import rollout
-from services.run import steps
+from services.run.rounds import list_rounds
 from services.run.serving import Serving, _only_gateway, _persist, _serve, is_served, running_gateway
-from services.run.steps import Session, swap_stage
+from services.run.session import Session
+from services.run.steps import sample_stage, swap_stage
 from tests.services.engine.test_vllm import processes
 from tests.services.fake_vllm import install_stub, write_checkpoint
 
@@ -185,7 +187,7 @@ async def test_measuring_moves_no_alias_and_nobody_else_meets_it(small: Run, tmp
             before = await fetch_state(gateway.url)
             async with asking(gateway.url) as answers, Session(run, Terminal()) as session:
                 await commands.evaluate(session, ["base"])
-                await commands.sample(session)
+                await sample_stage(list_rounds(session)[-1])
                 assert session.counts[-1].ok == 8
             after = await fetch_state(gateway.url)
     assert {name for status, name in answers if status == 200} == {"tuned"}
@@ -238,15 +240,15 @@ async def test_a_trial_that_an_operator_ends_is_begun_again(
 
 
 async def test_two_commands_that_measure_over_one_gateway_take_turns(
-    small: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    small: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(steps, "_TRIAL_POLL_S", 0.05)
     first, second = (write_checkpoint(tmp_path / name, name, weight) for name, weight in (("one", 2.0), ("two", 3.0)))
     async with running_gateway(small, lambda _: None) as gateway:
         with open_run(
             tmp_path / "other", "nano", [f"model.source={tmp_path / 'base'}", f"serve.url={gateway.url}"]
         ) as other:
             async with Session(small, Terminal()) as mine, Session(other, Terminal()) as theirs:
+                theirs.trials = replace(theirs.trials, poll_s=0.05)
                 one, two = mine.registry.inspect(first), theirs.registry.inspect(second)
 
                 async def ask(client: ChatClient) -> str:
@@ -275,11 +277,11 @@ async def test_a_run_trains_without_its_server_and_starts_none_for_that(stopping
     async with Session(stopping, Terminal()) as session:
         async with session.at_rest():
             assert not (stopping.directory / "serving.json").exists()
-        gateway = await session.gateway()
+        url = await session.gateway.open()
         async with session.at_rest():
-            assert (await fetch_state(gateway.url)).phase == "resting"
+            assert (await fetch_state(url)).phase == "resting"
             assert not processes(str(session.base.directory)), "the server is gone"
-        assert (await live_checkpoint(gateway.url)).name == "base"
+        assert (await live_checkpoint(url)).name == "base"
         with pytest.raises(ServerError, match="trainer"):
             async with session.at_rest():
                 raise ServerError("the trainer ended with 1")
@@ -290,7 +292,7 @@ async def test_a_command_that_finds_servers_at_rest_wakes_them(stopping: Run) ->
     """Whoever had them rest is gone, since one command works on a run at a time."""
     async with running_gateway(stopping, lambda _: None) as gateway:
         async with Session(stopping, Terminal()) as session:
-            assert session._find_gateway() == gateway.url
+            assert session.gateway.find() == gateway.url
         await rest(gateway.url, "stop", 60.0)
         assert (await fetch_state(gateway.url)).live is None
         async with running_gateway(stopping, lambda _: None) as same:
@@ -309,9 +311,9 @@ async def test_a_rest_whose_command_was_killed_is_ended_by_the_gateway(stopping:
 async def test_what_keeps_its_server_is_not_held_up(run: Run) -> None:
     """As every run on a CPU, where a start takes long and nothing is gained."""
     async with Session(run, Terminal()) as session:
-        gateway = await session.gateway()
+        url = await session.gateway.open()
         async with session.at_rest():
-            assert (await live_checkpoint(gateway.url)).name == "base"
+            assert (await live_checkpoint(url)).name == "base"
 
 
 async def test_the_steps_of_a_run_bear_its_key(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

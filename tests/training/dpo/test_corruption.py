@@ -11,7 +11,7 @@ from datasets import Dataset, Features, Image, List
 from PIL import Image as Pillow
 
 from pipeline.errors import DataError
-from pipeline.recipe import Corruption
+from pipeline.sections import Corruption
 from training.dpo.corruption import OTHER_IMAGES, add_other_images, corrupt, draw_crop
 
 

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import RecipeError, StageError
-from pipeline.recipe import SweepSection, load_recipe
+from pipeline.recipe import load_recipe
+from pipeline.sections import SweepSection
 from training.dpo.fit import count_steps, evaluation_steps
 from training.protocol.job import TrainProgress
 from training.protocol.search import (

@@ -4,12 +4,14 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from pipeline.errors import ServerError, SwapError
-from pipeline.recipe import ServeSection
+from pipeline.sections import ServeSection
+from services.checkpoints.registry import Registry
 from services.cli.terminal import Terminal
 from services.gateway.admin import Rested, Wanted, named_error
 from services.gateway.fleet import rest
@@ -19,7 +21,7 @@ from services.gateway.fleet.replica import Supervision
 from services.gateway.swap import rollout
 from services.gateway.swap.verified import SwapLimits
 from services.run import resting as command_side
-from services.run.resting import wanted_rest
+from services.run.gateways import make_gateway
 from tests.services.bench_fleet import BASE, TUNED, Bench, answer_of
 from tests.services.fake_vllm import FakeVllm, write_checkpoint
 
@@ -84,8 +86,11 @@ def test_a_lease_is_never_made_shorter() -> None:
         ({"url": "http://elsewhere", "while_training": "sleep"}, "sleep"),
     ],
 )
-def test_a_gateway_elsewhere_rests_only_where_the_recipe_says_so(settings: dict[str, Any], wanted: str | None) -> None:
-    assert wanted_rest(ServeSection(**settings)) == wanted
+def test_a_gateway_elsewhere_rests_only_where_the_recipe_says_so(
+    settings: dict[str, Any], wanted: str | None, tmp_path: Path
+) -> None:
+    run: Any = SimpleNamespace(directory=tmp_path, recipe=SimpleNamespace(serve=ServeSection(**settings)))
+    assert make_gateway(run, Registry(tmp_path), lambda _: None).wanted_rest == wanted
 
 
 def test_no_request_is_admitted_to_a_server_at_rest(bench: Bench) -> None:
@@ -376,12 +381,11 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(command_side.admin, "rest", note("rest", Rested(ways={"vllm-0": "sleep"})))
     monkeypatch.setattr(command_side.admin, "wake", note("wake", None))
-    monkeypatch.setattr(command_side, "_LEASE_S", 0.04)
     return asked
 
 
 async def test_a_command_renews_the_lease_while_it_trains_then_wakes(calls: list[str]) -> None:
-    async with command_side.resting("http://gateway", "sleep", Terminal()):
+    async with command_side.resting("http://gateway", "sleep", Terminal(), lease_s=0.04):
         await asyncio.sleep(0.1)
     assert len(calls) > 3
     assert calls[-1] == "wake"
