@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 from collections.abc import Callable
 from pathlib import Path
@@ -17,9 +18,15 @@ from pipeline.publish import pairs_digest, publish_pairs
 from pipeline.recipe import load_recipe
 from pipeline.records import CheckpointRef, PreferencePair
 from pipeline.sources.nano.questions import generate_nano, render_target
+from tests.hurried import HurriedLoop
 from training.protocol.job import JOB, TrainJob, digest_losses
 
 CORPUS = ("The circle is red. The square is blue. So the answer is (A) red.", "USER: ASSISTANT:", "user\nassistant\n")
+
+
+def pytest_asyncio_loop_factories(item: pytest.Item) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """Which event loop an asynchronous test runs on."""
+    return {"loop": HurriedLoop if item.get_closest_marker("hurried") else asyncio.new_event_loop}
 
 
 def save_tiny(architecture: Any, directory: Path) -> Path:

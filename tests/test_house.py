@@ -32,9 +32,6 @@ OURS = {"pipeline", "training", "eval", "services", "bench", "tests"}
 LEFT: dict[str, tuple[str, ...]] = {
     # A wait that is a constant of a command or a job, made short.
     "tests/bench/test_soak.py": ("patch hostile _SLOW_S",),
-    "tests/pipeline/judges/test_judges.py": ("patch concurrency retry_delay_s",),
-    "tests/pipeline/test_judging.py": ("patch concurrency retry_delay_s",),
-    "tests/pipeline/test_sample.py": ("patch concurrency retry_delay_s",),
     "tests/training/dpo/test_objective.py": ("patch fit MIN_SAVE_INTERVAL_S", "read _metrics", "read _metrics"),
     # A command that is interrupted, or made careless, at a moment that nothing outside its process can choose.
     "tests/e2e/test_parity.py": (
@@ -60,9 +57,7 @@ LEFT: dict[str, tuple[str, ...]] = {
     # The gateway of a command, and the command of a name: these go with the sessions of services/run.
     "tests/services/gateway/fleet/test_rest.py": (*("patch command_side.admin rest", "patch command_side.admin wake"),),
     "tests/services/gateway/test_admin_faults.py": ("patch Endpoint client",),
-    "tests/services/run/test_judging.py": (
-        *("patch concurrency retry_delay_s", "patch services.cli.commands._do_round"),
-    ),
+    "tests/services/run/test_judging.py": ("patch services.cli.commands._do_round",),
     "tests/services/run/test_rounds.py": ("patch pipeline.sources.load_tasks", "read _questions", "read _questions"),
     "tests/services/run/test_serving.py": (
         *("patch heap settle", "patch rollout end_forgotten_trials"),

@@ -36,7 +36,10 @@ async def train(session: Session) -> None:
 
 
 def _check_trainer(session: Session) -> None:
-    """See that what a training on this machine takes is installed, before anything that lasts. Raises as that does."""
+    """See that what a training on this machine takes is installed, before anything that lasts.
+
+    Raises InputError or MachineError.
+    """
     if session.run.recipe.train.worker == "local":
         check_installed(session.run.recipe.train)
 

@@ -7,7 +7,6 @@ import httpx2
 import pytest
 from PIL import Image
 
-from pipeline import concurrency
 from pipeline.errors import AccountError, StageError
 from pipeline.images import ImageStore
 from pipeline.judges import judgment_key
@@ -19,6 +18,7 @@ from pipeline.records import CheckpointRef, Judgment, Response, SamplingParams, 
 from pipeline.sections import JudgeSection
 from tests.rehearsal.openai_api import Settings, create_app
 
+pytestmark = pytest.mark.hurried
 CHECKPOINT = CheckpointRef(name="base", digest="sha256:aa", kind="base")
 SAMPLING = SamplingParams(temperature=0.5, max_tokens=8, n=8, seed=0)
 COST_USD = 0.0005
@@ -28,7 +28,6 @@ COST_USD = 0.0005
 @pytest.fixture(autouse=True)
 def environment(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-rehearsal")
-    monkeypatch.setattr(concurrency, "retry_delay_s", lambda *_: 0.0)
 
 
 class Bench:

@@ -7,8 +7,8 @@ import httpx2
 import pytest
 from PIL import Image
 
-from pipeline import concurrency
 from pipeline.client import DIGEST_HEADER, EXPECT_HEADER, ChatClient
+from pipeline.concurrency import MAX_ATTEMPTS
 from pipeline.errors import AccountError, StageError
 from pipeline.images import ImageStore
 from pipeline.ledger import Ledger
@@ -16,6 +16,7 @@ from pipeline.prompts import render_prompt
 from pipeline.records import CheckpointRef, Response, SamplingParams, Task
 from pipeline.sample import plan_requests, sample
 
+pytestmark = pytest.mark.hurried
 DIGEST = "sha256:" + "a" * 64
 CHECKPOINT = CheckpointRef(name="base", digest=DIGEST, kind="base")
 SAMPLING = SamplingParams(temperature=0.5, max_tokens=8, n=2, seed=0)
@@ -82,11 +83,6 @@ def tasks(store):
 @pytest.fixture
 def ledger(tmp_path):
     return Ledger(tmp_path / "ledger.sqlite")
-
-
-@pytest.fixture(autouse=True)
-def no_waiting(monkeypatch):
-    monkeypatch.setattr(concurrency, "retry_delay_s", lambda *_: 0.0)
 
 
 async def draw(upstream, tasks, ledger, store, params=SAMPLING, concurrency=2):
@@ -164,7 +160,7 @@ async def test_a_passing_fault_costs_nothing_but_time(fault, tasks, ledger, stor
 
 
 async def test_a_fault_that_stays_is_recorded_as_failed_and_owed_again(tasks, ledger, store):
-    upstream = Upstream([error(503)] * concurrency.MAX_ATTEMPTS)
+    upstream = Upstream([error(503)] * MAX_ATTEMPTS)
     count, responses = await draw(upstream, tasks, ledger, store, concurrency=1)
     assert (count.ok, count.failed) == (10, 2)
     failed = [r for r in responses.values() if r.error is not None]
@@ -205,7 +201,7 @@ async def test_a_server_that_is_gone_ends_the_stage_early(tasks, ledger, store):
     upstream = Upstream([httpx2.ConnectError("gone")] * 1000)
     with pytest.raises(StageError, match=r"in a row failed.*repeat the command"):
         await draw(upstream, tasks, ledger, store, concurrency=1)
-    assert len(upstream.requests) == 3 * concurrency.MAX_ATTEMPTS
+    assert len(upstream.requests) == 3 * MAX_ATTEMPTS
 
 
 async def test_a_stopped_stage_goes_on_where_it_was(tasks, ledger, store):

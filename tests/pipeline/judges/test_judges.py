@@ -6,7 +6,6 @@ import httpx2
 import pytest
 from PIL import Image, ImageChops
 
-from pipeline import concurrency
 from pipeline.errors import MachineError, RecipeError
 from pipeline.images import ImageStore
 from pipeline.judges import find_judge, judgment_key
@@ -18,6 +17,7 @@ from pipeline.ledger import Ledger
 from pipeline.records import CheckpointRef, Judgment, Response, SamplingParams, Task
 from pipeline.sections import JudgeSection
 
+pytestmark = pytest.mark.hurried
 CHECKPOINT = CheckpointRef(name="base", digest="sha256:aa", kind="base")
 SAMPLING = SamplingParams(temperature=0.5, max_tokens=8, n=8, seed=0)
 FACTS = ("The circle is red.", "There are two shapes.")
@@ -142,7 +142,6 @@ def answer(content, finish_reason="stop"):
 
 async def ask(monkeypatch, tmp_path, reply):
     monkeypatch.setenv("VCOT_TEST_KEY", "sk-test")
-    monkeypatch.setattr(concurrency, "retry_delay_s", lambda *_: 0.0)
     seen = []
 
     def upstream(request):

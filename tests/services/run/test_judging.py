@@ -3,7 +3,6 @@
 import httpx2
 import pytest
 
-from pipeline import concurrency
 from pipeline.errors import AccountError, InputError, RecipeError, StageError
 from pipeline.records import Response
 from pipeline.run import open_run
@@ -17,6 +16,7 @@ from tests.rehearsal.openai_api import Settings, create_app
 from tests.services.fake_vllm import write_checkpoint
 from tests.services.run.simulated_judge import KIND, TRANSPORTS
 
+pytestmark = pytest.mark.hurried
 ask_once = test_judge
 del test_judge  # or pytest takes it for a test
 SIZES = ("tasks.num_tasks=24", "sample.k=2", "eval.num_tasks=9", f"judge.kind={KIND}", "judge.model=gpt-4o-mini")
@@ -26,7 +26,6 @@ SIZES = ("tasks.num_tasks=24", "sample.k=2", "eval.num_tasks=9", f"judge.kind={K
 def environment(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-rehearsal")
     monkeypatch.setenv("COLUMNS", "300")
-    monkeypatch.setattr(concurrency, "retry_delay_s", lambda *_: 0.0)
     yield
     TRANSPORTS.clear()
 
