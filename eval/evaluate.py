@@ -23,7 +23,7 @@ from pipeline.images import ImageStore
 from pipeline.ledger import Ledger
 from pipeline.recipe import Recipe
 from pipeline.records import CheckpointRef, Difference, EvalResult, Record, Response, Score, ShownImage, Split, Task
-from pipeline.sample import SampleRequest, plan_requests, show_image
+from pipeline.sample import Plan, SampleRequest, show_image
 from pipeline.sections import EvalSection
 from pipeline.sources import load_tasks
 
@@ -59,7 +59,7 @@ class Questions:
             request
             for prompt in self.benchmark.list_prompts(self.section)
             for temperature in self.section.temperatures
-            for request in plan_requests(self.tasks, prompt, checkpoint, self.section.params(temperature))
+            for request in Plan(self.tasks, prompt, checkpoint, self.section.params(temperature))
         ]
         asked: list[SampleRequest] = []
         for name in images or self.section.images:

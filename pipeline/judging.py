@@ -6,65 +6,145 @@ and is final. A stage goes on with a few of those (`judge.max_unjudged`), never 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from pipeline.judges import Judge, judgment_key
 from pipeline.judges.cost import Meter
 from pipeline.ledger import Ledger
+from pipeline.pairs import Judged
 from pipeline.records import Judgment, Response, StageCount, Task, Verdict
+from pipeline.sample import Group
 from pipeline.sections import JudgeSection
-from pipeline.stage import OnProgress, Tally, work_off
+from pipeline.stage import OnProgress, Tally, batched, work_off
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A good response, and what the ledger holds of its judgment."""
+
+    response: Response
+    key: str
+    """Of the judgment."""
+    is_judged: bool
+    other: Judgment | None
+    """The record of a judgment that gave no score."""
+
+    def is_final(self, *, are_asked_again: bool, section: JudgeSection) -> bool:
+        """Whether it was answered without a verdict for good."""
+        if self.other is None or not self.other.refused or not self.other.num_asked:
+            return False
+        return not are_asked_again or self.other.num_asked >= section.max_asks
 
 
 @dataclass(frozen=True)
 class Standing:
-    """How far the judging of some responses has come."""
+    """How far the judging of some responses has come: numbers only."""
 
-    responses: dict[str, Response]
-    """The good ones, by the key of their judgment."""
-    judged: frozenset[str]
-    refused: dict[str, Judgment]
-    """Answered without a verdict for good."""
-    unfinished: dict[str, Judgment]
-    """Records of those that are owed: what failed, and what is to be asked again."""
+    num_responses: int
+    """Good ones."""
+    num_judged: int
+    refused: Mapping[str, int]
+    """By reason: answered without a verdict for good."""
+    owed: Mapping[str, int]
+    """By reason of the last failure: those that are to be asked, or asked again."""
+    num_asks: int
+    """Judgments to be asked for: responses to one task that say the same share one."""
+    are_asked_again: bool
+    """Whether those without a verdict are too many, so that they are asked again, up to `max_asks` times."""
 
     @property
-    def owed(self) -> list[str]:
-        """Keys that are to be asked, in the order of the responses."""
-        return [key for key in self.responses if key not in self.judged and key not in self.refused]
-
-    @property
-    def num_asks(self) -> int:
-        """Judgments to be asked for: responses to one task that say the same share one."""
-        return len(_group(self, self.owed).keys() - _group(self, self.judged).keys())
+    def num_owed(self) -> int:
+        """Responses without a judgment."""
+        return sum(self.owed.values())
 
     def count(self) -> StageCount:
         """The account as it stands; what was never asked counts as failed."""
-        tally = Tally("judge", total=len(self.responses), ok=len(self.judged))
-        for judgment in self.refused.values():
-            tally.add("refused", reason=judgment.reason)
-        for key in self.owed:
-            tally.add("failed", reason=self.unfinished[key].reason if key in self.unfinished else "not_asked")
+        tally = Tally("judge", total=self.num_responses, ok=self.num_judged)
+        for reason, number in self.refused.items():
+            tally.add("refused", number, reason)
+        for reason, number in self.owed.items():
+            tally.add("failed", number, reason)
         return tally.close()
 
 
-def find_standing(
-    judge: Judge, tasks: Mapping[str, Task], responses: Sequence[Response], ledger: Ledger, section: JudgeSection
-) -> Standing:
-    """What the ledger holds of `judge`'s judgments of the good ones among `responses`.
+def find_standing(judge: Judge, groups: Iterable[Group], ledger: Ledger, section: JudgeSection) -> Standing:
+    """What the ledger holds of `judge`'s judgments of the good responses.
 
     A response that the judge did not give a verdict on is asked again while more than `max_unjudged` have none, `max_asks`
     times in all. So what a stage went on with stays as it is, and no later command changes its pairs by luck.
     """
-    good = {judgment_key(judge, tasks[r.task], r): r for r in responses if r.error is None}
-    judged = frozenset(ledger.done(Judgment, good))
-    others = ledger.get(Judgment, (key for key in good if key not in judged))
-    refused = {key: judgment for key, judgment in others.items() if judgment.refused and judgment.num_asked}
-    if is_too_many(len(refused), len(good), section):
-        refused = {key: judgment for key, judgment in refused.items() if judgment.num_asked >= section.max_asks}
-    unfinished = {key: judgment for key, judgment in others.items() if key not in refused}
-    return Standing(good, judged, refused, unfinished)
+    counts = {are_asked_again: _Count(are_asked_again, section) for are_asked_again in (False, True)}
+    for seen in look_at_judgments(judge, groups, ledger):
+        for count in counts.values():
+            count.add(seen)
+    first = counts[False]
+    return counts[is_too_many(sum(first.refused.values()), first.num_responses, section)].close()
+
+
+@dataclass
+class _Count:
+    """A standing that is being counted, under one of two assumptions; mutated by `add`."""
+
+    are_asked_again: bool
+    section: JudgeSection
+    num_responses: int = 0
+    num_judged: int = 0
+    num_asks: int = 0
+    refused: Counter[str] = field(default_factory=Counter)
+    owed: Counter[str] = field(default_factory=Counter)
+
+    def add(self, group: Sequence[Seen]) -> None:
+        """Count the responses to one task."""
+        self.num_responses += len(group)
+        self.num_judged += sum(seen.is_judged for seen in group)
+        owed = find_owed(group, self.section, are_asked_again=self.are_asked_again)
+        self.owed.update(seen.other.reason if seen.other else "not_asked" for seen in owed)
+        for seen in group:
+            if seen.other and seen.is_final(are_asked_again=self.are_asked_again, section=self.section):
+                self.refused[seen.other.reason] += 1
+        self.num_asks += len({seen.response.words for seen in owed} - _words_of_judged(group))
+
+    def close(self) -> Standing:
+        """The numbers."""
+        return Standing(
+            self.num_responses, self.num_judged, self.refused, self.owed, self.num_asks, self.are_asked_again
+        )
+
+
+def look_at_judgments(judge: Judge, groups: Iterable[Group], ledger: Ledger) -> Iterator[list[Seen]]:
+    """The good responses of each group, with what is known of their judgments; groups without any are passed over."""
+    for chunk in batched(groups):
+        keyed = [[(judgment_key(judge, g.task, r), r) for r in g.good] for g in chunk if g.good]
+        keys = [key for group in keyed for key, _ in group]
+        judged = ledger.done(Judgment, keys)
+        others = ledger.get(Judgment, (key for key in keys if key not in judged))
+        for group in keyed:
+            yield [Seen(response, key, key in judged, others.get(key)) for key, response in group]
+
+
+def read_judged(judge: Judge, groups: Iterable[Group], ledger: Ledger) -> Iterator[tuple[Task, list[Judged]]]:
+    """Each task with those of its responses that have a score, by index."""
+    for chunk in batched(groups):
+        keyed = [[(judgment_key(judge, group.task, r), r) for r in group.good] for group in chunk]
+        found = ledger.get(Judgment, (key for group in keyed for key, _ in group))
+        for group, own in zip(chunk, keyed, strict=True):
+            scored = ((response, found.get(key)) for key, response in own)
+            yield group.task, [Judged(r, j.score, j.judge) for r, j in scored if j is not None and j.score is not None]
+
+
+def find_owed(group: Sequence[Seen], section: JudgeSection, *, are_asked_again: bool) -> list[Seen]:
+    """Those that are to be asked."""
+    return [
+        seen
+        for seen in group
+        if not seen.is_judged and not seen.is_final(are_asked_again=are_asked_again, section=section)
+    ]
+
+
+def _words_of_judged(group: Sequence[Seen]) -> set[str]:
+    return {seen.response.words for seen in group if seen.is_judged}
 
 
 def is_too_many(num_refused: int, num_requested: int, section: JudgeSection) -> bool:
@@ -83,58 +163,71 @@ def find_unjudged_fault(count: StageCount, section: JudgeSection) -> str | None:
     )
 
 
+@dataclass(frozen=True)
+class _Ask:
+    """Responses to one task that say the same, and the judgment of one that does, where there is one."""
+
+    task: Task
+    twins: Sequence[Seen]
+    known: str | None
+    """The key of that judgment."""
+
+
 async def judge_responses(
     judge: Judge,
-    tasks: Mapping[str, Task],
+    groups: Iterable[Group],
     standing: Standing,
     ledger: Ledger,
     meter: Meter,
     *,
-    max_concurrency: int,
+    section: JudgeSection,
     on_progress: OnProgress,
 ) -> StageCount:
-    """Judge what is owed; every judgment is in the ledger before it counts, with what all its attempts were billed.
+    """Judge what is owed of `groups`; every judgment is in the ledger before it counts, with what its attempts were billed.
 
     Responses to one task that say the same share one verdict, which is asked for and billed once.
     """
-    tally = Tally("judge", total=len(standing.responses))
-    tally.add("cached", len(standing.judged))
-    for judgment in standing.refused.values():
-        tally.add("refused", reason=judgment.reason)
+    tally = Tally("judge", total=standing.num_responses)
+    tally.add("cached", standing.num_judged)
+    for reason, number in standing.refused.items():
+        tally.add("refused", number, reason)
 
-    async def score(keys: Sequence[str]) -> Sequence[Judgment]:
-        response, earlier = standing.responses[keys[0]], standing.unfinished.get(keys[0])
+    async def work(ask: _Ask) -> Sequence[Judgment]:
+        if ask.known is not None:
+            (judgment,) = ledger.get(Judgment, [ask.known]).values()
+            return await keep(judgment, ask)
+        response, earlier = ask.twins[0].response, ask.twins[0].other
         meter.begin()
         verdict: Verdict | None = None
         try:
             num_asked = earlier.num_asked if earlier else 0
-            verdict = await judge.score(tasks[response.task], response, num_asked=num_asked)
-            return await keep(_add_up(_sign(verdict, judge, response, keys[0]), earlier), keys)
+            verdict = await judge.score(ask.task, response, num_asked=num_asked)
+            return await keep(_add_up(_sign(verdict, judge, response, ask.twins[0].key), earlier), ask)
         finally:
             meter.end(verdict.usage if verdict else None)
 
-    async def keep(judgment: Judgment, keys: Sequence[str]) -> Sequence[Judgment]:
-        records = [_share(judgment, key, standing) for key in keys]
+    async def keep(judgment: Judgment, ask: _Ask) -> Sequence[Judgment]:
+        records = [_share(judgment, seen) for seen in ask.twins]
         await ledger.write(records)
         return records
 
-    twins = _group(standing, standing.owed)
-    known = _group(standing, standing.judged)
-    for said in twins.keys() & known.keys():
-        (judgment,) = ledger.get(Judgment, known[said][:1]).values()
-        tally.add("ok", len(await keep(judgment, twins.pop(said))))
-    return await work_off(
-        twins.values(), score, tally, limit=max_concurrency, place=judge.place, on_progress=on_progress
-    )
+    asks = _find_asks(judge, groups, standing, ledger, section)
+    return await work_off(asks, work, tally, limit=section.max_concurrency, place=judge.place, on_progress=on_progress)
 
 
-def _group(standing: Standing, keys: Iterable[str]) -> dict[tuple[str, str], list[str]]:
-    """The keys of one task whose responses say the same, in their order."""
-    groups: dict[tuple[str, str], list[str]] = {}
-    for key in keys:
-        response = standing.responses[key]
-        groups.setdefault((response.task, response.words), []).append(key)
-    return groups
+def _find_asks(
+    judge: Judge, groups: Iterable[Group], standing: Standing, ledger: Ledger, section: JudgeSection
+) -> Iterator[_Ask]:
+    """What is owed, as it is drawn, in the order of the responses."""
+    for chunk in batched(groups):
+        tasks = {group.task.id: group.task for group in chunk}
+        for group in look_at_judgments(judge, chunk, ledger):
+            known = {seen.response.words: seen.key for seen in reversed(group) if seen.is_judged}
+            twins: dict[str, list[Seen]] = {}
+            for seen in find_owed(group, section, are_asked_again=standing.are_asked_again):
+                twins.setdefault(seen.response.words, []).append(seen)
+            for words, alike in twins.items():
+                yield _Ask(tasks[alike[0].response.task], alike, known.get(words))
 
 
 def _sign(verdict: Verdict, judge: Judge, response: Response, key: str) -> Judgment:
@@ -142,12 +235,12 @@ def _sign(verdict: Verdict, judge: Judge, response: Response, key: str) -> Judgm
     return Judgment(key=key, response=response.key, task=response.task, judge=judge.name, **fields)
 
 
-def _share(judgment: Judgment, key: str, standing: Standing) -> Judgment:
+def _share(judgment: Judgment, seen: Seen) -> Judgment:
     """The judgment of a response that says the same; what was billed stays with the one that was asked for."""
-    if key == judgment.key:
+    if seen.key == judgment.key:
         return judgment
-    billed = standing.unfinished[key].usage if key in standing.unfinished else None
-    return judgment.model_copy(update={"key": key, "response": standing.responses[key].key, "usage": billed})
+    billed = seen.other.usage if seen.other else None
+    return judgment.model_copy(update={"key": seen.key, "response": seen.response.key, "usage": billed})
 
 
 def _add_up(judgment: Judgment, earlier: Judgment | None) -> Judgment:

@@ -4,25 +4,40 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from pipeline.errors import DataError
+from pipeline.ledger import Ledger
 from pipeline.open_lists import PAIR_POLICY_NAMES
 from pipeline.plugins import Plugins
 from pipeline.prompts import render_prompt
-from pipeline.records import Judgment, PreferencePair, Response, StageCount, Task
-from pipeline.stage import Tally
+from pipeline.records import ImageRef, PreferencePair, Response, StageCount, Task
+from pipeline.stage import Tally, batched
 
 _TIE, _CUT, _LEFT_OUT = "tie", "all_cut_off", "beyond_pairs_num"
+
+
+@dataclass(frozen=True, slots=True)
+class Couple:
+    """A pair by its keys: what is held of each while pairs are drawn and split; `read_pairs` has the texts."""
+
+    task: str
+    image: ImageRef
+    chosen_key: str
+    rejected_key: str
+    chosen_score: float
+    rejected_score: float
+    judge: str
+    policy: str
+    """Digest of the weights that sampled both."""
 
 
 @dataclass(frozen=True)
 class PairSet:
     """The pairs of a run, and the account of the tasks that gave none."""
 
-    pairs: tuple[PreferencePair, ...]
+    pairs: tuple[Couple, ...]
     count: StageCount
     """Of tasks: refused are ties and pairs that were left out, failed are those with fewer than two judged responses."""
 
@@ -61,27 +76,19 @@ PAIR_POLICIES: Plugins[PairPolicy] = PAIR_POLICY_NAMES.of_kind(callable, "a func
 
 
 def build_pairs(
-    tasks: Sequence[Task],
-    responses: Sequence[Response],
-    judgments: Mapping[str, Judgment],
-    *,
-    policy: str = "best_worst",
-    choose_cut: bool = False,
+    groups: Iterable[tuple[Task, Sequence[Judged]]], *, policy: str = "best_worst", choose_cut: bool = False
 ) -> PairSet:
     """At most a pair for each task, as `policy` picks it; ties and other tasks without one are dropped and counted.
 
-    `judgments` are by response key. A response that was cut off at its longest length may not be chosen, unless
-    `choose_cut`: it would teach not to come to an end. Raises RecipeError where the policy is not found, and DataError
-    where it picks what is no pair.
+    Each group is a task with those of its responses that have a score, by index. A response that was cut off at its longest
+    length may not be chosen, unless `choose_cut`: it would teach not to come to an end. Raises RecipeError where the policy
+    is not found, and DataError where it picks what is no pair.
     """
     pick = PAIR_POLICIES.resolve(policy)
-    groups: dict[str, list[Response]] = defaultdict(list)
-    for response in responses:
-        groups[response.task].append(response)
-    tally = Tally("pair", total=len(tasks))
-    pairs: list[PreferencePair] = []
-    for task in tasks:
-        judged = _list_judged(groups[task.id], judgments)
+    tally = Tally("pair", total=0)
+    couples: list[Couple] = []
+    for task, judged in groups:
+        tally.total += 1
         if len(judged) < 2 or task.image is None:
             tally.add("failed", reason="too_few_judged" if task.image else "no_image")
             continue
@@ -89,15 +96,8 @@ def build_pairs(
         picked = pick(task, may_be_chosen, judged) if may_be_chosen else None
         tally.add("refused" if picked is None else "ok", reason=_TIE if may_be_chosen else _CUT)
         if picked is not None:
-            pairs.append(_pair(task, *_check(policy, task, picked, may_be_chosen, judged)))
-    return PairSet(tuple(pairs), tally.close())
-
-
-def _list_judged(responses: Sequence[Response], judgments: Mapping[str, Judgment]) -> list[Judged]:
-    """Those with a score, by index."""
-    ordered = sorted(responses, key=lambda response: response.index)
-    found = ((response, judgments.get(response.key)) for response in ordered)
-    return [Judged(r, j.score, j.judge) for r, j in found if j is not None and j.score is not None]
+            couples.append(_join(task, *_check(policy, task, picked, may_be_chosen, judged)))
+    return PairSet(tuple(couples), tally.close())
 
 
 def choose_best_worst(
@@ -129,16 +129,11 @@ def _check(
     raise DataError(f"pairs.policy {policy} picked two responses to task {task.id}, {fault}; mend the policy")
 
 
-def _pair(task: Task, chosen: Judged, rejected: Judged) -> PreferencePair:
+def _join(task: Task, chosen: Judged, rejected: Judged) -> Couple:
     assert task.image is not None
-    assert chosen.response.text is not None
-    assert rejected.response.text is not None
-    return PreferencePair(
+    return Couple(
         task=task.id,
         image=task.image,
-        prompt=render_prompt(chosen.response.prompt, task),
-        chosen=chosen.response.text,
-        rejected=rejected.response.text,
         chosen_key=chosen.response.key,
         rejected_key=rejected.response.key,
         chosen_score=chosen.score,
@@ -148,7 +143,23 @@ def _pair(task: Task, chosen: Judged, rejected: Judged) -> PreferencePair:
     )
 
 
-def draw_pairs(pairs: Sequence[PreferencePair], num_pairs: int, seed: int) -> list[PreferencePair]:
+def read_pairs(couples: Iterable[Couple], tasks: Mapping[str, Task], ledger: Ledger) -> Iterator[PreferencePair]:
+    """The pairs with their texts, in the same order, some at a time."""
+    for chunk in batched(couples):
+        responses = ledger.get(Response, (key for c in chunk for key in (c.chosen_key, c.rejected_key)))
+        for couple in chunk:
+            chosen, rejected = responses[couple.chosen_key], responses[couple.rejected_key]
+            assert chosen.text is not None
+            assert rejected.text is not None
+            yield PreferencePair(
+                **{name: getattr(couple, name) for name in Couple.__slots__},
+                prompt=render_prompt(chosen.prompt, tasks[couple.task]),
+                chosen=chosen.text,
+                rejected=rejected.text,
+            )
+
+
+def draw_pairs(pairs: Sequence[Couple], num_pairs: int, seed: int) -> list[Couple]:
     """At most `num_pairs` of them, drawn by image, in the order they came; all of them where there are no more."""
     drawn = sorted(pairs, key=lambda pair: _place(f"draw:{seed}", pair.image.sha256))[:num_pairs]
     kept = {pair.task for pair in drawn}
@@ -169,9 +180,7 @@ def limit_pairs(pair_set: PairSet, num: int | None, seed: int) -> PairSet:
     return PairSet(tuple(kept), count.model_copy(update=changes))
 
 
-def split_pairs(
-    pairs: Sequence[PreferencePair], validation_fraction: float, seed: int
-) -> tuple[list[PreferencePair], list[PreferencePair]]:
+def split_pairs(pairs: Sequence[Couple], validation_fraction: float, seed: int) -> tuple[list[Couple], list[Couple]]:
     """(train, validation), split by image: no image is in both. Raises DataError where there is too little to split."""
     images = sorted({pair.image.sha256 for pair in pairs}, key=lambda sha: _place(str(seed), sha))
     if len(images) < 2:

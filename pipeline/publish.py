@@ -7,18 +7,21 @@ to 5.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.images import ImageStore
 from pipeline.markdown import plain
+from pipeline.pairs import Couple
 from pipeline.recipe import Recipe, public_name, render_recipe
-from pipeline.records import PreferencePair, StageCount, content_key
+from pipeline.records import PreferencePair, StageCount, canonical_json
 from pipeline.sources.source import SOURCES, Source
+from pipeline.stage import batched
 
 if TYPE_CHECKING:
     import pyarrow
@@ -68,17 +71,25 @@ class SplitSize:
     num_bytes_on_disk: int
 
 
-def pairs_digest(train: Sequence[PreferencePair], validation: Sequence[PreferencePair]) -> str:
-    """SHA-256 of the rows of both splits, paths left out."""
-    rows = [
-        [pair.model_dump(mode="json", exclude={"image": {"path"}}) for pair in split] for split in (train, validation)
-    ]
-    return content_key(rows=rows)
+def pairs_digest(train: Iterable[PreferencePair], validation: Iterable[PreferencePair]) -> str:
+    """SHA-256 of the rows of both splits, paths left out: the `content_key` of `rows=[train, validation]`, row by row."""
+    digest = hashlib.sha256(b'{"rows":[[')
+    _hash_rows(digest, train)
+    digest.update(b"],[")
+    _hash_rows(digest, validation)
+    digest.update(b"]]}")
+    return digest.hexdigest()
+
+
+def _hash_rows(digest: hashlib._Hash, pairs: Iterable[PreferencePair]) -> None:
+    for number, pair in enumerate(pairs):
+        row = pair.model_dump(mode="json", exclude={"image": {"path"}})
+        digest.update(b"," * bool(number) + canonical_json(row))
 
 
 def publish_pairs(
-    train: Sequence[PreferencePair],
-    validation: Sequence[PreferencePair],
+    train: Iterable[PreferencePair],
+    validation: Iterable[PreferencePair],
     images: ImageStore,
     directory: Path,
     *,
@@ -101,19 +112,19 @@ def publish_pairs(
     partial.replace(directory)
 
 
-def _write_parquet(path: Path, pairs: Sequence[PreferencePair], images: ImageStore) -> SplitSize:
+def _write_parquet(path: Path, pairs: Iterable[PreferencePair], images: ImageStore) -> SplitSize:
     """In row groups, so that memory holds one group's images only."""
     import pyarrow as pa  # with datasets, a second that `--help` need not pay
     import pyarrow.parquet as pq
 
-    schema, num_bytes = _schema(), 0
+    schema, num_examples, num_bytes = _schema(), 0, 0
     with pq.ParquetWriter(path, schema) as writer:
-        for start in range(0, len(pairs), _ROW_GROUP):
-            rows = list(_rows(pairs[start : start + _ROW_GROUP], images))
-            table = pa.Table.from_pylist(rows, schema=schema)
+        for chunk in batched(pairs, _ROW_GROUP):
+            table = pa.Table.from_pylist(list(_rows(chunk, images)), schema=schema)
             writer.write_table(table)
+            num_examples += len(chunk)
             num_bytes += table.nbytes
-    return SplitSize(len(pairs), num_bytes, path.stat().st_size)
+    return SplitSize(num_examples, num_bytes, path.stat().st_size)
 
 
 def _schema() -> pyarrow.Schema:
@@ -168,8 +179,8 @@ def _rows(pairs: Sequence[PreferencePair], images: ImageStore) -> Iterator[dict[
 
 
 def render_card(
-    train: Sequence[PreferencePair],
-    validation: Sequence[PreferencePair],
+    train: Sequence[Couple],
+    validation: Sequence[Couple],
     sizes: Mapping[str, SplitSize],
     *,
     recipe: Recipe,

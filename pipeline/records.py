@@ -25,8 +25,12 @@ ShownImage = Literal["true", "blank", "other"]
 def content_key(**parts: Any) -> str:
     """The SHA-256 hex digest of `parts` as canonical JSON. Models are dumped; the order of keywords does not matter."""
     plain = {k: v.model_dump(mode="json") if isinstance(v, BaseModel) else v for k, v in parts.items()}
-    text = json.dumps(plain, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(canonical_json(plain)).hexdigest()
+
+
+def canonical_json(value: object) -> bytes:
+    """`value` in the one way that hashes see it."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
 
 class Record(BaseModel):

@@ -7,8 +7,9 @@ the same keys, the ledger says which are answered, and only the rest are asked.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 from pipeline.client import ChatClient, Completion, user_message
@@ -28,7 +29,7 @@ from pipeline.records import (
     Task,
     content_key,
 )
-from pipeline.stage import OnProgress, Tally, work_off
+from pipeline.stage import OnProgress, Tally, batched, work_off
 
 GATEWAY = Place(key_env="VCOT_API_KEY", model_field="model.name", url_field="serve.url")
 
@@ -55,12 +56,22 @@ class SampleRequest:
         return [self.response_key(index) for index in range(self.sampling.n)]
 
 
-def plan_requests(
-    tasks: Iterable[Task], prompt: PromptName, checkpoint: CheckpointRef, sampling: SamplingParams
-) -> list[SampleRequest]:
-    """What is asked of `checkpoint`, with keys and seeds. Pure but for the file of a prompt of one's own."""
-    code = PROMPTS.digest_own(prompt)
-    return [_plan(task, prompt, checkpoint, sampling, code) for task in tasks]
+@dataclass(frozen=True)
+class Plan:
+    """What is asked of one checkpoint: a request for each task, made anew each time that it is gone through."""
+
+    tasks: Sequence[Task]
+    prompt: PromptName
+    checkpoint: CheckpointRef
+    sampling: SamplingParams
+
+    def __len__(self) -> int:
+        return len(self.tasks)
+
+    def __iter__(self) -> Iterator[SampleRequest]:
+        """With keys and seeds. Pure but for the file of a prompt of one's own."""
+        code = PROMPTS.digest_own(self.prompt)
+        return (_plan(task, self.prompt, self.checkpoint, self.sampling, code) for task in self.tasks)
 
 
 def _plan(
@@ -79,32 +90,70 @@ def show_image(request: SampleRequest, image: ImageRef) -> SampleRequest:
     return replace(request, task=task, key=content_key(asked=request.key, image=image.sha256))
 
 
+Requests = Plan | Sequence[SampleRequest]
+"""What can be gone through more than once."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """A task, and what the ledger holds of the responses that were asked for, errors included, by index."""
+
+    task: Task
+    found: Sequence[Response]
+
+    @property
+    def good(self) -> list[Response]:
+        """The responses that have a text."""
+        return [response for response in self.found if response.error is None]
+
+
+def read_groups(requests: Iterable[SampleRequest], ledger: Ledger) -> Iterator[Group]:
+    """What was answered, in the order of the requests, some at a time."""
+    for chunk in batched(requests):
+        keys = [request.response_keys() for request in chunk]
+        found = ledger.get(Response, chain.from_iterable(keys))
+        for request, own in zip(chunk, keys, strict=True):
+            yield Group(request.task, [found[key] for key in own if key in found])
+
+
 async def sample(
-    requests: Sequence[SampleRequest],
+    requests: Requests,
     client: ChatClient,
     ledger: Ledger,
     images: ImageStore,
     *,
-    max_concurrency: int,
-    on_progress: OnProgress,
+    max_concurrency: int = 8,
+    on_progress: OnProgress = lambda _: None,
 ) -> StageCount:
-    """Ask what is owed of `requests`; every answer is in the ledger before it counts. Counts are of responses."""
+    """Ask what is owed of `requests`; every answer is in the ledger before it counts. Counts are of responses.
+
+    Requests are gone through twice, and none is held: what is there already is counted, and the others are asked.
+    """
+    tally = Tally("sample", total=0)
+    for request, is_done in look(requests, ledger):
+        tally.total += request.sampling.n
+        tally.cached += request.sampling.n * is_done
+    owed = (request for request, is_done in look(requests, ledger) if not is_done)
 
     async def answer(request: SampleRequest) -> Sequence[Response]:
         responses = await _ask(request, client, images)
         await ledger.write(responses)
         return responses
 
-    owed = owed_requests(requests, ledger)
-    tally = Tally("sample", total=sum(request.sampling.n for request in requests))
-    tally.add("cached", tally.total - sum(request.sampling.n for request in owed))
     return await work_off(owed, answer, tally, limit=max_concurrency, place=GATEWAY, on_progress=on_progress)
 
 
-def owed_requests(requests: Sequence[SampleRequest], ledger: Ledger) -> list[SampleRequest]:
-    """Those whose group is not wholly answered."""
-    done = ledger.done(Response, (key for request in requests for key in request.response_keys()))
-    return [request for request in requests if not done.issuperset(request.response_keys())]
+def look(requests: Iterable[SampleRequest], ledger: Ledger) -> Iterator[tuple[SampleRequest, bool]]:
+    """Each request, and whether its group is wholly answered."""
+    for chunk in batched(requests):
+        done = ledger.done(Response, (key for request in chunk for key in request.response_keys()))
+        for request in chunk:
+            yield request, done.issuperset(request.response_keys())
+
+
+def is_owed(requests: Iterable[SampleRequest], ledger: Ledger) -> bool:
+    """Whether any of them is not wholly answered."""
+    return any(not is_done for _, is_done in look(requests, ledger))
 
 
 async def _ask(request: SampleRequest, client: ChatClient, images: ImageStore) -> list[Response]:

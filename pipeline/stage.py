@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Literal, TypeVar
 
 from pipeline.concurrency import map_bounded
@@ -59,6 +60,13 @@ class Tally:
             refused=self.refused,
             reasons=dict(self.reasons),
         )
+
+
+def batched(items: Iterable[T], size: int = 64) -> Iterator[tuple[T, ...]]:
+    """`items` in tuples of `size`, as work that goes through a whole run takes them."""
+    iterator = iter(items)
+    while chunk := tuple(islice(iterator, size)):
+        yield chunk
 
 
 OnProgress = Callable[[Tally], None]

@@ -14,8 +14,8 @@ from eval.benchmark import Benchmark
 from eval.evaluate import Evaluation, Scores, evaluate, render_evaluation
 from pipeline.files import write_record
 from pipeline.records import Response, StageCount
-from pipeline.sample import SampleRequest
-from pipeline.stage import Tally
+from pipeline.sample import Requests
+from pipeline.stage import Tally, batched
 from services.checkpoints.registry import Checkpoint
 from services.jobs.trainer import read_progress
 from services.report import write_report
@@ -68,18 +68,18 @@ def write_run_report(session: Session, rounds: Sequence[Round], shown: Round, ev
 
     Training and preference data are those of the round `shown`.
     """
-    directory, judgments = shown.job_directory, shown.pairs.judgments
+    directory, pairs = shown.job_directory, shown.pairs
     data = ReportData(
         recipe=session.run.recipe,
         benchmark=session.benchmark,
         settings=results.describe_settings(session.run),
         checkpoints=tuple(dict.fromkeys(row.checkpoint for row in evaluation.results)),
         counts=tuple(count_stages(session, rounds, evaluation)),
-        judge=judgments[0].judge,
+        judge=make_judge(session).name,
         judge_cost=read_cost(session, make_judge(session)),
-        judge_scores=tuple(judgment.score for judgment in judgments if judgment.score is not None),
-        gaps=tuple(pair.chosen_score - pair.rejected_score for pair in shown.pairs.pair_set.pairs),
-        num_left_out=shown.pairs.pair_set.num_left_out,
+        judge_scores=tuple(pairs.scores),
+        gaps=tuple(pair.chosen_score - pair.rejected_score for pair in pairs.pair_set.pairs),
+        num_left_out=pairs.pair_set.num_left_out,
         results=evaluation.results,
         differences=evaluation.differences,
         chance=evaluation.chance,
@@ -119,12 +119,15 @@ def count_stages(session: Session, rounds: Sequence[Round], evaluation: RunEvalu
     return counts
 
 
-def _count_responses(session: Session, stage: str, requests: Sequence[SampleRequest]) -> StageCount:
-    keys = [key for request in requests for key in request.response_keys()]
-    done = session.run.ledger.done(Response, keys)
-    tally, others = Tally(stage, len(keys), ok=len(done)), session.run.ledger.get(Response, set(keys) - done)
-    for key in keys:
-        if key not in done:
+def _count_responses(session: Session, stage: str, requests: Requests) -> StageCount:
+    tally = Tally(stage, total=0)
+    for chunk in batched(requests):
+        keys = [key for request in chunk for key in request.response_keys()]
+        done = session.run.ledger.done(Response, keys)
+        others = session.run.ledger.get(Response, set(keys) - done)
+        tally.total += len(keys)
+        tally.ok += len(done)
+        for key in set(keys) - done:
             found = others.get(key)
             is_refused = found is not None and found.refused
             tally.add("refused" if is_refused else "failed", reason=found.reason if found else "not_asked")
@@ -134,9 +137,9 @@ def _count_responses(session: Session, stage: str, requests: Sequence[SampleRequ
 def choose_examples(current: Round) -> Iterator[Example]:
     """One pair of each question family, as far as the page has room."""
     tasks = {task.id: task for task in current.tasks}
-    reasons = {judgment.response: judgment.rationale for judgment in current.pairs.judgments}
     by_family = {tasks[pair.task].family: pair for pair in reversed(current.pairs.pair_set.pairs)}
-    for pair in list(by_family.values())[:MAX_EXAMPLES]:
+    for pair in current.pairs.read(list(by_family.values())[:MAX_EXAMPLES]):
+        reasons = current.read_rationales(pair)
         yield Example(
             task=tasks[pair.task],
             image=current.session.run.images.read(pair.image),

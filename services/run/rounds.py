@@ -7,18 +7,20 @@ whichever command looks at it, and after any stop.
 
 from __future__ import annotations
 
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from pipeline.errors import DataError, OwedError
-from pipeline.judges import Judge, find_judge
-from pipeline.judging import Standing, find_standing, find_unjudged_fault
-from pipeline.pairs import PairSet, build_pairs, limit_pairs, split_pairs
+from pipeline.judges import Judge, find_judge, judgment_key
+from pipeline.judging import Standing, find_standing, find_unjudged_fault, read_judged
+from pipeline.pairs import Couple, Judged, PairSet, build_pairs, limit_pairs, read_pairs, split_pairs
 from pipeline.publish import pairs_digest
 from pipeline.records import Judgment, PreferencePair, Response, StageCount, Task
-from pipeline.report import Warned
-from pipeline.sample import SampleRequest, plan_requests
+from pipeline.report import Warned, progress
+from pipeline.sample import Group, Plan, read_groups
 from pipeline.sources import load_round
 from services.checkpoints.registry import Checkpoint
 from services.run.session import Session
@@ -55,73 +57,99 @@ class Round:
         run = self.session.run
         return load_round(run.recipe.tasks, self.number, run.directory, None if run.is_read else run.images)
 
-    def requests(self) -> list[SampleRequest]:
+    def requests(self) -> Plan:
         """What the recipe asks of the starting policy."""
         section = self.session.run.recipe.sample
-        return plan_requests(self.tasks, section.prompt, self.start.ref, section.params())
+        return Plan(self.tasks, section.prompt, self.start.ref, section.params())
 
-    def responses(self) -> list[Response]:
-        """The good responses that are there, in the order of the plan. Raises OwedError where there is none."""
-        run = self.session.run
-        keys = [key for request in self.requests() for key in request.response_keys()]
-        found = run.ledger.get(Response, keys)
-        responses = [found[key] for key in keys if key in found and found[key].error is None]
-        if not responses:
-            raise OwedError(f"run {run.directory} holds no response to its recipe; run `vcot sample` first")
-        if len(responses) < len(keys):
-            self.session.report(
-                Warned(f"{len(keys) - len(responses)} of {len(keys)} responses are missing; `vcot sample` asks again")
-            )
-        return responses
+    def groups(self) -> Iterator[Group]:
+        """What was answered, task by task, in the order of the plan; memory holds a few at a time."""
+        return read_groups(self.requests(), self.session.run.ledger)
+
+    def _go_through(self) -> Iterator[Group]:
+        """The groups, with progress for whoever listens."""
+        with progress(self.session.report, "tasks") as on_steps:
+            for number, group in enumerate(self.groups()):
+                on_steps(number, len(self.tasks), "")
+                yield group
 
     def standing(self) -> Standing:
         """How far the judging of the responses that are there has come. Raises OwedError where there is none."""
-        return self._find_standing(self.responses())
-
-    def _find_standing(self, responses: list[Response]) -> Standing:
         run = self.session.run
-        tasks = {task.id: task for task in self.tasks}
-        return find_standing(make_judge(self.session), tasks, responses, run.ledger, run.recipe.judge)
+        standing = self._find_standing(self._go_through())
+        if not standing.num_responses:
+            raise OwedError(f"run {run.directory} holds no response to its recipe; run `vcot sample` first")
+        if standing.num_responses < self._num_asked:
+            missing = self._num_asked - standing.num_responses
+            self.session.report(
+                Warned(f"{missing} of {self._num_asked} responses are missing; `vcot sample` asks again")
+            )
+        return standing
+
+    @property
+    def _num_asked(self) -> int:
+        """Responses that the recipe asks for."""
+        return len(self.tasks) * self.session.run.recipe.sample.k
+
+    def _find_standing(self, groups: Iterable[Group]) -> Standing:
+        run = self.session.run
+        return find_standing(make_judge(self.session), groups, run.ledger, run.recipe.judge)
 
     @property
     def num_unjudged(self) -> int:
         """Judgments that are owed, those of responses that are still to be sampled included."""
-        keys = [key for request in self.requests() for key in request.response_keys()]
-        found = self.session.run.ledger.get(Response, keys)
-        settled = [response for response in found.values() if response.error is None or response.refused]
-        return len(keys) - len(settled) + self._find_standing(settled).num_asks
+        num_settled = 0
+
+        def watch() -> Iterator[Group]:
+            nonlocal num_settled
+            for group in self._go_through():
+                num_settled += sum(response.error is None or response.refused for response in group.found)
+                yield group
+
+        num_asks = self._find_standing(watch()).num_asks
+        return self._num_asked - num_settled + num_asks
 
     @cached_property
     def pairs(self) -> Pairs:
-        """Best and worst response of each task. Raises OwedError where a response is not sampled or judged.
+        """At most a pair for each task. Raises OwedError where a response is not sampled or judged.
 
         What a judge gave no verdict on for good is left out, as far as the recipe tolerates that.
         """
-        run, section = self.session.run, self.session.run.recipe.pairs
+        run, section, judge = self.session.run, self.session.run.recipe.pairs, make_judge(self.session)
         standing = self.standing()
-        if not standing.judged:
-            name = make_judge(self.session).name
-            raise OwedError(f"run {run.directory} holds no judgment by {name}; run `vcot judge` first")
-        if standing.owed:
+        if not standing.num_judged:
+            raise OwedError(f"run {run.directory} holds no judgment by {judge.name}; run `vcot judge` first")
+        if standing.num_owed:
             raise OwedError(
-                f"{len(standing.owed)} of {len(standing.responses)} responses are not judged yet; `vcot judge` goes on"
+                f"{standing.num_owed} of {standing.num_responses} responses are not judged yet; `vcot judge` goes on"
             )
         if (fault := find_unjudged_fault(standing.count(), run.recipe.judge)) is not None:
             raise OwedError(fault)
-        found = run.ledger.get(Judgment, standing.judged)
-        judgments = {r.key: found[key] for key, r in standing.responses.items() if key in found}
-        made = build_pairs(
-            self.tasks,
-            list(standing.responses.values()),
-            judgments,
-            policy=section.policy,
-            choose_cut=section.choose_cut,
-        )
+        scores = array("d")
+
+        def watch() -> Iterator[tuple[Task, list[Judged]]]:
+            for task, judged in read_judged(judge, self._go_through(), run.ledger):
+                scores.extend(one.score for one in judged)
+                yield task, judged
+
+        made = build_pairs(watch(), policy=section.policy, choose_cut=section.choose_cut)
         pair_set = limit_pairs(made, section.num, section.seed)
         train, validation = split_pairs(pair_set.pairs, section.validation_fraction, section.seed)
-        digest = pairs_digest(train, validation)
-        directory, judged = run.path("pairs", digest[:12]), standing.count()
-        return Pairs(pair_set, train, validation, digest, directory, tuple(judgments.values()), judged)
+        digest = pairs_digest(self.read(train), self.read(validation))
+        directory = run.path("pairs", digest[:12])
+        return Pairs(pair_set, train, validation, self.read, digest, directory, scores, standing.count())
+
+    def read(self, couples: Iterable[Couple]) -> Iterator[PreferencePair]:
+        """Pairs of the round with their texts."""
+        return read_pairs(couples, {task.id: task for task in self.tasks}, self.session.run.ledger)
+
+    def read_rationales(self, pair: PreferencePair) -> dict[str, str]:
+        """What the judge said of the pair's responses, by their keys."""
+        ledger, judge = self.session.run.ledger, make_judge(self.session)
+        task = next(task for task in self.tasks if task.id == pair.task)
+        responses = ledger.get(Response, [pair.chosen_key, pair.rejected_key])
+        found = ledger.get(Judgment, [judgment_key(judge, task, response) for response in responses.values()])
+        return {judgment.response: judgment.rationale for judgment in found.values()}
 
     @cached_property
     def job(self) -> TrainJob:
@@ -172,12 +200,15 @@ class Pairs:
     """The pairs of a round."""
 
     pair_set: PairSet
-    train: list[PreferencePair]
-    validation: list[PreferencePair]
+    train: list[Couple]
+    validation: list[Couple]
+    read: Callable[[Iterable[Couple]], Iterable[PreferencePair]]
+    """Gives them their texts, a few at a time."""
     digest: str
     directory: Path
     """Where `pair_stage` puts them."""
-    judgments: tuple[Judgment, ...]
+    scores: Sequence[float]
+    """Of all judged responses, task by task."""
     judged: StageCount
     """Of the responses that they were made from."""
 

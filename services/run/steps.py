@@ -14,10 +14,11 @@ from eval.evaluate import Questions, Scores
 from pipeline.client import ChatClient
 from pipeline.errors import StageError
 from pipeline.judging import find_unjudged_fault, judge_responses
+from pipeline.pairs import Couple
 from pipeline.publish import publish_pairs, render_card
-from pipeline.records import PreferencePair, Split, StageCount
-from pipeline.report import Began, Said, Warned, tracking
-from pipeline.sample import SampleRequest, owed_requests, sample
+from pipeline.records import Split, StageCount
+from pipeline.report import Began, Said, Warned, tracking, waiting
+from pipeline.sample import Requests, is_owed, sample
 from pipeline.sections import POLICY_ALIAS
 from services.checkpoints.registry import Checkpoint
 from services.gateway.admin import swap_to
@@ -41,12 +42,12 @@ async def sample_stage(current: Round) -> None:
     await _ask(session, "sample", current.start, current.requests(), recipe.sample.max_concurrency)
 
 
-async def _ask(
-    session: Session, stage: str, checkpoint: Checkpoint, requests: Sequence[SampleRequest], max_concurrency: int
-) -> None:
+async def _ask(session: Session, stage: str, checkpoint: Checkpoint, requests: Requests, max_concurrency: int) -> None:
     """Ask what is owed of `requests`, all of one checkpoint; no server is needed where nothing is."""
     ledger, images = session.run.ledger, session.run.images
-    if not owed_requests(requests, ledger):
+    with waiting(session.report, "looking for what is not answered yet"):
+        is_any_owed = is_owed(requests, ledger)
+    if not is_any_owed:
         total = sum(request.sampling.n for request in requests)
         session.account(StageCount(stage=stage, requested=total, cached=total))
         return
@@ -64,24 +65,21 @@ async def _ask(
 async def judge_stage(current: Round) -> None:
     """Score every response. Raises StageError where the judge gave no verdict on more than the recipe tolerates."""
     session, section = current.session, current.session.run.recipe.judge
-    judge, standing = make_judge(session), current.standing()
-    session.report(Began("judge", f"{len(standing.responses)} responses, by {judge.name}"))
+    judge = make_judge(session)
+    session.report(
+        Began("judge", f"{len(current.tasks)} tasks x {session.run.recipe.sample.k} responses, by {judge.name}")
+    )
+    standing = current.standing()
     async with judge:
         meter = read_meter(session, judge)
-        if standing.owed and judge.is_model and not meter.num_judgments and session.test_usage is None:
+        if standing.num_owed and judge.is_model and not meter.num_judgments and session.test_usage is None:
             await test_judge(session, judge, standing.num_asks)
             meter = read_meter(session, judge)
-        elif standing.owed and judge.is_model:
+        elif standing.num_owed and judge.is_model:
             say_estimate(session, meter, standing.num_asks)
         with tracking(session.report, "judgments", lambda: meter.summary) as on_progress:
             count = await judge_responses(
-                judge,
-                {task.id: task for task in current.tasks},
-                standing,
-                session.run.ledger,
-                meter,
-                max_concurrency=section.max_concurrency,
-                on_progress=on_progress,
+                judge, current.groups(), standing, session.run.ledger, meter, section=section, on_progress=on_progress
             )
     if meter.num_judgments:
         session.report(Said(f"paid for {meter.cost.summary}"))
@@ -92,8 +90,9 @@ async def judge_stage(current: Round) -> None:
 
 async def pair_stage(current: Round) -> None:
     """Best and worst response of each task, as Parquet."""
-    session, recipe, pairs = current.session, current.session.run.recipe, current.pairs
+    session, recipe = current.session, current.session.run.recipe
     session.report(Began("pair", f"{recipe.pairs.policy}, ties dropped"))
+    pairs = current.pairs
     publish_splits(current, pairs.train, pairs.validation, pairs.directory)
     count = pairs.pair_set.count
     session.counts.append(count)
@@ -115,9 +114,7 @@ async def pair_stage(current: Round) -> None:
         )
 
 
-def publish_splits(
-    current: Round, train: Sequence[PreferencePair], validation: Sequence[PreferencePair], directory: Path
-) -> None:
+def publish_splits(current: Round, train: Sequence[Couple], validation: Sequence[Couple], directory: Path) -> None:
     """Pairs of the round as a data set in `directory`, with its card."""
     recipe = current.session.run.recipe
     card = partial(
@@ -129,7 +126,8 @@ def publish_splits(
         judged=current.pairs.judged,
         paired=current.pairs.pair_set.count,
     )
-    publish_pairs(train, validation, current.session.run.images, directory, card=card)
+    read, images = current.pairs.read, current.session.run.images
+    publish_pairs(read(train), read(validation), images, directory, card=card)
 
 
 async def eval_stage(session: Session, checkpoints: Sequence[Checkpoint], split: Split) -> None:

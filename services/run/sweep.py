@@ -229,7 +229,7 @@ def _plan(current: Round) -> _Search:
     num_validation = max(1, round(section.num_pairs * share))
     sizes = (max(1, section.num_pairs - num_validation), num_validation)
     train, validation = (draw_pairs(split, size, section.seed) for split, size in zip(splits, sizes, strict=True))
-    digest = pairs_digest(train, validation)
+    digest = pairs_digest(current.pairs.read(train), current.pairs.read(validation))
     directory = run.path("pairs", digest[:12])
     publish_splits(current, train, validation, directory)
     on_pairs = own.model_copy(update={"pairs_path": str(directory), "pairs_digest": digest})

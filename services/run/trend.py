@@ -77,17 +77,18 @@ def _mean_correct(scores: Sequence[Score]) -> float:
 
 
 def _describe(current: Round) -> Lesson:
-    responses, pairs = current.responses(), current.pairs
-    usages = [response.usage.completion_tokens for response in responses if response.usage]
-    scores = [judgment.score for judgment in pairs.judgments if judgment.score is not None]
+    pairs, num_responses, usages = current.pairs, 0, []
+    for group in current.groups():
+        num_responses += len(group.good)
+        usages += [response.usage.completion_tokens for response in group.good if response.usage]
     margins = [point.reward_margin for point in read_progress(current.job_directory) if point.kind == "validation"]
     return Lesson(
         reference=current.reference.ref.name,
         num_tasks=len(current.tasks),
         num_pairs=len(pairs.pair_set.pairs),
         ties=pairs.pair_set.num_ties / len(current.tasks),
-        mean_score=sum(scores) / len(scores),
-        mean_tokens=sum(usages) / len(responses) if usages else None,
+        mean_score=sum(pairs.scores) / len(pairs.scores),
+        mean_tokens=sum(usages) / num_responses if usages else None,
         reward_margin=margins[-1] if margins else None,
     )
 

@@ -16,7 +16,7 @@ from pipeline.ledger import Ledger
 from pipeline.prompts import render_prompt
 from pipeline.records import Response, SamplingParams
 from pipeline.run import open_run
-from pipeline.sample import plan_requests, sample
+from pipeline.sample import Plan, sample
 from pipeline.sources.nano.questions import generate_nano
 from services.gateway.admin import live_checkpoint
 from services.run.serving import running_gateway
@@ -51,7 +51,7 @@ async def test_it_finds_the_accuracy_that_we_find(inspect: Path, tmp_path: Path)
         (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         async with running_gateway(run, lambda _: None) as gateway:
             live = await live_checkpoint(gateway.url)
-            requests = plan_requests(tasks, "zero_shot", live, SamplingParams(temperature=0.0, max_tokens=64, seed=0))
+            requests = Plan(tasks, "zero_shot", live, SamplingParams(temperature=0.0, max_tokens=64, seed=0))
             async with ChatClient(f"{gateway.url}/v1", "none", max_connections=8) as client:
                 await sample(requests, client, run.ledger, run.images, max_concurrency=8, on_progress=lambda _: None)
             log = evaluate(inspect, gateway.url, tmp_path)

@@ -51,7 +51,7 @@ def current(session, pairs_in):
     pair_set = PairSet(tuple(pairs), StageCount(stage="pair", requested=40, ok=40))
     found = Round(session, 1, session.base)
     vars(found)["pairs"] = Pairs(
-        pair_set, train, validation, digest, directory, (), StageCount(stage="judge", requested=80, ok=80)
+        pair_set, train, validation, iter, digest, directory, (), StageCount(stage="judge", requested=80, ok=80)
     )
     publish_splits(found, train, validation, directory)
     return found

@@ -11,7 +11,7 @@ from eval.image_reliance import build_reliance, choose_images, deal_images, rend
 from pipeline.errors import DataError
 from pipeline.images import ImageStore
 from pipeline.records import CheckpointRef, ImageRef, SamplingParams, Score, Task
-from pipeline.sample import plan_requests, show_image
+from pipeline.sample import Plan, show_image
 
 BASE = CheckpointRef(name="base", digest="sha256:aa", kind="base")
 
@@ -63,7 +63,7 @@ def test_a_blank_image_has_the_images_size_and_one_grey(tmp_path):
 
 def test_only_the_image_changes_and_the_key_with_it():
     sampling = SamplingParams(temperature=0.4, max_tokens=8, seed=3)
-    [request] = plan_requests([task(1)], "cot", BASE, sampling)
+    [request] = Plan([task(1)], "cot", BASE, sampling)
     first, second = (show_image(request, task(n).image) for n in (2, 3))
     assert (first.text, first.sampling, first.checkpoint) == (request.text, request.sampling, request.checkpoint)
     assert first.task.image == task(2).image

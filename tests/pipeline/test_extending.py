@@ -15,12 +15,12 @@ from pipeline.images import ImageStore
 from pipeline.judges import find_judge, judgment_key
 from pipeline.judges.model import ModelJudge
 from pipeline.ledger import Ledger
-from pipeline.pairs import build_pairs
+from pipeline.pairs import Judged, build_pairs
 from pipeline.prompts import render_prompt
 from pipeline.recipe import load_recipe
-from pipeline.records import CheckpointRef, Judgment, Response, Task
+from pipeline.records import CheckpointRef, Response, Task
 from pipeline.run import open_run
-from pipeline.sample import plan_requests, sample
+from pipeline.sample import Plan, sample
 from pipeline.sections import JudgeSection, TasksSection
 from pipeline.sources import key_tasks, load_tasks
 from services.run.rounds import list_rounds
@@ -102,7 +102,7 @@ async def test_the_page_is_followed_word_for_word(folder, tmp_path):
             await judge_stage(current)
             await pair_stage(current)
             told = {task.id: task for task in current.tasks}
-            made = current.pairs.pair_set.pairs
+            made = list(current.pairs.read(current.pairs.pair_set.pairs))
     assert told.keys() == {"clocks/1", "clocks/2"}
     found = {pair.task: (pair.chosen, pair.rejected, pair.judge) for pair in made}
     assert found == {
@@ -152,7 +152,7 @@ def test_a_changed_file_is_never_taken_for_its_former_version(folder, tmp_path):
     sampling = load_recipe("nano").sample.params()
 
     def list_keys():
-        [request] = plan_requests([task], "looking:LOOK_FIRST", ref, sampling)
+        [request] = Plan([task], "looking:LOOK_FIRST", ref, sampling)
         response = Response(
             key="r", group="g", task=task.id, index=0, checkpoint=ref, prompt="cot", sampling=sampling, text="x"
         )
@@ -223,12 +223,9 @@ def picked(policy, folder, monkeypatch):
         )
         for i, text in enumerate(["one", "two", "one "])
     ]
-    judgments = {
-        r.key: Judgment(key=r.key, response=r.key, task=task.id, judge="j/1", score=s)
-        for r, s in zip(responses, (1.0, 0.5, 0.0), strict=True)
-    }
+    judged = [Judged(r, s, "j/1") for r, s in zip(responses, (1.0, 0.5, 0.0), strict=True)]
     try:
-        return build_pairs([task], responses, judgments, policy="picks:pick")
+        return build_pairs([(task, judged)], policy="picks:pick")
     finally:
         sys.modules.pop("picks", None)
 

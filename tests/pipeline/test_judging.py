@@ -15,6 +15,7 @@ from pipeline.judges.pointwise import PointwiseJudge
 from pipeline.judging import find_standing, find_unjudged_fault, judge_responses
 from pipeline.ledger import Ledger
 from pipeline.records import CheckpointRef, Judgment, Response, SamplingParams, Task, Usage
+from pipeline.sample import Group
 from pipeline.sections import JudgeSection
 from tests.rehearsal.openai_api import Settings, create_app
 
@@ -50,7 +51,11 @@ class Bench:
         )  # fmt: skip
 
     def standing(self, judge, section):
-        return find_standing(judge, self.tasks, self.responses, self.ledger, section)
+        return find_standing(judge, self.groups, self.ledger, section)
+
+    @property
+    def groups(self):
+        return [Group(self.tasks["t"], self.responses)]
 
     async def judge(self, target, **fields):
         """Judge by the app or upstream function `target`; gives the count."""
@@ -61,14 +66,15 @@ class Bench:
         async with judge:
             meter = open_meter(section, *self.ledger.spent(judge.name))
             return await judge_responses(
-                judge, self.tasks, self.standing(judge, section), self.ledger, meter,
-                max_concurrency=section.max_concurrency, on_progress=lambda _: None,
+                judge, self.groups, self.standing(judge, section), self.ledger, meter,
+                section=section, on_progress=lambda _: None,
             )  # fmt: skip
 
     @property
     def judgments(self):
         judge = PointwiseJudge(JudgeSection(kind="pointwise", model="gpt-4o-mini"), self.images)
-        return self.ledger.get(Judgment, self.standing(judge, JudgeSection()).responses)
+        good = (response for response in self.responses if response.error is None)
+        return self.ledger.get(Judgment, [judgment_key(judge, self.tasks["t"], response) for response in good])
 
 
 @pytest.fixture
@@ -192,9 +198,9 @@ async def test_what_a_run_went_on_with_is_not_asked_again_by_luck(bench):
 async def test_what_an_older_version_recorded_as_refused_is_asked_again(bench):
     app = make_api()
     judge = PointwiseJudge(JudgeSection(kind="pointwise", model="gpt-4o-mini"), bench.images)
-    keys = list(bench.standing(judge, JudgeSection()).responses)
+    first = judgment_key(judge, bench.tasks["t"], bench.responses[0])
     old = {"response": "r", "task": "t", "judge": judge.name, "error": "HTTP 429: quota", "refused": True}
-    bench.ledger.put([Judgment(key=keys[0], **old)])  # few enough to be tolerated, were it a refusal
+    bench.ledger.put([Judgment(key=first, **old)])  # few enough to be tolerated, were it a refusal
     assert (await bench.judge(app)).ok == 60
 
 

@@ -5,7 +5,7 @@ import pytest
 from pipeline.images import ImageStore
 from pipeline.judges import find_judge, judgment_key
 from pipeline.records import CheckpointRef, ImageRef, Response, SamplingParams, Task
-from pipeline.sample import plan_requests
+from pipeline.sample import Plan
 from pipeline.sections import JudgeSection, TasksSection
 from pipeline.sources import key_tasks
 
@@ -55,13 +55,13 @@ def test_of_tasks(section, key):
     ],
 )
 def test_of_requests(prompt, key):
-    [request] = plan_requests([TASK], prompt, CHECKPOINT, SAMPLING)
+    [request] = Plan([TASK], prompt, CHECKPOINT, SAMPLING)
     assert request.key == key
     assert request.sampling.seed == int(key[:8], 16) >> 1
 
 
 def test_of_responses():
-    [request] = plan_requests([TASK], "cot", CHECKPOINT, SAMPLING)
+    [request] = Plan([TASK], "cot", CHECKPOINT, SAMPLING)
     assert request.response_key(1) == "a032d0e89a0a35f4b92895850a7ae35a1fb233bc8d24750ef88bf3d0e4972baa"
 
 

@@ -1,6 +1,7 @@
 import json
 import re
 import tomllib
+from dataclasses import replace
 
 import pyarrow.parquet as pq
 import pytest
@@ -14,7 +15,8 @@ from PIL import Image
 
 from pipeline.errors import DataError
 from pipeline.images import ImageStore
-from pipeline.pairs import build_pairs, limit_pairs, split_pairs
+from pipeline.pairs import Judged, limit_pairs, read_pairs, split_pairs
+from pipeline.pairs import build_pairs as build_couples
 from pipeline.publish import SplitSize, pairs_digest, publish_pairs, render_card
 from pipeline.recipe import load_recipe, public_name
 from pipeline.records import (
@@ -58,6 +60,34 @@ def make_group(task, scores, texts=None):
         if score is not None:
             judgments[key] = Judgment(key=key, response=key, task=task.id, judge="verifier/1", score=score)
     return responses, judgments
+
+
+class Held:
+    """Stands for a ledger, by what it holds."""
+
+    def __init__(self, responses):
+        self.responses = {response.key: response for response in responses}
+
+    def get(self, _, keys):
+        return {key: self.responses[key] for key in keys}
+
+
+def build_pairs(tasks, responses, judgments, **options):
+    """The pairs of whole lists, with their texts."""
+    groups = [
+        (
+            task,
+            [
+                Judged(r, judgments[r.key].score, judgments[r.key].judge)
+                for r in responses
+                if r.task == task.id and r.key in judgments
+            ],
+        )
+        for task in tasks
+    ]
+    made = build_couples(groups, **options)
+    whole = read_pairs(made.pairs, {task.id: task for task in tasks}, Held(responses))
+    return replace(made, pairs=tuple(whole))
 
 
 def test_best_against_worst_and_the_first_of_equals():

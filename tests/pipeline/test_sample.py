@@ -14,7 +14,7 @@ from pipeline.images import ImageStore
 from pipeline.ledger import Ledger
 from pipeline.prompts import render_prompt
 from pipeline.records import CheckpointRef, Response, SamplingParams, Task
-from pipeline.sample import plan_requests, sample
+from pipeline.sample import Plan, sample
 
 pytestmark = pytest.mark.hurried
 DIGEST = "sha256:" + "a" * 64
@@ -86,7 +86,7 @@ def ledger(tmp_path):
 
 
 async def draw(upstream, tasks, ledger, store, params=SAMPLING, concurrency=2):
-    requests = plan_requests(tasks, "thought_specific", CHECKPOINT, params)
+    requests = Plan(tasks, "thought_specific", CHECKPOINT, params)
     async with ChatClient(
         "http://fake/v1", "key", max_connections=2, transport=httpx2.MockTransport(upstream)
     ) as client:
@@ -184,7 +184,7 @@ async def test_a_request_that_can_never_succeed_is_refused_at_once(tasks, ledger
 async def test_an_answer_of_other_weights_stops_the_stage_and_is_not_kept(lie, tasks, ledger, store):
     with pytest.raises(StageError, match="swap the checkpoint in"):
         await draw(Upstream([lie]), tasks[:1], ledger, store)
-    keys = plan_requests(tasks[:1], "thought_specific", CHECKPOINT, SAMPLING)[0].response_keys()
+    keys = next(iter(Plan(tasks[:1], "thought_specific", CHECKPOINT, SAMPLING))).response_keys()
     assert ledger.get(Response, keys) == {}
 
 
@@ -226,7 +226,7 @@ async def test_a_stopped_stage_goes_on_where_it_was(tasks, ledger, store):
 
 
 def key_of(task, checkpoint=CHECKPOINT, prompt="thought_specific", sampling=SAMPLING):
-    return plan_requests([task], prompt, checkpoint, sampling)[0].key
+    return next(iter(Plan([task], prompt, checkpoint, sampling))).key
 
 
 def test_a_request_s_key_holds_all_that_determines_its_answer_and_no_more(tasks, store):
@@ -253,7 +253,7 @@ def test_seeds_of_requests_seldom_meet():
     """k chains of two requests with one seed would be drawn from the same random numbers."""
     fields = {"question": "q?", "choices": ("a", "b"), "answer": 1, "source": "nano", "split": "train"}
     many = [Task(id=f"t{i}", **fields) for i in range(5_000)]
-    seeds = {request.sampling.seed for request in plan_requests(many, "cot", CHECKPOINT, SAMPLING)}
+    seeds = {request.sampling.seed for request in Plan(many, "cot", CHECKPOINT, SAMPLING)}
     assert len(seeds) >= 4_995
     assert 2**30 < max(seeds) < 2**31, "all of what an int32 takes"
 

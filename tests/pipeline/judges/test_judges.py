@@ -15,6 +15,7 @@ from pipeline.judges.verifier import verify
 from pipeline.judging import find_standing, judge_responses
 from pipeline.ledger import Ledger
 from pipeline.records import CheckpointRef, Judgment, Response, SamplingParams, Task
+from pipeline.sample import Group
 from pipeline.sections import JudgeSection
 
 pytestmark = pytest.mark.hurried
@@ -127,7 +128,7 @@ def test_an_account_of_what_stands_says_what_was_refused_failed_or_never_asked(t
             Judgment(key=failed, error="503", reason="overloaded", **fields),
         ]
     )
-    standing = find_standing(judge, tasks, responses, ledger, JudgeSection(max_unjudged=0.25))
+    standing = find_standing(judge, [Group(tasks["t"], responses)], ledger, JudgeSection(max_unjudged=0.25))
     count = standing.count()
     assert (count.stage, count.requested, count.ok, count.refused, count.failed) == ("judge", 4, 1, 1, 2)
     assert count.reasons == {"refusal": 1, "overloaded": 1, "not_asked": 1}
@@ -254,10 +255,11 @@ async def test_a_judged_response_is_not_judged_again_and_a_failed_one_not_at_all
     tasks = {"t": make_task()}
 
     async def judge():
-        standing = find_standing(verifier, tasks, [good, failed], ledger, JudgeSection())
+        groups, section = [Group(tasks["t"], [good, failed])], JudgeSection()
+        standing = find_standing(verifier, groups, ledger, section)
         meter = open_meter(JudgeSection(), *ledger.spent("verifier/1"))
         return await judge_responses(
-            verifier, tasks, standing, ledger, meter, max_concurrency=2, on_progress=lambda _: None
+            verifier, groups, standing, ledger, meter, section=section, on_progress=lambda _: None
         )
 
     first, second = await judge(), await judge()

@@ -80,14 +80,14 @@ async def test_no_training_set_is_made_of_the_part_that_was_judged_before_the_ac
     current = list_rounds(session)[0]
     with pytest.raises(AccountError):
         await judge_stage(current)
-    assert 0 < len(current.standing().judged) < 48
+    assert 0 < current.standing().num_judged < 48
     with pytest.raises(InputError, match=r"\d+ of 48 responses are not judged yet; `vcot judge` goes on"):
         await pair_stage(current)
     assert current.policy is None
     serve()
     await judge_stage(current)
     await pair_stage(current)
-    assert len(current.pairs.judgments) == 48
+    assert len(current.pairs.scores) == 48
 
 
 async def test_too_many_without_a_verdict_stop_the_run_and_few_are_said_by_reason(session, serve, capsys):
@@ -100,7 +100,7 @@ async def test_too_many_without_a_verdict_stop_the_run_and_few_are_said_by_reaso
     set_judge(session, max_unjudged=0.5)
     await judge_stage(current)
     await pair_stage(current)
-    num_refused = len(current.standing().refused)
+    num_refused = sum(current.standing().refused.values())
     err = capsys.readouterr().err
     assert f"+ {num_refused} refused ({num_refused} refusal)" in err
     card = (current.pairs.directory / "README.md").read_text()

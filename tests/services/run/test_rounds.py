@@ -92,9 +92,9 @@ async def test_more_pairs_than_asked_for_are_left_out_and_fewer_are_said(session
 async def test_a_round_that_was_begun_is_gone_on_with(session):
     await teach(session, 2.0)
     current = list_rounds(session)[-1]
-    answer(session, current.requests()[:5], lambda task, index: index == 0)
+    answer(session, list(current.requests())[:5], lambda task, index: index == 0)
     assert list_rounds(session)[-1].number == 2
-    assert len(list_rounds(session)[-1].responses()) == 10
+    assert list_rounds(session)[-1].standing().num_responses == 10
 
 
 @pytest.mark.parametrize("reference", ["previous", "seed"])
