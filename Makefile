@@ -9,7 +9,7 @@ HARNESS      := .venv-harness
 OLDER        := .venv-older
 export PYTHONUNBUFFERED = 1
 
-.PHONY: help demo test test-slow test-fast test-compose test-harness test-older test-rehearsal parity bench-gateway bench-swap bench-swap-mutations bench-serving bench-ledger bench-train soak experiment mutation mutation-sample lint format setup lock clean
+.PHONY: help demo test test-slow test-fast test-compose test-harness test-older test-rehearsal parity bench-gateway bench-swap bench-swap-mutations bench-serving bench-ledger bench-steps bench-train soak experiment mutation mutation-sample lint format setup lock clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -66,6 +66,9 @@ bench-serving: setup ## throughput through the gateway against direct, on the re
 
 bench-ledger: setup ## disk, memory and speed of the ledger, beside its former layout
 	$(BIN)/python -m bench.ledger $(ARGS)
+
+bench-steps: setup ## memory of judging and pairing a large run, beside a run held whole
+	$(BIN)/python -m bench.steps $(ARGS)
 
 bench-train: setup ## steps per second beside plain TRL's trainer
 	$(BIN)/python -m bench.train $(ARGS)

@@ -36,7 +36,7 @@ _WORDS = (
     "the", "a", "image", "shows", "table", "red", "blue", "dog", "cat", "on", "beside", "under", "behind", "person", "old",
     "holding", "small", "large", "bright", "two",
 )  # fmt: skip
-_MADE = CheckpointRef(name="base", digest="sha256:" + "a" * 64, kind="base")
+MADE = CheckpointRef(name="base", digest="sha256:" + "a" * 64, kind="base")
 _READ = 4000
 
 
@@ -82,7 +82,7 @@ def make_group(number: int, k: int) -> list[Response]:
         made.append(
             Response(
                 key=content_key(group=group, index=index), group=group, task=f"aokvqa/{number}", index=index,
-                checkpoint=_MADE, prompt="thought_specific", sampling=sampling, text=f"{thought}\n<R> {answer}",
+                checkpoint=MADE, prompt="thought_specific", sampling=sampling, text=f"{thought}\n<R> {answer}",
                 thought=thought, answer=answer, finish_reason="stop", latency_s=draw.random(),
                 usage=Usage(prompt_tokens=700, completion_tokens=1600) if index == 0 else None,
             )

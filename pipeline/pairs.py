@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -138,8 +139,8 @@ def _join(task: Task, chosen: Judged, rejected: Judged) -> Couple:
         rejected_key=rejected.response.key,
         chosen_score=chosen.score,
         rejected_score=rejected.score,
-        judge=chosen.judge,
-        policy=chosen.response.checkpoint.digest,
+        judge=sys.intern(chosen.judge),  # the same of all, and read anew for each
+        policy=sys.intern(chosen.response.checkpoint.digest),
     )
 
 
