@@ -32,13 +32,12 @@ from PIL import Image
 from bench.ledger import MADE, make_group
 from pipeline.images import ImageStore
 from pipeline.judges import Judge, judgment_key
-from pipeline.judges.cost import open_meter
 from pipeline.judging import find_standing, judge_responses, read_judged
 from pipeline.ledger import Ledger
 from pipeline.pairs import build_pairs, read_pairs, split_pairs
 from pipeline.publish import pairs_digest, publish_pairs
-from pipeline.records import ImageRef, Judgment, Response, SamplingParams, Task, Usage, Verdict
-from pipeline.sample import Group, Plan, read_groups
+from pipeline.records import ImageRef, Judgment, Response, SamplingParams, Task, Verdict
+from pipeline.sample import Groups, Plan
 from pipeline.sections import JudgeSection
 from pipeline.stage import batched
 
@@ -95,8 +94,8 @@ class Made:
         self.judge = Drawing(SECTION, self.images)
 
     @property
-    def groups(self) -> Iterator[Group]:
-        return read_groups(self.plan, self.ledger)
+    def groups(self) -> Groups:
+        return Groups(self.plan, self.ledger)
 
     def fill(self) -> None:
         for number, requests in enumerate(batched(self.plan)):
@@ -113,20 +112,16 @@ class Made:
 
 
 async def judge(made: Made, folder: Path, timed: Timed) -> None:
-    standing = find_standing(made.judge, timed.watch(made.groups), made.ledger, SECTION)
-    meter = open_meter(SECTION, 0, Usage(prompt_tokens=0, completion_tokens=0))
-    await judge_responses(
-        made.judge, made.groups, standing, made.ledger, meter, section=SECTION, on_progress=lambda _: None
-    )
+    standing = find_standing(made.judge, timed.watch(iter(made.groups)), made.ledger, SECTION)
+    await judge_responses(made.judge, made.groups, made.ledger, SECTION, standing=standing)
 
 
 async def pair(made: Made, folder: Path, timed: Timed) -> None:
-    tasks = {task.id: task for task in made.tasks}
-    couples = build_pairs(read_judged(made.judge, timed.watch(made.groups), made.ledger)).pairs
+    couples = build_pairs(read_judged(made.judge, timed.watch(iter(made.groups)), made.ledger)).pairs
     splits = split_pairs(couples, 0.1, 0)
-    train, validation = (read_pairs(split, tasks, made.ledger) for split in splits)
+    train, validation = (read_pairs(split, made.tasks, made.ledger) for split in splits)
     pairs_digest(train, validation)
-    train, validation = (read_pairs(split, tasks, made.ledger) for split in splits)
+    train, validation = (read_pairs(split, made.tasks, made.ledger) for split in splits)
     publish_pairs(train, validation, made.images, folder / "pairs", card=lambda _: "")
 
 

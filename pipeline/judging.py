@@ -11,11 +11,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pipeline.judges import Judge, judgment_key
-from pipeline.judges.cost import Meter
+from pipeline.judges.cost import Meter, open_meter
 from pipeline.ledger import Ledger
 from pipeline.pairs import Judged
 from pipeline.records import Judgment, Response, StageCount, Task, Verdict
-from pipeline.sample import Group
+from pipeline.sample import Group, Groups
 from pipeline.sections import JudgeSection
 from pipeline.stage import OnProgress, Tally, batched, work_off
 
@@ -175,18 +175,21 @@ class _Ask:
 
 async def judge_responses(
     judge: Judge,
-    groups: Iterable[Group],
-    standing: Standing,
+    groups: Groups | Sequence[Group],
     ledger: Ledger,
-    meter: Meter,
-    *,
     section: JudgeSection,
-    on_progress: OnProgress,
+    *,
+    standing: Standing | None = None,
+    meter: Meter | None = None,
+    on_progress: OnProgress = lambda _: None,
 ) -> StageCount:
     """Judge what is owed of `groups`; every judgment is in the ledger before it counts, with what its attempts were billed.
 
-    Responses to one task that say the same share one verdict, which is asked for and billed once.
+    Responses to one task that say the same share one verdict, which is asked for and billed once. `standing` and `meter`
+    are found in the ledger where they are not given.
     """
+    standing = standing or find_standing(judge, groups, ledger, section)
+    paid = meter or open_meter(section, *ledger.spent(judge.name))
     tally = Tally("judge", total=standing.num_responses)
     tally.add("cached", standing.num_judged)
     for reason, number in standing.refused.items():
@@ -197,14 +200,14 @@ async def judge_responses(
             (judgment,) = ledger.get(Judgment, [ask.known]).values()
             return await keep(judgment, ask)
         response, earlier = ask.twins[0].response, ask.twins[0].other
-        meter.begin()
+        paid.begin()
         verdict: Verdict | None = None
         try:
             num_asked = earlier.num_asked if earlier else 0
             verdict = await judge.score(ask.task, response, num_asked=num_asked)
             return await keep(_add_up(_sign(verdict, judge, response, ask.twins[0].key), earlier), ask)
         finally:
-            meter.end(verdict.usage if verdict else None)
+            paid.end(verdict.usage if verdict else None)
 
     async def keep(judgment: Judgment, ask: _Ask) -> Sequence[Judgment]:
         records = [_share(judgment, seen) for seen in ask.twins]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from pipeline.errors import DataError
@@ -144,8 +144,9 @@ def _join(task: Task, chosen: Judged, rejected: Judged) -> Couple:
     )
 
 
-def read_pairs(couples: Iterable[Couple], tasks: Mapping[str, Task], ledger: Ledger) -> Iterator[PreferencePair]:
+def read_pairs(couples: Iterable[Couple], tasks: Iterable[Task], ledger: Ledger) -> Iterator[PreferencePair]:
     """The pairs with their texts, in the same order, some at a time."""
+    by_id = {task.id: task for task in tasks}
     for chunk in batched(couples):
         responses = ledger.get(Response, (key for c in chunk for key in (c.chosen_key, c.rejected_key)))
         for couple in chunk:
@@ -154,7 +155,7 @@ def read_pairs(couples: Iterable[Couple], tasks: Mapping[str, Task], ledger: Led
             assert rejected.text is not None
             yield PreferencePair(
                 **{name: getattr(couple, name) for name in Couple.__slots__},
-                prompt=render_prompt(chosen.prompt, tasks[couple.task]),
+                prompt=render_prompt(chosen.prompt, by_id[couple.task]),
                 chosen=chosen.text,
                 rejected=rejected.text,
             )

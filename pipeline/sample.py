@@ -107,13 +107,19 @@ class Group:
         return [response for response in self.found if response.error is None]
 
 
-def read_groups(requests: Iterable[SampleRequest], ledger: Ledger) -> Iterator[Group]:
-    """What was answered, in the order of the requests, some at a time."""
-    for chunk in batched(requests):
-        keys = [request.response_keys() for request in chunk]
-        found = ledger.get(Response, chain.from_iterable(keys))
-        for request, own in zip(chunk, keys, strict=True):
-            yield Group(request.task, [found[key] for key in own if key in found])
+@dataclass(frozen=True)
+class Groups:
+    """What was answered to some requests, in their order: read anew each time that it is gone through, some at a time."""
+
+    requests: Requests
+    ledger: Ledger
+
+    def __iter__(self) -> Iterator[Group]:
+        for chunk in batched(self.requests):
+            keys = [request.response_keys() for request in chunk]
+            found = self.ledger.get(Response, chain.from_iterable(keys))
+            for request, own in zip(chunk, keys, strict=True):
+                yield Group(request.task, [found[key] for key in own if key in found])
 
 
 async def sample(

@@ -38,7 +38,9 @@ _POLL_S = 0.25
 _STOP_S = 20.0
 
 
-async def train(job: TrainJob, directory: Path, on_steps: OnSteps, merge_into: Path | None = None) -> TrainStatus:
+async def train(
+    job: TrainJob, directory: Path, on_steps: OnSteps = lambda *_: None, merge_into: Path | None = None
+) -> TrainStatus:
     """Run `job` in its directory and follow it to the end; with `merge_into`, the same process merges, too.
 
     Raises InputError or ServerError with the worker's sentence.

@@ -20,7 +20,7 @@ from pipeline.pairs import Couple, Judged, PairSet, build_pairs, limit_pairs, re
 from pipeline.publish import pairs_digest
 from pipeline.records import Judgment, PreferencePair, Response, StageCount, Task
 from pipeline.report import Warned, progress
-from pipeline.sample import Group, Plan, read_groups
+from pipeline.sample import Group, Groups, Plan
 from pipeline.sources import load_round
 from services.checkpoints.registry import Checkpoint
 from services.run.session import Session
@@ -62,14 +62,15 @@ class Round:
         section = self.session.run.recipe.sample
         return Plan(self.tasks, section.prompt, self.start.ref, section.params())
 
-    def groups(self) -> Iterator[Group]:
-        """What was answered, task by task, in the order of the plan; memory holds a few at a time."""
-        return read_groups(self.requests(), self.session.run.ledger)
+    @property
+    def groups(self) -> Groups:
+        """What was answered, task by task, in the order of the plan."""
+        return Groups(self.requests(), self.session.run.ledger)
 
     def _go_through(self) -> Iterator[Group]:
         """The groups, with progress for whoever listens."""
         with progress(self.session.report, "tasks") as on_steps:
-            for number, group in enumerate(self.groups()):
+            for number, group in enumerate(self.groups):
                 on_steps(number, len(self.tasks), "")
                 yield group
 
@@ -141,7 +142,7 @@ class Round:
 
     def read(self, couples: Iterable[Couple]) -> Iterator[PreferencePair]:
         """Pairs of the round with their texts."""
-        return read_pairs(couples, {task.id: task for task in self.tasks}, self.session.run.ledger)
+        return read_pairs(couples, self.tasks, self.session.run.ledger)
 
     def read_rationales(self, pair: PreferencePair) -> dict[str, str]:
         """What the judge said of the pair's responses, by their keys."""

@@ -79,7 +79,13 @@ async def judge_stage(current: Round) -> None:
             say_estimate(session, meter, standing.num_asks)
         with tracking(session.report, "judgments", lambda: meter.summary) as on_progress:
             count = await judge_responses(
-                judge, current.groups(), standing, session.run.ledger, meter, section=section, on_progress=on_progress
+                judge,
+                current.groups,
+                session.run.ledger,
+                section,
+                standing=standing,
+                meter=meter,
+                on_progress=on_progress,
             )
     if meter.num_judgments:
         session.report(Said(f"paid for {meter.cost.summary}"))

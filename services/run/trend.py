@@ -78,7 +78,7 @@ def _mean_correct(scores: Sequence[Score]) -> float:
 
 def _describe(current: Round) -> Lesson:
     pairs, num_responses, usages = current.pairs, 0, []
-    for group in current.groups():
+    for group in current.groups:
         num_responses += len(group.good)
         usages += [response.usage.completion_tokens for response in group.good if response.usage]
     margins = [point.reward_margin for point in read_progress(current.job_directory) if point.kind == "validation"]

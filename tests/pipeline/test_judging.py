@@ -66,8 +66,7 @@ class Bench:
         async with judge:
             meter = open_meter(section, *self.ledger.spent(judge.name))
             return await judge_responses(
-                judge, self.groups, self.standing(judge, section), self.ledger, meter,
-                section=section, on_progress=lambda _: None,
+                judge, self.groups, self.ledger, section, standing=self.standing(judge, section), meter=meter
             )  # fmt: skip
 
     @property

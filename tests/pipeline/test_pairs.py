@@ -86,7 +86,7 @@ def build_pairs(tasks, responses, judgments, **options):
         for task in tasks
     ]
     made = build_couples(groups, **options)
-    whole = read_pairs(made.pairs, {task.id: task for task in tasks}, Held(responses))
+    whole = read_pairs(made.pairs, tasks, Held(responses))
     return replace(made, pairs=tuple(whole))
 
 

@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.judges import Judge, judgment_key
-from pipeline.judges.cost import open_meter
 from pipeline.judging import find_standing, judge_responses, read_judged
 from pipeline.ledger import Ledger
 from pipeline.pairs import build_pairs, read_pairs, split_pairs
@@ -26,7 +25,7 @@ from pipeline.records import (
     Verdict,
     content_key,
 )  # fmt: skip
-from pipeline.sample import Plan, is_owed, look, read_groups
+from pipeline.sample import Groups, Plan, is_owed, look
 from pipeline.sections import JudgeSection
 
 BASE = CheckpointRef(name="base", digest="sha256:aa", kind="base")
@@ -106,7 +105,7 @@ class Made:
 
     @property
     def groups(self):
-        return read_groups(self.plan, self.ledger)
+        return Groups(self.plan, self.ledger)
 
 
 def whole_standing(made):
@@ -142,13 +141,7 @@ def test_what_is_owed_is_asked_once_in_the_order_of_the_responses(run):
     with TemporaryDirectory() as folder:
         made = Made(run, Path(folder))
         _, judged, refused, owed = whole_standing(made)
-        standing = find_standing(made.judge, made.groups, made.ledger, SECTION)
-        meter = open_meter(SECTION, 0, Usage(prompt_tokens=0, completion_tokens=0))
-        count = asyncio.run(
-            judge_responses(
-                made.judge, made.groups, standing, made.ledger, meter, section=SECTION, on_progress=lambda _: None
-            )
-        )
+        count = asyncio.run(judge_responses(made.judge, made.groups, made.ledger, SECTION))
         known, first = {(r.task, r.words) for r in judged}, {}
         for response in owed:
             if (response.task, response.words) not in known:
@@ -165,8 +158,7 @@ def test_pairs_and_their_digest_are_those_of_the_whole_run(run):
     with TemporaryDirectory() as folder:
         made = Made(run, Path(folder))
         found = build_pairs(read_judged(made.judge, made.groups, made.ledger))
-        tasks = {task.id: task for task in made.tasks}
-        pairs = list(read_pairs(found.pairs, tasks, made.ledger))
+        pairs = list(read_pairs(found.pairs, made.tasks, made.ledger))
         expected = []
         for task in made.tasks:
             own = [
@@ -189,7 +181,7 @@ def test_pairs_and_their_digest_are_those_of_the_whole_run(run):
 def test_a_split_by_keys_is_that_of_the_pairs(tmp_path):
     made = Made([[(("a", False, ""), "ok"), (("c", False, ""), "ok"), (None, "none")]] * 20, tmp_path)
     couples = build_pairs(read_judged(made.judge, made.groups, made.ledger)).pairs
-    pairs = list(read_pairs(couples, {task.id: task for task in made.tasks}, made.ledger))
+    pairs = list(read_pairs(couples, made.tasks, made.ledger))
     by_keys, whole = split_pairs(couples, 0.2, seed=0), split_pairs(pairs, 0.2, seed=0)
     assert [[one.task for one in part] for part in by_keys] == [[one.task for one in part] for part in whole]
 
@@ -212,8 +204,7 @@ async def test_no_more_of_the_run_is_read_than_is_being_asked(tmp_path):
 
     judge = Watching()
     standing = find_standing(judge, made.groups, made.ledger, SECTION)
-    meter = open_meter(SECTION, 0, Usage(prompt_tokens=0, completion_tokens=0))
-    await judge_responses(judge, watched(), standing, made.ledger, meter, section=SECTION, on_progress=lambda _: None)
+    await judge_responses(judge, watched(), made.ledger, SECTION, standing=standing)
     assert len(seen) == 300
     assert all(held - asked <= 64 for asked, held in enumerate(seen))
     read, couples = 0, []

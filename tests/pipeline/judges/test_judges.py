@@ -9,7 +9,6 @@ from PIL import Image, ImageChops
 from pipeline.errors import MachineError, RecipeError
 from pipeline.images import ImageStore
 from pipeline.judges import find_judge, judgment_key
-from pipeline.judges.cost import open_meter
 from pipeline.judges.pointwise import PointwiseJudge
 from pipeline.judges.verifier import verify
 from pipeline.judging import find_standing, judge_responses
@@ -256,11 +255,7 @@ async def test_a_judged_response_is_not_judged_again_and_a_failed_one_not_at_all
 
     async def judge():
         groups, section = [Group(tasks["t"], [good, failed])], JudgeSection()
-        standing = find_standing(verifier, groups, ledger, section)
-        meter = open_meter(JudgeSection(), *ledger.spent("verifier/1"))
-        return await judge_responses(
-            verifier, groups, standing, ledger, meter, section=section, on_progress=lambda _: None
-        )
+        return await judge_responses(verifier, groups, ledger, section)
 
     first, second = await judge(), await judge()
     assert (first.stage, first.requested, first.ok) == ("judge", 1, 1)
