@@ -57,7 +57,7 @@ def test_it_runs_as_it_stands_and_again_for_nothing(tmp_path):
     assert first.returncode == 0, first.stderr
     assert "requested=480, ok=480" in first.stdout.replace("\n", "")
     table = first.stdout[first.stdout.index("Accuracy in %") :]
-    assert re.search(r"^dpo-\w+ *\n +zero_shot 0\.4 +\d", table, re.M)
+    assert re.search(r"^dpo-\w+ *\n +zero_shot 0\.4 +\d", table, re.MULTILINE)
     assert "Paired differences" in table
     assert again.returncode == 0, again.stderr
     assert again.stdout.endswith(table)
