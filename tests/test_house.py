@@ -57,8 +57,6 @@ LEFT: dict[str, tuple[str, ...]] = {
     # The gateway of a command, and the command of a name: these go with the sessions of services/run.
     "tests/services/gateway/fleet/test_rest.py": (*("patch command_side.admin rest", "patch command_side.admin wake"),),
     "tests/services/gateway/test_admin_faults.py": ("patch Endpoint client",),
-    "tests/services/run/test_judging.py": ("patch services.cli.commands._do_round",),
-    "tests/services/run/test_rounds.py": ("patch pipeline.sources.load_tasks", "read _questions", "read _questions"),
     "tests/services/run/test_serving.py": (
         *("patch heap settle", "patch rollout end_forgotten_trials"),
         *("read _only_gateway", "read _persist", "read _serve"),
@@ -75,7 +73,6 @@ LEFT: dict[str, tuple[str, ...]] = {
     # A rule is taken away, to see that it decides.
     "tests/training/dpo/test_quantized.py": ("patch agreement MAX_UNQUANTIZED_LOSS",),
     "tests/training/dpo/test_reference.py": ("patch PreferenceTrainer reference_logprobs",),
-    # Goes with what it tests (training/dpo/features.py).
 }
 """By test file: what of our own names it still patches, and which private names it still reads. It only gets shorter."""
 

@@ -36,7 +36,8 @@ class Session:
     counts: list[StageCount] = field(default_factory=list)
     test_usage: Usage | None = None
     """What a test judgment took, where one was made."""
-    _questions: dict[Split, Questions] = field(default_factory=dict)
+    asked: dict[Split, Questions] = field(default_factory=dict)
+    """The benchmark's questions of the splits that were needed so far."""
 
     async def __aenter__(self) -> Self:
         return self
@@ -91,12 +92,10 @@ class Session:
 
     def questions(self, split: Split) -> Questions:
         """The benchmark's questions of one split."""
-        if split not in self._questions:
+        if split not in self.asked:
             run = self.run
-            self._questions[split] = load_questions(
-                run.recipe.eval, split, run.directory, run.images, is_read=run.is_read
-            )
-        return self._questions[split]
+            self.asked[split] = load_questions(run.recipe.eval, split, run.directory, run.images, is_read=run.is_read)
+        return self.asked[split]
 
     def job_directory(self, job: TrainJob) -> Path:
         """Where the trainer worker does this job."""

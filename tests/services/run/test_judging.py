@@ -5,6 +5,7 @@ import pytest
 
 from pipeline.errors import AccountError, InputError, RecipeError, StageError
 from pipeline.records import Response
+from pipeline.report import Began
 from pipeline.run import open_run
 from services.cli.commands import run_all
 from services.cli.terminal import Terminal
@@ -120,8 +121,8 @@ async def test_a_training_set_of_less_than_half_of_the_tasks_is_said_loudly(sess
     assert "refusal)" in warned
 
 
-async def test_a_run_tests_its_judge_before_it_samples_while_judging_is_owed(session, serve, monkeypatch, capsys):
-    monkeypatch.setattr("services.cli.commands._do_round", stop)
+async def test_a_run_tests_its_judge_before_it_samples_while_judging_is_owed(session, serve, capsys):
+    session.report = stopped_at("sample", session.report)
     counts = serve(key_after=0)
     with pytest.raises(AccountError, match=r"judge pointwise/1:gpt-4o-mini: .*Incorrect API key.*set OPENAI_API_KEY"):
         await run_all(session)
@@ -144,8 +145,15 @@ class Stopped(Exception):
     pass
 
 
-async def stop(_):
-    raise Stopped
+def stopped_at(step, report):
+    """A listener that stops the command where a step begins."""
+
+    def listen(event):
+        report(event)
+        if isinstance(event, Began) and event.step == step:
+            raise Stopped
+
+    return listen
 
 
 async def test_what_is_still_to_be_sampled_is_owed_too(session, serve):

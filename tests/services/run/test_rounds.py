@@ -12,7 +12,7 @@ from pipeline.recipe import load_recipe
 from pipeline.records import Response, Usage
 from pipeline.run import open_run
 from pipeline.sections import TasksSection
-from pipeline.sources import load_round
+from pipeline.sources import key_tasks, load_round, load_tasks
 from pipeline.sources.nano.questions import render_response, render_target
 from services.cli.terminal import Terminal
 from services.run.reporting import evaluate_scores
@@ -116,11 +116,11 @@ async def test_the_reference_is_the_last_policy_or_the_seed(session, reference):
         assert job.reference is None
 
 
-async def test_a_leak_is_not_taken_for_a_round_without_a_policy(session, monkeypatch):
+async def test_a_leak_is_not_taken_for_a_round_without_a_policy(session):
     """Else a trained run whose evaluation split was changed to train shows a table of the base alone."""
     await teach(session, 2.0)
     asked = replace(session.questions("test"), tasks=list_rounds(session)[0].tasks)
-    monkeypatch.setitem(session._questions, "test", asked)
+    session.asked["test"] = asked
     with pytest.raises(DataError, match="is in the evaluation set too"):
         list_rounds(session)
 
@@ -137,11 +137,11 @@ async def test_nothing_is_asked_of_a_policy_before_how_it_is_served_was_compared
 
 
 @pytest.mark.parametrize("split", ["validation", "test"])
-async def test_pairs_on_an_image_of_the_evaluation_are_refused(session, monkeypatch, split):
+async def test_pairs_on_an_image_of_the_evaluation_are_refused(session, split):
     current = list_rounds(session)[0]
     answer(session, current.requests(), lambda task, index: index == 0)
     await judge_stage(current)
-    monkeypatch.setitem(session._questions, split, replace(session.questions(split), tasks=current.tasks))
+    session.asked[split] = replace(session.questions(split), tasks=current.tasks)
     with pytest.raises(DataError, match="is in the evaluation set too"):
         _ = current.job
 
@@ -189,11 +189,14 @@ async def test_what_was_shown_instead_of_the_image_is_scored_against_the_questio
     assert isinstance(found.reliance[0], Reliance)
 
 
-def test_a_round_leaves_out_questions_about_an_earlier_image(tmp_path, monkeypatch):
+def test_a_round_leaves_out_questions_about_an_earlier_image(tmp_path):
     section = TasksSection(source="nano", num_tasks=4)
-    drawn = load_round(section.model_copy(update={"num_tasks": 8}), 1, tmp_path, ImageStore(tmp_path))
+    two, three = (section.model_copy(update={"num_tasks": number}) for number in (8, 12))
+    drawn = load_tasks(two, tmp_path, ImageStore(tmp_path))
     repeated = [*drawn[:5], drawn[5].model_copy(update={"image": drawn[1].image}), *drawn[6:]]
-    monkeypatch.setattr("pipeline.sources.load_tasks", lambda section, *_: repeated[: section.num_tasks])
+    for kept in (two, three):  # as a source that has no more
+        path = tmp_path / "tasks" / f"{key_tasks(kept)}.jsonl"
+        path.write_text("".join(f"{task.model_dump_json()}\n" for task in repeated))
     found = load_round(section, 2, tmp_path, ImageStore(tmp_path))
     assert [task.id for task in found] == [drawn[4].id, drawn[6].id, drawn[7].id]
     with pytest.raises(DataError, match="no question left for round 3"):
