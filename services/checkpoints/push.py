@@ -41,7 +41,7 @@ class Parcel:
 
 
 @dataclass(frozen=True)
-class Place:
+class Destination:
     """Where it goes."""
 
     repo: str
@@ -72,7 +72,7 @@ def render_parcel(parcel: Parcel) -> Table:
     return table
 
 
-def push(parcel: Parcel, place: Place) -> str:
+def push(parcel: Parcel, place: Destination) -> str:
     """Send the parcel; the address of the commit.
 
     Raises MachineError without a token, or with one that may not write there; InputError for a name that the hub refuses or
@@ -108,7 +108,7 @@ def push(parcel: Parcel, place: Place) -> str:
     return str(commit.commit_url)
 
 
-def _open_repository(api: HfApi, parcel: Parcel, place: Place) -> None:
+def _open_repository(api: HfApi, parcel: Parcel, place: Destination) -> None:
     """Make repository and branch where they do not exist yet."""
     api.create_repo(place.repo, repo_type=parcel.kind, private=not place.is_public, exist_ok=True)
     if not place.is_public and not api.repo_info(place.repo, repo_type=parcel.kind).private:
@@ -119,7 +119,7 @@ def _open_repository(api: HfApi, parcel: Parcel, place: Place) -> None:
         api.create_branch(place.repo, branch=place.revision, repo_type=parcel.kind, exist_ok=True)
 
 
-def _explain(error: HfHubHTTPError, place: Place) -> MachineError | ServerError:
+def _explain(error: HfHubHTTPError, place: Destination) -> MachineError | ServerError:
     """The hub's answer in one sentence."""
     status = error.response.status_code
     said = str(error.server_message or error).strip().splitlines()[0]

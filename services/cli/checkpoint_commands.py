@@ -8,7 +8,7 @@ from rich.table import Table
 
 from pipeline.errors import InputError, OwedError
 from pipeline.report import Began, Found, Said
-from services.checkpoints.push import Parcel, Place, pack, push, render_parcel
+from services.checkpoints.push import Destination, Parcel, pack, push, render_parcel
 from services.cli.terminal import Terminal
 from services.run.parity_gate import parity_stage
 from services.run.rounds import list_rounds
@@ -54,7 +54,7 @@ async def retire_checkpoint(session: Session, name: str) -> None:
     session.report(Said(f"{ref.name} ({ref.digest[:19]}) is retired; its files stay where they are"))
 
 
-async def push_pairs(session: Session, place: Place, *, dry_run: bool) -> None:
+async def push_pairs(session: Session, place: Destination, *, dry_run: bool) -> None:
     """`vcot push pairs`."""
     folder = list_rounds(session)[-1].pairs.directory
     if not folder.is_dir():
@@ -62,7 +62,7 @@ async def push_pairs(session: Session, place: Place, *, dry_run: bool) -> None:
     _push(session, pack(folder, "dataset", f"Preference pairs of {session.run.recipe.name}"), place, dry_run)
 
 
-async def push_checkpoint(session: Session, place: Place, name: str | None, *, dry_run: bool) -> None:
+async def push_checkpoint(session: Session, place: Destination, name: str | None, *, dry_run: bool) -> None:
     """`vcot push checkpoint`."""
     taught = [policy.ref.name for current in list_rounds(session) if (policy := current.policy) is not None]
     if name is None and not taught:
@@ -77,7 +77,7 @@ async def push_checkpoint(session: Session, place: Place, name: str | None, *, d
     )
 
 
-def _push(session: Session, parcel: Parcel, place: Place, dry_run: bool) -> None:
+def _push(session: Session, parcel: Parcel, place: Destination, dry_run: bool) -> None:
     session.report(Began("push", f"{parcel.folder} as {parcel.kind} to {place}"))
     session.report(Found(render_parcel(parcel)))
     if dry_run:

@@ -21,7 +21,7 @@ from services.run.rounds import Round, list_rounds, make_judge
 from services.run.session import Session
 from services.run.steps import eval_stage, judge_stage, load_scores, pair_stage, sample_stage, swap_stage
 from services.run.training_steps import merge_stage, servers_at_rest, train_stage
-from services.run.trend import Choice, choose_round
+from services.run.trend import ChosenRound, choose_round
 from training.protocol.launch import check_installed
 
 
@@ -102,7 +102,7 @@ async def probe(session: Session, names: Sequence[str]) -> None:
         session.report(Found(part))
 
 
-async def _choose(session: Session, rounds: Sequence[Round]) -> Choice:
+async def _choose(session: Session, rounds: Sequence[Round]) -> ChosenRound:
     """Of several rounds, the one whose policy does best on the validation split, which is asked of all."""
     if session.run.recipe.rounds.num > 1:
         await eval_stage(session, [session.base, *filter(None, (r.policy for r in rounds))], "validation")
@@ -121,7 +121,7 @@ async def report(session: Session) -> None:
     _report(session, taught, choose_round(session, taught))
 
 
-def _report(session: Session, rounds: Sequence[Round], choice: Choice) -> None:
+def _report(session: Session, rounds: Sequence[Round], choice: ChosenRound) -> None:
     """The page, and the table in the terminal."""
     session.report(Began("report", session.run.recipe.name))
     _ = choice.round.pairs  # what is owed is said before anything is written

@@ -138,10 +138,10 @@ def push_pairs(repo: str, *, sending: Sending = _SENDING, target: Target = DEFAU
         Where it goes, as USER/NAME; it is made if it does not exist.
 
     """
-    from services.checkpoints.push import Place
+    from services.checkpoints.push import Destination
     from services.cli import checkpoint_commands, opening
 
-    place = Place(repo, sending.revision, sending.public)
+    place = Destination(repo, sending.revision, sending.public)
     step = partial(checkpoint_commands.push_pairs, place=place, dry_run=sending.dry_run)
     opening.execute("push pairs", target, step)
 
@@ -160,10 +160,10 @@ def push_checkpoint(
         Its name (default: the recipe's policy).
 
     """
-    from services.checkpoints.push import Place
+    from services.checkpoints.push import Destination
     from services.cli import checkpoint_commands, opening
 
-    place = Place(repo, sending.revision, sending.public)
+    place = Destination(repo, sending.revision, sending.public)
     step = partial(checkpoint_commands.push_checkpoint, place=place, name=checkpoint, dry_run=sending.dry_run)
     opening.execute("push checkpoint", target, step)
 

@@ -185,7 +185,7 @@ def _serving_fault(recipe: Recipe, serving: ServingEstimate, cards: Cards) -> st
 
 
 @dataclass(frozen=True)
-class Plan:
+class MemoryPlan:
     """A recipe for given cards, and how it fits."""
 
     recipe: Recipe
@@ -203,7 +203,7 @@ Step = Callable[[Recipe], Recipe]
 """A change of the recipe; the same recipe where it changes nothing."""
 
 
-def make_plan(recipe: Recipe, shape: Shape, cards: Cards) -> Plan:
+def make_plan(recipe: Recipe, shape: Shape, cards: Cards) -> MemoryPlan:
     """The least change of `recipe`, in the order above, with which it fits on the cards, all of which it then uses."""
     start = _spread(recipe, cards.num)
     steps: list[Step] = []
@@ -224,7 +224,7 @@ def make_plan(recipe: Recipe, shape: Shape, cards: Cards) -> Plan:
         without = steps[:place] + steps[place + 1 :]
         steps = without if fit(without).is_as_good_as(fit(steps)) else steps
     changed = _use_freed(result(steps), cards)
-    return Plan(changed, render_flags(recipe, changed), find_fit(changed, shape, cards))
+    return MemoryPlan(changed, render_flags(recipe, changed), find_fit(changed, shape, cards))
 
 
 def _set(recipe: Recipe, section: Literal["serve", "train"], **changes: object) -> Recipe:

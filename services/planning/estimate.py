@@ -53,7 +53,7 @@ from services.planning.assumptions import (
     CardKind,
     Span,
 )
-from services.planning.capacity import Cards, Plan, engine_state, make_plan
+from services.planning.capacity import Cards, MemoryPlan, engine_state, make_plan
 from training.protocol.memory import BYTES, GIB
 from training.protocol.shape import Shape
 
@@ -71,7 +71,7 @@ class StageEstimate:
 class RunEstimate:
     """A whole run on given cards."""
 
-    plan: Plan
+    plan: MemoryPlan
     stages: tuple[StageEstimate, ...]
     tokens_per_s: float
     """That sampling is likely to draw, over all cards."""
@@ -247,7 +247,7 @@ def _sampling(recipe: Recipe) -> _Requests:
 class _Machine:
     """The cards, and how the plan uses them."""
 
-    plan: Plan
+    plan: MemoryPlan
     shape: Shape
     kind: CardKind
     num_cards: int

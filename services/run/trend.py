@@ -23,7 +23,7 @@ from services.run.steps import load_scores
 
 
 @dataclass(frozen=True)
-class Choice:
+class ChosenRound:
     """The round that a run's benchmark is about."""
 
     round: Round
@@ -36,18 +36,18 @@ class Choice:
         return [self.round.session.base, *filter(None, [self.round.policy])]
 
 
-def choose_round(session: Session, rounds: Sequence[Round]) -> Choice:
+def choose_round(session: Session, rounds: Sequence[Round]) -> ChosenRound:
     """The round whose policy answers most questions of the validation split right; the earlier of equals.
 
     Raises InputError where a policy of several has not been asked them.
     """
     taught = [(current, policy) for current in rounds if (policy := current.policy) is not None]
     if session.run.recipe.rounds.num == 1 or not taught:
-        return Choice(rounds[0], ())
+        return ChosenRound(rounds[0], ())
     rows = [_row(session, current, policy) for current, policy in taught]
     best = max(range(len(rows)), key=lambda index: rows[index].accuracy)
     rows[best] = rows[best].model_copy(update={"is_chosen": True})
-    return Choice(taught[best][0], (_row(session, None, session.base), *rows))
+    return ChosenRound(taught[best][0], (_row(session, None, session.base), *rows))
 
 
 def _row(session: Session, current: Round | None, checkpoint: Checkpoint) -> TrendRow:

@@ -25,14 +25,14 @@ _BATCH_PAIRS, _BATCH_BYTES = 4, 2 * 2**30
 
 
 @dataclass(frozen=True)
-class Questions:
+class ProbeQuestions:
     """The probe's pairs as a model is asked them, and as they are written down."""
 
     batches: tuple[Batch, ...]
     pairs: tuple[ProbePair, ...]
 
 
-def load_questions(pairs: Path, processor: Processor, recipe: TrainSection) -> Questions:
+def load_questions(pairs: Path, processor: Processor, recipe: TrainSection) -> ProbeQuestions:
     """The first validation pairs, or training pairs where there are none. Raises DataError where no pair can be used."""
     for split in ("validation", "train"):
         rows = load_pairs(pairs / f"{split}.parquet")
@@ -43,7 +43,7 @@ def load_questions(pairs: Path, processor: Processor, recipe: TrainSection) -> Q
     raise DataError(f"none of the first pairs in {pairs} can be used to compare; run `vcot pair` again")
 
 
-def ask(model: Model, questions: Questions) -> Answers:
+def ask(model: Model, questions: ProbeQuestions) -> Answers:
     """How likely `model` finds the responses."""
     return Answers(
         tuple(
@@ -54,7 +54,7 @@ def ask(model: Model, questions: Questions) -> Answers:
     )
 
 
-def _build(rows: Dataset, processor: Processor, recipe: TrainSection) -> Questions:
+def _build(rows: Dataset, processor: Processor, recipe: TrainSection) -> ProbeQuestions:
     collate = PairCollator(processor, recipe.max_image_side)
     pair_bytes = 2 * recipe.max_length * len(processor.tokenizer) * 4
     size = max(1, min(_BATCH_PAIRS, _BATCH_BYTES // pair_bytes))
@@ -66,7 +66,7 @@ def _build(rows: Dataset, processor: Processor, recipe: TrainSection) -> Questio
         tokens = [ids[mask.bool()].tolist() for ids, mask in _interleave(batch["input_ids"], batch["attention_mask"])]
         for row, chosen, rejected in zip(chunk, tokens[0::2], tokens[1::2], strict=True):
             pairs.append(_pair(row, recipe.max_image_side, chosen, rejected))
-    return Questions(tuple(batches), tuple(pairs))
+    return ProbeQuestions(tuple(batches), tuple(pairs))
 
 
 def _interleave(*tensors: Any) -> Iterator[tuple[Any, ...]]:

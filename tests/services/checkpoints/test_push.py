@@ -13,13 +13,13 @@ import pytest
 
 from pipeline.errors import CheckpointError, InputError, MachineError, ServerError
 from pipeline.run import open_run
-from services.checkpoints.push import Place, pack, push
+from services.checkpoints.push import Destination, pack, push
 from services.cli.checkpoint_commands import push_checkpoint, push_pairs
 from services.cli.terminal import Terminal
 from services.run.session import Session
 from tests.services.fake_vllm import write_checkpoint
 
-PLACE = Place("me/pairs", None, is_public=False)
+PLACE = Destination("me/pairs", None, is_public=False)
 
 
 class Hub(ThreadingHTTPServer):
@@ -162,14 +162,14 @@ def test_a_folder_arrives_as_it_lies_there_in_a_private_repository(hub, parcel):
 
 
 def test_a_branch_is_made(hub, parcel):
-    push(parcel, Place("me/pairs", "v1", is_public=True))
+    push(parcel, Destination("me/pairs", "v1", is_public=True))
     assert hub.repos["me/pairs"]["visibility"] == "public"
     assert "POST /api/datasets/me/pairs/branch/v1" in hub.asked
     assert ("me/pairs", "v1") in hub.files
 
 
 def test_nothing_goes_to_a_public_repository_unasked(hub, parcel):
-    push(parcel, Place("me/pairs", None, is_public=True))
+    push(parcel, Destination("me/pairs", None, is_public=True))
     hub.files.clear()
     with pytest.raises(InputError, match="me/pairs exists and is public; add --public"):
         push(parcel, PLACE)
@@ -193,7 +193,7 @@ def test_what_the_hub_refuses_is_said_in_a_sentence(hub, parcel, monkeypatch, to
 
 def test_without_a_token_or_a_hub_or_a_name_nothing_is_sent(hub, parcel, monkeypatch, tmp_path):
     with pytest.raises(InputError, match="is no name of a repository"):
-        push(parcel, Place("a/b/c", None, is_public=False))
+        push(parcel, Destination("a/b/c", None, is_public=False))
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(ServerError, match="cannot be reached"):
         push(parcel, PLACE)
@@ -220,7 +220,7 @@ async def session(tmp_path):
 async def test_a_registered_checkpoint_is_sent_whole_and_a_dry_run_sends_nothing(hub, session, tmp_path, capsys):
     made = session.registry.register(write_checkpoint(tmp_path / "run" / "checkpoints" / "dpo-1", "dpo-1", 2.0))
     (made.directory / "README.md").write_text("---\nbase_model: nano\n---\n")
-    place = Place("me/policy", None, is_public=False)
+    place = Destination("me/policy", None, is_public=False)
     await push_checkpoint(session, place, "dpo-1", dry_run=True)
     said = capsys.readouterr()
     assert "as model to me/policy, branch main, private" in said.err
