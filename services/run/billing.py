@@ -31,26 +31,26 @@ async def test_judge(session: Session, judge: Judge, num_owed: int) -> None:
     """
     session.report(Began("judge", f"a test judgment by {judge.name}, before more is asked"))
     try:
-        judgment = await judge.test()
+        verdict = await judge.test()
     except RequestError as fault:
         remedy = find_remedy(fault.reason, judge.place)
         raise AccountError(f"judge {judge.name}: {fault}; {remedy}, then the same command goes on") from None
-    if judgment.error is not None and not judgment.refused:
+    if verdict.error is not None and not verdict.refused:
         raise StageError(
-            f"judge {judge.name} does not answer: {judgment.error}; see that it runs, then repeat the command"
+            f"judge {judge.name} does not answer: {verdict.error}; see that it runs, then repeat the command"
         )
-    if judgment.reason == "bad_request":
+    if verdict.reason == "bad_request":
         raise AccountError(
-            f"judge {judge.name} does not take the question: {judgment.error}; choose another judge.model, or an API "
+            f"judge {judge.name} does not take the question: {verdict.error}; choose another judge.model, or an API "
             "(judge.base_url) that takes images and structured output"
         )
-    session.test_usage, cap = judgment.usage, session.run.recipe.judge.max_cost_usd
-    if cap is not None and judgment.usage is None:
+    session.test_usage, cap = verdict.usage, session.run.recipe.judge.max_cost_usd
+    if cap is not None and verdict.usage is None:
         raise RecipeError(f"judge.max_cost_usd = {cap:g} cannot be kept: {judge.name} tells no tokens; leave it out")
-    if judgment.refused:
-        session.report(Warned(f"the test judgment is no verdict: {judgment.error}"))
+    if verdict.refused:
+        session.report(Warned(f"the test judgment is no verdict: {verdict.error}"))
     else:
-        session.report(Said(f"the test response got {judgment.score:g} of 10"))
+        session.report(Said(f"the test response got {verdict.score:g}"))
     say_estimate(session, read_meter(session, judge), num_owed)
 
 
