@@ -28,14 +28,14 @@ class Seen:
     key: str
     """Of the judgment."""
     is_judged: bool
-    other: Judgment | None
-    """The record of a judgment that gave no score."""
+    judgment: Judgment | None
+    """Its record, where there is one; of one with a score only where the whole of it was asked for."""
 
     def is_final(self, *, are_asked_again: bool, section: JudgeSection) -> bool:
         """Whether it was answered without a verdict for good."""
-        if self.other is None or not self.other.refused or not self.other.num_asked:
+        if self.judgment is None or not self.judgment.refused or not self.judgment.num_asked:
             return False
-        return not are_asked_again or self.other.num_asked >= section.max_asks
+        return not are_asked_again or self.judgment.num_asked >= section.max_asks
 
 
 @dataclass(frozen=True)
@@ -75,17 +75,34 @@ def find_standing(judge: Judge, groups: Iterable[Group], ledger: Ledger, section
     A response that the judge did not give a verdict on is asked again while more than `max_unjudged` have none, `max_asks`
     times in all. So what a stage went on with stays as it is, and no later command changes its pairs by luck.
     """
-    counts = {are_asked_again: _Count(are_asked_again, section) for are_asked_again in (False, True)}
-    for seen in look_at_judgments(judge, groups, ledger):
-        for count in counts.values():
-            count.add(seen)
-    first = counts[False]
-    return counts[is_too_many(sum(first.refused.values()), first.num_responses, section)].close()
+    counting = Counting(section)
+    for _, seen in look_at_judgments(judge, groups, ledger):
+        counting.add(seen)
+    return counting.close()
+
+
+class Counting:
+    """A standing that is being counted, task by task; mutated by `add`."""
+
+    def __init__(self, section: JudgeSection) -> None:
+        self._section = section
+        self._tolerant, self._strict = (_Count(are_asked_again, section) for are_asked_again in (False, True))
+
+    def add(self, group: Sequence[Seen]) -> None:
+        """Count the responses to one task."""
+        self._tolerant.add(group)
+        self._strict.add(group)
+
+    def close(self) -> Standing:
+        """The numbers, now that it is known whether too many are without a verdict."""
+        num_refused = sum(self._tolerant.refused.values())
+        is_strict = is_too_many(num_refused, self._tolerant.num_responses, self._section)
+        return (self._strict if is_strict else self._tolerant).close()
 
 
 @dataclass
 class _Count:
-    """A standing that is being counted, under one of two assumptions; mutated by `add`."""
+    """Under one of two assumptions."""
 
     are_asked_again: bool
     section: JudgeSection
@@ -96,42 +113,44 @@ class _Count:
     owed: Counter[str] = field(default_factory=Counter)
 
     def add(self, group: Sequence[Seen]) -> None:
-        """Count the responses to one task."""
         self.num_responses += len(group)
         self.num_judged += sum(seen.is_judged for seen in group)
         owed = find_owed(group, self.section, are_asked_again=self.are_asked_again)
-        self.owed.update(seen.other.reason if seen.other else "not_asked" for seen in owed)
+        self.owed.update(seen.judgment.reason if seen.judgment else "not_asked" for seen in owed)
         for seen in group:
-            if seen.other and seen.is_final(are_asked_again=self.are_asked_again, section=self.section):
-                self.refused[seen.other.reason] += 1
+            if seen.judgment and seen.is_final(are_asked_again=self.are_asked_again, section=self.section):
+                self.refused[seen.judgment.reason] += 1
         self.num_asks += len({seen.response.words for seen in owed} - _words_of_judged(group))
 
     def close(self) -> Standing:
-        """The numbers."""
         return Standing(
             self.num_responses, self.num_judged, self.refused, self.owed, self.num_asks, self.are_asked_again
         )
 
 
-def look_at_judgments(judge: Judge, groups: Iterable[Group], ledger: Ledger) -> Iterator[list[Seen]]:
-    """The good responses of each group, with what is known of their judgments; groups without any are passed over."""
+def look_at_judgments(
+    judge: Judge, groups: Iterable[Group], ledger: Ledger, *, whole: bool = False
+) -> Iterator[tuple[Task, list[Seen]]]:
+    """Each task with its good responses, by index, and what is known of their judgments; with `whole`, all of it."""
     for chunk in batched(groups):
-        keyed = [[(judgment_key(judge, g.task, r), r) for r in g.good] for g in chunk if g.good]
+        keyed = [[(judgment_key(judge, group.task, r), r) for r in group.good] for group in chunk]
         keys = [key for group in keyed for key, _ in group]
         judged = ledger.done(Judgment, keys)
-        others = ledger.get(Judgment, (key for key in keys if key not in judged))
-        for group in keyed:
-            yield [Seen(response, key, key in judged, others.get(key)) for key, response in group]
+        found = ledger.get(Judgment, (key for key in keys if whole or key not in judged))
+        for group, own in zip(chunk, keyed, strict=True):
+            yield group.task, [Seen(response, key, key in judged, found.get(key)) for key, response in own]
+
+
+def list_judged(group: Iterable[Seen]) -> list[Judged]:
+    """Those with a score, whose judgments were read whole."""
+    scored = ((seen.response, seen.judgment) for seen in group if seen.judgment is not None)
+    return [Judged(response, found.score, found.judge) for response, found in scored if found.score is not None]
 
 
 def read_judged(judge: Judge, groups: Iterable[Group], ledger: Ledger) -> Iterator[tuple[Task, list[Judged]]]:
     """Each task with those of its responses that have a score, by index."""
-    for chunk in batched(groups):
-        keyed = [[(judgment_key(judge, group.task, r), r) for r in group.good] for group in chunk]
-        found = ledger.get(Judgment, (key for group in keyed for key, _ in group))
-        for group, own in zip(chunk, keyed, strict=True):
-            scored = ((response, found.get(key)) for key, response in own)
-            yield group.task, [Judged(r, j.score, j.judge) for r, j in scored if j is not None and j.score is not None]
+    for task, group in look_at_judgments(judge, groups, ledger, whole=True):
+        yield task, list_judged(group)
 
 
 def find_owed(group: Sequence[Seen], section: JudgeSection, *, are_asked_again: bool) -> list[Seen]:
@@ -199,7 +218,7 @@ async def judge_responses(
         if ask.known is not None:
             (judgment,) = ledger.get(Judgment, [ask.known]).values()
             return await keep(judgment, ask)
-        response, earlier = ask.twins[0].response, ask.twins[0].other
+        response, earlier = ask.twins[0].response, ask.twins[0].judgment
         paid.begin()
         verdict: Verdict | None = None
         try:
@@ -222,15 +241,13 @@ def _find_asks(
     judge: Judge, groups: Iterable[Group], standing: Standing, ledger: Ledger, section: JudgeSection
 ) -> Iterator[_Ask]:
     """What is owed, as it is drawn, in the order of the responses."""
-    for chunk in batched(groups):
-        tasks = {group.task.id: group.task for group in chunk}
-        for group in look_at_judgments(judge, chunk, ledger):
-            known = {seen.response.words: seen.key for seen in reversed(group) if seen.is_judged}
-            twins: dict[str, list[Seen]] = {}
-            for seen in find_owed(group, section, are_asked_again=standing.are_asked_again):
-                twins.setdefault(seen.response.words, []).append(seen)
-            for words, alike in twins.items():
-                yield _Ask(tasks[alike[0].response.task], alike, known.get(words))
+    for task, group in look_at_judgments(judge, groups, ledger):
+        known = {seen.response.words: seen.key for seen in reversed(group) if seen.is_judged}
+        twins: dict[str, list[Seen]] = {}
+        for seen in find_owed(group, section, are_asked_again=standing.are_asked_again):
+            twins.setdefault(seen.response.words, []).append(seen)
+        for words, alike in twins.items():
+            yield _Ask(task, alike, known.get(words))
 
 
 def _sign(verdict: Verdict, judge: Judge, response: Response, key: str) -> Judgment:
@@ -242,7 +259,7 @@ def _share(judgment: Judgment, seen: Seen) -> Judgment:
     """The judgment of a response that says the same; what was billed stays with the one that was asked for."""
     if seen.key == judgment.key:
         return judgment
-    billed = seen.other.usage if seen.other else None
+    billed = seen.judgment.usage if seen.judgment else None
     return judgment.model_copy(update={"key": seen.key, "response": seen.response.key, "usage": billed})
 
 

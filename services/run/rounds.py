@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pipeline.errors import DataError, OwedError
 from pipeline.judges import Judge, find_judge, judgment_key
-from pipeline.judging import Standing, find_standing, find_unjudged_fault, read_judged
+from pipeline.judging import Counting, Standing, find_standing, find_unjudged_fault, list_judged, look_at_judgments
 from pipeline.pairs import Couple, Judged, PairSet, build_pairs, limit_pairs, read_pairs, split_pairs
 from pipeline.publish import pairs_digest
 from pipeline.records import Judgment, PreferencePair, Response, StageCount, Task
@@ -76,8 +76,13 @@ class Round:
 
     def standing(self) -> Standing:
         """How far the judging of the responses that are there has come. Raises OwedError where there is none."""
-        run = self.session.run
         standing = self._find_standing(self._go_through())
+        self._check_sampled(standing)
+        return standing
+
+    def _check_sampled(self, standing: Standing) -> None:
+        """Raise OwedError where nothing was sampled, and say so where something is missing."""
+        run = self.session.run
         if not standing.num_responses:
             raise OwedError(f"run {run.directory} holds no response to its recipe; run `vcot sample` first")
         if standing.num_responses < self._num_asked:
@@ -85,7 +90,19 @@ class Round:
             self.session.report(
                 Warned(f"{missing} of {self._num_asked} responses are missing; `vcot sample` asks again")
             )
-        return standing
+
+    def _check_judged(self, standing: Standing) -> None:
+        """Raise OwedError where a response is to be judged yet, or too many are without a verdict."""
+        run = self.session.run
+        if not standing.num_judged:
+            name = make_judge(self.session).name
+            raise OwedError(f"run {run.directory} holds no judgment by {name}; run `vcot judge` first")
+        if standing.num_owed:
+            raise OwedError(
+                f"{standing.num_owed} of {standing.num_responses} responses are not judged yet; `vcot judge` goes on"
+            )
+        if (fault := find_unjudged_fault(standing.count(), run.recipe.judge)) is not None:
+            raise OwedError(fault)
 
     @property
     def _num_asked(self) -> int:
@@ -117,23 +134,19 @@ class Round:
         What a judge gave no verdict on for good is left out, as far as the recipe tolerates that.
         """
         run, section, judge = self.session.run, self.session.run.recipe.pairs, make_judge(self.session)
-        standing = self.standing()
-        if not standing.num_judged:
-            raise OwedError(f"run {run.directory} holds no judgment by {judge.name}; run `vcot judge` first")
-        if standing.num_owed:
-            raise OwedError(
-                f"{standing.num_owed} of {standing.num_responses} responses are not judged yet; `vcot judge` goes on"
-            )
-        if (fault := find_unjudged_fault(standing.count(), run.recipe.judge)) is not None:
-            raise OwedError(fault)
-        scores = array("d")
+        counting, scores = Counting(run.recipe.judge), array("d")
 
         def watch() -> Iterator[tuple[Task, list[Judged]]]:
-            for task, judged in read_judged(judge, self._go_through(), run.ledger):
+            for task, seen in look_at_judgments(judge, self._go_through(), run.ledger, whole=True):
+                judged = list_judged(seen)
+                counting.add(seen)
                 scores.extend(one.score for one in judged)
                 yield task, judged
 
         made = build_pairs(watch(), policy=section.policy, choose_cut=section.choose_cut)
+        standing = counting.close()
+        self._check_sampled(standing)
+        self._check_judged(standing)
         pair_set = limit_pairs(made, section.num, section.seed)
         train, validation = split_pairs(pair_set.pairs, section.validation_fraction, section.seed)
         digest = pairs_digest(self.read(train), self.read(validation))
