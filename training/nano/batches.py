@@ -9,13 +9,14 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from typing import cast, get_args
+from typing import cast
 
 import numpy as np
 import torch
 from PIL import Image
 from transformers import PreTrainedTokenizerFast
 
+from pipeline.open_lists import PROMPT_NAMES
 from pipeline.prompts import render_prompt
 from pipeline.records import ImageRef, PromptName
 from pipeline.sources.nano.questions import FAMILIES, Question, build_task, make_question, render_response
@@ -104,7 +105,7 @@ def build_corpus(architecture: Architecture, seed: int, num_questions: int = 200
     rng = random.Random(f"corpus/{seed}")
     for i in range(num_questions):
         question = make_question(rng, FAMILIES[i % len(FAMILIES)], "train")
-        for prompt in cast("tuple[PromptName, ...]", get_args(PromptName)):
+        for prompt in PROMPT_NAMES.built_ins:
             for text in render_conversation(architecture.turns, question, prompt, misread=False):
                 yield reduce(lambda rest, token: rest.replace(token, ""), architecture.tokens.all, text)
         yield from (f"{begin}{fact}" for fact in list_facts(question.scene))

@@ -2,7 +2,6 @@
 
 import random
 from pathlib import Path
-from typing import get_args
 
 import pytest
 import torch
@@ -12,8 +11,9 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from pipeline.errors import CheckpointError
 from pipeline.identity import verify_checkpoint
+from pipeline.open_lists import PROMPT_NAMES
 from pipeline.prompts import render_prompt
-from pipeline.records import ImageRef, PromptName
+from pipeline.records import ImageRef
 from pipeline.sources.nano.questions import FAMILIES, build_task, make_question, render_target
 from training.nano.architecture import NUM_IMAGE_TOKENS, build_tokenizer
 from training.nano.batches import IGNORED, MEAN, STD, build_corpus, draw_conversations, draw_lookups
@@ -21,7 +21,7 @@ from training.nano.building import ARCHITECTURES, Build, build_nano
 from training.nano.quiz import draw_examples, measure_accuracy, sample_responses
 from training.nano.schedule import STAGES, NanoPlan, make_plan
 
-PROMPTS = get_args(PromptName)
+PROMPTS = tuple(PROMPT_NAMES.built_ins)
 SHIPPED = Path(__file__).parents[3] / "training/checkpoints"
 
 
