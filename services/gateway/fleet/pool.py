@@ -35,6 +35,9 @@ HIGH_WATER = 256 * 1024
 class LostError(ConnectionError):
     """The server is not there, went away before the end of its answer, or answered with something else than HTTP."""
 
+    was_sent = True
+    """Whether the server had the request, or a part of it."""
+
 
 class Pool:
     """Used on one event loop; no limit on connections, since vLLM queues on its own."""
@@ -111,7 +114,14 @@ class Post:
         if (used := self._pool.freshest()) is not None:
             with suppress(LostError):  # it was closed as the request went out
                 return await self._ask_on(used)
-        return await self._ask_on(await self._pool.connect())
+        return await self._ask_on(await self._connect(was_sent=used is not None))
+
+    async def _connect(self, *, was_sent: bool) -> Connection:
+        try:
+            return await self._pool.connect()
+        except LostError as error:
+            error.was_sent = was_sent
+            raise
 
     async def _ask_on(self, connection: Connection) -> Answer:
         self._connection = connection

@@ -107,6 +107,11 @@ class Replica:
         """How it rests, or is about to."""
 
     @property
+    def life(self) -> str:
+        """A name of its server's present life."""
+        return f"{self.name}/{self.num_restarts}"
+
+    @property
     def in_flight(self) -> int:
         """Requests that it works on."""
         return self.gate.admission.in_flight

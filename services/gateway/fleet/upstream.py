@@ -44,6 +44,7 @@ class EngineFault(Exception):
         *,
         is_broken: bool | None = None,
         has_begun: bool = False,
+        was_sent: bool = True,
         retry_after: str | None = None,
     ) -> None:
         super().__init__(message)
@@ -56,6 +57,10 @@ class EngineFault(Exception):
         """
         self.has_begun = has_begun
         """Whether a part of the answer is with the client."""
+        self.was_sent = was_sent
+        """Whether the engine had the request."""
+        self.was_there = False
+        """Whether it had the request when it died."""
         self.retry_after = retry_after
 
 

@@ -29,6 +29,7 @@ from typing import Any
 from PIL import Image
 
 from services.gateway.http.answers import Refusal
+from services.gateway.http.compiled import check_compiled
 
 MAX_CHOICES = 128
 """Of one request, as at OpenAI; each makes everyone wait while the engine takes it in."""
@@ -151,6 +152,7 @@ def _check_entries(request: dict[str, Any]) -> None:
         if isinstance(value, list | dict) and len(str(value)) > _MAX_COMPILED:
             message = f"{name} is longer than {_MAX_COMPILED:,} characters; send a smaller schema or grammar"
             raise Refusal(400, "too_many_entries", message)
+        check_compiled(name, value)
 
 
 def _check_part(part: dict[str, Any], allowed_hosts: Collection[str], max_image_pixels: int) -> None:

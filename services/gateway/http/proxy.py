@@ -14,7 +14,8 @@ its end first. That is safe as long as nothing of an answer is with the client, 
 stream that breaks off later ends with an error event.
 
 A client can make any engine fail its own request. So a fault speaks against an engine only where the engine, asked how it
-is, is not well; what sound engines answer with 5xx is the request's own fault, and is told as 422, streamed or not.
+is, is not well; what sound engines answer with 5xx is the request's own fault, and is told as 422, streamed or not. A
+request that was there each time when engines died is refused, too (suspects.py).
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ from services.gateway.http.answers import (
 from services.gateway.http.content import check_content, check_size
 from services.gateway.http.exchange import exchange_of
 from services.gateway.http.metrics import Metrics
+from services.gateway.http.suspects import Suspects
 from services.gateway.swap.verified import served_name
 
 _RETRY_AFTER_S = 5
@@ -69,15 +71,18 @@ class Proxy:
         self._allowed_hosts = frozenset(host.lower() for host in settings.allowed_image_hosts)
         self._max_image_pixels = settings.max_image_pixels
         self._max_wait_s = max_wait_s
+        self._suspects = Suspects()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, whose body comes in one message (services/gateway/http/limits.py)."""
         exchange = exchange_of(scope)
         try:
-            request = _parse((await receive())["body"])
+            body = (await receive())["body"]
+            request = _parse(body)
             exchange.model = request["model"]
             check_content(request, self._allowed_hosts, self._max_image_pixels)
-            await self._answer(scope, request, send)
+            async with self._suspects.in_turn(body):
+                await self._answer(scope, request, body, send)
         except Refusal as refusal:
             await send_refusal(scope, send, refusal)
         except RestingError as error:
@@ -85,7 +90,7 @@ class Proxy:
         except ServerError as error:
             await send_refusal(scope, send, Refusal(503, "unavailable", str(error), retry_after_s=_RETRY_AFTER_S))
 
-    async def _answer(self, scope: Scope, request: dict[str, Any], send: Send) -> None:
+    async def _answer(self, scope: Scope, request: dict[str, Any], body: bytes, send: Send) -> None:
         model, expect, key = request["model"], header_value(scope, EXPECT_HEADER), partial(image_key, request)
         wish = Wish(model, expect, partial(self._resolve, model, expect), key)
         replica, target = await self._find(wish)
@@ -95,12 +100,17 @@ class Proxy:
         while True:
             exchange.admitted, exchange.replica = time.monotonic(), replica.name
             try:
+                life = replica.life
                 with replica.admitted(target.ref.digest) as upstream:
-                    return await call.relay(upstream)
+                    await call.relay(upstream)
+                return self._suspects.forget(body)
             except EngineFault as fault:
                 self._metrics.count_fault(replica.name, fault.reason)
+                if fault.was_there:
+                    self._suspects.blame(body, life)
                 if fault.has_begun:
                     return await call.end_with(fault)
+                self._suspects.check(body)
                 other = self._next(fault, target.ref.digest, key, [*tried, replica])
                 if other is None:
                     raise _final(fault) from None
@@ -162,6 +172,7 @@ class _Call:
         except EngineFault as fault:
             if fault.is_broken is None:
                 fault.is_broken = not await upstream.is_sound()
+                fault.was_there = fault.is_broken and fault.was_sent
             raise
 
     async def _relay(self, upstream: Upstream) -> None:
@@ -175,7 +186,7 @@ class _Call:
                 data = await response.read()
         except LostError as error:
             message = f"the engine went away before it answered ({error}); the same request may be sent again"
-            raise EngineFault("lost", message, has_begun=self._has_begun) from None
+            raise EngineFault("lost", message, has_begun=self._has_begun, was_sent=error.was_sent) from None
         await self._pass_answer(response, data, kind)  # with the connection free for the next request
 
     async def _pass_answer(self, response: Answer, data: bytes, kind: str) -> None:

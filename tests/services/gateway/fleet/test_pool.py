@@ -309,8 +309,25 @@ async def test_where_nothing_listens_a_request_is_lost(tmp_path: Path) -> None:
     async with await asyncio.start_server(Server(answering(OK)), "127.0.0.1", 0) as listening:
         port = listening.sockets[0].getsockname()[1]
     for endpoint in (Endpoint(f"http://127.0.0.1:{port}"), Endpoint("http://vllm", tmp_path / "none")):
-        with pytest.raises(LostError, match="no connection"):
+        with pytest.raises(LostError, match="no connection") as caught:
             await ask(Pool(endpoint))
+        assert not caught.value.was_sent
+
+
+async def test_what_a_used_connection_lost_was_sent_though_nothing_listens_any_more() -> None:
+    async def answer_once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_request(reader)
+        writer.write(OK)
+        await read_request(reader)
+        listening.close()
+
+    async with await asyncio.start_server(Server(answer_once), "127.0.0.1", 0) as listening:
+        pool = Pool(Endpoint(f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}"))
+        await ask(pool)
+        with pytest.raises(LostError, match="no connection") as caught:
+            await ask(pool)
+        assert caught.value.was_sent
+        pool.close()
 
 
 @pytest.mark.parametrize(
