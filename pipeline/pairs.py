@@ -1,4 +1,4 @@
-"""Judgments -> preference pairs, and the split of the pairs. Pure."""
+"""Judgments -> preference pairs, and the split of the pairs. Pure, but for reading the texts of pairs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The steps of a run, each over its run directory: sample, judge, pair, eval, swap; train and merge are in lessons.py.
+"""The steps of a run, each over its run directory: sample, judge, pair, eval, swap; training_steps.py has train and merge.
 
 A step recomputes from recipe and ledger what it needs of the earlier ones, so each can be redone alone. What a step finds
 done it does not do again, and a server is started only when something is owed to it.
