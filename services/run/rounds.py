@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +20,7 @@ from pipeline.judging import Counting, Standing, find_standing, find_unjudged_fa
 from pipeline.pairs import Couple, Judged, PairSet, build_pairs, limit_pairs, read_pairs, split_pairs
 from pipeline.publish import pairs_digest
 from pipeline.records import Judgment, PreferencePair, Response, StageCount, Task
-from pipeline.report import Warned, progress
+from pipeline.report import OnSteps, Warned, progress
 from pipeline.sample import Group, Groups, Plan
 from pipeline.sources import load_round
 from services.checkpoints.registry import Checkpoint
@@ -67,16 +68,22 @@ class Round:
         """What was answered, task by task, in the order of the plan."""
         return Groups(self.requests(), self.session.run.ledger)
 
-    def _go_through(self) -> Iterator[Group]:
+    @contextmanager
+    def _going_through(self) -> Iterator[Iterator[Group]]:
         """The groups, with progress for whoever listens."""
-        with progress(self.session.report, "tasks") as on_steps:
+
+        def advance(on_steps: OnSteps) -> Iterator[Group]:
             for number, group in enumerate(self.groups):
                 on_steps(number, len(self.tasks), "")
                 yield group
 
+        with progress(self.session.report, "tasks") as on_steps:
+            yield advance(on_steps)
+
     def standing(self) -> Standing:
         """How far the judging of the responses that are there has come. Raises OwedError where there is none."""
-        standing = self._find_standing(self._go_through())
+        with self._going_through() as groups:
+            standing = self._find_standing(groups)
         self._check_sampled(standing)
         return standing
 
@@ -118,13 +125,14 @@ class Round:
         """Judgments that are owed, those of responses that are still to be sampled included."""
         num_settled = 0
 
-        def watch() -> Iterator[Group]:
+        def watch(groups: Iterable[Group]) -> Iterator[Group]:
             nonlocal num_settled
-            for group in self._go_through():
+            for group in groups:
                 num_settled += sum(response.error is None or response.refused for response in group.found)
                 yield group
 
-        num_asks = self._find_standing(watch()).num_asks
+        with self._going_through() as groups:
+            num_asks = self._find_standing(watch(groups)).num_asks
         return self._num_asked - num_settled + num_asks
 
     @cached_property
@@ -136,14 +144,15 @@ class Round:
         run, section, judge = self.session.run, self.session.run.recipe.pairs, make_judge(self.session)
         counting, scores = Counting(run.recipe.judge), array("d")
 
-        def watch() -> Iterator[tuple[Task, list[Judged]]]:
-            for task, seen in look_at_judgments(judge, self._go_through(), run.ledger, whole=True):
+        def watch(groups: Iterable[Group]) -> Iterator[tuple[Task, list[Judged]]]:
+            for task, seen in look_at_judgments(judge, groups, run.ledger, whole=True):
                 judged = list_judged(seen)
                 counting.add(seen)
                 scores.extend(one.score for one in judged)
                 yield task, judged
 
-        made = build_pairs(watch(), policy=section.policy, choose_cut=section.choose_cut)
+        with self._going_through() as groups:
+            made = build_pairs(watch(groups), policy=section.policy, choose_cut=section.choose_cut)
         standing = counting.close()
         self._check_sampled(standing)
         self._check_judged(standing)
