@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, TypeVar
 from urllib.parse import quote
 
 import httpx
@@ -26,6 +26,10 @@ RestWay = Literal["keep", "sleep", "stop"]
 ADMIN_KEY_ENV = "VCOT_ADMIN_KEY"
 _SWAP_TIMEOUT_S = 1800.0
 _QUICK_TIMEOUT_S = 10.0
+_REMEDY = "give the one that `vcot serve` says (serve.url)"
+PROXY_STATUSES = frozenset((502, 503, 504))
+"""What a proxy answers for a server that is not there yet."""
+R = TypeVar("R", bound=Record)
 
 
 class SwapRequest(Record):
@@ -138,7 +142,7 @@ class GatewayState(Record):
 
 async def fetch_state(url: str) -> GatewayState:
     """What a gateway does now. Raises ServerError where it does not answer."""
-    return GatewayState.model_validate_json(await _call("GET", f"{url}/admin/state", None, _QUICK_TIMEOUT_S))
+    return await _ask(GatewayState, "GET", f"{url}/admin/state", None, _QUICK_TIMEOUT_S)
 
 
 async def live_checkpoint(url: str) -> CheckpointRef:
@@ -152,13 +156,13 @@ async def live_checkpoint(url: str) -> CheckpointRef:
 async def register(url: str, directory: Path) -> CheckpointRef:
     """Register a checkpoint directory with a running gateway. Raises CheckpointError, or ServerError."""
     body = RegisterRequest(path=str(directory.absolute()))
-    return CheckpointRef.model_validate_json(await _call("POST", f"{url}/admin/checkpoints", body, _SWAP_TIMEOUT_S))
+    return await _ask(CheckpointRef, "POST", f"{url}/admin/checkpoints", body, _SWAP_TIMEOUT_S)
 
 
 async def swap_to(url: str, alias: str, name: str) -> Swapped:
     """Make checkpoint `name` live and point `alias` at it. Raises SwapError, CheckpointError or ServerError."""
     body = SwapRequest(alias=alias, checkpoint=name)
-    return Swapped.model_validate_json(await _call("POST", f"{url}/admin/swap", body, _SWAP_TIMEOUT_S))
+    return await _ask(Swapped, "POST", f"{url}/admin/swap", body, _SWAP_TIMEOUT_S)
 
 
 async def try_out(url: str, checkpoint: Path | str, owner: str = "") -> Swapped:
@@ -169,70 +173,82 @@ async def try_out(url: str, checkpoint: Path | str, owner: str = "") -> Swapped:
     """
     known = {"name": checkpoint} if isinstance(checkpoint, str) else {"path": str(checkpoint.absolute())}
     body = TrialRequest(**known, owner=owner)
-    return Swapped.model_validate_json(await _call("POST", f"{url}/admin/trial", body, _SWAP_TIMEOUT_S))
+    return await _ask(Swapped, "POST", f"{url}/admin/trial", body, _SWAP_TIMEOUT_S)
 
 
 async def end_trial(url: str, owner: str) -> None:
     """Have what is live served as before. Raises ServerError."""
-    await _call("DELETE", f"{url}/admin/trial?owner={quote(owner, safe='')}", None, _SWAP_TIMEOUT_S)
+    await _ask(GatewayState, "DELETE", f"{url}/admin/trial?owner={quote(owner, safe='')}", None, _SWAP_TIMEOUT_S)
 
 
 async def rest(url: str, way: Wanted, lease_s: float) -> Rested:
     """Have a gateway's servers rest for `lease_s`, or longer where they rest already. Raises SwapError, ServerError."""
     body = RestRequest(way=way, lease_s=lease_s)
-    return Rested.model_validate_json(await _call("POST", f"{url}/admin/rest", body, _SWAP_TIMEOUT_S))
+    return await _ask(Rested, "POST", f"{url}/admin/rest", body, _SWAP_TIMEOUT_S)
 
 
 async def wake(url: str) -> GatewayState:
     """Have them serve again, and wait for that. Raises ServerError where none comes back."""
-    return GatewayState.model_validate_json(await _call("POST", f"{url}/admin/wake", None, _SWAP_TIMEOUT_S))
+    return await _ask(GatewayState, "POST", f"{url}/admin/wake", None, _SWAP_TIMEOUT_S)
 
 
 async def retire(url: str, name: str) -> CheckpointRef:
     """Have a running gateway forget a checkpoint. Raises CheckpointError, or ServerError."""
-    return CheckpointRef.model_validate_json(
-        await _call("DELETE", f"{url}/admin/checkpoints/{quote(name, safe='')}", None, _QUICK_TIMEOUT_S)
+    return await _ask(
+        CheckpointRef, "DELETE", f"{url}/admin/checkpoints/{quote(name, safe='')}", None, _QUICK_TIMEOUT_S
     )
 
 
 async def list_checkpoints(url: str) -> tuple[CheckpointInfo, ...]:
     """What a running gateway has registered. Raises ServerError."""
-    answer = await _call("GET", f"{url}/admin/checkpoints", None, _QUICK_TIMEOUT_S)
-    return CheckpointList.model_validate_json(answer).checkpoints
+    return (await _ask(CheckpointList, "GET", f"{url}/admin/checkpoints", None, _QUICK_TIMEOUT_S)).checkpoints
 
 
 async def show_checkpoint(url: str, name: str) -> CheckpointInfo:
     """One of them, by name or alias. Raises CheckpointError, or ServerError."""
-    answer = await _call("GET", f"{url}/admin/checkpoints/{quote(name, safe='')}", None, _QUICK_TIMEOUT_S)
-    return CheckpointInfo.model_validate_json(answer)
+    return await _ask(CheckpointInfo, "GET", f"{url}/admin/checkpoints/{quote(name, safe='')}", None, _QUICK_TIMEOUT_S)
 
 
 async def add_replica(url: str, upstream: str | None) -> ReplicaState:
     """Have a gateway start another server, or use the one at `upstream`. Raises ServerError, SwapError."""
-    answer = await _call("POST", f"{url}/admin/replicas", AddRequest(url=upstream), _QUICK_TIMEOUT_S)
-    return ReplicaState.model_validate_json(answer)
+    return await _ask(ReplicaState, "POST", f"{url}/admin/replicas", AddRequest(url=upstream), _QUICK_TIMEOUT_S)
 
 
 async def remove_replica(url: str, name: str) -> None:
     """Have a gateway drain and drop a replica. Raises SwapError where it is the only one, ServerError."""
-    await _call("DELETE", f"{url}/admin/replicas/{quote(name, safe='')}", None, _SWAP_TIMEOUT_S)
+    await _ask(ReplicaList, "DELETE", f"{url}/admin/replicas/{quote(name, safe='')}", None, _SWAP_TIMEOUT_S)
 
 
-async def _call(method: str, url: str, body: Record | None, timeout_s: float) -> bytes:
+async def _ask(kind: type[R], method: str, url: str, body: Record | None, timeout_s: float) -> R:
+    """What a gateway answers. Raises its own error, UnreachableError, or ServerError where something else answers."""
+    response = await _call(method, url, body, timeout_s)
+    if not response.is_success:
+        raise _as_error(response)
+    try:
+        return kind.model_validate_json(response.content)
+    except ValidationError:
+        raise _is_no_gateway(response) from None
+
+
+async def _call(method: str, url: str, body: Record | None, timeout_s: float) -> httpx.Response:
     key = os.environ.get(ADMIN_KEY_ENV)
     headers = {"content-type": "application/json"} | ({"authorization": f"Bearer {key}"} if key else {})
     data = body.model_dump_json().encode() if body else None
     try:
         # Without TLS its certificates, whose loading takes 20 ms, are not needed.
         async with httpx.AsyncClient(timeout=timeout_s, trust_env=False, verify=url.startswith("https:")) as client:
-            response = await client.request(method, url, content=data, headers=headers)
+            return await client.request(method, url, content=data, headers=headers)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise UnreachableError(
-            f"the gateway at {url} does not answer ({str(error) or type(error).__name__}); is it running?"
-        ) from None
-    if response.is_success:
-        return response.content
-    raise _as_error(response.content, f"{url} answered {response.status_code}")
+        why = str(error) or type(error).__name__
+        if is_absent(error):
+            raise UnreachableError(f"the gateway at {url} does not answer ({why}); is it running?") from None
+        raise ServerError(f"{url} is not the address of a gateway ({why}); {_REMEDY}") from None
+
+
+def is_absent(error: Exception) -> bool:
+    """Whether a call failed since nothing answers, which may pass by itself; no for an answer that is no HTTP."""
+    is_closed = isinstance(error, httpx.RemoteProtocolError) and "disconnected" in str(error)
+    return is_closed or isinstance(error, httpx.NetworkError | httpx.TimeoutException)
 
 
 class _Fault(Record):
@@ -246,12 +262,25 @@ class _FaultBody(Record):
     error: _Fault
 
 
-def _as_error(answer: bytes, where: str) -> VcotError:
+def _as_error(response: httpx.Response) -> VcotError:
     try:
-        fault = _FaultBody.model_validate_json(answer).error
+        fault = _FaultBody.model_validate_json(response.content).error
     except ValidationError:
-        return ServerError(f"{where}: {answer[:200].decode('utf-8', 'replace')}")
+        return _is_no_gateway(response)
     return named_error(fault.code, fault.message)
+
+
+def _is_no_gateway(response: httpx.Response) -> ServerError:
+    said = told(response)
+    if response.status_code in PROXY_STATUSES:
+        return UnreachableError(f"no gateway answers behind {said}; is it running?")
+    return ServerError(f"no gateway of this version answers: {said}; {_REMEDY}")
+
+
+def told(response: httpx.Response) -> str:
+    """An answer in a few words: whose it is, its status, and how it begins."""
+    begin = response.content[:100].decode("utf-8", "replace")
+    return f"{response.request.url} answered {response.status_code} {begin!r}"
 
 
 def named_error(kind: str, message: str) -> VcotError:

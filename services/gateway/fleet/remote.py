@@ -18,10 +18,12 @@ import httpx
 
 from pipeline.errors import ServerError
 from services.engine.vllm import HEALTH_TIMEOUT_S, Endpoint, Progress
+from services.gateway.admin import PROXY_STATUSES, is_absent, told
 from services.gateway.http.answers import REQUEST_ID
 
 _POLL_S = 0.5
 _SAY_EVERY_S = 10.0
+_REMEDY = "take it away, and give the address of vLLM itself (serve.upstreams, `vcot replicas add`)"
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class RemoteServer:
         return Endpoint(self.url)
 
     async def start(self, progress: Progress) -> None:
-        """Wait until it answers. Raises ServerError where that takes too long."""
+        """Wait until it answers. Raises ServerError where that takes too long, and at once where it is no vLLM."""
         began = said_at = time.monotonic()
         progress(f"waiting for vLLM at {self.url}")
         async with self.endpoint.client(HEALTH_TIMEOUT_S) as client:
@@ -65,11 +67,17 @@ class RemoteServer:
 
 
 async def _is_vllm(client: httpx.AsyncClient, url: str) -> bool:
-    """Whether a server says there that it is well. Raises ServerError where that is a gateway, perhaps this one."""
+    """Whether a vLLM server says there that it is well. Raises ServerError where something else answers."""
     try:
         health = await client.get("/health")
-    except httpx.HTTPError:
-        return False
+    except httpx.HTTPError as error:
+        if is_absent(error):
+            return False
+        raise ServerError(f"what answers at {url} speaks no HTTP ({error}); {_REMEDY}") from None
     if REQUEST_ID in health.headers and health.content:  # vLLM's answer is empty
-        raise ServerError(f"{url} is a gateway, and no vLLM server; take it away, and give the address of vLLM itself")
-    return health.status_code == 200
+        raise ServerError(f"{url} is a gateway, and no vLLM server; {_REMEDY}")
+    if health.status_code in PROXY_STATUSES:
+        return False
+    if health.status_code != 200 or health.content:
+        raise ServerError(f"no vLLM server answers: {told(health)}; {_REMEDY}")
+    return True
