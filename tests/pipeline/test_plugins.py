@@ -1,7 +1,10 @@
 """What a recipe names is found: a built-in, an object of a module of one's own, an entry point; else a sentence says why."""
 
+import hashlib
 from collections import Counter
+from pathlib import Path
 
+import pydantic_core._pydantic_core
 import pytest
 
 from pipeline.errors import RecipeError
@@ -68,3 +71,42 @@ def test_a_module_that_fails_as_it_is_imported_is_said_with_its_own_words(tmp_pa
 def test_reading_a_recipe_imports_nothing(tmp_path, monkeypatch):
     write_module(tmp_path, monkeypatch, "counting_d", "raise SystemError\n")
     assert COUNTERS.check("counting_d:Mine") == "counting_d:Mine"
+
+
+def test_an_object_within_another_is_found_and_its_file_is_told(tmp_path, monkeypatch):
+    text = "from collections import Counter\nclass Mine:\n    class Own(Counter): pass\n"
+    write_module(tmp_path, monkeypatch, "counting_e", text)
+    assert COUNTERS.resolve("counting_e:Mine.Own").__qualname__ == "Mine.Own"
+    digest = f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
+    assert COUNTERS.digest_source("counting_e:Mine.Own") == digest
+    assert COUNTERS.digest_own("counting_e:Mine.Own") == {"code": digest}
+
+
+def test_what_is_built_in_adds_nothing_to_a_key():
+    assert COUNTERS.digest_own("plain") == {}
+
+
+def test_a_module_of_machine_code_is_told_by_its_file():
+    path = Path(pydantic_core._pydantic_core.__file__)
+    found = COUNTERS.digest_source("pydantic_core._pydantic_core:SchemaValidator")
+    assert found == f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("from collections import Counter\n", "does not define Counter; name the module that does"),
+        ("class Counter(:\n", r"cannot be read \(SyntaxError"),
+    ],
+)
+def test_a_file_that_does_not_define_the_object_is_not_digested(tmp_path, monkeypatch, text, said):
+    write_module(tmp_path, monkeypatch, "counting_f", text)
+    with pytest.raises(RecipeError, match=said):
+        COUNTERS.digest_source("counting_f:Counter")
+
+
+def test_a_package_that_has_no_file_is_not_digested(tmp_path, monkeypatch):
+    (tmp_path / "counting_g").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(RecipeError, match=r"counting_g cannot be read .*No module named 'counting_g'"):
+        COUNTERS.digest_source("counting_g:Counter")

@@ -20,6 +20,7 @@ from starlette.routing import Mount, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from pipeline.errors import CheckpointError, SwapError, VcotError
+from pipeline.records import Record
 from pipeline.sections import ServeSection
 from services.gateway.admin import (
     AddRequest,
@@ -36,6 +37,7 @@ from services.gateway.admin import (
 from services.gateway.fleet import rest
 from services.gateway.fleet.group import Fleet, stamp
 from services.gateway.http.answers import Refusal, error_body, send_refusal
+from services.gateway.http.bodies import read_body
 from services.gateway.http.keys import ADMIN, INFERENCE, Guarded
 from services.gateway.http.limits import Limits, Slots
 from services.gateway.http.metrics import CONTENT_TYPE, Metrics
@@ -44,8 +46,6 @@ from services.gateway.http.proxy import Proxy
 from services.gateway.swap import rollout
 
 _INFERENCE = ("/v1/chat/completions", "/v1/completions")
-_MAX_ADMIN_BYTES = 64 * 1024
-"""Of a body; a path and two names are less."""
 _ROUTES = frozenset(
     (
         *_INFERENCE,
@@ -133,6 +133,7 @@ def _routes(admin: _Admin) -> Starlette:
         exception_handlers={
             **dict.fromkeys((VcotError, ValidationError, OSError, ValueError), _explain),
             HTTPException: _explain_route,
+            Refusal: _explain_refusal,
         },
     )
 
@@ -205,7 +206,7 @@ class _Admin:
 
     async def add_replica(self, request: Request) -> Response:
         """One more; it takes requests once it is verified."""
-        wanted = AddRequest.model_validate_json(await _body(request) or b"{}")
+        wanted = await read_body(request, AddRequest)
         return _json(self._fleet.add(wanted.url).state.model_dump(mode="json"), 202)
 
     async def remove_replica(self, request: Request) -> Response:
@@ -221,7 +222,7 @@ class _Admin:
 
     async def register(self, request: Request) -> Response:
         """Add a checkpoint directory."""
-        wanted = RegisterRequest.model_validate_json(await _body(request))
+        wanted = await read_body(request, RegisterRequest)
         checkpoint = await asyncio.to_thread(self._fleet.registry.register, Path(wanted.path))
         return _json(checkpoint.ref.model_dump(mode="json"), 201)
 
@@ -235,12 +236,12 @@ class _Admin:
 
     async def swap(self, request: Request) -> Response:
         """Make a checkpoint live."""
-        wanted = SwapRequest.model_validate_json(await _body(request))
+        wanted = await read_body(request, SwapRequest)
         return await self._counted(rollout.swap(self._fleet, wanted.alias, wanted.checkpoint), "swapped")
 
     async def try_out(self, request: Request) -> Response:
         """Put a checkpoint on trial."""
-        wanted = TrialRequest.model_validate_json(await _body(request))
+        wanted = await read_body(request, TrialRequest)
         checkpoint = wanted.name or Path(str(wanted.path))
         return await self._counted(rollout.try_out(self._fleet, checkpoint, wanted.owner), "tried")
 
@@ -251,12 +252,13 @@ class _Admin:
 
     async def rest(self, request: Request) -> Response:
         """Have the servers rest, or rest on."""
-        wanted = RestRequest.model_validate_json(await _body(request))
+        wanted = await read_body(request, RestRequest)
         rested = Rested(ways=await rest.rest(self._fleet, wanted.way, wanted.lease_s))
         return _json(rested.model_dump(mode="json"))
 
     async def wake(self, request: Request) -> Response:
         """Have them serve again."""
+        await read_body(request, Record)
         await rest.wake(self._fleet)
         return await self.state(request)
 
@@ -272,16 +274,6 @@ class _Admin:
         return _json(swapped.model_dump(mode="json"))
 
 
-async def _body(request: Request) -> bytes:
-    """The body of an operator's request. Raises HTTPException for one that is too large to be one."""
-    body = b""
-    async for part in request.stream():
-        body += part
-        if len(body) > _MAX_ADMIN_BYTES:
-            raise HTTPException(413)
-    return body
-
-
 def _json(content: Any, status: int = 200) -> Response:
     return Response(orjson.dumps(content), status, media_type="application/json")
 
@@ -290,15 +282,18 @@ def _explain_route(request: Request, error: Exception) -> Response:
     """No such route, or not with that method."""
     assert isinstance(error, HTTPException)
     what = f"{request.method} {request.url.path[:100]}"
-    if error.status_code == 413:
-        code = "body_too_large"
-        message = f"the body of {what} is larger than {_MAX_ADMIN_BYTES:,} bytes; send what docs/serving.md shows"
-    else:
-        code = "method_not_allowed" if error.status_code == 405 else "not_found"
-        why = "the gateway passes on only what it can bind to one checkpoint's weights"
-        message = f"{what} is not served here: {why}, POST {' and POST '.join(_INFERENCE)}"
+    code = "method_not_allowed" if error.status_code == 405 else "not_found"
+    why = "the gateway passes on only what it can bind to one checkpoint's weights"
+    message = f"{what} is not served here: {why}, POST {' and POST '.join(_INFERENCE)}"
     body = error_body(message, code, error.status_code)
     return Response(body, error.status_code, error.headers, media_type="application/json")
+
+
+def _explain_refusal(_: Request, error: Exception) -> Response:
+    """A body that is not what is meant."""
+    assert isinstance(error, Refusal)
+    body = error_body(str(error), error.code, error.status)
+    return Response(body, error.status, error.headers, media_type="application/json")
 
 
 def _explain(_: Request, error: Exception) -> Response:

@@ -15,6 +15,8 @@ judged by the reader's own clock, and only while the engine answers promptly: on
 
 There is no compare-and-set, so two may find an engine free at once. Each writes at most `settle` after it read, and waits
 twice as long before it looks again (Fischer's mutual exclusion): the last one that wrote finds itself, the others do not.
+One whose writing took longer may have overwritten an owner who looked before that. So it goes on only when that one has
+found out at its next renewal, or stopped by itself for want of one.
 
 Limits: a client of the engine that loads weights and says nothing is not seen here. A gateway that was halted between
 letting a request in and sending it may send it to an engine that has another owner by then.
@@ -39,6 +41,8 @@ from pipeline.records import Record
 _FREE = "default"
 _OWNER_FILE = "gateway.json"
 _RELEASE_TIMEOUT_S = 2.0
+_CURRENT = 0.75
+"""Of a lease, in which an owner must renew; else it stops by itself."""
 _MAX_TAKES = 10
 """How often a claim is tried on an engine that is too busy to answer in time."""
 
@@ -126,7 +130,7 @@ class Claim:
     @property
     def is_current(self) -> bool:
         """Whether nobody else can have taken the engine."""
-        return not self.is_shared or time.monotonic() - self._renewed_at < 0.75 * self.lease_s
+        return not self.is_shared or time.monotonic() - self._renewed_at < _CURRENT * self.lease_s
 
     async def take(self) -> None:
         """Make the engine ours. Raises ServerError where it is another's, or does not answer."""
@@ -140,6 +144,7 @@ class Claim:
                 await self._sign()
                 if time.monotonic() - read_at <= settle_s:
                     break
+                await asyncio.sleep(_CURRENT * self.lease_s)
             else:
                 raise ServerError("the engine took too long to say whose it is; it is asked again")
             await asyncio.sleep(2 * settle_s)

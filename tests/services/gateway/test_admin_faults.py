@@ -101,6 +101,70 @@ def test_an_endless_body_is_not_read_whole(fuzzed: Fuzzed) -> None:
     assert (answer.status_code, is_sentence(answer)) == (413, True)
 
 
+GOOD = {
+    "checkpoints": {"path": "/tmp"},
+    "swap": {"alias": "policy", "checkpoint": "tuned"},
+    "trial": {"name": "tuned", "owner": "me"},
+    "rest": {"way": "sleep", "lease_s": 60},
+    "replicas": {"url": "http://127.0.0.1:9"},
+    "wake": {},
+}
+ODD_VALUES = ["true", "1", "1.5", "[]", "{}", "NaN", "1e999", '"1"']
+
+
+def unchanged(fuzzed: Fuzzed) -> tuple[Any, ...]:
+    """What an /admin request could change, in memory and on the disk."""
+    fleet, folder = fuzzed.bench.fleet, fuzzed.bench.directory / "run"
+    files = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    phases = [(replica.name, replica.gate.admission.phase) for replica in fleet.replicas]
+    return files, phases, fleet.trial, fleet.lease, fleet.registry.aliases(), fleet.live
+
+
+def refusals_of(fuzzed: Fuzzed, route: str, *bodies: str | bytes) -> list[httpx.Response]:
+    before = unchanged(fuzzed)
+    answers = [fuzzed.send("POST", f"/admin/{route}", b if isinstance(b, bytes) else b.encode()) for b in bodies]
+    assert unchanged(fuzzed) == before
+    return answers
+
+
+@pytest.mark.parametrize("route", GOOD)
+def test_a_field_that_is_not_known_is_refused(fuzzed: Fuzzed, route: str) -> None:
+    (answer,) = refusals_of(fuzzed, route, json.dumps(GOOD[route] | {"forse": True}))
+    assert (answer.status_code, "forse" in answer.text, is_sentence(answer)) == (422, True, True)
+
+
+@pytest.mark.parametrize(("route", "name"), [(route, name) for route, body in GOOD.items() for name in body])
+def test_a_value_of_another_type_is_refused(fuzzed: Fuzzed, route: str, name: str) -> None:
+    right = {"1", "1.5"} if name == "lease_s" else {'"1"'}
+    bodies = [json.dumps(GOOD[route] | {name: "?"}).replace('"?"', odd) for odd in ODD_VALUES if odd not in right]
+    for answer in refusals_of(fuzzed, route, *bodies):
+        assert (answer.status_code, name in answer.text, is_sentence(answer)) == (422, True, True), answer.text
+
+
+@pytest.mark.parametrize("route", [route for route, body in GOOD.items() if body])
+def test_what_is_no_object_with_each_key_once_is_refused(fuzzed: Fuzzed, route: str) -> None:
+    whole = json.dumps(GOOD[route])
+    twice = whole[:-1] + ", " + whole[1:]
+    bodies = ["", " ", twice, whole + "x", whole[:-1], "nul", whole.encode("utf-16"), b"\xff", b"[" * 50_000]
+    for answer in refusals_of(fuzzed, route, *bodies):
+        assert (answer.status_code, is_sentence(answer)) == (400, True), answer.text
+    for answer in refusals_of(fuzzed, route, "[]", "null", "1", json.dumps(whole)):
+        assert (answer.status_code, is_sentence(answer)) == (422, True), answer.text
+
+
+@pytest.mark.parametrize("route", [route for route, body in GOOD.items() if body])
+@pytest.mark.parametrize("kind", [None, "text/plain", "application/x-www-form-urlencoded", "application/jsonx"])
+async def test_only_json_is_taken_with_a_key_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, route: str, kind: str | None
+) -> None:
+    monkeypatch.setenv("VCOT_ADMIN_KEY", "k")
+    bench = Bench(tmp_path)
+    headers = {"authorization": "Bearer k"} | ({"content-type": kind} if kind else {})
+    answer = await bench.http.post(f"/admin/{route}", content=json.dumps(GOOD[route]), headers=headers)
+    assert (answer.status_code, is_sentence(answer)) == (415, True)
+    await bench.http.aclose()
+
+
 BAD = [
     *("http://vllm:80O0", "http://h:0", "http://h:65536", "http://h:-1", "http://h:+8", "http://h:\uff10", "http://h:"),
     *(

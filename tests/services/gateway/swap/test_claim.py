@@ -195,6 +195,31 @@ async def test_an_engine_that_is_busy_for_a_moment_is_taken_all_the_same() -> No
     await mine.renew()
 
 
+@in_virtual_time
+async def test_who_wrote_too_late_goes_on_only_when_the_owner_that_it_overwrote_knows() -> None:
+    class Late(Memory):
+        """Who writes first is there after another one has taken the engine, and just after that one's renewal."""
+
+        is_first = True
+
+        async def set_version(self, version: str) -> None:
+            if self.is_first:
+                self.is_first = False
+                await asyncio.sleep(LEASE_S / 4)
+            await super().set_version(version)
+
+    engine = Late()
+    late, owner = claim(engine, "late"), claim(engine, "owner")
+    taking = asyncio.create_task(late.take())
+    await asyncio.sleep(0)
+    await owner.take()
+    renewing = asyncio.create_task(beating(owner))
+    await taking
+    assert renewing.done(), "two gateways load weights into one engine"
+    with pytest.raises(DisownedError, match="http://late"):
+        await renewing
+
+
 @pytest.mark.parametrize("seed", range(20))
 @pytest.mark.parametrize(("delay_s", "is_prompt"), [(0.008, True), (0.04, False)])
 @in_virtual_time
