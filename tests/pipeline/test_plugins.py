@@ -110,3 +110,11 @@ def test_a_package_that_has_no_file_is_not_digested(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(RecipeError, match=r"counting_g cannot be read .*No module named 'counting_g'"):
         COUNTERS.digest_source("counting_g:Counter")
+
+
+def test_who_knows_what_the_objects_are_says_so_of_the_same_list():
+    names = Plugins("counter", "vcot.test_counters", {"plain": "collections:Counter"})
+    others = names.of_kind(lambda _: False, "something else")
+    assert names.resolve("plain") is Counter
+    with pytest.raises(RecipeError, match="counter collections:Counter is the class Counter, and must be something else"):
+        others.resolve("plain")
