@@ -61,10 +61,6 @@ LEFT: dict[str, tuple[str, ...]] = {
         *("patch heap settle", "patch rollout end_forgotten_trials"),
         *("read _only_gateway", "read _persist", "read _serve"),
     ),
-    "tests/services/run/test_waits.py": (
-        *("patch admin.httpx AsyncClient", "patch serving _POLL_S", "patch serving _read_serving"),
-        *("patch serving is_served", "read _until_live", "read _until_live"),
-    ),
     # Private names of other libraries, which they give no other way to.
     "tests/pipeline/test_ledger.py": ("read _connection",),
     "tests/pipeline/test_pairs.py": ("read _from_yaml_list",),

@@ -116,5 +116,7 @@ def test_who_knows_what_the_objects_are_says_so_of_the_same_list():
     names = Plugins("counter", "vcot.test_counters", {"plain": "collections:Counter"})
     others = names.of_kind(lambda _: False, "something else")
     assert names.resolve("plain") is Counter
-    with pytest.raises(RecipeError, match="counter collections:Counter is the class Counter, and must be something else"):
+    with pytest.raises(
+        RecipeError, match="counter collections:Counter is the class Counter, and must be something else"
+    ):
         others.resolve("plain")

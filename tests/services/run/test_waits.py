@@ -1,50 +1,57 @@
-"""A wait ends at once at what cannot pass by itself."""
+"""A wait for the run's gateway ends at once at what cannot pass by itself."""
 
-import httpx
+import fcntl
+from contextlib import contextmanager
+
 import pytest
 
 from pipeline.errors import ServerError, UnreachableError
+from pipeline.files import write_record
 from pipeline.run import open_run
 from services.gateway import admin
-from services.run import serving
+from services.run.serving import Serving, is_served, running_gateway
+from tests.services.gateway.test_strangers import answering
 
-
-def answer_with(monkeypatch, handle):
-    """Every admin call is answered by `handle`."""
-    real = httpx.AsyncClient
-
-    def make(**options):
-        return real(transport=httpx.MockTransport(handle), timeout=options["timeout"])
-
-    monkeypatch.setattr(admin.httpx, "AsyncClient", make)
-
-
-def refuse(_):
-    raise httpx.ConnectError("refused")
+NOBODY = "http://127.0.0.1:1"
+REFUSED = '{"error": {"message": "send a key", "type": "t", "param": null, "code": "invalid_api_key"}}'
 
 
 @pytest.fixture
-def served(tmp_path, monkeypatch):
-    """A run that is served, its gateway not up yet."""
-    monkeypatch.setattr(serving, "is_served", lambda _: True)
-    monkeypatch.setattr(serving, "_read_serving", lambda _: serving.Serving(url="http://127.0.0.1:1", pid=1))
-    monkeypatch.setattr(serving, "_POLL_S", 0.01)
+def run(tmp_path):
     with open_run(tmp_path / "r", "nano", ("serve.start_timeout_s=1",)) as run:
         yield run
 
 
-async def test_a_gateway_that_refuses_the_key_is_not_waited_for(served, monkeypatch):
-    asked = []
-    fault = {"error": {"message": "send a key", "type": "t", "param": None, "code": "invalid_api_key"}}
-    answer_with(monkeypatch, lambda request: asked.append(request) or httpx.Response(401, json=fault))
-    with pytest.raises(ServerError, match="send a key"):
-        await serving._until_live(served, lambda _: None, None)
+@contextmanager
+def served(run, url):
+    """As by a gateway that holds the run, and says that it is at `url`."""
+    with run.path("serving.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        write_record(run.path("serving.json"), Serving(url=url, pid=1))
+        assert is_served(run)
+        yield lock
+
+
+async def wait(run):
+    async with running_gateway(run, lambda _: None):
+        pytest.fail("nothing serves here")
+
+
+async def test_a_gateway_that_refuses_the_key_is_not_waited_for(run):
+    async with answering((401, REFUSED, "application/json")) as (url, asked):
+        with served(run, url), pytest.raises(ServerError, match="send a key"):
+            await wait(run)
     assert len(asked) == 1
 
 
-async def test_a_gateway_that_is_not_up_yet_is_waited_for(served, monkeypatch):
-    answer_with(monkeypatch, refuse)
+async def test_a_gateway_that_is_not_up_yet_is_waited_for(run):
     with pytest.raises(UnreachableError, match="does not answer"):
-        await admin.fetch_state("http://127.0.0.1:1")
-    with pytest.raises(ServerError, match="not ready in time"):
-        await serving._until_live(served, lambda _: None, None)
+        await admin.fetch_state(NOBODY)
+    with served(run, NOBODY), pytest.raises(ServerError, match="not ready in time"):
+        await wait(run)
+
+
+async def test_a_gateway_that_ends_meanwhile_is_not_waited_for(run):
+    with served(run, NOBODY) as lock, pytest.raises(ServerError, match=r"the gateway of .* has ended; start it again"):
+        async with running_gateway(run, lambda _: fcntl.flock(lock, fcntl.LOCK_UN)):
+            pytest.fail("nothing serves here")
