@@ -98,7 +98,7 @@ class Made:
         return Groups(self.plan, self.ledger)
 
     def fill(self) -> None:
-        for number, requests in enumerate(batched(self.plan)):
+        for number, requests in enumerate(batched(self.plan, 64)):
             made = []
             for offset, request in enumerate(requests):
                 for response in make_group(64 * number + offset, request.sampling.n):

@@ -51,6 +51,8 @@ class Standing:
     """By reason of the last failure: those that are to be asked, or asked again."""
     num_asks: int
     """Judgments to be asked for: responses to one task that say the same share one."""
+    num_shared: int
+    """Owed responses that say what a judged one says, so that nothing is asked for them."""
     are_asked_again: bool
     """Whether those without a verdict are too many, so that they are asked again, up to `max_asks` times."""
 
@@ -109,6 +111,7 @@ class _Count:
     num_responses: int = 0
     num_judged: int = 0
     num_asks: int = 0
+    num_shared: int = 0
     refused: Counter[str] = field(default_factory=Counter)
     owed: Counter[str] = field(default_factory=Counter)
 
@@ -120,11 +123,19 @@ class _Count:
         for seen in group:
             if seen.judgment and seen.is_final(are_asked_again=self.are_asked_again, section=self.section):
                 self.refused[seen.judgment.reason] += 1
-        self.num_asks += len({seen.response.words for seen in owed} - _words_of_judged(group))
+        judged = {seen.response.words for seen in group if seen.is_judged}
+        self.num_asks += len({seen.response.words for seen in owed} - judged)
+        self.num_shared += sum(seen.response.words in judged for seen in owed)
 
     def close(self) -> Standing:
         return Standing(
-            self.num_responses, self.num_judged, self.refused, self.owed, self.num_asks, self.are_asked_again
+            num_responses=self.num_responses,
+            num_judged=self.num_judged,
+            refused=self.refused,
+            owed=self.owed,
+            num_asks=self.num_asks,
+            num_shared=self.num_shared,
+            are_asked_again=self.are_asked_again,
         )
 
 
@@ -160,10 +171,6 @@ def find_owed(group: Sequence[Seen], section: JudgeSection, *, are_asked_again: 
         for seen in group
         if not seen.is_judged and not seen.is_final(are_asked_again=are_asked_again, section=section)
     ]
-
-
-def _words_of_judged(group: Sequence[Seen]) -> set[str]:
-    return {seen.response.words for seen in group if seen.is_judged}
 
 
 def is_too_many(num_refused: int, num_requested: int, section: JudgeSection) -> bool:
@@ -215,9 +222,6 @@ async def judge_responses(
         tally.add("refused", number, reason)
 
     async def work(ask: _Ask) -> Sequence[Judgment]:
-        if ask.known is not None:
-            (judgment,) = ledger.get(Judgment, [ask.known]).values()
-            return await keep(judgment, ask)
         response, earlier = ask.twins[0].response, ask.twins[0].judgment
         paid.begin()
         verdict: Verdict | None = None
@@ -233,7 +237,15 @@ async def judge_responses(
         await ledger.write(records)
         return records
 
-    asks = _find_asks(judge, groups, standing, ledger, section)
+    def find_asks() -> Iterator[_Ask]:
+        return _find_asks(judge, groups, standing, ledger, section)
+
+    if standing.num_shared:  # first, since an answer that was not asked for says nothing of the server
+        for ask in find_asks():
+            if ask.known is not None:
+                (judgment,) = ledger.get(Judgment, [ask.known]).values()
+                tally.add("ok", len(await keep(judgment, ask)))
+    asks = (ask for ask in find_asks() if ask.known is None) if standing.num_asks else ()
     return await work_off(asks, work, tally, limit=section.max_concurrency, place=judge.place, on_progress=on_progress)
 
 

@@ -62,7 +62,7 @@ class Tally:
         )
 
 
-def batched(items: Iterable[T], size: int = 64) -> Iterator[tuple[T, ...]]:
+def batched(items: Iterable[T], size: int = 16) -> Iterator[tuple[T, ...]]:
     """`items` in tuples of `size`, as work that goes through a whole run takes them."""
     iterator = iter(items)
     while chunk := tuple(islice(iterator, size)):

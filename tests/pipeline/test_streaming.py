@@ -5,9 +5,11 @@ from collections import Counter
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.errors import StageError
 from pipeline.judges import Judge, judgment_key
 from pipeline.judging import find_standing, judge_responses, read_judged
 from pipeline.ledger import Ledger
@@ -222,3 +224,32 @@ def test_requests_are_made_as_they_are_gone_through(tmp_path):
     assert first == [request.key for request in made.plan]
     some = next(look(iter(made.plan), made.ledger))
     assert some[0].key == first[0]
+
+
+async def test_verdicts_that_are_shared_do_not_hide_a_judge_that_is_gone(tmp_path):
+    """Each group has a judged response, one that says the same, and one that is to be asked for."""
+    group = [(("a", False, ""), "ok"), (("a", False, " "), "none"), (("b", False, ""), "none")]
+    made = Made([group] * 50, tmp_path)
+
+    class Gone(Remembering):
+        async def score(self, task, response, *, num_asked=0):
+            self.asked.append(response.key)
+            return Verdict(error="HTTP 503", reason="overloaded")
+
+    judge = Gone()
+    with pytest.raises(StageError, match="3 requests in a row failed"):
+        await judge_responses(judge, made.groups, made.ledger, SECTION)
+    assert len(judge.asked) == 3
+    assert find_standing(judge, made.groups, made.ledger, SECTION).num_judged == 100
+
+
+async def test_where_nothing_is_owed_nothing_is_read_again(tmp_path):
+    made = Made([[(("a", False, ""), "ok")] * K] * 20, tmp_path)
+    standing = find_standing(made.judge, made.groups, made.ledger, SECTION)
+
+    def never():
+        pytest.fail("it was gone through again")
+        yield
+
+    count = await judge_responses(made.judge, never(), made.ledger, SECTION, standing=standing)
+    assert (count.cached, count.requested) == (60, 60)
