@@ -23,7 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from itertools import chain, islice, repeat
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ import orjson
 
 from pipeline.ledger import Ledger
 from pipeline.records import CheckpointRef, Judgment, Response, SamplingParams, Usage, content_key
+from pipeline.stage import batched
 
 _WORDS = (
     "the", "a", "image", "shows", "table", "red", "blue", "dog", "cat", "on", "beside", "under", "behind", "person", "old",
@@ -140,9 +141,7 @@ def measure(layout: str, num_responses: int, k: int) -> dict[str, float]:
 
 
 def _batches(made: Iterator[list[Response]]) -> Iterator[list[Response]]:
-    responses = chain.from_iterable(made)
-    while some := list(islice(responses, _READ)):
-        yield some
+    return map(list, batched(chain.from_iterable(made), _READ))
 
 
 def main(options: argparse.Namespace) -> None:

@@ -24,7 +24,6 @@ import threading
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -45,11 +44,13 @@ from pipeline.ledger_layout import (
     encode_member,
 )
 from pipeline.records import Judgment, Response, Usage
+from pipeline.stage import batched
 
 LedgerRecord = Response | Judgment
 R = TypeVar("R", Response, Judgment)
 
 _MAX_VARIABLES = 500
+"""Of one statement: fewer than SQLite's bound."""
 
 
 class Ledger:
@@ -93,7 +94,7 @@ class Ledger:
                 query = "SELECT kind, body FROM records ORDER BY json_extract(body, '$.group')"  # a group's one by one
                 rows = self._connection.execute(query)
                 former = (self._read_former(kind, body) for kind, body in rows)
-                while chunk := list(islice(former, _MAX_VARIABLES)):
+                for chunk in batched(former, _MAX_VARIABLES):
                     self._put(chunk)
                 self._connection.execute("DROP TABLE records")
         except BaseException:
@@ -191,7 +192,7 @@ class Ledger:
         """The stored records among `keys`, errors included."""
         found: dict[str, R] = {}
         read = self._read_responses if kind is Response else self._read_judgments
-        for chunk in _chunks(keys):
+        for chunk in batched(keys, _MAX_VARIABLES):
             with self._using():
                 for key, fields in read({encode_key(key): key for key in chunk}):
                     found[key] = self._validate(kind, fields)
@@ -232,7 +233,7 @@ class Ledger:
         """Those of `keys` whose record is good."""
         done: set[str] = set()
         good = "responses WHERE ok" if kind is Response else "judgments WHERE error IS NULL"
-        for chunk in _chunks(keys):
+        for chunk in batched(keys, _MAX_VARIABLES):
             asked = {encode_key(key): key for key in chunk}
             query = f"SELECT key FROM {good} AND key IN ({_marks(asked)})"  # noqa: S608 - names, marks
             with self._using():
@@ -341,10 +342,3 @@ class _Batch:
 
 def _marks(values: Collection[Any]) -> str:
     return ", ".join("?" * len(values))
-
-
-def _chunks(keys: Iterable[str]) -> Iterator[tuple[str, ...]]:
-    """`keys` in tuples of at most `_MAX_VARIABLES`, SQLite's bound on the variables of a statement."""
-    iterator = iter(keys)
-    while chunk := tuple(islice(iterator, _MAX_VARIABLES)):
-        yield chunk

@@ -20,6 +20,7 @@ from pipeline.markdown import plain
 from pipeline.pairs import Couple
 from pipeline.recipe import Recipe, public_name, render_recipe
 from pipeline.records import PreferencePair, StageCount, canonical_json
+from pipeline.sections import TasksSection
 from pipeline.sources.source import SOURCES, Source
 from pipeline.stage import batched
 
@@ -228,7 +229,7 @@ of several sampled chains of thought on one question; ties are left out.
 
 | | |
 |---|---|
-| questions | {recipe.tasks.source}{_say_hint(recipe)} |
+| questions | {recipe.tasks.source}{_say_hint(source, recipe.tasks)} |
 | sampled from | {plain(public_name(model))} ({pairs[0].policy}) |
 | judge | {plain(_name_judge(pairs[0].judge))} |
 | responses judged | {judged.ok:,} of {judged.requested:,}{plain(_why(judged))} |
@@ -246,10 +247,10 @@ rejected_score, judge, policy` say where a row comes from. The images and questi
 """
 
 
-def _say_hint(recipe: Recipe) -> str:
-    if not SOURCES.resolve(recipe.tasks.source).has_hints:
+def _say_hint(source: Source, section: TasksSection) -> str:
+    if not source.has_hints:
         return ""
-    return ", each after its hint" if recipe.tasks.hint else ", without their hints"
+    return ", each after its hint" if section.hint else ", without their hints"
 
 
 def _why(count: StageCount) -> str:
