@@ -31,7 +31,7 @@ from PIL import Image
 
 from bench.ledger import MADE, make_group
 from pipeline.images import ImageStore
-from pipeline.judges import Judge, judgment_key
+from pipeline.judges import Judge, judgment_keys
 from pipeline.judging import find_standing, judge_responses, read_judged
 from pipeline.ledger import Ledger
 from pipeline.pairs import build_pairs, read_pairs, split_pairs
@@ -130,7 +130,7 @@ async def whole(made: Made, folder: Path, timed: Timed) -> None:
     keys = [key for request in list(made.plan) for key in request.response_keys()]
     responses = made.ledger.get(Response, keys)
     tasks = {task.id: task for task in made.tasks}
-    judged = {judgment_key(made.judge, tasks[r.task], r): r for r in responses.values()}
+    judged = {judgment_keys(made.judge, tasks[r.task], [r])[0]: r for r in responses.values()}
     judgments = made.ledger.get(Judgment, judged)
     timed.note()
     assert len(judgments) == len(responses)

@@ -23,7 +23,8 @@ from pathlib import Path
 import torch
 from peft import LoraConfig, get_peft_model
 from pipeline.identity import compute_digest, read_manifest, write_manifest
-from pipeline.records import CheckpointManifest, CheckpointRef
+from pipeline.manifest import CheckpointManifest
+from pipeline.records import CheckpointRef
 from training.model.canary import build_canary
 from training.model.loading import load_model, load_processor, quiet_libraries
 quiet_libraries()

@@ -42,6 +42,8 @@ class Choice:
 
     text: str
     finish_reason: str
+    top: tuple[Mapping[str, float], ...] = ()
+    """Log-probs of each position's likeliest tokens, by the token's text, where they were asked for."""
 
 
 @dataclass(frozen=True)
@@ -139,17 +141,21 @@ class ChatClient:
         *,
         expect: str | None = None,
         response_format: dict[str, Any] | None = None,
+        top_logprobs: int = 0,
         extra_body: Mapping[str, Any] | None = None,
     ) -> Completion:
         """`params.n` responses. `expect` is the weights digest that the answer must be stamped with.
 
-        `extra_body` holds fields beyond OpenAI's, and wins over `params`. Raises RequestError: WrongCheckpoint for
-        another stamp (or none), BadAnswer for an incomplete answer.
+        With `top_logprobs`, each choice tells that many of the likeliest tokens at each position. `extra_body` holds
+        fields beyond OpenAI's, and wins over `params`. Raises RequestError: WrongCheckpoint for another stamp (or none),
+        BadAnswer for an incomplete answer.
         """
         started = time.monotonic()
         request = {"model": model, "messages": messages, **params.model_dump(), "extra_body": extra_body}
         if response_format is not None:
             request["response_format"] = response_format
+        if top_logprobs:
+            request |= {"logprobs": True, "top_logprobs": top_logprobs}
         return _check(await self._create(request, expect), params.n, time.monotonic() - started)
 
     async def score(self, model: str, messages: Sequence[dict[str, Any]], *, expect: str) -> Scored:
@@ -303,8 +309,19 @@ def _read_choice(choice: Any, usage: Usage) -> Choice:
     elif text is None:
         reason, said = "empty", f"the answer ended with {finish!r} and no text"
     else:
-        return Choice(text, finish)
+        return Choice(text, finish, _read_top(choice))
     raise BadAnswer(f"choice {choice.index}: {said}", scope=scope, reason=reason, usage=usage)
+
+
+def _read_top(choice: Any) -> tuple[dict[str, float], ...]:
+    """The likeliest tokens of each position; none where the server tells none."""
+    try:
+        return tuple(
+            {alternative.token: float(alternative.logprob) for alternative in position.top_logprobs}
+            for position in choice.logprobs.content
+        )
+    except (AttributeError, TypeError, ValueError):
+        return ()
 
 
 _TEXT_PARTS = ("text", "output_text", None)

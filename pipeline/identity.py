@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pipeline.errors import CheckpointError
 from pipeline.files import read_record, write_record
-from pipeline.records import CheckpointManifest
+from pipeline.manifest import CheckpointManifest
 
 MANIFEST = "checkpoint.json"
 _IDENTITY_PATTERNS = (

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from pipeline.judges import Judge, judgment_key
+from pipeline.judges import Judge, judgment_keys
 from pipeline.judges.cost import Meter, open_meter
 from pipeline.ledger import Ledger
 from pipeline.pairs import Judged
@@ -25,6 +25,8 @@ class Seen:
     """A good response, and what the ledger holds of its judgment."""
 
     response: Response
+    words: str
+    """What the judge reads of it, however it is spaced."""
     key: str
     """Of the judgment."""
     is_judged: bool
@@ -51,6 +53,8 @@ class Standing:
     """By reason of the last failure: those that are to be asked, or asked again."""
     num_asks: int
     """Judgments to be asked for: responses to one task that say the same share one."""
+    num_requests: int
+    """To the judge's model, for those: at most, or as a rule."""
     num_shared: int
     """Owed responses that say what a judged one says, so that nothing is asked for them."""
     are_asked_again: bool
@@ -77,7 +81,7 @@ def find_standing(judge: Judge, groups: Iterable[Group], ledger: Ledger, section
     A response that the judge did not give a verdict on is asked again while more than `max_unjudged` have none, `max_asks`
     times in all. So what a stage went on with stays as it is, and no later command changes its pairs by luck.
     """
-    counting = Counting(section)
+    counting = Counting(judge, section)
     for _, seen in look_at_judgments(judge, groups, ledger):
         counting.add(seen)
     return counting.close()
@@ -86,9 +90,9 @@ def find_standing(judge: Judge, groups: Iterable[Group], ledger: Ledger, section
 class Counting:
     """A standing that is being counted, task by task; mutated by `add`."""
 
-    def __init__(self, section: JudgeSection) -> None:
+    def __init__(self, judge: Judge, section: JudgeSection) -> None:
         self._section = section
-        self._tolerant, self._strict = (_Count(are_asked_again, section) for are_asked_again in (False, True))
+        self._tolerant, self._strict = (_Count(are_asked_again, judge, section) for are_asked_again in (False, True))
 
     def add(self, group: Sequence[Seen]) -> None:
         """Count the responses to one task."""
@@ -107,10 +111,12 @@ class _Count:
     """Under one of two assumptions."""
 
     are_asked_again: bool
+    judge: Judge
     section: JudgeSection
     num_responses: int = 0
     num_judged: int = 0
     num_asks: int = 0
+    num_requests: int = 0
     num_shared: int = 0
     refused: Counter[str] = field(default_factory=Counter)
     owed: Counter[str] = field(default_factory=Counter)
@@ -123,9 +129,10 @@ class _Count:
         for seen in group:
             if seen.judgment and seen.is_final(are_asked_again=self.are_asked_again, section=self.section):
                 self.refused[seen.judgment.reason] += 1
-        judged = {seen.response.words for seen in group if seen.is_judged}
-        self.num_asks += len({seen.response.words for seen in owed} - judged)
-        self.num_shared += sum(seen.response.words in judged for seen in owed)
+        texts, num_shared = find_texts(self.judge, group, owed)
+        self.num_asks += len(texts)
+        self.num_requests += self.judge.count_requests(self.section, len(texts)) if texts else 0
+        self.num_shared += num_shared
 
     def close(self) -> Standing:
         return Standing(
@@ -134,6 +141,7 @@ class _Count:
             refused=self.refused,
             owed=self.owed,
             num_asks=self.num_asks,
+            num_requests=self.num_requests,
             num_shared=self.num_shared,
             are_asked_again=self.are_asked_again,
         )
@@ -144,12 +152,15 @@ def look_at_judgments(
 ) -> Iterator[tuple[Task, list[Seen]]]:
     """Each task with its good responses, by index, and what is known of their judgments; with `whole`, all of it."""
     for chunk in batched(groups):
-        keyed = [[(judgment_key(judge, group.task, r), r) for r in group.good] for group in chunk]
+        keyed = [list(zip(judgment_keys(judge, group.task, group.good), group.good, strict=True)) for group in chunk]
         keys = [key for group in keyed for key, _ in group]
         judged = ledger.done(Judgment, keys)
         found = ledger.get(Judgment, (key for key in keys if whole or key not in judged))
         for group, own in zip(chunk, keyed, strict=True):
-            yield group.task, [Seen(response, key, key in judged, found.get(key)) for key, response in own]
+            yield (
+                group.task,
+                [Seen(r, judge.read_words(r), key, key in judged, found.get(key)) for key, r in own],
+            )
 
 
 def list_judged(group: Iterable[Seen]) -> list[Judged]:
@@ -173,6 +184,17 @@ def find_owed(group: Sequence[Seen], section: JudgeSection, *, are_asked_again: 
     ]
 
 
+def find_texts(judge: Judge, group: Sequence[Seen], owed: Sequence[Seen]) -> tuple[set[str], int]:
+    """The texts that are to be judged, and how many owed responses say what a judged one says.
+
+    A judge that compares judges all texts of a task together, as soon as one is owed.
+    """
+    if judge.compares:
+        return {seen.words for seen in group} if owed else set(), 0
+    judged = {seen.words for seen in group if seen.is_judged}
+    return {seen.words for seen in owed} - judged, sum(seen.words in judged for seen in owed)
+
+
 def is_too_many(num_refused: int, num_requested: int, section: JudgeSection) -> bool:
     """Whether so many responses without a verdict stop a run."""
     return num_refused > section.max_unjudged * num_requested
@@ -191,10 +213,13 @@ def find_unjudged_fault(count: StageCount, section: JudgeSection) -> str | None:
 
 @dataclass(frozen=True)
 class _Ask:
-    """Responses to one task that say the same, and the judgment of one that does, where there is one."""
+    """What is judged in one go, and the judgment of a response that says the same, where there is one."""
 
     task: Task
-    twins: Sequence[Seen]
+    twins: Sequence[Sequence[Seen]]
+    """Responses that share a verdict; one such group, or, for a judge that compares, each of the task's by itself."""
+    owed: frozenset[str]
+    """Keys of the judgments that are kept of it."""
     known: str | None
     """The key of that judgment."""
 
@@ -211,29 +236,29 @@ async def judge_responses(
 ) -> StageCount:
     """Judge what is owed of `groups`; every judgment is in the ledger before it counts, with what its attempts were billed.
 
-    Responses to one task that say the same share one verdict, which is asked for and billed once. `standing` and `meter`
-    are found in the ledger where they are not given.
+    Responses to one task that say the same share one verdict, which is asked for and billed once. A judge's members judge
+    before it (`Judge.walk`). `standing` and `meter` are found in the ledger where they are not given.
     """
     standing = standing or find_standing(judge, groups, ledger, section)
-    paid = meter or open_meter(section, *ledger.spent(judge.name))
+    judge.attend(ledger, meter or open_meter(section, *ledger.spent(judge.name)))
     tally = Tally("judge", total=standing.num_responses)
     tally.add("cached", standing.num_judged)
     for reason, number in standing.refused.items():
         tally.add("refused", number, reason)
 
     async def work(ask: _Ask) -> Sequence[Judgment]:
-        response, earlier = ask.twins[0].response, ask.twins[0].judgment
-        paid.begin()
-        verdict: Verdict | None = None
-        try:
-            num_asked = earlier.num_asked if earlier else 0
-            verdict = await judge.score(ask.task, response, num_asked=num_asked)
-            return await keep(_add_up(_sign(verdict, judge, response, ask.twins[0].key), earlier), ask)
-        finally:
-            paid.end(verdict.usage if verdict else None)
+        responses = [twins[0].response for twins in ask.twins]
+        num_asked = max(seen.judgment.num_asked if seen.judgment else 0 for twins in ask.twins for seen in twins[:1])
+        verdicts = await judge.judge(ask.task, responses, num_asked=num_asked)
+        signed = [
+            _add_up(_sign(verdict, judge, twins[0]), twins[0].judgment)
+            for verdict, twins in zip(verdicts, ask.twins, strict=True)
+        ]
+        return await keep(signed, ask)
 
-    async def keep(judgment: Judgment, ask: _Ask) -> Sequence[Judgment]:
-        records = [_share(judgment, seen) for seen in ask.twins]
+    async def keep(judgments: Sequence[Judgment], ask: _Ask) -> Sequence[Judgment]:
+        shared = zip(judgments, ask.twins, strict=True)
+        records = [_share(judgment, seen) for judgment, twins in shared for seen in twins if seen.key in ask.owed]
         await ledger.write(records)
         return records
 
@@ -243,8 +268,7 @@ async def judge_responses(
     if standing.num_shared:  # first, since an answer that was not asked for says nothing of the server
         for ask in find_asks():
             if ask.known is not None:
-                (judgment,) = ledger.get(Judgment, [ask.known]).values()
-                tally.add("ok", len(await keep(judgment, ask)))
+                tally.add("ok", len(await keep(list(ledger.get(Judgment, [ask.known]).values()), ask)))
     asks = (ask for ask in find_asks() if ask.known is None) if standing.num_asks else ()
     return await work_off(asks, work, tally, limit=section.max_concurrency, place=judge.place, on_progress=on_progress)
 
@@ -254,17 +278,23 @@ def _find_asks(
 ) -> Iterator[_Ask]:
     """What is owed, as it is drawn, in the order of the responses."""
     for task, group in look_at_judgments(judge, groups, ledger):
-        known = {seen.response.words: seen.key for seen in reversed(group) if seen.is_judged}
+        owed = find_owed(group, section, are_asked_again=standing.are_asked_again)
+        keys = frozenset(seen.key for seen in owed)
+        if judge.compares:
+            if owed:
+                yield _Ask(task, [[seen] for seen in group], keys, None)
+            continue
+        known = {seen.words: seen.key for seen in reversed(group) if seen.is_judged}
         twins: dict[str, list[Seen]] = {}
-        for seen in find_owed(group, section, are_asked_again=standing.are_asked_again):
-            twins.setdefault(seen.response.words, []).append(seen)
+        for seen in owed:
+            twins.setdefault(seen.words, []).append(seen)
         for words, alike in twins.items():
-            yield _Ask(task, alike, known.get(words))
+            yield _Ask(task, [alike], keys, known.get(words))
 
 
-def _sign(verdict: Verdict, judge: Judge, response: Response, key: str) -> Judgment:
+def _sign(verdict: Verdict, judge: Judge, seen: Seen) -> Judgment:
     fields = {name: getattr(verdict, name) for name in Verdict.model_fields}
-    return Judgment(key=key, response=response.key, task=response.task, judge=judge.name, **fields)
+    return Judgment(key=seen.key, response=seen.response.key, task=seen.response.task, judge=judge.name, **fields)
 
 
 def _share(judgment: Judgment, seen: Seen) -> Judgment:

@@ -9,9 +9,11 @@ step's to say: what failed is, what a judge refused is final.
     asked       what many requests share: checkpoint, prompt and sampling
     responses   where each response is: key -> row of `groups`, position in it
     judgments   one row each, its score and tokens in columns
+    replies     what a judge's model answered, where a verdict is made of several answers: one row each
 
-Keys are hashes, and stored as their bytes. Writers that wait at the same time share one transaction. A file of the former
-layout, a row of JSON for each record, is brought up to date in one transaction when it is opened to be written.
+Keys are hashes, and stored as their bytes. Writers that wait at the same time share one transaction. A file of a former
+layout (a row of JSON for each record, or judgments without intervals) is brought up to date in one transaction when it is
+opened to be written.
 """
 
 from __future__ import annotations
@@ -32,22 +34,23 @@ from pydantic import ValidationError
 from pipeline.errors import InputError, StageError
 from pipeline.files import explain
 from pipeline.ledger_layout import (
-    JUDGMENT,
-    PUT_JUDGMENT,
+    ADDED,
+    FLAT,
     PUT_RESPONSE,
     TABLES,
-    decode_judgment,
+    Flat,
+    decode_flat,
     decode_key,
     decode_member,
-    encode_judgment,
+    encode_flat,
     encode_key,
     encode_member,
 )
-from pipeline.records import Judgment, Response, Usage
+from pipeline.records import Judgment, Reply, Response, Usage
 from pipeline.stage import batched
 
-LedgerRecord = Response | Judgment
-R = TypeVar("R", Response, Judgment)
+LedgerRecord = Response | Judgment | Reply
+R = TypeVar("R", Response, Judgment, Reply)
 
 _MAX_VARIABLES = 500
 """Of one statement: fewer than SQLite's bound."""
@@ -71,7 +74,7 @@ class Ledger:
         self._committing: asyncio.Future[None] | None = None
         try:
             self._connection = _connect_to_read(path) if is_read else _connect(path)
-            is_former = _has_table(self._connection, "records")
+            is_former = _is_former(self._connection)
         except sqlite3.OperationalError as error:  # the disk's fault or the folder's, not the file's
             raise InputError(
                 f"the ledger {path} cannot be opened ({error}); see that its disk has room and that it may be written"
@@ -91,15 +94,20 @@ class Ledger:
             )
         try:
             with self._using(), self._transaction():
-                query = "SELECT kind, body FROM records ORDER BY json_extract(body, '$.group')"  # a group's one by one
-                rows = self._connection.execute(query)
-                former = (self._read_former(kind, body) for kind, body in rows)
-                for chunk in batched(former, _MAX_VARIABLES):
-                    self._put(chunk)
-                self._connection.execute("DROP TABLE records")
+                for name in sorted(ADDED.keys() - _list_columns(self._connection, "judgments")):
+                    self._connection.execute(f"ALTER TABLE judgments ADD COLUMN {name} {ADDED[name]}")
+                if _list_columns(self._connection, "records"):
+                    self._put_former()
         except BaseException:
             self.close()
             raise
+
+    def _put_former(self) -> None:
+        query = "SELECT kind, body FROM records ORDER BY json_extract(body, '$.group')"  # a group's one by one
+        former = (self._read_former(kind, body) for kind, body in self._connection.execute(query))
+        for chunk in batched(former, _MAX_VARIABLES):
+            self._put(chunk)
+        self._connection.execute("DROP TABLE records")
 
     def _read_former(self, kind: str, body: str) -> LedgerRecord:
         fields = json.loads(body)
@@ -152,10 +160,10 @@ class Ledger:
     def _put(self, records: Iterable[LedgerRecord]) -> None:
         groups: dict[tuple[Any, ...], list[Response]] = {}
         for record in records:
-            if isinstance(record, Judgment):
-                self._connection.execute(PUT_JUDGMENT, encode_judgment(record))
-            else:
+            if isinstance(record, Response):
                 groups.setdefault(self._identify(record), []).append(record)
+            else:
+                self._connection.execute(FLAT[type(record)].put, encode_flat(record))
         for identity, responses in groups.items():
             self._put_group(identity, responses)
 
@@ -191,11 +199,11 @@ class Ledger:
     def get(self, kind: type[R], keys: Iterable[str]) -> dict[str, R]:
         """The stored records among `keys`, errors included."""
         found: dict[str, R] = {}
-        read = self._read_responses if kind is Response else self._read_judgments
         for chunk in batched(keys, _MAX_VARIABLES):
+            asked = {encode_key(key): key for key in chunk}
             with self._using():
-                for key, fields in read({encode_key(key): key for key in chunk}):
-                    found[key] = self._validate(kind, fields)
+                rows = self._read_responses(asked) if kind is Response else self._read_flat(FLAT[kind], asked)
+                found.update((key, self._validate(kind, fields)) for key, fields in rows)
         return found
 
     def _read_responses(self, keys: Mapping[bytes | str, str]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -215,10 +223,9 @@ class Ledger:
             shared, members = groups[number]
             yield keys[key], {"key": keys[key], **shared, **decode_member(members[position])}
 
-    def _read_judgments(self, keys: Mapping[bytes | str, str]) -> Iterator[tuple[str, dict[str, Any]]]:
-        query = f"SELECT {', '.join(JUDGMENT)} FROM judgments WHERE key IN ({_marks(keys)})"  # noqa: S608 - names, marks
-        for row in self._connection.execute(query, tuple(keys)):
-            yield keys[row[0]], decode_judgment(row)
+    def _read_flat(self, flat: Flat, keys: Mapping[bytes | str, str]) -> Iterator[tuple[str, dict[str, Any]]]:
+        for row in self._connection.execute(f"{flat.select} WHERE key IN ({_marks(keys)})", tuple(keys)):
+            yield keys[row[0]], decode_flat(flat, row)
 
     def _validate(self, kind: type[R], fields: dict[str, Any]) -> R:
         try:
@@ -232,7 +239,7 @@ class Ledger:
     def done(self, kind: type[R], keys: Iterable[str]) -> set[str]:
         """Those of `keys` whose record is good."""
         done: set[str] = set()
-        good = "responses WHERE ok" if kind is Response else "judgments WHERE error IS NULL"
+        good = "responses WHERE ok" if kind is Response else f"{FLAT[kind].table} WHERE error IS NULL"
         for chunk in batched(keys, _MAX_VARIABLES):
             asked = {encode_key(key): key for key in chunk}
             query = f"SELECT key FROM {good} AND key IN ({_marks(asked)})"  # noqa: S608 - names, marks
@@ -242,19 +249,21 @@ class Ledger:
 
     def is_empty(self) -> bool:
         """Whether it holds no record."""
-        query = "SELECT 1 FROM responses UNION ALL SELECT 1 FROM judgments LIMIT 1"
+        tables = ("responses", *(flat.table for flat in FLAT.values()))
+        query = " UNION ALL ".join(f"SELECT 1 FROM {table}" for table in tables) + " LIMIT 1"  # noqa: S608 - only names
         with self._using():
             return self._connection.execute(query).fetchone() is None
 
     def spent(self, judge: str) -> tuple[int, Usage]:
-        """How many of a judge's judgments were billed, and for how many tokens, whatever became of them."""
-        query = """
-            SELECT count(*), sum(prompt_tokens), sum(completion_tokens)
-            FROM judgments WHERE judge = ? AND prompt_tokens IS NOT NULL
-        """
+        """How many of a judge's requests were billed, and for how many tokens, whatever became of them."""
+        billed = " UNION ALL ".join(
+            f"SELECT prompt_tokens, completion_tokens FROM {flat.table} WHERE judge = :judge"  # noqa: S608 - only names
+            for flat in FLAT.values()
+        )
+        query = f"SELECT count(prompt_tokens), sum(prompt_tokens), sum(completion_tokens) FROM ({billed})"  # noqa: S608
         with self._using():
-            ((num_judgments, prompt_tokens, completion_tokens),) = self._connection.execute(query, (judge,)).fetchall()
-        return num_judgments, Usage(prompt_tokens=prompt_tokens or 0, completion_tokens=completion_tokens or 0)
+            ((num, prompt_tokens, completion_tokens),) = self._connection.execute(query, {"judge": judge}).fetchall()
+        return num, Usage(prompt_tokens=prompt_tokens or 0, completion_tokens=completion_tokens or 0)
 
     def close(self) -> None:
         """Close the file, after the statement that is under way."""
@@ -294,7 +303,7 @@ def _connect_to_read(path: Path) -> sqlite3.Connection:
         try:
             connection.execute("PRAGMA query_only = ON")
             connection.execute("BEGIN")  # one view for all that is read, whatever is written meanwhile
-            if _has_table(connection, "records") or _has_table(connection, "judgments"):
+            if _list_columns(connection, "records") or _list_columns(connection, "judgments"):
                 return connection
         except sqlite3.DatabaseError:
             connection.close()
@@ -305,8 +314,14 @@ def _connect_to_read(path: Path) -> sqlite3.Connection:
     return connection
 
 
-def _has_table(connection: sqlite3.Connection, name: str) -> bool:
-    return connection.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (name,)).fetchone() is not None
+def _is_former(connection: sqlite3.Connection) -> bool:
+    """Whether the file is of an earlier version."""
+    return bool(_list_columns(connection, "records") or ADDED.keys() - _list_columns(connection, "judgments"))
+
+
+def _list_columns(connection: sqlite3.Connection, table: str) -> set[str]:
+    """Names of a table's columns; none of a table that is not there."""
+    return {name for (name,) in connection.execute("SELECT name FROM pragma_table_info(?)", (table,))}
 
 
 def _read_mode(path: Path) -> str:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from pipeline.records import Judgment, Response
+from pipeline.records import Judgment, Record, Reply, Response
 
 TABLES = """
 CREATE TABLE IF NOT EXISTS asked (id INTEGER PRIMARY KEY, body TEXT NOT NULL UNIQUE);
@@ -29,6 +30,8 @@ CREATE TABLE IF NOT EXISTS judgments (
     task              TEXT NOT NULL,
     judge             TEXT NOT NULL,
     score             REAL,
+    low               REAL,
+    high              REAL,
     rationale         TEXT NOT NULL,
     prompt_tokens     INTEGER,
     completion_tokens INTEGER,
@@ -37,16 +40,55 @@ CREATE TABLE IF NOT EXISTS judgments (
     refused           INTEGER NOT NULL,
     num_asked         INTEGER NOT NULL
 );
+CREATE TABLE IF NOT EXISTS replies (
+    key               PRIMARY KEY NOT NULL,
+    judge             TEXT NOT NULL,
+    text              TEXT,
+    prompt_tokens     INTEGER,
+    completion_tokens INTEGER,
+    error             TEXT,
+    reason            TEXT NOT NULL,
+    refused           INTEGER NOT NULL
+);
 """
-JUDGMENT = (
-    "key", "response", "task", "judge", "score", "rationale", "prompt_tokens", "completion_tokens", "error", "reason",
-    "refused", "num_asked",
-)  # fmt: skip
-PUT_JUDGMENT = f"""
-INSERT INTO judgments ({", ".join(JUDGMENT)}) VALUES ({", ".join("?" * len(JUDGMENT))})
-ON CONFLICT (key) DO UPDATE SET {", ".join(f"{name} = excluded.{name}" for name in JUDGMENT[1:])}
-WHERE judgments.error IS NOT NULL
-"""  # noqa: S608 - only names of columns
+ADDED = {"low": "REAL", "high": "REAL"}
+"""Columns of `judgments` that a file of an earlier version lacks, and their types."""
+
+
+@dataclass(frozen=True)
+class Flat:
+    """A kind of record with a row of its own, each field in a column; the usage in two."""
+
+    table: str
+    columns: tuple[str, ...]
+
+    @property
+    def select(self) -> str:
+        """All rows."""
+        return f"SELECT {', '.join(self.columns)} FROM {self.table}"  # noqa: S608 - only names
+
+    @property
+    def put(self) -> str:
+        """A row: new, or in place of one with an error."""
+        return f"""
+            INSERT INTO {self.table} ({", ".join(self.columns)}) VALUES ({", ".join("?" * len(self.columns))})
+            ON CONFLICT (key) DO UPDATE SET {", ".join(f"{name} = excluded.{name}" for name in self.columns[1:])}
+            WHERE {self.table}.error IS NOT NULL
+        """  # noqa: S608 - only names
+
+
+FLAT: Mapping[type[Record], Flat] = {
+    Judgment: Flat(
+        "judgments",
+        (
+            "key", "response", "task", "judge", "score", "low", "high", "rationale", "prompt_tokens",
+            "completion_tokens", "error", "reason", "refused", "num_asked",
+        ),
+    ),
+    Reply: Flat(
+        "replies", ("key", "judge", "text", "prompt_tokens", "completion_tokens", "error", "reason", "refused")
+    ),
+}  # fmt: skip
 PUT_RESPONSE = """
 INSERT INTO responses (key, grp, position, ok) VALUES (?, ?, ?, ?)
 ON CONFLICT (key) DO UPDATE SET grp = excluded.grp, position = excluded.position, ok = excluded.ok
@@ -55,6 +97,8 @@ _SHARED = {"key", "group", "task", "checkpoint", "prompt", "sampling"}
 """Fields of a response that its row tells."""
 _PARTS = ("thought", "answer")
 """Fields that mostly are a part of the text, and then are stored as where it begins and how long it is."""
+_HASHES = {"key", "response"}
+"""Fields of a flat record that are hashes."""
 _HASH = re.compile(r"[0-9a-f]{64}")
 
 
@@ -87,26 +131,19 @@ def decode_member(member: dict[str, Any]) -> dict[str, Any]:
     return member
 
 
-def encode_judgment(judgment: Judgment) -> tuple[Any, ...]:
-    """The values of its row, as JUDGMENT names them."""
-    usage = judgment.usage
-    fields = judgment.model_dump() | {
-        "key": encode_key(judgment.key),
-        "response": encode_key(judgment.response),
-        "prompt_tokens": usage.prompt_tokens if usage else None,
-        "completion_tokens": usage.completion_tokens if usage else None,
-    }
-    return tuple(fields[name] for name in JUDGMENT)
+def encode_flat(record: Judgment | Reply) -> tuple[Any, ...]:
+    """The values of its row, in the order of its columns."""
+    fields, usage = record.model_dump(), record.usage
+    fields |= {name: encode_key(fields[name]) for name in _HASHES & fields.keys()}
+    fields["prompt_tokens"] = usage.prompt_tokens if usage else None
+    fields["completion_tokens"] = usage.completion_tokens if usage else None
+    return tuple(fields[name] for name in FLAT[type(record)].columns)
 
 
-def decode_judgment(row: Sequence[Any]) -> dict[str, Any]:
-    """The fields of a judgment."""
-    fields = dict(zip(JUDGMENT, row, strict=True))
+def decode_flat(flat: Flat, row: Sequence[Any]) -> dict[str, Any]:
+    """The fields of the record in a row."""
+    fields = dict(zip(flat.columns, row, strict=True))
     prompt_tokens, completion_tokens = fields.pop("prompt_tokens"), fields.pop("completion_tokens")
     usage = {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens}
-    return fields | {
-        "key": decode_key(fields["key"]),
-        "response": decode_key(fields["response"]),
-        "refused": bool(fields["refused"]),
-        "usage": usage if prompt_tokens is not None else None,
-    }
+    fields |= {name: decode_key(fields[name]) for name in _HASHES & fields.keys()}
+    return fields | {"refused": bool(fields["refused"]), "usage": usage if prompt_tokens is not None else None}

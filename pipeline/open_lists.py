@@ -34,7 +34,15 @@ PROMPT_NAMES: Plugins[Any] = Plugins(
 JUDGE_NAMES: Plugins[Any] = Plugins(
     "judge",
     "vcot.judges",
-    {"verifier": "pipeline.judges.verifier:Verifier", "pointwise": "pipeline.judges.pointwise:PointwiseJudge"},
+    {
+        "verifier": "pipeline.judges.verifier:Verifier",
+        "pointwise": "pipeline.judges.pointwise:PointwiseJudge",
+        "expected": "pipeline.judges.expected:ExpectedJudge",
+        "claims": "pipeline.judges.claims:ClaimsJudge",
+        "pairwise": "pipeline.judges.pairwise:PairwiseJudge",
+        "gated": "pipeline.judges.gated:GatedJudge",
+        "ensemble": "pipeline.judges.ensemble:EnsembleJudge",
+    },
 )
 PAIR_POLICY_NAMES: Plugins[Any] = Plugins(
     "pair policy", "vcot.pair_policies", {"best_worst": "pipeline.pairs:choose_best_worst"}

@@ -9,7 +9,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 from pydantic import BaseModel, ValidationError, model_validator
 
@@ -164,10 +164,16 @@ def _explain(fault: Mapping[str, Any]) -> str:
 def _fields_at(location: Sequence[str]) -> list[str]:
     section: type[BaseModel] = Recipe
     for name in location:
-        annotation = section.model_fields[name].annotation
-        assert isinstance(annotation, type)
-        section = annotation
+        if not name.isdigit():  # a place in a list of sections
+            section = _find_section(section.model_fields[name].annotation)
     return list(section.model_fields)
+
+
+def _find_section(annotation: Any) -> type[BaseModel]:
+    """The section that a field holds, alone, in a tuple, or if any."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next(_find_section(inner) for inner in get_args(annotation) if inner not in (..., type(None)))
 
 
 def _nearest(name: str, valid: Sequence[str]) -> str:
@@ -196,11 +202,26 @@ def render_recipe(recipe: Recipe, *, public: bool = False) -> str:
             if public and f"{section_name}.{name}" in _PRIVATE:
                 continue
             value = getattr(section, name)
-            if public and isinstance(value, str):
-                value = public_name(value)
+            if public:
+                value = _publish(value, section_name)
             comment = f"# {field.description}"
             lines += [comment, f"# {name} =" if value is None else f"{name} = {_toml(value)}"]
     return "\n".join(lines) + "\n"
+
+
+def _publish(value: object, section_name: str) -> object:
+    """A field's value as others may know it, also where it holds sections of its own, private as the one around them."""
+    match value:
+        case str():
+            return public_name(value)
+        case tuple():
+            return tuple(_publish(item, section_name) for item in value)
+        case BaseModel():
+            private = {name for name in type(value).model_fields if f"{section_name}.{name}" in _PRIVATE}
+            fields = value.model_dump(exclude=private, exclude_defaults=True)
+            return {name: _publish(getattr(value, name), section_name) for name in fields}
+        case _:
+            return value
 
 
 def public_name(value: str) -> str:
@@ -212,7 +233,7 @@ def public_name(value: str) -> str:
 
 
 def _toml(value: object) -> str:
-    """A scalar or a flat tuple as TOML."""
+    """A scalar, a tuple, or a section (its fields other than the defaults) as TOML on one line."""
     match value:
         case bool():
             return "true" if value else "false"
@@ -221,5 +242,9 @@ def _toml(value: object) -> str:
             return _UNPRINTED.sub(lambda found: f"\\u{ord(found[0]):04x}", written)
         case tuple():
             return f"[{', '.join(_toml(item) for item in value)}]"
+        case BaseModel():
+            return _toml({name: getattr(value, name) for name in value.model_dump(exclude_defaults=True)})
+        case dict():
+            return f"{{{', '.join(f'{json.dumps(name)} = {_toml(item)}' for name, item in value.items())}}}"
         case _:
             return repr(value)

@@ -113,32 +113,6 @@ class SamplingParams(Record):
     seed: int
 
 
-class Canary(Record):
-    """A fixed question about a fixed image with the greedy answer that the Hugging Face model gave (float32 log-probs).
-
-    The gateway asks it after every swap. `logprobs[i]` is log p(tokens[i] | image, prompt, tokens[:i]). How much of it must
-    agree depends on the type that the server computes in, and is not said here (services/gateway/swap/canary_check.py).
-    """
-
-    image_png_base64: str
-    prompt: str
-    prompt_tokens: Annotated[tuple[int, ...], Field(min_length=1)]
-    """Token ids as the model reads them, each image's tokens included."""
-    tokens: Annotated[tuple[int, ...], Field(min_length=1)]
-    """Token ids of the answer, up to EOS."""
-    logprobs: tuple[float, ...]
-    leads: tuple[Annotated[float, Field(ge=0)], ...]
-    """By how much each token's log-prob leads the runner-up's."""
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if not len(self.tokens) == len(self.logprobs) == len(self.leads):
-            raise ValueError(
-                f"a canary of {len(self.tokens)} tokens has {len(self.logprobs)} logprobs and {len(self.leads)} leads"
-            )
-        return self
-
-
 class CheckpointRef(Record):
     """Which weights: a readable name, and the digest that identifies them."""
 
@@ -147,15 +121,6 @@ class CheckpointRef(Record):
     kind: Literal["base", "adapter", "merged"]
     parent: str | None = None
     """Digest of the checkpoint that it was trained from."""
-
-
-class CheckpointManifest(Record):
-    """`checkpoint.json`, beside the weights: what they are, where they come from, and how to recognise them."""
-
-    checkpoint: CheckpointRef
-    job: str | None = None
-    """Key of the training job that made it; None for a base."""
-    canary: Canary | None = None
 
 
 class Usage(Record):
@@ -218,6 +183,9 @@ class Verdict(Record):
     """What a judge says of one response: a score, or why there is none. Higher is better."""
 
     score: float | None = None
+    low: float | None = None
+    """With `high`, the 95 % interval of the score, from a judge that knows one."""
+    high: float | None = None
     rationale: str = ""
     usage: Usage | None = None
     """Of all attempts, those without a verdict included."""
@@ -244,6 +212,29 @@ class Judgment(Verdict):
     """The judge and its version, for example `verifier/1` or `pointwise/1:gpt-4o-mini`."""
     num_asked: int = 0
     """How often it answered, with a score or without."""
+
+
+class Reply(Record):
+    """What a judge's model answered to one of several questions that a verdict is made of, as the ledger keeps it."""
+
+    key: str
+    """Of what was asked: model, text, images and settings."""
+    judge: str
+    """Who asked, and is billed."""
+    text: str | None = None
+    usage: Usage | None = None
+    """Of all attempts."""
+    error: str | None = None
+    reason: str = ""
+    """The error in one word, for accounts."""
+    refused: bool = False
+    """The model answered, and not with what can be read: it is not asked for ever."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.text is None) == (self.error is None):
+            raise ValueError("a reply has either a text or an error")
+        return self
 
 
 class PreferencePair(Record):

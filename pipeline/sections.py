@@ -156,9 +156,25 @@ class JudgeSection(Section):
     """Who scores the responses."""
 
     kind: Annotated[str, AfterValidator(JUDGE_NAMES.check)] = "verifier"
-    """`verifier` checks against the scene's truth, `pointwise` asks a model; one of your own is package.module:object."""
+    """verifier, pointwise, expected, claims, pairwise, gated, ensemble, or one of your own (docs/judges.md)."""
     model: str | None = None
     """The judge model's name, for a judge that is a model."""
+    members: tuple[JudgeSection, ...] = ()
+    """The judges, each as [judge] is written, that gated (one) and ensemble (several) go by."""
+    image: Literal["own", "none", "blank", "other"] = "own"
+    """The image that a model judge is shown; `none` judges the words alone, `blank` and `other` are the audit's controls."""
+    sees: Literal["whole", "answer"] = "whole"
+    """Whether a model judge reads the whole response, or only what follows the thought (Wu et al. 2024)."""
+    gold: bool = False
+    """Whether a model judge is told the right answer."""
+    num_samples: Count = 1
+    """Verdicts of pointwise for each response, whose mean is the score; more than 1 needs a temperature."""
+    temperature: Annotated[float, Field(ge=0)] = 0.0
+    """The temperature that a model judge is asked at."""
+    schedule: Literal["round_robin", "swiss"] = "round_robin"
+    """Which responses pairwise compares: each with each, or in rounds each with one that won as often."""
+    max_meta: Annotated[int, Field(ge=0)] = 0
+    """How many of a task's comparisons that hang on the order are put before the meta-judge (pairwise)."""
     base_url: str | None = None
     """An OpenAI-compatible API; without it, OpenAI's."""
     api_key_env: str = "OPENAI_API_KEY"
@@ -184,6 +200,8 @@ class JudgeSection(Section):
     def _check(self) -> Self:
         if (self.input_usd is None) != (self.output_usd is None):
             raise ValueError("input_usd and output_usd belong together; set both, or neither")
+        if self.num_samples > 1 and not self.temperature:
+            raise ValueError("num_samples at temperature 0 are all the same; set temperature, for example to 0.7")
         return self
 
 

@@ -40,17 +40,22 @@ _PRICES = {
 
 
 class Cost(Record):
-    """Tokens of some judgments, and dollars where the prices are known."""
+    """Tokens of some requests, and dollars where the prices are known."""
 
-    num_judgments: int
+    num_requests: int
     usage: Usage
     usd: float | None
 
     @property
     def summary(self) -> str:
-        """For people: `1,000 judgments: 2.9 M tokens, $0.46`."""
+        """For people: `1,000 requests: 2.9 M tokens, $0.46`."""
         tokens = describe_tokens(self.usage.num_tokens)
-        return f"{self.num_judgments:,} judgment{'s' * (self.num_judgments != 1)}: {tokens}{describe_usd(self.usd)}"
+        return f"{self.num_requests:,} request{'s' * (self.num_requests != 1)}: {tokens}{describe_usd(self.usd)}"
+
+    def __add__(self, other: Cost) -> Cost:
+        """Of both; no sum in dollars where one is not known."""
+        usd = None if self.usd is None or other.usd is None else self.usd + other.usd
+        return Cost(num_requests=self.num_requests + other.num_requests, usage=self.usage + other.usage, usd=usd)
 
 
 def describe_tokens(num_tokens: float) -> str:
@@ -81,12 +86,12 @@ def price(usage: Usage, prices: Prices | None) -> float | None:
     return (usage.prompt_tokens * prices.input_usd + usage.completion_tokens * prices.output_usd) / _MILLION
 
 
-def estimate_cost(num_judgments: int, prompt_tokens: float, completion_tokens: float, prices: Prices | None) -> Cost:
-    """Of so many judgments that take so many tokens each."""
+def estimate_cost(num_requests: int, prompt_tokens: float, completion_tokens: float, prices: Prices | None) -> Cost:
+    """Of so many requests that take so many tokens each."""
     usage = Usage(
-        prompt_tokens=round(num_judgments * prompt_tokens), completion_tokens=round(num_judgments * completion_tokens)
+        prompt_tokens=round(num_requests * prompt_tokens), completion_tokens=round(num_requests * completion_tokens)
     )
-    return Cost(num_judgments=num_judgments, usage=usage, usd=price(usage, prices))
+    return Cost(num_requests=num_requests, usage=usage, usd=price(usage, prices))
 
 
 def guess_prompt_tokens(
@@ -97,7 +102,7 @@ def guess_prompt_tokens(
     height: int = 480,
     num_text_tokens: int = NUM_TEXT_TOKENS,
 ) -> int:
-    """Prompt tokens of one judgment, before one was asked: an image of this size in pixels, and the text.
+    """Prompt tokens of one request, before one was made: an image of this size in pixels, and the text.
 
     An unknown model's image is counted as gpt-4o's. `auto` is `high`.
     """
@@ -119,9 +124,9 @@ class Meter:
 
     prices: Prices | None
     typical: Usage
-    """What a judgment is expected to take as long as none was paid for."""
+    """What a request is expected to take as long as none was paid for."""
     max_usd: float | None = None
-    num_judgments: int = 0
+    num_requests: int = 0
     """Paid for, by this command and earlier ones."""
     usage: Usage = field(default_factory=lambda: Usage(prompt_tokens=0, completion_tokens=0))
     _num_running: int = 0
@@ -130,26 +135,26 @@ class Meter:
     @property
     def cost(self) -> Cost:
         """All that was paid."""
-        return Cost(num_judgments=self.num_judgments, usage=self.usage, usd=price(self.usage, self.prices))
+        return Cost(num_requests=self.num_requests, usage=self.usage, usd=price(self.usage, self.prices))
 
     @property
     def summary(self) -> str:
         """The running total, in a few words; empty before anything was paid."""
-        return f"{describe_tokens(self.usage.num_tokens)}{describe_usd(self.cost.usd)}" if self.num_judgments else ""
+        return f"{describe_tokens(self.usage.num_tokens)}{describe_usd(self.cost.usd)}" if self.num_requests else ""
 
-    def estimate(self, num_judgments: int) -> Cost:
+    def estimate(self, num_requests: int) -> Cost:
         """What so many more would cost, at the mean of those that were paid for."""
-        usage, paid = (self.usage, self.num_judgments) if self.num_judgments else (self.typical, 1)
-        return estimate_cost(num_judgments, usage.prompt_tokens / paid, usage.completion_tokens / paid, self.prices)
+        usage, paid = (self.usage, self.num_requests) if self.num_requests else (self.typical, 1)
+        return estimate_cost(num_requests, usage.prompt_tokens / paid, usage.completion_tokens / paid, self.prices)
 
     def begin(self) -> None:
-        """Count a judgment that is about to be asked. Raises RequestError where it could exceed the cap."""
+        """Count a request that is about to be made. Raises RequestError where it could exceed the cap."""
         usd, expected = self.cost.usd, self.estimate(1).usd
         if self.max_usd is not None and usd is not None and expected is not None:
             reserved = (self._num_running + 1) * max(expected, self._largest_usd)
             if usd + reserved > self.max_usd:
                 message = (
-                    f"${usd:,.4g} is paid, and one more judgment could exceed judge.max_cost_usd = {self.max_usd:g}"
+                    f"${usd:,.4g} is paid, and one more request could exceed judge.max_cost_usd = {self.max_usd:g}"
                 )
                 raise RequestError(message, scope="account", reason="budget")
         self._num_running += 1
@@ -158,13 +163,13 @@ class Meter:
         """Count what it took; None where it was not billed."""
         self._num_running -= 1
         if usage is not None:
-            self.num_judgments += 1
+            self.num_requests += 1
             self.usage += usage
             self._largest_usd = max(self._largest_usd, price(usage, self.prices) or 0.0)
 
 
-def open_meter(section: JudgeSection, num_judgments: int, usage: Usage, typical: Usage | None = None) -> Meter:
-    """The meter of a run that has paid for `num_judgments` so far. `typical` is a test judgment's, where one was made.
+def open_meter(section: JudgeSection, num_requests: int, usage: Usage, typical: Usage | None = None) -> Meter:
+    """The meter of a run that has paid for `num_requests` so far. `typical` is a test's, where one was made.
 
     Raises RecipeError where there is a cap, and nothing to count it in.
     """
@@ -176,4 +181,4 @@ def open_meter(section: JudgeSection, num_judgments: int, usage: Usage, typical:
         )
     guess = guess_prompt_tokens(section.model or "", section.image_detail)
     typical = typical or Usage(prompt_tokens=guess, completion_tokens=NUM_VERDICT_TOKENS)
-    return Meter(prices, typical, section.max_cost_usd, num_judgments, usage)
+    return Meter(prices, typical, section.max_cost_usd, num_requests, usage)

@@ -11,9 +11,11 @@ import io
 import os
 import re
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
+from weakref import WeakValueDictionary
 
 from pipeline.client import ChatClient, Choice, Completion, user_message
 from pipeline.concurrency import with_retry
@@ -21,39 +23,69 @@ from pipeline.errors import MachineError, RecipeError, RequestError
 from pipeline.faults import Place
 from pipeline.images import ImageStore
 from pipeline.judges import Judge
+from pipeline.judges.cost import Meter
 from pipeline.judges.verdict import Unreadable
+from pipeline.ledger import Ledger
 from pipeline.pacing import Gate
 from pipeline.prompts import render_options
-from pipeline.records import ImageRef, Response, SamplingParams, Task, Usage, Verdict, content_key
+from pipeline.records import ImageRef, Reply, Response, SamplingParams, Task, Usage, Verdict, content_key
 from pipeline.sections import JudgeSection
 
 if TYPE_CHECKING:
     import httpx2
 
 _TEST_SIZE = (640, 480)
-_TEST_QUESTION, _TEST_CHOICES = (
-    "What colour is the disc in the middle of the image?",
-    ("red", "blue", "green", "yellow"),
+TEST_TASK = Task(
+    id="test",
+    question="What colour is the disc in the middle of the image?",
+    choices=("red", "blue", "green", "yellow"),
+    answer=0,
+    source="test",
+    split="train",
 )
-_TEST_RESPONSE = (
+TEST_RESPONSE = (
     "The image shows a single disc on a plain white background. The disc is in the middle, and nothing else is there to "
     "compare it with. Its colour is even, without a pattern or a shadow. Draft: the disc is red, so the option that says "
     "red is right. Evaluation: blue, green and yellow do not fit what the image shows, and the draft answers what was "
     "asked, so it stands.\n<R> The disc is red. The answer is (A) red."
 )
-_FIELD = re.compile(r"<question>|<options>|<response>")
+_TEST_IMAGE = ImageRef(sha256="", path="test.png", width=_TEST_SIZE[0], height=_TEST_SIZE[1])
+_OPTIONS = "Options: <options>\n"
+_NO_ANSWER = "(It gives no final answer.)"
+T = TypeVar("T")
+Shown = Sequence[tuple[ImageRef, bytes]]
+"""Images with their bytes."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What came of one request: choices, or why there are none."""
+
+    choices: Sequence[Choice] = ()
+    usage: Usage | None = None
+    """Of all attempts."""
+    error: str | None = None
+    reason: str = ""
+    refused: bool = False
 
 
 class ModelJudge(Judge):
-    """A model that is asked about one response at a time. A subclass says what it is asked, and reads what it answers."""
+    """A model that is asked. A subclass says what it is asked, and reads what it answers.
+
+    With one question for each response that is all; where a verdict is made of several answers, `judge` is overridden and
+    asks by `ask_kept`, so that no answer is paid for twice.
+    """
 
     is_model = True
+    takes = frozenset(("image", "sees", "gold", "num_samples", "temperature"))
     version: ClassVar[str]
     """Judge and version, for example `pointwise/1`; a new one judges everything anew."""
     template: ClassVar[str]
     """What is asked, beside the image. `<question>`, `<options>` and `<response>` are filled in, in one pass."""
     response_format: ClassVar[dict[str, Any] | None] = None
     """OpenAI's `response_format`, for structured output."""
+    top_logprobs: ClassVar[int] = 0
+    """How many of the likeliest tokens at each position are asked for."""
 
     def __init__(
         self, section: JudgeSection, images: ImageStore, transport: httpx2.AsyncBaseTransport | None = None
@@ -64,14 +96,32 @@ class ModelJudge(Judge):
             raise RecipeError(f"judge.kind = {section.kind} needs judge.model, for example gpt-4o-mini")
         self._model = section.model
         self.transport = transport
-        self._params = SamplingParams(temperature=0.0, max_tokens=section.max_tokens, seed=0)
+        self._params = SamplingParams(
+            temperature=section.temperature, max_tokens=section.max_tokens, n=section.num_samples, seed=0
+        )
         self.name = f"{self.version}:{section.model}"
-        self.fingerprint = content_key(prompt=self.template, params=self._params, detail=section.image_detail)
+        changed = {name: getattr(section, name) for name, usual in _VIEW.items() if getattr(section, name) != usual}
+        self.fingerprint = content_key(
+            prompt=self._list_prompts(), params=self._params, detail=section.image_detail, **changed
+        )
         self.place = Place(section.api_key_env, "judge.model", "judge.base_url")
+        self._meter = Meter(None, Usage(prompt_tokens=0, completion_tokens=0))
+        self._ledger: Ledger | None = None
+        self._room = asyncio.Semaphore(section.max_concurrency)
+        self._asking = WeakValueDictionary[str, asyncio.Lock]()
+        """Replies that are being asked for, by key."""
+
+    def _list_prompts(self) -> Any:
+        """All that is written into its questions, for the fingerprint."""
+        return self.template
 
     @abstractmethod
     def read(self, text: str) -> Verdict:
         """The verdict in what the model answered. Raises Unreadable where there is none."""
+
+    def read_choice(self, choice: Choice) -> Verdict:
+        """The verdict in an answer, by its text alone unless a subclass looks at more. Raises Unreadable, RequestError."""
+        return self.read(choice.text)
 
     async def __aenter__(self) -> Self:
         """Open the client. Raises MachineError where the environment does not hold the key."""
@@ -90,58 +140,223 @@ class ModelJudge(Judge):
         """Close the client."""
         await self._client.close()
 
+    def attend(self, ledger: Ledger, meter: Meter) -> None:
+        """Its replies are kept in `ledger`, and counted by `meter`."""
+        self._ledger, self._meter = ledger, meter
+
+    def read_words(self, response: Response) -> str:
+        """What it is shown of a response, however it is spaced."""
+        return " ".join(self._say(response).split())
+
+    def _say(self, response: Response) -> str:
+        """What it is shown of a response."""
+        if self.section.sees == "answer":
+            return response.answer or _NO_ANSWER
+        return response.text or ""
+
     async def score(self, task: Task, response: Response, *, num_asked: int = 0) -> Verdict:
-        """The verdict of one call. A later ask has another seed, or it would be answered alike."""
-        data = await asyncio.to_thread(self.images.read, task.image) if task.image else None
-        text = self._render(task.question, task.choices, response.text or "")
-        return await self._ask(text, task.image, data, num_asked)
+        """The verdict of one request. A later ask has another seed, or it would be answered alike."""
+        if (lack := self.find_lack(task)) is not None:
+            return lack
+        text = self.render(self.template, task, response=self._say(response))
+        asked = await self.ask(
+            text,
+            await self.show(task),
+            seed=num_asked,
+            response_format=self.response_format,
+            top_logprobs=self.top_logprobs,
+        )
+        return self._conclude(asked)
 
     async def test(self) -> Verdict:
         """The verdict on a red disc, of the size of a photo and with a response of a usual length."""
-        image = ImageRef(sha256="", path="test.png", width=_TEST_SIZE[0], height=_TEST_SIZE[1])
-        text = self._render(_TEST_QUESTION, _TEST_CHOICES, _TEST_RESPONSE)
-        return await self._ask(text, image, _draw_test_image(), 0)
+        asked = await self.ask(
+            self.render_test(),
+            [(_TEST_IMAGE, draw_test_image())] if self.section.image != "none" else [],
+            response_format=self.response_format,
+            top_logprobs=self.top_logprobs,
+        )
+        return self._conclude(asked)
 
-    def _render(self, question: str, choices: Sequence[str], response: str) -> str:
-        fields = {"<question>": question, "<options>": render_options(choices), "<response>": response}
-        return _FIELD.sub(lambda match: fields[match.group()], self.template)
+    def render_test(self) -> str:
+        """A usual question, about the red disc."""
+        return self.render(self.template, TEST_TASK, response=TEST_RESPONSE)
 
-    async def _ask(self, text: str, image: ImageRef | None, data: bytes | None, num_asked: int) -> Verdict:
-        """`usage` is of all attempts. Raises RequestError of the account."""
+    def find_lack(self, task: Task) -> Verdict | None:
+        """A verdict that says what the task lacks for a judge that is told the right answer; None where it lacks nothing."""
+        if not self.section.gold or find_gold(task):
+            return None
+        error = f"task {task.id} has no gold answer to show the judge; leave judge.gold out"
+        return Verdict(error=error, reason="no_gold", refused=True)
+
+    async def show(self, task: Task) -> Shown:
+        """The images that go with a question about `task`."""
+        if task.image is None or self.section.image == "none":
+            return []
+        return [(task.image, await asyncio.to_thread(self.images.read, task.image))]
+
+    def render(self, template: str, task: Task, **fields: str) -> str:
+        """`template` with the task and `fields` filled in, in one pass. A question without options has no such line."""
+        gold = f"\nRight answer, which the author did not see: {find_gold(task)}" if self.section.gold else ""
+        fields |= {"question": task.question + gold, "options": render_options(task.choices)}
+        if not task.choices:
+            template = template.replace(_OPTIONS, "")
+        places = re.compile("|".join(f"<{name}>" for name in fields))
+        return places.sub(lambda match: fields[match[0][1:-1]], template)
+
+    def _conclude(self, asked: Asked) -> Verdict:
+        """The mean of the verdicts that can be read, if most can; else the first that cannot."""
+        if asked.error is not None:
+            return Verdict(error=asked.error, reason=asked.reason, refused=asked.refused, usage=asked.usage)
+        verdicts = [self._read_or_refuse(choice) for choice in asked.choices]
+        good = [verdict for verdict in verdicts if verdict.score is not None]
+        if 2 * len(good) <= len(verdicts):
+            unread = next(verdict for verdict in verdicts if verdict.score is None)
+            return unread.model_copy(update={"usage": asked.usage})
+        mean = sum(verdict.score or 0.0 for verdict in good) / len(good)
+        return good[0].model_copy(update={"score": mean, "usage": asked.usage})
+
+    def _read_or_refuse(self, choice: Choice) -> Verdict:
+        read: list[Verdict] = []
+        unread = find_unread(choice, lambda _: read.append(self.read_choice(choice)))
+        return unread or read[0]
+
+    async def ask(
+        self,
+        text: str,
+        shown: Shown,
+        *,
+        seed: int = 0,
+        response_format: dict[str, Any] | None = None,
+        top_logprobs: int = 0,
+    ) -> Asked:
+        """One request, with its attempts, at the meter's cost. Raises RequestError of the account."""
+        image, data = shown[0] if shown else (None, None)
         message = user_message(text, image, data, detail=self.section.image_detail)
-        params = self._params.model_copy(update={"seed": num_asked})
+        params = self._params.model_copy(update={"seed": seed})
         billed: list[Usage] = []
 
         async def call() -> Completion:
-            return await self._client.complete(self._model, [message], params, response_format=self.response_format)
+            return await self._client.complete(
+                self._model, [message], params, response_format=response_format, top_logprobs=top_logprobs
+            )
 
         def count(error: RequestError) -> None:
             billed.extend([error.usage] if error.usage else [])
 
-        try:
-            completion = await with_retry(call, on_failure=count)
-        except RequestError as error:
-            if error.scope == "account":
-                raise
-            count(error)
-            verdict = Verdict(error=str(error), reason=error.reason, refused=error.scope == "item")
-        else:
-            billed.append(completion.usage)
-            verdict = self._read(completion.choices[0])
-        told = [usage for usage in billed if usage.num_tokens]  # some servers tell none
-        return verdict.model_copy(update={"usage": sum(told[1:], told[0]) if told else None})
+        async with self._room:
+            self._meter.begin()
+            try:
+                completion = await with_retry(call, on_failure=count)
+                billed.append(completion.usage)
+                asked = Asked(completion.choices)
+            except RequestError as error:
+                if error.scope == "account":
+                    raise
+                count(error)
+                asked = Asked(error=str(error), reason=error.reason, refused=error.scope == "item")
+            finally:
+                usage = _add_up(billed)
+                self._meter.end(usage)
+        return replace(asked, usage=usage)
 
-    def _read(self, choice: Choice) -> Verdict:
-        try:
-            return self.read(choice.text)
-        except Unreadable as error:
-            is_cut = choice.finish_reason == "length"
-            said = "was cut off at judge.max_tokens" if is_cut else f"cannot be read: {error}"
-            reason = "cut_by_length" if is_cut else "unreadable"
-            return Verdict(error=f"verdict {choice.text[:80]!r} {said}", reason=reason, refused=True)
+    async def ask_kept(
+        self,
+        text: str,
+        shown: Shown,
+        read: Callable[[str], object],
+        *,
+        num_asked: int = 0,
+        response_format: dict[str, Any] | None = None,
+    ) -> Reply:
+        """The model's reply to one of several questions, asked once: the ledger's, where it holds one that can be read.
+
+        One in which `read` raises Unreadable is refused, and asked again with another seed as often as `num_asked` says.
+        Raises RequestError of the account.
+        """
+        assert self._ledger is not None, "attend before you ask"
+        for seed in range(num_asked + 1):
+            reply = await self._ask_with_seed(seed, text, shown, read, response_format, self._ledger)
+            if reply.error is None:
+                break
+        return reply
+
+    async def _ask_with_seed(
+        self,
+        seed: int,
+        text: str,
+        shown: Shown,
+        read: Callable[[str], object],
+        response_format: dict[str, Any] | None,
+        ledger: Ledger,
+    ) -> Reply:
+        key = content_key(
+            model=self._model,
+            text=text,
+            images=[image.sha256 for image, _ in shown],
+            detail=self.section.image_detail,
+            params=self._params.model_copy(update={"seed": seed}),
+            response_format=response_format,
+        )
+        lock = self._asking.setdefault(key, asyncio.Lock())
+        async with lock:  # or two responses that make one claim would have it checked twice
+            reply = ledger.get(Reply, [key]).get(key)
+            if reply is None or (reply.error is not None and not reply.refused):
+                asked = await self.ask(text, shown, seed=seed, response_format=response_format)
+                reply = self._sign(key, asked, read)
+                await ledger.write([reply])
+        return reply
+
+    def _sign(self, key: str, asked: Asked, read: Callable[[str], object]) -> Reply:
+        fault: Asked | Verdict | None = asked if asked.error is not None else find_unread(asked.choices[0], read)
+        return Reply(
+            key=key,
+            judge=self.name,
+            text=asked.choices[0].text if fault is None else None,
+            usage=asked.usage,
+            error=fault.error if fault else None,
+            reason=fault.reason if fault else "",
+            refused=fault.refused if fault else False,
+        )
 
 
-def _draw_test_image() -> bytes:
+def find_unread(choice: Choice, read: Callable[[str], object]) -> Verdict | None:
+    """The verdict that says why `read` finds nothing in an answer; None where it does."""
+    try:
+        read(choice.text)
+    except Unreadable as error:
+        is_cut = choice.finish_reason == "length"
+        said = "was cut off at judge.max_tokens" if is_cut else f"cannot be read: {error}"
+        reason = "cut_by_length" if is_cut else "unreadable"
+        return Verdict(error=f"verdict {choice.text[:80]!r} {said}", reason=reason, refused=True)
+    return None
+
+
+_VIEW = {name: JudgeSection.model_fields[name].default for name in ("image", "sees", "gold")}
+"""Settings of what a judge is shown, which a fingerprint has where they are not as usual."""
+
+
+def find_gold(task: Task) -> str:
+    """The right answer in words, with its letter; empty where the source has none."""
+    if task.answer is None:
+        return task.gold
+    return f"({task.answer_letter}) {task.choices[task.answer]}"
+
+
+async def await_all(awaitables: Iterable[Awaitable[T]]) -> list[T]:
+    """All results in order; where one raises, the others are waited for first, since they are paid for."""
+    found = await asyncio.gather(*awaitables, return_exceptions=True)
+    if (error := next((each for each in found if isinstance(each, BaseException)), None)) is not None:
+        raise error
+    return [each for each in found if not isinstance(each, BaseException)]
+
+
+def _add_up(billed: Sequence[Usage]) -> Usage | None:
+    told = [usage for usage in billed if usage.num_tokens]  # some servers tell none
+    return sum(told[1:], told[0]) if told else None
+
+
+def draw_test_image() -> bytes:
     """A red disc, as PNG: as many pixels as a photo has, in few bytes."""
     from PIL import Image, ImageDraw
 

@@ -1,6 +1,7 @@
 """The pointwise judge: a stronger model scores each response on its own, from 1 to 10.
 
-It sees the image, the question and the response, not the gold answer. The verdict is structured output.
+It sees the image, the question and the response, and the gold answer only where the recipe says so (judge.gold). The
+verdict is structured output.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from importlib import resources
 from typing import Any, ClassVar
 
 from pipeline.judges.model import ModelJudge
-from pipeline.judges.verdict import MAX_SCORE, MIN_SCORE, read_verdict
+from pipeline.judges.verdict import MAX_SCORE, MIN_SCORE, build_format, read_verdict
 from pipeline.records import Verdict
 
 _PROPERTIES = {
@@ -23,19 +24,7 @@ class PointwiseJudge(ModelJudge):
 
     version = "pointwise/1"
     template = resources.files(__package__).joinpath("pointwise.txt").read_text("utf-8").strip()
-    response_format: ClassVar[dict[str, Any] | None] = {
-        "type": "json_schema",
-        "json_schema": {
-            "name": "verdict",
-            "strict": True,
-            "schema": {
-                "type": "object",
-                "properties": _PROPERTIES,
-                "required": list(_PROPERTIES),
-                "additionalProperties": False,
-            },
-        },
-    }
+    response_format: ClassVar[dict[str, Any] | None] = build_format("verdict", _PROPERTIES)
 
     def read(self, text: str) -> Verdict:
         """The one verdict in `text`, however it is wrapped. Raises Unreadable."""

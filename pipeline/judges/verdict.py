@@ -1,8 +1,8 @@
-"""Reading a judge's verdict: tolerant of how it is wrapped, and never a guess. Pure.
+"""Reading what a judge answers: tolerant of how it is wrapped, and never a guess. Pure.
 
-A verdict is one object with a `rationale` and a whole `score` from 1 to 10. It is read in a code fence, after a thought,
-between other words, inside one other object, with further fields, with 8.0, "8" or "8/10" for 8, and with
-Python's quotes or a comma too many. Two objects, a field twice, 7.5 or 11 of 10 are unreadable.
+A verdict is one object with the fields that were asked for, such as a `rationale` and a whole `score` from 1 to 10. It is
+read in a code fence, after a thought, between other words, inside one other object, with further fields, with 8.0, "8" or
+"8/10" for 8, and with Python's quotes or a comma too many. Two objects, a field twice, 7.5 or 11 of 10 are unreadable.
 """
 
 from __future__ import annotations
@@ -11,15 +11,13 @@ import ast
 import json
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.plain import after_reasoning
 from pipeline.records import Verdict
 
 MIN_SCORE, MAX_SCORE = 1, 10
-_OBJECT = re.compile(r"""\{\s*(?:["'\u201c]|rationale|score)""", re.IGNORECASE)
-"""How an object begins; other braces are words of the judge's."""
 _WHOLE = re.compile(r"\s*\+?(\d+)(?:\.0+)?\s*(?:(?:/|out\s+of)\s*10\s*)?")
 
 
@@ -29,17 +27,44 @@ class Unreadable(ValueError):
 
 def read_verdict(text: str) -> Verdict:
     """The one verdict in `text`. Raises Unreadable."""
-    objects = _find_objects(after_reasoning(text))
-    if len(objects) != 1:
-        raise Unreadable(f"it holds {len(objects)} JSON objects instead of one")
-    fields = _unwrap(objects[0])
-    score, rationale = fields.get("score"), fields.get("rationale")
-    if not isinstance(rationale, str):
-        raise Unreadable("it has no rationale")
+    fields = read_object(text, "rationale", "score")
+    rationale, score = read_rationale(fields), fields.get("score")
     number = _read_number(score)
     if number is None or not MIN_SCORE <= number <= MAX_SCORE:
         raise Unreadable(f"its score {score!r} is not a whole number from {MIN_SCORE} to {MAX_SCORE}")
-    return Verdict(score=float(number), rationale=rationale.encode("utf-8", "replace").decode())
+    return Verdict(score=float(number), rationale=rationale)
+
+
+def read_object(text: str, *names: str) -> dict[str, Any]:
+    """The fields of the one object in `text`, which begins with one of `names` or a quoted one. Raises Unreadable."""
+    objects = _find_objects(after_reasoning(text), names)
+    if len(objects) != 1:
+        raise Unreadable(f"it holds {len(objects)} JSON objects instead of one")
+    return _unwrap(objects[0])
+
+
+def read_rationale(fields: Mapping[str, Any]) -> str:
+    """The rationale, half a character in it as a question mark. Raises Unreadable where there is none."""
+    rationale = fields.get("rationale")
+    if not isinstance(rationale, str):
+        raise Unreadable("it has no rationale")
+    return clean(rationale)
+
+
+def clean(text: str) -> str:
+    """A text that a record can hold."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def build_format(name: str, properties: Mapping[str, Any]) -> dict[str, Any]:
+    """OpenAI's `response_format` for an object with these fields and no other."""
+    schema = {
+        "type": "object",
+        "properties": dict(properties),
+        "required": list(properties),
+        "additionalProperties": False,
+    }
+    return {"type": "json_schema", "json_schema": {"name": name, "strict": True, "schema": schema}}
 
 
 def _unwrap(found: dict[str, Any]) -> dict[str, Any]:
@@ -59,13 +84,14 @@ def _read_number(score: object) -> int | None:
     return score if isinstance(score, int) and not isinstance(score, bool) else None
 
 
-def _find_objects(text: str) -> list[dict[str, Any]]:
-    """The outermost objects, in order."""
-    objects, found = [], _OBJECT.search(text)
+def _find_objects(text: str, names: Sequence[str]) -> list[dict[str, Any]]:
+    """The outermost objects, in order; a brace before anything but a name is a word of the judge's."""
+    begin = re.compile(rf"""\{{\s*(?:["'\u201c]|{"|".join(names)})""", re.IGNORECASE)
+    objects, found = [], begin.search(text)
     while found:
         fields, end = _decode(text, found.start())
         objects.append(fields)
-        found = _OBJECT.search(text, end)
+        found = begin.search(text, end)
     return objects
 
 

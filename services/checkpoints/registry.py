@@ -27,7 +27,8 @@ from pydantic import Field
 from pipeline.errors import CheckpointError
 from pipeline.files import read_record, write_kept_record
 from pipeline.identity import MANIFEST, read_manifest
-from pipeline.records import CheckpointManifest, CheckpointRef, Record
+from pipeline.manifest import CheckpointManifest
+from pipeline.records import CheckpointRef, Record
 from pipeline.sections import POLICY_ALIAS, ModelSection
 from services.checkpoints.integrity import FileState, check_digest, stat_files
 from services.checkpoints.model_source import find_model

@@ -13,11 +13,11 @@ from services.checkpoints.registry import Checkpoint
 from services.planning.machine import check_machine
 from services.run import results, serving
 from services.run import sweep as search
-from services.run.billing import count_owed, read_cost, test_judge
+from services.run.billing import read_cost, test_judges
 from services.run.parity_gate import parity_stage
 from services.run.probing import probe_priors
 from services.run.reporting import RunEvaluation, evaluate_scores, render, write_run_report
-from services.run.rounds import Round, list_rounds, make_judge
+from services.run.rounds import Round, list_rounds
 from services.run.session import Session
 from services.run.steps import eval_stage, judge_stage, load_scores, pair_stage, sample_stage, swap_stage
 from services.run.training_steps import merge_stage, servers_at_rest, train_stage
@@ -139,9 +139,7 @@ async def run_all(session: Session) -> None:
         session.report(Warned(warning))
     _ = session.benchmark  # what cannot be asked, or paired, and below
     PAIR_POLICIES.resolve(session.run.recipe.pairs.policy)
-    async with make_judge(session) as judge:  # what is not set, or answers nobody, is said before hours of sampling
-        if judge.is_model and (num_owed := count_owed(session)):
-            await test_judge(session, judge, num_owed)
+    await test_judges(session)
     rounds: list[Round] = []
     start = session.base
     for number in range(1, session.run.recipe.rounds.num + 1):
@@ -151,7 +149,7 @@ async def run_all(session: Session) -> None:
     await eval_stage(session, choice.checkpoints, session.run.recipe.eval.split)
     await swap_stage(session, choice.checkpoints[-1])
     _report(session, rounds, choice)
-    if (cost := read_cost(session, make_judge(session))) is not None:
+    if (cost := read_cost(session)) is not None:
         session.report(Said(f"judging took {cost.summary}"))
     session.report(Completed())
 

@@ -18,10 +18,10 @@ from rich.text import Text
 from eval.benchmark import find_benchmark
 from pipeline.errors import CheckpointError, InputError, MachineError, RecipeError
 from pipeline.identity import check_layout
-from pipeline.judges import JUDGES
+from pipeline.judges import JUDGES, list_sections
 from pipeline.recipe import Recipe
 from pipeline.report import Found, Report
-from pipeline.sections import EvalSection, TasksSection, TrainSection
+from pipeline.sections import EvalSection, JudgeSection, TasksSection, TrainSection
 from pipeline.sources.source import find_source
 from services.checkpoints.model_source import find_model, is_bundled, is_hub_id
 from services.planning.capacity import Cards, engine_state, find_fit, make_plan
@@ -84,7 +84,7 @@ def inspect_machine(recipe: Recipe, directory: Path) -> Iterator[Finding]:
     yield _model(recipe)
     yield _source("questions", recipe.tasks)
     yield _benchmark(recipe.eval)
-    yield _key(recipe)
+    yield from map(_check_judge, list_sections(recipe.judge))
 
 
 def _python() -> Finding:
@@ -261,8 +261,7 @@ def _source(what: str, section: TasksSection) -> Finding:
     )
 
 
-def _key(recipe: Recipe) -> Finding:
-    judge = recipe.judge
+def _check_judge(judge: JudgeSection) -> Finding:
     try:
         is_model = JUDGES.resolve(judge.kind).is_model
     except RecipeError as error:

@@ -19,12 +19,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from eval.benchmark import find_benchmark
-from pipeline.judges import JUDGES
+from pipeline.judges import count_requests, list_sections
 from pipeline.judges.cost import estimate_cost, find_prices, guess_prompt_tokens
 from pipeline.prompts import PROMPTS
 from pipeline.recipe import Recipe
 from pipeline.records import PromptName
-from pipeline.sections import TasksSection
+from pipeline.sections import JudgeSection, TasksSection
 from pipeline.sources.source import SOURCES
 from services.planning.assumptions import (
     ANSWER_TOKENS,
@@ -89,11 +89,20 @@ class RunEstimate:
 class JudgeEstimate:
     """What the judge will be asked, and what that costs."""
 
-    num_judgments: int
+    num_requests: int
     input_tokens: Span
     output_tokens: Span
     dollars: Span | None
-    """None where the model's price is not known here, or there is none."""
+    """None where a model's price is not known here."""
+
+    def __add__(self, other: JudgeEstimate) -> JudgeEstimate:
+        """Of both."""
+        return JudgeEstimate(
+            self.num_requests + other.num_requests,
+            self.input_tokens + other.input_tokens,
+            self.output_tokens + other.output_tokens,
+            None if self.dollars is None or other.dollars is None else self.dollars + other.dollars,
+        )
 
 
 @dataclass(frozen=True)
@@ -161,24 +170,29 @@ def estimate_run(recipe: Recipe, shape: Shape, kind: CardKind, num_cards: int) -
 
 
 def estimate_judge(recipe: Recipe, counts: Counts) -> JudgeEstimate:
-    """The judge's tokens and dollars; nothing of one that is a program."""
-    section = recipe.judge
-    if not JUDGES.resolve(section.kind).is_model or section.model is None:
-        nothing = Span(0, 0, 0)
-        return JudgeEstimate(counts.num_judgments, nothing, nothing, nothing)
-    responses = _cut(THOUGHT_TOKENS, recipe.sample.max_tokens)
+    """The tokens and dollars of the judge and its members; nothing of one that is a program."""
+    nothing = Span(0, 0, 0)
+    total = JudgeEstimate(0, nothing, nothing, nothing)
+    for section in list_sections(recipe.judge):
+        num_requests = counts.num_tasks * count_requests(section, recipe.sample.k)
+        if num_requests and section.model is not None:
+            total += _estimate_requests(section, section.model, num_requests, recipe.sample.max_tokens)
+    return total
+
+
+def _estimate_requests(section: JudgeSection, model: str, num_requests: int, max_tokens: int) -> JudgeEstimate:
     read = [
-        guess_prompt_tokens(section.model, section.image_detail, num_text_tokens=JUDGE_TEXT_TOKENS + int(tokens))
-        for tokens in responses
+        guess_prompt_tokens(model, section.image_detail, num_text_tokens=JUDGE_TEXT_TOKENS + int(tokens))
+        for tokens in _cut(THOUGHT_TOKENS, max_tokens)
     ]
     prices = find_prices(section)
     costs = [
-        estimate_cost(counts.num_judgments, inputs, outputs, prices)
+        estimate_cost(num_requests, inputs, outputs, prices)
         for inputs, outputs in zip(read, _cut(JUDGE_VERDICT_TOKENS, section.max_tokens), strict=True)
     ]
     dollars = [cost.usd for cost in costs if cost.usd is not None]
     return JudgeEstimate(
-        counts.num_judgments,
+        num_requests,
         Span(*(cost.usage.prompt_tokens for cost in costs)),
         Span(*(cost.usage.completion_tokens for cost in costs)),
         Span(*dollars) if dollars else None,
@@ -187,10 +201,8 @@ def estimate_judge(recipe: Recipe, counts: Counts) -> JudgeEstimate:
 
 def judge_hours(recipe: Recipe, counts: Counts) -> Span:
     """By the calls in flight, or by OpenAI's tokens a minute."""
-    if not JUDGES.resolve(recipe.judge.kind).is_model:
-        return Span(0, 0, 0)
     judge = estimate_judge(recipe, counts)
-    calls = JUDGE_CALL_S * (counts.num_judgments / recipe.judge.max_concurrency / 3600)
+    calls = JUDGE_CALL_S * (judge.num_requests / recipe.judge.max_concurrency / 3600)
     if recipe.judge.base_url is not None:
         return calls
     tokens = judge.input_tokens + judge.output_tokens

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from pipeline.judges import list_sections
 from pipeline.recipe import Recipe
 from services.planning.assumptions import KINDS, SIZES, THOUGHT_TOKENS, Span
 from services.planning.capacity import Cards, make_plan
@@ -67,9 +68,10 @@ def _render_judge(recipe: Recipe, counts: Counts) -> Iterator[str]:
         return
     dollars = f"${format_span(judge.dollars)}" if judge.dollars is not None else "at a price that is not known here"
     hours = judge_hours(recipe, counts)
+    models = dict.fromkeys(section.model for section in list_sections(recipe.judge) if section.model)
     tokens = f"{format_millions(judge.input_tokens)} million tokens in and {format_millions(judge.output_tokens)} out"
     yield (
-        f"  judge: up to {judge.num_judgments:,} judgments by {recipe.judge.model}, {tokens}: {dollars}, "
+        f"  judge: up to {judge.num_requests:,} requests to {' and '.join(models)}, {tokens}: {dollars}, "
         f"{format_span(hours)} hours by the provider's limits and judge.max_concurrency = {recipe.judge.max_concurrency}"
     )
 

@@ -76,7 +76,7 @@ def write_run_report(session: Session, rounds: Sequence[Round], shown: Round, ev
         checkpoints=tuple(dict.fromkeys(row.checkpoint for row in evaluation.results)),
         counts=tuple(count_stages(session, rounds, evaluation)),
         judge=make_judge(session).name,
-        judge_cost=read_cost(session, make_judge(session)),
+        judge_cost=read_cost(session),
         judge_scores=tuple(pairs.scores),
         gaps=tuple(pair.chosen_score - pair.rejected_score for pair in pairs.pair_set.pairs),
         num_left_out=pairs.pair_set.num_left_out,

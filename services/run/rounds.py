@@ -10,16 +10,16 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 from pipeline.errors import DataError, OwedError
-from pipeline.judges import Judge, find_judge, judgment_key
+from pipeline.judges import Judge, find_judge
 from pipeline.judging import Counting, Standing, find_standing, find_unjudged_fault, list_judged, look_at_judgments
 from pipeline.pairs import Couple, Judged, PairSet, build_pairs, limit_pairs, read_pairs, split_pairs
 from pipeline.publish import pairs_digest
-from pipeline.records import Judgment, PreferencePair, Response, StageCount, Task
+from pipeline.records import PreferencePair, StageCount, Task
 from pipeline.report import OnSteps, Warned, progress
 from pipeline.sample import Group, Groups, Plan
 from pipeline.sources import load_round
@@ -80,10 +80,10 @@ class Round:
         with progress(self.session.report, "tasks") as on_steps:
             yield advance(on_steps)
 
-    def standing(self) -> Standing:
+    def standing(self, judge: Judge) -> Standing:
         """How far the judging of the responses that are there has come. Raises OwedError where there is none."""
         with self._going_through() as groups:
-            standing = self._find_standing(groups)
+            standing = find_standing(judge, groups, self.session.run.ledger, judge.section)
         self._check_sampled(standing)
         return standing
 
@@ -116,24 +116,21 @@ class Round:
         """Responses that the recipe asks for."""
         return len(self.tasks) * self.session.run.recipe.sample.k
 
-    def _find_standing(self, groups: Iterable[Group]) -> Standing:
-        run = self.session.run
-        return find_standing(make_judge(self.session), groups, run.ledger, run.recipe.judge)
-
-    @property
-    def num_unjudged(self) -> int:
-        """Judgments that are owed, those of responses that are still to be sampled included."""
-        num_settled = 0
+    def count_unjudged(self, judge: Judge) -> int:
+        """Requests that are owed to a judge's model, as a rule; those about responses that are not sampled yet, too."""
+        num_each, num_later = self.session.run.recipe.sample.k, 0
 
         def watch(groups: Iterable[Group]) -> Iterator[Group]:
-            nonlocal num_settled
+            nonlocal num_later
             for group in groups:
-                num_settled += sum(response.error is None or response.refused for response in group.found)
-                yield group
+                if sum(response.error is None or response.refused for response in group.found) == num_each:
+                    yield group
+                else:
+                    num_later += judge.count_requests(judge.section, num_each)
 
         with self._going_through() as groups:
-            num_asks = self._find_standing(watch(groups)).num_asks
-        return self._num_asked - num_settled + num_asks
+            standing = find_standing(judge, watch(groups), self.session.run.ledger, judge.section)
+        return standing.num_requests + num_later
 
     @cached_property
     def pairs(self) -> Pairs:
@@ -142,7 +139,7 @@ class Round:
         What a judge gave no verdict on for good is left out, as far as the recipe tolerates that.
         """
         run, section, judge = self.session.run, self.session.run.recipe.pairs, make_judge(self.session)
-        counting, scores = Counting(run.recipe.judge), array("d")
+        counting, scores = Counting(judge, run.recipe.judge), array("d")
 
         def watch(groups: Iterable[Group]) -> Iterator[tuple[Task, list[Judged]]]:
             for task, seen in look_at_judgments(judge, groups, run.ledger, whole=True):
@@ -167,12 +164,11 @@ class Round:
         return read_pairs(couples, self.tasks, self.session.run.ledger)
 
     def read_rationales(self, pair: PreferencePair) -> dict[str, str]:
-        """What the judge said of the pair's responses, by their keys."""
-        ledger, judge = self.session.run.ledger, make_judge(self.session)
+        """What the judge said of the responses to the pair's task, by their keys."""
         task = next(task for task in self.tasks if task.id == pair.task)
-        responses = ledger.get(Response, [pair.chosen_key, pair.rejected_key])
-        found = ledger.get(Judgment, [judgment_key(judge, task, response) for response in responses.values()])
-        return {judgment.response: judgment.rationale for judgment in found.values()}
+        ledger, requests = self.session.run.ledger, replace(self.requests(), tasks=[task])
+        found = look_at_judgments(make_judge(self.session), Groups(requests, ledger), ledger, whole=True)
+        return {seen.response.key: seen.judgment.rationale for _, group in found for seen in group if seen.judgment}
 
     @cached_property
     def job(self) -> TrainJob:

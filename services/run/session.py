@@ -34,8 +34,8 @@ class Session:
     report: Report
     """Listens to what the steps tell."""
     counts: list[StageCount] = field(default_factory=list)
-    test_usage: Usage | None = None
-    """What a test judgment took, where one was made."""
+    tested: dict[str, Usage | None] = field(default_factory=dict)
+    """What a test took of the judges that were tested, by name; None of one that tells no tokens."""
     asked: dict[Split, Questions] = field(default_factory=dict)
     """The benchmark's questions of the splits that were needed so far."""
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from eval.evaluate import Questions, Scores
 from pipeline.client import ChatClient
 from pipeline.errors import StageError
+from pipeline.judges import Judge
 from pipeline.judging import find_unjudged_fault, judge_responses
 from pipeline.pairs import Couple
 from pipeline.publish import publish_pairs, render_card
@@ -63,34 +64,39 @@ async def _ask(session: Session, stage: str, checkpoint: Checkpoint, requests: R
 
 
 async def judge_stage(current: Round) -> None:
-    """Score every response. Raises StageError where the judge gave no verdict on more than the recipe tolerates."""
-    session, section = current.session, current.session.run.recipe.judge
-    judge = make_judge(session)
+    """Score every response. Raises StageError where a judge gave no verdict on more than the recipe tolerates."""
+    for judge in make_judge(current.session).walk():
+        await _judge(current, judge)
+
+
+async def _judge(current: Round, judge: Judge) -> None:
+    """By one judge, whose members have judged."""
+    session = current.session
     session.report(
         Began("judge", f"{len(current.tasks)} tasks x {session.run.recipe.sample.k} responses, by {judge.name}")
     )
-    standing = current.standing()
+    standing = current.standing(judge)
     async with judge:
         meter = read_meter(session, judge)
-        if standing.num_owed and judge.is_model and not meter.num_judgments and session.test_usage is None:
-            await test_judge(session, judge, standing.num_asks)
+        if standing.num_owed and judge.is_model and not meter.num_requests and judge.name not in session.tested:
+            await test_judge(session, judge, standing.num_requests)
             meter = read_meter(session, judge)
         elif standing.num_owed and judge.is_model:
-            say_estimate(session, meter, standing.num_asks)
+            say_estimate(session, judge, meter, standing.num_requests)
         with tracking(session.report, "judgments", lambda: meter.summary) as on_progress:
             count = await judge_responses(
                 judge,
                 current.groups,
                 session.run.ledger,
-                section,
+                judge.section,
                 standing=standing,
                 meter=meter,
                 on_progress=on_progress,
             )
-    if meter.num_judgments:
+    if meter.num_requests:
         session.report(Said(f"paid for {meter.cost.summary}"))
     session.account(count)
-    if (fault := find_unjudged_fault(count, section)) is not None:
+    if (fault := find_unjudged_fault(count, judge.section)) is not None:
         raise StageError(fault)
 
 

@@ -30,7 +30,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from pipeline.identity import compute_digest, read_manifest, write_manifest
-from pipeline.records import CheckpointManifest, CheckpointRef
+from pipeline.manifest import CheckpointManifest
+from pipeline.records import CheckpointRef
 from tests.e2e.test_serving import question
 from training.model.canary import build_canary
 from training.model.loading import load_model, load_processor, quiet_libraries

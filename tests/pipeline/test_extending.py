@@ -12,7 +12,7 @@ from PIL import Image
 from pipeline.client import DIGEST_HEADER, EXPECT_HEADER, ChatClient
 from pipeline.errors import DataError, RecipeError
 from pipeline.images import ImageStore
-from pipeline.judges import find_judge, judgment_key
+from pipeline.judges import find_judge, judgment_keys
 from pipeline.judges.model import ModelJudge
 from pipeline.ledger import Ledger
 from pipeline.pairs import Judged, build_pairs
@@ -157,7 +157,7 @@ def test_a_changed_file_is_never_taken_for_its_former_version(folder, tmp_path):
             key="r", group="g", task=task.id, index=0, checkpoint=ref, prompt="cot", sampling=sampling, text="x"
         )
         judge = find_judge(JudgeSection(kind="brevity:Brevity"), ImageStore(tmp_path))
-        return [key_tasks(section), request.key, judgment_key(judge, task, response)]
+        return [key_tasks(section), request.key, *judgment_keys(judge, task, [response])]
 
     before = list_keys()
     assert list_keys() == before

@@ -9,7 +9,7 @@ from PIL import Image
 
 from pipeline.errors import AccountError, StageError
 from pipeline.images import ImageStore
-from pipeline.judges import judgment_key
+from pipeline.judges import judgment_keys
 from pipeline.judges.cost import open_meter
 from pipeline.judges.pointwise import PointwiseJudge
 from pipeline.judging import find_standing, find_unjudged_fault, judge_responses
@@ -73,7 +73,7 @@ class Bench:
     def judgments(self):
         judge = PointwiseJudge(JudgeSection(kind="pointwise", model="gpt-4o-mini"), self.images)
         good = (response for response in self.responses if response.error is None)
-        return self.ledger.get(Judgment, [judgment_key(judge, self.tasks["t"], response) for response in good])
+        return self.ledger.get(Judgment, judgment_keys(judge, self.tasks["t"], list(good)))
 
 
 @pytest.fixture
@@ -113,7 +113,8 @@ async def test_responses_that_say_the_same_are_judged_and_billed_once(bench):
 async def test_a_twin_that_is_given_a_verdict_keeps_what_it_was_billed_itself(bench):
     bench.responses = [bench.responses[0], bench.responses[0].model_copy(update={"key": "twin"})]
     judge = PointwiseJudge(JudgeSection(kind="pointwise", model="gpt-4o-mini"), bench.images)
-    key, billed = judgment_key(judge, bench.tasks["t"], bench.responses[1]), Usage(prompt_tokens=7, completion_tokens=3)
+    (key,) = judgment_keys(judge, bench.tasks["t"], bench.responses[1:2])
+    billed = Usage(prompt_tokens=7, completion_tokens=3)
     fields = {"key": key, "response": "twin", "task": "t", "judge": judge.name}
     bench.ledger.put([Judgment(error="cut off", reason="cut_off", usage=billed, **fields)])
     count = await bench.judge(app := make_api())
@@ -197,7 +198,7 @@ async def test_what_a_run_went_on_with_is_not_asked_again_by_luck(bench):
 async def test_what_an_older_version_recorded_as_refused_is_asked_again(bench):
     app = make_api()
     judge = PointwiseJudge(JudgeSection(kind="pointwise", model="gpt-4o-mini"), bench.images)
-    first = judgment_key(judge, bench.tasks["t"], bench.responses[0])
+    (first,) = judgment_keys(judge, bench.tasks["t"], bench.responses[:1])
     old = {"response": "r", "task": "t", "judge": judge.name, "error": "HTTP 429: quota", "refused": True}
     bench.ledger.put([Judgment(key=first, **old)])  # few enough to be tolerated, were it a refusal
     assert (await bench.judge(app)).ok == 60

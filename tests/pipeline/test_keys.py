@@ -3,7 +3,7 @@
 import pytest
 
 from pipeline.images import ImageStore
-from pipeline.judges import find_judge, judgment_key
+from pipeline.judges import find_judge, judgment_keys
 from pipeline.records import CheckpointRef, ImageRef, Response, SamplingParams, Task
 from pipeline.sample import Plan
 from pipeline.sections import JudgeSection, TasksSection
@@ -79,4 +79,4 @@ def test_of_judgments(section, key, tmp_path):
     response = Response(
         key="r", group="g", task="t", index=0, checkpoint=CHECKPOINT, prompt="cot", sampling=SAMPLING, text="x"
     )
-    assert judgment_key(find_judge(section, ImageStore(tmp_path)), TASK, response) == key
+    assert judgment_keys(find_judge(section, ImageStore(tmp_path)), TASK, [response]) == [key]

@@ -127,3 +127,19 @@ def test_a_benchmark_that_cannot_be_meant_is_said_as_the_recipe_is_read():
     ):
         load_recipe("nano", ["eval.benchmark=scienceq"])
     assert load_recipe("nano", ["eval.benchmark=mine.clocks:CLOCKS"]).eval.benchmark == "mine.clocks:CLOCKS"
+
+
+def test_sections_in_a_section_are_read_and_written_and_their_private_fields_are_nobodys_business():
+    member = '{kind = "pointwise", model = "some/where/gpt", base_url = "http://secret/v1", api_key_env = "MY_KEY"}'
+    recipe = load_recipe("nano", [f'judge.members=[{member}, {{kind = "verifier"}}]', "judge.kind=ensemble"])
+    assert [each.kind for each in recipe.judge.members] == ["pointwise", "verifier"]
+    assert parse_recipe(render_recipe(recipe)) == recipe
+    public = render_recipe(recipe, public=True)
+    assert 'members = [{"kind" = "pointwise", "model" = "gpt"}, {}]' in public
+    assert "secret" not in public
+    assert "MY_KEY" not in public
+
+
+def test_a_wrong_field_of_a_section_in_a_section_is_named_with_its_place():
+    with pytest.raises(RecipeError, match=r"unknown field judge\.members\.1\.knd \(did you mean kind\?\)"):
+        load_recipe("nano", ['judge.members=[{}, {knd = "x"}]'])

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import StageError
-from pipeline.judges import Judge, judgment_key
+from pipeline.judges import Judge, judgment_keys
 from pipeline.judging import find_standing, judge_responses, read_judged
 from pipeline.ledger import Ledger
 from pipeline.pairs import build_pairs, read_pairs, split_pairs
@@ -100,7 +100,7 @@ class Made:
             "refused twice": {"error": "no", "reason": "refusal", "refused": True, "num_asked": 2},
             "refused by an older version": {"error": "no", "reason": "refusal", "refused": True},
         }[state]
-        key = judgment_key(self.judge, task, response)
+        (key,) = judgment_keys(self.judge, task, [response])
         judgment = Judgment(key=key, response=response.key, task=task.id, judge=self.judge.name, **outcome)
         self.ledger.put([judgment])
         self.states[response.key] = judgment

@@ -25,7 +25,8 @@ from aiohttp import web
 
 from pipeline.errors import ServerError
 from pipeline.identity import compute_digest, write_manifest
-from pipeline.records import Canary, CheckpointManifest, CheckpointRef
+from pipeline.manifest import Canary, CheckpointManifest
+from pipeline.records import CheckpointRef
 from services.checkpoints.registry import Checkpoint
 from services.engine.vllm import Endpoint
 

@@ -15,7 +15,8 @@ from pathlib import Path
 import torch
 
 from pipeline.identity import compute_digest
-from pipeline.records import CheckpointManifest, CheckpointRef
+from pipeline.manifest import CheckpointManifest
+from pipeline.records import CheckpointRef
 from pipeline.sections import Dtype
 from training.dpo.probe import ask, load_questions
 from training.merge.export import (

@@ -20,7 +20,7 @@ from pathlib import Path
 from pipeline.errors import CheckpointError, VcotError
 from pipeline.files import write_record
 from pipeline.identity import MANIFEST, compute_digest, read_manifest, verify_checkpoint, write_manifest
-from pipeline.records import CheckpointManifest
+from pipeline.manifest import CheckpointManifest
 from training.protocol.job import (
     ADAPTER,
     JOB,

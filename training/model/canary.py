@@ -26,7 +26,8 @@ from transformers import GenerationConfig
 from pipeline.errors import VcotError
 from pipeline.files import replace_file, write_record
 from pipeline.identity import compute_digest
-from pipeline.records import Canary, CheckpointManifest, CheckpointRef
+from pipeline.manifest import Canary, CheckpointManifest
+from pipeline.records import CheckpointRef
 from training.model.loading import Batch, Model, load_model, load_processor, quiet_libraries
 from training.model.template import Processor, render
 

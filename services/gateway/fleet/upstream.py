@@ -13,7 +13,7 @@ import httpx
 import orjson
 
 from pipeline.errors import ServerError
-from pipeline.records import Canary
+from pipeline.manifest import Canary
 from services.engine.command import SERVED_NAME
 from services.engine.vllm import Endpoint
 from services.gateway.fleet.pool import Pool, Post

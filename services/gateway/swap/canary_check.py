@@ -23,7 +23,7 @@ from itertools import zip_longest
 from typing import Any
 
 from pipeline.errors import ServerError
-from pipeline.records import Canary
+from pipeline.manifest import Canary
 
 _MIN_LONG = 280
 """Tokens of text: two blocks of a CPU's prefix cache, and some."""

@@ -29,7 +29,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import ServerError, SwapError, VcotError
-from pipeline.records import Canary, CheckpointRef
+from pipeline.manifest import Canary
+from pipeline.records import CheckpointRef
 from services.checkpoints.integrity import check_digest
 from services.checkpoints.registry import Checkpoint
 from services.engine.command import SERVED_NAME

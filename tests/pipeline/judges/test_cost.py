@@ -31,13 +31,13 @@ def make_usage(prompt_tokens=1000, completion_tokens=0):
 def test_the_papers_run_is_estimated():
     cost = estimate_cost(136_488, 3200, 60, find_prices(make_section()))
     assert cost.usd == pytest.approx(136_488 * (3200 * 0.15 + 60 * 0.60) / 1e6)
-    assert cost.summary == "136,488 judgments: 445.0 M tokens, $70.43"
+    assert cost.summary == "136,488 requests: 445.0 M tokens, $70.43"
 
 
 def test_an_unknown_model_is_counted_in_tokens_and_a_recipes_prices_win():
     unknown = JudgeSection(kind="pointwise", model="mine")
     assert find_prices(unknown) is None
-    assert estimate_cost(2, 500, 5, None).summary == "2 judgments: 1.0 k tokens"
+    assert estimate_cost(2, 500, 5, None).summary == "2 requests: 1.0 k tokens"
     assert find_prices(make_section(input_usd=1.0, output_usd=2.0)) == Prices(input_usd=1.0, output_usd=2.0)
     with pytest.raises(RecipeError, match="belong together"):
         load_recipe("paper", ["judge.input_usd=1.0"])
@@ -90,7 +90,7 @@ def test_an_estimate_goes_by_what_was_paid_and_before_that_by_the_test():
         meter.begin()
         meter.end(usage)
     assert meter.estimate(10).usage == make_usage(20_000, 100)
-    assert (meter.cost.num_judgments, meter.cost.usage) == (2, make_usage(4000, 20))
+    assert (meter.cost.num_requests, meter.cost.usage) == (2, make_usage(4000, 20))
     assert meter.summary.startswith("4.0 k tokens, $0.0006")
 
 
@@ -104,7 +104,7 @@ def test_the_cap_counts_what_runs_and_what_earlier_commands_paid():
     meter.begin()
     meter.begin()
     meter.begin()
-    with pytest.raises(RequestError, match=r"one more judgment could exceed judge\.max_cost_usd = 0\.05") as caught:
+    with pytest.raises(RequestError, match=r"one more request could exceed judge\.max_cost_usd = 0\.05") as caught:
         meter.begin()
     assert (caught.value.scope, caught.value.reason) == ("account", "budget")
     meter.end(None)  # it was not billed, so there is room again

@@ -8,7 +8,7 @@ from PIL import Image, ImageChops
 
 from pipeline.errors import MachineError, RecipeError
 from pipeline.images import ImageStore
-from pipeline.judges import find_judge, judgment_key
+from pipeline.judges import find_judge, judgment_keys
 from pipeline.judges.pointwise import PointwiseJudge
 from pipeline.judges.verifier import verify
 from pipeline.judging import find_standing, judge_responses
@@ -108,17 +108,17 @@ def test_a_judgments_key_depends_on_judge_prompt_response_and_gold(tmp_path):
     high = PointwiseJudge(SECTION.model_copy(update={"image_detail": "high"}), images)
     other = PointwiseJudge(SECTION.model_copy(update={"model": "gpt-4o"}), images)
     short = PointwiseJudge(SECTION.model_copy(update={"max_tokens": 9}), images)
-    keys = [judgment_key(judge, task, response) for judge in (low, high, other, short, make_verifier(tmp_path))]
-    keys.append(judgment_key(low, task, make_response(key="s")))
+    keys = [judgment_keys(judge, task, [response])[0] for judge in (low, high, other, short, make_verifier(tmp_path))]
+    keys.append(judgment_keys(low, task, [make_response(key="s")])[0])
     others = ({"answer": 1}, {"question": "r?"}, {"choices": ("red", "green")}, {"facts": ()})
-    keys += [judgment_key(low, make_task(**changes), response) for changes in others]
+    keys += [judgment_keys(low, make_task(**changes), [response])[0] for changes in others]
     assert len(set(keys)) == len(keys) == 10
 
 
 def test_an_account_of_what_stands_says_what_was_refused_failed_or_never_asked(tmp_path):
     ledger, tasks, judge = Ledger(tmp_path / "l.sqlite"), {"t": make_task()}, make_verifier(tmp_path)
     responses = [make_response(key=key) for key in ("good", "refused", "failed", "new")]
-    good, refused, failed, _ = (judgment_key(judge, tasks["t"], response) for response in responses)
+    good, refused, failed, _ = judgment_keys(judge, tasks["t"], responses)
     fields = {"response": "r", "task": "t", "judge": judge.name}
     ledger.put(
         [
@@ -260,5 +260,5 @@ async def test_a_judged_response_is_not_judged_again_and_a_failed_one_not_at_all
     first, second = await judge(), await judge()
     assert (first.stage, first.requested, first.ok) == ("judge", 1, 1)
     assert (second.requested, second.cached) == (1, 1)
-    key = judgment_key(verifier, tasks["t"], good)
+    (key,) = judgment_keys(verifier, tasks["t"], [good])
     assert ledger.get(Judgment, [key])[key].score == 1.0

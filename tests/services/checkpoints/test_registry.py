@@ -8,7 +8,8 @@ import pytest
 
 from pipeline.errors import CheckpointError
 from pipeline.identity import MANIFEST, compute_digest
-from pipeline.records import CheckpointManifest, CheckpointRef
+from pipeline.manifest import CheckpointManifest
+from pipeline.records import CheckpointRef
 from pipeline.sections import ModelSection
 from services.checkpoints import integrity
 from services.checkpoints.registry import Registry

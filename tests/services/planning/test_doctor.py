@@ -93,7 +93,7 @@ def test_the_tables_say_what_fits_where_and_what_the_run_takes(gpus, vcot):  # n
     for size in (24, 40, 48, 80):
         for num in (1, 2, 4, 8):
             assert f"{num} x {size} GB  fits " in out
-    assert "up to 136,448 judgments by gpt-4o-mini" in out
+    assert "up to 136,448 requests to gpt-4o-mini" in out
     assert "8 x H100 80 GB" in out
     _, out, _ = vcot("doctor", "--recipe", "paper", "--set", "model.source=Qwen/Qwen2.5-VL-72B-Instruct")
     assert "1 x 80 GB  no: vLLM has" in out

@@ -68,7 +68,7 @@ def test_the_judges_bill_is_mostly_the_image():
     recipe = paper()
     counts = count_work(recipe)
     judge = estimate_judge(recipe, counts)
-    assert judge.num_judgments == 136_448
+    assert judge.num_requests == 136_448
     assert judge.input_tokens.likely > 136_448 * 2_833
     assert 60 < judge.dollars.low < judge.dollars.likely < judge.dollars.high < 100
     high = paper("judge.image_detail=high")

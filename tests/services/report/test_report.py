@@ -82,10 +82,10 @@ def test_page_says_that_it_is_a_miniature_with_a_program_as_judge(page):
 
 
 def test_paper_recipe_is_no_miniature(tmp_path):
-    cost = Cost(num_judgments=2400, usage=Usage(prompt_tokens=7_000_000, completion_tokens=100_000), usd=1.11)
+    cost = Cost(num_requests=2400, usage=Usage(prompt_tokens=7_000_000, completion_tokens=100_000), usd=1.11)
     data = make_data(recipe=load_recipe("paper"), judge="pointwise/1:gpt-4o-mini", judge_cost=cost)
     text = Page(write_report(data, tmp_path / "report.html").read_text("utf-8")).text
-    assert "Judging took 2,400 judgments: 7.1 M tokens, $1.11" in text
+    assert "Judging took 2,400 requests: 7.1 M tokens, $1.11" in text
     assert "miniature" not in text
     assert "not a language model" not in text
 

@@ -81,7 +81,7 @@ async def test_no_training_set_is_made_of_the_part_that_was_judged_before_the_ac
     current = list_rounds(session)[0]
     with pytest.raises(AccountError):
         await judge_stage(current)
-    assert 0 < current.standing().num_judged < 48
+    assert 0 < current.standing(make_judge(current.session)).num_judged < 48
     with pytest.raises(InputError, match=r"\d+ of 48 responses are not judged yet; `vcot judge` goes on"):
         await pair_stage(current)
     assert current.policy is None
@@ -101,7 +101,7 @@ async def test_too_many_without_a_verdict_stop_the_run_and_few_are_said_by_reaso
     set_judge(session, max_unjudged=0.5)
     await judge_stage(current)
     await pair_stage(current)
-    num_refused = sum(current.standing().refused.values())
+    num_refused = sum(current.standing(make_judge(current.session)).refused.values())
     err = capsys.readouterr().err
     assert f"+ {num_refused} refused ({num_refused} refusal)" in err
     card = (current.pairs.directory / "README.md").read_text()
@@ -132,10 +132,10 @@ async def test_a_run_tests_its_judge_before_it_samples_while_judging_is_owed(ses
     assert counts["calls"] == 1
     err = capsys.readouterr().err
     assert "the test response got" in err
-    assert "estimate for 48 judgments: 150.5 k tokens, $0.023" in err
+    assert "estimate for 48 requests: 150.5 k tokens, $0.023" in err
     assert "at OpenAI's prices of June 2026 ($0.15 and $0.6 per million tokens)" in err
     await judge_stage(list_rounds(session)[0])
-    assert (count_owed(session), counts["calls"]) == (0, 49)
+    assert (count_owed(session, make_judge(session)), counts["calls"]) == (0, 49)
     with pytest.raises(Stopped):
         await run_all(session)
     assert counts["calls"] == 49
@@ -161,9 +161,9 @@ async def test_what_is_still_to_be_sampled_is_owed_too(session, serve):
     recipe = session.run.recipe.model_copy(update={"rounds": rounds})
     object.__setattr__(session.run, "recipe", recipe)
     serve()
-    assert count_owed(session) == 3 * 48
+    assert count_owed(session, make_judge(session)) == 3 * 48
     await judge_stage(list_rounds(session)[0])
-    assert count_owed(session) == 2 * 48
+    assert count_owed(session, make_judge(session)) == 2 * 48
 
 
 async def test_the_estimate_warns_of_the_cap_and_the_sum_is_said(session, serve, capsys):
@@ -176,9 +176,9 @@ async def test_the_estimate_warns_of_the_cap_and_the_sum_is_said(session, serve,
     await judge_stage(current)
     err = capsys.readouterr().err
     assert "judging will stop at about 2" in err
-    assert "paid for 48 judgments: 14" in err
-    cost = read_cost(session, make_judge(session))
-    assert (cost.num_judgments, cost.usd) == (48, pytest.approx(0.021, rel=0.1))
+    assert "paid for 48 requests: 14" in err
+    cost = read_cost(session)
+    assert (cost.num_requests, cost.usd) == (48, pytest.approx(0.021, rel=0.1))
 
 
 async def test_a_cap_without_prices_is_bad_input(session, serve):

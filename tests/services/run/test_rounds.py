@@ -16,7 +16,7 @@ from pipeline.sources import key_tasks, load_round, load_tasks
 from pipeline.sources.nano.questions import render_response, render_target
 from services.cli.terminal import Terminal
 from services.run.reporting import evaluate_scores
-from services.run.rounds import list_rounds
+from services.run.rounds import list_rounds, make_judge
 from services.run.session import Session
 from services.run.steps import eval_stage, judge_stage, load_scores, pair_stage, sample_stage
 from services.run.trend import choose_round, render_trend
@@ -94,7 +94,7 @@ async def test_a_round_that_was_begun_is_gone_on_with(session):
     current = list_rounds(session)[-1]
     answer(session, list(current.requests())[:5], lambda task, index: index == 0)
     assert list_rounds(session)[-1].number == 2
-    assert list_rounds(session)[-1].standing().num_responses == 10
+    assert list_rounds(session)[-1].standing(make_judge(session)).num_responses == 10
 
 
 @pytest.mark.parametrize("reference", ["previous", "seed"])

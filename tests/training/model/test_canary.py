@@ -14,7 +14,7 @@ from PIL import Image
 from transformers import GenerationConfig
 
 from pipeline.identity import compute_digest
-from pipeline.records import CheckpointManifest
+from pipeline.manifest import CheckpointManifest
 from training.model import canary
 from training.model.loading import load_model, load_processor
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.records import CheckpointManifest, CheckpointRef
+from pipeline.manifest import CheckpointManifest
+from pipeline.records import CheckpointRef
 from services.checkpoints.registry import Checkpoint
 from services.gateway.fleet.admission import Admission
 

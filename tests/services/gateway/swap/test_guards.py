@@ -12,7 +12,8 @@ from safetensors.numpy import save_file
 
 from pipeline.errors import CheckpointError, SwapError
 from pipeline.identity import compute_digest
-from pipeline.records import CheckpointManifest, CheckpointRef
+from pipeline.manifest import CheckpointManifest
+from pipeline.records import CheckpointRef
 from services.checkpoints.registry import Checkpoint, Registry
 from services.gateway.swap.calibration import Calibration
 from services.gateway.swap.fingerprint import Fingerprint, Layout, Tensor, check_unchanged, read_fingerprint

@@ -1,0 +1,102 @@
+"""Claim by claim: what is asked, what the share is of, and that no answer is paid for twice."""
+
+import json
+
+import httpx2
+import pytest
+
+from pipeline.judges.claims import MAX_CLAIMS, ClaimsJudge, read_claims
+from pipeline.judges.verdict import Unreadable
+from pipeline.sections import JudgeSection
+from tests.pipeline.judges.model_api import Table
+
+pytestmark = pytest.mark.hurried
+SECTION = JudgeSection(kind="claims", model="gpt-4o-mini")
+CLAIMS = {"good": ["The disc is red.", "The answer is red."], "bad": ["The disc is red.", "The answer is blue."]}
+TOO_MANY = [str(number) for number in range(MAX_CLAIMS + 1)]
+TRUE = ("The disc is red.", "The answer is red.")
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
+
+
+def find_claim(text):
+    return text.partition("\nClaim: ")[2].partition("\n")[0]
+
+
+def answer(text):
+    if claim := find_claim(text):
+        return "Yes." if claim in TRUE else "No."
+    said = text.partition("Response:\n")[2].split()[0]
+    return json.dumps({"claims": CLAIMS[said]})
+
+
+async def test_the_score_is_the_share_of_claims_that_hold(tmp_path):
+    table = Table(ClaimsJudge, SECTION, tmp_path, answer)
+    assert (await table.judge()).ok == 2
+    assert table.scores == [1.0, 0.5]
+    rationales = [judgment.rationale for judgment in table.judgments]
+    assert rationales == ["2 of 2 claims hold", "1 of 2 claims hold; not: The answer is blue."]
+    kinds = [[part["type"] for part in body["messages"][0]["content"]] for body in table.bodies]
+    assert kinds.count(["text"]) == 2, "claims are listed from the words alone"
+    assert kinds.count(["image_url", "text"]) == 3, "and each is checked once, whoever makes it"
+    assert table.ledger.spent("claims/1:gpt-4o-mini")[0] == 5
+
+
+async def test_a_claim_that_cannot_be_checked_leaves_the_response_without_a_score(tmp_path):
+    table = Table(ClaimsJudge, SECTION, tmp_path, lambda t: "Perhaps." if "blue." in find_claim(t) else answer(t))
+    count = await table.judge()
+    assert (count.ok, count.refused, count.reasons) == (1, 1, {"unreadable": 1})
+    assert "it is neither yes nor no" in table.judgments[1].error
+
+
+async def test_a_check_that_failed_is_asked_again_alone(tmp_path):
+    broken = True
+
+    def flaky(text):
+        return httpx2.Response(500, text="no") if broken and "blue." in find_claim(text) else answer(text)
+
+    table = Table(ClaimsJudge, SECTION, tmp_path, flaky)
+    assert (await table.judge()).failed == 1
+    broken = False
+    table.asked.clear()
+    assert (await table.judge()).ok == 1
+    assert [find_claim(text) for text in table.asked] == ["The answer is blue."]
+
+
+@pytest.mark.parametrize(
+    ("text", "claims"),
+    [
+        ('{"claims": ["a  b", "a b", " "]}', ["a b"]),
+        ('Sure:\n```json\n{"claims": ["x"]}\n```', ["x"]),
+        ('<think>hm {"claims": []}</think>{"claims": ["x", "y"]}', ["x", "y"]),
+    ],
+)
+def test_a_list_of_claims_is_read_however_it_is_wrapped(text, claims):
+    assert read_claims(text) == claims
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["none", '{"claims": []}', '{"claims": "x"}', '{"claims": [1]}', json.dumps({"claims": TOO_MANY})],
+)
+def test_no_list_or_one_beyond_reason_is_unreadable(text):
+    with pytest.raises(Unreadable):
+        read_claims(text)
+
+
+@pytest.mark.parametrize(("text", "score"), [("Yes", 1), ("no.", 0), ("<think>no?</think> Yes, it is.", 1)])
+def test_yes_and_no_are_read(tmp_path, text, score):
+    assert Table(ClaimsJudge, SECTION, tmp_path, answer).make().read(text).score == score
+
+
+@pytest.mark.parametrize("text", ["", "Nothing to see", "yes and no"])
+def test_what_is_neither_or_both_is_unreadable(tmp_path, text):
+    with pytest.raises(Unreadable):
+        Table(ClaimsJudge, SECTION, tmp_path, answer).make().read(text)
+
+
+def test_an_estimate_counts_the_claims_of_a_usual_chain():
+    assert ClaimsJudge.count_requests(SECTION, 8) == 64
