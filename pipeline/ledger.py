@@ -258,7 +258,7 @@ class Ledger:
         """The tokens of all responses, whichever recipe asked for them."""
         query = """
             SELECT sum(json_extract(value, '$.usage.prompt_tokens')), sum(json_extract(value, '$.usage.completion_tokens'))
-            FROM groups, json_each(groups.members)
+            FROM groups, json_each(groups.members) WHERE json_extract(value, '$.is_first_turn') IS NULL
         """
         with self._using():
             ((prompt_tokens, completion_tokens),) = self._connection.execute(query).fetchall()

@@ -131,7 +131,7 @@ class SampleSection(Section):
     """The responses that are drawn for each task."""
 
     prompt: Prompt = "thought_specific"
-    """Asks for a thought before the answer; thought_generic, or one of your own as package.module:object, do it, too."""
+    """Asks for a thought first, as thought_generic, two_stage, caption_first, or your own (package.module:object) do."""
     k: Annotated[int, Field(ge=2)] = 8
     """Responses per task."""
     temperature: Annotated[float, Field(gt=0)] = 0.5
