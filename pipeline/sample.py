@@ -33,8 +33,10 @@ from pipeline.records import (
     Task,
     content_key,
 )
+from pipeline.saturation import Saturation
 from pipeline.stage import OnProgress, Tally, batched, work_off
 
+_NO_ROOM = (429, 503)
 GATEWAY = Place(key_env="VCOT_API_KEY", model_field="model.name", url_field="serve.url")
 
 
@@ -153,12 +155,13 @@ async def sample(
     ledger: Ledger,
     images: ImageStore,
     *,
-    max_concurrency: int = 8,
+    max_concurrency: int = 64,
     on_progress: OnProgress = lambda _: None,
 ) -> StageCount:
     """Ask what is owed of `requests`; every answer is in the ledger before it counts. Counts are of responses.
 
-    Requests are gone through twice, and none is held: what is there already is counted, and the others are asked.
+    Requests are gone through twice, and none is held: what is there already is counted, and the others are asked. As many
+    are in flight as keep the server busy (pipeline/saturation.py), and never more than `max_concurrency`.
     """
     tally = Tally("sample", total=0)
     for request, is_done in look(requests, ledger):
@@ -166,14 +169,11 @@ async def sample(
         tally.cached += request.sampling.n if is_done else _count_kept(request, ledger)
     owed = (request for request, is_done in look(requests, ledger) if not is_done)
 
-    async def answer(request: SampleRequest) -> Sequence[Response]:
-        if request.first_key is not None:
-            return await _ask_in_turns(request, client, ledger, images)
-        responses = await _ask(request, client, images)
-        await ledger.write(responses)
-        return responses
-
-    return await work_off(owed, answer, tally, limit=max_concurrency, place=GATEWAY, on_progress=on_progress)
+    upstream = _Upstream(client, ledger, images, Saturation(max_concurrency))
+    limit = upstream.saturation
+    return await work_off(
+        owed, upstream.answer, tally, limit=lambda: limit.limit, place=GATEWAY, on_progress=on_progress
+    )
 
 
 def look(requests: Iterable[SampleRequest], ledger: Ledger) -> Iterator[tuple[SampleRequest, bool]]:
@@ -194,87 +194,107 @@ def _count_kept(request: SampleRequest, ledger: Ledger) -> int:
     return len(ledger.done(Response, request.response_keys())) if request.first_key else 0
 
 
-async def _ask(request: SampleRequest, client: ChatClient, images: ImageStore) -> list[Response]:
+@dataclass(frozen=True)
+class _Upstream:
+    """Who is asked, where the answers go, and how many requests are in flight meanwhile."""
+
+    client: ChatClient
+    ledger: Ledger
+    images: ImageStore
+    saturation: Saturation
+
+    async def answer(self, request: SampleRequest) -> Sequence[Response]:
+        """What the group lacks, durable. Raises RequestError of the account."""
+        began = asyncio.get_running_loop().time()
+        if request.first_key is not None:
+            responses = await _ask_in_turns(request, self)
+        else:
+            responses = await _ask(request, self)
+            await self.ledger.write(responses)
+        if all(response.error is None for response in responses):
+            self.saturation.note(began, asyncio.get_running_loop().time())
+        return responses
+
+    async def complete(self, request: SampleRequest) -> Completion | RequestError:
+        """The answer, or the fault that came instead. Raises RequestError of the account."""
+        image, loop = request.task.image, asyncio.get_running_loop()
+        data = await asyncio.to_thread(self.images.read, image) if image else None
+        messages = [user_message(request.text, image, data)]
+        began = loop.time()
+
+        async def call() -> Completion:
+            digest = request.checkpoint.digest
+            return await self.client.complete(request.checkpoint.name, messages, request.sampling, expect=digest)
+
+        def on_failure(error: RequestError) -> None:
+            if error.status in _NO_ROOM:
+                self.saturation.shrink(began, loop.time())
+
+        try:
+            return await with_retry(call, on_failure=on_failure)
+        except RequestError as error:
+            if error.scope == "account":
+                raise
+            return error
+
+
+async def _ask(request: SampleRequest, upstream: _Upstream) -> list[Response]:
     """The group's responses, or n records of the error that came instead. Raises RequestError of the account."""
-    completion = await _complete(request, client, images)
+    completion = await upstream.complete(request)
     indexes = range(request.sampling.n)
     if isinstance(completion, RequestError):
         return [_response(request, i, **_explain(completion)) for i in indexes]
     return [_answered(request, i, completion) for i in indexes]
 
 
-async def _complete(request: SampleRequest, client: ChatClient, images: ImageStore) -> Completion | RequestError:
-    """The answer, or the fault that came instead. Raises RequestError of the account."""
-    image = request.task.image
-    data = await asyncio.to_thread(images.read, image) if image else None
-    messages = [user_message(request.text, image, data)]
-
-    async def call() -> Completion:
-        digest = request.checkpoint.digest
-        return await client.complete(request.checkpoint.name, messages, request.sampling, expect=digest)
-
-    try:
-        return await with_retry(call)
-    except RequestError as error:
-        if error.scope == "account":
-            raise
-        return error
-
-
 def _explain(fault: RequestError) -> dict[str, Any]:
     return {"error": str(fault), "reason": fault.reason, "refused": fault.scope == "item"}
 
 
-async def _ask_in_turns(
-    request: SampleRequest, client: ChatClient, ledger: Ledger, images: ImageStore
-) -> list[Response]:
+async def _ask_in_turns(request: SampleRequest, upstream: _Upstream) -> list[Response]:
     """What the group still lacks, each text's second turn durable as soon as it is answered. Raises as `_ask` does."""
-    firsts = await _ask_first(request, client, ledger, images)
+    firsts = await _ask_first(request, upstream)
     if (failed := next((first for first in firsts if first.error), None)) is not None:
         outcome = failed.model_dump(include={"error", "reason", "refused"})
         responses = [_response(request, i, **outcome) for i in range(request.sampling.n)]
-        await ledger.write(responses)
+        await upstream.ledger.write(responses)
         return responses
-    done = ledger.done(Response, request.response_keys())
+    done = upstream.ledger.done(Response, request.response_keys())
     by_text: dict[str, list[Response]] = {}
     for first in firsts:
         if request.response_key(first.index) not in done:
             by_text.setdefault(first.text or "", []).append(first)
 
     async def ask_second(same: Sequence[Response]) -> list[Response]:
-        responses = await _ask_second(request, same, client, images)
-        await ledger.write(responses)
+        responses = await _ask_second(request, same, upstream)
+        await upstream.ledger.write(responses)
         return responses
 
     answered = map_bounded(ask_second, by_text.values(), limit=request.sampling.n)
     return [response async for responses in answered for response in responses]
 
 
-async def _ask_first(
-    request: SampleRequest, client: ChatClient, ledger: Ledger, images: ImageStore
-) -> Sequence[Response]:
+async def _ask_first(request: SampleRequest, upstream: _Upstream) -> Sequence[Response]:
     """The answers to the first turn, as they are kept; what failed is not."""
     assert request.first_key is not None
     own = replace(request, key=request.first_key, first_key=None, is_first_turn=True)
-    found = ledger.get(Response, own.response_keys())
+    found = upstream.ledger.get(Response, own.response_keys())
     if len(found) == own.sampling.n:
         return [found[key] for key in own.response_keys()]
-    firsts = await _ask(own, client, images)
+    firsts = await _ask(own, upstream)
     if not any(first.error for first in firsts):
-        await ledger.write(firsts)
+        await upstream.ledger.write(firsts)
     return firsts
 
 
-async def _ask_second(
-    request: SampleRequest, same: Sequence[Response], client: ChatClient, images: ImageStore
-) -> list[Response]:
+async def _ask_second(request: SampleRequest, same: Sequence[Response], upstream: _Upstream) -> list[Response]:
     """The second turn after one text, as responses of the indexes that share it."""
     text = same[0].text or ""
     second = render_second(request.prompt, request.task, text)
     assert second is not None
     sampling = _seed(request.sampling, content_key(seed=request.sampling.seed, first=text))
     sampling = sampling.model_copy(update={"n": len(same)})
-    completion = await _complete(replace(request, text=second, sampling=sampling), client, images)
+    completion = await upstream.complete(replace(request, text=second, sampling=sampling))
     if isinstance(completion, RequestError):
         return [_response(request, first.index, **_explain(completion)) for first in same]
     return [_joined(request, first, completion, place) for place, first in enumerate(same)]

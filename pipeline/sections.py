@@ -143,7 +143,7 @@ class SampleSection(Section):
     seed: int = 0
     """Every request's own seed is derived from it."""
     max_concurrency: Count = 8
-    """Requests in flight."""
+    """Requests in flight, at most: as many as keep the server busy are found by measuring (docs/sampling.md)."""
 
     def params(self) -> SamplingParams:
         """The settings that enter the keys."""
@@ -371,7 +371,7 @@ class EvalSection(Section):
     hint: bool = False
     """Whether ScienceQA's hint stands before a question that has one; the paper's figures have none."""
     max_concurrency: Count = 16
-    """Requests in flight."""
+    """Requests in flight, at most, as in sample."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
