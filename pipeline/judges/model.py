@@ -103,6 +103,7 @@ class ModelJudge(Judge):
             seed=section.seed,
         )
         self.name = f"{self.version}:{section.model}"
+        self.knows_gold = section.gold
         changed = {name: getattr(section, name) for name, usual in _VIEW.items() if getattr(section, name) != usual}
         self.fingerprint = content_key(
             prompt=self._list_prompts(), params=self._params, detail=section.image_detail, **changed

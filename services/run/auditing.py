@@ -197,6 +197,7 @@ def _build(
         lengths=lengths,
         compared=(sum(num for _, num in counts), sum(hung for hung, _ in counts)),
         rankings=_rank(members) if len(members) > 1 else (),
+        knows_gold=judge.knows_gold,
         is_own_model=judge.section.model in (session.run.recipe.model.source, session.run.recipe.model.name),
     )
 
