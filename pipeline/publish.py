@@ -57,8 +57,18 @@ _FEATURES = f"""
     dtype: string
   - name: policy
     dtype: string
+  - name: chosen_response
+    dtype: string
+  - name: rejected_response
+    dtype: string
+  - name: chosen_judgment
+    dtype: string
+  - name: rejected_judgment
+    dtype: string
 """.strip("\n")
 """The columns in the card, as datasets 3 to 5 read them."""
+_NOT_HASHED: Any = {"image": {"path"}, "chosen_judgment": True, "rejected_judgment": True}
+"""Of a row: where an image lies says nothing of the data, and a judgment's key follows from its response and judge."""
 _ROW_GROUP = 256
 
 
@@ -84,7 +94,7 @@ def pairs_digest(train: Iterable[PreferencePair], validation: Iterable[Preferenc
 
 def _hash_rows(digest: hashlib._Hash, pairs: Iterable[PreferencePair]) -> None:
     for number, pair in enumerate(pairs):
-        row = pair.model_dump(mode="json", exclude={"image": {"path"}})
+        row = pair.model_dump(mode="json", exclude=_NOT_HASHED)
         digest.update(b"," * bool(number) + canonical_json(row))
 
 
@@ -159,6 +169,10 @@ def _features() -> Features:
         rejected_score=score,
         judge=text,
         policy=text,
+        chosen_response=text,
+        rejected_response=text,
+        chosen_judgment=text,
+        rejected_judgment=text,
     )
 
 
@@ -176,6 +190,10 @@ def _rows(pairs: Sequence[PreferencePair], images: ImageStore) -> Iterator[dict[
             "rejected_score": pair.rejected_score,
             "judge": _name_judge(pair.judge),
             "policy": pair.policy,
+            "chosen_response": pair.chosen_key,
+            "rejected_response": pair.rejected_key,
+            "chosen_judgment": pair.chosen_judgment,
+            "rejected_judgment": pair.rejected_judgment,
         }
 
 

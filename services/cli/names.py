@@ -161,7 +161,7 @@ def judge(target: Target = DEFAULT) -> None:
 
 @app.command(group=_STEPS, sort_key=3)
 def pair(target: Target = DEFAULT) -> None:
-    """Make preference pairs of best and worst responses, as a Parquet data set."""
+    """Make preference pairs of the responses, as a Parquet data set."""
     from services.cli import opening
     from services.run import steps
 

@@ -76,7 +76,7 @@ class ReportData:
     judge_scores: tuple[float, ...]
     """Of every judged response."""
     gaps: tuple[float, ...]
-    """Best minus worst score, of every pair."""
+    """Chosen minus rejected score, of every pair."""
     num_left_out: int
     """Pairs beyond the recipe's `pairs.num`."""
     results: tuple[EvalResult, ...]

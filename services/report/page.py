@@ -154,7 +154,7 @@ def _draw_judgments(data: ReportData) -> list[Figure]:
         )
     if data.gaps:
         mean = sum(data.gaps) / len(data.gaps)
-        svg = figures.draw_histogram(data.gaps, "best minus worst score of a task", "gaps")
+        svg = figures.draw_histogram(data.gaps, "chosen minus rejected score of a pair", "gaps")
         drawn.append(_figure(svg, f"How far apart the two responses of a pair are: {mean:.2f} on average."))
     return drawn
 

@@ -149,7 +149,7 @@ class Round:
                 yield task, judged
 
         with self._going_through() as groups:
-            made = build_pairs(watch(groups), policy=section.policy, choose_cut=section.choose_cut)
+            made = build_pairs(watch(groups), section)
         standing = counting.close()
         self._check_sampled(standing)
         self._check_judged(standing)

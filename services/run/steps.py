@@ -101,12 +101,12 @@ async def _judge(current: Round, judge: Judge) -> None:
 
 
 async def pair_stage(current: Round) -> None:
-    """Best and worst response of each task, as Parquet."""
+    """Preference pairs of the responses, as Parquet."""
     session, recipe = current.session, current.session.run.recipe
-    session.report(Began("pair", f"{recipe.pairs.policy}, ties dropped"))
+    session.report(Began("pair", f"by {recipe.pairs.policy}"))
     pairs = current.pairs
     publish_splits(current, pairs.train, pairs.validation, pairs.directory)
-    count = pairs.pair_set.count
+    count, num = pairs.pair_set.count, recipe.pairs.num
     session.counts.append(count)
     session.report(
         Said(
@@ -114,9 +114,10 @@ async def pair_stage(current: Round) -> None:
             + (f"; left out: {count.by_reason}" if count.reasons else "")
         )
     )
-    if count.ok < (recipe.pairs.num or count.requested / 2):
+    is_short = count.ok < count.requested / 2 if num is None else len(pairs.pair_set.pairs) < num
+    if is_short:
         judged = pairs.judged
-        wanted = "" if recipe.pairs.num is None else f", and pairs.num asks for {recipe.pairs.num}"
+        wanted = "" if num is None else f", and pairs.num asks for {num} pairs"
         session.report(
             Warned(
                 f"only {count.ok} of {count.requested} tasks gave a pair ({count.by_reason}){wanted}"
