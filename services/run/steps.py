@@ -139,8 +139,8 @@ def publish_splits(current: Round, train: Sequence[Couple], validation: Sequence
         judged=current.pairs.judged,
         paired=current.pairs.pair_set.count,
     )
-    read, images = current.pairs.read, current.session.run.images
-    publish_pairs(read(train), read(validation), images, directory, card=card)
+    with current.reading_texts(len(train) + len(validation)) as read:
+        publish_pairs(read(train), read(validation), current.session.run.images, directory, card=card)
 
 
 async def eval_stage(session: Session, checkpoints: Sequence[Checkpoint], split: Split) -> None:

@@ -125,6 +125,7 @@ def test_the_key_of_settings_knows_the_benchmark_by_its_older_name(taught):
 
 READERS = {
     "report": ["report"],
+    "pair --preview": ["pair", "--preview"],
     "checkpoints list": ["checkpoints"],
     "checkpoints show": ["checkpoints", "show", "base"],
     "checkpoints retire": ["checkpoints", "retire", "none"],
@@ -180,6 +181,7 @@ def test_every_command_is_a_reader_a_writer_or_has_no_run():
     names = {name.removesuffix(" .") for name in names}
     groups = {"checkpoints", "push", "replicas", "nano"}
     found = {name for name in cli.app if not name.startswith("-") and name not in groups}
+    found |= {"pair --preview"}
     found |= {f"{group} {name}" for group in groups for name in cli.app[group] if not name.startswith("-")}
     assert found == names | {"serve", "prepare", "engine", "worker", "doctor", "recipe", "nano build"}
 
