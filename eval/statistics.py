@@ -110,6 +110,27 @@ def compare_unpaired(ours: Interval, share: float, num_questions: int) -> tuple[
     return interval, minimum_detectable_effect(error, freedom)
 
 
+def estimate_slope(over: ArrayLike, of: ArrayLike, clusters: Sequence[Hashable]) -> Interval:
+    """The slope of `of` over `over` in a straight line with an intercept, by least squares, clustered; not bounded.
+
+    One cluster says nothing about another: its interval is the slope alone, with no width, and `n` says so. Raises
+    ValueError where `over` does not vary.
+    """
+    x, y = (np.asarray(values, dtype=np.float64) for values in (over, of))
+    spread = x - x.mean()
+    if not spread.any():
+        raise ValueError("a slope needs values that differ")
+    slope = float(spread @ y / (spread @ spread))
+    labels = _number(clusters)
+    num_clusters = int(labels.max()) + 1
+    if num_clusters == 1:
+        return Interval(value=slope, low=slope, high=slope, n=1)
+    pulls = np.bincount(labels, weights=spread * (y - y.mean() - slope * spread))
+    factor = num_clusters / (num_clusters - 1)
+    half = _critical(num_clusters - 1, _TAIL) * math.sqrt(factor * float(pulls @ pulls)) / float(spread @ spread)
+    return Interval(value=slope, low=slope - half, high=slope + half, n=num_clusters)
+
+
 def minimum_detectable_effect(standard_error: float, freedom: int) -> float:
     """The smallest true difference found with 80 % power by a two-sided t-test at the 5 % level, at most 1."""
     return min(1.0, (_critical(freedom, _TAIL) + _critical(freedom, POWER)) * standard_error)

@@ -5,6 +5,7 @@ ledger.sqlite        responses, judgments and scores (pipeline/ledger.py)
 tasks/<key>.jsonl    the questions, as loaded once from their source
 images/              their images, by content
 pairs/<key>/         train.parquet, validation.parquet and the data card
+judges/<key>.json   report cards of judges (services/run/auditing.py)
 checkpoints/<name>/  merged checkpoints, and the base's manifest
 training/<key>/      the worker's job directory (training/protocol/job.py)
 report/              the page and its data, under other settings than the recipe's in report/<key>/ (services/run/results.py)

@@ -175,6 +175,12 @@ class JudgeSection(Section):
     """Which responses pairwise compares: each with each, or in rounds each with one that won as often."""
     max_meta: Annotated[int, Field(ge=0)] = 0
     """How many of a task's comparisons that hang on the order are put before the meta-judge (pairwise)."""
+    seed: int = 0
+    """Of a model judge's sampling."""
+    min_auc: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Stops before judging unless the judge's report card, which is made first, shows at least this AUC."""
+    num_audited: Count = 200
+    """Tasks that the report card is made of, each with a right and a wrong response."""
     base_url: str | None = None
     """An OpenAI-compatible API; without it, OpenAI's."""
     api_key_env: str = "OPENAI_API_KEY"

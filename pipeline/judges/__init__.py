@@ -21,7 +21,7 @@ from pipeline.plugins import Plugins
 from pipeline.records import Response, Task, Verdict, content_key
 from pipeline.sections import JudgeSection
 
-_OF_SOME = ("members", "image", "sees", "gold", "num_samples", "temperature", "schedule", "max_meta")
+_OF_SOME = ("members", "image", "sees", "gold", "num_samples", "temperature", "seed", "schedule", "max_meta")
 """Fields of the section that mean something to some judges only."""
 
 

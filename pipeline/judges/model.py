@@ -77,7 +77,7 @@ class ModelJudge(Judge):
     """
 
     is_model = True
-    takes = frozenset(("image", "sees", "gold", "num_samples", "temperature"))
+    takes = frozenset(("image", "sees", "gold", "num_samples", "temperature", "seed"))
     version: ClassVar[str]
     """Judge and version, for example `pointwise/1`; a new one judges everything anew."""
     template: ClassVar[str]
@@ -97,7 +97,10 @@ class ModelJudge(Judge):
         self._model = section.model
         self.transport = transport
         self._params = SamplingParams(
-            temperature=section.temperature, max_tokens=section.max_tokens, n=section.num_samples, seed=0
+            temperature=section.temperature,
+            max_tokens=section.max_tokens,
+            n=section.num_samples,
+            seed=section.seed,
         )
         self.name = f"{self.version}:{section.model}"
         changed = {name: getattr(section, name) for name, usual in _VIEW.items() if getattr(section, name) != usual}
@@ -230,10 +233,13 @@ class ModelJudge(Judge):
         response_format: dict[str, Any] | None = None,
         top_logprobs: int = 0,
     ) -> Asked:
-        """One request, with its attempts, at the meter's cost. Raises RequestError of the account."""
+        """One request, with its attempts, at the meter's cost; `seed` is added to the recipe's.
+
+        Raises RequestError of the account.
+        """
         image, data = shown[0] if shown else (None, None)
         message = user_message(text, image, data, detail=self.section.image_detail)
-        params = self._params.model_copy(update={"seed": seed})
+        params = self._params.model_copy(update={"seed": self._params.seed + seed})
         billed: list[Usage] = []
 
         async def call() -> Completion:
@@ -295,7 +301,7 @@ class ModelJudge(Judge):
             text=text,
             images=[image.sha256 for image, _ in shown],
             detail=self.section.image_detail,
-            params=self._params.model_copy(update={"seed": seed}),
+            params=self._params.model_copy(update={"seed": self._params.seed + seed}),
             response_format=response_format,
         )
         lock = self._asking.setdefault(key, asyncio.Lock())

@@ -9,6 +9,7 @@ ours.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -25,6 +26,7 @@ from pipeline.sections import JudgeSection
 _META = resources.files(__package__).joinpath("meta.txt").read_text("utf-8").strip()
 _WORDS = {"a": 1.0, "tie": 0.5, "b": 0.0}
 _TIE = 0.5
+_COUNTS = re.compile(r"of (\d+) comparisons(?:; (\d+) hung on the order)?")
 
 
 class PairwiseJudge(ModelJudge, GroupJudge):
@@ -169,6 +171,12 @@ def _explain(place: int, rating: Rating, played: Sequence[_Played]) -> Verdict:
     hanging = sum(each.hangs_on_order for each in own)
     told += f"; {hanging} hung on the order" if hanging else ""
     return Verdict(score=rating.value, low=rating.low, high=rating.high, rationale=told)
+
+
+def count_hanging(rationale: str) -> tuple[int, int]:
+    """How many of a response's comparisons hung on the order, and how many there were, as its rationale tells."""
+    found = _COUNTS.search(rationale)
+    return (int(found[2] or 0), int(found[1])) if found else (0, 0)
 
 
 def _tell(verdict: Verdict, first: int, second: int) -> str:

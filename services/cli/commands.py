@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from rich.table import Table
 
 from eval.prior import render_prior
+from eval.report_card import render_card
 from pipeline.pairs import PAIR_POLICIES
 from pipeline.report import Began, Completed, Found, Said, Warned
 from services.checkpoints.registry import Checkpoint
 from services.planning.machine import check_machine
 from services.run import results, serving
 from services.run import sweep as search
+from services.run.auditing import audit_stage
 from services.run.billing import read_cost, test_judges
 from services.run.parity_gate import parity_stage
 from services.run.probing import probe_priors
@@ -23,6 +25,13 @@ from services.run.steps import eval_stage, judge_stage, load_scores, pair_stage,
 from services.run.training_steps import merge_stage, servers_at_rest, train_stage
 from services.run.trend import ChosenRound, choose_round
 from training.protocol.launch import check_installed
+
+
+async def audit(current: Round) -> None:
+    """`vcot judge --audit`: the judge's report card."""
+    card = await audit_stage(current)
+    for part in render_card(card):
+        current.session.report(Found(part))
 
 
 async def train(session: Session) -> None:

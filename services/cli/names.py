@@ -9,7 +9,7 @@ from typing import Annotated
 from cyclopts import App, Group, Parameter
 
 from services.cli.families import TOOLS, checkpoints, nano, push, replicas
-from services.cli.target import DEFAULT, Target, as_source, as_tracker
+from services.cli.target import DEFAULT, Target, as_cap, as_source, as_tracker
 
 _STEPS = Group("The steps of a run", sort_key=1)
 _RUNS = Group("Whole runs", sort_key=0)
@@ -42,6 +42,19 @@ Wandb = Annotated[
 ]
 Flag = Annotated[bool, Parameter(negative=())]
 
+Audit = Annotated[
+    bool,
+    Parameter(
+        negative=(), help="Judge only responses that are known to be right or wrong, and make the judge's report card."
+    ),
+]
+MaxCost = Annotated[
+    float | None,
+    Parameter(
+        help="Stop before judging costs the run more dollars than this (short for --set judge.max_cost_usd=...)."
+    ),
+]
+
 
 @app.command(group=_RUNS)
 def demo(target: Target = DEFAULT) -> None:
@@ -50,11 +63,11 @@ def demo(target: Target = DEFAULT) -> None:
 
 
 @app.command(name="run", group=_RUNS)
-def run(target: Target = DEFAULT, *, wandb: Wandb = False) -> None:
+def run(target: Target = DEFAULT, *, wandb: Wandb = False, max_cost: MaxCost = None) -> None:
     """Run every step: sample, judge, pair, train, merge, evaluate, swap, report. What is done is not done again."""
     from services.cli import commands, opening
 
-    opening.execute("run", target, commands.run_all, as_tracker(wandb))
+    opening.execute("run", target, commands.run_all, (*as_tracker(wandb), *as_cap(max_cost)))
 
 
 @app.command(group=_RUNS)
@@ -152,12 +165,15 @@ def sample(target: Target = DEFAULT, *, source: str | None = None, path: Path | 
 
 
 @app.command(group=_STEPS, sort_key=2)
-def judge(target: Target = DEFAULT) -> None:
-    """Score every response."""
-    from services.cli import opening
+def judge(
+    target: Target = DEFAULT, *, audit: Annotated[bool, Parameter(negative=())] = False, max_cost: MaxCost = None
+) -> None:
+    """Score every response, or find out first whether the judge can be trusted."""
+    from services.cli import commands, opening
     from services.run import steps
 
-    opening.execute("judge", target, opening.on_last_round(steps.judge_stage))
+    step = commands.audit if audit else steps.judge_stage
+    opening.execute("judge", target, opening.on_last_round(step), as_cap(max_cost))
 
 
 @app.command(group=_STEPS, sort_key=3)

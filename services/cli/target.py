@@ -37,3 +37,8 @@ def as_source(source: str | None, path: Path | None) -> tuple[str, ...]:
 def as_tracker(wandb: bool) -> tuple[str, ...]:
     """`--wandb` as an override."""
     return ('train.report_to=["wandb"]',) if wandb else ()
+
+
+def as_cap(max_cost: float | None) -> tuple[str, ...]:
+    """`--max-cost` as an override."""
+    return () if max_cost is None else (f"judge.max_cost_usd={max_cost!r}",)

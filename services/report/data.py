@@ -9,6 +9,7 @@ from eval.benchmark import Benchmark
 from eval.image_reliance import Reliance
 from eval.prior import PriorReport
 from eval.published import PaperRow
+from eval.report_card import ReportCard
 from pipeline.judges.cost import Cost
 from pipeline.recipe import Recipe
 from pipeline.records import CheckpointRef, Difference, EvalResult, PreferencePair, Record, StageCount, Task
@@ -96,6 +97,8 @@ class ReportData:
     """Of the checkpoints that were compared as served."""
     judge_cost: Cost | None = None
     """What the judgments took; None for a program."""
+    report_card: ReportCard | None = None
+    """The judge's, where it was audited."""
     progress: tuple[TrainProgress, ...] = ()
     sweep: Sweep | None = None
     examples: tuple[Example, ...] = field(default=())

@@ -18,6 +18,7 @@ from markupsafe import Markup
 
 from eval.prior import describe_prior
 from eval.published import describe_published
+from eval.report_card import list_figures
 from eval.table import LEVEL, OVERALL, describe_differences, format_half, format_p
 from pipeline.files import replace_file
 from pipeline.images import media_type
@@ -79,6 +80,7 @@ def write_report(data: ReportData, out: Path) -> Path:
         results_figures=_draw_results(data),
         training_figures=_draw_training(data),
         judge_figures=_draw_judgments(data),
+        card_figures=list_figures(data.report_card) if data.report_card else [],
         examples=[
             (example, _image_url(example), _chains(example, data.recipe.sample.prompt)) for example in data.examples
         ],

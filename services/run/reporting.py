@@ -21,6 +21,7 @@ from services.jobs.trainer import read_progress
 from services.report import write_report
 from services.report.data import Example, ReportData, TrendRow
 from services.run import results
+from services.run.auditing import find_card
 from services.run.billing import read_cost
 from services.run.parity import ParityReport
 from services.run.probing import load_prior
@@ -77,6 +78,7 @@ def write_run_report(session: Session, rounds: Sequence[Round], shown: Round, ev
         counts=tuple(count_stages(session, rounds, evaluation)),
         judge=make_judge(session).name,
         judge_cost=read_cost(session),
+        report_card=find_card(session),
         judge_scores=tuple(pairs.scores),
         gaps=tuple(pair.chosen_score - pair.rejected_score for pair in pairs.pair_set.pairs),
         num_left_out=pairs.pair_set.num_left_out,

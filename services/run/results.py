@@ -30,10 +30,12 @@ _NOT_DECIDING: Mapping[str, Any] = {
     "sweep": True,
     "tasks": {"path"},
     "sample": {"max_concurrency"},
-    "judge": {"base_url", "api_key_env", "max_concurrency", "max_cost_usd", "input_usd", "output_usd"},
+    "judge": {
+        "base_url", "api_key_env", "max_concurrency", "max_cost_usd", "input_usd", "output_usd", "min_auc", "num_audited",
+    },
     "train": {"report_to", "worker"},
     "eval": {"path", "max_concurrency"},
-}
+}  # fmt: skip
 """How work is done, not what comes of it."""
 
 
@@ -92,7 +94,5 @@ def _settings(run: Run, named: Sequence[Checkpoint]) -> Settings:
 
 
 def _decide(recipe: Recipe) -> dict[str, Any]:
-    """What the figures depend on, under the names that it had when the first runs kept their results."""
-    decided = recipe.model_dump(mode="json", exclude=_NOT_DECIDING)
-    decided["eval"]["source"] = decided["eval"].pop("benchmark")
-    return decided
+    """What the figures depend on; a setting at its default is left out, so that one that is added later moves no results."""
+    return recipe.model_dump(mode="json", exclude=_NOT_DECIDING, exclude_defaults=True)

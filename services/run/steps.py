@@ -23,6 +23,7 @@ from pipeline.sample import Requests, is_owed, sample
 from pipeline.sections import POLICY_ALIAS
 from services.checkpoints.registry import Checkpoint
 from services.gateway.admin import swap_to
+from services.run.auditing import audit_stage, check_auc, find_card
 from services.run.billing import read_meter, say_estimate, test_judge
 from services.run.parity_gate import parity_stage
 from services.run.rounds import Round, make_judge
@@ -64,9 +65,15 @@ async def _ask(session: Session, stage: str, checkpoint: Checkpoint, requests: R
 
 
 async def judge_stage(current: Round) -> None:
-    """Score every response. Raises StageError where a judge gave no verdict on more than the recipe tolerates."""
-    for judge in make_judge(current.session).walk():
-        await _judge(current, judge)
+    """Score every response. Raises StageError where a judge gave no verdict on more than the recipe tolerates.
+
+    Where the recipe asks for a least AUC the judge is audited first, and StageError raised where it has less.
+    """
+    judge = make_judge(current.session)
+    if judge.section.min_auc is not None:
+        check_auc(find_card(current.session) or await audit_stage(current), judge.section)
+    for each in judge.walk():
+        await _judge(current, each)
 
 
 async def _judge(current: Round, judge: Judge) -> None:

@@ -113,13 +113,18 @@ async def test_a_recipe_that_is_changed_for_good_leaves_the_earlier_results_besi
         assert results.find_folder(run) == kept.parent, "where the same settings are looked for"
 
 
-def test_the_key_of_settings_knows_the_benchmark_by_its_older_name(taught):
-    """Else what a run of 0.1 found would be put aside as that of other settings."""
-    older = taught / RECIPE
-    older.write_text(older.read_text("utf-8").replace('benchmark = "nano"', 'source = "nano"'))
+def test_a_setting_that_is_added_later_with_a_default_moves_no_results(taught):
+    """A run of an earlier version does not name it, and what it found is not put aside as that of other settings."""
     with opened(taught, "eval.seed=1") as run:
-        folder, decided = results.find_folder(run), run.recipe.model_dump(mode="json", exclude=NOT_DECIDING)
-    decided["eval"]["source"] = decided["eval"].pop("benchmark")
+        folder = results.find_folder(run)
+    named = [line for line in (taught / RECIPE).read_text("utf-8").splitlines() if line.startswith("max_meta = 0")]
+    assert named
+    text = (taught / RECIPE).read_text("utf-8")
+    (taught / RECIPE).write_text(text.replace(named[0], ""))
+    with opened(taught, "eval.seed=1") as run:
+        decided = run.recipe.model_dump(mode="json", exclude=NOT_DECIDING, exclude_defaults=True)
+        assert results.find_folder(run) == folder
+    assert "max_meta" not in decided["judge"]
     assert folder.name == content_key(settings=decided, checkpoints=())[:12]
 
 

@@ -1,0 +1,219 @@
+"""The audit of a run's judge: it is asked about responses that are known to be right or wrong, in several ways.
+
+What it is asked as the recipe says counts as judged, so that `vcot judge` does not ask it again (unless the judge compares:
+there an audited task has two responses only). The other ways, such as without the image, are settings of the same judge,
+and their judgments are kept like any other: an audit that was stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+from eval.image_reliance import choose_images
+from eval.report_card import Duel, ReportCard, build_card
+from pipeline.errors import DataError, OwedError, StageError
+from pipeline.files import write_record
+from pipeline.images import ImageStore
+from pipeline.judges import Judge, find_judge
+from pipeline.judges.combined import find_shares
+from pipeline.judges.pairwise import count_hanging
+from pipeline.judging import find_standing, judge_responses, look_at_judgments
+from pipeline.ledger import Ledger
+from pipeline.parsers import parse_choice
+from pipeline.records import Judgment, Response, Task, content_key
+from pipeline.report import Began, tracking
+from pipeline.sample import Group
+from pipeline.sections import JudgeSection
+from services.run.billing import read_meter, say_estimate, test_judge
+from services.run.rounds import Round, make_judge
+from services.run.session import Session
+from training.protocol.job import read_record
+
+Way = Literal["own", "again", "none", "blank", "other"]
+"""How the judge is asked: as the recipe says, with another seed, and with another image or none."""
+_CHANGES: Mapping[Way, Mapping[str, Any]] = {
+    "own": {},
+    "again": {"seed": 1_000_003},
+    "none": {"image": "none"},
+    "blank": {"image": "blank"},
+    "other": {"image": "other"},
+}
+"""The settings that differ."""
+_WORDS: Mapping[Way, str] = {
+    "own": "as the recipe says",
+    "again": "asked again",
+    "none": "without the image",
+    "blank": "with a blank image",
+    "other": "with another's image",
+}
+
+
+async def audit_stage(current: Round) -> ReportCard:
+    """Ask what is owed of the audit, and keep the card. Raises OwedError where nothing can be audited."""
+    session, judge = current.session, make_judge(current.session)
+    sample = choose_sample(current.groups, judge.section.num_audited)
+    if not sample:
+        raise OwedError(
+            "no task has both a response that is right and one that is wrong by the gold answer, so the judge cannot be "
+            "audited; sample more tasks, or hotter (sample.temperature)"
+        )
+    session.report(Began("audit", f"{judge.name}, on {len(sample)} tasks with a right and a wrong response"))
+    found: dict[str, dict[str, Sequence[Judgment]]] = {}
+    ways = list_ways(judge)
+    for way in ways:
+        asked = vary(judge.section, _CHANGES[way], session.run.images)
+        groups = show(sample, way, session.run.images)
+        for each in asked.walk() if groups else ():
+            await _judge(session, each, groups, way, len(ways))
+        found[way] = read_both(asked, groups, session.run.ledger)
+    card = _build(session, judge, sample, found)
+    write_record(session.run.path("judges", f"{key_card(judge)}.json"), card)
+    return card
+
+
+def list_ways(judge: Judge) -> list[Way]:
+    """How it is asked: a program once, and a model that sees no image without the controls of the image."""
+    models = [each for each in judge.walk() if each.is_model]
+    if not models:
+        return ["own"]
+    return list(_CHANGES) if any(each.section.image == "own" for each in models) else ["own", "again"]
+
+
+def find_card(session: Session) -> ReportCard | None:
+    """The report card of the recipe's judge, where it was audited."""
+    path = session.run.directory / "judges" / f"{key_card(make_judge(session))}.json"
+    return read_record(path, ReportCard) if path.is_file() else None
+
+
+def check_auc(card: ReportCard, section: JudgeSection) -> None:
+    """Raise StageError where the recipe asks for a better judge."""
+    if section.min_auc is not None and card.auc.value < section.min_auc:
+        raise StageError(
+            f"judge {card.judge} has an AUC of {card.auc.value:.2f} ({card.auc.low:.2f} to {card.auc.high:.2f}) on "
+            f"{card.num_tasks} tasks, less than judge.min_auc = {section.min_auc:g}: choose another judge, or lower it"
+        )
+
+
+def key_card(judge: Judge) -> str:
+    """Names the card's file: judge, settings and how many tasks."""
+    code = [dict(each.code) for each in judge.walk()]
+    return content_key(judge=judge.name, fingerprint=judge.fingerprint, code=code, num=judge.section.num_audited)[:12]
+
+
+def choose_sample(groups: Iterable[Group], num: int) -> list[Group]:
+    """The first `num` tasks to which a response is right and another wrong, with the first of each: the right one first."""
+    chosen: list[Group] = []
+    for group in groups:
+        by_outcome: dict[bool, Response] = {}
+        for response in group.good:
+            if (is_right := _find_outcome(group.task, response)) is not None:
+                by_outcome.setdefault(is_right, response)
+        if len(by_outcome) == 2:
+            chosen.append(Group(group.task, [by_outcome[True], by_outcome[False]]))
+        if len(chosen) == num:
+            break
+    return chosen
+
+
+def _find_outcome(task: Task, response: Response) -> bool | None:
+    """Whether it is right; None where that cannot be told."""
+    if task.answer is None or response.finish_reason == "length":
+        return None
+    letter = parse_choice(response.answer or "", task.choices)
+    return None if letter is None else task.is_right(letter)
+
+
+def vary(section: JudgeSection, changes: Mapping[str, Any], images: ImageStore) -> Judge:
+    """The judge with other settings; one that goes by others with members that have them."""
+    members = tuple(vary(member, changes, images).section for member in section.members)
+    plain = find_judge(section, images)
+    fields = {name: value for name, value in changes.items() if name in plain.takes}
+    return find_judge(section.model_copy(update={"members": members, **fields}), images)
+
+
+def show(sample: Sequence[Group], way: Way, images: ImageStore) -> list[Group]:
+    """The tasks with the image that is shown that way; none where there are too few to deal others'."""
+    if way != "blank" and way != "other":
+        return list(sample)
+    try:
+        shown = choose_images([group.task for group in sample], way, images)
+    except DataError:
+        return []
+    return [
+        Group(group.task.model_copy(update={"image": shown[group.task.id]}), group.found)
+        for group in sample
+        if group.task.id in shown
+    ]
+
+
+async def _judge(session: Session, judge: Judge, groups: Sequence[Group], way: Way, num_ways: int) -> None:
+    standing = find_standing(judge, groups, session.run.ledger, judge.section)
+    async with judge:
+        meter = read_meter(session, judge)
+        if judge.is_model and standing.num_owed:
+            if not meter.num_requests and judge.name not in session.tested:
+                await test_judge(session, judge, num_ways * standing.num_requests)
+                meter = read_meter(session, judge)
+            elif way == "own":
+                say_estimate(session, judge, meter, num_ways * standing.num_requests)
+        with tracking(session.report, "judgments", lambda: meter.summary) as on_progress:
+            count = await judge_responses(
+                judge,
+                groups,
+                session.run.ledger,
+                judge.section,
+                standing=standing,
+                meter=meter,
+                on_progress=on_progress,
+            )
+    session.account(count.model_copy(update={"stage": f"audit, {_WORDS[way]}"}))
+
+
+def read_both(judge: Judge, groups: Sequence[Group], ledger: Ledger) -> dict[str, Sequence[Judgment]]:
+    """By task, the judgments of the right and the wrong response, where both have a score."""
+    return {task.id: judged for task, judged in _read(judge, groups, ledger) if len(judged) == 2}
+
+
+def _read(judge: Judge, groups: Sequence[Group], ledger: Ledger) -> Iterator[tuple[Task, list[Judgment]]]:
+    for task, seen in look_at_judgments(judge, groups, ledger, whole=True):
+        yield task, [each.judgment for each in seen if each.judgment and each.judgment.score is not None]
+
+
+def _build(
+    session: Session, judge: Judge, sample: Sequence[Group], found: Mapping[str, Mapping[str, Sequence[Judgment]]]
+) -> ReportCard:
+    own = found["own"]
+    if not own:
+        raise StageError(f"judge {judge.name} gave no task's two responses a score; choose another judge")
+    clusters = {group.task.id: group.task.image.sha256 if group.task.image else group.task.id for group in sample}
+    lengths = {group.task.id: _count_words(group.found) for group in sample}
+    counts = [count_hanging(right.rationale) for right, _ in own.values()]
+    members = [read_both(member, sample, session.run.ledger) for member in judge.members]
+    return build_card(
+        judge.name,
+        {way: [_duel(task, clusters[task], *both) for task, both in each.items()] for way, each in found.items()},
+        num_unjudged=len(sample) - len(own),
+        lengths=lengths,
+        compared=(sum(num for _, num in counts), sum(hung for hung, _ in counts)),
+        rankings=_rank(members) if len(members) > 1 else (),
+        is_own_model=judge.section.model in (session.run.recipe.model.source, session.run.recipe.model.name),
+    )
+
+
+def _duel(task: str, cluster: str, right: Judgment, wrong: Judgment) -> Duel:
+    return Duel(task, cluster, right.score or 0.0, wrong.score or 0.0)
+
+
+def _count_words(responses: Sequence[Response]) -> tuple[int, int]:
+    right, wrong = (len(response.words.split()) for response in responses)
+    return right, wrong
+
+
+def _rank(members: Sequence[Mapping[str, Sequence[Judgment]]]) -> list[list[float]]:
+    """Each member's ranking of the two responses to each task that all of them scored."""
+    tasks = [task for task in members[0] if all(task in member for member in members)]
+    return [
+        [share for task in tasks for share in find_shares([one.score or 0.0 for one in member[task]])]
+        for member in members
+    ]

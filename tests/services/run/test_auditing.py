@@ -1,0 +1,158 @@
+"""`vcot judge --audit`: what is asked, what is kept, and what a recipe may demand."""
+
+import json
+
+import httpx2
+import pytest
+
+from pipeline.errors import OwedError, StageError
+from pipeline.records import Response
+from pipeline.run import open_run
+from services.cli import commands
+from services.cli.terminal import Terminal
+from services.run.auditing import audit_stage, find_card
+from services.run.rounds import list_rounds
+from services.run.session import Session
+from services.run.steps import judge_stage
+from tests.services.fake_vllm import write_checkpoint
+from tests.services.run.simulated_judge import KIND, TRANSPORTS
+
+pytestmark = pytest.mark.hurried
+SIZES = ("tasks.num_tasks=24", "sample.k=2", "eval.num_tasks=9")
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
+    monkeypatch.setenv("COLUMNS", "200")
+    yield
+    TRANSPORTS.clear()
+
+
+@pytest.fixture
+def asked():
+    """The requests to a judge that likes what is right wherever it is shown an image, whichever that is."""
+    bodies = []
+
+    def answer(request):
+        body = json.loads(request.content)
+        bodies.append(body)
+        content = body["messages"][0]["content"]
+        score = 9 if "really right" in content[-1]["text"] and len(content) == 2 else 2
+        message = {"role": "assistant", "content": json.dumps({"rationale": "seen", "score": score})}
+        choice = {"index": 0, "finish_reason": "stop", "message": message}
+        usage = {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110}
+        answered = {"id": "x", "object": "chat.completion", "created": 0, "model": "m", "usage": usage}
+        return httpx2.Response(200, json=answered | {"choices": [choice]})
+
+    TRANSPORTS.append(httpx2.MockTransport(answer))
+    return bodies
+
+
+async def make_session(folder, *settings, is_right=lambda index: index == 0):
+    base = write_checkpoint(folder / "base", "base", 1.0, kind="base")
+    with open_run(folder / "run", "nano", [f"model.source={base}", *SIZES, *settings]) as run:
+        async with Session(run, Terminal()) as session:
+            for request in list_rounds(session)[0].requests():
+                session.run.ledger.put([make_response(request, index, is_right(index)) for index in range(2)])
+            yield session
+
+
+@pytest.fixture
+async def session(tmp_path):
+    settings = (f"judge.kind={KIND}", "judge.model=gpt-4o-mini", "judge.num_audited=10")
+    async for session in make_session(tmp_path, *settings):
+        yield session
+
+
+def make_response(request, index, is_right):
+    wrong = "B" if request.task.answer_letter == "A" else "A"
+    letter = request.task.answer_letter if is_right else wrong
+    words = "really right" if is_right else "not so"
+    return Response(
+        key=request.response_key(index), group=request.key, task=request.task.id, index=index,
+        checkpoint=request.checkpoint, prompt=request.prompt, sampling=request.sampling,
+        text=f"It is {words} {request.task.id}. <R> The answer is ({letter}).", thought=f"It is {words}.",
+        answer=f"The answer is ({letter}).",
+    )  # fmt: skip
+
+
+def count_images(asked):
+    return [len(body["messages"][0]["content"]) - 1 for body in asked]
+
+
+async def test_a_judge_is_audited_in_five_ways_and_the_card_is_kept(session, asked, capsys):
+    (current,) = list_rounds(session)
+    card = await audit_stage(current)
+    assert (card.num_tasks, card.auc.value, card.num_unjudged) == (10, 1.0, 0)
+    assert [control.shown for control in card.controls] == ["none", "blank", "other"]
+    assert card.controls[0].auc.value == 0.5, "without the image it says the same of all"
+    assert card.stability.value == 1.0
+    assert find_card(session) == card
+    own, again, none, blank, other = (count_images(asked[1:][20 * way : 20 * way + 20]) for way in range(5))
+    assert {*own, *again, *blank, *other} == {1}
+    assert set(none) == {0}
+    assert len(asked) == 1 + 100, "a test, and ten tasks' two responses in five ways"
+    told = capsys.readouterr().err
+    assert "estimate for 100 requests" in told
+    assert "20 requested = 20 ok" in told
+
+
+async def test_what_the_audit_asked_as_the_recipe_says_is_judged(session, asked):
+    (current,) = list_rounds(session)
+    await audit_stage(current)
+    asked.clear()
+    await judge_stage(current)
+    assert len(asked) == 2 * 24 - 20
+    asked.clear()
+    await audit_stage(current)
+    assert asked == []
+
+
+async def test_a_recipe_may_demand_an_auc_before_anything_else_is_judged(tmp_path, asked):
+    for name, is_right, least in (("good", lambda i: i == 0, 0.9), ("bad", lambda i: i == 1, 0.99)):
+        settings = (f"judge.kind={KIND}", "judge.model=gpt-4o-mini", "judge.num_audited=4", f"judge.min_auc={least}")
+        async for session in make_session(tmp_path / name, *settings, is_right=is_right):
+            (current,) = list_rounds(session)
+            asked.clear()
+            await judge_stage(current)
+            assert len(asked) == 1 + 5 * 8 + (48 - 8)
+    async for session in make_session(tmp_path / "blind", *settings, "judge.image=none"):
+        (current,) = list_rounds(session)
+        asked.clear()
+        with pytest.raises(StageError, match=r"has an AUC of 0\.50 .* on 4 tasks, less than judge\.min_auc = 0\.99"):
+            await judge_stage(current)
+        assert len(asked) == 1 + 2 * 8, "with no image there are no controls of the image"
+
+
+async def test_a_program_is_asked_once(tmp_path):
+    async for session in make_session(tmp_path, "judge.num_audited=5"):
+        (current,) = list_rounds(session)
+        card = await audit_stage(current)
+        assert (card.judge, card.num_tasks, card.controls, card.stability) == ("verifier/1", 5, (), None)
+
+
+async def test_members_are_varied_and_their_agreement_is_told(tmp_path, asked):
+    members = f'[{{kind = "{KIND}", model = "a"}}, {{kind = "verifier"}}]'
+    async for session in make_session(
+        tmp_path, "judge.kind=ensemble", f"judge.members={members}", "judge.num_audited=6"
+    ):
+        (current,) = list_rounds(session)
+        card = await audit_stage(current)
+        assert card.alpha == 1.0
+        assert [control.shown for control in card.controls] == ["none", "blank", "other"]
+        assert set(count_images(asked[1 + 2 * 12 : 1 + 3 * 12])) == {0}
+
+
+async def test_responses_that_are_all_right_audit_nothing(tmp_path):
+    async for session in make_session(tmp_path, is_right=lambda _: True):
+        with pytest.raises(OwedError, match="no task has both a response that is right and one that is wrong"):
+            await audit_stage(list_rounds(session)[0])
+
+
+async def test_the_command_shows_the_card_in_words_and_figures(session, asked, capsys):
+    await commands.audit(list_rounds(session)[0])
+    told = capsys.readouterr().out
+    assert "Report card of pointwise/1:gpt-4o-mini" in told
+    assert "the right one scores higher (AUC)" in told
+    assert "with a blank image and another question's image it ranks as it does with the true one" in told
