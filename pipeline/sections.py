@@ -125,6 +125,8 @@ class TasksSection(Section):
     """Which tasks are drawn when there are more than `num_tasks`."""
     hint: bool = False
     """Whether ScienceQA's hint stands before a question that has one; the paper's prompts have no place for it."""
+    allow_overlap: bool = False
+    """Whether to go on where questions or pictures are in the evaluation set, too (docs/contamination.md)."""
 
 
 class SampleSection(Section):

@@ -25,14 +25,19 @@ from services.checkpoints.registry import Checkpoint
 from services.gateway.admin import swap_to
 from services.run.auditing import audit_stage, check_auc, find_card
 from services.run.billing import read_meter, say_estimate, test_judge
+from services.run.overlap_gate import check_overlap
 from services.run.parity_gate import parity_stage
 from services.run.rounds import Round, make_judge
 from services.run.session import Session
 
 
 async def sample_stage(current: Round) -> None:
-    """Draw k responses per task from the round's starting policy; from none that is not served as it was trained."""
+    """Draw k responses per task from the round's starting policy; from none that is not served as it was trained.
+
+    Raises DataError where a task is in the evaluation set, too, and may not be.
+    """
     session, recipe = current.session, current.session.run.recipe
+    check_overlap(current)
     await parity_stage(session, [current.start])
     session.report(
         Began(
@@ -111,6 +116,7 @@ async def pair_stage(current: Round) -> None:
     """Preference pairs of the responses, as Parquet."""
     session, recipe = current.session, current.session.run.recipe
     session.report(Began("pair", f"by {recipe.pairs.policy}"))
+    check_overlap(current)
     pairs = current.pairs
     publish_splits(current, pairs.train, pairs.validation, pairs.directory)
     count, num = pairs.pair_set.count, recipe.pairs.num

@@ -22,7 +22,8 @@ from tests.services.run.test_rounds import answer, teach
 
 __all__ = ["vcot"]
 NOT_DECIDING = {
-    "serve": True, "sweep": True, "tasks": {"path"}, "sample": {"max_concurrency"}, "train": {"report_to", "worker"},
+    "serve": True, "sweep": True, "tasks": {"path", "allow_overlap"}, "sample": {"max_concurrency"},
+    "train": {"report_to", "worker"},
     "judge": {"base_url", "api_key_env", "max_concurrency", "max_cost_usd", "input_usd", "output_usd"},
     "eval": {"path", "max_concurrency"},
 }  # fmt: skip
