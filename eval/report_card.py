@@ -90,7 +90,14 @@ class ReportCard(Record):
     @property
     def verdicts(self) -> list[str]:
         """What that means, in sentences, the gravest first."""
-        return [_judge_auc(self.auc), *_judge_image(self), *_judge_rest(self)]
+        return [*_judge_answers(self), _judge_auc(self.auc), *_judge_image(self), *_judge_rest(self)]
+
+
+def _judge_answers(card: ReportCard) -> list[str]:
+    num = card.num_tasks + card.num_unjudged
+    if card.num_unjudged <= (1 - _STEADY) * num:
+        return []
+    return [f"It gave no verdict that can be read in {card.num_unjudged} of {num} tasks, so the rest says little."]
 
 
 def _judge_auc(auc: Interval) -> str:

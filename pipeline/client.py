@@ -37,13 +37,21 @@ _OPENAI_URL = "https://api.openai.com/v1"
 
 
 @dataclass(frozen=True)
+class Step:
+    """A position of a response: the token that stands there, and the log-probs of the likeliest ones, as texts."""
+
+    token: str
+    top: Mapping[str, float]
+
+
+@dataclass(frozen=True)
 class Choice:
     """One response of a completion."""
 
     text: str
     finish_reason: str
-    top: tuple[Mapping[str, float], ...] = ()
-    """Log-probs of each position's likeliest tokens, by the token's text, where they were asked for."""
+    steps: tuple[Step, ...] = ()
+    """Its positions, where log-probs were asked for."""
 
 
 @dataclass(frozen=True)
@@ -309,15 +317,15 @@ def _read_choice(choice: Any, usage: Usage) -> Choice:
     elif text is None:
         reason, said = "empty", f"the answer ended with {finish!r} and no text"
     else:
-        return Choice(text, finish, _read_top(choice))
+        return Choice(text, finish, _read_steps(choice))
     raise BadAnswer(f"choice {choice.index}: {said}", scope=scope, reason=reason, usage=usage)
 
 
-def _read_top(choice: Any) -> tuple[dict[str, float], ...]:
-    """The likeliest tokens of each position; none where the server tells none."""
+def _read_steps(choice: Any) -> tuple[Step, ...]:
+    """The positions of a choice; none where the server tells no log-probs."""
     try:
         return tuple(
-            {alternative.token: float(alternative.logprob) for alternative in position.top_logprobs}
+            Step(position.token, {each.token: float(each.logprob) for each in position.top_logprobs})
             for position in choice.logprobs.content
         )
     except (AttributeError, TypeError, ValueError):

@@ -3,22 +3,26 @@
 It tells apart what gets the same likeliest score, so that fewer tasks are ties; as in G-Eval (Liu et al. 2023), and
 better than the likeliest score in 92 of 120 comparisons of Wang et al. 2025 ("Improving LLM-as-a-Judge inference with the
 judgment distribution"). The score is one digit, 1 to 9, since every tokenizer has a token for each, where "10" may be two.
-It needs an API that tells log-probs, as OpenAI's chat models and vLLM do.
+The answer is structured output where that is offered, so that a model which likes to talk comes to its score. It needs an
+API that tells log-probs, as OpenAI's chat models and vLLM do.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from importlib import resources
+from typing import Any, ClassVar
 
 from pipeline.client import Choice
 from pipeline.errors import RequestError
 from pipeline.judges.model import ModelJudge
-from pipeline.judges.verdict import Unreadable
+from pipeline.judges.verdict import Unreadable, build_format
 from pipeline.records import Verdict
 
-_DIGITS = "123456789"
+_DIGITS = frozenset("123456789")
+_DIGIT = re.compile(r"(?<!\d)[1-9](?!\d)")
 _LEAST_MASS = 0.5
 _NUM_SHOWN = 3
 
@@ -29,20 +33,26 @@ class ExpectedJudge(ModelJudge):
     version = "expected/1"
     template = resources.files(__package__).joinpath("expected.txt").read_text("utf-8").strip()
     takes = ModelJudge.takes - {"num_samples"}
+    response_format: ClassVar[dict[str, Any] | None] = build_format(
+        "score", {"score": {"type": "integer", "enum": list(range(1, 10))}}
+    )
     top_logprobs = 20
 
     def read(self, text: str) -> Verdict:
-        """The likeliest score alone. Raises Unreadable."""
-        if text.strip() not in _DIGITS or not text.strip():
-            raise Unreadable("it is no digit from 1 to 9")
-        return Verdict(score=float(text))
+        """The score that is said, alone. Raises Unreadable unless one digit from 1 to 9 is."""
+        digits = _DIGIT.findall(text)
+        if len(digits) != 1:
+            raise Unreadable(f"it has {len(digits)} scores from 1 to 9 instead of one")
+        return Verdict(score=float(digits[0]))
 
     def read_choice(self, choice: Choice) -> Verdict:
         """The mean score. Raises Unreadable; RequestError of the account where the API tells no log-probs."""
-        if not choice.top:
+        if not choice.steps:
             message = f"{self._model} tells no log-probs, which judge.kind = expected goes by; take pointwise"
             raise RequestError(message, scope="account", reason="parameter")
-        shares = next(filter(None, map(read_shares, choice.top)), {})
+        self.read(choice.text)
+        said = next((step for step in choice.steps if _DIGIT.search(step.token)), None)
+        shares = {} if said is None else read_shares(said.top)
         mass = sum(shares.values())
         if mass < _LEAST_MASS:
             raise Unreadable(f"the scores 1 to 9 have only {mass:.0%} of the probability")
@@ -53,11 +63,9 @@ class ExpectedJudge(ModelJudge):
 
 
 def read_shares(tokens: Mapping[str, float]) -> dict[str, float]:
-    """The probability of each score at one position, from log-probs; empty where the likeliest token is no score."""
-    if max(tokens, key=tokens.__getitem__).strip() not in set(_DIGITS):
-        return {}
+    """The probability of each score at one position, from log-probs."""
     shares: dict[str, float] = {}
     for token, logprob in tokens.items():
-        if token.strip() in set(_DIGITS):
+        if token.strip() in _DIGITS:
             shares[token.strip()] = shares.get(token.strip(), 0.0) + math.exp(logprob)
     return shares

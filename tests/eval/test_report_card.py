@@ -103,6 +103,12 @@ def test_what_is_unsteady_tied_hanging_or_its_own_is_said():
     assert (rows["tasks without both scores"], rows["comparisons that hang on the order"]) == ("7", "40 of 100")
 
 
+def test_a_judge_that_mostly_says_nothing_readable_is_told_so_first():
+    found = card(make_duels(knows, num=20), num_unjudged=30)
+    assert found.verdicts[0] == "It gave no verdict that can be read in 30 of 50 tasks, so the rest says little."
+    assert "no verdict" not in card(make_duels(knows, num=20), num_unjudged=2).verdicts[0]
+
+
 def test_tasks_of_which_a_control_has_no_score_are_left_out_of_its_comparison():
     own = make_duels(knows)
     found = card(own, none=own[:50])

@@ -36,22 +36,32 @@ async def test_the_score_is_the_mean_and_tells_apart_what_has_the_same_likeliest
 
 
 async def test_tokens_with_and_without_a_space_are_one_score_and_others_are_left_out(tmp_path):
-    _, table = await judge(
-        tmp_path, {" 8": math.log(0.5), "8": math.log(0.2), "2": math.log(0.1), "The": math.log(0.2)}
-    )
+    step = {" 8": math.log(0.5), "8": math.log(0.2), "2": math.log(0.1), "The": math.log(0.2)}
+    _, table = await judge(tmp_path, step)
     assert table.scores[0] == pytest.approx((0.7 * 8 + 0.1 * 2) / 0.8)
 
 
-async def test_the_score_is_read_where_it_stands(tmp_path):
-    _, table = await judge(tmp_path, logs(_Score=0.9, _8=0.1), logs(_3=0.8, _4=0.2), text="Score 3")
+async def test_the_score_is_read_where_it_stands_in_structured_output(tmp_path):
+    steps = ({'{"score": ': 0.0, "8": -9.0}, logs(_3=0.8, _4=0.2), {"}": 0.0})
+    _, table = await judge(tmp_path, *steps, text='{"score": 3}')
     assert table.scores[0] == pytest.approx(3.2)
+    assert table.bodies[0]["response_format"]["json_schema"]["schema"]["properties"]["score"]["enum"] == [*range(1, 10)]
 
 
-@pytest.mark.parametrize("step", [logs(_8=0.3, _7=0.1, The=0.2), logs(The=0.9, _8=0.1), logs(_10=1.0), logs(_0=1.0)])
-async def test_what_is_hardly_a_score_is_unreadable(tmp_path, step):
-    count, table = await judge(tmp_path, step)
+@pytest.mark.parametrize(
+    ("text", "step", "said"),
+    [
+        ("8", logs(_8=0.3, _7=0.1, The=0.2), "have only 40% of the probability"),
+        ("The", logs(The=0.9, _8=0.1), "it has 0 scores"),
+        ("10", logs(_10=1.0), "it has 0 scores"),
+        ("0", logs(_0=1.0), "it has 0 scores"),
+        ("8 or 9", logs(_8=1.0), "it has 2 scores"),
+    ],
+)
+async def test_what_is_hardly_a_score_is_unreadable(tmp_path, text, step, said):
+    count, table = await judge(tmp_path, step, text=text)
     assert (count.refused, table.scores) == (2, [None, None])
-    assert "of the probability" in table.judgments[0].error
+    assert said in table.judgments[0].error
 
 
 async def test_an_api_without_log_probs_ends_the_stage_at_once(tmp_path):
@@ -60,5 +70,4 @@ async def test_an_api_without_log_probs_ends_the_stage_at_once(tmp_path):
 
 
 def test_shares_are_of_digits_only():
-    assert read_shares({"8": 0.0, "9": -math.inf, "x": -1.0}) == {"8": 1.0, "9": 0.0}
-    assert read_shares({"x": 0.0, "8": -1.0}) == {}
+    assert read_shares({"8": 0.0, "9": -math.inf, "x": -1.0, "10": 0.0, "": 0.0}) == {"8": 1.0, "9": 0.0}
