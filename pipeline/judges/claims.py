@@ -37,8 +37,12 @@ class ClaimsJudge(ModelJudge):
         """One that lists them, and one for each of a usual number of claims."""
         return num_responses * (1 + _USUAL_CLAIMS)
 
-    def _list_prompts(self) -> Any:
+    def list_templates(self) -> list[str]:
+        """How claims are listed, and how one is checked."""
         return [_SPLIT, self.template]
+
+    def _list_prompts(self) -> Any:
+        return self.list_templates()
 
     def render_test(self) -> str:
         """A check of one claim, as most requests are."""

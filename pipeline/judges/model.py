@@ -114,6 +114,10 @@ class ModelJudge(Judge):
         self._asking = WeakValueDictionary[str, asyncio.Lock]()
         """Replies that are being asked for, by key."""
 
+    def list_templates(self) -> list[str]:
+        """Its one template; more of a judge that asks several questions."""
+        return [self.template]
+
     def _list_prompts(self) -> Any:
         """All that is written into its questions, for the fingerprint."""
         return self.template

@@ -47,8 +47,12 @@ class PairwiseJudge(ModelJudge, GroupJudge):
         num_games = by_round if is_swiss else len(list_all(num_responses))
         return 2 * (num_games + min(section.max_meta, num_games))
 
+    def list_templates(self) -> list[str]:
+        """How two are compared, and how the meta-judge is asked."""
+        return [self.template, _META]
+
     def _list_prompts(self) -> Any:
-        return [self.template, _META, self.section.schedule, self.section.max_meta]
+        return [*self.list_templates(), self.section.schedule, self.section.max_meta]
 
     def render_test(self) -> str:
         """One comparison."""

@@ -12,11 +12,13 @@ from pathlib import Path
 
 from eval.evaluate import Questions, Scores
 from pipeline.client import ChatClient
+from pipeline.data_card import render_card
 from pipeline.errors import StageError
 from pipeline.judges import Judge
 from pipeline.judging import find_unjudged_fault, judge_responses
 from pipeline.pairs import Couple
-from pipeline.publish import publish_pairs, render_card
+from pipeline.prompts import PROMPTS
+from pipeline.publish import name_judge, publish_pairs
 from pipeline.records import Split, StageCount
 from pipeline.report import Began, Said, Warned, tracking, waiting
 from pipeline.sample import Requests, is_owed, sample
@@ -24,8 +26,8 @@ from pipeline.sections import POLICY_ALIAS
 from services.checkpoints.registry import Checkpoint
 from services.gateway.admin import swap_to
 from services.run.auditing import audit_stage, check_auc, find_card
-from services.run.billing import read_meter, say_estimate, test_judge
-from services.run.overlap_gate import check_overlap
+from services.run.billing import read_cost, read_meter, say_estimate, test_judge
+from services.run.overlap_gate import check_overlap, read_overlap
 from services.run.parity_gate import parity_stage
 from services.run.rounds import Round, make_judge
 from services.run.session import Session
@@ -118,7 +120,7 @@ async def pair_stage(current: Round) -> None:
     session.report(Began("pair", f"by {recipe.pairs.policy}"))
     check_overlap(current)
     pairs = current.pairs
-    publish_splits(current, pairs.train, pairs.validation, pairs.directory)
+    publish_splits(current, pairs.train, pairs.validation, pairs.digest, pairs.directory)
     count, num = pairs.pair_set.count, recipe.pairs.num
     session.counts.append(count)
     session.report(
@@ -140,9 +142,11 @@ async def pair_stage(current: Round) -> None:
         )
 
 
-def publish_splits(current: Round, train: Sequence[Couple], validation: Sequence[Couple], directory: Path) -> None:
-    """Pairs of the round as a data set in `directory`, with its card."""
-    recipe = current.session.run.recipe
+def publish_splits(
+    current: Round, train: Sequence[Couple], validation: Sequence[Couple], digest: str, directory: Path
+) -> None:
+    """Pairs of the round, whose rows have this digest, as a data set in `directory`, with its card."""
+    session, recipe = current.session, current.session.run.recipe
     card = partial(
         render_card,
         train,
@@ -151,9 +155,23 @@ def publish_splits(current: Round, train: Sequence[Couple], validation: Sequence
         model=current.start.ref.name if current.number > 1 else recipe.model.source,
         judged=current.pairs.judged,
         paired=current.pairs.pair_set.count,
+        digest=digest,
+        prompts=_list_prompts(session),
+        contamination=read_overlap(current),
+        cost=read_cost(session),
     )
     with current.reading_texts(len(train) + len(validation)) as read:
-        publish_pairs(read(train), read(validation), current.session.run.images, directory, card=card)
+        publish_pairs(read(train), read(validation), session.run.images, directory, card=card)
+
+
+def _list_prompts(session: Session) -> dict[str, str]:
+    """What the sampled model and each judge that is a model were asked, by what it is for."""
+    name = session.run.recipe.sample.prompt
+    prompts = {f"Asked of the sampled model ({name})": PROMPTS.resolve(name).template}
+    for judge in make_judge(session).walk():
+        for number, template in enumerate(judge.list_templates(), start=1):
+            prompts[f"Asked of the judge {name_judge(judge.name)}, {number}"] = template
+    return prompts
 
 
 async def eval_stage(session: Session, checkpoints: Sequence[Checkpoint], split: Split) -> None:

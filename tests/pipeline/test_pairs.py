@@ -13,11 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from pipeline.data_card import render_card
 from pipeline.errors import DataError
 from pipeline.images import ImageStore
 from pipeline.pairs import Judged, limit_pairs, read_pairs, split_pairs
 from pipeline.pairs import build_pairs as build_couples
-from pipeline.publish import SplitSize, pairs_digest, publish_pairs, render_card
+from pipeline.publish import SplitSize, pairs_digest, publish_pairs
 from pipeline.recipe import load_recipe, public_name
 from pipeline.records import (
     CheckpointRef,
@@ -224,7 +225,8 @@ def test_too_little_to_split_is_said():
 
 
 def make_card(train, validation, **changes):
-    fields = {"recipe": load_recipe("nano"), "model": "nano", "judged": JUDGED, "paired": PAIRED}
+    fields = {"recipe": load_recipe("nano"), "model": "nano", "judged": JUDGED, "paired": PAIRED, "digest": "ab" * 32,
+              "prompts": {"Asked of the sampled model": "Look."}, "contamination": None, "cost": None}  # fmt: skip
     sizes = changes.pop("sizes", {"train": SplitSize(3, 1000, 500), "validation": SplitSize(1, 10, 5)})
     return render_card(train, validation, sizes, **(fields | changes))
 
@@ -367,7 +369,7 @@ def test_hostile_texts_stay_texts_in_the_card(text):
     assert tomllib.loads(toml)["judge"]["model"] == public_name(text)
     assert len(card.splitlines()) == len(card.split("\n")) - 1, "no other line ends"
     rows = [line for line in table.splitlines() if line.startswith("|")]
-    assert len(rows) == 8
+    assert len(rows) == 12
     assert all(row.count("|") == 3 and len(row) < 3000 for row in rows)
     assert not set("<>[]`*") & set("".join(rows))
     assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2066-\u2069]", card)
