@@ -64,5 +64,5 @@ def _describe(example: PairExample) -> str:
 
 def _cut(text: str, indent: str = "") -> str:
     return textwrap.fill(
-        text, _WIDTH, initial_indent=indent, subsequent_indent=indent, max_lines=_MAX_LINES, placeholder=" ..."
+        text.strip(), _WIDTH, initial_indent=indent, subsequent_indent=indent, max_lines=_MAX_LINES, placeholder=" ..."
     )
