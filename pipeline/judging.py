@@ -166,7 +166,11 @@ def look_at_judgments(
 def list_judged(group: Iterable[Seen]) -> list[Judged]:
     """Those with a score, whose judgments were read whole."""
     scored = ((seen.response, seen.judgment) for seen in group if seen.judgment is not None)
-    return [Judged(response, found.score, found.judge) for response, found in scored if found.score is not None]
+    return [
+        Judged(response, found.score, found.judge, found.key, found.low, found.high)
+        for response, found in scored
+        if found.score is not None
+    ]
 
 
 def read_judged(judge: Judge, groups: Iterable[Group], ledger: Ledger) -> Iterator[tuple[Task, list[Judged]]]:

@@ -89,6 +89,10 @@ class Judge(ABC):
         """
         raise NotImplementedError
 
+    def list_templates(self) -> list[str]:
+        """What a model is asked, as texts with places; none of a program."""
+        return []
+
     def walk(self) -> Iterator[Judge]:
         """Its members, theirs before them, and itself: the order in which they judge."""
         for member in self.members:

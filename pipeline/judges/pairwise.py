@@ -17,7 +17,8 @@ from importlib import resources
 from typing import Any, ClassVar
 
 from pipeline.judges import GroupJudge
-from pipeline.judges.model import TEST_RESPONSE, TEST_TASK, ModelJudge, Shown, await_all
+from pipeline.judges.model import ModelJudge, Shown, await_all
+from pipeline.judges.trial import TEST_RESPONSE, TEST_TASK
 from pipeline.judges.verdict import Unreadable, build_format, read_object, read_rationale
 from pipeline.ranking import Game, Rating, count_swiss_rounds, list_all, pair_swiss, rate
 from pipeline.records import Reply, Response, Task, Verdict
@@ -47,8 +48,12 @@ class PairwiseJudge(ModelJudge, GroupJudge):
         num_games = by_round if is_swiss else len(list_all(num_responses))
         return 2 * (num_games + min(section.max_meta, num_games))
 
+    def list_templates(self) -> list[str]:
+        """How two are compared, and how the meta-judge is asked."""
+        return [self.template, _META]
+
     def _list_prompts(self) -> Any:
-        return [self.template, _META, self.section.schedule, self.section.max_meta]
+        return [*self.list_templates(), self.section.schedule, self.section.max_meta]
 
     def render_test(self) -> str:
         """One comparison."""

@@ -28,7 +28,7 @@ _SETTINGS = "settings.json"
 _NOT_DECIDING: Mapping[str, Any] = {
     "serve": True,
     "sweep": True,
-    "tasks": {"path"},
+    "tasks": {"path", "allow_overlap"},
     "sample": {"max_concurrency"},
     "judge": {
         "base_url", "api_key_env", "max_concurrency", "max_cost_usd", "input_usd", "output_usd", "batch", "min_auc",
