@@ -47,7 +47,17 @@ JUDGE_NAMES: Plugins[Any] = Plugins(
     },
 )
 PAIR_POLICY_NAMES: Plugins[Any] = Plugins(
-    "pair policy", "vcot.pair_policies", {"best_worst": "pipeline.pairs:choose_best_worst"}
+    "pair policy",
+    "vcot.pair_policies",
+    {
+        "best_worst": "pipeline.pair_policies:pick_best_worst",
+        "right_wrong": "pipeline.pair_policies:pick_right_wrong",
+        "gold_aware": "pipeline.pair_policies:pick_gold_aware",
+        "margin": "pipeline.pair_policies:pick_by_margin",
+        "length_matched": "pipeline.pair_policies:pick_length_matched",
+        "length_penalised": "pipeline.pair_policies:pick_length_penalised",
+        "rating": "pipeline.pair_policies:pick_by_rating",
+    },
 )
 BENCHMARK_NAMES: Plugins[Any] = Plugins(
     "benchmark",

@@ -1,4 +1,7 @@
-"""Judgments -> preference pairs, and the split of the pairs. Pure, but for reading the texts of pairs."""
+"""Judgments -> preference pairs, and the split of the pairs. Pure, but for reading the texts of pairs.
+
+Which responses to a task make pairs is a policy's to say; those that are built in are in pair_policies.py.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,8 @@ import hashlib
 import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from pipeline.errors import DataError
 from pipeline.ledger import Ledger
@@ -14,9 +18,12 @@ from pipeline.open_lists import PAIR_POLICY_NAMES
 from pipeline.plugins import Plugins
 from pipeline.prompts import render_prompt
 from pipeline.records import ImageRef, PreferencePair, Response, StageCount, Task
+from pipeline.sections import PairsSection
 from pipeline.stage import Tally, batched
 
-_TIE, _CUT, _LEFT_OUT = "tie", "all_cut_off", "beyond_pairs_num"
+TIE = "tie"
+"""Why a task gives no pair whose responses score alike, or say the same."""
+_CUT, _NO_PAIR, _LEFT_OUT = "all_cut_off", "no_pair", "beyond_pairs_num"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +39,9 @@ class Couple:
     judge: str
     policy: str
     """Digest of the weights that sampled both."""
+    chosen_judgment: str
+    """The key of the judgment that the score is from."""
+    rejected_judgment: str
 
 
 @dataclass(frozen=True)
@@ -40,17 +50,15 @@ class PairSet:
 
     pairs: tuple[Couple, ...]
     count: StageCount
-    """Of tasks: refused are ties and pairs that were left out, failed are those with fewer than two judged responses."""
-
-    @property
-    def num_left_out(self) -> int:
-        """Pairs that are not among `pairs`, since fewer were wanted."""
-        return self.count.reasons.get(_LEFT_OUT, 0)
+    """Of tasks: refused are those that the policy found no pair in, or whose pairs were left out; failed are those with
+    fewer than two judged responses."""
+    num_left_out: int = 0
+    """Pairs that are not among `pairs`, since fewer were wanted."""
 
     @property
     def num_ties(self) -> int:
         """Tasks whose best and worst responses score alike, or say the same."""
-        return self.count.reasons.get(_TIE, 0)
+        return self.count.reasons.get(TIE, 0)
 
 
 @dataclass(frozen=True)
@@ -60,65 +68,84 @@ class Judged:
     response: Response
     score: float
     judge: str
+    judgment: str = ""
+    """The judgment's key."""
+    low: float | None = None
+    """With `high`, the 95 % interval of the score, where the judge knows one."""
+    high: float | None = None
 
     @property
     def words(self) -> str:
         """What the response says, however it is spaced."""
         return self.response.words
 
+    @property
+    def num_words(self) -> int:
+        """How long it is."""
+        return len(self.words.split())
 
-PairPolicy = Callable[[Task, Sequence[Judged], Sequence[Judged]], "tuple[Judged, Judged] | None"]
-"""Picks a task's chosen and rejected response; None where it finds no pair, which counts as a tie (docs/extending.md).
 
-It is given the task, those of its judged responses that may be chosen (at least one), and all of them (at least two), in
-the order of their index. The chosen one must score higher than the rejected one, and say something else.
+Picked = Sequence[tuple[Judged, Judged]] | str
+"""The pairs of one task as (chosen, rejected), the best first; or in one word, for the account, why there is none."""
+PairPolicy = Callable[[Task, Sequence[Judged], Sequence[Judged], PairsSection], Picked]
+"""Picks the pairs of a task (docs/extending.md).
+
+It is given the task, those of its judged responses that may be chosen (at least one), all of them (at least two), both in
+the order of their index, and the recipe's section. In each pair the chosen one must score higher than the rejected one,
+and say something else. Of many pairs the first `pairs.max_per_task` are kept.
 """
 PAIR_POLICIES: Plugins[PairPolicy] = PAIR_POLICY_NAMES.of_kind(callable, "a function (pipeline.pairs.PairPolicy)")
+_DEFAULTS = PairsSection()
 
 
-def build_pairs(
-    groups: Iterable[tuple[Task, Sequence[Judged]]], *, policy: str = "best_worst", choose_cut: bool = False
-) -> PairSet:
-    """At most a pair for each task, as `policy` picks it; ties and other tasks without one are dropped and counted.
+def build_pairs(groups: Iterable[tuple[Task, Sequence[Judged]]], section: PairsSection = _DEFAULTS) -> PairSet:
+    """The pairs of each task, as the section's policy picks them; tasks without one are dropped and counted by reason.
 
-    Each group is a task with those of its responses that have a score, by index. A response that was cut off at its longest
-    length may not be chosen, unless `choose_cut`: it would teach not to come to an end. Raises RecipeError where the policy
-    is not found, and DataError where it picks what is no pair.
+    Each group is a task with those of its responses that have a score, by index. Raises RecipeError where the policy is
+    not found, and DataError where it picks what is no pair.
     """
-    pick = PAIR_POLICIES.resolve(policy)
+    policy = PAIR_POLICIES.resolve(section.policy)
     tally = Tally("pair", total=0)
     couples: list[Couple] = []
     for task, judged in groups:
-        tally.total += 1
-        if len(judged) < 2 or task.image is None:
-            tally.add("failed", reason="too_few_judged" if task.image else "no_image")
-            continue
-        may_be_chosen = [one for one in judged if choose_cut or one.response.finish_reason != "length"]
-        picked = pick(task, may_be_chosen, judged) if may_be_chosen else None
-        tally.add("refused" if picked is None else "ok", reason=_TIE if may_be_chosen else _CUT)
-        if picked is not None:
-            couples.append(_join(task, *_check(policy, task, picked, may_be_chosen, judged)))
+        picked = count_picked(tally, policy, task, judged, section)
+        couples += [_join(task, chosen, rejected) for chosen, rejected in picked]
     return PairSet(tuple(couples), tally.close())
 
 
-def choose_best_worst(
-    task: Task, may_be_chosen: Sequence[Judged], judged: Sequence[Judged]
-) -> tuple[Judged, Judged] | None:
-    """The best, and the worst that says something else; None where that one scores no less.
+def count_picked(
+    tally: Tally, policy: PairPolicy, task: Task, judged: Sequence[Judged], section: PairsSection
+) -> Sequence[tuple[Judged, Judged]]:
+    """The pairs of one task, and its place in the account of tasks.
 
-    Where several share the best (or worst) score, the first is taken, so that the same records always give the same pairs.
+    A response that was cut off at its longest length may not be chosen, unless `choose_cut`: it would teach not to come to
+    an end. Raises DataError where the policy picks what is no pair.
     """
-    best = min(may_be_chosen, key=lambda one: -one.score)
-    others = [one for one in judged if one.words != best.words]
-    worst = min(others, key=lambda one: one.score, default=best)
-    return (best, worst) if worst.score < best.score else None
+    tally.total += 1
+    if len(judged) < 2 or task.image is None:
+        tally.add("failed", reason="too_few_judged" if task.image else "no_image")
+        return ()
+    may_be_chosen = [one for one in judged if section.choose_cut or one.response.finish_reason != "length"]
+    picked = policy(task, may_be_chosen, judged, section) if may_be_chosen else _CUT
+    if isinstance(picked, str) or not picked:
+        tally.add("refused", reason=str(picked or _NO_PAIR))
+        return ()
+    tally.add("ok")
+    kept = picked[: section.max_per_task]
+    for pair in kept:
+        _check(section.policy, task, pair, may_be_chosen, judged)
+    return kept
 
 
-def _check(
-    policy: str, task: Task, picked: tuple[Judged, Judged], may_be_chosen: Sequence[Judged], judged: Sequence[Judged]
-) -> tuple[Judged, Judged]:
-    """What was picked, if it is a pair. Raises DataError."""
-    chosen, rejected = picked
+def _check(policy: str, task: Task, picked: Any, may_be_chosen: Sequence[Judged], judged: Sequence[Judged]) -> None:
+    """Raise DataError where what was picked is no pair."""
+    match picked:
+        case (chosen, rejected):
+            pass
+        case _:
+            raise DataError(
+                f"pairs.policy {policy} gave no list of pairs (chosen, rejected) for task {task.id}; mend the policy"
+            )
     if chosen not in may_be_chosen or rejected not in judged:
         fault = "which are not the task's"
     elif chosen.words == rejected.words:
@@ -126,7 +153,7 @@ def _check(
     elif chosen.score <= rejected.score:
         fault = f"of which the chosen one scores {chosen.score:g}, and the rejected one {rejected.score:g}"
     else:
-        return picked
+        return
     raise DataError(f"pairs.policy {policy} picked two responses to task {task.id}, {fault}; mend the policy")
 
 
@@ -141,6 +168,8 @@ def _join(task: Task, chosen: Judged, rejected: Judged) -> Couple:
         rejected_score=rejected.score,
         judge=sys.intern(chosen.judge),  # the same of all, and read anew for each
         policy=sys.intern(chosen.response.checkpoint.digest),
+        chosen_judgment=chosen.judgment,
+        rejected_judgment=rejected.judgment,
     )
 
 
@@ -163,23 +192,20 @@ def read_pairs(couples: Iterable[Couple], tasks: Iterable[Task], ledger: Ledger)
 
 def draw_pairs(pairs: Sequence[Couple], num_pairs: int, seed: int) -> list[Couple]:
     """At most `num_pairs` of them, drawn by image, in the order they came; all of them where there are no more."""
-    drawn = sorted(pairs, key=lambda pair: _place(f"draw:{seed}", pair.image.sha256))[:num_pairs]
-    kept = {pair.task for pair in drawn}
-    return [pair for pair in pairs if pair.task in kept]
+    drawn = sorted(range(len(pairs)), key=lambda place: _place(f"draw:{seed}", pairs[place].image.sha256))
+    return [pairs[place] for place in sorted(drawn[:num_pairs])]
 
 
 def limit_pairs(pair_set: PairSet, num: int | None, seed: int) -> PairSet:
-    """At most `num` of the pairs, drawn by image, the rest counted as left out; None keeps all."""
+    """At most `num` of the pairs, drawn by image; tasks that lose all of theirs are counted. None keeps all."""
     if num is None or len(pair_set.pairs) <= num:
         return pair_set
-    kept = draw_pairs(pair_set.pairs, num, seed)
-    num_left_out, count = len(pair_set.pairs) - len(kept), pair_set.count
-    changes = {
-        "ok": count.ok - num_left_out,
-        "refused": count.refused + num_left_out,
-        "reasons": count.reasons | {_LEFT_OUT: num_left_out},
-    }
-    return PairSet(tuple(kept), count.model_copy(update=changes))
+    kept, count = draw_pairs(pair_set.pairs, num, seed), pair_set.count
+    num_lost = count.ok - len({pair.task for pair in kept})
+    changes = {"ok": count.ok - num_lost, "refused": count.refused + num_lost}
+    reasons = count.reasons | ({_LEFT_OUT: num_lost} if num_lost else {})
+    left = count.model_copy(update=changes | {"reasons": reasons})
+    return replace(pair_set, pairs=tuple(kept), count=left, num_left_out=len(pair_set.pairs) - len(kept))
 
 
 def split_pairs(pairs: Sequence[Couple], validation_fraction: float, seed: int) -> tuple[list[Couple], list[Couple]]:

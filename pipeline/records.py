@@ -240,7 +240,7 @@ class Reply(Record):
 
 
 class PreferencePair(Record):
-    """Best against worst response to one task."""
+    """Two responses to one task, of which one is preferred."""
 
     task: str
     image: ImageRef
@@ -255,6 +255,9 @@ class PreferencePair(Record):
     judge: str
     policy: str
     """Digest of the weights that sampled both."""
+    chosen_judgment: str = ""
+    """The key of the judgment that the score is from; response and judge determine it, so no digest holds it."""
+    rejected_judgment: str = ""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -125,6 +125,8 @@ class TasksSection(Section):
     """Which tasks are drawn when there are more than `num_tasks`."""
     hint: bool = False
     """Whether ScienceQA's hint stands before a question that has one; the paper's prompts have no place for it."""
+    allow_overlap: bool = False
+    """Whether to go on where questions or pictures are in the evaluation set, too (docs/contamination.md)."""
 
 
 class SampleSection(Section):
@@ -177,6 +179,8 @@ class JudgeSection(Section):
     """How many of a task's comparisons that hang on the order are put before the meta-judge (pairwise)."""
     seed: int = 0
     """Of a model judge's sampling."""
+    batch: bool = False
+    """Whether a model judge is asked through the API's batches: half the price at OpenAI, answered within a day."""
     min_auc: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Stops before judging unless the judge's report card, which is made first, shows at least this AUC."""
     num_audited: Count = 200
@@ -215,7 +219,15 @@ class PairsSection(Section):
     """How judgments become preference pairs."""
 
     policy: Annotated[str, AfterValidator(PAIR_POLICY_NAMES.check)] = "best_worst"
-    """`best_worst` pairs a task's best and worst response, and drops ties; one of your own is package.module:function."""
+    """`best_worst` (the paper's), or another of docs/pairs.md; one of your own is package.module:function."""
+    max_per_task: Count = 1
+    """At most so many pairs of a task, from a policy that finds several."""
+    margin: Annotated[float, Field(ge=0)] = 0.0
+    """By more than this the chosen response scores higher (`margin`)."""
+    max_length_ratio: Annotated[float, Field(ge=1)] = 1.25
+    """The longer of two responses over the shorter, in words, at most (`length_matched`)."""
+    rho: Annotated[float, Field(ge=0, le=0.5)] = 0.25
+    """What length costs, in standard deviations of the score for one of the length (`length_penalised`)."""
     choose_cut: bool = False
     """Whether a response that was cut off at `sample.max_tokens` may be the chosen one."""
     num: Count | None = None

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from importlib import resources
 from typing import Any
 
-from pipeline.judges.model import TEST_TASK, ModelJudge, await_all
+from pipeline.judges.model import ModelJudge, await_all
+from pipeline.judges.trial import TEST_TASK
 from pipeline.judges.verdict import Unreadable, build_format, clean, read_object
 from pipeline.plain import after_reasoning
 from pipeline.records import Reply, Response, Task, Verdict
@@ -37,8 +38,12 @@ class ClaimsJudge(ModelJudge):
         """One that lists them, and one for each of a usual number of claims."""
         return num_responses * (1 + _USUAL_CLAIMS)
 
-    def _list_prompts(self) -> Any:
+    def list_templates(self) -> list[str]:
+        """How claims are listed, and how one is checked."""
         return [_SPLIT, self.template]
+
+    def _list_prompts(self) -> Any:
+        return self.list_templates()
 
     def render_test(self) -> str:
         """A check of one claim, as most requests are."""

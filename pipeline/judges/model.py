@@ -7,11 +7,11 @@ or cannot be read are refused with their usage, never a score.
 from __future__ import annotations
 
 import asyncio
-import io
 import os
 import re
 from abc import abstractmethod
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
@@ -24,35 +24,22 @@ from pipeline.faults import Place
 from pipeline.images import ImageStore
 from pipeline.judges import Judge
 from pipeline.judges.cost import Meter
+from pipeline.judges.trial import TEST_IMAGE, TEST_RESPONSE, TEST_TASK, draw_test_image
 from pipeline.judges.verdict import Unreadable
 from pipeline.ledger import Ledger
 from pipeline.pacing import Gate
 from pipeline.prompts import render_options
 from pipeline.records import ImageRef, Reply, Response, SamplingParams, Task, Usage, Verdict, content_key
 from pipeline.sections import JudgeSection
+from pipeline.stage import QUEUED
 
 if TYPE_CHECKING:
     import httpx2
 
-_TEST_SIZE = (640, 480)
-TEST_TASK = Task(
-    id="test",
-    question="What colour is the disc in the middle of the image?",
-    choices=("red", "blue", "green", "yellow"),
-    answer=0,
-    source="test",
-    split="train",
-)
-TEST_RESPONSE = (
-    "The image shows a single disc on a plain white background. The disc is in the middle, and nothing else is there to "
-    "compare it with. Its colour is even, without a pattern or a shadow. Draft: the disc is red, so the option that says "
-    "red is right. Evaluation: blue, green and yellow do not fit what the image shows, and the draft answers what was "
-    "asked, so it stands.\n<R> The disc is red. The answer is (A) red."
-)
-_TEST_IMAGE = ImageRef(sha256="", path="test.png", width=_TEST_SIZE[0], height=_TEST_SIZE[1])
 _OPTIONS = "Options: <options>\n"
 _NO_ANSWER = "(It gives no final answer.)"
 T = TypeVar("T")
+C = TypeVar("C", bound=ChatClient)
 Shown = Sequence[tuple[ImageRef, bytes]]
 """Images with their bytes."""
 
@@ -77,7 +64,7 @@ class ModelJudge(Judge):
     """
 
     is_model = True
-    takes = frozenset(("image", "sees", "gold", "num_samples", "temperature", "seed"))
+    takes = frozenset(("image", "sees", "gold", "num_samples", "temperature", "seed", "batch"))
     version: ClassVar[str]
     """Judge and version, for example `pointwise/1`; a new one judges everything anew."""
     template: ClassVar[str]
@@ -103,6 +90,7 @@ class ModelJudge(Judge):
             seed=section.seed,
         )
         self.name = f"{self.version}:{section.model}"
+        self.knows_gold = section.gold
         changed = {name: getattr(section, name) for name, usual in _VIEW.items() if getattr(section, name) != usual}
         self.fingerprint = content_key(
             prompt=self._list_prompts(), params=self._params, detail=section.image_detail, **changed
@@ -113,6 +101,10 @@ class ModelJudge(Judge):
         self._room = asyncio.Semaphore(section.max_concurrency)
         self._asking = WeakValueDictionary[str, asyncio.Lock]()
         """Replies that are being asked for, by key."""
+
+    def list_templates(self) -> list[str]:
+        """Its one template; more of a judge that asks several questions."""
+        return [self.template]
 
     def _list_prompts(self) -> Any:
         """All that is written into its questions, for the fingerprint."""
@@ -128,14 +120,28 @@ class ModelJudge(Judge):
 
     async def __aenter__(self) -> Self:
         """Open the client. Raises MachineError where the environment does not hold the key."""
-        self._client = ChatClient(
+        self._client = self.open(ChatClient, gate=Gate())
+        return self
+
+    def open(self, kind: Callable[..., C], *arguments: Any, **options: Any) -> C:
+        """A client of the judge's API. Raises MachineError where the environment does not hold the key."""
+        return kind(
             self.section.base_url,
             read_api_key(self.section),
+            *arguments,
             max_connections=self.section.max_concurrency,
-            gate=Gate(),
             transport=self.transport,
+            **options,
         )
-        return self
+
+    @contextmanager
+    def asking_by(self, client: ChatClient) -> Iterator[None]:
+        """Meanwhile its questions go by another client, as by one that gathers them to batches."""
+        own, self._client = self._client, client
+        try:
+            yield
+        finally:
+            self._client = own
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -175,7 +181,7 @@ class ModelJudge(Judge):
         """The verdict on a red disc, of the size of a photo and with a response of a usual length."""
         asked = await self.ask(
             self.render_test(),
-            [(_TEST_IMAGE, draw_test_image())] if self.section.image != "none" else [],
+            [(TEST_IMAGE, draw_test_image())] if self.section.image != "none" else [],
             response_format=self.response_format,
             top_logprobs=self.top_logprobs,
         )
@@ -310,7 +316,7 @@ class ModelJudge(Judge):
             if reply is None or (reply.error is not None and not reply.refused):
                 asked = await self.ask(text, shown, seed=seed, response_format=response_format)
                 reply = self._sign(key, asked, read)
-                await ledger.write([reply])
+                await ledger.write([reply] if reply.reason != QUEUED else [])
         return reply
 
     def _sign(self, key: str, asked: Asked, read: Callable[[str], object]) -> Reply:
@@ -360,17 +366,6 @@ async def await_all(awaitables: Iterable[Awaitable[T]]) -> list[T]:
 def _add_up(billed: Sequence[Usage]) -> Usage | None:
     told = [usage for usage in billed if usage.num_tokens]  # some servers tell none
     return sum(told[1:], told[0]) if told else None
-
-
-def draw_test_image() -> bytes:
-    """A red disc, as PNG: as many pixels as a photo has, in few bytes."""
-    from PIL import Image, ImageDraw
-
-    image = Image.new("RGB", _TEST_SIZE, "white")
-    ImageDraw.Draw(image).ellipse((220, 140, 420, 340), fill="red")
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def read_api_key(section: JudgeSection) -> str:

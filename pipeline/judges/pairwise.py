@@ -17,7 +17,8 @@ from importlib import resources
 from typing import Any, ClassVar
 
 from pipeline.judges import GroupJudge
-from pipeline.judges.model import TEST_RESPONSE, TEST_TASK, ModelJudge, Shown, await_all
+from pipeline.judges.model import ModelJudge, Shown, await_all
+from pipeline.judges.trial import TEST_RESPONSE, TEST_TASK
 from pipeline.judges.verdict import Unreadable, build_format, read_object, read_rationale
 from pipeline.ranking import Game, Rating, count_swiss_rounds, list_all, pair_swiss, rate
 from pipeline.records import Reply, Response, Task, Verdict
@@ -47,8 +48,12 @@ class PairwiseJudge(ModelJudge, GroupJudge):
         num_games = by_round if is_swiss else len(list_all(num_responses))
         return 2 * (num_games + min(section.max_meta, num_games))
 
+    def list_templates(self) -> list[str]:
+        """How two are compared, and how the meta-judge is asked."""
+        return [self.template, _META]
+
     def _list_prompts(self) -> Any:
-        return [self.template, _META, self.section.schedule, self.section.max_meta]
+        return [*self.list_templates(), self.section.schedule, self.section.max_meta]
 
     def render_test(self) -> str:
         """One comparison."""
@@ -75,23 +80,22 @@ class PairwiseJudge(ModelJudge, GroupJudge):
         return [found[distinct.index(each)] for each in words]
 
     async def _play(self, table: _Round) -> list[Verdict]:
-        """A verdict for each text, from all comparisons."""
+        """A verdict for each text, from all comparisons; a schedule goes on only when what it builds on was answered."""
         num, played = len(table.said), list[_Played]()
-        if self.section.schedule == "round_robin":
-            played += await self._compare_all(table, list_all(num), self.section.max_meta)
-        else:
-            for _ in range(count_swiss_rounds(num)):
-                left = self.section.max_meta - sum(each.is_meta for each in played)
-                pairs = pair_swiss(num, [each.game for each in played])
-                played += await self._compare_all(table, pairs, left)
-        failed = next((each.fault for each in played if each.fault and not each.fault.refused), None)
-        if failed is not None:
-            return [Verdict(error=failed.error, reason=failed.reason)] * num
+        is_swiss = self.section.schedule == "swiss"
+        for _ in range(count_swiss_rounds(num) if is_swiss else 1):
+            pairs = pair_swiss(num, [each.game for each in played]) if is_swiss else list_all(num)
+            played += await self._compare_all(table, pairs, sum(each.is_meta for each in played))
+            if (failed := _find_failed(played)) is not None:
+                return [Verdict(error=failed.error, reason=failed.reason)] * num
         return conclude(num, played)
 
-    async def _compare_all(self, table: _Round, pairs: Sequence[tuple[int, int]], max_meta: int) -> list[_Played]:
+    async def _compare_all(self, table: _Round, pairs: Sequence[tuple[int, int]], num_meta: int) -> list[_Played]:
         compared = await await_all(self._compare(table, *pair) for pair in pairs)
-        unstable = [place for place, each in enumerate(compared) if each.hangs_on_order][:max_meta]
+        if _find_failed(compared) is not None:
+            return compared
+        unstable = [place for place, each in enumerate(compared) if each.hangs_on_order]
+        unstable = unstable[: self.section.max_meta - num_meta]
         settled = await await_all(self._settle(table, compared[place]) for place in unstable)
         return [settled[unstable.index(place)] if place in unstable else each for place, each in enumerate(compared)]
 
@@ -184,6 +188,11 @@ def _tell(verdict: Verdict, first: int, second: int) -> str:
     places = {1.0: f"response {first} is better", 0.0: f"response {second} is better"}
     concluded = places.get(verdict.score or 0.0, "they are equally good")
     return f"(It calls response {first} A and response {second} B.) {verdict.rationale} So {concluded}."
+
+
+def _find_failed(played: Sequence[_Played]) -> Reply | None:
+    """The reply to a comparison that is to be asked again."""
+    return next((each.fault for each in played if each.fault and not each.fault.refused), None)
 
 
 def _find_fault(replies: Sequence[Reply]) -> Reply | None:

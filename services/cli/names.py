@@ -40,6 +40,7 @@ Wandb = Annotated[
         negative=(), help="Send the training's curves to Weights & Biases (short for --set train.report_to=...)."
     ),
 ]
+Flag = Annotated[bool, Parameter(negative=())]
 
 Audit = Annotated[
     bool,
@@ -176,12 +177,24 @@ def judge(
 
 
 @app.command(group=_STEPS, sort_key=3)
-def pair(target: Target = DEFAULT) -> None:
-    """Make preference pairs of best and worst responses, as a Parquet data set."""
-    from services.cli import opening
+def pair(target: Target = DEFAULT, *, preview: Flag = False, json: Flag = False) -> None:
+    """Make preference pairs of the responses, as a Parquet data set.
+
+    Parameters
+    ----------
+    preview
+        Show what every pair policy would make of them, with ten pairs of the recipe's; nothing is written.
+    json
+        The same for programs.
+
+    """
+    from services.cli import opening, pair_commands
     from services.run import steps
 
-    opening.execute("pair", target, opening.on_last_round(steps.pair_stage))
+    if preview or json:
+        opening.execute("pair --preview", target, lambda session: pair_commands.preview(session, as_json=json))
+    else:
+        opening.execute("pair", target, opening.on_last_round(steps.pair_stage))
 
 
 @app.command(group=_STEPS, sort_key=4)

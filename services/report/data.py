@@ -10,6 +10,7 @@ from eval.image_reliance import Reliance
 from eval.prior import PriorReport
 from eval.published import PaperRow
 from eval.report_card import ReportCard
+from pipeline.contamination import Contamination, Match
 from pipeline.judges.cost import Cost
 from pipeline.recipe import Recipe
 from pipeline.records import CheckpointRef, Difference, EvalResult, PreferencePair, Record, StageCount, Task
@@ -29,6 +30,16 @@ class Example:
     chosen_rationale: str
     """The judge's reason for the score."""
     rejected_rationale: str
+
+
+@dataclass(frozen=True)
+class Lookalikes:
+    """Two pictures that are alike, of training and of the evaluation."""
+
+    match: Match
+    trained: bytes
+    """The stored file's bytes, as of `asked`."""
+    asked: bytes
 
 
 class Lesson(Record):
@@ -77,7 +88,7 @@ class ReportData:
     judge_scores: tuple[float, ...]
     """Of every judged response."""
     gaps: tuple[float, ...]
-    """Best minus worst score, of every pair."""
+    """Chosen minus rejected score, of every pair."""
     num_left_out: int
     """Pairs beyond the recipe's `pairs.num`."""
     results: tuple[EvalResult, ...]
@@ -99,6 +110,9 @@ class ReportData:
     """What the judgments took; None for a program."""
     report_card: ReportCard | None = None
     """The judge's, where it was audited."""
+    contamination: Contamination | None = None
+    """Of the training questions with the evaluation's; None where it was not looked for."""
+    lookalikes: tuple[Lookalikes, ...] = ()
     progress: tuple[TrainProgress, ...] = ()
     sweep: Sweep | None = None
     examples: tuple[Example, ...] = field(default=())

@@ -20,14 +20,15 @@ from eval.prior import describe_prior
 from eval.published import describe_published
 from eval.report_card import list_figures
 from eval.table import LEVEL, OVERALL, describe_differences, format_half, format_p
+from pipeline.contamination import Match
 from pipeline.files import replace_file
 from pipeline.images import media_type
 from pipeline.judges.verifier import normalise_statement
 from pipeline.prompts import split_thought
 from pipeline.recipe import render_recipe
-from pipeline.records import PromptName, Task
+from pipeline.records import ImageRef, PromptName, Task
 from services.report import figures
-from services.report.data import Example, ReportData
+from services.report.data import Example, Lookalikes, ReportData
 
 _SENTENCE_BREAK = re.compile(r"(?<=[.!?])\s+|\n+")
 
@@ -81,9 +82,8 @@ def write_report(data: ReportData, out: Path) -> Path:
         training_figures=_draw_training(data),
         judge_figures=_draw_judgments(data),
         card_figures=list_figures(data.report_card) if data.report_card else [],
-        examples=[
-            (example, _image_url(example), _chains(example, data.recipe.sample.prompt)) for example in data.examples
-        ],
+        lookalikes=[_show_lookalikes(pair) for pair in data.lookalikes],
+        examples=[_show_example(example, data.recipe.sample.prompt) for example in data.examples],
         recipe=render_recipe(data.recipe),
         version=version("vcot"),
     )
@@ -156,7 +156,7 @@ def _draw_judgments(data: ReportData) -> list[Figure]:
         )
     if data.gaps:
         mean = sum(data.gaps) / len(data.gaps)
-        svg = figures.draw_histogram(data.gaps, "best minus worst score of a task", "gaps")
+        svg = figures.draw_histogram(data.gaps, "chosen minus rejected score of a pair", "gaps")
         drawn.append(_figure(svg, f"How far apart the two responses of a pair are: {mean:.2f} on average."))
     return drawn
 
@@ -166,8 +166,21 @@ def _figure(svg: str, caption: str) -> Figure:
     return Figure(Markup(svg), caption)  # noqa: S704
 
 
-def _image_url(example: Example) -> str:
-    return f"data:{media_type(example.pair.image)};base64,{base64.b64encode(example.image).decode()}"
+def _show_example(example: Example, prompt: PromptName) -> tuple[Example, str, tuple[Chain, Chain]]:
+    return example, _image_url(example.pair.image, example.image), _chains(example, prompt)
+
+
+def _show_lookalikes(pair: Lookalikes) -> tuple[Match, str, str]:
+    return (
+        pair.match,
+        _image_url(pair.match.trained_image, pair.trained),
+        _image_url(pair.match.asked_image, pair.asked),
+    )
+
+
+def _image_url(ref: ImageRef | None, data: bytes) -> str:
+    assert ref is not None
+    return f"data:{media_type(ref)};base64,{base64.b64encode(data).decode()}"
 
 
 def _chains(example: Example, prompt: PromptName) -> tuple[Chain, Chain]:

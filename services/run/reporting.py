@@ -12,6 +12,7 @@ from rich.console import RenderableType
 
 from eval.benchmark import Benchmark
 from eval.evaluate import Evaluation, Scores, evaluate, render_evaluation
+from pipeline.contamination import Contamination
 from pipeline.files import write_record
 from pipeline.records import Response, StageCount
 from pipeline.sample import Requests
@@ -19,10 +20,11 @@ from pipeline.stage import Tally, batched
 from services.checkpoints.registry import Checkpoint
 from services.jobs.trainer import read_progress
 from services.report import write_report
-from services.report.data import Example, ReportData, TrendRow
+from services.report.data import Example, Lookalikes, ReportData, TrendRow
 from services.run import results
 from services.run.auditing import find_card
 from services.run.billing import read_cost
+from services.run.overlap_gate import read_overlap
 from services.run.parity import ParityReport
 from services.run.probing import load_prior
 from services.run.rounds import Round, make_judge
@@ -69,7 +71,7 @@ def write_run_report(session: Session, rounds: Sequence[Round], shown: Round, ev
 
     Training and preference data are those of the round `shown`.
     """
-    directory, pairs = shown.job_directory, shown.pairs
+    directory, pairs, found = shown.job_directory, shown.pairs, read_overlap(shown)
     data = ReportData(
         recipe=session.run.recipe,
         benchmark=session.benchmark,
@@ -91,11 +93,21 @@ def write_run_report(session: Session, rounds: Sequence[Round], shown: Round, ev
         trend=evaluation.trend,
         training=read_status(directory) if directory.is_dir() else None,
         parity=tuple(read_parity(session, evaluation)),
+        contamination=found,
+        lookalikes=tuple(_show_pictures(session, found)) if found else (),
         progress=tuple(read_progress(directory)),
         sweep=load_sweep(session),
         examples=tuple(choose_examples(shown)),
     )
     return write_report(data, results.claim_folder(session.run) / results.PAGE)
+
+
+def _show_pictures(session: Session, found: Contamination) -> Iterator[Lookalikes]:
+    """Those of the matches that are of images."""
+    read = session.run.images.read
+    for match in found.worst:
+        if match.trained_image and match.asked_image:
+            yield Lookalikes(match, read(match.trained_image), read(match.asked_image))
 
 
 def read_parity(session: Session, evaluation: RunEvaluation) -> Iterator[ParityReport]:

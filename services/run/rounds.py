@@ -17,6 +17,7 @@ from pathlib import Path
 from pipeline.errors import DataError, OwedError
 from pipeline.judges import Judge, find_judge
 from pipeline.judging import Counting, Standing, find_standing, find_unjudged_fault, list_judged, look_at_judgments
+from pipeline.pair_preview import PairsPreview, Previewing
 from pipeline.pairs import Couple, Judged, PairSet, build_pairs, limit_pairs, read_pairs, split_pairs
 from pipeline.publish import pairs_digest
 from pipeline.records import PreferencePair, StageCount, Task
@@ -132,32 +133,68 @@ class Round:
             standing = find_standing(judge, watch(groups), self.session.run.ledger, judge.section)
         return standing.num_requests + num_later
 
-    @cached_property
-    def pairs(self) -> Pairs:
-        """At most a pair for each task. Raises OwedError where a response is not sampled or judged.
-
-        What a judge gave no verdict on for good is left out, as far as the recipe tolerates that.
-        """
-        run, section, judge = self.session.run, self.session.run.recipe.pairs, make_judge(self.session)
-        counting, scores = Counting(judge, run.recipe.judge), array("d")
-
-        def watch(groups: Iterable[Group]) -> Iterator[tuple[Task, list[Judged]]]:
-            for task, seen in look_at_judgments(judge, groups, run.ledger, whole=True):
-                judged = list_judged(seen)
-                counting.add(seen)
-                scores.extend(one.score for one in judged)
-                yield task, judged
-
+    def _read_judged(self, counting: Counting) -> Iterator[tuple[Task, list[Judged]]]:
+        """Each task with those of its responses that have a score; `counting` sees all of them."""
         with self._going_through() as groups:
-            made = build_pairs(watch(groups), policy=section.policy, choose_cut=section.choose_cut)
+            ledger = self.session.run.ledger
+            for task, seen in look_at_judgments(make_judge(self.session), groups, ledger, whole=True):
+                counting.add(seen)
+                yield task, list_judged(seen)
+
+    def _close(self, counting: Counting) -> StageCount:
+        """The account of the responses. Raises OwedError where one is not sampled or judged."""
         standing = counting.close()
         self._check_sampled(standing)
         self._check_judged(standing)
+        return standing.count()
+
+    @cached_property
+    def pairs(self) -> Pairs:
+        """The round's pairs. Raises OwedError where a response is not sampled or judged.
+
+        What a judge gave no verdict on for good is left out, as far as the recipe tolerates that.
+        """
+        run, section = self.session.run, self.session.run.recipe.pairs
+        counting, scores = Counting(make_judge(self.session), run.recipe.judge), array("d")
+
+        def watch() -> Iterator[tuple[Task, list[Judged]]]:
+            for task, judged in self._read_judged(counting):
+                scores.extend(one.score for one in judged)
+                yield task, judged
+
+        made = build_pairs(watch(), section)
+        count = self._close(counting)
         pair_set = limit_pairs(made, section.num, section.seed)
         train, validation = split_pairs(pair_set.pairs, section.validation_fraction, section.seed)
-        digest = pairs_digest(self.read(train), self.read(validation))
+        with self.reading_texts(len(pair_set.pairs)) as read:
+            digest = pairs_digest(read(train), read(validation))
         directory = run.path("pairs", digest[:12])
-        return Pairs(pair_set, train, validation, self.read, digest, directory, scores, standing.count())
+        return Pairs(pair_set, train, validation, self.read, digest, directory, scores, count)
+
+    def preview(self) -> PairsPreview:
+        """What each pair policy would make of the same responses. Raises OwedError as `pairs` does."""
+        run = self.session.run
+        counting = Counting(make_judge(self.session), run.recipe.judge)
+        previewing = Previewing(run.recipe.pairs)
+        for task, judged in self._read_judged(counting):
+            previewing.add(task, judged)
+        self._close(counting)
+        return previewing.close()
+
+    @contextmanager
+    def reading_texts(self, num_pairs: int) -> Iterator[Callable[[Iterable[Couple]], Iterator[PreferencePair]]]:
+        """`read`, with progress over `num_pairs` in all for whoever listens."""
+        num_read = 0
+        with progress(self.session.report, "pairs") as on_steps:
+
+            def read(couples: Iterable[Couple]) -> Iterator[PreferencePair]:
+                nonlocal num_read
+                for pair in self.read(couples):
+                    on_steps(num_read, num_pairs, "")
+                    num_read += 1
+                    yield pair
+
+            yield read
 
     def read(self, couples: Iterable[Couple]) -> Iterator[PreferencePair]:
         """Pairs of the round with their texts."""
@@ -172,14 +209,18 @@ class Round:
 
     @cached_property
     def job(self) -> TrainJob:
-        """The training job on the round's pairs. Raises DataError where a pair's image is in the benchmark."""
+        """The training job on the round's pairs. Raises DataError where a pair's image is in the benchmark, and may not be.
+
+        That alone needs no file of an image; what else is compared, services/run/overlap_gate.py does before.
+        """
         recipe = self.session.run.recipe
         asked = (task for split in recipe.eval_splits for task in self.session.questions(split).tasks)
         seen = {task.image.sha256 for task in asked if task.image}
         leak = next((pair.task for pair in self.pairs.pair_set.pairs if pair.image.sha256 in seen), None)
-        if leak is not None:
+        if leak is not None and not recipe.tasks.allow_overlap:
             raise DataError(
-                f"the image of pair {leak} is in the evaluation set too; take another split for one of them"
+                f"the image of pair {leak} is in the evaluation set too; take another split for one of them, or set "
+                "tasks.allow_overlap=true"
             )
         return TrainJob(
             base=self.start.ref,

@@ -11,28 +11,37 @@ from functools import partial
 from pathlib import Path
 
 from eval.evaluate import Questions, Scores
+from eval.report_card import render_markdown
 from pipeline.client import ChatClient
+from pipeline.data_card import render_card
 from pipeline.errors import StageError
 from pipeline.judges import Judge
-from pipeline.judging import find_unjudged_fault, judge_responses
+from pipeline.judging import find_unjudged_fault
 from pipeline.pairs import Couple
-from pipeline.publish import publish_pairs, render_card
+from pipeline.prompts import PROMPTS
+from pipeline.publish import name_judge, publish_pairs
 from pipeline.records import Split, StageCount
 from pipeline.report import Began, Said, Warned, tracking, waiting
 from pipeline.sample import Requests, is_owed, sample
 from pipeline.sections import POLICY_ALIAS
 from services.checkpoints.registry import Checkpoint
 from services.gateway.admin import swap_to
+from services.run.asking import ask_judge
 from services.run.auditing import audit_stage, check_auc, find_card
-from services.run.billing import read_meter, say_estimate, test_judge
+from services.run.billing import read_cost
+from services.run.overlap_gate import check_overlap, read_overlap
 from services.run.parity_gate import parity_stage
 from services.run.rounds import Round, make_judge
 from services.run.session import Session
 
 
 async def sample_stage(current: Round) -> None:
-    """Draw k responses per task from the round's starting policy; from none that is not served as it was trained."""
+    """Draw k responses per task from the round's starting policy; from none that is not served as it was trained.
+
+    Raises DataError where a task is in the evaluation set, too, and may not be.
+    """
     session, recipe = current.session, current.session.run.recipe
+    check_overlap(current)
     await parity_stage(session, [current.start])
     session.report(
         Began(
@@ -82,38 +91,20 @@ async def _judge(current: Round, judge: Judge) -> None:
     session.report(
         Began("judge", f"{len(current.tasks)} tasks x {session.run.recipe.sample.k} responses, by {judge.name}")
     )
-    standing = current.standing(judge)
-    async with judge:
-        meter = read_meter(session, judge)
-        if standing.num_owed and judge.is_model and not meter.num_requests and judge.name not in session.tested:
-            await test_judge(session, judge, standing.num_requests)
-            meter = read_meter(session, judge)
-        elif standing.num_owed and judge.is_model:
-            say_estimate(session, judge, meter, standing.num_requests)
-        with tracking(session.report, "judgments", lambda: meter.summary) as on_progress:
-            count = await judge_responses(
-                judge,
-                current.groups,
-                session.run.ledger,
-                judge.section,
-                standing=standing,
-                meter=meter,
-                on_progress=on_progress,
-            )
-    if meter.num_requests:
-        session.report(Said(f"paid for {meter.cost.summary}"))
+    count = await ask_judge(session, judge, current.groups, current.standing(judge))
     session.account(count)
     if (fault := find_unjudged_fault(count, judge.section)) is not None:
         raise StageError(fault)
 
 
 async def pair_stage(current: Round) -> None:
-    """Best and worst response of each task, as Parquet."""
+    """Preference pairs of the responses, as Parquet."""
     session, recipe = current.session, current.session.run.recipe
-    session.report(Began("pair", f"{recipe.pairs.policy}, ties dropped"))
+    session.report(Began("pair", f"by {recipe.pairs.policy}"))
+    check_overlap(current)
     pairs = current.pairs
-    publish_splits(current, pairs.train, pairs.validation, pairs.directory)
-    count = pairs.pair_set.count
+    publish_splits(current, pairs.train, pairs.validation, pairs.digest, pairs.directory)
+    count, num = pairs.pair_set.count, recipe.pairs.num
     session.counts.append(count)
     session.report(
         Said(
@@ -121,9 +112,10 @@ async def pair_stage(current: Round) -> None:
             + (f"; left out: {count.by_reason}" if count.reasons else "")
         )
     )
-    if count.ok < (recipe.pairs.num or count.requested / 2):
+    is_short = count.ok < count.requested / 2 if num is None else len(pairs.pair_set.pairs) < num
+    if is_short:
         judged = pairs.judged
-        wanted = "" if recipe.pairs.num is None else f", and pairs.num asks for {recipe.pairs.num}"
+        wanted = "" if num is None else f", and pairs.num asks for {num} pairs"
         session.report(
             Warned(
                 f"only {count.ok} of {count.requested} tasks gave a pair ({count.by_reason}){wanted}"
@@ -133,9 +125,12 @@ async def pair_stage(current: Round) -> None:
         )
 
 
-def publish_splits(current: Round, train: Sequence[Couple], validation: Sequence[Couple], directory: Path) -> None:
-    """Pairs of the round as a data set in `directory`, with its card."""
-    recipe = current.session.run.recipe
+def publish_splits(
+    current: Round, train: Sequence[Couple], validation: Sequence[Couple], digest: str, directory: Path
+) -> None:
+    """Pairs of the round, whose rows have this digest, as a data set in `directory`, with its card."""
+    session, recipe = current.session, current.session.run.recipe
+    report = find_card(session)
     card = partial(
         render_card,
         train,
@@ -144,9 +139,24 @@ def publish_splits(current: Round, train: Sequence[Couple], validation: Sequence
         model=current.start.ref.name if current.number > 1 else recipe.model.source,
         judged=current.pairs.judged,
         paired=current.pairs.pair_set.count,
+        digest=digest,
+        prompts=_list_prompts(session),
+        contamination=read_overlap(current),
+        cost=read_cost(session),
+        judge_report="" if report is None else render_markdown(report),
     )
-    read, images = current.pairs.read, current.session.run.images
-    publish_pairs(read(train), read(validation), images, directory, card=card)
+    with current.reading_texts(len(train) + len(validation)) as read:
+        publish_pairs(read(train), read(validation), session.run.images, directory, card=card)
+
+
+def _list_prompts(session: Session) -> dict[str, str]:
+    """What the sampled model and each judge that is a model were asked, by what it is for."""
+    name = session.run.recipe.sample.prompt
+    prompts = {f"Asked of the sampled model ({name})": PROMPTS.resolve(name).template}
+    for judge in make_judge(session).walk():
+        for number, template in enumerate(judge.list_templates(), start=1):
+            prompts[f"Asked of the judge {name_judge(judge.name)}, {number}"] = template
+    return prompts
 
 
 async def eval_stage(session: Session, checkpoints: Sequence[Checkpoint], split: Split) -> None:

@@ -231,7 +231,7 @@ def _plan(current: Round) -> _Search:
     train, validation = (draw_pairs(split, size, section.seed) for split, size in zip(splits, sizes, strict=True))
     digest = pairs_digest(current.pairs.read(train), current.pairs.read(validation))
     directory = run.path("pairs", digest[:12])
-    publish_splits(current, train, validation, directory)
+    publish_splits(current, train, validation, digest, directory)
     on_pairs = own.model_copy(update={"pairs_path": str(directory), "pairs_digest": digest})
     planned = ((on_pairs.model_copy(update={"train": t.train}), t) for t in plan_search(section, own.train))
     return _Search(current.session, own, {job.key: (job, t) for job, t in planned}, len(train), len(validation))

@@ -21,7 +21,7 @@ from pipeline.recipe import load_recipe
 from pipeline.records import CheckpointRef, Response, SamplingParams, Task
 from pipeline.run import open_run
 from pipeline.sample import Plan, sample
-from pipeline.sections import JudgeSection, TasksSection
+from pipeline.sections import JudgeSection, PairsSection, TasksSection
 from pipeline.sources import key_tasks, load_tasks
 from services.run.rounds import list_rounds
 from services.run.session import Session
@@ -240,7 +240,7 @@ def picked(policy, folder, monkeypatch):
     ]
     judged = [Judged(r, s, "j/1") for r, s in zip(responses, (1.0, 0.5, 0.0), strict=True)]
     try:
-        return build_pairs([(task, judged)], policy="picks:pick")
+        return build_pairs([(task, judged)], PairsSection(policy="picks:pick"))
     finally:
         sys.modules.pop("picks", None)
 
@@ -257,11 +257,22 @@ def test_a_policy_that_picks_no_pair_is_told(folder, monkeypatch, picks, said):
     with pytest.raises(
         DataError, match=rf"pairs.policy picks:pick picked two responses to task clocks/\d, {said}; mend"
     ):
-        picked(f"def pick(task, may_be_chosen, judged):\n    return {picks}\n", folder, monkeypatch)
+        picked(f"def pick(task, may_be_chosen, judged, section):\n    return [({picks})]\n", folder, monkeypatch)
 
 
-def test_a_policy_that_finds_no_pair_is_counted(folder, monkeypatch):
-    assert picked("pick = lambda *_: None\n", folder, monkeypatch).num_ties == 1
+def test_a_policy_that_gives_no_list_of_pairs_is_told(folder, monkeypatch):
+    with pytest.raises(
+        DataError, match=r"picks:pick gave no list of pairs \(chosen, rejected\) for task clocks/\d; mend"
+    ):
+        picked("pick = lambda task, may_be_chosen, judged, section: judged[:2]\n", folder, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("gives", "reason"), [("'tie'", "tie"), ("'odd'", "odd"), ("[]", "no_pair"), ("''", "no_pair")]
+)
+def test_a_policy_that_finds_no_pair_is_counted_by_its_reason(folder, monkeypatch, gives, reason):
+    found = picked(f"pick = lambda *_: {gives}\n", folder, monkeypatch)
+    assert (found.pairs, found.count.refused, found.count.reasons) == ((), 1, {reason: 1})
 
 
 @pytest.mark.parametrize(

@@ -13,11 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from pipeline.data_card import render_card
 from pipeline.errors import DataError
 from pipeline.images import ImageStore
 from pipeline.pairs import Judged, limit_pairs, read_pairs, split_pairs
 from pipeline.pairs import build_pairs as build_couples
-from pipeline.publish import SplitSize, pairs_digest, publish_pairs, render_card
+from pipeline.publish import SplitSize, pairs_digest, publish_pairs
 from pipeline.recipe import load_recipe, public_name
 from pipeline.records import (
     CheckpointRef,
@@ -28,8 +29,9 @@ from pipeline.records import (
     SamplingParams,
     StageCount,
     Task,
+    content_key,
 )
-from pipeline.sections import Section
+from pipeline.sections import PairsSection, Section
 
 CHECKPOINT = CheckpointRef(name="base", digest="sha256:aa", kind="base")
 SAMPLING = SamplingParams(temperature=0.5, max_tokens=8, n=8, seed=0)
@@ -58,7 +60,7 @@ def make_group(task, scores, texts=None):
         )
         responses.append(response)
         if score is not None:
-            judgments[key] = Judgment(key=key, response=key, task=task.id, judge="verifier/1", score=score)
+            judgments[key] = Judgment(key=f"j-{key}", response=key, task=task.id, judge="verifier/1", score=score)
     return responses, judgments
 
 
@@ -78,14 +80,14 @@ def build_pairs(tasks, responses, judgments, **options):
         (
             task,
             [
-                Judged(r, judgments[r.key].score, judgments[r.key].judge)
+                Judged(r, judgments[r.key].score, judgments[r.key].judge, judgments[r.key].key)
                 for r in responses
                 if r.task == task.id and r.key in judgments
             ],
         )
         for task in tasks
     ]
-    made = build_couples(groups, **options)
+    made = build_couples(groups, PairsSection(**options))
     whole = read_pairs(made.pairs, tasks, Held(responses))
     return replace(made, pairs=tuple(whole))
 
@@ -96,6 +98,7 @@ def test_best_against_worst_and_the_first_of_equals():
     (pair,) = build_pairs([task], responses, judgments).pairs
     assert (pair.chosen_key, pair.rejected_key) == ("t/1", "t/2")
     assert (pair.chosen_score, pair.rejected_score, pair.policy) == (1.0, 0.0, "sha256:aa")
+    assert (pair.chosen_judgment, pair.rejected_judgment) == ("j-t/1", "j-t/2")
 
 
 def test_ties_same_texts_and_unjudged_tasks_are_dropped_and_counted():
@@ -195,9 +198,25 @@ def test_at_most_so_many_pairs_are_drawn_by_image_and_the_rest_are_counted():
     images = [pair.image.sha256 for pair in kept.pairs]
     halves = [image for image in set(images) if images.count(image) == 1 and image != "im0"]
     assert len(halves) <= 1, "no more than the last image is cut"
+    assert kept.count.reasons == {"tie": 1, "beyond_pairs_num": 11}
     assert kept == limit_pairs(made, 8, seed=0)
     assert kept.pairs != limit_pairs(made, 8, seed=1).pairs
     assert limit_pairs(made, None, seed=0) == limit_pairs(made, 19, seed=0) == made
+
+
+def test_of_several_pairs_of_a_task_some_may_be_left_out_and_the_task_still_counts():
+    tasks = [make_task("t0"), make_task("t1")]
+    groups = [make_group(task, [1.0, 0.5, 0.0]) for task in tasks]
+    judgments = {key: judgment for _, group in groups for key, judgment in group.items()}
+    responses = [response for group, _ in groups for response in group]
+    made = build_pairs(tasks, responses, judgments, policy="margin", max_per_task=3)
+    assert [pair.task for pair in made.pairs] == ["t0"] * 3 + ["t1"] * 3
+    kept = limit_pairs(made, 4, seed=0)
+    assert (len(kept.pairs), kept.num_left_out, kept.count.ok, kept.count.reasons) == (4, 2, 2, {})
+    kept = limit_pairs(made, 2, seed=0)
+    assert (len(kept.pairs), kept.num_left_out, kept.count.ok, kept.count.reasons) == (2, 4, 1, {"beyond_pairs_num": 1})
+    train, validation = split_pairs(made.pairs, 0.5, seed=0)
+    assert [len({pair.image.sha256 for pair in part}) for part in (train, validation)] == [1, 1]
 
 
 def test_too_little_to_split_is_said():
@@ -206,7 +225,8 @@ def test_too_little_to_split_is_said():
 
 
 def make_card(train, validation, **changes):
-    fields = {"recipe": load_recipe("nano"), "model": "nano", "judged": JUDGED, "paired": PAIRED}
+    fields = {"recipe": load_recipe("nano"), "model": "nano", "judged": JUDGED, "paired": PAIRED, "digest": "ab" * 32,
+              "prompts": {"Asked of the sampled model": "Look."}, "contamination": None, "cost": None}  # fmt: skip
     sizes = changes.pop("sizes", {"train": SplitSize(3, 1000, 500), "validation": SplitSize(1, 10, 5)})
     return render_card(train, validation, sizes, **(fields | changes))
 
@@ -226,6 +246,11 @@ def test_the_published_data_set_is_what_datasets_reads(tmp_path):
     assert [part["type"] for part in row["prompt"][0]["content"]] == ["image", "text"]
     assert row["chosen"] == [{"role": "assistant", "content": [{"type": "text", "text": "text 0"}]}]
     assert row["rejected"][0]["content"][0]["text"] == "text 1"
+
+    made = [(p.chosen_key, p.rejected_key, p.chosen_judgment, p.rejected_judgment) for p in train]
+    named = ("chosen_response", "rejected_response", "chosen_judgment", "rejected_judgment")
+    assert [tuple(row[name] for name in named) for row in data["train"]] == made
+    assert made[0][2].startswith("j-")
 
     schema = pq.read_schema(folder / "train.parquet")
     written = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
@@ -344,7 +369,7 @@ def test_hostile_texts_stay_texts_in_the_card(text):
     assert tomllib.loads(toml)["judge"]["model"] == public_name(text)
     assert len(card.splitlines()) == len(card.split("\n")) - 1, "no other line ends"
     rows = [line for line in table.splitlines() if line.startswith("|")]
-    assert len(rows) == 8
+    assert len(rows) == 12
     assert all(row.count("|") == 3 and len(row) < 3000 for row in rows)
     assert not set("<>[]`*") & set("".join(rows))
     assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2066-\u2069]", card)
@@ -362,6 +387,14 @@ def test_the_digest_is_of_the_rows_not_of_where_images_lie():
     other = pair.model_copy(update={"chosen": "other"})
     assert pairs_digest([pair], []) == pairs_digest([moved], [])
     assert len({pairs_digest([pair], []), pairs_digest([], [pair]), pairs_digest([other], [])}) == 3
+
+
+def test_the_digest_of_pairs_that_were_made_before_judgments_had_keys_in_them_stays():
+    pair = make_pair(make_task("t"))
+    former = pair.model_dump(
+        mode="json", exclude={"image": {"path"}, "chosen_judgment": True, "rejected_judgment": True}
+    )
+    assert pairs_digest([pair], []) == content_key(rows=[[former], []])
 
 
 def test_every_field_of_a_published_pair_is_in_the_digest():

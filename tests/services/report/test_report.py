@@ -10,16 +10,19 @@ import pytest
 
 from eval.prior import PriorReport, PriorRow
 from eval.published import PaperRow
+from pipeline.contamination import Contamination, Match
 from pipeline.judges.cost import Cost
 from pipeline.recipe import load_recipe
 from pipeline.records import Interval, Usage
 from services.report import figures
+from services.report.data import Lookalikes
 from services.report.page import write_report
 from training.protocol.search import Settings, Sweep, SweepPoint
 
 run = runpy.run_path(str(Path(__file__).with_name("report_data.py")))
 make_data, make_example = run["make_data"], run["make_example"]
 make_scores, make_reliance, make_trend = run["make_scores"], run["make_reliance"], run["make_trend"]
+make_image = run["make_image"]
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 
 
@@ -126,6 +129,27 @@ def test_pairs_that_were_left_out_are_said(tmp_path):
     recipe = load_recipe("nano", ["pairs.num=262"])
     text = Page(write_report(make_data(recipe=recipe, num_left_out=38), tmp_path / "r.html").read_text("utf-8")).text
     assert "38 more pairs came out than pairs.num = 262 asks for" in text
+
+
+def test_pictures_that_are_in_training_and_evaluation_are_shown_side_by_side(tmp_path, page):
+    assert "Held out" not in page.text
+    ref = make_example(1).pair.image
+    match = Match(
+        kind="alike picture", distance=2, trained="t1", asked="e1", trained_question="What <b>?", asked_question="Who?",
+        trained_image=ref, asked_image=ref,
+    )  # fmt: skip
+    touched = {"same image": 0, "alike picture": 1, "alike text": 0}
+    found = Contamination(num_trained=600, num_asked=900, is_drawn=False, touched=touched, worst=(match,))
+    data = make_data(contamination=found, lookalikes=(Lookalikes(match, make_image(), make_image()),))
+    shown = Page(write_report(data, tmp_path / "r.html").read_text("utf-8"))
+    assert "Of 900 evaluation questions, by match with one of 600 for training: 1 alike picture." in shown.text
+    assert "Trained on, t1: What <b>?" in shown.text
+    assert "Evaluated on, e1, alike picture, 2 of 64 bits apart: Who?" in shown.text
+    assert len(shown.all("img")) == len(page.all("img")) + 2
+    clean = found.model_copy(update={"touched": dict.fromkeys(touched, 0), "worst": (), "is_drawn": True})
+    shown = Page(write_report(make_data(contamination=clean), tmp_path / "r.html").read_text("utf-8"))
+    assert "None of 900 evaluation questions is among the 600 for training." in shown.text
+    assert "Only the same image counts" in shown.text
 
 
 def test_the_papers_figures_are_shown_where_there_are_any(tmp_path, page):

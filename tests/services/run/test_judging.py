@@ -1,9 +1,12 @@
 """A run whose judge is a model: what its faults stop, what is said of money, and that no training set is made of luck."""
 
+import re
+
 import httpx2
 import pytest
 
 from pipeline.errors import AccountError, InputError, RecipeError, StageError
+from pipeline.prompts import PROMPTS
 from pipeline.records import Response
 from pipeline.report import Began
 from pipeline.run import open_run
@@ -106,6 +109,11 @@ async def test_too_many_without_a_verdict_stop_the_run_and_few_are_said_by_reaso
     assert f"+ {num_refused} refused ({num_refused} refusal)" in err
     card = (current.pairs.directory / "README.md").read_text()
     assert f"| responses judged | {48 - num_refused} of 48; the others: {num_refused} refusal |" in card
+    assert re.search(r"\| judging took \| \d+ requests: [\d.]+ k tokens", card)
+    assert "| held out | none of 9 evaluation questions is among the 24 for training |" in card
+    assert PROMPTS.resolve("thought_specific").template in card
+    assert make_judge(session).list_templates()[0] in card
+    assert f"| SHA-256 of the rows | {current.pairs.digest} |" in card
 
 
 async def test_a_training_set_of_less_than_half_of_the_tasks_is_said_loudly(session, serve, capsys):

@@ -22,7 +22,8 @@ from tests.services.run.test_rounds import answer, teach
 
 __all__ = ["vcot"]
 NOT_DECIDING = {
-    "serve": True, "sweep": True, "tasks": {"path"}, "sample": {"max_concurrency"}, "train": {"report_to", "worker"},
+    "serve": True, "sweep": True, "tasks": {"path", "allow_overlap"}, "sample": {"max_concurrency"},
+    "train": {"report_to", "worker"},
     "judge": {"base_url", "api_key_env", "max_concurrency", "max_cost_usd", "input_usd", "output_usd"},
     "eval": {"path", "max_concurrency"},
 }  # fmt: skip
@@ -130,6 +131,7 @@ def test_a_setting_that_is_added_later_with_a_default_moves_no_results(taught):
 
 READERS = {
     "report": ["report"],
+    "pair --preview": ["pair", "--preview"],
     "checkpoints list": ["checkpoints"],
     "checkpoints show": ["checkpoints", "show", "base"],
     "checkpoints retire": ["checkpoints", "retire", "none"],
@@ -185,6 +187,7 @@ def test_every_command_is_a_reader_a_writer_or_has_no_run():
     names = {name.removesuffix(" .") for name in names}
     groups = {"checkpoints", "push", "replicas", "nano"}
     found = {name for name in cli.app if not name.startswith("-") and name not in groups}
+    found |= {"pair --preview"}
     found |= {f"{group} {name}" for group in groups for name in cli.app[group] if not name.startswith("-")}
     assert found == names | {"serve", "prepare", "engine", "worker", "doctor", "recipe", "nano build"}
 

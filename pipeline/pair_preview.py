@@ -1,0 +1,122 @@
+"""What each pair policy would make of the same judged responses, side by side: counts and means, no files. Pure.
+
+It sees one task at a time and holds a few examples, so that a run of any size can be previewed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from pipeline.open_lists import PAIR_POLICY_NAMES
+from pipeline.pair_policies import is_response_right
+from pipeline.pairs import PAIR_POLICIES, Judged, PairPolicy, count_picked
+from pipeline.records import Record, StageCount, Task
+from pipeline.sections import PairsSection
+from pipeline.stage import Tally
+
+MAX_EXAMPLES = 10
+
+
+class PolicyPreview(Record):
+    """What one policy makes."""
+
+    policy: str
+    num_pairs: int
+    count: StageCount
+    """Of tasks: those that give a pair, and by reason those that give none."""
+    mean_length_difference: float | None
+    """Words of the chosen response minus words of the rejected one; None without pairs, as the following."""
+    mean_score_gap: float | None
+    share_right: float | None
+    """Of the chosen responses to questions with a gold answer, those that give it; an unreadable answer does not."""
+
+
+class PairExample(Record):
+    """One pair as a policy makes it."""
+
+    task: str
+    question: str
+    chosen: str
+    rejected: str
+    chosen_score: float
+    rejected_score: float
+
+
+class PairsPreview(Record):
+    """All policies, and pairs of the one that the recipe names."""
+
+    policies: tuple[PolicyPreview, ...]
+    policy: str
+    """The recipe's."""
+    examples: tuple[PairExample, ...]
+    """Its first pairs."""
+
+
+@dataclass
+class _Sums:
+    """Of one policy; mutated by `add`."""
+
+    policy: PairPolicy
+    section: PairsSection
+    tally: Tally = field(default_factory=lambda: Tally("pair", total=0))
+    num_pairs: int = 0
+    length_difference: int = 0
+    score_gap: float = 0.0
+    num_with_gold: int = 0
+    num_right: int = 0
+
+    def add(self, task: Task, judged: Sequence[Judged]) -> Sequence[tuple[Judged, Judged]]:
+        picked = count_picked(self.tally, self.policy, task, judged, self.section)
+        for chosen, rejected in picked:
+            self.num_pairs += 1
+            self.length_difference += chosen.num_words - rejected.num_words
+            self.score_gap += chosen.score - rejected.score
+            self.num_with_gold += task.answer is not None
+            self.num_right += is_response_right(task, chosen.response) is True
+        return picked
+
+    def close(self) -> PolicyPreview:
+        return PolicyPreview(
+            policy=self.section.policy,
+            num_pairs=self.num_pairs,
+            count=self.tally.close(),
+            mean_length_difference=_share(self.length_difference, self.num_pairs),
+            mean_score_gap=_share(self.score_gap, self.num_pairs),
+            share_right=_share(self.num_right, self.num_with_gold),
+        )
+
+
+class Previewing:
+    """A preview that is being made, task by task; mutated by `add`. Raises RecipeError where the policy is not found."""
+
+    def __init__(self, section: PairsSection) -> None:
+        names = dict.fromkeys((*PAIR_POLICY_NAMES.built_ins, section.policy))
+        self._section = section
+        self._sums = [_Sums(PAIR_POLICIES.resolve(name), section.model_copy(update={"policy": name})) for name in names]
+        self._examples: list[PairExample] = []
+
+    def add(self, task: Task, judged: Sequence[Judged]) -> None:
+        """See the judged responses to one task."""
+        for sums in self._sums:
+            picked = sums.add(task, judged)
+            if sums.section.policy == self._section.policy:
+                self._show(task, picked[: MAX_EXAMPLES - len(self._examples)])
+
+    def _show(self, task: Task, picked: Sequence[tuple[Judged, Judged]]) -> None:
+        for chosen, rejected in picked:
+            texts = {"chosen": chosen.response.text or "", "rejected": rejected.response.text or ""}
+            scores = {"chosen_score": chosen.score, "rejected_score": rejected.score}
+            self._examples.append(PairExample(task=task.id, question=task.question, **texts, **scores))
+
+    def close(self) -> PairsPreview:
+        """What was found."""
+        return PairsPreview(
+            policies=tuple(sums.close() for sums in self._sums),
+            policy=self._section.policy,
+            examples=tuple(self._examples),
+        )
+
+
+def _share(part: float, whole: int) -> float | None:
+    return part / whole if whole else None

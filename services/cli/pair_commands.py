@@ -1,0 +1,68 @@
+"""`vcot pair --preview`: what the pair policies would make, shown; nothing is written."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+
+from rich.table import Table
+
+from pipeline.pair_preview import PairExample, PairsPreview
+from pipeline.report import Began, Found
+from services.run.rounds import list_rounds
+from services.run.session import Session
+
+_MAX_LINES, _WIDTH = 4, 110
+"""Of a response's text."""
+
+
+async def preview(session: Session, *, as_json: bool) -> None:
+    """`vcot pair --preview`; with `as_json`, for programs."""
+    session.report(Began("pair", "what each policy would make; nothing is written"))
+    found = list_rounds(session)[-1].preview()
+    if as_json:
+        session.report(Found(json.dumps(found.model_dump(mode="json"), indent=1)))  # ASCII: a terminal may be behind it
+        return
+    session.report(Found(_tabulate(found)))
+    for example in found.examples:
+        session.report(Found(_describe(example)))
+
+
+def _tabulate(found: PairsPreview) -> Table:
+    table = Table("policy", title=f"The recipe's policy is {found.policy}")
+    for heading in ("pairs", "tasks with one", "words", "score gap", "chosen right"):
+        table.add_column(heading, justify="right")
+    table.add_column("tasks without one")
+    for row in found.policies:
+        table.add_row(
+            row.policy,
+            f"{row.num_pairs:,}",
+            f"{row.count.ok:,} of {row.count.requested:,}",
+            _show(row.mean_length_difference, "+.1f"),
+            _show(row.mean_score_gap, ".3g"),
+            _show(row.share_right, ".0%"),
+            row.count.by_reason or "-",
+        )
+    table.caption = "words: of the chosen response minus those of the rejected one, on average, as the score gap is"
+    return table
+
+
+def _show(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
+def _describe(example: PairExample) -> str:
+    """The question, and both responses cut to a few lines."""
+    return "\n".join(
+        [
+            f"\n{example.task}: {_cut(example.question)}",
+            f"  chosen, {example.chosen_score:g}:\n{_cut(example.chosen, '    ')}",
+            f"  rejected, {example.rejected_score:g}:\n{_cut(example.rejected, '    ')}",
+        ]
+    )
+
+
+def _cut(text: str, indent: str = "") -> str:
+    return textwrap.fill(
+        text.strip(), _WIDTH, initial_indent=indent, subsequent_indent=indent, max_lines=_MAX_LINES, placeholder=" ..."
+    )
