@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pipeline.errors import InputError, VcotError
-from pipeline.files import read_record, write_record
+from pipeline.files import PARTIAL, read_record, write_record
 from pipeline.records import Record, StageCount
 from pipeline.report import Accounted, Began, Ended, Event, Progress, Report, Waiting
 
@@ -117,6 +117,8 @@ def recording(
     directory: Path, command: str, listener: Report, *, clock: Callable[[], float] = time.time
 ) -> Iterator[Report]:
     """A listener that also keeps the run's `running.json`; at the end it says how the command ended."""
+    for partial in directory.glob(f".{LIVE}{PARTIAL}"):  # a killed command's
+        partial.unlink(missing_ok=True)
     recorder = _Recorder(directory / LIVE, command, listener, clock)
     recorder.write()
     try:

@@ -73,6 +73,13 @@ def test_a_folder_that_takes_no_file_stops_no_command(tmp_path):
         report(Began("sample", ""))
 
 
+def test_what_a_killed_command_was_writing_is_taken_away(tmp_path):
+    left = tmp_path / f".{LIVE}.4711.partial"
+    left.write_text("{")
+    with recording(tmp_path, "sample", lambda _: None):
+        assert not left.exists()
+
+
 def test_a_damaged_file_is_told(tmp_path):
     assert read_live(tmp_path) is None
     (tmp_path / LIVE).write_text("{")
