@@ -1,15 +1,19 @@
 """An evaluation over a ledger: what was asked before is found again, and what is there is scored."""
 
+import json
 import logging
 
+import httpx2
 import pytest
 
 from eval.evaluate import evaluate, load_questions
+from pipeline.client import DIGEST_HEADER, ChatClient
 from pipeline.errors import DataError, OwedError
 from pipeline.images import ImageStore
 from pipeline.ledger import Ledger
 from pipeline.recipe import load_recipe
 from pipeline.records import CheckpointRef, ImageRef, Response, Task
+from pipeline.sample import sample
 
 BASE = CheckpointRef(name="base", digest="sha256:" + "a" * 64, kind="base")
 FIRST = "a933660e1c84ad4e1e2044d90f20960a100f5f73f8abdfb05ea8811b3b8b76e8"
@@ -59,6 +63,38 @@ def test_what_is_there_is_scored_and_what_is_not_is_owed(store, tmp_path):
     found = evaluate(scores, [BASE], questions.benchmark, load_recipe("nano"))
     [row] = found.results
     assert (row.accuracy["Avg"].value, row.num_scored, row.num_failed, found.hint) == (1, 1, 1, "")
+    ledger.close()
+
+
+@pytest.mark.hurried
+async def test_a_benchmark_is_asked_in_two_turns_and_scored_by_the_second(store, tmp_path):
+    """With the true and the blank image; the letter that the rationale names is not the answer."""
+    options = ('eval.prompts=["two_stage"]', "eval.temperatures=[0.4]", 'eval.images=["true", "blank"]')
+    questions, ledger = load(store, tmp_path, *options), Ledger(tmp_path / "ledger.sqlite")
+    letters = {task.question: task.answer_letter for task in questions.tasks}
+
+    async def answer(request):
+        text = json.loads(request.content)["messages"][0]["content"][1]["text"]
+        right = next(letter for question, letter in letters.items() if question in text)
+        wrong = "B" if right == "A" else "A"
+        said = (
+            f"The answer is ({right})."
+            if "\nSolution: " in text
+            else f"It is not the case that the answer is ({wrong})."
+        )
+        choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": said}}
+        body = {"id": "x", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}
+        return httpx2.Response(200, json=body, headers={DIGEST_HEADER: BASE.digest})
+
+    requests = questions.requests(BASE)
+    async with ChatClient("http://fake/v1", "key", max_connections=9, transport=httpx2.MockTransport(answer)) as client:
+        count = await sample(requests, client, ledger, store)
+    assert (count.requested, count.ok) == (18, 18)
+    scores = questions.scores([BASE], ledger)
+    assert {(shown, score.value) for shown, some in scores.items() for score in some} == {
+        ("true", "correct"),
+        ("blank", "correct"),
+    }
     ledger.close()
 
 
