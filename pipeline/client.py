@@ -204,7 +204,7 @@ class ChatClient:
     async def _send(self, request: dict[str, Any], expect: str | None) -> ChatCompletion:
         """One request, at the gate's pace."""
         async with self._gate.passing(float(request["max_tokens"])) if self._gate else nullcontext() as ticket:
-            answer = await self._exchange(_fit(request, self._unsupported), expect)
+            answer = await self._exchange(fit_request(request, self._unsupported), expect)
             if self._gate and ticket:
                 usage = answer.completion.usage if answer.completion else None
                 self._gate.note(ticket, answer.headers, usage.total_tokens or 0 if usage else 0, answer.fault)
@@ -249,7 +249,7 @@ class _Answer:
     fault: RequestError | None = None
 
 
-def _fit(request: dict[str, Any], unsupported: set[str]) -> dict[str, Any]:
+def fit_request(request: dict[str, Any], unsupported: set[str]) -> dict[str, Any]:
     """The request without the fields that the server does not take; how long an answer may be is said in another."""
     fitted = {name: value for name, value in request.items() if name not in unsupported}
     if "max_tokens" in unsupported:

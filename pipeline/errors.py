@@ -28,8 +28,9 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from pipeline.records import Usage
 
-Scope = Literal["attempt", "item", "account"]
-"""What a fault is about: this attempt (the same request may succeed), this item (never will), or every request."""
+Scope = Literal["attempt", "item", "account", "later"]
+"""What a fault is about: this attempt (the same request may succeed), this item (never will), every request, or the moment
+(it is answered later, and is not to be asked again now)."""
 
 
 class VcotError(Exception):

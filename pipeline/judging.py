@@ -17,7 +17,7 @@ from pipeline.pairs import Judged
 from pipeline.records import Judgment, Response, StageCount, Task, Verdict
 from pipeline.sample import Group, Groups
 from pipeline.sections import JudgeSection
-from pipeline.stage import OnProgress, Tally, batched, work_off
+from pipeline.stage import QUEUED, OnProgress, Tally, batched, work_off
 
 
 @dataclass(frozen=True)
@@ -263,7 +263,7 @@ async def judge_responses(
     async def keep(judgments: Sequence[Judgment], ask: _Ask) -> Sequence[Judgment]:
         shared = zip(judgments, ask.twins, strict=True)
         records = [_share(judgment, seen) for judgment, twins in shared for seen in twins if seen.key in ask.owed]
-        await ledger.write(records)
+        await ledger.write([record for record in records if record.reason != QUEUED])
         return records
 
     def find_asks() -> Iterator[_Ask]:

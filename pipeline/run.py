@@ -5,7 +5,8 @@ ledger.sqlite        responses, judgments and scores (pipeline/ledger.py)
 tasks/<key>.jsonl    the questions, as loaded once from their source
 images/              their images, by content
 pairs/<key>/         train.parquet, validation.parquet and the data card
-judges/<key>.json   report cards of judges (services/run/auditing.py)
+judges/<key>.json    report cards of judges (services/run/auditing.py)
+batches/             what was asked and answered through a provider's batches (pipeline/batches.py)
 checkpoints/<name>/  merged checkpoints, and the base's manifest
 training/<key>/      the worker's job directory (training/protocol/job.py)
 report/              the page and its data, under other settings than the recipe's in report/<key>/ (services/run/results.py)
@@ -32,7 +33,7 @@ from pipeline.ledger import Ledger
 from pipeline.recipe import Recipe, load_recipe, parse_recipe, render_recipe
 
 RECIPE = "recipe.toml"
-_WRITTEN_ALONE = ("images", "tasks", "pairs", "report")
+_WRITTEN_ALONE = ("images", "tasks", "pairs", "batches", "report")
 """Folders that only the holder of the run's lock writes to."""
 Access = Literal["alone", "shared", "read"]
 """How a command works on a run: as its only writer; beside one, with a lock of its own for what it writes, as a server does;

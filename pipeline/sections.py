@@ -179,6 +179,8 @@ class JudgeSection(Section):
     """How many of a task's comparisons that hang on the order are put before the meta-judge (pairwise)."""
     seed: int = 0
     """Of a model judge's sampling."""
+    batch: bool = False
+    """Whether a model judge is asked through the API's batches: half the price at OpenAI, answered within a day."""
     min_auc: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Stops before judging unless the judge's report card, which is made first, shows at least this AUC."""
     num_audited: Count = 200

@@ -22,6 +22,8 @@ T = TypeVar("T")
 R = TypeVar("R", Response, Judgment)
 MAX_FAILURES_IN_A_ROW = 3
 """Times the concurrency: with so many failures in a row and no answer between them, the server is gone."""
+QUEUED = "queued"
+"""The reason of what is answered later, in a batch, and says nothing of the server."""
 _KEPT = "what was answered is kept, and the same command goes on"
 
 
@@ -138,6 +140,6 @@ def _outcome(record: Response | Judgment) -> Literal["ok", "failed", "refused"]:
 
 def _are_suspect(records: Sequence[Response | Judgment], tally: Tally) -> bool:
     """Whether it may be the server: a refusal is the item's own as soon as another item was answered."""
-    if not records or records[-1].error is None:
+    if not records or records[-1].error is None or records[-1].reason == QUEUED:
         return False
     return not records[-1].refused or not tally.ok + tally.cached

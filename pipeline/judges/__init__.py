@@ -21,7 +21,7 @@ from pipeline.plugins import Plugins
 from pipeline.records import Response, Task, Verdict, content_key
 from pipeline.sections import JudgeSection
 
-_OF_SOME = ("members", "image", "sees", "gold", "num_samples", "temperature", "seed", "schedule", "max_meta")
+_OF_SOME = ("members", "image", "sees", "gold", "num_samples", "temperature", "seed", "schedule", "max_meta", "batch")
 """Fields of the section that mean something to some judges only."""
 
 
@@ -45,6 +45,8 @@ class Judge(ABC):
     """Whether a model is asked, which may be refused, have limits, and cost money."""
     compares: ClassVar[bool] = False
     """Whether a verdict depends on the task's other responses, so that all are judged together."""
+    knows_gold: bool = False
+    """Whether the gold answer decides, so that ranking right above wrong is no proof of anything."""
     takes: ClassVar[frozenset[str]] = frozenset()
     """Those of the section's fields that not every judge goes by, and this one does."""
     members: Sequence[Judge] = ()

@@ -22,6 +22,8 @@ _MILLION = 1e6
 _TILE_PX = 512
 _IMAGE_TOKENS = {"gpt-4o-mini": (2833, 5667), "gpt-4o": (85, 170)}
 """Tokens of an image: (the image itself, each tile of 512 px in high detail), as OpenAI's guide to vision has them."""
+_BATCH_SHARE = 0.5
+"""Of the price, in a batch."""
 _PATCH_PX, _MAX_PATCHES, _TOKENS_PER_PATCH = 32, 1536, {"gpt-4.1-mini": 1.62}
 
 
@@ -73,10 +75,11 @@ def describe_usd(usd: float | None) -> str:
 
 
 def find_prices(section: JudgeSection) -> Prices | None:
-    """The recipe's prices, or else the table's; None where the judge's prices are not known."""
+    """The recipe's prices, or else the table's, half of it for batches; None where the judge's prices are not known."""
     if section.input_usd is not None and section.output_usd is not None:
         return Prices(input_usd=section.input_usd, output_usd=section.output_usd)
-    return _PRICES.get(section.model or "")
+    listed, share = _PRICES.get(section.model or ""), _BATCH_SHARE if section.batch else 1.0
+    return listed and Prices(input_usd=listed.input_usd * share, output_usd=listed.output_usd * share)
 
 
 def price(usage: Usage, prices: Prices | None) -> float | None:
@@ -146,6 +149,13 @@ class Meter:
         """What so many more would cost, at the mean of those that were paid for."""
         usage, paid = (self.usage, self.num_requests) if self.num_requests else (self.typical, 1)
         return estimate_cost(num_requests, usage.prompt_tokens / paid, usage.completion_tokens / paid, self.prices)
+
+    def count_affordable(self) -> int | None:
+        """How many more requests the cap allows; None where there is no cap."""
+        usd, expected = self.cost.usd, self.estimate(1).usd
+        if self.max_usd is None or usd is None or not expected:
+            return None
+        return max(0, int((self.max_usd - usd) / max(expected, self._largest_usd)))
 
     def begin(self) -> None:
         """Count a request that is about to be made. Raises RequestError where it could exceed the cap."""

@@ -21,6 +21,7 @@ class GatedJudge(CombinedJudge):
     """By gold, then by its one member."""
 
     version = "gated/1"
+    knows_gold = True
 
     def __init__(self, section: JudgeSection, images: ImageStore) -> None:
         """Raises RecipeError unless there is one member."""

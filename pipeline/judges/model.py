@@ -11,7 +11,8 @@ import io
 import os
 import re
 from abc import abstractmethod
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
@@ -30,6 +31,7 @@ from pipeline.pacing import Gate
 from pipeline.prompts import render_options
 from pipeline.records import ImageRef, Reply, Response, SamplingParams, Task, Usage, Verdict, content_key
 from pipeline.sections import JudgeSection
+from pipeline.stage import QUEUED
 
 if TYPE_CHECKING:
     import httpx2
@@ -53,6 +55,7 @@ _TEST_IMAGE = ImageRef(sha256="", path="test.png", width=_TEST_SIZE[0], height=_
 _OPTIONS = "Options: <options>\n"
 _NO_ANSWER = "(It gives no final answer.)"
 T = TypeVar("T")
+C = TypeVar("C", bound=ChatClient)
 Shown = Sequence[tuple[ImageRef, bytes]]
 """Images with their bytes."""
 
@@ -77,7 +80,7 @@ class ModelJudge(Judge):
     """
 
     is_model = True
-    takes = frozenset(("image", "sees", "gold", "num_samples", "temperature", "seed"))
+    takes = frozenset(("image", "sees", "gold", "num_samples", "temperature", "seed", "batch"))
     version: ClassVar[str]
     """Judge and version, for example `pointwise/1`; a new one judges everything anew."""
     template: ClassVar[str]
@@ -103,6 +106,7 @@ class ModelJudge(Judge):
             seed=section.seed,
         )
         self.name = f"{self.version}:{section.model}"
+        self.knows_gold = section.gold
         changed = {name: getattr(section, name) for name, usual in _VIEW.items() if getattr(section, name) != usual}
         self.fingerprint = content_key(
             prompt=self._list_prompts(), params=self._params, detail=section.image_detail, **changed
@@ -132,14 +136,28 @@ class ModelJudge(Judge):
 
     async def __aenter__(self) -> Self:
         """Open the client. Raises MachineError where the environment does not hold the key."""
-        self._client = ChatClient(
+        self._client = self.open(ChatClient, gate=Gate())
+        return self
+
+    def open(self, kind: Callable[..., C], *arguments: Any, **options: Any) -> C:
+        """A client of the judge's API. Raises MachineError where the environment does not hold the key."""
+        return kind(
             self.section.base_url,
             read_api_key(self.section),
+            *arguments,
             max_connections=self.section.max_concurrency,
-            gate=Gate(),
             transport=self.transport,
+            **options,
         )
-        return self
+
+    @contextmanager
+    def asking_by(self, client: ChatClient) -> Iterator[None]:
+        """Meanwhile its questions go by another client, as by one that gathers them to batches."""
+        own, self._client = self._client, client
+        try:
+            yield
+        finally:
+            self._client = own
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -314,7 +332,7 @@ class ModelJudge(Judge):
             if reply is None or (reply.error is not None and not reply.refused):
                 asked = await self.ask(text, shown, seed=seed, response_format=response_format)
                 reply = self._sign(key, asked, read)
-                await ledger.write([reply])
+                await ledger.write([reply] if reply.reason != QUEUED else [])
         return reply
 
     def _sign(self, key: str, asked: Asked, read: Callable[[str], object]) -> Reply:

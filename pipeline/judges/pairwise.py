@@ -79,23 +79,22 @@ class PairwiseJudge(ModelJudge, GroupJudge):
         return [found[distinct.index(each)] for each in words]
 
     async def _play(self, table: _Round) -> list[Verdict]:
-        """A verdict for each text, from all comparisons."""
+        """A verdict for each text, from all comparisons; a schedule goes on only when what it builds on was answered."""
         num, played = len(table.said), list[_Played]()
-        if self.section.schedule == "round_robin":
-            played += await self._compare_all(table, list_all(num), self.section.max_meta)
-        else:
-            for _ in range(count_swiss_rounds(num)):
-                left = self.section.max_meta - sum(each.is_meta for each in played)
-                pairs = pair_swiss(num, [each.game for each in played])
-                played += await self._compare_all(table, pairs, left)
-        failed = next((each.fault for each in played if each.fault and not each.fault.refused), None)
-        if failed is not None:
-            return [Verdict(error=failed.error, reason=failed.reason)] * num
+        is_swiss = self.section.schedule == "swiss"
+        for _ in range(count_swiss_rounds(num) if is_swiss else 1):
+            pairs = pair_swiss(num, [each.game for each in played]) if is_swiss else list_all(num)
+            played += await self._compare_all(table, pairs, sum(each.is_meta for each in played))
+            if (failed := _find_failed(played)) is not None:
+                return [Verdict(error=failed.error, reason=failed.reason)] * num
         return conclude(num, played)
 
-    async def _compare_all(self, table: _Round, pairs: Sequence[tuple[int, int]], max_meta: int) -> list[_Played]:
+    async def _compare_all(self, table: _Round, pairs: Sequence[tuple[int, int]], num_meta: int) -> list[_Played]:
         compared = await await_all(self._compare(table, *pair) for pair in pairs)
-        unstable = [place for place, each in enumerate(compared) if each.hangs_on_order][:max_meta]
+        if _find_failed(compared) is not None:
+            return compared
+        unstable = [place for place, each in enumerate(compared) if each.hangs_on_order]
+        unstable = unstable[: self.section.max_meta - num_meta]
         settled = await await_all(self._settle(table, compared[place]) for place in unstable)
         return [settled[unstable.index(place)] if place in unstable else each for place, each in enumerate(compared)]
 
@@ -188,6 +187,11 @@ def _tell(verdict: Verdict, first: int, second: int) -> str:
     places = {1.0: f"response {first} is better", 0.0: f"response {second} is better"}
     concluded = places.get(verdict.score or 0.0, "they are equally good")
     return f"(It calls response {first} A and response {second} B.) {verdict.rationale} So {concluded}."
+
+
+def _find_failed(played: Sequence[_Played]) -> Reply | None:
+    """The reply to a comparison that is to be asked again."""
+    return next((each.fault for each in played if each.fault and not each.fault.refused), None)
 
 
 def _find_fault(replies: Sequence[Reply]) -> Reply | None:

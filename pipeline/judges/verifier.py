@@ -20,6 +20,7 @@ class Verifier(Judge):
     """The programmatic judge."""
 
     name = "verifier/1"
+    knows_gold = True
     fingerprint = content_key(weights=[0.5, 0.5])
 
     async def score(self, task: Task, response: Response, *, num_asked: int = 0) -> Verdict:

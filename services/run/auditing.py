@@ -18,14 +18,14 @@ from pipeline.images import ImageStore
 from pipeline.judges import Judge, find_judge
 from pipeline.judges.combined import find_shares
 from pipeline.judges.pairwise import count_hanging
-from pipeline.judging import find_standing, judge_responses, look_at_judgments
+from pipeline.judging import find_standing, look_at_judgments
 from pipeline.ledger import Ledger
 from pipeline.parsers import parse_choice
 from pipeline.records import Judgment, Response, Task, content_key
-from pipeline.report import Began, tracking
+from pipeline.report import Began
 from pipeline.sample import Group
 from pipeline.sections import JudgeSection
-from services.run.billing import read_meter, say_estimate, test_judge
+from services.run.asking import ask_judge
 from services.run.rounds import Round, make_judge
 from services.run.session import Session
 from training.protocol.job import read_record
@@ -65,7 +65,9 @@ async def audit_stage(current: Round) -> ReportCard:
         asked = vary(judge.section, _CHANGES[way], session.run.images)
         groups = show(sample, way, session.run.images)
         for each in asked.walk() if groups else ():
-            await _judge(session, each, groups, way, len(ways))
+            standing = find_standing(each, groups, session.run.ledger, each.section)
+            count = await ask_judge(session, each, groups, standing, num_times=len(ways) if way == "own" else 0)
+            session.account(count.model_copy(update={"stage": f"audit, {_WORDS[way]}"}))
         found[way] = read_both(asked, groups, session.run.ledger)
     card = _build(session, judge, sample, found)
     write_record(session.run.path("judges", f"{key_card(judge)}.json"), card)
@@ -147,29 +149,6 @@ def show(sample: Sequence[Group], way: Way, images: ImageStore) -> list[Group]:
     ]
 
 
-async def _judge(session: Session, judge: Judge, groups: Sequence[Group], way: Way, num_ways: int) -> None:
-    standing = find_standing(judge, groups, session.run.ledger, judge.section)
-    async with judge:
-        meter = read_meter(session, judge)
-        if judge.is_model and standing.num_owed:
-            if not meter.num_requests and judge.name not in session.tested:
-                await test_judge(session, judge, num_ways * standing.num_requests)
-                meter = read_meter(session, judge)
-            elif way == "own":
-                say_estimate(session, judge, meter, num_ways * standing.num_requests)
-        with tracking(session.report, "judgments", lambda: meter.summary) as on_progress:
-            count = await judge_responses(
-                judge,
-                groups,
-                session.run.ledger,
-                judge.section,
-                standing=standing,
-                meter=meter,
-                on_progress=on_progress,
-            )
-    session.account(count.model_copy(update={"stage": f"audit, {_WORDS[way]}"}))
-
-
 def read_both(judge: Judge, groups: Sequence[Group], ledger: Ledger) -> dict[str, Sequence[Judgment]]:
     """By task, the judgments of the right and the wrong response, where both have a score."""
     return {task.id: judged for task, judged in _read(judge, groups, ledger) if len(judged) == 2}
@@ -197,6 +176,7 @@ def _build(
         lengths=lengths,
         compared=(sum(num for _, num in counts), sum(hung for hung, _ in counts)),
         rankings=_rank(members) if len(members) > 1 else (),
+        knows_gold=judge.knows_gold,
         is_own_model=judge.section.model in (session.run.recipe.model.source, session.run.recipe.model.name),
     )
 

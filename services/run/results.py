@@ -31,7 +31,8 @@ _NOT_DECIDING: Mapping[str, Any] = {
     "tasks": {"path", "allow_overlap"},
     "sample": {"max_concurrency"},
     "judge": {
-        "base_url", "api_key_env", "max_concurrency", "max_cost_usd", "input_usd", "output_usd", "min_auc", "num_audited",
+        "base_url", "api_key_env", "max_concurrency", "max_cost_usd", "input_usd", "output_usd", "batch", "min_auc",
+        "num_audited",
     },
     "train": {"report_to", "worker"},
     "eval": {"path", "max_concurrency"},

@@ -15,7 +15,7 @@ from pipeline.client import ChatClient
 from pipeline.data_card import render_card
 from pipeline.errors import StageError
 from pipeline.judges import Judge
-from pipeline.judging import find_unjudged_fault, judge_responses
+from pipeline.judging import find_unjudged_fault
 from pipeline.pairs import Couple
 from pipeline.prompts import PROMPTS
 from pipeline.publish import name_judge, publish_pairs
@@ -25,8 +25,9 @@ from pipeline.sample import Requests, is_owed, sample
 from pipeline.sections import POLICY_ALIAS
 from services.checkpoints.registry import Checkpoint
 from services.gateway.admin import swap_to
+from services.run.asking import ask_judge
 from services.run.auditing import audit_stage, check_auc, find_card
-from services.run.billing import read_cost, read_meter, say_estimate, test_judge
+from services.run.billing import read_cost
 from services.run.overlap_gate import check_overlap, read_overlap
 from services.run.parity_gate import parity_stage
 from services.run.rounds import Round, make_judge
@@ -89,26 +90,7 @@ async def _judge(current: Round, judge: Judge) -> None:
     session.report(
         Began("judge", f"{len(current.tasks)} tasks x {session.run.recipe.sample.k} responses, by {judge.name}")
     )
-    standing = current.standing(judge)
-    async with judge:
-        meter = read_meter(session, judge)
-        if standing.num_owed and judge.is_model and not meter.num_requests and judge.name not in session.tested:
-            await test_judge(session, judge, standing.num_requests)
-            meter = read_meter(session, judge)
-        elif standing.num_owed and judge.is_model:
-            say_estimate(session, judge, meter, standing.num_requests)
-        with tracking(session.report, "judgments", lambda: meter.summary) as on_progress:
-            count = await judge_responses(
-                judge,
-                current.groups,
-                session.run.ledger,
-                judge.section,
-                standing=standing,
-                meter=meter,
-                on_progress=on_progress,
-            )
-    if meter.num_requests:
-        session.report(Said(f"paid for {meter.cost.summary}"))
+    count = await ask_judge(session, judge, current.groups, current.standing(judge))
     session.account(count)
     if (fault := find_unjudged_fault(count, judge.section)) is not None:
         raise StageError(fault)

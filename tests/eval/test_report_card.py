@@ -23,7 +23,9 @@ def make_lengths(duels, longer=lambda task: 1):
 
 
 def card(own, *, lengths=None, num_unjudged=0, **others):
-    known = {name: others.pop(name) for name in ("compared", "rankings", "is_own_model") if name in others}
+    known = {
+        name: others.pop(name) for name in ("compared", "rankings", "is_own_model", "knows_gold") if name in others
+    }
     return build_card(
         "j/1", {"own": own, **others}, num_unjudged=num_unjudged, lengths=lengths or make_lengths(own), **known
     )
@@ -107,6 +109,12 @@ def test_a_judge_that_mostly_says_nothing_readable_is_told_so_first():
     found = card(make_duels(knows, num=20), num_unjudged=30)
     assert found.verdicts[0] == "It gave no verdict that can be read in 30 of 50 tasks, so the rest says little."
     assert "no verdict" not in card(make_duels(knows, num=20), num_unjudged=2).verdicts[0]
+
+
+def test_one_that_goes_by_the_gold_answer_is_not_praised_for_it():
+    said = "It goes by the gold answer, so its AUC proves nothing"
+    assert any(said in sentence for sentence in card(make_duels(knows), knows_gold=True).verdicts)
+    assert not any(said in sentence for sentence in card(make_duels(knows)).verdicts)
 
 
 def test_tasks_of_which_a_control_has_no_score_are_left_out_of_its_comparison():

@@ -4,6 +4,9 @@ An ASGI app, `create_app(Settings(...))`, for `httpx2.ASGITransport`, or a proce
 
     python tests/rehearsal/openai_api.py --port 0 --set tokens_per_min=200000 --fault refusal=0.02 --fault quota_after=50
 
+Batches are taken as files of requests, and answered as the same requests are one by one, at once or after some polls
+(`batch_polls`); `batch_refused` refuses each (as over its limit), `batch_left` leaves that share of a batch's requests.
+
 A fault is drawn from the request's hash: the same request meets the same fault, with another seed it may not. `GET /stats`
 counts what came. Limits are token buckets; a request is charged its prompt or its max tokens, whichever is more, as by
 OpenAI's estimate. Not simulated: streaming, tools, audio, stop words.
@@ -36,6 +39,7 @@ from starlette.routing import Route
 
 REASONING = re.compile(r"gpt-5|o\d")
 IMAGE_TOKENS = {"gpt-4o-mini": (2833, 5667)}  # (base, a tile of 512 px); the others are counted as gpt-4o
+BATCH = ("batch_refused", "batch_left")
 SHARES = ("flaky", "html", "filter_400", "filter", "refusal", "length", "reasoning", "fence", "two_objects")
 """Faults that hit a share of the requests. `flaky` refuses (503) only the first attempts of a request."""
 AFTER = ("quota_after", "key_after")
@@ -52,6 +56,7 @@ class Settings:
     tokens_per_min: int = 10_000_000
     latency_s: float = 0.0
     flaky_attempts: int = 1
+    batch_polls: int = 2
     faults: dict[str, float] = field(default_factory=dict)
 
 
@@ -152,6 +157,8 @@ class OpenAi:
             "tokens": Bucket(settings.tokens_per_min, clock()),
         }
         self._attempts: Counter[str] = Counter()
+        self.files: dict[str, bytes] = {}
+        self.batches: dict[str, dict[str, Any]] = {}
         self.counts = Counter(calls=0, answers=0, repeats=0, prompt_tokens=0, completion_tokens=0)
         """Repeats are of a request that was answered before; an answer is a completion, with a fault or without."""
 
@@ -164,6 +171,87 @@ class OpenAi:
         except ApiError as error:
             self.counts[error.label] += 1
             return error.response
+
+    async def upload(self, request: Request) -> Response:
+        """`POST /v1/files`."""
+        async with request.form() as form:
+            content, purpose = await form["file"].read(), form["purpose"]  # type: ignore[union-attr]
+        if purpose != "batch":
+            return ApiError(400, "'purpose' is not one of ['batch'].", "invalid_value", "purpose").response
+        name = f"file-{len(self.files)}"
+        self.files[name] = content
+        self.counts["uploads"] += 1
+        return JSONResponse(self._describe_file(name))
+
+    def _describe_file(self, name: str) -> dict[str, Any]:
+        known = {"id": name, "object": "file", "bytes": len(self.files[name]), "created_at": 0, "status": "processed"}
+        return known | {"filename": name, "purpose": "batch"}
+
+    async def download(self, request: Request) -> Response:
+        """`GET /v1/files/{name}/content`."""
+        return Response(self.files[request.path_params["name"]], media_type="application/octet-stream")
+
+    async def create_batch(self, request: Request) -> Response:
+        """`POST /v1/batches`."""
+        body = await request.json()
+        lines = [json.loads(line) for line in self.files[body["input_file_id"]].splitlines()]
+        names = [line["custom_id"] for line in lines]
+        assert len(set(names)) == len(names), "a batch's custom ids differ"
+        assert all(sorted(line) == ["body", "custom_id", "method", "url"] for line in lines)
+        number = len(self.batches)
+        batch = {
+            "id": f"batch_{number}", "object": "batch", "endpoint": body["endpoint"], "completion_window": "24h",
+            "input_file_id": body["input_file_id"], "metadata": body.get("metadata"), "created_at": number,
+            "status": "validating", "output_file_id": None, "error_file_id": None, "errors": None,
+            "request_counts": {"total": len(lines), "completed": 0, "failed": 0},
+            "polls": self.settings.batch_polls,
+        }  # fmt: skip
+        self.batches[batch["id"]] = batch
+        self.counts["batches"] += 1
+        return JSONResponse(show_batch(batch))
+
+    async def list_batches(self, _: Request) -> Response:
+        """`GET /v1/batches`, the newest first."""
+        data = [show_batch(batch) for batch in reversed(self.batches.values())]
+        return JSONResponse({"object": "list", "data": data, "has_more": False})
+
+    async def retrieve_batch(self, request: Request) -> Response:
+        """`GET /v1/batches/{name}`."""
+        batch = self.batches[request.path_params["name"]]
+        if batch["status"] in ("validating", "in_progress"):
+            self._work(batch, request.headers.get("authorization", ""))
+        return JSONResponse(show_batch(batch))
+
+    def _work(self, batch: dict[str, Any], authorization: str) -> None:
+        if self.settings.faults.get("batch_refused"):
+            message = "Enqueued token limit reached for gpt-4o-mini in organization org-x. Limit: 2,000,000."
+            batch["status"] = "failed"
+            batch["errors"] = {"object": "list", "data": [{"code": "token_limit_exceeded", "message": message}]}
+            return
+        batch["status"] = "in_progress"
+        if batch["polls"] > 0:
+            batch["polls"] -= 1
+            return
+        output, errors = [], []
+        for line in map(json.loads, self.files[batch["input_file_id"]].splitlines()):
+            place = int(hashlib.sha256(line["custom_id"].encode() + batch["id"].encode()).hexdigest()[:8], 16) / 16**8
+            if place < self.settings.faults.get("batch_left", 0.0):
+                left = {"code": "batch_expired", "message": "This request could not be executed before it expired."}
+                errors.append({"id": "x", "custom_id": line["custom_id"], "response": None, "error": left})
+                continue
+            try:
+                answered = self._answer(authorization, json.dumps(line["body"]).encode())
+            except ApiError as error:
+                answered = error.response
+            response = {"status_code": answered.status_code, "request_id": "x", "body": json.loads(answered.body)}
+            found = {"id": "x", "custom_id": line["custom_id"], "response": response, "error": None}
+            (output if answered.status_code == 200 else errors).append(found)
+        batch["request_counts"] |= {"completed": len(output), "failed": len(errors)}
+        batch["status"] = "expired" if any(line["error"] for line in errors) else "completed"
+        for field_name, lines in (("output_file_id", output), ("error_file_id", errors)):
+            if lines:
+                batch[field_name] = f"file-{len(self.files)}"
+                self.files[batch[field_name]] = b"".join(json.dumps(line).encode() + b"\n" for line in lines)
 
     def _answer(self, authorization: str, raw: bytes) -> Response:
         faults, num_answers = self.settings.faults, self.counts["answers"]
@@ -209,6 +297,10 @@ class OpenAi:
             headers["retry-after"] = str(math.ceil(waits[short]))
             raise ApiError(429, message, "rate_limit_exceeded", headers=headers)
         return headers
+
+
+def show_batch(batch: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in batch.items() if name != "polls"}
 
 
 def parse(raw: bytes, models: tuple[str, ...]) -> Body:
@@ -339,14 +431,24 @@ def format_reset(seconds: float) -> str:
 def create_app(settings: Settings | None = None, clock: Callable[[], float] = time.monotonic) -> Starlette:
     """The app; `app.state.api.counts` is what `GET /stats` answers."""
     api = OpenAi(settings or Settings(), clock)
-    unknown = set(api.settings.faults) - {*SHARES, *AFTER}
+    unknown = set(api.settings.faults) - {*SHARES, *AFTER, *BATCH}
     if unknown:
         raise ValueError(f"unknown faults {unknown}; there are {SHARES} and {AFTER}")
 
     async def stats(_: Request) -> Response:
         return JSONResponse(dict(api.counts))
 
-    app = Starlette(routes=[Route("/v1/chat/completions", api.complete, methods=["POST"]), Route("/stats", stats)])
+    app = Starlette(
+        routes=[
+            Route("/v1/chat/completions", api.complete, methods=["POST"]),
+            Route("/v1/files", api.upload, methods=["POST"]),
+            Route("/v1/files/{name}/content", api.download),
+            Route("/v1/batches", api.create_batch, methods=["POST"]),
+            Route("/v1/batches", api.list_batches),
+            Route("/v1/batches/{name}", api.retrieve_batch),
+            Route("/stats", stats),
+        ]
+    )
     app.state.api = api
     return app
 

@@ -130,6 +130,7 @@ async def test_a_program_is_asked_once(tmp_path):
         (current,) = list_rounds(session)
         card = await audit_stage(current)
         assert (card.judge, card.num_tasks, card.controls, card.stability) == ("verifier/1", 5, (), None)
+        assert card.knows_gold
 
 
 async def test_members_are_varied_and_their_agreement_is_told(tmp_path, asked):

@@ -1,0 +1,66 @@
+"""Asking a judge that may be a model: a test and an estimate before it is paid, then one by one, or in batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pipeline.batches import BatchClient, Batches, judge_in_batches
+from pipeline.judges import Judge
+from pipeline.judges.cost import Meter
+from pipeline.judges.model import ModelJudge
+from pipeline.judging import Standing, judge_responses
+from pipeline.records import StageCount
+from pipeline.report import Said, progress, tracking
+from pipeline.sample import Group, Groups
+from services.run.billing import read_meter, say_estimate, test_judge
+from services.run.session import Session
+
+
+async def ask_judge(
+    session: Session,
+    judge: Judge,
+    groups: Groups | Sequence[Group],
+    standing: Standing,
+    *,
+    num_times: int = 1,
+) -> StageCount:
+    """Judge what is owed of `groups`, after the judge's members. The estimate is for `num_times` as much; 0 says none.
+
+    Raises as `test_judge` and `judge_responses` do.
+    """
+    async with judge:
+        meter = read_meter(session, judge)
+        if judge.is_model and standing.num_owed and num_times:
+            num_owed = num_times * standing.num_requests
+            if meter.num_requests or judge.name in session.tested:
+                say_estimate(session, judge, meter, num_owed)
+            else:
+                await test_judge(session, judge, num_owed)
+                meter = read_meter(session, judge)
+        if isinstance(judge, ModelJudge) and judge.section.batch:
+            count = await _ask_in_batches(session, judge, groups, meter)
+        else:
+            with tracking(session.report, "judgments", lambda: meter.summary) as on_progress:
+                count = await judge_responses(
+                    judge,
+                    groups,
+                    session.run.ledger,
+                    judge.section,
+                    standing=standing,
+                    meter=meter,
+                    on_progress=on_progress,
+                )
+    if meter.num_requests and num_times:
+        session.report(Said(f"paid for {meter.cost.summary}"))
+    return count
+
+
+async def _ask_in_batches(
+    session: Session, judge: ModelJudge, groups: Groups | Sequence[Group], meter: Meter
+) -> StageCount:
+    batches = Batches(session.run.path("batches", "."))
+    async with judge.open(BatchClient, batches) as client:
+        with judge.asking_by(client), progress(session.report, "requests in batches") as on_states:
+            return await judge_in_batches(
+                judge, client, groups, session.run.ledger, judge.section, meter=meter, on_states=on_states
+            )
