@@ -6,7 +6,7 @@ tasks/<key>.jsonl    the questions, as loaded once from their source
 images/              their images, by content
 pairs/<key>/         train.parquet, validation.parquet and the data card
 judges/<key>.json    report cards of judges (services/run/auditing.py)
-batches/             what was asked and answered through a provider's batches (pipeline/batches.py)
+batches/             what was asked and answered through a provider's batches (pipeline/judge_batches.py)
 checkpoints/<name>/  merged checkpoints, and the base's manifest
 training/<key>/      the worker's job directory (training/protocol/job.py)
 report/              the page and its data, under other settings than the recipe's in report/<key>/ (services/run/results.py)

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from importlib import resources
 from typing import Any
 
-from pipeline.judges.model import TEST_TASK, ModelJudge, await_all
+from pipeline.judges.model import ModelJudge, await_all
+from pipeline.judges.trial import TEST_TASK
 from pipeline.judges.verdict import Unreadable, build_format, clean, read_object
 from pipeline.plain import after_reasoning
 from pipeline.records import Reply, Response, Task, Verdict

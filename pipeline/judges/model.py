@@ -7,7 +7,6 @@ or cannot be read are refused with their usage, never a score.
 from __future__ import annotations
 
 import asyncio
-import io
 import os
 import re
 from abc import abstractmethod
@@ -25,6 +24,7 @@ from pipeline.faults import Place
 from pipeline.images import ImageStore
 from pipeline.judges import Judge
 from pipeline.judges.cost import Meter
+from pipeline.judges.trial import TEST_IMAGE, TEST_RESPONSE, TEST_TASK, draw_test_image
 from pipeline.judges.verdict import Unreadable
 from pipeline.ledger import Ledger
 from pipeline.pacing import Gate
@@ -36,22 +36,6 @@ from pipeline.stage import QUEUED
 if TYPE_CHECKING:
     import httpx2
 
-_TEST_SIZE = (640, 480)
-TEST_TASK = Task(
-    id="test",
-    question="What colour is the disc in the middle of the image?",
-    choices=("red", "blue", "green", "yellow"),
-    answer=0,
-    source="test",
-    split="train",
-)
-TEST_RESPONSE = (
-    "The image shows a single disc on a plain white background. The disc is in the middle, and nothing else is there to "
-    "compare it with. Its colour is even, without a pattern or a shadow. Draft: the disc is red, so the option that says "
-    "red is right. Evaluation: blue, green and yellow do not fit what the image shows, and the draft answers what was "
-    "asked, so it stands.\n<R> The disc is red. The answer is (A) red."
-)
-_TEST_IMAGE = ImageRef(sha256="", path="test.png", width=_TEST_SIZE[0], height=_TEST_SIZE[1])
 _OPTIONS = "Options: <options>\n"
 _NO_ANSWER = "(It gives no final answer.)"
 T = TypeVar("T")
@@ -197,7 +181,7 @@ class ModelJudge(Judge):
         """The verdict on a red disc, of the size of a photo and with a response of a usual length."""
         asked = await self.ask(
             self.render_test(),
-            [(_TEST_IMAGE, draw_test_image())] if self.section.image != "none" else [],
+            [(TEST_IMAGE, draw_test_image())] if self.section.image != "none" else [],
             response_format=self.response_format,
             top_logprobs=self.top_logprobs,
         )
@@ -382,17 +366,6 @@ async def await_all(awaitables: Iterable[Awaitable[T]]) -> list[T]:
 def _add_up(billed: Sequence[Usage]) -> Usage | None:
     told = [usage for usage in billed if usage.num_tokens]  # some servers tell none
     return sum(told[1:], told[0]) if told else None
-
-
-def draw_test_image() -> bytes:
-    """A red disc, as PNG: as many pixels as a photo has, in few bytes."""
-    from PIL import Image, ImageDraw
-
-    image = Image.new("RGB", _TEST_SIZE, "white")
-    ImageDraw.Draw(image).ellipse((220, 140, 420, 340), fill="red")
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def read_api_key(section: JudgeSection) -> str:

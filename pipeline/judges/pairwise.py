@@ -17,7 +17,8 @@ from importlib import resources
 from typing import Any, ClassVar
 
 from pipeline.judges import GroupJudge
-from pipeline.judges.model import TEST_RESPONSE, TEST_TASK, ModelJudge, Shown, await_all
+from pipeline.judges.model import ModelJudge, Shown, await_all
+from pipeline.judges.trial import TEST_RESPONSE, TEST_TASK
 from pipeline.judges.verdict import Unreadable, build_format, read_object, read_rationale
 from pipeline.ranking import Game, Rating, count_swiss_rounds, list_all, pair_swiss, rate
 from pipeline.records import Reply, Response, Task, Verdict

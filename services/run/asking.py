@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pipeline.batches import BatchClient, Batches, judge_in_batches
+from pipeline.judge_batches import BatchClient, Batches, judge_in_batches
 from pipeline.judges import Judge
 from pipeline.judges.cost import Meter
 from pipeline.judges.model import ModelJudge

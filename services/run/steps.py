@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from eval.evaluate import Questions, Scores
+from eval.report_card import render_markdown
 from pipeline.client import ChatClient
 from pipeline.data_card import render_card
 from pipeline.errors import StageError
@@ -129,6 +130,7 @@ def publish_splits(
 ) -> None:
     """Pairs of the round, whose rows have this digest, as a data set in `directory`, with its card."""
     session, recipe = current.session, current.session.run.recipe
+    report = find_card(session)
     card = partial(
         render_card,
         train,
@@ -141,6 +143,7 @@ def publish_splits(
         prompts=_list_prompts(session),
         contamination=read_overlap(current),
         cost=read_cost(session),
+        judge_report="" if report is None else render_markdown(report),
     )
     with current.reading_texts(len(train) + len(validation)) as read:
         publish_pairs(read(train), read(validation), session.run.images, directory, card=card)

@@ -13,7 +13,7 @@ from services.cli.terminal import Terminal
 from services.run.auditing import audit_stage, find_card
 from services.run.rounds import list_rounds
 from services.run.session import Session
-from services.run.steps import judge_stage
+from services.run.steps import judge_stage, pair_stage
 from tests.services.fake_vllm import write_checkpoint
 from tests.services.run.simulated_judge import KIND, TRANSPORTS
 
@@ -107,6 +107,16 @@ async def test_what_the_audit_asked_as_the_recipe_says_is_judged(session, asked)
     asked.clear()
     await audit_stage(current)
     assert asked == []
+
+
+async def test_the_card_is_quoted_on_the_data_card(session, asked):
+    (current,) = list_rounds(session)
+    card = await audit_stage(current)
+    await judge_stage(current)
+    await pair_stage(current)
+    text = (current.pairs.directory / "README.md").read_text("utf-8")
+    assert f"- {card.verdicts[0]}" in text
+    assert "| the right one scores higher (AUC) | 100.0% |" in text
 
 
 async def test_a_recipe_may_demand_an_auc_before_anything_else_is_judged(tmp_path, asked):

@@ -6,9 +6,9 @@ import httpx2
 import pytest
 from PIL import Image
 
-from pipeline.batches import BatchClient, Batches, judge_in_batches
 from pipeline.errors import AccountError
 from pipeline.images import ImageStore
+from pipeline.judge_batches import BatchClient, Batches, judge_in_batches
 from pipeline.judges import judgment_keys
 from pipeline.judges.cost import open_meter
 from pipeline.judges.pairwise import PairwiseJudge
