@@ -15,6 +15,8 @@ from pipeline.errors import RequestError
 T = TypeVar("T")
 R = TypeVar("R")
 
+Limit = int | Callable[[], int]
+"""How many may run at once: always, or at the moment that it is called."""
 MAX_ATTEMPTS = 6
 BASE_DELAY_S = 0.5
 MAX_DELAY_S = 30.0
@@ -22,8 +24,10 @@ MAX_PATIENCE_S = 900.0
 """How long one call may be put off by a server that says when to return."""
 
 
-async def map_bounded(function: Callable[[T], Awaitable[R]], items: Iterable[T], *, limit: int) -> AsyncIterator[R]:
+async def map_bounded(function: Callable[[T], Awaitable[R]], items: Iterable[T], *, limit: Limit) -> AsyncIterator[R]:
     """Results of `function` over `items` as they complete, at most `limit` running at a time.
+
+    A limit that falls lets what runs end, and begins nothing until there is room.
 
     Items are drawn only when there is room, so 100,000 of them cost no more memory than `limit`. The first exception is
     raised after the running calls have been cancelled; so is closing the iterator early.
@@ -33,7 +37,7 @@ async def map_bounded(function: Callable[[T], Awaitable[R]], items: Iterable[T],
     exhausted = False
     try:
         while True:
-            while not exhausted and len(running) < limit:
+            while not exhausted and len(running) < (limit if isinstance(limit, int) else limit()):
                 try:
                     item = next(source)
                 except StopIteration:

@@ -254,6 +254,16 @@ class Ledger:
         with self._using():
             return self._connection.execute(query).fetchone() is None
 
+    def sampled(self) -> Usage:
+        """The tokens of all responses, whichever recipe asked for them."""
+        query = """
+            SELECT sum(json_extract(value, '$.usage.prompt_tokens')), sum(json_extract(value, '$.usage.completion_tokens'))
+            FROM groups, json_each(groups.members) WHERE json_extract(value, '$.is_first_turn') IS NULL
+        """
+        with self._using():
+            ((prompt_tokens, completion_tokens),) = self._connection.execute(query).fetchall()
+        return Usage(prompt_tokens=prompt_tokens or 0, completion_tokens=completion_tokens or 0)
+
     def spent(self, judge: str) -> tuple[int, Usage]:
         """How many of a judge's requests were billed, and for how many tokens, whatever became of them."""
         billed = " UNION ALL ".join(

@@ -30,6 +30,8 @@ PROMPT_NAMES: Plugins[Any] = Plugins(
         "thought_generic": "pipeline.prompts:THOUGHT_GENERIC",
         "zero_shot": "pipeline.prompts:ZERO_SHOT",
         "cot": "pipeline.prompts:COT",
+        "two_stage": "pipeline.prompts:TWO_STAGE",
+        "caption_first": "pipeline.prompts:CAPTION_FIRST",
     },
 )
 JUDGE_NAMES: Plugins[Any] = Plugins(

@@ -166,6 +166,8 @@ class Response(Record):
     """The error in one word, as `too_long`, for accounts."""
     refused: bool = False
     """The server will never answer this request (it does not fit the context, say)."""
+    is_first_turn: bool = False
+    """It answers the first of a prompt's two turns, kept to be asked once; a response holds its text and tokens."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -2,6 +2,10 @@
 
 A request's key says all that determines its answer, so planning is pure: the same tasks, prompt, weights and settings give
 the same keys, the ledger says which are answered, and only the rest are asked.
+
+A prompt of two turns is asked in two: the first with `n=k` in one request, then the second once for each text that came,
+with as many choices as there were answers of that text. The first turn's answers are kept under a key of their own, which
+says all that determines them, before the second is asked: whatever stops a command, no answered turn is asked again.
 """
 
 from __future__ import annotations
@@ -13,12 +17,12 @@ from itertools import chain
 from typing import Any
 
 from pipeline.client import ChatClient, Completion, user_message
-from pipeline.concurrency import with_retry
+from pipeline.concurrency import map_bounded, with_retry
 from pipeline.errors import RequestError
 from pipeline.faults import Place
 from pipeline.images import ImageStore
 from pipeline.ledger import Ledger
-from pipeline.prompts import PROMPTS, render_prompt, split_thought
+from pipeline.prompts import PROMPTS, join_turns, render_prompt, render_second, split_thought
 from pipeline.records import (
     CheckpointRef,
     ImageRef,
@@ -29,8 +33,10 @@ from pipeline.records import (
     Task,
     content_key,
 )
+from pipeline.saturation import Saturation
 from pipeline.stage import OnProgress, Tally, batched, work_off
 
+_NO_ROOM = (429, 503)
 GATEWAY = Place(key_env="VCOT_API_KEY", model_field="model.name", url_field="serve.url")
 
 
@@ -46,6 +52,9 @@ class SampleRequest:
     sampling: SamplingParams
     """With the request's own seed."""
     key: str
+    first_key: str | None = None
+    """Of a prompt of two turns: the key of the first turn's group."""
+    is_first_turn: bool = False
 
     def response_key(self, index: int) -> str:
         """Key of the response with this index."""
@@ -77,17 +86,35 @@ class Plan:
 def _plan(
     task: Task, prompt: PromptName, checkpoint: CheckpointRef, sampling: SamplingParams, code: Mapping[str, str]
 ) -> SampleRequest:
-    text = render_prompt(prompt, task)
+    text, then = render_prompt(prompt, task), render_second(prompt, task, "<first>")
     image = task.image.sha256 if task.image else None
-    key = content_key(weights=checkpoint.digest, task=task.id, image=image, prompt=text, sampling=sampling, **code)
-    own_seed = sampling.model_copy(update={"seed": int(key[:8], 16) >> 1})
-    return SampleRequest(task, prompt, text, checkpoint, own_seed, key)
+    asked = {
+        "weights": checkpoint.digest,
+        "task": task.id,
+        "image": image,
+        "prompt": text,
+        "sampling": sampling,
+        **code,
+    }
+    if then is None:
+        key, first_key = content_key(**asked), None
+    else:
+        first_key = content_key(**asked, turn=1)
+        key = content_key(first=first_key, then=then, joint=PROMPTS.resolve(prompt).joint)
+    return SampleRequest(task, prompt, text, checkpoint, _seed(sampling, first_key or key), key, first_key)
+
+
+def _seed(sampling: SamplingParams, key: str) -> SamplingParams:
+    """The settings with the seed of what has this key."""
+    return sampling.model_copy(update={"seed": int(key[:8], 16) >> 1})
 
 
 def show_image(request: SampleRequest, image: ImageRef) -> SampleRequest:
     """The same request about `image` instead: same text, settings and seed, and a key of its own. Pure."""
     task = request.task.model_copy(update={"image": image})
-    return replace(request, task=task, key=content_key(asked=request.key, image=image.sha256))
+    key = content_key(asked=request.key, image=image.sha256)
+    first_key = content_key(asked=request.first_key, image=image.sha256) if request.first_key else None
+    return replace(request, task=task, key=key, first_key=first_key)
 
 
 Requests = Plan | Sequence[SampleRequest]
@@ -128,25 +155,25 @@ async def sample(
     ledger: Ledger,
     images: ImageStore,
     *,
-    max_concurrency: int = 8,
+    max_concurrency: int = 64,
     on_progress: OnProgress = lambda _: None,
 ) -> StageCount:
     """Ask what is owed of `requests`; every answer is in the ledger before it counts. Counts are of responses.
 
-    Requests are gone through twice, and none is held: what is there already is counted, and the others are asked.
+    Requests are gone through twice, and none is held: what is there already is counted, and the others are asked. As many
+    are in flight as keep the server busy (pipeline/saturation.py), and never more than `max_concurrency`.
     """
     tally = Tally("sample", total=0)
     for request, is_done in look(requests, ledger):
         tally.total += request.sampling.n
-        tally.cached += request.sampling.n * is_done
+        tally.cached += request.sampling.n if is_done else _count_kept(request, ledger)
     owed = (request for request, is_done in look(requests, ledger) if not is_done)
 
-    async def answer(request: SampleRequest) -> Sequence[Response]:
-        responses = await _ask(request, client, images)
-        await ledger.write(responses)
-        return responses
-
-    return await work_off(owed, answer, tally, limit=max_concurrency, place=GATEWAY, on_progress=on_progress)
+    upstream = _Upstream(client, ledger, images, Saturation(max_concurrency))
+    limit = upstream.saturation
+    return await work_off(
+        owed, upstream.answer, tally, limit=lambda: limit.limit, place=GATEWAY, on_progress=on_progress
+    )
 
 
 def look(requests: Iterable[SampleRequest], ledger: Ledger) -> Iterator[tuple[SampleRequest, bool]]:
@@ -162,32 +189,142 @@ def is_owed(requests: Iterable[SampleRequest], ledger: Ledger) -> bool:
     return any(not is_done for _, is_done in look(requests, ledger))
 
 
-async def _ask(request: SampleRequest, client: ChatClient, images: ImageStore) -> list[Response]:
+def _count_kept(request: SampleRequest, ledger: Ledger) -> int:
+    """Responses of an unfinished group that are not asked for again: a group of two turns is answered text by text."""
+    return len(ledger.done(Response, request.response_keys())) if request.first_key else 0
+
+
+@dataclass(frozen=True)
+class _Upstream:
+    """Who is asked, where the answers go, and how many requests are in flight meanwhile."""
+
+    client: ChatClient
+    ledger: Ledger
+    images: ImageStore
+    saturation: Saturation
+
+    async def answer(self, request: SampleRequest) -> Sequence[Response]:
+        """What the group lacks, durable. Raises RequestError of the account."""
+        began = asyncio.get_running_loop().time()
+        if request.first_key is not None:
+            responses = await _ask_in_turns(request, self)
+        else:
+            responses = await _ask(request, self)
+            await self.ledger.write(responses)
+        if all(response.error is None for response in responses):
+            self.saturation.note(began, asyncio.get_running_loop().time())
+        return responses
+
+    async def complete(self, request: SampleRequest) -> Completion | RequestError:
+        """The answer, or the fault that came instead. Raises RequestError of the account."""
+        image, loop = request.task.image, asyncio.get_running_loop()
+        data = await asyncio.to_thread(self.images.read, image) if image else None
+        messages = [user_message(request.text, image, data)]
+        began = loop.time()
+
+        async def call() -> Completion:
+            digest = request.checkpoint.digest
+            return await self.client.complete(request.checkpoint.name, messages, request.sampling, expect=digest)
+
+        def on_failure(error: RequestError) -> None:
+            if error.status in _NO_ROOM:
+                self.saturation.shrink(began, loop.time())
+
+        try:
+            return await with_retry(call, on_failure=on_failure)
+        except RequestError as error:
+            if error.scope == "account":
+                raise
+            return error
+
+
+async def _ask(request: SampleRequest, upstream: _Upstream) -> list[Response]:
     """The group's responses, or n records of the error that came instead. Raises RequestError of the account."""
-    image = request.task.image
-    data = await asyncio.to_thread(images.read, image) if image else None
-    messages = [user_message(request.text, image, data)]
+    completion = await upstream.complete(request)
+    indexes = range(request.sampling.n)
+    if isinstance(completion, RequestError):
+        return [_response(request, i, **_explain(completion)) for i in indexes]
+    return [_answered(request, i, completion) for i in indexes]
 
-    async def call() -> Completion:
-        digest = request.checkpoint.digest
-        return await client.complete(request.checkpoint.name, messages, request.sampling, expect=digest)
 
-    try:
-        completion = await with_retry(call)
-    except RequestError as error:
-        if error.scope == "account":
-            raise
-        outcome = {"error": str(error), "reason": error.reason, "refused": error.scope == "item"}
-        return [_response(request, i, **outcome) for i in range(request.sampling.n)]
-    return [_answered(request, i, completion) for i in range(request.sampling.n)]
+def _explain(fault: RequestError) -> dict[str, Any]:
+    return {"error": str(fault), "reason": fault.reason, "refused": fault.scope == "item"}
+
+
+async def _ask_in_turns(request: SampleRequest, upstream: _Upstream) -> list[Response]:
+    """What the group still lacks, each text's second turn durable as soon as it is answered. Raises as `_ask` does."""
+    firsts = await _ask_first(request, upstream)
+    if (failed := next((first for first in firsts if first.error), None)) is not None:
+        outcome = failed.model_dump(include={"error", "reason", "refused"})
+        responses = [_response(request, i, **outcome) for i in range(request.sampling.n)]
+        await upstream.ledger.write(responses)
+        return responses
+    done = upstream.ledger.done(Response, request.response_keys())
+    by_text: dict[str, list[Response]] = {}
+    for first in firsts:
+        if request.response_key(first.index) not in done:
+            by_text.setdefault(first.text or "", []).append(first)
+
+    async def ask_second(same: Sequence[Response]) -> list[Response]:
+        responses = await _ask_second(request, same, upstream)
+        await upstream.ledger.write(responses)
+        return responses
+
+    answered = map_bounded(ask_second, by_text.values(), limit=request.sampling.n)
+    return [response async for responses in answered for response in responses]
+
+
+async def _ask_first(request: SampleRequest, upstream: _Upstream) -> Sequence[Response]:
+    """The answers to the first turn, as they are kept; what failed is not."""
+    assert request.first_key is not None
+    own = replace(request, key=request.first_key, first_key=None, is_first_turn=True)
+    found = upstream.ledger.get(Response, own.response_keys())
+    if len(found) == own.sampling.n:
+        return [found[key] for key in own.response_keys()]
+    firsts = await _ask(own, upstream)
+    if not any(first.error for first in firsts):
+        await upstream.ledger.write(firsts)
+    return firsts
+
+
+async def _ask_second(request: SampleRequest, same: Sequence[Response], upstream: _Upstream) -> list[Response]:
+    """The second turn after one text, as responses of the indexes that share it."""
+    text = same[0].text or ""
+    second = render_second(request.prompt, request.task, text)
+    assert second is not None
+    sampling = _seed(request.sampling, content_key(seed=request.sampling.seed, first=text))
+    sampling = sampling.model_copy(update={"n": len(same)})
+    completion = await upstream.complete(replace(request, text=second, sampling=sampling))
+    if isinstance(completion, RequestError):
+        return [_response(request, first.index, **_explain(completion)) for first in same]
+    return [_joined(request, first, completion, place) for place, first in enumerate(same)]
+
+
+def _joined(request: SampleRequest, first: Response, completion: Completion, place: int) -> Response:
+    """A response of both turns, with its share of the tokens: the first turn's go with the group's first response."""
+    choice = completion.choices[place]
+    text = join_turns(request.prompt, first.text or "", choice.text)
+    thought, answer = split_thought(request.prompt, text)
+    billed = [usage for usage in (completion.usage if place == 0 else None, first.usage) if usage]
+    return _response(
+        request,
+        first.index,
+        text=text,
+        thought=thought,
+        answer=answer,
+        finish_reason=choice.finish_reason,
+        usage=sum(billed[1:], billed[0]) if billed else None,
+        latency_s=(first.latency_s or 0.0) + completion.latency_s,
+    )
 
 
 def _answered(request: SampleRequest, index: int, completion: Completion) -> Response:
     choice = completion.choices[index]
-    thought, answer = split_thought(request.prompt, choice.text)
+    thought, answer = (None, None) if request.is_first_turn else split_thought(request.prompt, choice.text)
     return _response(
         request,
         index,
+        is_first_turn=request.is_first_turn,
         text=choice.text,
         thought=thought,
         answer=answer,

@@ -129,7 +129,7 @@ class SampleSection(Section):
     """The responses that are drawn for each task."""
 
     prompt: Prompt = "thought_specific"
-    """Asks for a thought before the answer; thought_generic, or one of your own as package.module:object, do it, too."""
+    """Asks for a thought first, as thought_generic, two_stage, caption_first, or your own (package.module:object) do."""
     k: Annotated[int, Field(ge=2)] = 8
     """Responses per task."""
     temperature: Annotated[float, Field(gt=0)] = 0.5
@@ -141,7 +141,7 @@ class SampleSection(Section):
     seed: int = 0
     """Every request's own seed is derived from it."""
     max_concurrency: Count = 8
-    """Requests in flight."""
+    """Requests in flight, at most: as many as keep the server busy are found by measuring (docs/sampling.md)."""
 
     def params(self) -> SamplingParams:
         """The settings that enter the keys."""
@@ -379,7 +379,7 @@ class EvalSection(Section):
     hint: bool = False
     """Whether ScienceQA's hint stands before a question that has one; the paper's figures have none."""
     max_concurrency: Count = 16
-    """Requests in flight."""
+    """Requests in flight, at most, as in sample."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Literal, TypeVar
 
-from pipeline.concurrency import map_bounded
+from pipeline.concurrency import Limit, map_bounded
 from pipeline.errors import AccountError, RequestError, StageError
 from pipeline.faults import Place, find_remedy
 from pipeline.records import Judgment, Response, StageCount
@@ -79,7 +79,7 @@ async def work_off(
     work: Callable[[T], Awaitable[Sequence[R]]],
     tally: Tally,
     *,
-    limit: int,
+    limit: Limit,
     place: Place,
     on_progress: OnProgress,
 ) -> StageCount:
@@ -98,7 +98,7 @@ async def work_off(
             tally.last_error = record.error or tally.last_error
         in_a_row = in_a_row + 1 if _are_suspect(records, tally) else 0
         on_progress(tally)
-        if in_a_row >= MAX_FAILURES_IN_A_ROW * limit:
+        if in_a_row >= MAX_FAILURES_IN_A_ROW * (limit if isinstance(limit, int) else limit()):
             raise StageError(
                 f"{tally.stage}: {in_a_row} requests in a row failed, the last with: {tally.last_error}; "
                 f"see that the server runs and takes such requests, then repeat the command: {_KEPT}"

@@ -3,6 +3,11 @@
 `thought_specific` and `thought_generic` are Wu et al. 2024 (Thinking LLMs, v1, Fig. 2); `zero_shot` and `cot` are the
 paper's evaluation prompts (its Figs. 2 and 3). Each file is data: the names in angle brackets or braces are filled in one
 pass, so a question that contains such a name is not filled again.
+
+Two have a second turn. `two_stage` has the scheme of Zhang et al. 2023 (Multimodal-CoT): a rationale, then the answer, given
+image, question and rationale; the labels and their order (Question, Options, Solution, Answer) are their code's.
+`caption_first` puts a caption in the rationale's place, as LLaVA-CoT (Xu et al. 2024) and Visionary-R1 (Xia et al. 2025)
+train models to. None of them gives an instruction for a model that was not trained on its scheme: those sentences are ours.
 """
 
 from __future__ import annotations
@@ -16,7 +21,7 @@ from pipeline.open_lists import PROMPT_NAMES
 from pipeline.plugins import Plugins
 from pipeline.records import PromptName, Task
 
-_FIELD = re.compile(r"<question>|<options>|\{user instruction\}")
+_FIELD = re.compile(r"<question>|<options>|<first>|\{user instruction\}")
 _QUESTION = re.compile(r"<question>|\{user instruction\}")
 _SPECIAL = re.compile(
     r"<image>|<video>|<image_soft_token>|<start_of_image>|<end_of_image>|<img_context>|<fake_token_around_image>"
@@ -43,8 +48,17 @@ class Prompt:
     """Whether an evaluation looks for the answer in the whole response, not after the thought only."""
     num_tokens: int = 100
     """Of a usual question under it, by LLaVA-1.5's tokenizer; for estimates."""
+    then: str | None = None
+    """The template of a second turn, asked by itself and with the image: `<first>` is the answer to the first turn."""
+    joint: str = "\nAnswer: "
+    """What stands between the two answers in a response, which holds both: `split` takes the whole apart."""
 
     def __post_init__(self) -> None:
+        if "<first>" in self.template or (self.then is not None and "<first>" not in self.then):
+            raise ValueError(
+                f"the prompt {self.template[:60]!r}: write <first> in `then`, for the first answer, and not in the "
+                "template"
+            )
         if not _QUESTION.search(self.template):
             raise ValueError(
                 f"the template {self.template[:60]!r} has no place for the question; write <question> there"
@@ -66,25 +80,51 @@ def split_at(separator: str, *, leave_out: str = "") -> Callable[[str], Parts]:
     return split
 
 
+def split_at_last(separator: str) -> Callable[[str], Parts]:
+    """A `Prompt.split`: what stands after the last `separator` is the final answer, and all before it the thought."""
+
+    def split(text: str) -> Parts:
+        thought, found, answer = text.rpartition(separator)
+        return (thought.strip(), answer.strip()) if found and answer.strip() else (None, None)
+
+    return split
+
+
 def render_options(choices: Sequence[str]) -> str:
     """`(A) red (B) blue`, as ScienceQA's authors and LLaVA write options."""
     return " ".join(f"({chr(ord('A') + i)}) {choice}" for i, choice in enumerate(choices))
 
 
 def render_prompt(name: PromptName, task: Task) -> str:
-    """The user turn for `task`, without the image placeholder.
+    """The user turn for `task`, without the image placeholder: the first, where the prompt has two.
 
     What a tokenizer would read as more than text is removed from a question: a literal `<image>` counts as a second image,
     and a literal `<|im_end|>` ends the turn.
     """
+    return _render(PROMPTS.resolve(name).template, task)
+
+
+def render_second(name: PromptName, task: Task, first: str) -> str | None:
+    """The second turn, after `first` was answered; None where the prompt has one turn only."""
+    then = PROMPTS.resolve(name).then
+    return None if then is None else _render(then, task, first)
+
+
+def join_turns(name: PromptName, first: str, second: str) -> str:
+    """The response that both answers make together."""
+    return f"{first.strip()}{PROMPTS.resolve(name).joint}{second.strip()}"
+
+
+def _render(template: str, task: Task, first: str = "") -> str:
     question = " ".join(_remove_special(task.question).split())
     options = _remove_special(render_options(task.choices))
     fields = {
         "<question>": question,
         "<options>": options,
         "{user instruction}": f"{question}\nOptions: {options}",
+        "<first>": _remove_special(first).strip(),
     }
-    return _FIELD.sub(lambda match: fields[match.group()], PROMPTS.resolve(name).template)
+    return _FIELD.sub(lambda match: fields[match.group()], template)
 
 
 def _remove_special(text: str) -> str:
@@ -121,3 +161,7 @@ THOUGHT_GENERIC = Prompt(
 ZERO_SHOT = Prompt(_read("zero_shot"), _split_nothing, is_read_whole=True, num_tokens=87)
 COT = Prompt(_read("cot"), _split_at_last_answer, is_read_whole=True, num_tokens=111)
 """The tokens are means over 1,145 A-OKVQA and 58 ScienceQA questions (test_estimate.py)."""
+TWO_STAGE = Prompt(_read("two_stage"), split_at_last("\nAnswer: "), num_tokens=90, then=_read("two_stage_then"))
+CAPTION_FIRST = Prompt(
+    _read("caption_first"), split_at_last("\nAnswer: "), num_tokens=90, then=_read("caption_first_then")
+)

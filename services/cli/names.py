@@ -298,6 +298,21 @@ def report(target: Target = DEFAULT) -> None:
     opening.execute("report", target, commands.report)
 
 
+@app.command(group=_RUNS)
+def status(target: Target = DEFAULT, *, json: Annotated[bool, Parameter(negative=())] = False) -> None:
+    """Say how far a run is, what it took, and which command works on it; works beside that command, and only reads.
+
+    Parameters
+    ----------
+    json
+        Print it as one JSON object.
+
+    """
+    from services.cli import status_command
+
+    status_command.show(target, as_json=json)
+
+
 @app.command(group=TOOLS)
 def doctor(target: Target = DEFAULT) -> None:
     """Say what this machine can run, and what is missing for a recipe."""

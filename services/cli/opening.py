@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
+from pipeline.report import Report
 from pipeline.run import RECIPE, Access, Run, open_run
 from services.cli.stop import Terminated
 from services.cli.target import Target
 from services.cli.terminal import Terminal
+from services.run.live import recording
 from services.run.rounds import Round, list_rounds
 from services.run.session import Session
 
@@ -21,7 +23,7 @@ _BEGINS = ("run", "rounds", "sample", "prepare")
 """Commands (with demo, which is run) that begin a run where there is none. Any other wants one that is there, or the name of
 a recipe: a run that was not found may be mistyped."""
 READS = (
-    "report", "pair --preview", "swap", "checkpoints list", "checkpoints show", "checkpoints retire",
+    "report", "status", "pair --preview", "swap", "checkpoints list", "checkpoints show", "checkpoints retire",
     "replicas list", "replicas add", "replicas remove", "push pairs", "push checkpoint",
 )  # fmt: skip
 """Commands that work beside one that writes to the run, and begin none: they read it, steer its gateway, or replace a page
@@ -42,7 +44,7 @@ def open_target(command: str, target: Target, terminal: Terminal, overrides: Seq
     `overrides` are what other flags are short for; what is set outright wins. Raises RecipeError and InputError.
     """
     where, recipe = run_directory(target.run, target.recipe), target.recipe
-    access: Access = "read" if command in READS else "shared" if command in _SERVERS else "alone"
+    access = _access(command)
     if not (where / RECIPE).is_file() and access != "read":
         recipe = recipe or ("nano" if command in _BEGINS else None)
         terminal.preface(f"a new run, {where}, with recipe {recipe}")
@@ -64,16 +66,25 @@ def on_last_round(step: Callable[[Round], Awaitable[None]]) -> Step:
 def execute(command: str, target: Target, step: Step, overrides: Sequence[str] = ()) -> None:
     """Run one command on its run."""
     terminal = Terminal()
-    with open_target(command, target, terminal, overrides) as run:
+    with open_target(command, target, terminal, overrides) as run, _listening(command, run, terminal) as report:
         try:
-            asyncio.run(_with_session(run, terminal, step))
+            asyncio.run(_with_session(run, report, step))
         except asyncio.CancelledError:  # by SIGTERM, which ends a command as Ctrl-C does
             raise Terminated from None
 
 
-async def _with_session(run: Run, terminal: Terminal, step: Step) -> None:
+def _listening(command: str, run: Run, terminal: Terminal) -> AbstractContextManager[Report]:
+    """The terminal; of the run's only writer, others may see how far it is."""
+    return nullcontext(terminal) if _access(command) != "alone" else recording(run.directory, command, terminal)
+
+
+def _access(command: str) -> Access:
+    return "read" if command in READS else "shared" if command in _SERVERS else "alone"
+
+
+async def _with_session(run: Run, report: Report, step: Step) -> None:
     cancel_at_sigterm()
-    async with Session(run, terminal) as session:
+    async with Session(run, report) as session:
         await step(session)
 
 

@@ -245,6 +245,11 @@ class _Requests:
     max_tokens: int
 
     @property
+    def num_prompts_read(self) -> int:
+        """Prompts that the model reads for one request: of two turns, the second for each answer to the first, at most."""
+        return 1 if PROMPTS.resolve(self.prompt).then is None else 1 + self.n
+
+    @property
     def response_tokens(self) -> Span:
         """Of one response."""
         return Span(*_cut(ANSWER_TOKENS if self.prompt == "zero_shot" else THOUGHT_TOKENS, self.max_tokens))
@@ -294,7 +299,7 @@ class _Machine:
         cases = zip(
             _three(requests.response_tokens), _three(DECODE_EFFICIENCY), _three(PREFILL_EFFICIENCY), strict=True
         )
-        prompt_flops = self._forward_flops(self._prompt_tokens(requests.prompt))
+        prompt_flops = requests.num_prompts_read * self._forward_flops(self._prompt_tokens(requests.prompt))
         power = self.kind.flops * self.num_cards * self._parallel_efficiency
         return Span(
             *(

@@ -112,3 +112,19 @@ def test_backoff_grows_and_is_bounded():
     assert delays == sorted(delays) or max(delays) <= 30.0
     assert delays[0] <= 1.0
     assert max(delays) <= 30.0
+
+
+async def test_a_limit_may_rise_and_fall_meanwhile():
+    running, seen, limit = 0, [], 2
+
+    async def work(i):
+        nonlocal running, limit
+        running += 1
+        seen.append(running)
+        await asyncio.sleep(0.001)
+        running -= 1
+        limit = 5 if i < 30 else 1
+
+    results = [result async for result in map_bounded(work, range(60), limit=lambda: limit)]
+    assert len(results) == 60
+    assert (seen[:2], max(seen), seen[-10:]) == ([1, 2], 5, [1] * 10)

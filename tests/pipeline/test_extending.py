@@ -16,9 +16,9 @@ from pipeline.judges import find_judge, judgment_keys
 from pipeline.judges.model import ModelJudge
 from pipeline.ledger import Ledger
 from pipeline.pairs import Judged, build_pairs
-from pipeline.prompts import render_prompt
+from pipeline.prompts import render_prompt, render_second
 from pipeline.recipe import load_recipe
-from pipeline.records import CheckpointRef, Response, Task
+from pipeline.records import CheckpointRef, Response, SamplingParams, Task
 from pipeline.run import open_run
 from pipeline.sample import Plan, sample
 from pipeline.sections import JudgeSection, PairsSection, TasksSection
@@ -31,7 +31,7 @@ from tests.services.fake_vllm import write_checkpoint
 
 TASK = Task(id="t", question="q?", choices=("a", "b"), answer=0, source="s", split="train")
 HEADINGS = ("A data set", "A prompt", "A judge", "A pair policy")
-MODULES = {"clocks": ("A data set", 0), "looking": ("A prompt", 0), "brevity": ("A judge", 0),
+MODULES = {"clocks": ("A data set", 0), "looking": ("A prompt", 0), "signs": ("A prompt", 1), "brevity": ("A judge", 0),
            "faithful": ("A judge", 1), "margin": ("A pair policy", 0)}  # fmt: skip
 SAID = {
     "What time is it?": ["A face with hands. Answer: (A)", "Hands, a face, and much more to be told of. Answer: (A)",
@@ -48,6 +48,7 @@ def folder(tmp_path, monkeypatch):
     for name, (heading, number) in MODULES.items():
         (folder / f"{name}.py").write_text(list_blocks(heading, "python")[number])
     (folder / "clocks.json").write_text(read_block("A data set", "json"))
+    (folder / "after_signs.txt").write_text(read_block("A prompt", "text"))
     for number, colour in ((1, "white"), (2, "red")):
         Image.new("RGB", (8, 8), colour).save(folder / f"{number}.jpg")
     monkeypatch.syspath_prepend(folder)
@@ -111,6 +112,20 @@ async def test_the_page_is_followed_word_for_word(folder, tmp_path):
     }
     assert made[0].prompt.startswith("Question: What")
     assert made[0].prompt.endswith("Describe what you see. Then write Answer: and the option.")
+
+
+def test_a_prompt_of_two_turns_reads_its_text_file_and_asks_anew_when_that_changes(folder):
+    assert render_second("signs:READ_SIGNS", TASK, "STOP").startswith(
+        "Question: q?\nOptions: (A) a (B) b\nWords in the image: STOP\nWrite"
+    )
+    checkpoint = CheckpointRef(name="base", digest="sha256:a", kind="base")
+    plan = Plan([TASK], "signs:READ_SIGNS", checkpoint, SamplingParams(temperature=0.5, max_tokens=8, n=2, seed=0))
+    [before] = plan
+    with (folder / "after_signs.txt").open("a") as file:
+        file.write("Be brief.")
+    sys.modules.pop("signs")
+    [after] = plan
+    assert (before.first_key, before.key != after.key) == (after.first_key, True)
 
 
 def load(folder):

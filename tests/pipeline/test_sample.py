@@ -278,3 +278,50 @@ async def test_a_response_that_was_cut_off_says_so(tasks, ledger, store):
 
     _, responses = await draw(Cut(), tasks, ledger, store)
     assert {response.finish_reason for response in responses.values()} == {"length"}
+
+
+async def test_as_many_are_in_flight_as_the_server_has_room_for_and_no_more_than_the_ceiling(tasks, ledger, store):
+    """The server answers six at a time, whatever waits."""
+    many = [tasks[0].model_copy(update={"id": f"t{i}"}) for i in range(900)]
+    room, inside, peak = asyncio.Semaphore(6), 0, 0
+    plain = Upstream()
+
+    async def upstream(request):
+        nonlocal inside, peak
+        inside += 1
+        peak = max(peak, inside)
+        async with room:
+            await asyncio.sleep(1)
+        inside -= 1
+        return await plain(request)
+
+    transport = httpx2.MockTransport(upstream)
+    async with ChatClient("http://fake/v1", "key", max_connections=300, transport=transport) as client:
+        plan = Plan(many, "thought_specific", CHECKPOINT, SAMPLING)
+        began = asyncio.get_running_loop().time()
+        count = await sample(plan, client, ledger, store, max_concurrency=300)
+        took_s = asyncio.get_running_loop().time() - began
+    assert count.ok == 1800
+    assert took_s < 1.25 * 900 / 6, "what it takes to find out, and to write, included"
+    assert peak <= 6 * 2.25 + 2
+
+
+async def test_a_server_that_has_no_room_is_asked_for_less(tasks, ledger, store):
+    many = [tasks[0].model_copy(update={"id": f"t{i}"}) for i in range(200)]
+    inside, num_refused, plain = 0, 0, Upstream()
+
+    async def upstream(request):
+        nonlocal inside, num_refused
+        if inside >= 3:
+            num_refused += 1
+            return error(503)
+        inside += 1
+        await asyncio.sleep(1)
+        inside -= 1
+        return await plain(request)
+
+    transport = httpx2.MockTransport(upstream)
+    async with ChatClient("http://fake/v1", "key", max_connections=300, transport=transport) as client:
+        count = await sample(Plan(many, "thought_specific", CHECKPOINT, SAMPLING), client, ledger, store)
+    assert count.ok >= 390
+    assert num_refused < 60, "64 in flight would be refused some hundred times"

@@ -305,6 +305,10 @@ def build_task(question: Question, image: ImageRef, split: Split) -> Task:
     )
 
 
+TAUGHT_PROMPTS: tuple[PromptName, ...] = ("thought_specific", "thought_generic", "zero_shot", "cot")
+"""Those that the nano models are built with: another list is another tokenizer."""
+
+
 def render_target(task: Task, prompt: PromptName) -> str:
     """The response that the nano model is taught to give to `task` (with gold answer and rationale) under `prompt`."""
     return render_response(task.rationale, f"The answer is ({task.answer_letter}).", prompt)

@@ -11,17 +11,15 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from pipeline.errors import CheckpointError
 from pipeline.identity import verify_checkpoint
-from pipeline.open_lists import PROMPT_NAMES
 from pipeline.prompts import render_prompt
 from pipeline.records import ImageRef
-from pipeline.sources.nano.questions import FAMILIES, build_task, make_question, render_target
+from pipeline.sources.nano.questions import FAMILIES, TAUGHT_PROMPTS, build_task, make_question, render_target
 from training.nano.architecture import NUM_IMAGE_TOKENS, build_tokenizer
 from training.nano.batches import IGNORED, MEAN, STD, build_corpus, draw_conversations, draw_lookups
 from training.nano.building import ARCHITECTURES, Build, build_nano
 from training.nano.quiz import draw_examples, measure_accuracy, sample_responses
 from training.nano.schedule import STAGES, NanoPlan, make_plan
 
-PROMPTS = tuple(PROMPT_NAMES.built_ins)
 SHIPPED = Path(__file__).parents[3] / "training/checkpoints"
 
 
@@ -85,7 +83,7 @@ def test_letters_and_the_separator_are_one_ordinary_piece(processor):
         assert processor.tokenizer.decode(encode(processor, text), skip_special_tokens=True) == text
 
 
-@pytest.mark.parametrize("prompt", PROMPTS)
+@pytest.mark.parametrize("prompt", TAUGHT_PROMPTS)
 def test_prompt_and_response_tokenize_apart_as_they_do_together(processor, architecture, prompt):
     rng = random.Random(1)
     for family in FAMILIES:

@@ -1,0 +1,113 @@
+"""`vcot status`: what there is of a run, as a table or as JSON, whatever state the run is in."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from rich.console import RenderableType
+from rich.table import Column, Table
+
+from pipeline.errors import InputError
+from pipeline.judges.cost import describe_tokens
+from pipeline.report import ignore
+from pipeline.run import RECIPE, open_run
+from services.cli.opening import run_directory
+from services.cli.target import Target
+from services.cli.terminal import Terminal
+from services.run.live import Live, find_holder, read_live
+from services.run.session import Session
+from services.run.status import RunStatus, look_at_run
+
+
+def show(target: Target, *, as_json: bool) -> None:
+    """Print it. Whatever cannot be read is told in it, so that the rest is seen."""
+    status, terminal = _look(target), Terminal()
+    for part in [status.model_dump_json(indent=2)] if as_json else render_status(status):
+        terminal.show(part)
+
+
+def _look(target: Target) -> RunStatus:
+    where = run_directory(target.run, target.recipe)
+    if not (where / RECIPE).is_file():
+        return RunStatus(run=str(where), state="not begun")
+    problems: list[str] = []
+    live, holder = None, find_holder(where)
+    try:
+        live = read_live(where)
+    except InputError as error:
+        problems.append(str(error))
+    try:
+        with open_run(where, target.recipe, target.set, save=target.save, access="read") as run:
+
+            async def look() -> RunStatus:
+                async with Session(run, ignore) as session:
+                    return await look_at_run(session, live, holder, time.time())
+
+            status = asyncio.run(look())
+    except InputError as error:
+        age_s = time.time() - live.updated_at if live else None
+        status = RunStatus(
+            run=str(where), state="damaged", holder=holder, live=live, live_age_s=age_s, problems=(str(error),)
+        )
+    return status.model_copy(update={"problems": (*problems, *status.problems)})
+
+
+def render_status(status: RunStatus) -> list[RenderableType]:
+    """The table and sentences for a terminal."""
+    recipe = f" (recipe {status.recipe})" if status.recipe else ""
+    parts: list[RenderableType] = [f"{status.run}{recipe}: {status.state}"]
+    if status.state == "not begun":
+        return [*parts, "no run is there; `vcot run` begins one"]
+    if status.live:
+        parts += _describe_live(status.live, status)
+    if status.stages:
+        parts.append(_tabulate(status))
+    if status.sampled and status.sampled.num_tokens:
+        parts.append(f"all responses: {describe_tokens(status.sampled.num_tokens)}")
+    if status.judged:
+        parts.append(f"judging: {status.judged.summary}")
+    return [*parts, *(f"cannot be read: {problem}" for problem in status.problems)]
+
+
+def _describe_live(live: Live, status: RunStatus) -> list[str]:
+    age = _span(max(0.0, status.live_age_s or 0.0))
+    if live.end is not None:
+        return [f"last command: vcot {live.command}, ended {age} ago: {live.end}"]
+    if not status.holder and status.holder is not None:
+        return [f"last command: vcot {live.command}, killed; its last word is {age} old, and the same command goes on"]
+    lines = [f"at work: vcot {live.command} (process {live.pid}), as of {age} ago"]
+    if live.stage:
+        lines.append(f"  {live.stage}: {live.waiting or live.what}")
+    if live.unit:
+        total = f"/{live.total:,}" if live.total else ""
+        rate = f", {live.per_s:,.1f} a second" if live.per_s else ""
+        left = f", about {_span(live.left_s)} left" if live.left_s is not None else ""
+        lines.append(f"  {live.done:,}{total} {live.unit}{rate}{left}{f'; {live.note}' if live.note else ''}")
+    return lines + [
+        f"  {count.stage}: {count.requested} requested = {count.ok} ok + {count.cached} cached + {count.failed} failed"
+        f" + {count.refused} refused"
+        for count in live.accounts
+    ]
+
+
+def _tabulate(status: RunStatus) -> Table:
+    table = Table("stage", *(_right(name) for name in ("requested", "ok", "failed", "refused", "owed")), "")
+    for one in status.stages:
+        numbers = (one.requested, one.ok, one.failed, one.refused, one.owed)
+        ordered = sorted(one.reasons.items(), key=lambda item: (-item[1], item[0]))
+        reasons = ", ".join(f"{number} {reason.replace('_', ' ')}" for reason, number in ordered)
+        shown = [f"{number:,}" for number in numbers] if one.requested else [""] * len(numbers)
+        table.add_row(one.stage, *shown, "; ".join(filter(None, (reasons, one.note))))
+    return table
+
+
+def _right(name: str) -> Column:
+    return Column(name, justify="right")
+
+
+def _span(seconds: float) -> str:
+    """`12 s`, `4 min` or `2.5 h`."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

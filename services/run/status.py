@@ -1,0 +1,219 @@
+"""How far a run is, for someone who looks at it from outside: read from its recipe, ledger and files, while others write.
+
+Each stage's account says what the ledger holds of what the recipe asks: requested = ok + failed + refused + owed. What a
+running command adds (its rate, its own account with `cached`) it says itself, in a file (services/run/live.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Self
+
+from pydantic import model_validator
+
+from pipeline.errors import OwedError, VcotError
+from pipeline.judges.cost import Cost
+from pipeline.judging import find_standing
+from pipeline.ledger import Ledger
+from pipeline.records import Record, Response, Usage
+from pipeline.sample import SampleRequest
+from pipeline.stage import batched
+from services.checkpoints.registry import Checkpoint
+from services.jobs.trainer import read_progress
+from services.run.billing import read_cost
+from services.run.live import Live
+from services.run.rounds import Round, list_rounds, make_judge
+from services.run.session import Session
+from training.protocol.job import JOB, read_status
+
+
+class StageStatus(Record):
+    """What there is of one stage."""
+
+    stage: str
+    requested: int = 0
+    ok: int = 0
+    failed: int = 0
+    """Tried without an answer; the stage's command tries again."""
+    refused: int = 0
+    owed: int = 0
+    """Never tried."""
+    reasons: Mapping[str, int] = {}
+    """How many failed or were refused for what."""
+    note: str = ""
+    """Where there are no numbers: why; else a remark."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.requested != self.ok + self.failed + self.refused + self.owed:
+            raise ValueError(f"stage {self.stage} does not add up: {self!r}")
+        return self
+
+
+class RunStatus(Record):
+    """What `vcot status` shows."""
+
+    run: str
+    state: str
+    """`not begun`, `at work`, `stopped` (unfinished, and no command at work), `finished` or `damaged`."""
+    recipe: str | None = None
+    holder: int | None = None
+    """The process that writes to the run; 0 for none, None where that cannot be told."""
+    live: Live | None = None
+    """The command that is at work, or the last one that was."""
+    live_age_s: float | None = None
+    """How old what `live` says is."""
+    stages: tuple[StageStatus, ...] = ()
+    sampled: Usage | None = None
+    """Tokens of all the run's responses."""
+    judged: Cost | None = None
+    problems: tuple[str, ...] = ()
+    """What could not be read, and what to do about it."""
+
+
+class _Survey:
+    """The figures of a run, as they are found; mutated by `look`."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self.stages: list[StageStatus] = []
+        self.sampled: Usage | None = None
+        self.judged: Cost | None = None
+        self.problems: list[str] = []
+
+    def look(self) -> None:
+        """Read all that can be read; what cannot is a problem, told once."""
+        with self._telling():
+            self.sampled = self._session.run.ledger.sampled()
+            self.judged = read_cost(self._session)
+        rounds: list[Round] = []
+        with self._telling("sample"):
+            rounds = list_rounds(self._session)
+        for current in rounds:
+            self._look_at_round(current, f" {current.number}" if len(rounds) > 1 else "")
+        taught = [policy for current in rounds[-1:] for policy in self._find_policy(current)]
+        for checkpoint in (*(current.start for current in rounds[:1]), *taught):
+            name = f"eval {checkpoint.ref.name}"
+            with self._telling(name):
+                self.stages.append(self._count_eval(name, checkpoint))
+
+    def _look_at_round(self, current: Round, number: str) -> None:
+        counts: dict[str, Callable[[str, Round], StageStatus]] = {
+            "sample": self._count_sampled,
+            "judge": self._count_judgments,
+            "pair": _count_pairs,
+            "train": _count_steps,
+        }
+        for stage, count in counts.items():
+            with self._telling(stage + number):
+                self.stages.append(count(stage + number, current))
+
+    def _find_policy(self, current: Round) -> Iterator[Checkpoint]:
+        with self._telling():
+            if (policy := current.policy) is not None:
+                yield policy
+
+    @contextmanager
+    def _telling(self, stage: str = "") -> Iterator[None]:
+        """What is owed before a stage is its note; any other fault is a problem."""
+        try:
+            yield
+        except OwedError as error:
+            if stage:
+                self.stages.append(StageStatus(stage=stage, note=str(error)))
+        except VcotError as error:
+            if str(error) not in self.problems:
+                self.problems.append(str(error))
+
+    def _count_sampled(self, name: str, current: Round) -> StageStatus:
+        return _count_responses(name, current.requests(), self._session.run.ledger)
+
+    def _count_judgments(self, name: str, current: Round) -> StageStatus:
+        judge = make_judge(self._session)
+        found = find_standing(judge, current.groups, self._session.run.ledger, judge.section)
+        num_new = found.owed.get("not_asked", 0)
+        failed = {reason: number for reason, number in found.owed.items() if reason != "not_asked"}
+        return StageStatus(
+            stage=name,
+            requested=found.num_responses,
+            ok=found.num_judged,
+            failed=sum(failed.values()),
+            refused=sum(found.refused.values()),
+            owed=num_new,
+            reasons=Counter(found.refused) + Counter(failed),
+            note=f"by {judge.name}, of the responses that are there",
+        )
+
+    def _count_eval(self, name: str, checkpoint: Checkpoint) -> StageStatus:
+        questions = self._session.questions(self._session.run.recipe.eval.split)
+        return _count_responses(name, questions.requests(checkpoint.ref), self._session.run.ledger)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether every stage's work is done, those of the last round and the evaluation of its policy included."""
+        num_evaluated = sum(stage.stage.startswith("eval ") for stage in self.stages)
+        is_open = any(stage.owed or stage.failed or not stage.requested for stage in self.stages)
+        return num_evaluated > 1 and not is_open and not self.problems
+
+
+def _count_responses(name: str, requests: Iterable[SampleRequest], ledger: Ledger) -> StageStatus:
+    """What the ledger holds of what is asked, a few requests at a time; good responses are only counted."""
+    total = num_ok = 0
+    outcomes, reasons = Counter[str](), Counter[str]()
+    for chunk in batched(requests, 64):
+        keys = [key for request in chunk for key in request.response_keys()]
+        good = ledger.done(Response, keys)
+        total, num_ok = total + len(keys), num_ok + len(good)
+        for response in ledger.get(Response, (key for key in keys if key not in good)).values():
+            outcomes["refused" if response.refused else "failed"] += 1
+            reasons[response.reason or "unknown"] += 1
+    owed = total - num_ok - sum(outcomes.values())
+    return StageStatus(stage=name, requested=total, ok=num_ok, owed=owed, reasons=reasons, **outcomes)
+
+
+def _count_pairs(name: str, current: Round) -> StageStatus:
+    count, pairs = current.pairs.pair_set.count, current.pairs
+    is_there = pairs.directory.is_dir()
+    note = f"{len(pairs.train)} training + {len(pairs.validation)} validation" + (
+        "" if is_there else ", not written yet"
+    )
+    numbers = count.model_dump(include={"requested", "ok", "failed", "refused", "reasons"})
+    return StageStatus(stage=name, note=note, **numbers)
+
+
+def _count_steps(name: str, current: Round) -> StageStatus:
+    """Steps of the training job."""
+    directory = current.job_directory
+    if not (directory / JOB).is_file():
+        return StageStatus(stage=name, note="not begun")
+    status = read_status(directory)
+    points = [point for point in read_progress(directory) if point.kind == "train"]
+    total = status.num_steps or (points[-1].num_steps if points else 0)
+    done = total if status.state == "done" else min(total, points[-1].step if points else 0)
+    note = f"{status.state}{f': {status.message}' if status.message else ''}"
+    return StageStatus(stage=name, requested=total, ok=done, owed=total - done, note=note)
+
+
+async def look_at_run(session: Session, live: Live | None, holder: int | None, now: float) -> RunStatus:
+    """All of it. Nothing is waited for, and nothing is written."""
+    survey = _Survey(session)
+    await asyncio.to_thread(survey.look)
+    is_at_work = bool(holder) or (holder is None and live is not None and live.end is None)
+    state = (
+        "at work" if is_at_work else "damaged" if survey.problems else "finished" if survey.is_finished else "stopped"
+    )
+    return RunStatus(
+        run=str(session.run.directory),
+        state=state,
+        recipe=session.run.recipe.name,
+        holder=holder,
+        live=live,
+        live_age_s=now - live.updated_at if live else None,
+        stages=tuple(survey.stages),
+        sampled=survey.sampled,
+        judged=survey.judged,
+        problems=tuple(survey.problems),
+    )
