@@ -19,6 +19,7 @@ SOURCE_NAMES: Plugins[Any] = Plugins(
         "aokvqa": "pipeline.sources.aokvqa:AOKVQA",
         "scienceqa": "pipeline.sources.scienceqa:SCIENCEQA",
         "unusual": "pipeline.sources.unusual:UNUSUAL_THINGS",
+        "table": "pipeline.sources.own_table:TABLE",
     },
 )
 PROMPT_NAMES: Plugins[Any] = Plugins(

@@ -14,6 +14,7 @@ from typing import Any, Self, get_args
 from pydantic import BaseModel, ValidationError, model_validator
 
 from pipeline.errors import RecipeError
+from pipeline.fields import Section
 from pipeline.files import read_text
 from pipeline.markdown import UNSEEN
 from pipeline.records import Split
@@ -25,7 +26,6 @@ from pipeline.sections import (
     PairsSection,
     RoundsSection,
     SampleSection,
-    Section,
     ServeSection,
     SweepSection,
     TasksSection,

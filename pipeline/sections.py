@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from pipeline.addresses import UpstreamUrl
+from pipeline.columns import ColumnsSection
 from pipeline.engine_args import check_engine_args
+from pipeline.fields import Count, Fraction, Section
 from pipeline.open_lists import BENCHMARK_NAMES, JUDGE_NAMES, LOSSES, PAIR_POLICY_NAMES, PROMPT_NAMES, SOURCE_NAMES
 from pipeline.records import SamplingParams, ShownImage, Split
 
@@ -30,14 +32,6 @@ def _check_model_name(name: str) -> str:
 SearchMode = Literal["one_at_a_time", "grid"]
 Corruption = Literal["crop", "blank", "noise", "other_image"]
 Prompt = Annotated[str, AfterValidator(PROMPT_NAMES.check)]
-Fraction = Annotated[float, Field(gt=0, lt=1)]
-Count = Annotated[int, Field(ge=1)]
-
-
-class Section(BaseModel):
-    """A part of a recipe: frozen, and closed to unknown fields."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class ModelSection(Section):
@@ -112,9 +106,11 @@ class TasksSection(Section):
     """Where questions come from."""
 
     source: Annotated[str, AfterValidator(SOURCE_NAMES.check)]
-    """The data set: nano, aokvqa, scienceqa, unusual, or one of your own as package.module:object (docs/extending.md)."""
+    """The data set: nano, aokvqa, scienceqa, unusual, table (docs/data.md), or your own as package.module:object."""
     path: str | None = None
     """Its official on-disk layout; without it, the hub's copy is read (nano is drawn, and needs neither)."""
+    columns: ColumnsSection | None = None
+    """For `table`: which column of your files holds what."""
     revision: str | None = None
     """The revision of the hub's copy (a commit for a run that can be repeated)."""
     split: Split = "train"

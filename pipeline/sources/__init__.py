@@ -69,6 +69,7 @@ def key_tasks(section: TasksSection) -> str:
     """Key of the tasks: which data, which draw; how a file is sorted and where it lies change nothing."""
     source = find_source(section)
     hint = {"hint": True} if section.hint else {}
+    columns = {"columns": section.columns} if section.columns else {}
     return content_key(
         source=section.source,
         data=source.digest(section),
@@ -76,6 +77,7 @@ def key_tasks(section: TasksSection) -> str:
         num_tasks=section.num_tasks,
         seed=section.seed,
         **hint,
+        **columns,
         **SOURCES.digest_own(section.source),
     )
 

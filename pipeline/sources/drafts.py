@@ -46,6 +46,8 @@ class Draft:
     where: str
     """The file or data set that it stands in, for messages."""
     store_image: StoreImage
+    gold: str = ""
+    """The right words, of a question without options."""
     rationale: str = ""
     subject: str | None = None
     family: str = ""
@@ -58,6 +60,7 @@ class Draft:
                 question=self.question,
                 choices=self.choices,
                 answer=self.answer,
+                gold=self.gold,
                 rationale=self.rationale,
                 subject=self.subject,
                 family=self.family,

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import glob
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pipeline.errors import DataError
 from pipeline.images import ImageStore
@@ -39,26 +39,44 @@ def hub_key(name: str, revision: str | None) -> str:
     return f"{name}@{revision}" if revision else name
 
 
-def iterate_hub(name: str, revision: str | None, split: Split) -> Iterator[HubRow]:
-    """The rows of split `split` of hub data set `name`. Raises DataError where it cannot be loaded."""
-    # Heavy, and of no use to a run on local files.
+def iterate_hub(name: str, revision: str | None, split: Split, image: str = "image") -> Iterator[HubRow]:
+    """The rows of split `split` of hub data set `name`, whose column `image` has the images. Raises DataError."""
+    where = f"{name}, split {split}"
+    data = open_table(
+        "parquet", _fetch(name, revision, split), lambda error: _cannot_load(name, revision, split, error)
+    )
+    if image not in data.column_names:
+        raise DataError(f"hub data set {name} has no column {image}, only {', '.join(data.column_names)}; set path")
+    return iterate_table(data, image, where, Path())
+
+
+def open_table(
+    kind: Literal["parquet", "json"], files: Sequence[Path], explain: Callable[[Exception], DataError]
+) -> Any:
+    """Files as a data set of `datasets`, memory-mapped. Raises what `explain` makes of an error."""
+    # Heavy, and of no use to a run on official files.
     import datasets
 
-    files = [glob.escape(str(path)) for path in _fetch(name, revision, split)]  # datasets takes them for patterns
+    named = [glob.escape(str(path)) for path in files]  # datasets takes them for patterns
     try:
-        data = datasets.load_dataset("parquet", data_files={split: files}, split=split)
-    except (OSError, ValueError) as error:
-        raise _cannot_load(name, revision, split, error) from None
-    if "image" not in data.column_names:
-        raise DataError(f"hub data set {name} has no column image, only {', '.join(data.column_names)}; set path")
-    data = data.cast_column("image", datasets.Image(decode=False))
+        return datasets.load_dataset(kind, data_files={"rows": named}, split="rows")
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise explain(error) from None
+
+
+def iterate_table(data: Any, image: str, where: str, folder: Path) -> Iterator[HubRow]:
+    """The rows of a data set with its column of images, whose paths are relative to `folder`."""
+    import datasets
+
+    if not isinstance(data.features[image], datasets.Value) or data.features[image].dtype not in ("string", "null"):
+        data = data.cast_column(image, datasets.Image(decode=False))
 
     def image_of(number: int) -> StoreImage:
-        return lambda store: _store(store, data[number]["image"], f"of row {number} of {name}, split {split}")
+        return lambda store: _store(store, data[number][image], f"of row {number} of {where}", folder)
 
     for number, columns in enumerate(data):
-        image = columns.pop("image")
-        yield HubRow(number, columns, None if image is None else image_of(number))
+        shown = columns.pop(image)
+        yield HubRow(number, columns, None if shown is None else image_of(number))
 
 
 def _fetch(name: str, revision: str | None, split: Split) -> list[Path]:
@@ -91,8 +109,11 @@ def _cannot_load(name: str, revision: str | None, split: Split, error: Exception
     return DataError(f"hub data set {hub_key(name, revision)}, split {split}, cannot be loaded ({reason}); {_REMEDY}")
 
 
-def _store(store: ImageStore, image: dict[str, Any], where: str) -> ImageRef:
-    """An undecoded image: its bytes, or the path of a file in the hub's cache."""
-    if image["bytes"] is not None:
+def _store(store: ImageStore, image: dict[str, Any] | str, where: str, folder: Path) -> ImageRef:
+    """An undecoded image: its bytes, or the path of a file."""
+    if isinstance(image, dict) and image["bytes"] is not None:
         return store.put_bytes(image["bytes"], where=where)
-    return store.put_file(Path(image["path"]))
+    path = str(image["path"] if isinstance(image, dict) else image)
+    if "://" in path:
+        raise DataError(f"image {path} {where} is an address, and vcot fetches none; download it, and give its path")
+    return store.put_file(folder / path)

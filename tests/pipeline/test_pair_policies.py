@@ -1,6 +1,7 @@
 """The built-in pair policies: what each takes for a pair, in which order, and why there is none."""
 
 import math
+import random
 
 import pytest
 from hypothesis import given
@@ -108,6 +109,17 @@ def standardised(values):
     mean = sum(values) / len(values)
     deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / len(values))
     return [(value - mean) / deviation for value in values]
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_the_penalised_score_is_that_of_the_paper(seed):
+    rng = random.Random(seed)
+    scores, lengths = [rng.uniform(1, 10) for _ in range(6)], [rng.randint(1, 60) for _ in range(6)]
+    judged = [judge(i, score, f"t{i} " * length) for i, (score, length) in enumerate(zip(scores, lengths, strict=True))]
+    z = [s - 0.4 * w for s, w in zip(standardised(scores), standardised(lengths), strict=True)]
+    best, worst = z.index(max(z)), z.index(min(z))
+    expected = [(best, worst)] if scores[best] > scores[worst] else "length_decides"
+    assert pick("length_penalised", judged, rho=0.4) == expected
 
 
 def test_length_alone_makes_no_pair():

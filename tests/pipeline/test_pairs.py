@@ -15,6 +15,7 @@ from PIL import Image
 
 from pipeline.data_card import render_card
 from pipeline.errors import DataError
+from pipeline.fields import Section
 from pipeline.images import ImageStore
 from pipeline.pairs import Judged, limit_pairs, read_pairs, split_pairs
 from pipeline.pairs import build_pairs as build_couples
@@ -31,7 +32,7 @@ from pipeline.records import (
     Task,
     content_key,
 )
-from pipeline.sections import PairsSection, Section
+from pipeline.sections import PairsSection
 
 CHECKPOINT = CheckpointRef(name="base", digest="sha256:aa", kind="base")
 SAMPLING = SamplingParams(temperature=0.5, max_tokens=8, n=8, seed=0)

@@ -3,9 +3,9 @@ import re
 import pytest
 
 from pipeline.errors import RecipeError
+from pipeline.fields import Section
 from pipeline.recipe import Recipe, list_recipes, load_recipe, parse_recipe, render_recipe
 from pipeline.run import RECIPE, open_run
-from pipeline.sections import Section
 
 
 @pytest.mark.parametrize("name", list_recipes())

@@ -1,0 +1,155 @@
+"""A table of one's own: Parquet or JSON lines on disk, or a data set on the hub, with the columns that a recipe names.
+
+`tasks.path` is a file, or a folder that has `<split>*.parquet` or `<split>*.jsonl`; or `tasks.columns.hub` names a data set.
+Rows are memory-mapped, and only drawn ones have their images read. A row without an image is left out, and counted.
+"""
+
+from __future__ import annotations
+
+import logging
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.columns import ColumnsSection
+from pipeline.errors import DataError, RecipeError
+from pipeline.records import content_key
+from pipeline.sections import TasksSection
+from pipeline.sources.drafts import Draft, StoreImage, digest_files
+from pipeline.sources.hub import HubRow, hub_key, iterate_hub, iterate_table, open_table
+from pipeline.sources.source import Source, draw_from, need_path
+
+_log = logging.getLogger(__name__)
+_KINDS = {".parquet": "parquet", ".jsonl": "json"}
+_SPACES = "\n\t\r"
+
+
+def digest_data(section: TasksSection) -> str:
+    """The hash of the files, or the hub's name and revision."""
+    columns = _need_columns(section)
+    return hub_key(columns.hub, section.revision) if columns.hub else digest_files(_find_files(section))
+
+
+def list_questions(section: TasksSection) -> Iterator[Draft]:
+    """The questions of a split. Raises DataError for a column that is not there and a row that cannot be used."""
+    columns, num_without = _need_columns(section), 0
+    for where, row in _iterate(section, columns):
+        _check_columns(columns, row.columns, where)
+        if row.store_image is None:
+            num_without += 1
+        else:
+            yield _draft(section, columns, row.columns, row.store_image, f"{where}, row {row.number}")
+    if num_without:
+        _log.warning("%d rows have no %s, and are left out", num_without, columns.image)
+
+
+def _need_columns(section: TasksSection) -> ColumnsSection:
+    """Raises RecipeError where the recipe does not say which columns hold what."""
+    if section.columns is None:
+        raise RecipeError(
+            'tasks.source = table needs tasks.columns, for example {question = "question", image = "image"}'
+        )
+    return section.columns
+
+
+def _iterate(section: TasksSection, columns: ColumnsSection) -> Iterator[tuple[str, HubRow]]:
+    if columns.hub:
+        for row in iterate_hub(columns.hub, section.revision, section.split, columns.image):
+            yield columns.hub, row
+        return
+    for path in _find_files(section):
+
+        def explain(error: Exception, path: Path = path) -> DataError:
+            return DataError(f"{path} cannot be read ({' '.join(str(error).split())}); mend it, or write it anew")
+
+        kind = _KINDS[path.suffix]
+        data = open_table("parquet" if kind == "parquet" else "json", [path], explain)
+        if columns.image not in data.column_names:
+            raise DataError(_lacks(columns.image, "image", data.column_names, str(path)))
+        for row in iterate_table(data, columns.image, str(path), path.parent):
+            yield str(path), row
+
+
+def _find_files(section: TasksSection) -> Sequence[Path]:
+    """The files of a split, in order. Raises DataError where there is none."""
+    path = need_path(section)
+    if path.is_file() and path.suffix in _KINDS:
+        return [path]
+    found = [each for kind in _KINDS for each in sorted(path.glob(f"{section.split}*{kind}"))] if path.is_dir() else []
+    if not found:
+        raise DataError(
+            f"{path} is no .parquet or .jsonl file, and no folder with {section.split}*.parquet or "
+            f"{section.split}*.jsonl; set tasks.path, or tasks.columns.hub"
+        )
+    return found
+
+
+def _check_columns(columns: ColumnsSection, row: Mapping[str, Any], where: str) -> None:
+    """Raises DataError where a named column is not there."""
+    for field, name in columns.model_dump(exclude={"hub", "image"}).items():
+        if name and name not in row:
+            raise DataError(_lacks(name, field, row, where))
+
+
+def _lacks(name: str, field: str, there: Any, where: str) -> str:
+    return f"{where} has no column {name}, only {', '.join(there)}; set tasks.columns.{field}"
+
+
+def _draft(
+    section: TasksSection, columns: ColumnsSection, row: Mapping[str, Any], store_image: StoreImage, where: str
+) -> Draft:
+    question = _read_text(row[columns.question], columns.question, where)
+    options = row[columns.choices] if columns.choices else None
+    choices = tuple(_read_text(each, columns.choices, where) for each in options or ())
+    answer = row[columns.answer] if columns.answer else None
+    index = None if answer is None or not choices else find_index(answer, choices, where)
+    gold = "" if answer is None or choices else _read_text(answer, columns.answer, where)
+    name = row[columns.id] if columns.id else content_key(asked=[question, *choices], answer=answer)[:16]
+    return Draft(
+        id=f"table/{name}",
+        question=question,
+        choices=choices,
+        answer=index,
+        gold=gold,
+        rationale=_read_optional(row, columns.rationale, where),
+        subject=_read_optional(row, columns.subject, where) or None,
+        source="table",
+        split=section.split,
+        where=where,
+        store_image=store_image,
+    )
+
+
+def find_index(answer: object, choices: Sequence[str], where: str) -> int:
+    """Which option an answer names: by index from 0, by its text, or by its letter. Raises DataError for none of them."""
+    if isinstance(answer, int) and 0 <= answer < len(choices):
+        return answer
+    if isinstance(answer, str):
+        said = answer.strip()
+        if said in choices:
+            return choices.index(said)
+        if len(said) == 1 and said.isascii() and said.isupper() and ord(said) - ord("A") < len(choices):
+            return ord(said) - ord("A")
+    raise DataError(
+        f"{where}: answer {answer!r} is neither an index from 0, a letter nor the text of one of {len(choices)} options; "
+        "correct it, or set tasks.columns.answer"
+    )
+
+
+def _read_text(value: object, name: str, where: str) -> str:
+    """A text without control characters. Raises DataError."""
+    text = str(value) if isinstance(value, str | int | float) else ""
+    if not text.strip():
+        raise DataError(f"{where}: {name} is {value!r}, and must be a text; correct the row or leave it out")
+    control = next((c for c in text if unicodedata.category(c) == "Cc" and c not in _SPACES), None)
+    if control is not None:
+        raise DataError(f"{where}: {name} holds the control character {control!r}; correct the row or leave it out")
+    return text.strip()
+
+
+def _read_optional(row: Mapping[str, Any], name: str | None, where: str) -> str:
+    return "" if name is None or row[name] is None else _read_text(row[name], name, where)
+
+
+TABLE = Source(load=draw_from(list_questions), digest=digest_data)

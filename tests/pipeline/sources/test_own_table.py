@@ -1,0 +1,195 @@
+"""Tables of one's own: which column holds what, and every fault as one sentence with its place."""
+
+import io
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from pipeline.columns import ColumnsSection
+from pipeline.errors import DataError, RecipeError
+from pipeline.images import ImageStore
+from pipeline.recipe import load_recipe, parse_recipe, render_recipe
+from pipeline.sections import TasksSection
+from pipeline.sources import key_tasks, load_tasks
+from pipeline.sources.own_table import find_index
+from tests.hub_cache import write_snapshot
+from tests.pages import list_blocks
+
+
+def png(colour="red"):
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 6), colour).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+ROWS = [
+    {"q": "What colour?", "options": ["red", "blue"], "right": "red", "picture": "1.png", "group": "colours"},
+    {"q": "What else?", "options": ["red", "blue"], "right": "B", "picture": "sub/2.png", "group": None},
+]
+COLUMNS = {"question": "q", "choices": "options", "answer": "right", "image": "picture", "subject": "group"}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    directory = tmp_path / "data [mine]"
+    (directory / "sub").mkdir(parents=True)
+    (directory / "1.png").write_bytes(png())
+    (directory / "sub" / "2.png").write_bytes(png("blue"))
+    return directory
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+def write_lines(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def load(path, tmp_path, columns=COLUMNS, **fields):
+    run = tmp_path / "run"
+    section = TasksSection(source="table", path=path and str(path), columns=ColumnsSection(**columns), **fields)
+    return sorted(load_tasks(section, run, ImageStore(run)), key=lambda task: task.question)
+
+
+def test_json_lines_with_paths_of_images_are_tasks(folder, tmp_path):
+    first, second = load(write_lines(folder / "mine.jsonl", ROWS), tmp_path)
+    assert (first.question, first.choices, first.answer, first.subject) == (
+        "What colour?",
+        ("red", "blue"),
+        0,
+        "colours",
+    )
+    assert (second.answer, second.subject, second.source, second.split) == (1, None, "table", "train")
+    assert first.image.sha256 != second.image.sha256
+    assert first.id.startswith("table/")
+
+
+@pytest.mark.parametrize("kind", ["bytes", "struct", "path"])
+def test_parquet_holds_images_as_bytes_as_the_hub_does_or_as_paths(folder, tmp_path, kind):
+    shown = {"bytes": png(), "struct": {"bytes": png(), "path": None}, "path": "1.png"}[kind]
+    rows = [row | {"picture": shown} for row in ROWS]
+    pq.write_table(pa.Table.from_pylist(rows), folder / "mine.parquet")
+    tasks = load(folder / "mine.parquet", tmp_path)
+    assert [task.answer for task in tasks] == [0, 1]
+    assert len({task.image.sha256 for task in tasks}) == 1
+
+
+def test_a_folder_has_files_of_each_split(folder, tmp_path):
+    write_lines(folder / "train-0.jsonl", ROWS[:1])
+    write_lines(folder / "train-1.jsonl", ROWS[1:])
+    write_lines(folder / "test.jsonl", [ROWS[0] | {"q": "A test?"}])
+    assert [task.question for task in load(folder, tmp_path)] == ["What colour?", "What else?"]
+    assert [task.question for task in load(folder, tmp_path, split="test")] == ["A test?"]
+    with pytest.raises(DataError, match=r"no folder with validation\*\.parquet or validation\*\.jsonl"):
+        load(folder, tmp_path, split="validation")
+
+
+def test_a_data_set_of_the_hub_is_read_by_its_columns(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    path = tmp_path / "x.parquet"
+    pq.write_table(pa.Table.from_pylist([row | {"picture": {"bytes": png(), "path": None}} for row in ROWS]), path)
+    write_snapshot(
+        tmp_path / "hub", "dataset", "me/mine", "main", {"data/train-00000-of-00001.parquet": path.read_bytes()}
+    )
+    assert len(load(None, tmp_path, COLUMNS | {"hub": "me/mine"})) == 2
+
+
+def test_questions_without_options_are_answered_in_words_or_have_no_gold_answer(folder, tmp_path):
+    path = write_lines(folder / "mine.jsonl", [ROWS[0] | {"right": "a disc"}, ROWS[1] | {"right": None}])
+    with pytest.raises(DataError, match=r"0 choice\(s\)"):
+        load(path, tmp_path, COLUMNS | {"choices": ""})
+    path = write_lines(folder / "mine.jsonl", [ROWS[0] | {"right": "a disc"}])
+    (task,) = load(path, tmp_path, COLUMNS | {"choices": ""})
+    assert (task.choices, task.answer, task.gold) == ((), None, "a disc")
+
+
+def test_rows_without_an_image_are_left_out_and_counted(folder, tmp_path, caplog):
+    path = write_lines(folder / "mine.jsonl", [ROWS[0], ROWS[1] | {"picture": None}])
+    assert len(load(path, tmp_path)) == 1
+    assert "1 rows have no picture, and are left out" in caplog.text
+
+
+def test_the_mapping_is_part_of_the_key_and_the_place_is_not(folder, tmp_path):
+    def key(path, **columns):
+        section = TasksSection(source="table", path=str(path), columns=ColumnsSection(**(COLUMNS | columns)))
+        return key_tasks(section)
+
+    path = write_lines(folder / "mine.jsonl", ROWS)
+    first = key(path)
+    assert key(path, answer="") != first
+    assert key(path.rename(tmp_path / "moved.jsonl")) == first
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "said"),
+    [
+        (ROWS, {"answer": "rihgt"}, r"has no column rihgt, only q, options, right, group; set tasks\.columns\.answer"),
+        (ROWS, {"image": "image"}, r"has no column image, only q, .*; set tasks\.columns\.image"),
+        ([ROWS[0] | {"right": "green"}], {}, r"row 0: answer 'green' is neither an index from 0, a letter nor"),
+        ([ROWS[0] | {"picture": "https://x.org/1.png"}], {}, r"https://x\.org/1\.png of row 0 of .* is an address"),
+        ([ROWS[0] | {"picture": "gone.png"}], {}, r"gone\.png cannot be opened"),
+        ([ROWS[0] | {"q": "a\u0000b"}], {}, r"row 0: q holds the control character '\\x00'"),
+        ([ROWS[0] | {"q": " "}], {}, r"row 0: q is ' ', and must be a text"),
+        ([ROWS[0], ROWS[0]], {}, r"id table/\w+ occurs twice"),
+        ([ROWS[0] | {"options": ["red"]}], {}, r"has 1 choice\(s\)"),
+    ],
+)  # fmt: skip
+def test_a_fault_is_told_with_its_value_and_place(folder, tmp_path, rows, columns, said):
+    with pytest.raises(DataError, match=said):
+        load(write_lines(folder / "mine.jsonl", rows), tmp_path, COLUMNS | columns)
+
+
+@pytest.mark.parametrize("name", ["empty.png", "broken.png"])
+def test_an_image_that_is_none_is_named(folder, tmp_path, name):
+    (folder / name).write_bytes(b"" if name == "empty.png" else b"\x89PNG nothing")
+    with pytest.raises(DataError, match=rf"{name} cannot be read"):
+        load(write_lines(folder / "mine.jsonl", [ROWS[0] | {"picture": name}]), tmp_path)
+
+
+def test_a_file_that_cannot_be_read_is_named(folder, tmp_path):
+    (folder / "mine.jsonl").write_text('{"q": "a", \n{{')
+    with pytest.raises(DataError, match=r"mine\.jsonl cannot be read"):
+        load(folder / "mine.jsonl", tmp_path)
+    with pytest.raises(DataError, match=r"is no \.parquet or \.jsonl file"):
+        load(folder / "1.png", tmp_path)
+
+
+def test_without_columns_the_recipe_is_asked_for_them(tmp_path):
+    with pytest.raises(RecipeError, match=r"tasks\.source = table needs tasks\.columns"):
+        load_tasks(TasksSection(source="table", path="x"), tmp_path, ImageStore(tmp_path))
+
+
+@pytest.mark.parametrize(("answer", "index"), [(1, 1), ("blue", 1), ("A", 0), (" B ", 1), ("C", 2), ("D", 1)])
+def test_an_answer_is_an_index_a_text_or_a_letter_and_a_text_first(answer, index):
+    choices = ("red", "D", "x", "y") if answer == "D" else ("red", "blue", "C")
+    assert find_index(answer, choices, "here") == index
+
+
+def test_columns_are_kept_in_the_recipe():
+    recipe = load_recipe(
+        "nano", ["tasks.source=table", 'tasks.columns={question = "q", hub = "me/mine", choices = ""}']
+    )
+    assert recipe.tasks.columns == ColumnsSection(question="q", hub="me/mine", choices="")
+    assert parse_recipe(render_recipe(recipe)) == recipe
+
+
+def test_the_page_s_table_is_read_as_it_stands(tmp_path, monkeypatch):
+    (lines,), (toml,) = list_blocks("A table", "json", "data.md"), list_blocks("A table", "toml", "data.md")
+    (tmp_path / "clocks.jsonl").write_text(lines)
+    for name in ("1.jpg", "2.jpg"):
+        Image.new("RGB", (8, 8), "white").save(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    before, _, rest = render_recipe(load_recipe("nano")).partition("[tasks]")
+    section = parse_recipe(f"{before}{toml}\n[sample]{rest.partition('[sample]')[2]}").tasks
+    tasks = load_tasks(section, tmp_path / "run", ImageStore(tmp_path / "run"))
+    assert sorted((task.question, task.answer) for task in tasks) == [
+        ("What does the sign say?", 1),
+        ("What time is it?", 0),
+    ]
