@@ -130,6 +130,7 @@ def test_a_setting_that_is_added_later_with_a_default_moves_no_results(taught):
 
 
 READERS = {
+    "status": ("status",),
     "report": ["report"],
     "pair --preview": ["pair", "--preview"],
     "checkpoints list": ["checkpoints"],
