@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
+from PIL import Image
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.errors import DataError
@@ -70,6 +73,29 @@ class Draft:
         except ValidationError as error:
             raise DataError(f"{self.where}: {explain(error)}; correct the question or leave it out") from None
         return task.model_copy(update={"image": self.store_image(store)})
+
+
+def tell_apart(drafts: Sequence[Draft]) -> list[Draft]:
+    """The drafts with an id each: those that ask the same are told apart by their pictures, and the rest are counted."""
+    same = Counter(draft.id for draft in drafts)
+    seen: Counter[str] = Counter()
+    told = []
+    for draft in drafts:
+        name = draft.id if same[draft.id] == 1 else f"{draft.id}-{_digest_picture(draft)}"
+        seen[name] += 1
+        told.append(replace(draft, id=name if seen[name] == 1 else f"{name}-{seen[name]}"))
+    return told
+
+
+def _digest_picture(draft: Draft) -> str:
+    """A hash of the pixels, so that a file that was written anew without loss has the same; empty for a broken one."""
+    with TemporaryDirectory() as folder:
+        try:
+            ref = draft.store_image(ImageStore(Path(folder)))
+        except DataError:  # is said if the question is drawn
+            return ""
+        with Image.open(Path(folder, ref.path)) as image:
+            return hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()[:8]
 
 
 def draw(drafts: Iterable[Draft], num_tasks: int | None, seed: int) -> list[Draft]:

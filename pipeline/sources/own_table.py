@@ -16,13 +16,14 @@ from pipeline.columns import ColumnsSection
 from pipeline.errors import DataError, RecipeError
 from pipeline.records import content_key
 from pipeline.sections import TasksSection
-from pipeline.sources.drafts import Draft, StoreImage, digest_files
+from pipeline.sources.drafts import Draft, StoreImage, digest_files, tell_apart
 from pipeline.sources.hub import HubRow, hub_key, iterate_hub, iterate_table, open_table
 from pipeline.sources.source import Source, draw_from, need_path
 
 _log = logging.getLogger(__name__)
 _KINDS = {".parquet": "parquet", ".jsonl": "json"}
 _SPACES = "\n\t\r"
+_TURNS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 
 
 def digest_data(section: TasksSection) -> str:
@@ -31,8 +32,16 @@ def digest_data(section: TasksSection) -> str:
     return hub_key(columns.hub, section.revision) if columns.hub else digest_files(_find_files(section))
 
 
-def list_questions(section: TasksSection) -> Iterator[Draft]:
-    """The questions of a split. Raises DataError for a column that is not there and a row that cannot be used."""
+def list_questions(section: TasksSection) -> Sequence[Draft]:
+    """The questions of a split. Raises DataError for a column that is not there and a row that cannot be used.
+
+    Without a column of ids, those that ask the same are told apart by their pictures.
+    """
+    drafts = list(_list_drafts(section))
+    return drafts if _need_columns(section).id else tell_apart(drafts)
+
+
+def _list_drafts(section: TasksSection) -> Iterator[Draft]:
     columns, num_without = _need_columns(section), 0
     for where, row in _iterate(section, columns):
         _check_columns(columns, row.columns, where)
@@ -105,7 +114,8 @@ def _draft(
     answer = row[columns.answer] if columns.answer else None
     index = None if answer is None or not choices else find_index(answer, choices, where)
     gold = "" if answer is None or choices else _read_text(answer, columns.answer, where)
-    name = row[columns.id] if columns.id else content_key(asked=[question, *choices], answer=answer)[:16]
+    asked = content_key(asked=[question, *choices], answer=answer)[:16]
+    name = _read_text(row[columns.id], columns.id, where) if columns.id else asked
     return Draft(
         id=f"table/{name}",
         question=question,
@@ -123,7 +133,7 @@ def _draft(
 
 def find_index(answer: object, choices: Sequence[str], where: str) -> int:
     """Which option an answer names: by index from 0, by its text, or by its letter. Raises DataError for none of them."""
-    if isinstance(answer, int) and 0 <= answer < len(choices):
+    if isinstance(answer, int) and not isinstance(answer, bool) and 0 <= answer < len(choices):
         return answer
     if isinstance(answer, str):
         said = answer.strip()
@@ -139,13 +149,18 @@ def find_index(answer: object, choices: Sequence[str], where: str) -> int:
 
 def _read_text(value: object, name: str, where: str) -> str:
     """A text without control characters. Raises DataError."""
-    text = str(value) if isinstance(value, str | int | float) else ""
+    text = str(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else ""
     if not text.strip():
         raise DataError(f"{where}: {name} is {value!r}, and must be a text; correct the row or leave it out")
-    control = next((c for c in text if unicodedata.category(c) == "Cc" and c not in _SPACES), None)
+    control = next((c for c in text if _is_control(c)), None)
     if control is not None:
         raise DataError(f"{where}: {name} holds the control character {control!r}; correct the row or leave it out")
     return text.strip()
+
+
+def _is_control(character: str) -> bool:
+    """Whether it is not seen and changes what is: a control character, or one that turns the direction of writing."""
+    return (unicodedata.category(character) == "Cc" and character not in _SPACES) or character in _TURNS
 
 
 def _read_optional(row: Mapping[str, Any], name: str | None, where: str) -> str:

@@ -12,22 +12,26 @@ rationale, the `topic` the family.
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Literal
 
-from PIL import Image
 from pydantic import Field
 
 from pipeline.errors import DataError
-from pipeline.images import ImageStore
 from pipeline.records import Split, content_key
 from pipeline.sections import TasksSection
-from pipeline.sources.drafts import Draft, Row, StoreImage, check_whole, digest_files, file_image, read_json, read_row
+from pipeline.sources.drafts import (
+    Draft,
+    Row,
+    StoreImage,
+    check_whole,
+    digest_files,
+    file_image,
+    read_json,
+    read_row,
+    tell_apart,
+)
 from pipeline.sources.hub import hub_key, iterate_hub
 from pipeline.sources.source import Source, draw_from, find_path
 
@@ -76,7 +80,7 @@ def list_questions(section: TasksSection) -> list[Draft]:
     Raises DataError for files that are missing or malformed.
     """
     path, split, hint = find_path(section), section.split, section.hint
-    return _tell_apart(
+    return tell_apart(
         _list_hub(section.revision, split, hint=hint) if path is None else _list_official(path, split, hint=hint)
     )
 
@@ -109,29 +113,6 @@ def _list_hub(revision: str | None, split: Split, *, hint: bool) -> list[Draft]:
             problem = read_row(Problem, row.columns, where)
             drafts.append(_draft(problem, split, where, row.store_image, hint=hint))
     return drafts
-
-
-def _tell_apart(drafts: Sequence[Draft]) -> list[Draft]:
-    """The drafts with an id each: those that ask the same are told apart by their pictures, and the rest are counted."""
-    same = Counter(draft.id for draft in drafts)
-    seen: Counter[str] = Counter()
-    told = []
-    for draft in drafts:
-        name = draft.id if same[draft.id] == 1 else f"{draft.id}-{_digest_picture(draft)}"
-        seen[name] += 1
-        told.append(replace(draft, id=name if seen[name] == 1 else f"{name}-{seen[name]}"))
-    return told
-
-
-def _digest_picture(draft: Draft) -> str:
-    """A hash of the pixels, so that a file that was written anew without loss has the same; empty for a broken one."""
-    with TemporaryDirectory() as folder:
-        try:
-            ref = draft.store_image(ImageStore(Path(folder)))
-        except DataError:  # is said if the question is drawn
-            return ""
-        with Image.open(Path(folder, ref.path)) as image:
-            return hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()[:8]
 
 
 def _draft(problem: Problem, split: Split, where: str, store_image: StoreImage, *, hint: bool) -> Draft:

@@ -101,6 +101,15 @@ def test_a_data_set_of_the_hub_is_read_by_its_columns(tmp_path, monkeypatch):
     assert len(load(None, tmp_path, COLUMNS | {"hub": "me/mine"})) == 2
 
 
+def test_a_question_about_two_pictures_is_two_questions(folder, tmp_path):
+    rows = [ROWS[0], ROWS[0] | {"picture": "sub/2.png"}]
+    first, second = load(write_lines(folder / "mine.jsonl", rows), tmp_path)
+    assert first.id != second.id
+    assert first.image.sha256 != second.image.sha256
+    again = load(write_lines(folder / "mine.jsonl", rows[::-1]), tmp_path)
+    assert {task.id: task.image.sha256 for task in again} == {t.id: t.image.sha256 for t in (first, second)}
+
+
 def test_questions_without_options_are_answered_in_words_or_have_no_gold_answer(folder, tmp_path):
     path = write_lines(folder / "mine.jsonl", [ROWS[0] | {"right": "a disc"}, ROWS[1] | {"right": None}])
     with pytest.raises(DataError, match=r"0 choice\(s\)"):
@@ -137,7 +146,10 @@ def test_the_mapping_is_part_of_the_key_and_the_place_is_not(folder, tmp_path):
         ([ROWS[0] | {"picture": "gone.png"}], {}, r"gone\.png cannot be opened"),
         ([ROWS[0] | {"q": "a\u0000b"}], {}, r"row 0: q holds the control character '\\x00'"),
         ([ROWS[0] | {"q": " "}], {}, r"row 0: q is ' ', and must be a text"),
-        ([ROWS[0], ROWS[0]], {}, r"id table/\w+ occurs twice"),
+        ([ROWS[0] | {"q": "a\u202eb"}], {}, r"row 0: q holds the control character '\\u202e'"),
+        ([ROWS[0] | {"right": True}], {}, r"row 0: answer True is neither"),
+        ([ROWS[0] | {"name": "x"}, ROWS[1] | {"name": "x"}], {"id": "name"}, r"id table/x occurs twice"),
+        ([ROWS[0] | {"name": None}], {"id": "name"}, r"row 0: name is None, and must be a text"),
         ([ROWS[0] | {"options": ["red"]}], {}, r"has 1 choice\(s\)"),
     ],
 )  # fmt: skip
