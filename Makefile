@@ -10,7 +10,7 @@ OLDER        := .venv-older
 SMOLLM       := .venv-smollm
 export PYTHONUNBUFFERED = 1
 
-.PHONY: help demo test test-slow test-fast test-compose test-harness test-older test-rehearsal smollm parity bench-gateway bench-swap bench-swap-mutations bench-serving bench-ledger bench-steps bench-train soak experiment mutation mutation-sample lint format setup lock clean
+.PHONY: help demo test test-slow test-fast test-compose test-harness test-older test-rehearsal smollm parity bench-gateway bench-swap bench-swap-mutations bench-serving bench-ledger bench-sample bench-steps bench-train soak experiment mutation mutation-sample lint format setup lock clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -74,6 +74,9 @@ bench-serving: setup ## throughput through the gateway against direct, on the re
 
 bench-ledger: setup ## disk, memory and speed of the ledger, beside its former layout
 	$(BIN)/python -m bench.ledger $(ARGS)
+
+bench-sample: setup ## sampling through gateway and ledger, beside vLLM's engine without a server
+	$(BIN)/python -m bench.sampling $(ARGS)
 
 bench-steps: setup ## memory of judging and pairing a large run, beside a run held whole
 	$(BIN)/python -m bench.steps $(ARGS)

@@ -83,7 +83,8 @@ def key_tasks(section: TasksSection) -> str:
 
 
 def _describe(section: TasksSection) -> str:
-    return f"{section.source} {section.path or 'from the hub'}, split {section.split},"
+    place = section.path or ("drawn here" if find_source(section).is_drawn else "from the hub")
+    return f"{section.source} {place}, split {section.split},"
 
 
 def _read(path: Path) -> list[Task]:

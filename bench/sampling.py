@@ -1,0 +1,199 @@
+"""What sampling keeps of the engine's throughput: `vcot sample`'s own path beside vLLM's offline `LLM.chat`.
+
+    make bench-sample        (python -m bench.sampling [--rounds N] [--tasks N] [--rows N])
+
+Measured, on the real vLLM: responses a second at k=8 on the same nano prompts, images, seeds and temperature, (a) by
+`pipeline.sample.sample` through a real gateway into a ledger, (b) the same into a ledger that holds `--rows` responses to
+other requests, (c) by `LLM.chat` in a process of its own, without a server. Each round asks each way once, in an order that
+turns, with seeds of its own; the other engine idles meanwhile. `vs_offline` is the median over rounds of (a) over (c),
+`with_full_ledger` of (b) over (a); both are also given for the best rounds, since a machine that is shared only makes a
+round slower.
+
+Limits: nano on a CPU, where client, gateway and ledger take turns with the engine on the same cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import orjson
+import uvloop
+
+from bench.engine import NANO, say
+from pipeline.client import ChatClient, user_message
+from pipeline.images import ImageStore
+from pipeline.ledger import Ledger
+from pipeline.records import CheckpointRef, Response, SamplingParams, Task, content_key
+from pipeline.run import Run, open_run
+from pipeline.sample import Plan, sample
+from pipeline.sources.nano.questions import generate_nano
+from pipeline.stage import batched
+from services.gateway.admin import live_checkpoint
+from services.run.serving import running_gateway
+
+_K = 8
+_PROMPT = "thought_specific"
+_CEILING = 64
+# In a process of its own: vLLM stays out of this one. A line of JSON in, the seconds and the responses out.
+_OFFLINE = """
+import json, sys, time
+from vllm import LLM, SamplingParams
+serve = json.loads(sys.argv[2])
+llm = LLM(sys.argv[1], disable_log_stats=True, **serve)
+print("ready", flush=True)
+for line in sys.stdin:
+    asked = json.loads(line)
+    params = [SamplingParams(**one) for one in asked["params"]]
+    began = time.perf_counter()
+    answers = llm.chat(asked["messages"], params, use_tqdm=False)
+    took = time.perf_counter() - began
+    print(json.dumps([took, sum(len(one.outputs) for one in answers)]), flush=True)
+"""
+
+
+class Offline:
+    """vLLM's engine without a server."""
+
+    def __init__(self, run: Run, log: Path) -> None:
+        serve = run.recipe.serve
+        options = {"dtype": serve.dtype, "max_model_len": serve.max_model_len, "enforce_eager": True}
+        options |= {
+            "max_num_batched_tokens": serve.max_model_len * serve.max_in_flight,
+            "enable_chunked_prefill": False,
+        }
+        options |= {"kv_cache_memory_bytes": int(serve.kv_cache_gib * 2**30)}
+        options |= {"limit_mm_per_prompt": {"image": 1, "video": 0}, "generation_config": "vllm"}
+        environment = os.environ | {"VLLM_LOGGING_LEVEL": "ERROR"}
+        command = [sys.executable, "-c", _OFFLINE, str(NANO), orjson.dumps(options).decode()]
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log.open("wb"), env=environment, text=True
+        )
+        self._until("ready")
+
+    def _until(self, start: str) -> str:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            if line.startswith(start):
+                return line
+        raise RuntimeError("vLLM's engine ended; see its log")
+
+    def responses_per_s(self, plan: Plan, images: ImageStore) -> float:
+        """Of all requests of the plan in one call."""
+        messages, params = [], []
+        for request in plan:
+            image = request.task.image
+            messages.append([user_message(request.text, image, images.read(image) if image else None)])
+            params.append(request.sampling.model_dump())
+        assert self._process.stdin is not None
+        self._process.stdin.write(orjson.dumps({"messages": messages, "params": params}).decode() + "\n")
+        self._process.stdin.flush()
+        took_s, num = orjson.loads(self._until("["))
+        return float(num / took_s)
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.terminate()
+        self._process.wait()
+
+
+async def sampled_per_s(plan: Plan, client: ChatClient, ledger: Ledger, images: ImageStore) -> float:
+    """By vcot's own path; every response is in the ledger."""
+    began = time.perf_counter()
+    count = await sample(plan, client, ledger, images, max_concurrency=_CEILING)
+    assert count.ok == count.requested, count
+    return count.ok / (time.perf_counter() - began)
+
+
+def fill(ledger: Ledger, num_rows: int, checkpoint: CheckpointRef) -> None:
+    """Responses to requests that are not asked here."""
+    for chunk in batched(range(num_rows // _K), 2000):
+        ledger.put([response for number in chunk for response in _make_group(number, checkpoint)])
+
+
+def _make_group(number: int, checkpoint: CheckpointRef) -> Iterator[Response]:
+    group = content_key(filled=number)
+    for index in range(_K):
+        yield Response(
+            key=content_key(group=group, index=index),
+            group=group,
+            task=f"t{number}",
+            index=index,
+            checkpoint=checkpoint,
+            prompt=_PROMPT,
+            sampling=make_sampling(number),
+            text=f"The circle is red, {number}. <R> (A)",
+        )
+
+
+def make_sampling(seed: int) -> SamplingParams:
+    """k responses; each round has a seed of its own."""
+    return SamplingParams(temperature=0.5, max_tokens=64, n=_K, seed=seed)
+
+
+def summarise(rounds: Sequence[Mapping[str, float]], num_tasks: int, num_rows: int) -> dict[str, object]:
+    """The figures, from responses a second by round and way."""
+    best = {way: max(turn[way] for turn in rounds) for way in rounds[0]}
+    return {
+        "vs_offline": round(statistics.median(turn["vcot"] / turn["offline"] for turn in rounds), 3),
+        "with_full_ledger": round(statistics.median(turn["full ledger"] / turn["vcot"] for turn in rounds), 3),
+        "best_rounds": {
+            "vs_offline": round(best["vcot"] / best["offline"], 3),
+            "with_full_ledger": round(best["full ledger"] / best["vcot"], 3),
+        },
+        "responses_per_s": {way: round(statistics.median(turn[way] for turn in rounds), 1) for way in rounds[0]},
+        "k": _K,
+        "tasks": num_tasks,
+        "rows": num_rows,
+        "rounds": len(rounds),
+        "cores": os.cpu_count(),
+    }
+
+
+async def main(num_rounds: int, num_tasks: int, num_rows: int) -> None:
+    rounds: list[dict[str, float]] = []
+    with (
+        tempfile.TemporaryDirectory(prefix="vcot-bench-") as name,
+        open_run(Path(name) / "run", "nano", ["serve.port=0"]) as run,
+    ):
+        tasks: list[Task] = list(generate_nano("train", num_tasks, 0, run.images))
+        offline = Offline(run, Path(name) / "offline.log")
+        try:
+            async with running_gateway(run, say) as gateway:
+                live = await live_checkpoint(gateway.url)
+                ledgers = {"vcot": Ledger(Path(name) / "a.sqlite"), "full ledger": Ledger(Path(name) / "b.sqlite")}
+                say(f"putting {num_rows:,} rows into a ledger")
+                await asyncio.to_thread(fill, ledgers["full ledger"], num_rows, live)
+                async with ChatClient(f"{gateway.url}/v1", "none", max_connections=_CEILING, is_own=True) as client:
+                    ways = ["vcot", "full ledger", "offline"]
+                    for number in range(num_rounds + 1):  # the first warms up
+                        plan, turn = Plan(tasks, _PROMPT, live, make_sampling(number)), {}
+                        for way in ways[number % 3 :] + ways[: number % 3]:
+                            if way == "offline":
+                                turn[way] = await asyncio.to_thread(offline.responses_per_s, plan, run.images)
+                            else:
+                                turn[way] = await sampled_per_s(plan, client, ledgers[way], run.images)
+                        say(f"round {number}: " + ", ".join(f"{way} {turn[way]:.0f} responses/s" for way in ways))
+                        rounds += [turn] if number else []
+                for ledger in ledgers.values():
+                    await ledger.finish()
+        finally:
+            offline.close()
+    print(orjson.dumps(summarise(rounds, num_tasks, num_rows)).decode())
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Sampling through gateway and ledger, beside vLLM's offline engine.")
+    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--tasks", type=int, default=120)
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    given = parser.parse_args()
+    uvloop.run(main(given.rounds, given.tasks, given.rows))
