@@ -10,11 +10,13 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Self
 
 from pydantic import model_validator
 
 from pipeline.errors import OwedError, VcotError
+from pipeline.judges import Judge
 from pipeline.judges.cost import Cost
 from pipeline.judging import find_standing
 from pipeline.ledger import Ledger
@@ -101,15 +103,17 @@ class _Survey:
                 self.stages.append(self._count_eval(name, checkpoint))
 
     def _look_at_round(self, current: Round, number: str) -> None:
+        *members, judge = make_judge(self._session).walk()
         counts: dict[str, Callable[[str, Round], StageStatus]] = {
-            "sample": self._count_sampled,
-            "judge": self._count_judgments,
-            "pair": _count_pairs,
-            "train": _count_steps,
+            f"sample{number}": self._count_sampled,
+            **{f"judge{number}, {member.name}": partial(self._count_judgments, member) for member in members},
+            f"judge{number}": partial(self._count_judgments, judge),
+            f"pair{number}": _count_pairs,
+            f"train{number}": _count_steps,
         }
         for stage, count in counts.items():
-            with self._telling(stage + number):
-                self.stages.append(count(stage + number, current))
+            with self._telling(stage):
+                self.stages.append(count(stage, current))
 
     def _find_policy(self, current: Round) -> Iterator[Checkpoint]:
         with self._telling():
@@ -131,8 +135,7 @@ class _Survey:
     def _count_sampled(self, name: str, current: Round) -> StageStatus:
         return _count_responses(name, current.requests(), self._session.run.ledger)
 
-    def _count_judgments(self, name: str, current: Round) -> StageStatus:
-        judge = make_judge(self._session)
+    def _count_judgments(self, judge: Judge, name: str, current: Round) -> StageStatus:
         found = find_standing(judge, current.groups, self._session.run.ledger, judge.section)
         num_new = found.owed.get("not_asked", 0)
         failed = {reason: number for reason, number in found.owed.items() if reason != "not_asked"}

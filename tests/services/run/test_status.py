@@ -72,6 +72,13 @@ def test_an_unfinished_run_has_an_account_of_each_stage(vcot, tmp_path):
     assert status["sampled"] == {"prompt_tokens": 81, "completion_tokens": 180}
 
 
+def test_judges_that_a_judge_goes_by_have_accounts_of_their_own(vcot, tmp_path):
+    run = asyncio.run(begin(tmp_path))
+    status = read(vcot, run, "--set", "judge.kind=gated", 'judge.members=[{kind = "verifier"}]')
+    found = {name: (one["ok"], one["owed"]) for name, one in stages(status).items() if name.startswith("judge")}
+    assert found == {"judge, verifier/1": (18, 0), "judge": (0, 18)}
+
+
 def test_a_stage_that_waits_for_another_says_for_which(vcot, tmp_path):
     status = read(vcot, asyncio.run(begin(tmp_path, judged=False)))
     assert (stages(status)["judge"]["ok"], stages(status)["judge"]["owed"]) == (0, 18)
