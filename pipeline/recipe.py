@@ -58,6 +58,8 @@ class Recipe(Section):
             )
         if self.rounds.num > 1 and self.eval.split == "validation":
             raise ValueError("rounds are chosen on the validation split, so eval.split must be another")
+        if any(each in ("blank", "other") for each in _list_images(self.judge)):
+            raise ValueError("judge.image is own or none; blank and other are controls, which `vcot judge --audit` shows")
         if self.merge.serve_as == "adapter" and self.train.target_modules != "language-model":
             raise ValueError(
                 f"merge.serve_as = adapter, but train.target_modules = {self.train.target_modules}: vLLM drops what an "
@@ -69,6 +71,11 @@ class Recipe(Section):
     def eval_splits(self) -> tuple[Split, ...]:
         """Those of the benchmark's that are asked: several rounds are chosen from on the validation split."""
         return (self.eval.split, "validation") if self.rounds.num > 1 else (self.eval.split,)
+
+
+def _list_images(judge: JudgeSection) -> list[str]:
+    """What the judge and its members are shown."""
+    return [judge.image, *(image for member in judge.members for image in _list_images(member))]
 
 
 def list_recipes() -> list[str]:

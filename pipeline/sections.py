@@ -160,7 +160,7 @@ class JudgeSection(Section):
     members: tuple[JudgeSection, ...] = ()
     """The judges, each as [judge] is written, that gated (one) and ensemble (several) go by."""
     image: Literal["own", "none", "blank", "other"] = "own"
-    """The image that a model judge is shown; `none` judges the words alone, `blank` and `other` are the audit's controls."""
+    """Whether a model judge is shown the image; `none` judges the words alone (`blank` and `other` are for the audit)."""
     sees: Literal["whole", "answer"] = "whole"
     """Whether a model judge reads the whole response, or only what follows the thought (Wu et al. 2024)."""
     gold: bool = False

@@ -143,3 +143,9 @@ def test_sections_in_a_section_are_read_and_written_and_their_private_fields_are
 def test_a_wrong_field_of_a_section_in_a_section_is_named_with_its_place():
     with pytest.raises(RecipeError, match=r"unknown field judge\.members\.1\.knd \(did you mean kind\?\)"):
         load_recipe("nano", ['judge.members=[{}, {knd = "x"}]'])
+
+
+@pytest.mark.parametrize("override", ["judge.image=blank", 'judge.members=[{kind = "pointwise", image = "other"}]'])
+def test_the_controls_of_the_audit_are_no_settings_of_a_run(override):
+    with pytest.raises(RecipeError, match=r"judge\.image is own or none"):
+        load_recipe("nano", [override])
