@@ -65,7 +65,7 @@ def wait_until_saved(job: Path, process: subprocess.Popen[bytes]) -> None:
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [pytest.param(METHODS[0], marks=pytest.mark.slow), *METHODS[1:]])
 def test_killed_worker_ends_with_the_same_adapter(make_job, tmp_path, method):
     undisturbed = make_job(method, *OVERRIDES, num_train=46, num_validation=6)
     first = start(undisturbed, "--merge-into", str(tmp_path / "merged"))
