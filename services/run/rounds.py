@@ -21,7 +21,7 @@ from pipeline.pair_preview import PairsPreview, Previewing
 from pipeline.pairs import Couple, Judged, PairSet, build_pairs, limit_pairs, read_pairs, split_pairs
 from pipeline.publish import pairs_digest
 from pipeline.records import PreferencePair, StageCount, Task
-from pipeline.report import OnSteps, Warned, progress
+from pipeline.report import OnSteps, Report, Warned, progress
 from pipeline.sample import Group, Groups, Plan
 from pipeline.sources import load_round
 from services.checkpoints.registry import Checkpoint
@@ -166,7 +166,7 @@ class Round:
         count = self._close(counting)
         pair_set = limit_pairs(made, section.num, section.seed)
         train, validation = split_pairs(pair_set.pairs, section.validation_fraction, section.seed)
-        with self.reading_texts(len(pair_set.pairs)) as read:
+        with reading_texts(self.session.report, self.read, len(pair_set.pairs)) as read:
             digest = pairs_digest(read(train), read(validation))
         directory = run.path("pairs", digest[:12])
         return Pairs(pair_set, train, validation, self.read, digest, directory, scores, count)
@@ -180,21 +180,6 @@ class Round:
             previewing.add(task, judged)
         self._close(counting)
         return previewing.close()
-
-    @contextmanager
-    def reading_texts(self, num_pairs: int) -> Iterator[Callable[[Iterable[Couple]], Iterator[PreferencePair]]]:
-        """`read`, with progress over `num_pairs` in all for whoever listens."""
-        num_read = 0
-        with progress(self.session.report, "pairs") as on_steps:
-
-            def read(couples: Iterable[Couple]) -> Iterator[PreferencePair]:
-                nonlocal num_read
-                for pair in self.read(couples):
-                    on_steps(num_read, num_pairs, "")
-                    num_read += 1
-                    yield pair
-
-            yield read
 
     def read(self, couples: Iterable[Couple]) -> Iterator[PreferencePair]:
         """Pairs of the round with their texts."""
@@ -262,8 +247,7 @@ class Pairs:
     pair_set: PairSet
     train: list[Couple]
     validation: list[Couple]
-    read: Callable[[Iterable[Couple]], Iterable[PreferencePair]]
-    """Gives them their texts, a few at a time."""
+    read: ReadPairs
     digest: str
     directory: Path
     """Where `pair_stage` puts them."""
@@ -271,6 +255,26 @@ class Pairs:
     """Of all judged responses, task by task."""
     judged: StageCount
     """Of the responses that they were made from."""
+
+
+ReadPairs = Callable[[Iterable[Couple]], Iterable[PreferencePair]]
+"""Gives pairs their texts, a few at a time."""
+
+
+@contextmanager
+def reading_texts(report: Report, read: ReadPairs, num_pairs: int) -> Iterator[ReadPairs]:
+    """`read`, with progress over `num_pairs` in all for whoever listens."""
+    num_read = 0
+    with progress(report, "pairs") as on_steps:
+
+        def advance(couples: Iterable[Couple]) -> Iterator[PreferencePair]:
+            nonlocal num_read
+            for pair in read(couples):
+                on_steps(num_read, num_pairs, "")
+                num_read += 1
+                yield pair
+
+        yield advance
 
 
 def make_judge(session: Session) -> Judge:

@@ -31,7 +31,7 @@ from services.run.auditing import audit_stage, check_auc, find_card
 from services.run.billing import read_cost
 from services.run.overlap_gate import check_overlap, read_overlap
 from services.run.parity_gate import parity_stage
-from services.run.rounds import Round, make_judge
+from services.run.rounds import Round, make_judge, reading_texts
 from services.run.session import Session
 
 
@@ -145,7 +145,7 @@ def publish_splits(
         cost=read_cost(session),
         judge_report="" if report is None else render_markdown(report),
     )
-    with current.reading_texts(len(train) + len(validation)) as read:
+    with reading_texts(session.report, current.pairs.read, len(train) + len(validation)) as read:
         publish_pairs(read(train), read(validation), session.run.images, directory, card=card)
 
 

@@ -53,7 +53,7 @@ def current(session, pairs_in):
     vars(found)["pairs"] = Pairs(
         pair_set, train, validation, iter, digest, directory, (), StageCount(stage="judge", requested=80, ok=80)
     )
-    publish_splits(found, train, validation, directory)
+    publish_splits(found, train, validation, digest, directory)
     return found
 
 
