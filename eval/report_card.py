@@ -115,13 +115,22 @@ def _judge_auc(auc: Interval) -> str:
 def _judge_image(card: ReportCard) -> list[str]:
     if not card.controls:
         return []
-    blind = [control for control in card.controls if control.lost.low <= 0]
-    if not blind:
+    unharmed = [control for control in card.controls if control.lost.low <= 0]
+    if not unharmed:
         return ["It looks at the image: without it, or with a wrong one, it ranks worse."]
-    names = " and ".join(_CONTROLS[control.shown] for control in blind)
-    kept = min(control.same_order.value for control in blind)
-    told = f"with {names} it ranks as it does with the true one, and keeps the order in {kept:.0%} of tasks or more"
-    return [f"Nothing shows that it looks at the image: {told}."]
+    return [_judge_control(control) for control in unharmed]
+
+
+def _judge_control(control: Control) -> str:
+    """Of an image without which the judge does not rank clearly worse."""
+    shown, kept = _CONTROLS[control.shown], control.same_order.value
+    if kept >= _STEADY:
+        return f"Nothing shows that it looks at the image: with {shown} it keeps its order in {kept:.0%} of tasks."
+    low, high = control.lost.low, control.lost.high
+    return (
+        f"With {shown} it changes its order in {1 - kept:.0%} of tasks, but not clearly to the worse: it loses "
+        f"{control.lost.value:.0%} AUC ({low:.0%} to {high:.0%})."
+    )
 
 
 def _judge_rest(card: ReportCard) -> list[str]:

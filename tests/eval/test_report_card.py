@@ -74,10 +74,15 @@ def test_one_that_ranks_better_than_chance_but_not_well():
 def test_a_blind_judge_is_called_blind_with_the_controls_that_show_it():
     own = make_duels(knows)
     found = card(own, none=own, blank=own, other=make_duels(guesses, 1))
-    assert found.verdicts[1] == (
-        "Nothing shows that it looks at the image: with no image and a blank image it ranks as it does with the true one, "
-        "and keeps the order in 100% of tasks or more."
-    )
+    said = "Nothing shows that it looks at the image: with {} it keeps its order in 100% of tasks."
+    assert found.verdicts[1:3] == [said.format("no image"), said.format("a blank image")]
+
+
+def test_one_whose_order_changes_without_being_clearly_worse_is_not_called_blind():
+    found = card(make_duels(guesses, 1), none=make_duels(guesses, 2))
+    assert found.verdicts[1].startswith("With no image it changes its order in ")
+    assert "but not clearly to the worse: it loses" in found.verdicts[1]
+    assert "Nothing shows" not in " ".join(found.verdicts)
 
 
 def test_a_judge_that_follows_length_is_found_out_whatever_being_right_adds():
