@@ -59,7 +59,9 @@ class Recipe(Section):
         if self.rounds.num > 1 and self.eval.split == "validation":
             raise ValueError("rounds are chosen on the validation split, so eval.split must be another")
         if any(each in ("blank", "other") for each in _list_images(self.judge)):
-            raise ValueError("judge.image is own or none; blank and other are controls, which `vcot judge --audit` shows")
+            raise ValueError(
+                "judge.image is own or none; blank and other are controls, which `vcot judge --audit` shows"
+            )
         if self.merge.serve_as == "adapter" and self.train.target_modules != "language-model":
             raise ValueError(
                 f"merge.serve_as = adapter, but train.target_modules = {self.train.target_modules}: vLLM drops what an "
