@@ -24,6 +24,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import orjson
 import uvloop
@@ -65,7 +66,7 @@ class Offline:
 
     def __init__(self, run: Run, log: Path) -> None:
         serve = run.recipe.serve
-        options = {"dtype": serve.dtype, "max_model_len": serve.max_model_len, "enforce_eager": True}
+        options: dict[str, Any] = {"dtype": serve.dtype, "max_model_len": serve.max_model_len, "enforce_eager": True}
         options |= {
             "max_num_batched_tokens": serve.max_model_len * serve.max_in_flight,
             "enable_chunked_prefill": False,
