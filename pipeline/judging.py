@@ -14,7 +14,7 @@ from pipeline.judges import Judge, judgment_keys
 from pipeline.judges.cost import Meter, open_meter
 from pipeline.ledger import Ledger
 from pipeline.pairs import Judged
-from pipeline.records import Judgment, Response, StageCount, Task, Verdict
+from pipeline.records import Judgment, Response, StageCount, Task, Verdict, add_usages
 from pipeline.sample import Group, Groups
 from pipeline.sections import JudgeSection
 from pipeline.stage import QUEUED, OnProgress, Tally, batched, work_off
@@ -311,10 +311,9 @@ def _share(judgment: Judgment, seen: Seen) -> Judgment:
 
 def _add_up(judgment: Judgment, earlier: Judgment | None) -> Judgment:
     """The judgment with what was asked and billed before."""
-    usages = [each.usage for each in (judgment, earlier) if each and each.usage]
     is_answered = judgment.error is None or judgment.refused
     changes = {
-        "usage": sum(usages[1:], usages[0]) if usages else None,
+        "usage": add_usages(each.usage for each in (judgment, earlier) if each),
         "num_asked": (earlier.num_asked if earlier else 0) + is_answered,
     }
     return judgment.model_copy(update=changes)

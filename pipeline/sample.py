@@ -31,6 +31,7 @@ from pipeline.records import (
     SamplingParams,
     StageCount,
     Task,
+    add_usages,
     content_key,
 )
 from pipeline.saturation import Saturation
@@ -305,7 +306,6 @@ def _joined(request: SampleRequest, first: Response, completion: Completion, pla
     choice = completion.choices[place]
     text = join_turns(request.prompt, first.text or "", choice.text)
     thought, answer = split_thought(request.prompt, text)
-    billed = [usage for usage in (completion.usage if place == 0 else None, first.usage) if usage]
     return _response(
         request,
         first.index,
@@ -313,7 +313,7 @@ def _joined(request: SampleRequest, first: Response, completion: Completion, pla
         thought=thought,
         answer=answer,
         finish_reason=choice.finish_reason,
-        usage=sum(billed[1:], billed[0]) if billed else None,
+        usage=add_usages((completion.usage if place == 0 else None, first.usage)),
         latency_s=(first.latency_s or 0.0) + completion.latency_s,
     )
 

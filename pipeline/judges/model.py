@@ -29,7 +29,7 @@ from pipeline.judges.verdict import Unreadable
 from pipeline.ledger import Ledger
 from pipeline.pacing import Gate
 from pipeline.prompts import render_options
-from pipeline.records import ImageRef, Reply, Response, SamplingParams, Task, Usage, Verdict, content_key
+from pipeline.records import ImageRef, Reply, Response, SamplingParams, Task, Usage, Verdict, add_usages, content_key
 from pipeline.sections import JudgeSection
 from pipeline.stage import QUEUED
 
@@ -268,7 +268,7 @@ class ModelJudge(Judge):
                 count(error)
                 asked = Asked(error=str(error), reason=error.reason, refused=error.scope == "item")
             finally:
-                usage = _add_up(billed)
+                usage = add_usages(usage for usage in billed if usage.num_tokens)  # some servers tell none
                 self._meter.end(usage)
         return replace(asked, usage=usage)
 
@@ -361,11 +361,6 @@ async def await_all(awaitables: Iterable[Awaitable[T]]) -> list[T]:
     if (error := next((each for each in found if isinstance(each, BaseException)), None)) is not None:
         raise error
     return [each for each in found if not isinstance(each, BaseException)]
-
-
-def _add_up(billed: Sequence[Usage]) -> Usage | None:
-    told = [usage for usage in billed if usage.num_tokens]  # some servers tell none
-    return sum(told[1:], told[0]) if told else None
 
 
 def read_api_key(section: JudgeSection) -> str:

@@ -10,7 +10,7 @@ import logging
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pipeline.columns import ColumnsSection
 from pipeline.errors import DataError, RecipeError
@@ -21,7 +21,7 @@ from pipeline.sources.hub import HubRow, hub_key, iterate_hub, iterate_table, op
 from pipeline.sources.source import Source, draw_from, need_path
 
 _log = logging.getLogger(__name__)
-_KINDS = {".parquet": "parquet", ".jsonl": "json"}
+_KINDS: Mapping[str, Literal["parquet", "json"]] = {".parquet": "parquet", ".jsonl": "json"}
 _SPACES = "\n\t\r"
 _TURNS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 
@@ -44,7 +44,8 @@ def list_questions(section: TasksSection) -> Sequence[Draft]:
 def _list_drafts(section: TasksSection) -> Iterator[Draft]:
     columns, num_without = _need_columns(section), 0
     for where, row in _iterate(section, columns):
-        _check_columns(columns, row.columns, where)
+        if row.number == 0:  # all rows of a file have its columns
+            _check_columns(columns, row.columns, where)
         if row.store_image is None:
             num_without += 1
         else:
@@ -72,8 +73,7 @@ def _iterate(section: TasksSection, columns: ColumnsSection) -> Iterator[tuple[s
         def explain(error: Exception, path: Path = path) -> DataError:
             return DataError(f"{path} cannot be read ({' '.join(str(error).split())}); mend it, or write it anew")
 
-        kind = _KINDS[path.suffix]
-        data = open_table("parquet" if kind == "parquet" else "json", [path], explain)
+        data = open_table(_KINDS[path.suffix], [path], explain)
         if columns.image not in data.column_names:
             raise DataError(_lacks(columns.image, "image", data.column_names, str(path)))
         for row in iterate_table(data, columns.image, str(path), path.parent):

@@ -20,7 +20,7 @@ from pipeline.judges.combined import find_shares
 from pipeline.judges.pairwise import count_hanging
 from pipeline.judging import find_standing, look_at_judgments
 from pipeline.ledger import Ledger
-from pipeline.parsers import parse_choice
+from pipeline.pair_policies import is_response_right
 from pipeline.records import Judgment, Response, Task, content_key
 from pipeline.report import Began
 from pipeline.sample import Group
@@ -109,21 +109,13 @@ def choose_sample(groups: Iterable[Group], num: int) -> list[Group]:
     for group in groups:
         by_outcome: dict[bool, Response] = {}
         for response in group.good:
-            if (is_right := _find_outcome(group.task, response)) is not None:
+            if (is_right := is_response_right(group.task, response)) is not None:
                 by_outcome.setdefault(is_right, response)
         if len(by_outcome) == 2:
             chosen.append(Group(group.task, [by_outcome[True], by_outcome[False]]))
         if len(chosen) == num:
             break
     return chosen
-
-
-def _find_outcome(task: Task, response: Response) -> bool | None:
-    """Whether it is right; None where that cannot be told."""
-    if task.answer is None or response.finish_reason == "length":
-        return None
-    letter = parse_choice(response.answer or "", task.choices)
-    return None if letter is None else task.is_right(letter)
 
 
 def vary(section: JudgeSection, changes: Mapping[str, Any], images: ImageStore) -> Judge:
