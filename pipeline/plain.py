@@ -38,6 +38,8 @@ _MATHS = re.compile(r"\\[()\[\]]|\${1,2}([^$\n]*\\[^$\n]*|\s{0,2}\(?[A-Za-z]\)?\
 _BREAK = re.compile(r"<br ?/?>", re.IGNORECASE)
 _HTML = re.compile(r"</?(?:b|i|u|p|em|strong|code|span|div|h[1-6])>", re.IGNORECASE)
 _MARKUP = re.compile(r"(?<!\w)[*_]++|(?<![*_])[*_]++(?!\w)|`|^#+ +|^(?:[-\u2022>] +)+", re.MULTILINE)
+_MARK = re.compile("[-*_`#>\u2022]")
+"""A sign of markup, which is found fast."""
 _SIGNS = {ord(sign): "'" for sign in "\u2018\u2019\u201a\u2032"} | {
     ord(sign): '"' for sign in "\u201c\u201d\u201e\u00ab\u00bb\u300c\u300d\u300e\u300f"
 }
@@ -68,7 +70,8 @@ def plain_answer(text: str) -> str:
     said = said[_LEAD.match(said).end() :]  # type: ignore[union-attr]
     end = _END.search(said)
     said = said[: end.start()] if end else said
-    return _MARKUP.sub("", _say(_HTML.sub("", _BREAK.sub("\n", said)))).strip()
+    noted = _say(_HTML.sub("", _BREAK.sub("\n", said)))
+    return (_MARKUP.sub("", noted) if _MARK.search(noted) else noted).strip()
 
 
 def after_reasoning(text: str) -> str:
