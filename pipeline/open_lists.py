@@ -70,6 +70,18 @@ BENCHMARK_NAMES: Plugins[Any] = Plugins(
         "unusual": "eval.benchmarks.unusual_things:UNUSUAL",
     },
 )
+RULE_NAMES: Plugins[Any] = Plugins(
+    "rule",
+    "vcot.rules",
+    {
+        "vcot": "eval.rules.own_rule:VCOT",
+        "scienceqa": "eval.rules.scienceqa_rule:SCIENCEQA_OFFICIAL",
+        "llava": "eval.rules.llava_rule:LLAVA",
+        "lmms_eval": "eval.rules.lmms_eval_rule:LMMS_EVAL",
+        "vlmevalkit": "eval.rules.vlmevalkit_rule:VLMEVALKIT",
+        "inspect": "eval.rules.inspect_rule:INSPECT",
+    },
+)
 TRL_LOSSES = (
     "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
     "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm",

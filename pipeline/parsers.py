@@ -22,9 +22,13 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Literal
 
 from pipeline.plain import plain_answer, simplify
 from pipeline.records import is_same_option
+
+Unread = Literal["none", "two", "off_list"]
+"""Why a text names no option: no option is stated, several are, or one that the question does not have."""
 
 _KIND = (
     r"(?:final|correct|right|best|only|chosen|selected"
@@ -100,6 +104,8 @@ _AFTER_BARE = re.compile(
     r"|\s+(?:because|since|as|which|or|nor|and|but|due\s+to|based\s+on|according\s+to|rather\s+than|instead\s+of|not|so|for|here"
     r"|in\s+(?:this|the|that))\b(?!-)"
 )
+_NAMED = re.compile(r"(?<![\w'])([A-Z])(?![\w']|\s[a-z]{3})")
+"""A capital that stands alone, and is no article."""
 _LETTER_IS = re.compile(
     r"([A-Z])\s+is\s+(?!(?:[\w-]+\s+){0,2}(?:not|never|incorrect|wrong|false|unlikely|no|neither|out|impossible)\b|also\b|[^.\n]*(?:\?|\bif\b))"
 )
@@ -137,6 +143,20 @@ def parse_choice(text: str, choices: Sequence[str]) -> str | None:
     options = _simplify(tuple(choices))
     index = _read(_cut_next_question(_claim(plain_answer(text)), options), options)
     return None if index is None else chr(ord("A") + index)
+
+
+def explain_unread(text: str, choices: Sequence[str]) -> Unread:
+    """Why `parse_choice` reads no option in `text`: it names none, two, or one that is not on the list."""
+    longer = [*choices, *(f"\u241f{number}" for number in range(len(choices), 26))]
+    letter = parse_choice(text, longer)
+    if letter is not None and ord(letter) - ord("A") >= len(choices):
+        return "off_list"
+    options = _simplify(tuple(choices))
+    plain = _cut_next_question(_claim(plain_answer(text)), options)
+    stated = plain[max(_end_statements(plain), default=0) :].strip().partition("\n")[0]
+    named = {letter for letter in _NAMED.findall(stated) if _index_of(letter, options) is not None}
+    named |= {chr(ord("A") + i) for i, option in enumerate(_patterns(options)) if option and option.search(stated)}
+    return "two" if len(named) > 1 else "none"
 
 
 @lru_cache(maxsize=_MAX_KEPT)
