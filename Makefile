@@ -10,7 +10,7 @@ OLDER        := .venv-older
 SMOLLM       := .venv-smollm
 export PYTHONUNBUFFERED = 1
 
-.PHONY: help demo test test-slow test-fast test-compose test-harness test-older test-rehearsal smollm parity bench-gateway bench-swap bench-swap-mutations bench-serving bench-ledger bench-sample bench-steps bench-train soak experiment mutation mutation-sample lint format setup lock clean
+.PHONY: help demo test test-slow test-fast test-compose test-harness test-older test-rehearsal smollm parity bench-gateway bench-swap bench-swap-mutations bench-serving bench-ledger bench-sample bench-score bench-steps bench-train soak experiment mutation mutation-sample lint format setup lock clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -77,6 +77,9 @@ bench-ledger: setup ## disk, memory and speed of the ledger, beside its former l
 
 bench-sample: setup ## sampling through gateway and ledger, beside vLLM's engine without a server
 	$(BIN)/python -m bench.sampling $(ARGS)
+
+bench-score: setup ## a million logged responses under all rules: seconds and memory
+	$(BIN)/python -m bench.score $(ARGS)
 
 bench-steps: setup ## memory of judging and pairing a large run, beside a run held whole
 	$(BIN)/python -m bench.steps $(ARGS)

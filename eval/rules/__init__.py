@@ -30,6 +30,8 @@ class Rule:
     guesses: bool = False
     """Whether the original draws a random option where it reads none. Here that counts as 1 / number of options, its
     expectation: nothing is drawn."""
+    minds_cut: bool = False
+    """Whether a response that is known to be cut off has no answer, whatever stands in it."""
 
     def pick(self, text: str, choices: Sequence[str]) -> int | str:
         """The index of the option that a text names, or in a word why there is none."""

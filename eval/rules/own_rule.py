@@ -5,4 +5,4 @@ from __future__ import annotations
 from eval.rules import Rule
 from pipeline.parsers import explain_unread, parse_choice
 
-VCOT = Rule(parse_choice, explain=explain_unread)
+VCOT = Rule(parse_choice, explain=explain_unread, minds_cut=True)

@@ -54,6 +54,8 @@ class Draft:
     rationale: str = ""
     subject: str | None = None
     family: str = ""
+    own_name: str = ""
+    """What the data set's own files call it, where the id is another."""
 
     def build(self, store: ImageStore) -> Task:
         """The task, its image in `store`. Raises DataError for an image or a question that cannot be used."""

@@ -13,6 +13,7 @@ rationale, the `topic` the family.
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -101,8 +102,14 @@ def _list_official(path: Path, split: Split, *, hint: bool) -> list[Draft]:
         problem = read_row(OfficialProblem, problems[pid], where)
         if problem.image:
             image = path / "images" / official / pid / problem.image
-            drafts.append(_draft(problem, split, where, file_image(image), hint=hint))
+            drafts.append(replace(_draft(problem, split, where, file_image(image), hint=hint), own_name=pid))
     return drafts
+
+
+def map_pids(section: TasksSection) -> dict[str, str]:
+    """The task of each pid; the hub's copy has none."""
+    drafts = [] if section.path is None else list_questions(section)
+    return {draft.own_name: draft.id for draft in drafts}
 
 
 def _list_hub(revision: str | None, split: Split, *, hint: bool) -> list[Draft]:
@@ -136,6 +143,7 @@ def _draft(problem: Problem, split: Split, where: str, store_image: StoreImage, 
 SCIENCEQA = Source(
     load=draw_from(list_questions),
     digest=digest_data,
+    name_tasks=map_pids,
     has_hints=True,
     hub_name=_HUB_NAME,
     licence="license: cc-by-nc-sa-4.0",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import App, Group, Parameter
 
@@ -273,6 +273,48 @@ def evaluate(*checkpoints: str, target: Target = DEFAULT) -> None:
     from services.cli import commands, opening
 
     opening.execute("eval", target, lambda session: commands.evaluate(session, checkpoints))
+
+
+@app.command(group=TOOLS)
+def score(
+    *files: Path,
+    benchmark: str | None = None,
+    split: Literal["train", "validation", "test"] = "test",
+    path: Path | None = None,
+    rules: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative=())] = ("vcot",),
+    id: str | None = None,  # noqa: A002 - the flag's name
+    text: str | None = None,
+    repeated: Flag = False,
+    json: Flag = False,
+) -> None:
+    """Score what other tools logged, or a run holds, under the rules of several harnesses, and compare the files.
+
+    Parameters
+    ----------
+    files
+        Logs (JSON, JSON lines, CSV, TSV, Parquet), or run directories.
+    benchmark
+        What the logs answer: scienceqa, aokvqa or one of your own; a run has its own.
+    split
+        The benchmark's split.
+    path
+        The data set's official on-disk layout; without it, the hub's copy is read.
+    rules
+        How answers are read: all, or some of vcot, scienceqa, llava, lmms_eval, vlmevalkit, inspect, or one of your own.
+    id
+        The field with the question's id, where it has no usual name; a dot goes into nested ones.
+    text
+        The field with the response.
+    repeated
+        Rows with the same id are several responses to the question; else the first of them counts.
+    json
+        Print it as one JSON object.
+
+    """
+    from services.cli import score_command
+
+    place = None if path is None else str(path.expanduser().absolute())
+    score_command.show(files, benchmark, split, place, rules, (id, text), is_repeated=repeated, as_json=json)
 
 
 @app.command(group=TOOLS)
