@@ -37,8 +37,8 @@ _WORDS = (
 _ENDS = (
     "The answer is {letter}.", "Therefore, the answer is ({letter}) {text}.", "The correct answer is {letter}. {text}",
     "So the answer is {text}.", "Answer: {letter}", "ANSWER: {letter}", "I would choose option {letter}.",
-    "The answer is {letter}", "\\boxed{{{letter}}}", "It cannot be told from the image.", "The answer is {letter} or {other}.",
-    "**{letter}. {text}**",
+    "The answer is {letter}", "\\boxed{{{letter}}}", "It cannot be told from the image.", "**{letter}. {text}**",
+    "The answer is {letter} or {other}.",
 )  # fmt: skip
 _SUBJECTS = ("natural science", "social science", "language science")
 
@@ -116,8 +116,8 @@ def main() -> None:
         )
     figures = {
         "rows": found["accounts"][0]["count"]["ok"], "seconds": round(seconds, 1),
-        "cpu_s": round(used.ru_utime + used.ru_stime, 1), "peak_mb": round(used.ru_maxrss / 1024), "rules": len(RULES.built_ins),
-        "mean_chars": round(mean), "cores": len(os.sched_getaffinity(0)),
+        "cpu_s": round(used.ru_utime + used.ru_stime, 1), "peak_mb": round(used.ru_maxrss / 1024),
+        "rules": len(RULES.built_ins), "mean_chars": round(mean), "cores": len(os.sched_getaffinity(0)),
     }  # fmt: skip
     print(json.dumps(figures))
 

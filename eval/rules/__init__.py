@@ -24,9 +24,8 @@ class Rule:
     """How one harness reads a response; it is right where it reads the gold option's letter."""
 
     read: Callable[[str, Sequence[str]], str | None]
-    """The letter of the option that a text names, A for the first, or None; a letter of no option counts as None."""
-    explain: Callable[[str, Sequence[str]], str] = lambda text, choices: UNREAD
-    """Why `read` found none, in a word."""
+    """The letter of the option that a text names, A for the first; where it names none, None, or why in a word of several
+    letters. The letter of no option counts as none."""
     guesses: bool = False
     """Whether the original draws a random option where it reads none. Here that counts as 1 / number of options, its
     expectation: nothing is drawn."""
@@ -35,10 +34,10 @@ class Rule:
 
     def pick(self, text: str, choices: Sequence[str]) -> int | str:
         """The index of the option that a text names, or in a word why there is none."""
-        letter = self.read(text, choices)
-        if letter is None:
-            return self.explain(text, choices)
-        index = ord(letter) - ord("A") if len(letter) == 1 else -1
+        said = self.read(text, choices) or UNREAD
+        if len(said) > 1:
+            return said
+        index = ord(said) - ord("A")
         return index if 0 <= index < len(choices) else OFF_LIST
 
 

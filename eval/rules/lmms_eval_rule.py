@@ -15,7 +15,7 @@ def read_exact(text: str, choices: Sequence[str]) -> str | None:
     """The letter that the text is, or begins with."""
     said = text.strip()
     if len(said) == 1 or (said[:1].isupper() and said[1:2] == "."):
-        return said[0].upper()
+        return said[0].upper()[0]
     return None
 
 

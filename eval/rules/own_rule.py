@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from eval.rules import Rule
-from pipeline.parsers import explain_unread, parse_choice
+from pipeline.parsers import parse_or_explain
 
-VCOT = Rule(parse_choice, explain=explain_unread, minds_cut=True)
+VCOT = Rule(parse_or_explain, minds_cut=True)

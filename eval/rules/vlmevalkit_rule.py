@@ -14,8 +14,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from functools import lru_cache
+from string import ascii_uppercase
 
-from eval.rules import UNREAD, Rule
+from eval.rules import Rule
 
 _FAILED = "Failed to obtain answer via API"
 _REFUSALS = (
@@ -26,36 +27,33 @@ _REFUSALS = (
 )
 _SIGNS = str.maketrans(dict.fromkeys(".()[],:;!*#{}", " "))
 _STATED = re.compile(r"(?i)(?:correct\s+)?answer\s+is\s+\**([ABCD])\**")
-_REFUSED = "Z"
+_REFUSED = "refused"
+_OPTIONS = [frozenset(ascii_uppercase[:num]) for num in range(27)]
+"""The letters of so many options."""
 
 
 def infer(text: str, choices: Sequence[str]) -> str | None:
     """The letter that stands alone, or is stated, or else that of the one option whose text occurs."""
-    found = _infer_letter(text, len(choices)) or _infer_text(text.lower(), tuple(choices))
-    return None if found == _REFUSED else found
+    said = text.lower()
+    return _infer_letter(text, said, len(choices)) or _infer_text(said, tuple(choices))
 
 
-def explain_none(text: str, choices: Sequence[str]) -> str:
-    """Whether it is a refusal."""
-    return "refused" if _infer_letter(text, len(choices)) == _REFUSED else UNREAD
-
-
-def _infer_letter(text: str, num_choices: int) -> str | None:
+def _infer_letter(text: str, said: str, num_choices: int) -> str | None:
     if _FAILED in text:
         return None
     if any(refusal in text for refusal in _REFUSALS):
         return _REFUSED
     words = text.translate(_SIGNS).split()
-    letters = {word for word in words if len(word) == 1 and 0 <= ord(word) - ord("A") < num_choices}
+    letters = _OPTIONS[num_choices].intersection(words)
     if len(letters) == 1:
         [letter] = letters
         if words.index(letter) > len(words) - 5:
             return letter
-    elif not letters and _REFUSED in words:
+    elif not letters and "Z" in words:
         return _REFUSED
-    stated = _STATED.search(text)
+    stated = _STATED.search(text) if "answer" in said else None
     letter = stated[1].upper() if stated else ""
-    return letter if letter and ord(letter) - ord("A") < num_choices else None
+    return letter if letter in _OPTIONS[num_choices] else None
 
 
 def _infer_text(said: str, choices: tuple[str, ...]) -> str | None:
@@ -72,4 +70,4 @@ def _prepare(choices: tuple[str, ...]) -> tuple[tuple[str, ...], int]:
     return tuple(choice.lower() for choice in choices), 2 * sum(map(len, choices))
 
 
-VLMEVALKIT = Rule(infer, explain=explain_none)
+VLMEVALKIT = Rule(infer)
