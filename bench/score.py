@@ -5,8 +5,10 @@
 A ScienceQA in its official layout is made, 2,017 questions with an image each, and a log in LLaVA's layout of `--responses`
 responses to them: chains of 10 to 90 words and an answer in one of the ways in which public models state theirs, no two the
 same (identical answers would be the faster ones to read). The command itself is then run on the file, in a process of its
-own. The last line is JSON: `rows`, `seconds` (wall), `cpu_s` (of all its processes), `peak_mb` (of the largest of them),
-`rules`, `mean_chars` (of a response) and `cores`.
+own, after a first one has brought the benchmark into the user's cache.
+
+The last line is JSON: `rows`, `seconds` (wall), `cpu_s` (of all its processes), `peak_mb` (of the largest of them), `rules`,
+`mean_chars` (of a response) and `cores`.
 
 Limits: one file; short questions; whoever else uses the machine makes `seconds` longer, and `cpu_s` hardly.
 """
@@ -105,10 +107,14 @@ def main() -> None:
         ]
         command += ["--path", str(folder), "--rules", "all", "--repeated", "--json"]
         environment = os.environ | {"XDG_CACHE_HOME": str(folder / "cache")}
-        began = time.monotonic()
+        write_log(folder / "few.jsonl", problems, 10, draw)
+        subprocess.run(
+            [*command[:4], str(folder / "few.jsonl"), *command[5:]], env=environment, capture_output=True, check=True
+        )
+        began, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
         done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True)
-        seconds = time.monotonic() - began
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds, used = time.monotonic() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = used.ru_utime + used.ru_stime - before.ru_utime - before.ru_stime
     found = json.loads(done.stdout)
     for row in found["results"]:
         print(
@@ -116,7 +122,7 @@ def main() -> None:
         )
     figures = {
         "rows": found["accounts"][0]["count"]["ok"], "seconds": round(seconds, 1),
-        "cpu_s": round(used.ru_utime + used.ru_stime, 1), "peak_mb": round(used.ru_maxrss / 1024),
+        "cpu_s": round(cpu, 1), "peak_mb": round(used.ru_maxrss / 1024),
         "rules": len(RULES.built_ins), "mean_chars": round(mean), "cores": len(os.sched_getaffinity(0)),
     }  # fmt: skip
     print(json.dumps(figures))

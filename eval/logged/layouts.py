@@ -221,10 +221,12 @@ def _read_vlmevalkit(where: str, row: Mapping[str, Any]) -> Iterator[Logged]:
 
 def _find_asked(row: Mapping[str, Any], answer: Any) -> Asked | None:
     """The question and its options, as a list or under letters; None where the row does not hold both."""
+    if not isinstance(row.get("question"), str):
+        return None
     choices = row.get("choices") or row.get("options")
     if not isinstance(choices, list):
         choices = [row[letter] for letter in _LETTERS if row.get(letter) not in (None, "")]
-    if not choices or not isinstance(row.get("question"), str):
+    if not choices:
         return None
     return Asked(row["question"], tuple(map(str, choices)), _as_letter(answer))
 
