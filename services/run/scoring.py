@@ -125,7 +125,7 @@ def _list_logs(place: Path, fields: Fields, sessions: Sequence[Session], questio
 def _list_settings(session: Session, questions: Questions) -> list[Log]:
     """A log for each checkpoint, prompt and temperature that a run has answers of. Raises OwedError where it has none."""
     logs = []
-    for checkpoint in session.registry.list():
+    for checkpoint in sorted(session.registry.list(), key=lambda checkpoint: checkpoint.ref.kind != "base"):
         settings: dict[str, list[SampleRequest]] = {}
         for request in questions.requests(checkpoint.ref, ["true"]):
             settings.setdefault(f"{request.prompt} at {request.sampling.temperature:g}", []).append(request)

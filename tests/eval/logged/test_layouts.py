@@ -50,7 +50,13 @@ def test_llavas_answers(read):
 
 
 def test_a_scienceqa_result_file(read):
-    found = {"acc": 50.0, "correct": 1, "count": 2, "results": {"7": 1, "9": 0}, "outputs": {"7": "B", "9": "The answer"}}
+    found = {
+        "acc": 50.0,
+        "correct": 1,
+        "count": 2,
+        "results": {"7": 1, "9": 0},
+        "outputs": {"7": "B", "9": "The answer"},
+    }
     assert said(read("result.json", json.dumps(found))) == [("7", "B"), ("9", "The answer")]
 
 
@@ -183,7 +189,11 @@ def test_a_table_row_that_cannot_be_read_is_named(read, rest, why):
         ("a.eval", "PK", "inspect log convert --to json"),
         ("a.txt", "B", r"ends in .txt, not in \.jsonl"),
         ("a.parquet", "PAR1", "cannot be read"),
-        ("a.jsonl", '{"name": "7", "text": "B"}\n', "line 1, has no field that is known as an id, only name, text; .*--id"),
+        (
+            "a.jsonl",
+            '{"name": "7", "text": "B"}\n',
+            "line 1, has no field that is known as an id, only name, text; .*--id",
+        ),
         ("a.jsonl", '{"id": "7", "said": "B"}\n', "no field that is known as a text, only id, said; .*--text"),
     ],
 )
