@@ -1,13 +1,19 @@
 """`vcot score`: logs of other tools and answers of a run, side by side, and every row accounted for."""
 
 import json
+import re
+from importlib import import_module
+from pathlib import Path
 
 import pytest
 
+from eval.logged.matching import REASONS
+from eval.rules import RULES
 from pipeline.records import Response
 from pipeline.run import open_run
 from services.cli.terminal import Terminal
 from services.run.session import Session
+from tests.pages import list_blocks
 from tests.pipeline.sources.test_sources import ScienceQA
 from tests.services.cli.test_cli import vcot  # noqa: F401 - a fixture
 from tests.services.fake_vllm import write_checkpoint
@@ -115,13 +121,25 @@ def test_a_gold_answer_out_of_range_in_the_benchmark_is_told(vcot, tmp_path, sci
     assert "answer 7 is not an index into 2 choices" in err
 
 
-def test_a_rule_of_ones_own(vcot, tmp_path, monkeypatch):  # noqa: F811
-    (tmp_path / "my_rules.py").write_text("from eval.rules import Rule\nLAST = Rule(lambda text, choices: text[-1:])\n")
+def test_the_documented_rule_of_ones_own(vcot, tmp_path, monkeypatch):  # noqa: F811
+    [code] = list_blocks("A rule of your own", "python", "scoring.md")
+    (tmp_path / "last_letter.py").write_text(code)
     monkeypatch.syspath_prepend(str(tmp_path))
-    write_log(tmp_path / "a.jsonl", *answers("so it is B"))
-    _, out, _ = vcot("score", "a.jsonl", *BENCHMARK, "--rules", "my_rules:LAST", "--json")
+    write_log(tmp_path / "a.jsonl", *answers("so it is B")[:5], ("6", "so it is"))
+    _, out, _ = vcot("score", "a.jsonl", *BENCHMARK, "--rules", "last_letter:LAST_LETTER", "--json")
     [row] = json.loads(out)["results"]
-    assert (row["rule"], row["accuracy"]["Avg"]["value"]) == ("my_rules:LAST", 1)
+    assert (row["rule"], row["of_read"], row["reasons"]) == ("last_letter:LAST_LETTER", 1, {"no_capital": 1})
+
+
+def test_the_page_has_every_rule_with_its_commit_and_every_reason():
+    page = (Path(__file__).parents[3] / "docs" / "scoring.md").read_text("utf-8")
+    rows = {line.split("`")[1]: line for line in page.splitlines() if line.startswith("| `")}
+    assert list(rows) == list(RULES.built_ins)
+    for name, path in RULES.built_ins.items():
+        source = import_module(path.partition(":")[0]).__doc__
+        assert name == "vcot" or re.search(r"\b[0-9a-f]{8}\b", rows[name])[0] in source
+    for reason in REASONS:
+        assert f"*{reason.replace('_', ' ')}*" in page
 
 
 @pytest.fixture
