@@ -120,7 +120,7 @@ def build_gold(tasks: Sequence[Task], benchmark: Benchmark) -> Gold:
     right = np.zeros((len(tasks), 26))
     for number, task in enumerate(tasks):
         right[number, : len(task.choices)] = [task.is_right(chr(ord("A") + i)) for i in range(len(task.choices))]
-    images = [task.image.sha256 if task.image else task.id for task in tasks]
+    images = [task.picture or task.id for task in tasks]
     return Gold(
         columns=benchmark.columns,
         column_of=np.array([benchmark.column_of(task) or "" for task in tasks]),

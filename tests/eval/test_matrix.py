@@ -36,7 +36,7 @@ def make_tasks(num):
         Task(
             id=f"nano/{number}", question="Which?", choices=("red", "blue", "green", "blue")[: draw.randint(2, 4)],
             answer=draw.randrange(2), subject=draw.choice((*SUBJECTS, None)), source="nano", split="test",
-            image=ImageRef(sha256=str(number // 3), path="x", width=1, height=1),
+            images=(ImageRef(sha256=str(number // 3), path="x", width=1, height=1),),
         )
         for number in range(num)
     ]  # fmt: skip

@@ -10,7 +10,7 @@ from pipeline.records import ImageRef, Task
 def make_task(name, question="Which?", choices=("this", "that"), answer=1):
     image = ImageRef(sha256=name * 8, path=name, width=1, height=1)
     place = {"source": "scienceqa", "split": "test"}
-    return Task(id=f"scienceqa/{name}", question=question, choices=choices, answer=answer, image=image, **place)
+    return Task(id=f"scienceqa/{name}", question=question, choices=choices, answer=answer, images=(image,), **place)
 
 
 TASKS = [

@@ -102,11 +102,11 @@ def test_long_texts_are_read_in_time(name, text):
 
 
 def test_a_rule_of_ones_own_is_a_function(tmp_path, monkeypatch):
-    (tmp_path / "last_letter.py").write_text(
+    (tmp_path / "letter_at_end.py").write_text(
         "from eval.rules import Rule\nLAST = Rule(lambda text, choices: text[-1:] or None)\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
-    rule = RULES.resolve("last_letter:LAST")
+    rule = RULES.resolve("letter_at_end:LAST")
     assert isinstance(rule, Rule)
     assert [rule.pick(text, COLOURS) for text in ("so B", "", "?")] == [1, "none", "off_list"]
 

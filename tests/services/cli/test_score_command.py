@@ -96,7 +96,7 @@ def test_several_responses_to_a_question(vcot, tmp_path):  # noqa: F811
         (("a.jsonl", "--benchmark", "sciencqa"), "do you mean scienceqa"),
         (("a.jsonl", *BENCHMARK, "--rules", "lava"), "do you mean llava"),
         (("a.jsonl", "a.jsonl", *BENCHMARK), "name each file once"),
-        (("a.jsonl", "--benchmark", "scienceqa", "--path", "data", "--split", "test"), "no question with an image"),
+        (("a.jsonl", "--benchmark", "scienceqa", "--path", "data", "--split", "test"), "split test, holds no question"),
         (
             ("b.jsonl", *BENCHMARK),
             "holds no response that can be scored; 1 unknown, as line 1 (id 77): the benchmark has",
