@@ -43,7 +43,11 @@ def make_tasks(num):
 
 
 TASKS = make_tasks(90)
-GOLD = build_gold(TASKS, BENCHMARK)
+
+
+@pytest.fixture
+def gold():
+    return build_gold(TASKS, BENCHMARK)
 
 
 def draw_said(seed, num=300):
@@ -72,45 +76,45 @@ def as_scores(said, checkpoint):
         yield BENCHMARK.score(TASKS[task], response)
 
 
-def test_figures_of_our_rule_are_those_of_our_evaluations():
+def test_figures_of_our_rule_are_those_of_our_evaluations(gold):
     said = {BASE: draw_said(1), POLICY: draw_said(2)}
     scores = [score for checkpoint in said for score in as_scores(said[checkpoint], checkpoint)]
-    reads = {checkpoint: mark(read_said(said[checkpoint]), "vcot", GOLD) for checkpoint in said}
+    reads = {checkpoint: mark(read_said(said[checkpoint]), "vcot", gold) for checkpoint in said}
     for row in build_results(scores, [BASE, POLICY], SUBJECTS, seed=0, num_samples=1):
-        found = build_result("x", "vcot", reads[row.checkpoint], {}, GOLD)
+        found = build_result("x", "vcot", reads[row.checkpoint], {}, gold)
         assert found.accuracy == row.accuracy
         assert (found.no_answer, found.num_scored) == (pytest.approx(row.no_answer), row.num_scored)
     [expected] = differences_of_scores(scores, BASE, [POLICY])
-    [found] = build_differences([Pair("policy", "base", "vcot", reads[POLICY], reads[BASE])], GOLD)
+    [found] = build_differences([Pair("policy", "base", "vcot", reads[POLICY], reads[BASE])], gold)
     assert found.accuracy.model_dump() == pytest.approx(expected.accuracy.model_dump())
     assert (found.p_value, found.p_holm, found.mde, found.num_questions) == pytest.approx(
         (expected.p_value, expected.p_holm, expected.mde, expected.num_questions)
     )
     every = list(as_scores([Said(number, "A", False) for number in range(len(TASKS))], BASE))
-    assert build_chance(GOLD) == pytest.approx(chance_of_scores(every, SUBJECTS))
+    assert build_chance(gold) == pytest.approx(chance_of_scores(every, SUBJECTS))
 
 
-def test_a_guess_counts_as_its_expectation_where_the_original_draws_one():
+def test_a_guess_counts_as_its_expectation_where_the_original_draws_one(gold):
     found = read_said([Said(number, "I do not know.", False) for number in range(len(TASKS))])
     chances = [1 / len(task.choices) for task in TASKS]
     for rule in RULES.built_ins:
-        marks = mark(found, rule, GOLD).marks
+        marks = mark(found, rule, gold).marks
         assert marks.tolist() == (chances if rule == "scienceqa" else [0] * len(TASKS))
 
 
-def test_no_answer_is_told_apart_from_a_wrong_one():
+def test_no_answer_is_told_apart_from_a_wrong_one(gold):
     right = [Said(number, f"({task.answer_letter})", False) for number, task in enumerate(TASKS)]
     unread = [Said(number, "Hm.", False) for number in range(len(TASKS))]
     readings = read_said([*right, *unread])
-    result = build_result("x", "vcot", mark(readings, "vcot", GOLD), readings.reasons["vcot"], GOLD)
+    result = build_result("x", "vcot", mark(readings, "vcot", gold), readings.reasons["vcot"], gold)
     assert (result.accuracy["Avg"].value, result.no_answer, result.of_read) == (0.5, 0.5, 1.0)
     assert result.reasons == {"none": len(TASKS)}
     assert result.num_questions == len(TASKS)
 
 
-def test_nothing_read_has_no_accuracy_of_what_was_read():
+def test_nothing_read_has_no_accuracy_of_what_was_read(gold):
     readings = read_said([Said(0, "Hm.", False)])
-    assert build_result("x", "vcot", mark(readings, "vcot", GOLD), {}, GOLD).of_read is None
+    assert build_result("x", "vcot", mark(readings, "vcot", gold), {}, gold).of_read is None
 
 
 def test_options_that_say_the_same_are_both_right():
@@ -142,19 +146,21 @@ def test_processes_read_what_one_reads():
         assert sum(several.reasons[rule].values()) == int((np.concatenate(several.picks[rule]) < 0).sum())
 
 
-def test_logs_without_a_common_question_are_not_compared():
-    first, second = (mark(read_said([Said(number, "B", False)]), "vcot", GOLD) for number in (0, 1))
-    assert build_differences([Pair("b", "a", "vcot", second, first)], GOLD) == []
+def test_logs_without_a_common_question_are_not_compared(gold):
+    first, second = (mark(read_said([Said(number, "B", False)]), "vcot", gold) for number in (0, 1))
+    assert build_differences([Pair("b", "a", "vcot", second, first)], gold) == []
 
 
-def test_differences_are_of_what_both_answered():
-    base = mark(read_said([Said(number, "Hm.", False) for number in range(60)]), "vcot", GOLD)
-    tuned = mark(read_said([Said(n, f"({TASKS[n].answer_letter})", False) for n in range(30, 90)]), "vcot", GOLD)
-    [found] = build_differences([Pair("b", "a", "vcot", tuned, base)], GOLD)
+def test_differences_are_of_what_both_answered(gold):
+    unread = [Said(number, "Hm.", False) for number in range(60)]
+    right = [Said(number, f"({task.answer_letter})", False) for number, task in enumerate(TASKS)]
+    base = mark(read_said([*right[:30], *unread[30:60]]), "vcot", gold)
+    tuned = mark(read_said([*right[30:60], *(Said(number, "Hm.", False) for number in range(60, 90))]), "vcot", gold)
+    [found] = build_differences([Pair("b", "a", "vcot", tuned, base)], gold)
     assert (found.num_questions, found.accuracy.value, found.no_answer) == (30, 1.0, -1.0)
-    result = build_result("b", "vcot", tuned, {}, GOLD)
+    result = build_result("b", "vcot", tuned, {}, gold)
     matrix = Matrix(
-        benchmark="mine", split="test", chance=build_chance(GOLD), accounts=(), results=(result,), differences=(found,)
+        benchmark="mine", split="test", chance=build_chance(gold), accounts=(), results=(result,), differences=(found,)
     )
     assert (
         str(render_matrix(matrix, SUBJECTS)[-1])

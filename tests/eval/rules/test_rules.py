@@ -78,13 +78,26 @@ def test_a_refusal_is_told_as_one_and_never_guessed(text):
     assert RULES.resolve("vlmevalkit").pick(text, COLOURS) == "refused"
 
 
-def test_vlmevalkit_looks_at_the_last_four_words_only():
-    assert read_all("C is what I would say here now")[4] == "."
-    assert read_all("I would say C here now indeed")[4] == "C"
+@pytest.mark.parametrize(
+    ("text", "read"),
+    [
+        ("I would say C here now indeed", "C"),
+        ("I say C here now indeed then", "."),
+        ("C is what I would say", "."),
+        ("C is what I say", "."),
+        ("C is what I", "C"),
+        ("The answer is D, for all of the reasons that I gave above", "."),
+        ("The answer is C, for all of the reasons that I gave above", "C"),
+        ("The ANSWER   is **c** for all of the reasons that I gave above", "C"),
+    ],
+)
+def test_vlmevalkit_looks_at_the_last_four_words_or_at_what_is_stated(text, read):
+    assert read_all(text)[4] == read
 
 
-def test_vlmevalkit_reads_no_long_text_for_the_words_of_an_option():
-    assert read_all("it is blue " + "and so on " * 3)[4] == "."
+@pytest.mark.parametrize(("text", "read"), [("it is blue and so on too  ", "B"), ("it is blue and so on too   ", ".")])
+def test_vlmevalkit_reads_an_options_words_in_a_text_up_to_twice_as_long_as_all_options(text, read):
+    assert read_all(text, ("Red!", "BLUE", "green"))[4] == read
 
 
 def test_a_letter_that_is_no_option_is_told_as_such():
