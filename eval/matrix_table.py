@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from eval.matrix import LogDifference, Matrix, RuleResult
+from eval.rules import OWN, UNREAD
 from eval.table import LEVEL, OVERALL, format_estimate, format_p, format_range, list_phrases, new_table
 
 
@@ -42,10 +43,10 @@ def _render_results(found: Matrix, columns: Sequence[str]) -> Table:
 
 
 def _list_reasons(results: Sequence[RuleResult]) -> list[str]:
-    """`vcot read no answer in 3 of logs.jsonl: 2 two, 1 cut`, of rules that tell them apart."""
+    """`vcot read no answer in 3 of logs.jsonl: 2 two, 1 cut`, of our rule and of others that tell reasons apart."""
     said = []
     for row in results:
-        if set(row.reasons) - {"none"}:
+        if set(row.reasons) - {UNREAD} or (row.rule == OWN and row.reasons):
             reasons = ", ".join(f"{number} {reason.replace('_', ' ')}" for reason, number in row.reasons.items())
             said.append(f"{row.rule} read no answer in {sum(row.reasons.values())} of {row.log}: {reasons}")
     return said

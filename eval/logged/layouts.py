@@ -151,7 +151,7 @@ def _flat(id_field: str, text_field: str) -> Read:
         stop = _pick(_STOPS, row)
         yield from _list(
             where,
-            str(name),
+            _name(name),
             said,
             first="" if sample is None else str(row[sample]),
             is_cut=stop is not None and row[stop] in _CUT,
@@ -159,6 +159,11 @@ def _flat(id_field: str, text_field: str) -> Read:
         )
 
     return read
+
+
+def _name(value: Any) -> str:
+    """An id as text; tables with a gap in them hold whole numbers as 7.0."""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 def _list(where: str, name: str, said: Any, first: str = "", **others: Any) -> Iterator[Logged]:

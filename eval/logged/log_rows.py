@@ -1,7 +1,8 @@
 """The rows of a log file: JSON, JSON lines, CSV, TSV or Parquet, one after another, each with its place.
 
-Model: the file's ending says what it is. A byte order mark says UTF-16 or UTF-32; without one the text must be UTF-8. A row
-that cannot be read is a `Fault` with its place, and the rest is read; a file that cannot be read at all is an InputError.
+Model: the file's ending says what it is. A byte order mark, or a first character of two bytes, says UTF-16 or UTF-32; else
+the text must be UTF-8. A row that cannot be read is a `Fault` with its place, and the rest is read; a file that cannot be
+read at all is an InputError.
 
 Limits: JSON lines, CSV, TSV and Parquet are streamed; a JSON document is read whole.
 """
@@ -67,7 +68,10 @@ def read_rows(path: Path) -> Iterator[Row]:
 def _find_encoding(path: Path) -> str:
     with path.open("rb") as file:
         begin = file.read(4)
-    return next((name for mark, name in _MARKS if begin.startswith(mark)), "utf-8")
+    bare = {(True, False): "utf-16-le", (False, True): "utf-16-be"}.get(
+        (begin[1:2] == b"\0", begin[:1] == b"\0"), "utf-8"
+    )
+    return next((name for mark, name in _MARKS if begin.startswith(mark)), bare)
 
 
 def _read_lines(path: Path) -> Iterator[Row]:

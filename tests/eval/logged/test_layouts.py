@@ -129,13 +129,19 @@ def test_parquet_csv_and_json_hold_the_same(read):
         assert said(read(name, content)) == expected
 
 
+def test_a_whole_number_is_an_id_however_a_table_holds_it(read):
+    file = io.BytesIO()
+    pq.write_table(pa.table({"id": [7.0, 8.5], "text": ["A", "B"]}), file)
+    assert said(read("a.parquet", file.getvalue())) == [("7", "A"), ("8.5", "B")]
+
+
 def test_json_lines_under_the_name_of_json_are_read(read):
     assert said(read("answers.json", lines(LLAVA, LLAVA | {"question_id": "8"}))) == [("7", "B"), ("8", "B")]
 
 
-@pytest.mark.parametrize("encoding", ["utf-16", "utf-8-sig", "utf-32"])
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-8-sig", "utf-32", "utf-16-le", "utf-16-be"])
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv"])
-def test_a_byte_order_mark_says_the_encoding(read, encoding, name):
+def test_a_byte_order_mark_or_the_first_character_says_the_encoding(read, encoding, name):
     content = "id,text\n7,grün\n" if name == "a.csv" else '{"id": "7", "text": "grün"}\n{"id": "8", "text": "rot"}\n'
     assert said(read(name, content.encode(encoding)))[0] == ("7", "grün")
 

@@ -31,6 +31,8 @@ READ = {
     "ANSWER: B,": "B...BB",
     "ANSWER: A, B": "......",
     "ANSWER: A\nWait.\nANSWER: B": "B....B",
+    "So ANSWER: B": "B...BB",
+    "So ANSWER: A\nANSWER: B\nso ANSWER: C": "B....B",
     "The answer is blue.": "B...B.",
     "I see a blue sky and a green hill.": "......",
     "The answer is E.": "......",
