@@ -123,8 +123,8 @@ def _compare(
         [s for s in select_scores(scores[name], setting) if s.checkpoint == checkpoint.digest and s.error is None]
         for name in ("true", shown)
     )
-    answered = {(score.task, score.index): score for score in other}
-    pairs = [(score, answered[key]) for score in true if (key := (score.task, score.index)) in answered]
+    answered = {(score.task, score.seed, score.index): score for score in other}
+    pairs = [(score, answered[key]) for score in true if (key := (score.task, score.seed, score.index)) in answered]
     if not pairs:
         return None
     images = [score.image or score.task for score, _ in pairs]

@@ -40,6 +40,7 @@ def build_score(
         key=response.key,
         task=task.id,
         index=response.index,
+        seed=response.sampling.seed,
         subject=task.subject,
         image=task.image.sha256 if task.image else None,
         checkpoint=response.checkpoint.digest,

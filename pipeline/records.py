@@ -284,6 +284,8 @@ class Score(Record):
     task: str
     index: int = 0
     """The response's, in its group."""
+    seed: int = 0
+    """Of the sampling."""
     subject: str | None
     """The column of the benchmark's table that it counts in, beside the average."""
     image: str | None
@@ -388,3 +390,7 @@ class Difference(Record):
     """The smallest true difference that this benchmark finds with 80 % power at the 5 % level."""
     num_questions: Annotated[int, Field(ge=1)]
     """Questions that both answered, readably or not."""
+    better_on: tuple[int, int] = (0, 0)
+    """On how many questions base, and policy, is the better one; McNemar's exact test is about these."""
+    p_exact: float | None = None
+    """McNemar's p-value after the same correction; None in what was written before there was such a test."""

@@ -369,7 +369,9 @@ class EvalSection(Section):
     temperatures: tuple[Annotated[float, Field(ge=0)], ...] = (0.4, 0.8)
     """Sampling temperatures."""
     num_samples: Count = 1
-    """Responses per question."""
+    """Responses per question and seed."""
+    num_seeds: Count = 1
+    """Seeds to ask under, `seed` and those after it: more responses later, without asking again for those that are there."""
     images: tuple[ShownImage, ...] = ("true",)
     """What is shown; with `blank` and `other` (another question's image), too, the report says what the image is worth."""
     max_tokens: Count = 512
@@ -383,12 +385,13 @@ class EvalSection(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.num_samples > 1 and 0 in self.temperatures:
-            raise ValueError("at temperature 0 all responses are the same; set num_samples to 1, or leave 0 out")
+        if self.num_samples * self.num_seeds > 1 and 0 in self.temperatures:
+            raise ValueError("at temperature 0 all responses are the same; set num_samples, num_seeds to 1, or leave 0 out")
         if "true" not in self.images:
             raise ValueError('images leaves out the questions\' own; add "true"')
         return self
 
-    def params(self, temperature: float) -> SamplingParams:
-        """The settings that enter the keys."""
-        return SamplingParams(temperature=temperature, max_tokens=self.max_tokens, n=self.num_samples, seed=self.seed)
+    def params(self, temperature: float, turn: int = 0) -> SamplingParams:
+        """The settings that enter the keys; `turn` counts the seeds from 0."""
+        seed = self.seed + turn
+        return SamplingParams(temperature=temperature, max_tokens=self.max_tokens, n=self.num_samples, seed=seed)

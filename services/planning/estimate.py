@@ -130,7 +130,8 @@ def count_work(recipe: Recipe) -> Counts | None:
     rounds, section = recipe.rounds.num, recipe.eval
     at_most = recipe.pairs.num or num_tasks
     pairs = Span(*(min(at_most, share * num_tasks) for share in (PAIR_SHARE.low, PAIR_SHARE.likely, PAIR_SHARE.high)))
-    asked = len(benchmark.list_prompts(section)) * len(section.temperatures) * section.num_samples * len(section.images)
+    num_responses = section.num_samples * section.num_seeds
+    asked = len(benchmark.list_prompts(section)) * len(section.temperatures) * num_responses * len(section.images)
     return Counts(
         num_tasks=rounds * num_tasks,
         num_responses=rounds * num_tasks * recipe.sample.k,
@@ -290,7 +291,7 @@ class _Machine:
         hours = ENGINE_START_S * (restarts / 3600)
         for prompt in find_benchmark(section).list_prompts(section):
             requests = _Requests(prompt, section.num_samples, section.max_concurrency, section.max_tokens)
-            times = 2 * len(section.temperatures) * len(section.images)
+            times = 2 * len(section.temperatures) * section.num_seeds * len(section.images)
             hours += self._answer(requests, counts.num_eval_tasks) * times
         return hours
 

@@ -9,6 +9,7 @@ from eval.benchmark import Benchmark
 from eval.image_reliance import Reliance
 from eval.prior import PriorReport
 from eval.published import PaperRow
+from eval.repeats import Repeats
 from eval.report_card import ReportCard
 from pipeline.contamination import Contamination, Match
 from pipeline.judges.cost import Cost
@@ -99,6 +100,8 @@ class ReportData:
     """The untaught model beside the paper's figures, where they are of the same model and benchmark."""
     reliance: tuple[Reliance, ...] = ()
     """Where other images than the questions' own were shown, too."""
+    repeats: tuple[Repeats, ...] = ()
+    """Where questions were answered several times."""
     prior: PriorReport | None = None
     """Where the drawings of unusual things were asked about."""
     trend: tuple[TrendRow, ...] = ()

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from eval.image_reliance import Reliance
 from eval.table import OVERALL
-from pipeline.records import CheckpointRef, Difference, EvalResult, Interval
+from pipeline.records import Difference, EvalResult, Interval
 from services.report.data import TrendRow
 from training.protocol.job import TrainProgress
 from training.protocol.search import VARIED, Sweep, SweepPoint
@@ -73,18 +73,17 @@ def draw_accuracy(results: Sequence[EvalResult], chance: float) -> str:
     return _render("accuracy", 1.1 + 0.27 * len(settings) * max(2, len(checkpoints)), draw)
 
 
-def draw_differences(differences: Sequence[Difference], checkpoints: Sequence[CheckpointRef]) -> str:
+def draw_differences(differences: Sequence[Difference]) -> str:
     """Each difference with its interval, over the band of effects that the benchmark would mostly have missed."""
     places = range(len(differences))
 
     def draw(axes: Axes) -> None:
         widths, starts = [200 * d.mde for d in differences], [-100 * d.mde for d in differences]
         axes.barh(places, widths, left=starts, height=0.62, color=_FAINT, label="would mostly be missed")
-        for policy in dict.fromkeys(d.policy for d in differences):
-            own = [place for place in places if differences[place].policy == policy]
+        for number, side in enumerate(dict.fromkeys((d.policy, d.base) for d in differences), start=1):
+            own = [place for place in places if (differences[place].policy, differences[place].base) == side]
             intervals = [differences[place].accuracy for place in own]
-            name = f"{policy.name} - {differences[0].base.name}"
-            _plot_intervals(axes, intervals, own, list(checkpoints).index(policy), name)
+            _plot_intervals(axes, intervals, own, number, " - ".join(ref.name for ref in side))
         axes.axvline(0, color=_INK, linewidth=1)
         _name_rows(axes, [f"{d.prompt} {d.temperature:g}" for d in differences])
         axes.set_xlabel("difference, points")

@@ -64,7 +64,7 @@ def _row(session: Session, current: Round | None, checkpoint: Checkpoint) -> Tre
                 [checkpoint.ref],
                 session.benchmark.columns,
                 seed=section.seed,
-                num_samples=section.num_samples,
+                num_samples=section.num_samples * section.num_seeds,
             )
         ),
         reliance=tuple(build_reliance(scores, [checkpoint.ref])),

@@ -13,9 +13,11 @@ from eval.statistics import (
     adjust_holm,
     chance_level,
     compare_paired,
+    compare_signs,
     compare_unpaired,
     estimate_accuracy,
     minimum_detectable_effect,
+    split_variance,
     wilson_interval,
 )
 from pipeline.records import Interval
@@ -239,3 +241,29 @@ def test_a_few_clusters_widen_the_interval_by_the_small_sample_factor():
     half = stats.t.ppf(0.975, 1) * error
     assert found.p_value == pytest.approx(2 * stats.t.sf(abs(centre) / error, 1))
     assert (found.interval.low, found.interval.high) == (max(-1.0, centre - half), min(1.0, centre + half))
+
+
+def test_signs_count_the_better_one_and_equals_say_nothing():
+    found = compare_signs([0, 0, 0.5, 1, 1], [1, 0.25, 0.5, 1, 0])
+    assert (found.num_first, found.num_second, found.p_value) == (1, 2, 1.0)
+    assert compare_signs([1, 1], [1, 1]).p_value == 1
+    assert compare_signs([0] * 6, [1] * 6).p_value == pytest.approx(2 / 2**6)
+
+
+def test_variances_by_hand():
+    found = split_variance([1, 0, 1, 1, 0, 0, 1], ["a", "a", "b", "b", "c", "c", "d"])
+    assert found.within == pytest.approx((0.5 + 0 + 0) / 3)
+    assert found.between == pytest.approx(np.var([0.5, 1, 0, 1], ddof=1) - 0.5 / 3 * (3 / 2 + 1) / 4)
+    assert found.correlation == pytest.approx(found.between / (found.between + found.within))
+    assert split_variance([1, 0], ["a", "b"]) is None
+    assert split_variance([1, 0], ["a", "a"]) is None
+    assert split_variance([1] * 4, ["a", "a", "b", "b"]).correlation == 0
+
+
+def test_shares_are_worth_as_much_as_the_responses_behind_them():
+    rng = np.random.default_rng(4)
+    right = rng.binomial(8, 0.5, 100) / 8
+    alone, behind = estimate_accuracy(right, range(100)), estimate_accuracy(right, range(100), num_behind=8)
+    assert behind.high - behind.low < 0.5 * (alone.high - alone.low)
+    even = estimate_accuracy([0.5] * 4, range(4), num_behind=3)
+    assert (even.low, even.high) == pytest.approx(wilson_interval(0.5, 12, stats.t.ppf(0.975, 3)))

@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw
 
 from eval.benchmarks.nano_world import NANO
 from eval.image_reliance import build_reliance
+from eval.repeats import build_repeats
 from eval.table import build_chance, build_differences, build_results
 from pipeline.recipe import load_recipe
 from pipeline.records import CheckpointRef, ImageRef, PreferencePair, Score, StageCount, Task
@@ -126,6 +127,12 @@ def make_reliance(scores):
     rng = random.Random(5)
     lost = [s.model_copy(update={"value": "incorrect"} if s.value and rng.random() < 0.33 else {}) for s in scores]
     return tuple(build_reliance({"true": scores, "blank": lost, "other": lost}, [BASE, POLICY]))
+
+
+def make_repeats(scores):
+    """As if each question had been asked again under another seed."""
+    again = [s.model_copy(update={"seed": 1}) for s in reversed(scores)]
+    return tuple(build_repeats([*scores, *again], [BASE, POLICY]))
 
 
 def make_trend(scores):
