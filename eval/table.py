@@ -286,7 +286,13 @@ def _render_differences(differences: Sequence[Difference]) -> Table:
             if (d.policy.name, d.base.name) == side:
                 interval = f"{100 * d.accuracy.low:+.1f} to {100 * d.accuracy.high:+.1f}"
                 exact = "" if d.p_exact is None else _format_cell(d.p_exact)
-                figures = (f"{100 * d.accuracy.value:+.1f}", interval, _format_cell(d.p_holm), exact, f"{100 * d.mde:.1f}")
+                figures = (
+                    f"{100 * d.accuracy.value:+.1f}",
+                    interval,
+                    _format_cell(d.p_holm),
+                    exact,
+                    f"{100 * d.mde:.1f}",
+                )
                 style = "green" if d.p_holm < LEVEL and d.accuracy.value > 0 else "red" if d.p_holm < LEVEL else ""
                 table.add_row(f"  {d.prompt} {d.temperature:g}", *figures, str(d.num_questions), style=style)
     return table

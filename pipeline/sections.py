@@ -386,7 +386,9 @@ class EvalSection(Section):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.num_samples * self.num_seeds > 1 and 0 in self.temperatures:
-            raise ValueError("at temperature 0 all responses are the same; set num_samples, num_seeds to 1, or leave 0 out")
+            raise ValueError(
+                "at temperature 0 all responses are the same; set num_samples, num_seeds to 1, or leave 0 out"
+            )
         if "true" not in self.images:
             raise ValueError('images leaves out the questions\' own; add "true"')
         return self
