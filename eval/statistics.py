@@ -203,9 +203,53 @@ def estimate_slope(over: ArrayLike, of: ArrayLike, clusters: Sequence[Hashable])
     return Interval(value=slope, low=slope - half, high=slope + half, n=num_clusters)
 
 
-def minimum_detectable_effect(standard_error: float, freedom: int) -> float:
-    """The smallest true difference found with 80 % power by a two-sided t-test at the 5 % level, at most 1."""
-    return min(1.0, (_critical(freedom, _TAIL) + _critical(freedom, POWER)) * standard_error)
+def minimum_detectable_effect(standard_error: float, freedom: int, num_tests: int = 1) -> float:
+    """The smallest true difference found with 80 % power by a two-sided t-test at the 5 % level, at most 1.
+
+    With `num_tests`, at the level that Holm's correction begins with for so many.
+    """
+    level = 1 - (1 - CONFIDENCE) / 2 / num_tests
+    return min(1.0, (_critical(freedom, level) + _critical(freedom, POWER)) * standard_error)
+
+
+@dataclass(frozen=True)
+class Noise:
+    """What decides how small a difference an evaluation can see, beside its size; shares and correlations in [0, 1]."""
+
+    accuracy: float
+    """Of both checkpoints."""
+    correlation: float
+    """Of a response of the one checkpoint with one of the other, to the same question."""
+    alike: float
+    """Of two responses of one checkpoint to the same question."""
+
+    def paired_variance(self, num_responses: int) -> float:
+        """Of the difference of two checkpoints' shares at a question, each the mean of `num_responses` responses.
+
+        Miller 2024, section 5: the variance between questions that is not common to both, and what sampling adds.
+        """
+        own = (1 + (num_responses - 1) * self.alike) / num_responses
+        return 2 * self.accuracy * (1 - self.accuracy) * max(0.0, own - self.correlation)
+
+
+def plan_effect(noise: Noise, num_questions: int, num_responses: int, num_tests: int = 1) -> float:
+    """The `minimum_detectable_effect` of `compare_paired` on so many questions, before any is asked; two or more."""
+    squares = num_questions * noise.paired_variance(num_responses) + num_questions / (num_questions - 1)
+    return minimum_detectable_effect(math.sqrt(squares) / (num_questions + 2), num_questions - 1, num_tests)
+
+
+def measure_correlation(
+    mde: float, freedom: int, num_questions: int, num_responses: int, accuracies: tuple[float, float], alike: float
+) -> float:
+    """The `Noise.correlation` with which `plan_effect` would have found `mde`, where the checkpoints have `accuracies`.
+
+    What clusters add to the noise is in it. 0 where an accuracy is 0 or 1.
+    """
+    error = mde / (_critical(freedom, _TAIL) + _critical(freedom, POWER))
+    variance = ((error * (num_questions + 2)) ** 2 - (freedom + 1) / freedom) / num_questions
+    first, second = (share * (1 - share) for share in accuracies)
+    own = (1 + (num_responses - 1) * alike) / num_responses
+    return ((first + second) * own - variance) / (2 * math.sqrt(first * second)) if first and second else 0.0
 
 
 def adjust_holm(p_values: Sequence[float]) -> list[float]:

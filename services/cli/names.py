@@ -261,17 +261,24 @@ def swap(alias: str, checkpoint: str, *, target: Target = DEFAULT) -> None:
 
 
 @app.command(name="eval", group=_STEPS, sort_key=8)
-def evaluate(*checkpoints: str, target: Target = DEFAULT) -> None:
+def evaluate(*checkpoints: str, target: Target = DEFAULT, plan: Flag = False, json: Flag = False) -> None:
     """Evaluate checkpoints, each prompt at each temperature, and print the table.
 
     Parameters
     ----------
     checkpoints
         Names of registered checkpoints (default: the base and the recipe's policy, if it is trained).
+    plan
+        Only say what it will take (requests, tokens, time, cost) and the smallest difference that it could see.
+    json
+        The plan for programs.
 
     """
-    from services.cli import commands, opening
+    from services.cli import commands, eval_commands, opening
 
+    if plan:
+        eval_commands.plan(target, checkpoints, as_json=json)
+        return
     opening.execute("eval", target, lambda session: commands.evaluate(session, checkpoints))
 
 
