@@ -23,8 +23,8 @@ _BEGINS = ("run", "rounds", "sample", "prepare")
 """Commands (with demo, which is run) that begin a run where there is none. Any other wants one that is there, or the name of
 a recipe: a run that was not found may be mistyped."""
 READS = (
-    "report", "status", "pair --preview", "eval --plan", "swap", "checkpoints list", "checkpoints show", "checkpoints retire",
-    "replicas list", "replicas add", "replicas remove", "push pairs", "push checkpoint",
+    "report", "status", "pair --preview", "eval --plan", "swap", "checkpoints list", "checkpoints show",
+    "checkpoints retire", "replicas list", "replicas add", "replicas remove", "push pairs", "push checkpoint",
 )  # fmt: skip
 """Commands that work beside one that writes to the run, and begin none: they read it, steer its gateway, or replace a page
 or a registry in one step. Every other command is the run's only writer."""

@@ -61,7 +61,7 @@ class EvalPlan(Record):
     num_answered: int
     """Those of them that the run holds an answer to: they are not asked again."""
     prompt_tokens: int | None
-    """Of the requests that are owed, image tokens included, as these three are; None where the model's shape is not known."""
+    """As the next two, of the requests that are owed; image tokens included. None where the model's shape is not known."""
     image_tokens: int | None
     completion_tokens: Likely
     times: tuple[TimeOn, ...]
