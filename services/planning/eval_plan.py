@@ -88,7 +88,9 @@ class Known:
     noise: Noise | None = None
 
 
-def plan_evaluation(recipe: Recipe, num_checkpoints: int, known: Known, shape: Shape | None, *, is_nano: bool) -> EvalPlan:
+def plan_evaluation(
+    recipe: Recipe, num_checkpoints: int, known: Known, shape: Shape | None, *, is_nano: bool
+) -> EvalPlan:
     """The plan of asking the recipe's evaluation split of so many checkpoints.
 
     Raises InputError where nothing says how many questions there are, or where there is but one.
@@ -196,7 +198,9 @@ def describe_plan(plan: EvalPlan) -> str:
 
 def render_plan(plan: EvalPlan) -> list[RenderableType]:
     """The table and the sentences for a terminal."""
-    table = Table(show_header=False, title=f"What vcot eval will take: {plan.benchmark}, {plan.split}", title_justify="left")
+    table = Table(
+        show_header=False, title=f"What vcot eval will take: {plan.benchmark}, {plan.split}", title_justify="left"
+    )
     for name, value in _list_rows(plan):
         table.add_row(name, value)
     return [table, f"\n{describe_plan(plan)}"]
@@ -212,7 +216,10 @@ def _list_rows(plan: EvalPlan) -> Iterator[tuple[str, str]]:
     if plan.prompt_tokens is None or plan.image_tokens is None:
         yield "prompts", "not known: the model's config.json is not here"
     else:
-        yield "prompts", f"{describe_tokens(plan.prompt_tokens)}, {describe_tokens(plan.image_tokens)} of them of images"
+        yield (
+            "prompts",
+            f"{describe_tokens(plan.prompt_tokens)}, {describe_tokens(plan.image_tokens)} of them of images",
+        )
     yield "completions", _say_span(plan.completion_tokens)
     for each in plan.times:
         yield f"time on {each.hardware}", _say_hours(each.hours)

@@ -60,7 +60,9 @@ def _measure_noise(found: RunEvaluation) -> Noise | None:
         for row in found.results
         if OVERALL in row.accuracy
     }
-    sides = [tuple(accuracies[ref.digest, d.prompt, d.temperature] for ref in (d.base, d.policy)) for d in found.differences]
+    sides = [
+        tuple(accuracies[ref.digest, d.prompt, d.temperature] for ref in (d.base, d.policy)) for d in found.differences
+    ]
     if not sides:
         return None
     num_responses = found.results[0].num_samples
