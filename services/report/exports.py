@@ -1,4 +1,4 @@
-"""The tables and figures of an evaluation as files in a folder: what eval/export.py writes, and each figure as SVG."""
+"""The tables and figures of an evaluation as files in a folder: what eval/table_files.py writes, and each figure as SVG."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import RenderableType
 
 from eval.evaluate import Evaluation
-from eval.export import list_rows, write_csv, write_latex, write_markdown, write_parquet
+from eval.table_files import list_rows, write_csv, write_latex, write_markdown, write_parquet
 from eval.table import OVERALL
 from pipeline.files import replace_file
 from services.report import figures
