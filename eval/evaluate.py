@@ -15,6 +15,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from eval.benchmark import Benchmark, find_benchmark
+from eval.findings import Difference, EvalResult
 from eval.image_reliance import Reliance, build_reliance, choose_images, render_reliance
 from eval.published import PaperRow, compare_published, load_published, render_published
 from eval.repeats import Repeats, build_repeats, render_repeats
@@ -23,8 +24,8 @@ from pipeline.errors import DataError, OwedError
 from pipeline.images import ImageStore
 from pipeline.ledger import Ledger
 from pipeline.recipe import Recipe
-from pipeline.records import CheckpointRef, Difference, EvalResult, Record, Response, Score, ShownImage, Split, Task
-from pipeline.sample import Plan, SampleRequest, show_image
+from pipeline.records import CheckpointRef, Record, Response, Score, ShownImage, Split, Task
+from pipeline.sample import Plan, SampleRequest, show_images
 from pipeline.sections import EvalSection
 from pipeline.sources import load_tasks
 
@@ -69,7 +70,7 @@ class Questions:
                 asked += own
                 continue
             shown = choose_images(self.tasks, name, self.images)
-            asked += [show_image(request, shown[request.task.id]) for request in own if request.task.id in shown]
+            asked += [show_images(request, shown[request.task.id]) for request in own if request.task.id in shown]
         return asked
 
     def scores(self, checkpoints: Sequence[CheckpointRef], ledger: Ledger) -> Scores:

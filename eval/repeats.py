@@ -73,10 +73,10 @@ def pass_at_k(num_right: int, num: int, k: int) -> float:
 
 
 def vote_share(scores: Sequence[Score]) -> float:
-    """The share of right answers among those with most votes: 0 or 1 but for a tie. No readable answer is 0."""
+    """What the answers with most votes earn on average: 0 or 1 but for a tie or points. No readable answer earns 0."""
     votes = Counter(score.answer for score in scores if score.answer is not None)
     most = max(votes.values(), default=0)
-    right = {score.answer: score.value == "correct" for score in scores if score.answer is not None}
+    right = {score.answer: score.earned for score in scores if score.answer is not None}
     winners = [right[answer] for answer, number in votes.items() if number == most]
     return sum(winners) / len(winners) if winners else 0.0
 
@@ -88,7 +88,7 @@ def build_repeats(scores: Sequence[Score], checkpoints: Sequence[CheckpointRef])
         own = [score for score in scores if score.checkpoint == checkpoint.digest and score.error is None]
         for prompt, temperature in list_settings(own):
             chosen = select_scores(own, (prompt, temperature))
-            variances = split_variance([s.value == "correct" for s in chosen], [s.task for s in chosen])
+            variances = split_variance([s.earned for s in chosen], [s.task for s in chosen])
             if variances is not None:
                 rows.append(_build_row(checkpoint, chosen, variances))
     return rows
@@ -98,8 +98,8 @@ def _build_row(checkpoint: CheckpointRef, scores: Sequence[Score], variances: Va
     groups: dict[str, list[Score]] = {}
     for score in scores:
         groups.setdefault(score.task, []).append(score)
-    right, images = [score.value == "correct" for score in scores], [score.image or score.task for score in scores]
-    error = clustered_error(right, images) if len(set(images)) > 1 else 1.0
+    earned, images = [score.earned for score in scores], [score.image or score.task for score in scores]
+    error = clustered_error(earned, images) if len(set(images)) > 1 else 1.0
     sampling = variances.within / len(scores)
     return Repeats(
         checkpoint=checkpoint,
@@ -107,7 +107,7 @@ def _build_row(checkpoint: CheckpointRef, scores: Sequence[Score], variances: Va
         temperature=scores[0].temperature,
         num_responses=max(map(len, groups.values())),
         num_questions=len(groups),
-        accuracy=estimate_accuracy(right, images),
+        accuracy=estimate_accuracy(earned, images),
         vote=estimate_accuracy([vote_share(group) for group in groups.values()], _images(groups)),
         pass_at=tuple(_estimate_pass(groups, k) for k in _list_ks(max(map(len, groups.values())))),
         between=variances.between,

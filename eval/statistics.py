@@ -77,7 +77,7 @@ class SignTest:
 
 
 def estimate_accuracy(correct: ArrayLike, clusters: Sequence[Hashable], *, num_behind: int = 1) -> Interval:
-    """The mean of `correct` (0 or 1 per response) with its 95 % interval, clustered.
+    """The mean of `correct` (from 0 to 1 per response) with its 95 % interval, clustered.
 
     Where an entry is a share of 0 to 1, `num_behind` says how many responses are behind it at most, and so how many
     independent ones it can be worth. One cluster says nothing about another: its interval is [0, 1]. Raises ValueError for
@@ -150,7 +150,7 @@ def compare_signs(first: ArrayLike, second: ArrayLike) -> SignTest:
 
 
 def split_variance(correct: ArrayLike, questions: Sequence[Hashable]) -> Variances | None:
-    """The two variances of `correct` (0 or 1 per response), estimated without bias but for the bound at 0.
+    """The two variances of `correct` (from 0 to 1 per response), estimated without bias but for the bound at 0.
 
     A one-way analysis of variance by its moments. Questions with one response tell nothing about `within`. None where
     no question has two responses, or there is only one question.
@@ -161,7 +161,8 @@ def split_variance(correct: ArrayLike, questions: Sequence[Hashable]) -> Varianc
         return None
     shares = np.bincount(labels, weights=values) / counts
     repeated = counts > 1
-    within = float((shares * (1 - shares) * counts / np.maximum(counts - 1, 1))[repeated].mean())
+    squares = np.bincount(labels, weights=(values - shares[labels]) ** 2)
+    within = float((squares[repeated] / (counts[repeated] - 1)).mean())
     between = float(shares.var(ddof=1)) - within * float((1 / counts).mean())
     return Variances(max(0.0, between), within)
 

@@ -16,8 +16,9 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from eval.findings import Difference, EvalResult
 from eval.statistics import adjust_holm, chance_level, compare_paired, compare_signs, estimate_accuracy
-from pipeline.records import CheckpointRef, Difference, EvalResult, Interval, PromptName, Score
+from pipeline.records import CheckpointRef, Interval, PromptName, Score
 
 OVERALL = "Avg"
 """The column of all questions; a benchmark names the others."""
@@ -50,7 +51,7 @@ def build_results(
                 seed=seed,
                 num_samples=num_samples,
                 accuracy={
-                    column: estimate_accuracy([s.value == "correct" for s in part], [s.image or s.task for s in part])
+                    column: estimate_accuracy([s.earned for s in part], [s.image or s.task for s in part])
                     for column, part in _split(good, columns).items()
                 },
                 no_answer=no_answer / len(good) if good else 0.0,
@@ -169,12 +170,12 @@ def _paired(
 
 
 def question_shares(scores: Iterable[Score]) -> dict[str, float]:
-    """The share of correct responses per question; one without an answered request is absent."""
-    values: dict[str, list[bool]] = {}
+    """What the responses to a question earned on average; one without an answered request is absent."""
+    values: dict[str, list[float]] = {}
     for score in scores:
         if score.error is None:
-            values.setdefault(score.task, []).append(score.value == "correct")
-    return {task: float(np.mean(correct)) for task, correct in values.items()}
+            values.setdefault(score.task, []).append(score.earned)
+    return {task: float(np.mean(earned)) for task, earned in values.items()}
 
 
 def _describe(policy: str, base: str, differences: Sequence[Difference]) -> str:

@@ -18,9 +18,10 @@ from rich.table import Table
 from rich.text import Text
 
 from eval.evaluate import Evaluation
+from eval.findings import Difference, EvalResult
 from eval.table import LEVEL, OVERALL, describe_family, format_half
 from pipeline.markdown import plain
-from pipeline.records import Difference, EvalResult, Interval, Record
+from pipeline.records import Interval, Record
 
 Row = dict[str, Any]
 _LATEX = str.maketrans(

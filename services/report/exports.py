@@ -8,8 +8,8 @@ from pathlib import Path
 from rich.console import RenderableType
 
 from eval.evaluate import Evaluation
-from eval.table_files import list_rows, write_csv, write_latex, write_markdown, write_parquet
 from eval.table import OVERALL
+from eval.table_files import list_rows, write_csv, write_latex, write_markdown, write_parquet
 from pipeline.files import replace_file
 from services.report import figures
 

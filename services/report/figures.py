@@ -13,9 +13,10 @@ from collections.abc import Callable, Sequence
 from importlib import resources
 from typing import TYPE_CHECKING
 
+from eval.findings import Difference, EvalResult
 from eval.image_reliance import Reliance
 from eval.table import OVERALL
-from pipeline.records import Difference, EvalResult, Interval
+from pipeline.records import Interval
 from services.report.data import TrendRow
 from training.protocol.job import TrainProgress
 from training.protocol.search import VARIED, Sweep, SweepPoint

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from statistics import fmean
 
 from eval.evaluate import Questions
+from eval.findings import Difference
 from eval.statistics import Noise, measure_correlation
 from eval.table import OVERALL
 from pipeline.errors import OwedError
-from pipeline.records import CheckpointRef, Difference, Response
+from pipeline.records import CheckpointRef, Response
 from pipeline.run import Run
 from pipeline.stage import batched
 from services.planning.assumptions import ALIKE

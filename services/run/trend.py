@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from rich.table import Table
 from rich.text import Text
 
+from eval.findings import EvalResult
 from eval.image_reliance import build_reliance
 from eval.table import OVERALL, build_results, format_estimate, new_table
-from pipeline.records import EvalResult, Score
+from pipeline.records import Score
 from services.checkpoints.registry import Checkpoint
 from services.jobs.trainer import read_progress
 from services.report.data import Lesson, TrendRow
@@ -72,7 +73,7 @@ def _row(session: Session, current: Round | None, checkpoint: Checkpoint) -> Tre
 
 
 def _mean_correct(scores: Sequence[Score]) -> float:
-    good = [score.value == "correct" for score in scores if score.error is None]
+    good = [score.earned for score in scores if score.error is None]
     return sum(good) / len(good) if good else 0.0
 
 

@@ -7,10 +7,10 @@ import pytest
 from pyarrow import parquet
 
 from eval.evaluate import Evaluation, render_evaluation
-from eval.table_files import flatten, list_rows, write_csv, write_latex, write_markdown, write_parquet
 from eval.image_reliance import build_reliance
 from eval.repeats import build_repeats
 from eval.table import build_chance, build_differences, build_results
+from eval.table_files import flatten, list_rows, write_csv, write_latex, write_markdown, write_parquet
 from tests.eval.test_evaluate import load, store
 from tests.eval.test_table import BASE, POLICY, SUBJECTS, outcomes
 
