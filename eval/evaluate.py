@@ -15,6 +15,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from eval.benchmark import Benchmark, find_benchmark
+from eval.breakdown import PartRow, build_breakdown, render_breakdown
 from eval.findings import Difference, EvalResult
 from eval.image_reliance import Reliance, build_reliance, choose_images, render_reliance
 from eval.published import PaperRow, compare_published, load_published, render_published
@@ -122,6 +123,8 @@ class Evaluation(Record):
     """Where other images were shown, too."""
     repeats: tuple[Repeats, ...] = ()
     """Where questions were answered several times."""
+    breakdown: tuple[PartRow, ...] = ()
+    """By the benchmark's finer labels, where it has some."""
 
 
 def evaluate(scores: Scores, checkpoints: Sequence[CheckpointRef], benchmark: Benchmark, recipe: Recipe) -> Evaluation:
@@ -137,12 +140,14 @@ def evaluate(scores: Scores, checkpoints: Sequence[CheckpointRef], benchmark: Be
         published=tuple(compare_published(rows, recipe, load_published())),
         reliance=tuple(build_reliance(scores, checkpoints)),
         repeats=tuple(build_repeats(true, checkpoints)),
+        breakdown=tuple(build_breakdown(true, checkpoints)),
     )
 
 
 def render_evaluation(found: Evaluation, benchmark: Benchmark) -> list[RenderableType]:
     """The tables and sentences for a terminal."""
     parts = render_results(found.results, found.differences, found.chance, benchmark.columns)
+    parts += [render_breakdown(found.breakdown)] if found.breakdown else []
     parts += render_repeats(found.repeats) if found.repeats else []
     parts += [Text(f"\n{found.hint}")] if found.hint else []
     parts += render_published(found.published) if found.published else []

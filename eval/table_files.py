@@ -37,6 +37,7 @@ def list_rows(found: Evaluation) -> dict[str, list[Row]]:
     tables = {
         "results": [row for result in found.results for row in _list_columns(result)],
         "differences": [flatten(row) for row in found.differences],
+        "breakdown": [flatten(row) for row in found.breakdown],
         "repeats": [_flatten_repeats(row.model_dump()) for row in found.repeats],
         "reliance": [flatten(row) for row in found.reliance],
         "published": [flatten(row) for row in found.published],

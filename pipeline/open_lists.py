@@ -71,6 +71,7 @@ BENCHMARK_NAMES: Plugins[Any] = Plugins(
     {
         "nano": "eval.benchmarks.nano_world:NANO",
         "scienceqa": "eval.benchmarks.scienceqa_img:SCIENCEQA",
+        "scienceqa_all": "eval.benchmarks.scienceqa_whole:SCIENCEQA_ALL",
         "aokvqa": "eval.benchmarks.aokvqa_mc:AOKVQA",
         "aokvqa_da": "eval.benchmarks.aokvqa_direct:AOKVQA_DA",
         "unusual": "eval.benchmarks.unusual_things:UNUSUAL",

@@ -82,7 +82,7 @@ class Task(Record):
     family: str = ""
     """The source's finer label: a nano question family, a ScienceQA topic; empty where it has none."""
     labels: dict[str, str] = {}
-    """The source's other labels by their kind: grade and context (TXT, IMG or NO) of ScienceQA."""
+    """The source's other labels by their kind: grade and context (TXT, IMG, TXT IMG or NO) of ScienceQA."""
     source: str
     split: Split
 
@@ -289,6 +289,8 @@ class Score(Record):
     """Of the sampling."""
     subject: str | None
     """The column of the benchmark's table that it counts in, beside the average."""
+    labels: tuple[tuple[str, str], ...] = ()
+    """The benchmark's finer labels, each with its kind."""
     image: str | None
     """What the question's own images are known by, whichever were shown: the cluster of the statistics."""
     checkpoint: str

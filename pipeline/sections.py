@@ -347,7 +347,7 @@ class EvalSection(Section):
     """The benchmark: each prompt at each temperature, for base and policy."""
 
     benchmark: Annotated[str, AfterValidator(BENCHMARK_NAMES.check)]
-    """nano, scienceqa, aokvqa, unusual, or one of your own as package.module:object (docs/extending.md)."""
+    """One of vcot's own (docs/evaluation.md), such as scienceqa, or yours as package.module:object (docs/extending.md)."""
     path: str | None = None
     """The official on-disk layout of its data set; without it, the hub's copy is read."""
     revision: str | None = None
@@ -355,7 +355,7 @@ class EvalSection(Section):
     split: Split = "test"
     """The data set's split."""
     num_tasks: Count | None = None
-    """How many questions; without it, all that have an image."""
+    """How many questions; without it, all."""
     prompts: tuple[Prompt, ...] = ()
     """Prompts to compare; without it, the benchmark's own."""
     temperatures: tuple[Annotated[float, Field(ge=0)], ...] = (0.4, 0.8)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from eval.benchmark import Benchmark
+from eval.breakdown import PartRow
 from eval.findings import Difference, EvalResult
 from eval.image_reliance import Reliance
 from eval.prior import PriorReport
@@ -102,6 +103,8 @@ class ReportData:
     """The untaught model beside the paper's figures, where they are of the same model and benchmark."""
     reliance: tuple[Reliance, ...] = ()
     """Where other images than the questions' own were shown, too."""
+    breakdown: tuple[PartRow, ...] = ()
+    """By the benchmark's finer labels, where it has some."""
     repeats: tuple[Repeats, ...] = ()
     """Where questions were answered several times."""
     prior: PriorReport | None = None

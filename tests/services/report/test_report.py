@@ -82,9 +82,11 @@ def test_page_says_what_was_found(page):
 
 def test_several_responses_to_a_question_have_a_table_of_their_own(tmp_path, page):
     assert "Several responses to a question" not in page.text
-    data = make_data(repeats=make_repeats(make_scores()))
+    data = make_data(repeats=make_repeats(make_scores()), breakdown=run["make_breakdown"](make_scores()))
     text = Page(write_report(data, tmp_path / "report.html").read_text("utf-8")).text
     assert "Several responses to a question, in %" in text
+    assert "Accuracy in % by label" in text
+    assert "grade G1" in text
     assert "base: more responses to the same questions would bring the standard error" in text
 
 
