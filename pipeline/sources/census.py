@@ -23,7 +23,7 @@ class SourceCount(Record):
 
     @property
     def summary(self) -> str:
-        """One line: `aokvqa: 300 questions of 9 words on average, about 280 images; 300 with options, 300 with a gold answer`."""
+        """One line: its name, how many questions of how many words, about how many images, and with what."""
         images = f"about {self.num_images:,} images" if self.num_images else "without images"
         some = f" ({self.num_without_image:,} without one)" if self.num_images and self.num_without_image else ""
         return (
