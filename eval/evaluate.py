@@ -17,7 +17,7 @@ from rich.text import Text
 from eval.benchmark import Benchmark, find_benchmark
 from eval.breakdown import PartRow, build_breakdown, render_breakdown
 from eval.findings import Difference, EvalResult
-from eval.image_reliance import Reliance, build_reliance, choose_images, render_reliance
+from eval.image_reliance import Reliance, ask_instead, build_reliance, render_reliance
 from eval.published import PaperRow, compare_published, load_published, render_published
 from eval.repeats import Repeats, build_repeats, render_repeats
 from eval.table import build_chance, build_differences, build_results, render_results
@@ -26,7 +26,7 @@ from pipeline.images import ImageStore
 from pipeline.ledger import Ledger
 from pipeline.recipe import Recipe
 from pipeline.records import CheckpointRef, Record, Response, Score, ShownImage, Split, Task
-from pipeline.sample import Plan, SampleRequest, show_images
+from pipeline.sample import Plan, SampleRequest
 from pipeline.sections import EvalSection
 from pipeline.sources import load_tasks
 
@@ -70,8 +70,7 @@ class Questions:
             if name == "true":
                 asked += own
                 continue
-            shown = choose_images(self.tasks, name, self.images)
-            asked += [show_images(request, shown[request.task.id]) for request in own if request.task.id in shown]
+            asked += ask_instead(own, self.tasks, name, self.images)
         return asked
 
     def scores(self, checkpoints: Sequence[CheckpointRef], ledger: Ledger) -> Scores:
@@ -151,5 +150,5 @@ def render_evaluation(found: Evaluation, benchmark: Benchmark) -> list[Renderabl
     parts += render_repeats(found.repeats) if found.repeats else []
     parts += [Text(f"\n{found.hint}")] if found.hint else []
     parts += render_published(found.published) if found.published else []
-    parts += [render_reliance(found.reliance)] if found.reliance else []
+    parts += render_reliance(found.reliance) if found.reliance else []
     return parts

@@ -18,8 +18,9 @@ Split = Literal["train", "validation", "test"]
 PromptName = str
 """As a recipe names a prompt: a built-in such as `cot`, or one of one's own."""
 Outcome = Literal["correct", "incorrect", "no_answer"]
-ShownImage = Literal["true", "blank", "other"]
-"""Which image a question is asked about: its own, an empty one, or another question's."""
+ShownImage = Literal["true", "blank", "other", "cropped", "question_only", "options_only"]
+"""What a question is asked with: its own image, an empty one, another question's, the middle of its own; or without an
+image, and with neither image nor question."""
 
 
 def content_key(**parts: Any) -> str:

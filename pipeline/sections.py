@@ -365,7 +365,7 @@ class EvalSection(Section):
     num_seeds: Count = 1
     """Seeds to ask under, `seed` and those after it: more responses later, without asking again for those that are there."""
     images: tuple[ShownImage, ...] = ("true",)
-    """What is shown; with `blank` and `other` (another question's image), too, the report says what the image is worth."""
+    """What is shown: true; and blank, other, cropped, question_only, options_only to say what the image is worth."""
     max_tokens: Count = 512
     """Longest response, in tokens."""
     seed: int = 0

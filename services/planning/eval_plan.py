@@ -16,6 +16,7 @@ from rich.console import RenderableType
 from rich.table import Table
 
 from eval.benchmark import find_benchmark
+from eval.image_reliance import TEXT_ONLY
 from eval.statistics import Noise, plan_effect
 from eval.table import format_range
 from pipeline.errors import InputError
@@ -112,6 +113,7 @@ def plan_evaluation(
     effects = [plan_effect(noise, num_questions, num_responses) for noise in cases]
     num_tests = num_settings * num_checkpoints * (num_checkpoints - 1) // 2
     image = None if shape is None else shape.num_image_tokens(recipe.train.max_image_side)
+    share = sum(shown not in TEXT_ONLY for shown in section.images) / num_images
     return EvalPlan(
         benchmark=benchmark.name,
         split=section.split,
@@ -122,8 +124,8 @@ def plan_evaluation(
         num_responses=num_responses,
         num_requests=per_prompt * len(prompts),
         num_answered=per_prompt * len(prompts) - sum(num for _, num in work),
-        prompt_tokens=None if image is None else _count_prompts(work, image, with_text=True),
-        image_tokens=None if image is None else _count_prompts(work, image, with_text=False),
+        prompt_tokens=None if image is None else _count_prompts(work, share * image, with_text=True),
+        image_tokens=None if image is None else _count_prompts(work, share * image, with_text=False),
         completion_tokens=_likely(_count_completions(work)),
         times=tuple(_list_times(recipe, shape, work, is_nano=is_nano)),
         detectable=Likely(low=min(effects), likely=effects[1], high=max(effects)),
@@ -143,9 +145,9 @@ def _list_noise(measured: Noise | None) -> tuple[Noise, Noise, Noise]:
     return low, likely, high
 
 
-def _count_prompts(work: Sequence[tuple[Workload, int]], image_tokens: int, *, with_text: bool) -> int:
-    return sum(
-        num * each.num_prompts_read * (image_tokens + (each.text_tokens if with_text else 0)) for each, num in work
+def _count_prompts(work: Sequence[tuple[Workload, int]], image_tokens: float, *, with_text: bool) -> int:
+    return round(
+        sum(num * each.num_prompts_read * (image_tokens + (each.text_tokens if with_text else 0)) for each, num in work)
     )
 
 

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 WIDTH_IN = 4.6
 _INK, _FAINT, _PAPER = "#010101", "#020202", "#030303"
-_SERIES = ("#040401", "#040402", "#040403", "#040404")
-"""The base, then up to three policies."""
+_SERIES = ("#040401", "#040402", "#040403", "#040404", "#040405", "#040406")
+"""The base, then the policies; or the true image, then what was shown instead."""
 _VARIABLES = {
     _INK: "var(--ink-soft)",
     _FAINT: "var(--line)",
@@ -100,14 +100,14 @@ def draw_reliance(rows: Sequence[Reliance]) -> str:
     def draw(axes: Axes) -> None:
         for number, name in enumerate(("true", *shown)):
             own = [row for row in rows if row.shown == (shown[0] if name == "true" else name)]
-            shift = 0.24 * (number - len(shown) / 2)
+            shift = min(0.24, 0.8 / (1 + len(shown))) * (number - len(shown) / 2)
             places = [groups.index((row.checkpoint.name, row.prompt, row.temperature)) + shift for row in own]
             intervals = [row.true if name == "true" else row.accuracy for row in own]
-            _plot_intervals(axes, intervals, places, number, f"{name} image")
+            _plot_intervals(axes, intervals, places, number, name.replace("_", " "))
         _name_rows(axes, [f"{name}\n{prompt} {temperature:g}" for name, prompt, temperature in groups])
         axes.set_xlabel("accuracy, %")
 
-    return _render("reliance", 1.1 + 0.62 * len(groups), draw)
+    return _render("reliance", 1.1 + max(0.62, 0.2 * (1 + len(shown))) * len(groups), draw)
 
 
 def draw_trend(rows: Sequence[TrendRow]) -> str:

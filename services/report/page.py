@@ -16,6 +16,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from eval.image_reliance import describe_reliance
 from eval.prior import describe_prior
 from eval.published import describe_published
 from eval.repeats import describe_repeats
@@ -77,6 +78,7 @@ def write_report(data: ReportData, out: Path) -> Path:
         level=LEVEL,
         sentences=describe_differences(data.differences),
         family=describe_family(data.differences) if data.differences else "",
+        reliance_sentences=describe_reliance(data.reliance),
         repeats_sentences=describe_repeats(data.repeats),
         hint_sentence=data.benchmark.note(data.recipe.eval),
         published_sentence=describe_published(data.published),

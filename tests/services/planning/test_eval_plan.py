@@ -41,6 +41,12 @@ def test_seeds_samples_and_images_are_counted():
     assert found.completion_tokens.likely == found.num_requests / 2 * 3 * (ANSWER_TOKENS.likely + THOUGHT_TOKENS.likely)
 
 
+def test_requests_without_an_image_have_no_image_tokens():
+    both = plan('eval.images=["true", "question_only"]')
+    assert (both.num_requests, both.image_tokens) == (2 * 16_136, 16_136 * 576)
+    assert both.prompt_tokens - both.image_tokens == 2 * (plan().prompt_tokens - plan().image_tokens)
+
+
 def test_what_is_answered_is_neither_read_nor_timed_again():
     none = plan(known=Known(owed={"zero_shot": 0, "cot": 0}, num_questions=2_017))
     assert (none.num_answered, none.prompt_tokens, none.completion_tokens.high, none.times) == (16_136, 0, 0, ())
