@@ -21,6 +21,7 @@ SOURCE_NAMES: Plugins[Any] = Plugins(
         "scienceqa": "pipeline.sources.scienceqa:SCIENCEQA",
         "scienceqa_all": "pipeline.sources.scienceqa:SCIENCEQA_ALL",
         "unusual": "pipeline.sources.unusual:UNUSUAL_THINGS",
+        "absent": "pipeline.sources.absent:ABSENT_THINGS",
         "visual_genome": "pipeline.sources.visual_genome:VISUAL_GENOME",
         "table": "pipeline.sources.own_table:TABLE",
         "mix": "pipeline.sources.mix:MIX",
@@ -75,6 +76,7 @@ BENCHMARK_NAMES: Plugins[Any] = Plugins(
         "aokvqa": "eval.benchmarks.aokvqa_mc:AOKVQA",
         "aokvqa_da": "eval.benchmarks.aokvqa_direct:AOKVQA_DA",
         "unusual": "eval.benchmarks.unusual_things:UNUSUAL",
+        "absent": "eval.benchmarks.absent_things:ABSENT",
     },
 )
 TRL_LOSSES = (
