@@ -24,7 +24,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from eval.statistics import adjust_holm, chance_level, compare_paired, estimate_accuracy
-from eval.table import LEVEL, Setting, format_p, list_settings, new_table, question_shares, select_scores
+from eval.table import LEVEL, Setting, format_p, list_phrases, list_settings, new_table, question_shares, select_scores
 from pipeline.errors import DataError
 from pipeline.images import ImageStore
 from pipeline.records import CheckpointRef, ImageRef, Interval, PromptName, Record, Score, ShownImage, Task
@@ -35,6 +35,8 @@ AnImage = Literal["true", "blank", "other", "cropped"]
 """Of what may be shown, that which is an image."""
 TEXT_ONLY: tuple[ShownImage, ...] = ("question_only", "options_only")
 """The rest: no image is shown."""
+_MOSTLY = 0.5
+_SHORT = {"question_only": "question", "options_only": "options"}
 _MID_GREY = (128, 128, 128)
 _SAME_ANSWER, _SAME_IMAGE = 1, 1000
 """What a partner costs in `deal_images`."""
@@ -62,6 +64,8 @@ class Reliance(Record):
     num_questions: int
     chance: float | None = None
     """Of a uniform guess on these questions; None in what was written before it was told."""
+    no_answer: float = 0.0
+    """Share of the answers to what was shown that could not be read; they count as not correct."""
 
 
 def ask_instead(
@@ -192,6 +196,7 @@ def _compare(
         p_holm=difference.p_value,
         changed=estimate_accuracy([first.answer != second.answer for first, second in pairs], images),
         num_questions=len(clusters),
+        no_answer=sum(score.value == "no_answer" for _, score in pairs) / len(pairs),
         chance=chance_level(list({score.task: score.num_choices for score, _ in pairs}.values())),
     )
 
@@ -214,6 +219,12 @@ def _describe_checkpoint(name: str, rows: Sequence[Reliance]) -> Iterator[str]:
         )
     else:
         yield f"{name} loses no accuracy without its image that could be told from noise."
+    unread = dict.fromkeys(row.shown for row in clear if row.no_answer > _MOSTLY)
+    if unread:
+        yield (
+            f"With {list_phrases(list(unread))} most answers cannot be read, so that the loss says more of the format than "
+            "of what was seen."
+        )
     guessed = [row for row in rows if row.chance is not None and row.accuracy.low > row.chance]
     for shown in dict.fromkeys(row.shown for row in guessed if row.shown in TEXT_ONLY):
         best = max((row for row in guessed if row.shown == shown), key=lambda row: row.accuracy.value)
@@ -227,9 +238,10 @@ def render_reliance(rows: Sequence[Reliance]) -> list[RenderableType]:
     """The rows for a terminal, and what they say."""
     table = new_table(
         "Image reliance: accuracy in % when the image is taken away",
-        "lost: the true image's accuracy minus this one's. changed: answers that differ. "
+        "question, options: only these are asked, without an image. lost: the true image's accuracy minus this one's. "
+        "unread: no readable answer. differ: answers that are not those to the true image. "
         f"p is corrected (Holm) for all {len(rows)} rows together.",
-        ("true", "shown", "lost", "95 % interval", "p", "changed"),
+        ("true", "shown", "lost", "95 % interval", "p", "unread", "differ"),
     )
     for checkpoint in dict.fromkeys(row.checkpoint for row in rows):
         table.add_row(Text(checkpoint.name, style="bold"))
@@ -240,6 +252,6 @@ def render_reliance(rows: Sequence[Reliance]) -> list[RenderableType]:
                 figures = (f"{100 * row.true.value:.1f}", f"{100 * row.accuracy.value:.1f}")
                 lost = f"{100 * row.reliance.value:+.1f}"
                 changed = f"{100 * row.changed.value:.0f} %"
-                name = f"  {row.prompt} {row.temperature:g} {row.shown}"
-                table.add_row(name, *figures, lost, interval, p_value, changed)
+                name = f" {row.prompt} {row.temperature:g} {_SHORT.get(row.shown, row.shown)}"
+                table.add_row(name, *figures, lost, interval, p_value, f"{100 * row.no_answer:.0f} %", changed)
     return [table, *(Text(f"\n{text}") for text in describe_reliance(rows))]

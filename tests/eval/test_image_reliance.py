@@ -121,7 +121,7 @@ def test_table_fits_eighty_columns():
     for part in render_reliance(build_reliance({"true": true, "options_only": other, "question_only": other}, [BASE])):
         console.print(part)
     text = " ".join(console.file.getvalue().split())
-    assert "zero_shot 0.4 options_only 100.0 0.0 +100.0" in text
+    assert "zero_shot 0.4 options 100.0 0.0 +100.0" in text
     assert "…" not in text
 
 
@@ -168,5 +168,9 @@ def test_the_sentences_say_what_is_lost_and_what_the_text_gives_away():
     )
     assert "With question_only it is right in 60.0 %, where a guess is in 25.0 % (cot at 0.4)" in said
     assert "With blank" not in said
+    unread = [score(n, "no_answer", answer=None) for n in range(100)]
+    rows = build_reliance({"true": true, "blank": half, "question_only": unread}, [BASE])
+    assert [row.no_answer for row in rows] == [0, 1]
+    assert "With question_only most answers cannot be read" in describe_reliance(rows)[0]
     [said] = describe_reliance(build_reliance({"true": half, "blank": half}, [BASE]))
     assert said == "base loses no accuracy without its image that could be told from noise."
