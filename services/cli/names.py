@@ -52,6 +52,7 @@ Audit = Annotated[
         negative=(), help="Judge only responses that are known to be right or wrong, and make the judge's report card."
     ),
 ]
+CardJson = Annotated[bool, Parameter(negative=(), help="With --audit: print the report card as JSON, for programs.")]
 MaxCost = Annotated[
     float | None,
     Parameter(
@@ -169,7 +170,7 @@ def sample(target: Target = DEFAULT, *, source: str | None = None, path: Path | 
 
 
 @app.command(group=_STEPS, sort_key=2)
-def judge(target: Target = DEFAULT, *, audit: Audit = False, max_cost: MaxCost = None, json: Json = False) -> None:
+def judge(target: Target = DEFAULT, *, audit: Audit = False, max_cost: MaxCost = None, json: CardJson = False) -> None:
     """Score every response, or find out first whether the judge can be trusted."""
     from services.cli import commands, opening
     from services.run import steps

@@ -66,6 +66,8 @@ class EvalPlan(Record):
     image_tokens: int | None
     completion_tokens: Likely
     times: tuple[TimeOn, ...]
+    num_rounds: int = 1
+    """Of several, one is chosen by the validation split, whose requests are not in these figures."""
     usd: float | None = None
     """None: the model is served by oneself, so that it costs what the machine costs."""
     detectable: Likely
@@ -127,6 +129,7 @@ def plan_evaluation(
         prompt_tokens=None if image is None else _count_prompts(work, share * image, with_text=True),
         image_tokens=None if image is None else _count_prompts(work, share * image, with_text=False),
         completion_tokens=_likely(_count_completions(work)),
+        num_rounds=recipe.rounds.num,
         times=tuple(_list_times(recipe, shape, work, is_nano=is_nano)),
         detectable=Likely(low=min(effects), likely=effects[1], high=max(effects)),
         detectable_corrected=plan_effect(cases[1], num_questions, num_responses, max(1, num_tests)),
@@ -187,6 +190,8 @@ def describe_plan(plan: EvalPlan) -> str:
     if plan.times:
         first = plan.times[0]
         said += f" The {owed:,} that are owed take about {_say_hours(first.hours)} on {first.hardware}."
+    if plan.num_rounds > 1:
+        said += f" The validation split is asked, too, of the base and {plan.num_rounds} policies; that is not counted here."
     if plan.num_checkpoints < 2:
         return f"{said} One checkpoint alone is compared with none."
     seen = format_range([plan.detectable.low, plan.detectable.high])
