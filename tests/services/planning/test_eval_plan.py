@@ -70,7 +70,8 @@ def test_a_benchmark_of_unknown_size_is_asked_for_its_number():
 
 def test_the_validation_split_of_several_rounds_is_said_to_come_beside():
     assert "validation" not in describe_plan(plan())
-    assert "of the base and 3 policies; that is not counted here" in describe_plan(plan("rounds.num=3", "tasks.num_tasks=100"))
+    said = describe_plan(plan("rounds.num=3", "tasks.num_tasks=100"))
+    assert "of the base and 3 policies; that is not counted here" in said
 
 
 def test_one_checkpoint_is_compared_with_none():
