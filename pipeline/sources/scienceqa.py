@@ -153,8 +153,9 @@ def _draft(problem: Problem, split: Split, where: str, images: tuple[StoreImage,
 
 
 def _name_context(problem: Problem, images: tuple[StoreImage, ...]) -> str:
-    """As the columns of the authors' table are called: IMG with an image, TXT with a passage, NO with neither."""
-    return "IMG" if images else "TXT" if problem.hint.strip() else "NO"
+    """The columns of the authors' table that it counts in: TXT with a passage, IMG with an image, NO with neither."""
+    names = [name for name, is_there in (("TXT", problem.hint.strip()), ("IMG", images)) if is_there]
+    return " ".join(names) or "NO"
 
 
 SCIENCEQA = Source(

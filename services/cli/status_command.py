@@ -10,7 +10,7 @@ from rich.table import Column, Table
 
 from pipeline.errors import InputError
 from pipeline.judges.cost import describe_tokens
-from pipeline.report import ignore
+from pipeline.report import ignore, tell
 from pipeline.run import RECIPE, open_run
 from services.cli.opening import run_directory
 from services.cli.target import Target
@@ -22,9 +22,8 @@ from services.run.status import RunStatus, look_at_run
 
 def show(target: Target, *, as_json: bool) -> None:
     """Print it. Whatever cannot be read is told in it, so that the rest is seen."""
-    status, terminal = _look(target), Terminal()
-    for part in [status.model_dump_json(indent=2)] if as_json else render_status(status):
-        terminal.show(part)
+    status = _look(target)
+    tell(Terminal(as_json=as_json), render_status(status), status)
 
 
 def _look(target: Target) -> RunStatus:

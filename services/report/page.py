@@ -16,10 +16,12 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from eval.image_reliance import describe_reliance
 from eval.prior import describe_prior
 from eval.published import describe_published
+from eval.repeats import describe_repeats
 from eval.report_card import list_figures
-from eval.table import LEVEL, OVERALL, describe_differences, format_half, format_p
+from eval.table import LEVEL, OVERALL, describe_differences, describe_family, format_half, format_p
 from pipeline.contamination import Match
 from pipeline.files import replace_file
 from pipeline.images import media_type
@@ -75,6 +77,9 @@ def write_report(data: ReportData, out: Path) -> Path:
         columns=(OVERALL, *data.benchmark.columns),
         level=LEVEL,
         sentences=describe_differences(data.differences),
+        family=describe_family(data.differences) if data.differences else "",
+        reliance_sentences=describe_reliance(data.reliance),
+        repeats_sentences=describe_repeats(data.repeats),
         hint_sentence=data.benchmark.note(data.recipe.eval),
         published_sentence=describe_published(data.published),
         prior_sentence=describe_prior(data.prior) if data.prior else "",
@@ -100,7 +105,7 @@ def _draw_results(data: ReportData) -> list[Figure]:
             _figure(svg, "Accuracy over all questions, with 95 % intervals. The dashed line is a uniform guess.")
         )
     if data.differences:
-        svg = figures.draw_differences(data.differences, data.checkpoints)
+        svg = figures.draw_differences(data.differences)
         caption = "Paired differences with 95 % intervals. True effects within the band would mostly be missed."
         drawn.append(_figure(svg, caption))
     if data.reliance:

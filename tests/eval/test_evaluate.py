@@ -98,6 +98,13 @@ async def test_a_benchmark_is_asked_in_two_turns_and_scored_by_the_second(store,
     ledger.close()
 
 
+def test_a_second_seed_asks_more_and_nothing_again(store, tmp_path):
+    options = ("eval.temperatures=[0.4]", 'eval.prompts=["cot"]')
+    once, twice = (load(store, tmp_path, *options, f"eval.num_seeds={num}").requests(BASE) for num in (1, 2))
+    assert [request.key for request in once] == [request.key for request in twice[:9]]
+    assert len({request.key for request in twice}) == 18
+
+
 def test_what_is_asked_is_said_in_words(store, tmp_path):
     said = "9 nano questions of test, zero_shot, cot at temperatures 0.4, 0.8"
     assert load(store, tmp_path).summary == said
