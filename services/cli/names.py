@@ -313,6 +313,23 @@ def status(target: Target = DEFAULT, *, json: Annotated[bool, Parameter(negative
     status_command.show(target, as_json=json)
 
 
+@app.command(group=_RUNS)
+def view(*runs: Path, port: int = 0) -> None:
+    """Show runs in a browser, as they go on: how far they are, what came of them, and every task with all its chains.
+
+    Parameters
+    ----------
+    runs
+        Run directories (default: runs/nano).
+    port
+        Where it answers, on this machine only (default: any that is free).
+
+    """
+    from services.cli import view_command
+
+    view_command.view(runs, port)
+
+
 @app.command(group=TOOLS)
 def doctor(target: Target = DEFAULT) -> None:
     """Say what this machine can run, and what is missing for a recipe."""

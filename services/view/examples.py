@@ -1,0 +1,144 @@
+"""One task as a page shows it: question, every chain with what the judge said of it, and what differs between two of them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import SequenceMatcher
+from itertools import groupby
+from typing import Literal
+
+from pipeline.ledger import Ledger
+from pipeline.printable import printable
+from pipeline.records import Judgment, Response, Task
+from services.view.index import Answered, Asked, Item, Sheet
+
+_TOKEN = re.compile(r"\s*\w+|\s*[^\w\s]|\s+")
+_MAX_DIFF = 4000
+"""Characters of a text that is compared word by word; a longer one only to there."""
+
+
+@dataclass(frozen=True)
+class Chain:
+    """A response, with its texts."""
+
+    number: int
+    """From 1, on its page."""
+    key: str
+    answered: Answered
+    text: str
+    """What was said, or why nothing was; what a reader's eye cannot see is written out."""
+    is_error: bool
+    is_cut: bool
+    rationale: str
+    """The judge's, or why it gave no score."""
+    num_words: int
+
+
+@dataclass(frozen=True)
+class Block:
+    """The chains that one request gave."""
+
+    asked: Asked
+    chains: Sequence[Chain]
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Words of two texts that are the same in both, or in one of them only."""
+
+    kind: Literal["same", "first", "second"]
+    text: str
+
+
+@dataclass(frozen=True)
+class Example:
+    """All of it."""
+
+    item: Item
+    task: Task
+    blocks: Sequence[Block]
+
+    @property
+    def chains(self) -> list[Chain]:
+        """Of all blocks."""
+        return [chain for block in self.blocks for chain in block.chains]
+
+    def choose_two(self, keys: Sequence[str] = ()) -> tuple[Chain, Chain] | None:
+        """Which two are compared: those named, else chosen and rejected, else the first answers of base and policy."""
+        by_key = {chain.key: chain for chain in self.chains if not chain.is_error}
+        named = [by_key[key] for key in keys if key in by_key]
+        if len(named) == 2 and named[0] is not named[1]:
+            return named[0], named[1]
+        by_place = {chain.answered.place: chain for chain in by_key.values()}
+        if "chosen" in by_place and "rejected" in by_place:
+            return by_place["chosen"], by_place["rejected"]
+        return self._find_flip(by_key)
+
+    def _find_flip(self, by_key: Mapping[str, Chain]) -> tuple[Chain, Chain] | None:
+        """Two first answers under one setting, of two checkpoints, of which one is right and the other is not."""
+        firsts = [(block.asked, block.chains[0]) for block in self.blocks if block.chains]
+        for asked, chain in firsts:
+            for other, second in firsts:
+                same = (asked.setting, asked.shown) == (other.setting, other.shown)
+                differ = (chain.answered.outcome == "correct") != (second.answered.outcome == "correct")
+                if (
+                    same
+                    and differ
+                    and asked.checkpoint != other.checkpoint
+                    and {chain.key, second.key} <= by_key.keys()
+                ):
+                    return chain, second
+        return None
+
+
+def build_example(item: Item, task: Task, sheet: Sheet, ledger: Ledger) -> Example:
+    """Read the texts of an item."""
+    answered = [one for asked in sheet.asked for one in asked.responses]
+    responses = ledger.get(Response, (one.key for one in answered))
+    judgments = ledger.get(Judgment, (one.judgment for one in answered if one.judgment))
+    numbers = iter(range(1, len(answered) + 1))
+    blocks = [Block(asked, list(_list_chains(asked, responses, judgments, numbers))) for asked in sheet.asked]
+    return Example(item, task, blocks)
+
+
+def _list_chains(
+    asked: Asked, responses: Mapping[str, Response], judgments: Mapping[str, Judgment], numbers: Iterator[int]
+) -> Iterator[Chain]:
+    for one in asked.responses:
+        response = responses[one.key]
+        judgment = judgments.get(one.judgment or "")
+        said = (
+            "" if judgment is None else judgment.rationale or (f"no score: {judgment.error}" if judgment.error else "")
+        )
+        yield Chain(
+            number=next(numbers),
+            key=one.key,
+            answered=one,
+            text=printable(response.text if response.text is not None else response.error or ""),
+            is_error=response.text is None,
+            is_cut=response.finish_reason == "length",
+            rationale=printable(said),
+            num_words=len(response.words.split()),
+        )
+
+
+def compare_texts(first: str, second: str) -> list[Stretch]:
+    """What differs between two texts, word by word."""
+    left, right = _TOKEN.findall(first[:_MAX_DIFF]), _TOKEN.findall(second[:_MAX_DIFF])
+    matcher = SequenceMatcher(None, left, right, autojunk=False)
+    found: list[Stretch] = []
+    for tag, a, b, c, d in matcher.get_opcodes():
+        if tag == "equal":
+            found.append(Stretch("same", "".join(left[a:b])))
+            continue
+        found += [Stretch("first", "".join(left[a:b]))] if a < b else []
+        found += [Stretch("second", "".join(right[c:d]))] if c < d else []
+    return list(_join(found))
+
+
+def _join(found: Iterable[Stretch]) -> Iterator[Stretch]:
+    """Neighbours of one kind as one."""
+    for kind, own in groupby(found, key=lambda stretch: stretch.kind):
+        yield Stretch(kind, "".join(stretch.text for stretch in own))
