@@ -31,10 +31,11 @@ from pipeline.client import ChatClient
 from pipeline.errors import VcotError
 from pipeline.identity import read_manifest, write_manifest
 from pipeline.images import ImageStore
+from pipeline.pairs import PreferencePair
 from pipeline.prompts import render_prompt
 from pipeline.publish import publish_pairs
 from pipeline.recipe import load_recipe
-from pipeline.records import CheckpointRef, PreferencePair, content_key
+from pipeline.records import CheckpointRef, content_key
 from pipeline.run import open_run
 from pipeline.sections import Dtype
 from pipeline.sources.nano.questions import generate_nano, render_target
@@ -70,7 +71,7 @@ def draw_pairs(folder: Path) -> Path:
         return [
             PreferencePair(
                 task=task.id,
-                image=task.image,
+                images=task.images,
                 prompt=render_prompt("thought_specific", task),
                 chosen=render_target(task, "thought_specific"),
                 rejected=render_target(other, "thought_specific"),
@@ -82,7 +83,7 @@ def draw_pairs(folder: Path) -> Path:
                 policy="none",
             )
             for task, other in itertools.pairwise(tasks)
-            if task.image and render_target(task, "thought_specific") != render_target(other, "thought_specific")
+            if render_target(task, "thought_specific") != render_target(other, "thought_specific")
         ]
 
     publish_pairs(draw(_NUM_TRAIN, 0), draw(_NUM_VALIDATION, 1), store, folder / "pairs", card=lambda _: "")

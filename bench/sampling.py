@@ -91,8 +91,7 @@ class Offline:
         """Of all requests of the plan in one call."""
         messages, params = [], []
         for request in plan:
-            image = request.task.image
-            messages.append([user_message(request.text, image, images.read(image) if image else None)])
+            messages.append([user_message(request.text, images.read_all(request.task.images))])
             params.append(request.sampling.model_dump())
         assert self._process.stdin is not None
         self._process.stdin.write(orjson.dumps({"messages": messages, "params": params}).decode() + "\n")

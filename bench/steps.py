@@ -76,7 +76,7 @@ def make_tasks(number: int, images: Sequence[ImageRef]) -> list[Task]:
         Task(
             id=f"aokvqa/{i:022d}", question=f"What is the man by the bags number {i} awaiting?", choices=choices, answer=3,
             rationale="A train would not be on the street. " * 4, source="aokvqa", split="train",
-            image=images[i % len(images)],
+            images=(images[i % len(images)],),
         )
         for i in range(number)
     ]  # fmt: skip

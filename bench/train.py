@@ -53,10 +53,10 @@ from transformers import (
 from trl import DPOTrainer
 
 from pipeline.images import ImageStore
+from pipeline.pairs import PreferencePair
 from pipeline.prompts import render_prompt
 from pipeline.publish import publish_pairs
 from pipeline.recipe import load_recipe
-from pipeline.records import PreferencePair
 from pipeline.sections import TrainSection
 from pipeline.sources.nano.questions import generate_nano, render_target
 from training.dpo.fit import adapt_model, lora_config, training_arguments
@@ -94,9 +94,13 @@ def make_shape(name: str, folder: Path, batch_size: int, num_rows: int) -> Shape
     if name == "7b":
         settings += ["train.dtype=bfloat16", "train.gradient_checkpointing=true", "train.learning_rate=1e-5"]
     recipe = load_recipe("nano", settings).train
-    limits = {"max_length": recipe.max_length, "max_image_side": recipe.max_image_side}
     num_chains = 1 if name == "nano" else 4
-    rows, found = check_pairs(make_rows(folder, num_rows, num_chains), processor, **limits)
+    rows, found = check_pairs(
+        make_rows(folder, num_rows, num_chains),
+        processor,
+        max_length=recipe.max_length,
+        max_image_side=recipe.max_image_side,
+    )
     assert found.num_kept == num_rows, found.refused
     makers = {
         "nano": lambda: load_model(NANO, torch.float32),
@@ -115,7 +119,7 @@ def make_rows(folder: Path, count: int, num_chains: int) -> Dataset:
     pairs = [
         PreferencePair(
             task=task.id,
-            image=task.image,
+            images=task.images,
             prompt=render_prompt("thought_specific", task),
             chosen=" ".join(chains[i : i + num_chains]),
             rejected=" ".join(chains[i + 1 : i + 1 + num_chains]) + " no",

@@ -23,7 +23,7 @@ from pipeline.images import ImageStore
 from pipeline.ledger import Ledger
 from pipeline.recipe import Recipe
 from pipeline.records import CheckpointRef, Difference, EvalResult, Record, Response, Score, ShownImage, Split, Task
-from pipeline.sample import Plan, SampleRequest, show_image
+from pipeline.sample import Plan, SampleRequest, show_images
 from pipeline.sections import EvalSection
 from pipeline.sources import load_tasks
 
@@ -67,7 +67,7 @@ class Questions:
                 asked += own
                 continue
             shown = choose_images(self.tasks, name, self.images)
-            asked += [show_image(request, shown[request.task.id]) for request in own if request.task.id in shown]
+            asked += [show_images(request, shown[request.task.id]) for request in own if request.task.id in shown]
         return asked
 
     def scores(self, checkpoints: Sequence[CheckpointRef], ledger: Ledger) -> Scores:

@@ -11,6 +11,7 @@ out by a fixed permutation, so that the set of images stays the same and only th
 from __future__ import annotations
 
 import hashlib
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 from PIL import Image
@@ -23,6 +24,7 @@ from pipeline.errors import DataError
 from pipeline.images import ImageStore
 from pipeline.records import CheckpointRef, ImageRef, Interval, PromptName, Record, Score, ShownImage, Task
 
+Images = tuple[ImageRef, ...]
 _MID_GREY = (128, 128, 128)
 _SAME_ANSWER, _SAME_IMAGE = 1, 1000
 """What a partner costs in `deal_images`."""
@@ -50,27 +52,33 @@ class Reliance(Record):
     num_questions: int
 
 
-def choose_images(tasks: Sequence[Task], shown: ShownImage, store: ImageStore) -> dict[str, ImageRef]:
-    """What to show for each of `tasks` that has an image, by task id; a blank image is stored. Raises DataError."""
-    own = {task.id: task.image for task in tasks if task.image is not None}
+def choose_images(tasks: Sequence[Task], shown: ShownImage, store: ImageStore) -> dict[str, Images]:
+    """What to show for each of `tasks` that has images, by task id; a blank image is stored. Raises DataError."""
+    own = {task.id: task.images for task in tasks if task.images}
     match shown:
         case "true":
             return own
         case "blank":
-            sizes = {(image.width, image.height) for image in own.values()}
+            sizes = {(image.width, image.height) for images in own.values() for image in images}
             blanks = {size: store.put_png(Image.new("RGB", size, _MID_GREY)) for size in sizes}
-            return {task: blanks[image.width, image.height] for task, image in own.items()}
+            return {task: tuple(blanks[image.width, image.height] for image in images) for task, images in own.items()}
         case "other":
             return deal_images(tasks)
 
 
-def deal_images(tasks: Sequence[Task]) -> dict[str, ImageRef]:
-    """Another question's image for each of `tasks`: a permutation, the same in whatever order they come.
+def deal_images(tasks: Sequence[Task]) -> dict[str, Images]:
+    """Another question's images for each of `tasks`, as many as its own: a permutation, the same in any order of `tasks`.
 
-    No question keeps its own image, and none gets that of a question with the same answer as long as there is another.
-    Raises DataError where one image has more than half of the questions.
+    No question keeps an image of its own, and none gets those of a question with the same answer as long as there are
+    others. Raises DataError where one image has more than half of the questions with as many images.
     """
-    asked = sorted((t for t in tasks if t.image), key=lambda task: hashlib.sha256(task.id.encode()).digest())
+    by_number: dict[int, list[Task]] = defaultdict(list)
+    for task in sorted(tasks, key=lambda task: hashlib.sha256(task.id.encode()).digest()):
+        by_number[len(task.images)].append(task)
+    return {task: images for number, asked in by_number.items() if number for task, images in _deal(asked).items()}
+
+
+def _deal(asked: Sequence[Task]) -> dict[str, Images]:
     givers = [*asked[1:], *asked[:1]]
     places = range(len(asked))
     for here in places:
@@ -83,18 +91,18 @@ def deal_images(tasks: Sequence[Task]) -> dict[str, ImageRef]:
             givers[here], givers[best] = givers[best], givers[here]
     if any(_clash(task, giver) >= _SAME_IMAGE for task, giver in zip(asked, givers, strict=True)):
         raise DataError(
-            f"the {len(asked)} questions are mostly about one image, so there is no other to show; leave `other` out of "
-            "eval.images"
+            f"the {len(asked)} questions with {len(asked[0].images)} image(s) are mostly about one, so there is no other to "
+            "show; leave `other` out of eval.images"
         )
-    return {task.id: giver.image for task, giver in zip(asked, givers, strict=True) if giver.image}
+    return {task.id: giver.images for task, giver in zip(asked, givers, strict=True)}
 
 
 def _clash(task: Task, giver: Task) -> int:
-    """How unfit the giver's image is for the task."""
-    assert task.image is not None
-    assert giver.image is not None
+    """How unfit the giver's images are for the task."""
+    own = {image.sha256 for image in task.images}
+    same_image = not own.isdisjoint(image.sha256 for image in giver.images)
     same_answer = bool(_gold(task)) and _gold(task) == _gold(giver)
-    return _SAME_IMAGE * (task.image.sha256 == giver.image.sha256) + _SAME_ANSWER * same_answer
+    return _SAME_IMAGE * same_image + _SAME_ANSWER * same_answer
 
 
 def _gold(task: Task) -> str:
@@ -128,7 +136,7 @@ def _compare(
     if not pairs:
         return None
     images = [score.image or score.task for score, _ in pairs]
-    right_true, right_shown = ([score.value == "correct" for score in side] for side in zip(*pairs, strict=True))
+    right_true, right_shown = ([score.earned for score in side] for side in zip(*pairs, strict=True))
     with_true, with_other = (question_shares(side) for side in zip(*pairs, strict=True))
     clusters = {score.task: image for (score, _), image in zip(pairs, images, strict=True)}
     difference = compare_paired(

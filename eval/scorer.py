@@ -26,9 +26,17 @@ def score_choice(task: Task, response: Response) -> Score:
 
 
 def build_score(
-    task: Task, response: Response, answer: str | None, *, is_right: bool, target: str, num_choices: int = 0
+    task: Task,
+    response: Response,
+    answer: str | None,
+    *,
+    is_right: bool,
+    target: str,
+    num_choices: int = 0,
+    points: float | None = None,
 ) -> Score:
-    """The score of a response in which `answer` was read, or None, where `target` was right.
+    """The score of a response in which `answer` was read, or None, where `target` was right; `points` are for a rule that
+    knows more than right and wrong.
 
     A uniform guess is right once in `num_choices` times; 0 says that nobody guesses the answer. A response that failed or
     was cut off counts as that, whatever was read in it.
@@ -41,11 +49,12 @@ def build_score(
         task=task.id,
         index=response.index,
         subject=task.subject,
-        image=task.image.sha256 if task.image else None,
+        image=task.picture,
         checkpoint=response.checkpoint.digest,
         prompt=response.prompt,
         temperature=response.sampling.temperature,
         value=None if response.error is not None else value,
+        points=None if points is None or response.error is not None else points if found is not None else 0.0,
         answer=found,
         is_cut=is_cut,
         target=target,

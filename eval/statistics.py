@@ -46,7 +46,7 @@ class PairedDifference:
 
 
 def estimate_accuracy(correct: ArrayLike, clusters: Sequence[Hashable]) -> Interval:
-    """The mean of `correct` (0 or 1 per response) with its 95 % interval, clustered.
+    """The mean of `correct` (from 0 to 1 per response) with its 95 % interval, clustered.
 
     One cluster says nothing about another: its interval is [0, 1]. Raises ValueError for no responses.
     """

@@ -49,7 +49,7 @@ def build_results(
                 seed=seed,
                 num_samples=num_samples,
                 accuracy={
-                    column: estimate_accuracy([s.value == "correct" for s in part], [s.image or s.task for s in part])
+                    column: estimate_accuracy([s.earned for s in part], [s.image or s.task for s in part])
                     for column, part in _split(good, columns).items()
                 },
                 no_answer=no_answer / len(good) if good else 0.0,
@@ -149,12 +149,12 @@ def _paired(
 
 
 def question_shares(scores: Iterable[Score]) -> dict[str, float]:
-    """The share of correct responses per question; one without an answered request is absent."""
-    values: dict[str, list[bool]] = {}
+    """What the responses to a question earned on average; one without an answered request is absent."""
+    values: dict[str, list[float]] = {}
     for score in scores:
         if score.error is None:
-            values.setdefault(score.task, []).append(score.value == "correct")
-    return {task: float(np.mean(correct)) for task, correct in values.items()}
+            values.setdefault(score.task, []).append(score.earned)
+    return {task: float(np.mean(earned)) for task, earned in values.items()}
 
 
 def _describe(policy: str, base: str, differences: Sequence[Difference]) -> str:

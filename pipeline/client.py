@@ -73,15 +73,13 @@ class Scored:
     """Of `tokens[1:]`."""
 
 
-def user_message(
-    text: str, image: ImageRef | None = None, data: bytes | None = None, **image_options: str
-) -> dict[str, Any]:
-    """A user turn: the image first, as a data URL, then the text."""
-    content: list[dict[str, Any]] = [{"type": "text", "text": text}]
-    if image is not None and data is not None:
+def user_message(text: str, shown: Sequence[tuple[ImageRef, bytes]] = (), **image_options: str) -> dict[str, Any]:
+    """A user turn: the images first, as data URLs, then the text."""
+    content: list[dict[str, Any]] = []
+    for image, data in shown:
         url = f"data:{media_type(image)};base64,{base64.b64encode(data).decode()}"
-        content.insert(0, {"type": "image_url", "image_url": {"url": url, **image_options}})
-    return {"role": "user", "content": content}
+        content.append({"type": "image_url", "image_url": {"url": url, **image_options}})
+    return {"role": "user", "content": [*content, {"type": "text", "text": text}]}
 
 
 def find_proxy(url: str) -> str | None:

@@ -105,20 +105,15 @@ def find_contamination(
     )
 
 
-def list_images(task: Task) -> list[ImageRef]:
-    """A task's images."""
-    return [task.image] if task.image else []
-
-
 def _first_by_image(tasks: Sequence[Task]) -> dict[str, tuple[Task, ImageRef]]:
     """SHA-256 -> the first task that shows it."""
-    return {image.sha256: (task, image) for task in reversed(tasks) for image in list_images(task)}
+    return {image.sha256: (task, image) for task in reversed(tasks) for image in task.images}
 
 
 def _match_images(trained: Sequence[Task], asked: Sequence[Task]) -> Iterator[Match]:
     known = _first_by_image(trained)
     for task in asked:
-        for image in list_images(task):
+        for image in task.images:
             if image.sha256 in known:
                 yield _join("same image", known[image.sha256], (task, image))
 
@@ -128,7 +123,7 @@ def _match_pictures(trained: Sequence[Task], asked: Sequence[Task], hashes: Mapp
     import numpy as np
 
     known = list(_first_by_image(trained).values())
-    shown = [(task, image) for task in asked for image in list_images(task)]
+    shown = [(task, image) for task in asked for image in task.images]
     if not known or not shown:
         return
     theirs = np.array([hashes[image.sha256] for _, image in known], dtype=np.uint64)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from pipeline.contamination import Contamination
@@ -16,9 +17,10 @@ from pipeline.markdown import UNSEEN, plain
 from pipeline.pairs import Couple
 from pipeline.publish import SplitSize, name_judge
 from pipeline.recipe import Recipe, public_name, render_recipe
-from pipeline.records import StageCount
+from pipeline.records import StageCount, Task
 from pipeline.sections import TasksSection
-from pipeline.sources.source import SOURCES, Source
+from pipeline.sources.census import count_sources
+from pipeline.sources.source import SOURCES, Source, list_parts
 
 _SIZES = (1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M")
 """The hub's size categories, below each number of rows."""
@@ -73,18 +75,20 @@ def render_card(
     paired: StageCount,
     digest: str,
     prompts: Mapping[str, str],
+    tasks: Sequence[Task],
     contamination: Contamination | None,
     cost: Cost | None,
     judge_report: str = "",
 ) -> str:
     """The card, from the couples and sizes of both splits.
 
-    `digest` is that of the rows, `prompts` has each by what it is for, `contamination` and `cost` are None where nothing
-    was compared and nothing paid, and `judge_report` is the judge's report card as Markdown.
+    `digest` is that of the rows, `tasks` are all that were sampled for, `prompts` has each by what it is for,
+    `contamination` and `cost` are None where nothing was compared and nothing paid, and `judge_report` is the judge's
+    report card as Markdown.
     """
     pairs = [*train, *validation]
     size = next((name for limit, name in _SIZES if len(pairs) < limit), "1M<n<10M")
-    source = SOURCES.resolve(recipe.tasks.source)
+    parts = [(part, SOURCES.resolve(part.source)) for part in list_parts(recipe.tasks)]
     gap = sum(pair.chosen_score - pair.rejected_score for pair in pairs) / len(pairs)
     return f"""---
 configs:
@@ -98,14 +102,14 @@ dataset_info:
   features:
 {_FEATURES}
 {_render_sizes(sizes)}
-{source.licence}
+{_render_licence([source for _, source in parts])}
 language:
 - en
 size_categories:
 - {size}
 task_categories:
 - visual-question-answering
-{_render_origin(source)}tags:
+{_render_origin([source for _, source in parts])}tags:
 - preference
 - dpo
 - trl
@@ -118,8 +122,8 @@ chains of thought on one question, as the pair policy {plain(recipe.pairs.policy
 
 | | |
 |---|---|
-| questions | {recipe.tasks.source}{_say_hint(source, recipe.tasks)} |
-| licence of questions and images | {plain(_say_licence(source))} |
+| questions | {" + ".join(part.source + _say_hint(source, part) for part, source in parts)} |
+| licence of questions and images | {plain("; ".join(dict.fromkeys(_say_licence(source) for _, source in parts)))} |
 | sampled from | {plain(public_name(model))} ({pairs[0].policy}) |
 | judge | {plain(name_judge(pairs[0].judge))} |
 | responses judged | {judged.ok:,} of {judged.requested:,}{plain(_why(judged))} |
@@ -133,6 +137,10 @@ Columns: `images, prompt, chosen, rejected` as TRL's vision preference format ta
 rejected_score, judge, policy` say where a row comes from, and `chosen_response, rejected_response, chosen_judgment,
 rejected_judgment` are the keys of the records that it was made of. The images and questions keep the licence of their
 source.
+
+## Questions
+
+{_render_sources(tasks, pairs)}
 
 ## Scores and lengths
 
@@ -150,6 +158,21 @@ source.
 {render_recipe(recipe, public=True).strip()}
 ```
 """
+
+
+def _render_sources(tasks: Sequence[Task], pairs: Sequence[Couple]) -> str:
+    """What was sampled from, and how many pairs it gave, data set by data set."""
+    source_of = {task.id: task.source for task in tasks}
+    given = Counter(source_of[pair.task] for pair in pairs)
+    rows = [
+        "| data set | questions | images | with options | with gold answer | words | pairs |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for each in count_sources(tasks):
+        counts = (each.num_tasks, each.num_images, each.num_with_options, each.num_with_gold)
+        figures = " | ".join(f"{number:,}" for number in counts)
+        rows.append(f"| {plain(each.source)} | {figures} | {each.mean_words:.1f} | {given[each.source]:,} |")
+    return "\n".join(rows)
 
 
 def _say_licence(source: Source) -> str:
@@ -221,5 +244,12 @@ def _render_sizes(sizes: Mapping[str, SplitSize]) -> str:
     return "\n".join(lines)
 
 
-def _render_origin(source: Source) -> str:
-    return f"source_datasets:\n- {source.hub_name}\n" if source.hub_name else ""
+def _render_origin(sources: Sequence[Source]) -> str:
+    names = dict.fromkeys(source.hub_name for source in sources if source.hub_name)
+    return "source_datasets:\n" + "".join(f"- {name}\n" for name in names) if names else ""
+
+
+def _render_licence(sources: Sequence[Source]) -> str:
+    """The header's lines: of several licences the hub has no name, and the table names each."""
+    licences = {source.licence for source in sources}
+    return licences.pop() if len(licences) == 1 else "license: other"

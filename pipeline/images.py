@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+from collections.abc import Iterable
 from pathlib import Path
 
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -72,6 +73,10 @@ class ImageStore:
         if hashlib.sha256(data).hexdigest() != ref.sha256:
             raise DataError(f"image {path} was altered after it was stored; delete it and the run's tasks/ folder")
         return data
+
+    def read_all(self, refs: Iterable[ImageRef]) -> list[tuple[ImageRef, bytes]]:
+        """Each with its bytes. Raises DataError as `read` does."""
+        return [(ref, self.read(ref)) for ref in refs]
 
     def _write(self, data: bytes, suffix: str, size: tuple[int, int]) -> ImageRef:
         sha256 = hashlib.sha256(data).hexdigest()

@@ -17,9 +17,13 @@ SOURCE_NAMES: Plugins[Any] = Plugins(
     {
         "nano": "pipeline.sources.nano.questions:NANO",
         "aokvqa": "pipeline.sources.aokvqa:AOKVQA",
+        "aokvqa_da": "pipeline.sources.aokvqa:AOKVQA_DA",
         "scienceqa": "pipeline.sources.scienceqa:SCIENCEQA",
+        "scienceqa_all": "pipeline.sources.scienceqa:SCIENCEQA_ALL",
         "unusual": "pipeline.sources.unusual:UNUSUAL_THINGS",
+        "visual_genome": "pipeline.sources.visual_genome:VISUAL_GENOME",
         "table": "pipeline.sources.own_table:TABLE",
+        "mix": "pipeline.sources.mix:MIX",
     },
 )
 PROMPT_NAMES: Plugins[Any] = Plugins(
@@ -32,6 +36,7 @@ PROMPT_NAMES: Plugins[Any] = Plugins(
         "cot": "pipeline.prompts:COT",
         "two_stage": "pipeline.prompts:TWO_STAGE",
         "caption_first": "pipeline.prompts:CAPTION_FIRST",
+        "short_answer": "pipeline.prompts:SHORT_ANSWER",
     },
 )
 JUDGE_NAMES: Plugins[Any] = Plugins(
@@ -67,6 +72,7 @@ BENCHMARK_NAMES: Plugins[Any] = Plugins(
         "nano": "eval.benchmarks.nano_world:NANO",
         "scienceqa": "eval.benchmarks.scienceqa_img:SCIENCEQA",
         "aokvqa": "eval.benchmarks.aokvqa_mc:AOKVQA",
+        "aokvqa_da": "eval.benchmarks.aokvqa_direct:AOKVQA_DA",
         "unusual": "eval.benchmarks.unusual_things:UNUSUAL",
     },
 )

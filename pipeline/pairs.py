@@ -10,14 +10,17 @@ import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from itertools import pairwise
+from typing import Any, Self
+
+from pydantic import model_validator
 
 from pipeline.errors import DataError
 from pipeline.ledger import Ledger
 from pipeline.open_lists import PAIR_POLICY_NAMES
 from pipeline.plugins import Plugins
 from pipeline.prompts import render_prompt
-from pipeline.records import ImageRef, PreferencePair, Response, StageCount, Task
+from pipeline.records import ImageRef, Record, Response, StageCount, Task
 from pipeline.sections import PairsSection
 from pipeline.stage import Tally, batched
 
@@ -31,7 +34,7 @@ class Couple:
     """A pair by its keys: what is held of each while pairs are drawn and split; `read_pairs` has the texts."""
 
     task: str
-    image: ImageRef
+    images: tuple[ImageRef, ...]
     chosen_key: str
     rejected_key: str
     chosen_score: float
@@ -42,6 +45,37 @@ class Couple:
     chosen_judgment: str
     """The key of the judgment that the score is from."""
     rejected_judgment: str
+
+
+class PreferencePair(Record):
+    """Two responses to one task, of which one is preferred."""
+
+    task: str
+    images: tuple[ImageRef, ...]
+    prompt: str
+    """The rendered user turn, without a place for images."""
+    chosen: str
+    rejected: str
+    chosen_key: str
+    rejected_key: str
+    chosen_score: float
+    rejected_score: float
+    judge: str
+    policy: str
+    """Digest of the weights that sampled both."""
+    chosen_judgment: str = ""
+    """The key of the judgment that the score is from; response and judge determine it, so no digest holds it."""
+    rejected_judgment: str = ""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.chosen == self.rejected:
+            raise ValueError(f"pair of task {self.task}: chosen and rejected are the same text")
+        if self.chosen_score <= self.rejected_score:
+            raise ValueError(
+                f"pair of task {self.task}: chosen scores {self.chosen_score}, rejected {self.rejected_score}"
+            )
+        return self
 
 
 @dataclass(frozen=True)
@@ -122,8 +156,8 @@ def count_picked(
     an end. Raises DataError where the policy picks what is no pair.
     """
     tally.total += 1
-    if len(judged) < 2 or task.image is None:
-        tally.add("failed", reason="too_few_judged" if task.image else "no_image")
+    if len(judged) < 2:
+        tally.add("failed", reason="too_few_judged")
         return ()
     may_be_chosen = [one for one in judged if section.choose_cut or one.response.finish_reason != "length"]
     picked = policy(task, may_be_chosen, judged, section) if may_be_chosen else _CUT
@@ -158,10 +192,9 @@ def _check(policy: str, task: Task, picked: Any, may_be_chosen: Sequence[Judged]
 
 
 def _join(task: Task, chosen: Judged, rejected: Judged) -> Couple:
-    assert task.image is not None
     return Couple(
         task=task.id,
-        image=task.image,
+        images=task.images,
         chosen_key=chosen.response.key,
         rejected_key=rejected.response.key,
         chosen_score=chosen.score,
@@ -192,7 +225,8 @@ def read_pairs(couples: Iterable[Couple], tasks: Iterable[Task], ledger: Ledger)
 
 def draw_pairs(pairs: Sequence[Couple], num_pairs: int, seed: int) -> list[Couple]:
     """At most `num_pairs` of them, drawn by image, in the order they came; all of them where there are no more."""
-    drawn = sorted(range(len(pairs)), key=lambda place: _place(f"draw:{seed}", pairs[place].image.sha256))
+    scenes = _name_scenes(pairs)
+    drawn = sorted(range(len(pairs)), key=lambda place: _place(f"draw:{seed}", scenes[place]))
     return [pairs[place] for place in sorted(drawn[:num_pairs])]
 
 
@@ -209,8 +243,12 @@ def limit_pairs(pair_set: PairSet, num: int | None, seed: int) -> PairSet:
 
 
 def split_pairs(pairs: Sequence[Couple], validation_fraction: float, seed: int) -> tuple[list[Couple], list[Couple]]:
-    """(train, validation), split by image: no image is in both. Raises DataError where there is too little to split."""
-    images = sorted({pair.image.sha256 for pair in pairs}, key=lambda sha: _place(str(seed), sha))
+    """(train, validation), split by image: no image is in both, and without images no question is.
+
+    Raises DataError where there is too little to split.
+    """
+    scenes = _name_scenes(pairs)
+    images = sorted(set(scenes), key=lambda scene: _place(str(seed), scene))
     if len(images) < 2:
         raise DataError(
             f"{len(pairs)} preference pair(s) on {len(images)} image(s) cannot be split into train and validation; "
@@ -218,10 +256,29 @@ def split_pairs(pairs: Sequence[Couple], validation_fraction: float, seed: int) 
         )
     num_validation = min(len(images) - 1, max(1, math.ceil(len(images) * validation_fraction)))
     held_out = set(images[:num_validation])
-    train = [pair for pair in pairs if pair.image.sha256 not in held_out]
-    return train, [pair for pair in pairs if pair.image.sha256 in held_out]
+    placed = list(zip(pairs, scenes, strict=True))
+    train = [pair for pair, scene in placed if scene not in held_out]
+    return train, [pair for pair, scene in placed if scene in held_out]
 
 
-def _place(seed: str, sha: str) -> bytes:
-    """Where an image comes in a random order of images."""
-    return hashlib.sha256(f"{seed}:{sha}".encode()).digest()
+def _name_scenes(pairs: Sequence[Couple]) -> list[str]:
+    """What each pair is about: its image, or its task where it has none. Pairs that share one of several images, be it by
+    way of others, are about the same.
+    """
+    first: dict[str, str] = {}
+
+    def find(name: str) -> str:
+        while (parent := first.setdefault(name, name)) != name:
+            name = parent
+        return name
+
+    for pair in pairs:
+        for one, other in pairwise(pair.images):
+            low, high = sorted((find(one.sha256), find(other.sha256)))
+            first[high] = low
+    return [find(pair.images[0].sha256) if pair.images else f"task {pair.task}" for pair in pairs]
+
+
+def _place(seed: str, scene: str) -> bytes:
+    """Where a scene comes in a random order of them."""
+    return hashlib.sha256(f"{seed}:{scene}".encode()).digest()

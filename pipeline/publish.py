@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.images import ImageStore
+from pipeline.pairs import PreferencePair
 from pipeline.recipe import public_name
-from pipeline.records import PreferencePair, canonical_json
+from pipeline.records import canonical_json
 from pipeline.stage import batched
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from datasets import Features
 
 _SPLITS = ("train", "validation")
-_NOT_HASHED: Any = {"image": {"path"}, "chosen_judgment": True, "rejected_judgment": True}
+_NOT_HASHED: Any = {"images": {"__all__": {"path"}}, "chosen_judgment": True, "rejected_judgment": True}
 """Of a row: where an image lies says nothing of the data, and a judgment's key follows from its response and judge."""
 _ROW_GROUP = 256
 
@@ -57,6 +58,8 @@ def pairs_digest(train: Iterable[PreferencePair], validation: Iterable[Preferenc
 def _hash_rows(digest: hashlib._Hash, pairs: Iterable[PreferencePair]) -> None:
     for number, pair in enumerate(pairs):
         row = pair.model_dump(mode="json", exclude=_NOT_HASHED)
+        if len(pair.images) == 1:  # as it is named since pairs had no other number of images
+            row["image"] = row.pop("images")[0]
         digest.update(b"," * bool(number) + canonical_json(row))
 
 
@@ -141,11 +144,10 @@ def _features() -> Features:
 
 def _rows(pairs: Sequence[PreferencePair], images: ImageStore) -> Iterator[dict[str, Any]]:
     for pair in pairs:
+        places = [{"type": "image", "text": None}] * len(pair.images)
         yield {
-            "images": [{"bytes": images.read(pair.image), "path": Path(pair.image.path).name}],
-            "prompt": [
-                {"role": "user", "content": [{"type": "image", "text": None}, {"type": "text", "text": pair.prompt}]}
-            ],
+            "images": [{"bytes": data, "path": Path(ref.path).name} for ref, data in images.read_all(pair.images)],
+            "prompt": [{"role": "user", "content": [*places, {"type": "text", "text": pair.prompt}]}],
             "chosen": [{"role": "assistant", "content": [{"type": "text", "text": pair.chosen}]}],
             "rejected": [{"role": "assistant", "content": [{"type": "text", "text": pair.rejected}]}],
             "task": pair.task,

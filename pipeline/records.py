@@ -50,8 +50,15 @@ class ImageRef(Record):
     height: Annotated[int, Field(ge=1)]
 
 
+def name_images(images: Sequence[ImageRef]) -> str | None:
+    """What keys and statistics know images by: the hash of the only one, or a hash of all in order; None for none."""
+    if len(images) == 1:
+        return images[0].sha256
+    return content_key(images=[image.sha256 for image in images]) if images else None
+
+
 class Task(Record):
-    """One question, with its options, its image and, where the source has it, its gold answer."""
+    """One question, with its options, its images and, where the source has it, its gold answer."""
 
     id: str
     question: str
@@ -61,27 +68,52 @@ class Task(Record):
     """Index into `choices`; None where the source keeps it secret."""
     gold: str = ""
     """The gold answer of a question that is answered in words."""
+    accepted: tuple[str, ...] = ()
+    """The answers in words that several people gave, each as often as it was given; `gold` is one of them."""
     prior: int | None = None
     """Index of the choice that one would expect without looking, where the source knows one; it may be the right one."""
     rationale: str = ""
     facts: tuple[str, ...] = ()
     """Statements known to be true of the image (nano world only); what the verifier checks a thought against."""
-    image: ImageRef | None = None
+    images: tuple[ImageRef, ...] = ()
+    """In the order in which they are shown, before the text."""
     subject: str | None = None
     """The source's coarse label, by which a benchmark's table may have its columns: NAT, SOC or LAN of ScienceQA."""
     family: str = ""
     """The source's finer label: a nano question family, a ScienceQA topic; empty where it has none."""
+    labels: dict[str, str] = {}
+    """The source's other labels by their kind: grade and context (TXT, IMG or NO) of ScienceQA."""
     source: str
     split: Split
 
+    @model_validator(mode="before")
+    @classmethod
+    def _read_older(cls, data: Any) -> Any:
+        """Earlier versions kept `image`, one or none."""
+        if isinstance(data, dict) and "image" in data:
+            image = data["image"]
+            return {name: value for name, value in data.items() if name != "image"} | {
+                "images": [image] if image else []
+            }
+        return data
+
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if not 2 <= len(self.choices) <= 26 and (self.choices or not self.gold):
-            raise ValueError(f"task {self.id} has {len(self.choices)} choice(s); a question needs 2 to 26")
+        if self.choices and not 2 <= len(self.choices) <= 26:
+            raise ValueError(f"task {self.id} has {len(self.choices)} choice(s); a question needs 2 to 26, or none")
+        if self.choices and (self.gold or self.accepted):
+            raise ValueError(f"task {self.id} has options and an answer in words; a question has one or the other")
+        if self.accepted and self.gold not in self.accepted:
+            raise ValueError(f"task {self.id}: gold {self.gold!r} is not among the accepted answers")
         for name, index in (("answer", self.answer), ("prior", self.prior)):
             if index is not None and not 0 <= index < len(self.choices):
                 raise ValueError(f"task {self.id}: {name} {index} is not an index into {len(self.choices)} choices")
         return self
+
+    @property
+    def picture(self) -> str | None:
+        """What keys and statistics know its images by."""
+        return name_images(self.images)
 
     @property
     def answer_letter(self) -> str | None:
@@ -245,37 +277,6 @@ class Reply(Record):
         return self
 
 
-class PreferencePair(Record):
-    """Two responses to one task, of which one is preferred."""
-
-    task: str
-    image: ImageRef
-    prompt: str
-    """The rendered user turn, without the image placeholder."""
-    chosen: str
-    rejected: str
-    chosen_key: str
-    rejected_key: str
-    chosen_score: float
-    rejected_score: float
-    judge: str
-    policy: str
-    """Digest of the weights that sampled both."""
-    chosen_judgment: str = ""
-    """The key of the judgment that the score is from; response and judge determine it, so no digest holds it."""
-    rejected_judgment: str = ""
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.chosen == self.rejected:
-            raise ValueError(f"pair of task {self.task}: chosen and rejected are the same text")
-        if self.chosen_score <= self.rejected_score:
-            raise ValueError(
-                f"pair of task {self.task}: chosen scores {self.chosen_score}, rejected {self.rejected_score}"
-            )
-        return self
-
-
 class Score(Record):
     """One response of an evaluation, scored against gold. A failed request has an error and no value."""
 
@@ -287,12 +288,14 @@ class Score(Record):
     subject: str | None
     """The column of the benchmark's table that it counts in, beside the average."""
     image: str | None
-    """The hash of the question's own image, whichever was shown: the cluster of the statistics."""
+    """What the question's own images are known by, whichever were shown: the cluster of the statistics."""
     checkpoint: str
     """Weights digest."""
     prompt: PromptName
     temperature: float
     value: Outcome | None = None
+    points: Annotated[float, Field(ge=0, le=1)] | None = None
+    """What it earns by a rule that knows more than right and wrong; None where `value` says it all."""
     answer: str | None = None
     """The letter that was parsed, or the words."""
     is_cut: bool = False
@@ -310,6 +313,11 @@ class Score(Record):
         if (self.value is None) == (self.error is None):
             raise ValueError("a score has either a value or an error")
         return self
+
+    @property
+    def earned(self) -> float:
+        """Between 0 and 1: what an accuracy is the mean of."""
+        return float(self.value == "correct") if self.points is None else self.points
 
 
 class Interval(Record):

@@ -88,11 +88,10 @@ def _plan(
     task: Task, prompt: PromptName, checkpoint: CheckpointRef, sampling: SamplingParams, code: Mapping[str, str]
 ) -> SampleRequest:
     text, then = render_prompt(prompt, task), render_second(prompt, task, "<first>")
-    image = task.image.sha256 if task.image else None
     asked = {
         "weights": checkpoint.digest,
         "task": task.id,
-        "image": image,
+        "image": task.picture,
         "prompt": text,
         "sampling": sampling,
         **code,
@@ -110,11 +109,11 @@ def _seed(sampling: SamplingParams, key: str) -> SamplingParams:
     return sampling.model_copy(update={"seed": int(key[:8], 16) >> 1})
 
 
-def show_image(request: SampleRequest, image: ImageRef) -> SampleRequest:
-    """The same request about `image` instead: same text, settings and seed, and a key of its own. Pure."""
-    task = request.task.model_copy(update={"image": image})
-    key = content_key(asked=request.key, image=image.sha256)
-    first_key = content_key(asked=request.first_key, image=image.sha256) if request.first_key else None
+def show_images(request: SampleRequest, images: tuple[ImageRef, ...]) -> SampleRequest:
+    """The same request about `images` instead: same text, settings and seed, and a key of its own. Pure."""
+    task = request.task.model_copy(update={"images": images})
+    key = content_key(asked=request.key, image=task.picture)
+    first_key = content_key(asked=request.first_key, image=task.picture) if request.first_key else None
     return replace(request, task=task, key=key, first_key=first_key)
 
 
@@ -218,9 +217,9 @@ class _Upstream:
 
     async def complete(self, request: SampleRequest) -> Completion | RequestError:
         """The answer, or the fault that came instead. Raises RequestError of the account."""
-        image, loop = request.task.image, asyncio.get_running_loop()
-        data = await asyncio.to_thread(self.images.read, image) if image else None
-        messages = [user_message(request.text, image, data)]
+        loop = asyncio.get_running_loop()
+        shown = await asyncio.to_thread(self.images.read_all, request.task.images) if request.task.images else []
+        messages = [user_message(request.text, shown)]
         began = loop.time()
 
         async def call() -> Completion:

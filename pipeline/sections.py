@@ -11,10 +11,10 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from pipeline.addresses import UpstreamUrl
-from pipeline.columns import ColumnsSection
+from pipeline.data_sections import PartSection, WeightedSection
 from pipeline.engine_args import check_engine_args
 from pipeline.fields import Count, Fraction, Section
-from pipeline.open_lists import BENCHMARK_NAMES, JUDGE_NAMES, LOSSES, PAIR_POLICY_NAMES, PROMPT_NAMES, SOURCE_NAMES
+from pipeline.open_lists import BENCHMARK_NAMES, JUDGE_NAMES, LOSSES, PAIR_POLICY_NAMES, PROMPT_NAMES
 from pipeline.records import SamplingParams, ShownImage, Split
 
 POLICY_ALIAS = "policy"
@@ -88,6 +88,8 @@ class ServeSection(Section):
     """Width times height of an image in a request; a larger one is refused by its header, before it is decoded."""
     while_training: Literal["auto", "keep", "sleep", "stop"] = "auto"
     """What vLLM does in a training: `sleep` (frees GPU memory), `stop`, `keep`; `auto`: sleep on GPUs, keep with `url`."""
+    max_images: Count = 1
+    """The most images of one request; `max_model_len` must have room for their tokens."""
     extra_args: tuple[str, ...] = ()
     """More options for vLLM's command line, such as ["--max-num-seqs", "64"]; none that vcot sets or depends on."""
 
@@ -102,25 +104,15 @@ class ServeSection(Section):
         return arguments
 
 
-class TasksSection(Section):
+class TasksSection(PartSection):
     """Where questions come from."""
 
-    source: Annotated[str, AfterValidator(SOURCE_NAMES.check)]
-    """The data set: nano, aokvqa, scienceqa, unusual, table (docs/data.md), or your own as package.module:object."""
-    path: str | None = None
-    """Its official on-disk layout; without it, the hub's copy is read (nano is drawn, and needs neither)."""
-    columns: ColumnsSection | None = None
-    """For `table`: which column of your files holds what."""
-    revision: str | None = None
-    """The revision of the hub's copy (a commit for a run that can be repeated)."""
-    split: Split = "train"
-    """The source's split."""
+    parts: tuple[WeightedSection, ...] = ()
+    """For `mix`: the data sets that are mixed."""
     num_tasks: Count | None = None
     """How many, in each round; without it, all."""
     seed: int = 0
     """Which tasks are drawn when there are more than `num_tasks`."""
-    hint: bool = False
-    """Whether ScienceQA's hint stands before a question that has one; the paper's prompts have no place for it."""
     allow_overlap: bool = False
     """Whether to go on where questions or pictures are in the evaluation set, too (docs/contamination.md)."""
 

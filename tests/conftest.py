@@ -13,10 +13,11 @@ import pytest
 from pipeline.files import write_record
 from pipeline.identity import compute_digest
 from pipeline.images import ImageStore
+from pipeline.pairs import PreferencePair
 from pipeline.prompts import render_prompt
 from pipeline.publish import pairs_digest, publish_pairs
 from pipeline.recipe import load_recipe
-from pipeline.records import CheckpointRef, PreferencePair
+from pipeline.records import CheckpointRef
 from pipeline.sources.nano.questions import generate_nano, render_target
 from tests.hurried import HurriedLoop
 from training.protocol.job import JOB, TrainJob, digest_losses
@@ -94,7 +95,7 @@ def make_pairs(store: ImageStore, count: int, seed: int) -> list[PreferencePair]
     return [
         PreferencePair(
             task=task.id,
-            image=task.image,
+            images=task.images,
             prompt=render_prompt("thought_specific", task),
             chosen=render_target(task, "thought_specific"),
             rejected=render_target(other, "thought_specific") + " no",

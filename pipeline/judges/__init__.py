@@ -157,7 +157,7 @@ def judgment_keys(judge: Judge, task: Task, responses: Sequence[Response]) -> li
     """
     gold = content_key(question=task.question, choices=task.choices, answer=task.answer, facts=task.facts)
     among = {"among": [response.key for response in responses]} if judge.compares else {}
-    shown = {"image": task.image.sha256} if task.image and judge.section.image in ("blank", "other") else {}
+    shown = {"image": task.picture} if task.images and judge.section.image in ("blank", "other") else {}
     return [
         content_key(
             judge=judge.name,

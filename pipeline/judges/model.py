@@ -200,9 +200,9 @@ class ModelJudge(Judge):
 
     async def show(self, task: Task) -> Shown:
         """The images that go with a question about `task`."""
-        if task.image is None or self.section.image == "none":
+        if not task.images or self.section.image == "none":
             return []
-        return [(task.image, await asyncio.to_thread(self.images.read, task.image))]
+        return await asyncio.to_thread(self.images.read_all, task.images)
 
     def render(self, template: str, task: Task, **fields: str) -> str:
         """`template` with the task and `fields` filled in, in one pass. A question without options has no such line."""
@@ -243,8 +243,7 @@ class ModelJudge(Judge):
 
         Raises RequestError of the account.
         """
-        image, data = shown[0] if shown else (None, None)
-        message = user_message(text, image, data, detail=self.section.image_detail)
+        message = user_message(text, shown, detail=self.section.image_detail)
         params = self._params.model_copy(update={"seed": self._params.seed + seed})
         billed: list[Usage] = []
 

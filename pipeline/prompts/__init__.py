@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import resources
 
+from pipeline.errors import RecipeError
 from pipeline.open_lists import PROMPT_NAMES
 from pipeline.plugins import Plugins
 from pipeline.records import PromptName, Task
@@ -52,6 +53,11 @@ class Prompt:
     """The template of a second turn, asked by itself and with the image: `<first>` is the answer to the first turn."""
     joint: str = "\nAnswer: "
     """What stands between the two answers in a response, which holds both: `split` takes the whole apart."""
+
+    @property
+    def lists_options(self) -> bool:
+        """Whether it asks for one of several options, so that a question without them cannot be asked."""
+        return any("<options>" in template for template in (self.template, self.then or ""))
 
     def __post_init__(self) -> None:
         if "<first>" in self.template or (self.then is not None and "<first>" not in self.then):
@@ -96,12 +102,20 @@ def render_options(choices: Sequence[str]) -> str:
 
 
 def render_prompt(name: PromptName, task: Task) -> str:
-    """The user turn for `task`, without the image placeholder: the first, where the prompt has two.
+    """The user turn for `task`, without a place for images: the first, where the prompt has two.
+
+    Raises RecipeError for a question without options where the prompt lists them.
 
     What a tokenizer would read as more than text is removed from a question: a literal `<image>` counts as a second image,
     and a literal `<|im_end|>` ends the turn.
     """
-    return _render(PROMPTS.resolve(name).template, task)
+    prompt = PROMPTS.resolve(name)
+    if prompt.lists_options and not task.choices:
+        raise RecipeError(
+            f"prompt {name} asks for one of several options, and task {task.id} has none; take thought_specific, "
+            "thought_generic or short_answer, or leave such questions out (tasks.filter.options=some)"
+        )
+    return _render(prompt.template, task)
 
 
 def render_second(name: PromptName, task: Task, first: str) -> str | None:
@@ -121,7 +135,7 @@ def _render(template: str, task: Task, first: str = "") -> str:
     fields = {
         "<question>": question,
         "<options>": options,
-        "{user instruction}": f"{question}\nOptions: {options}",
+        "{user instruction}": f"{question}\nOptions: {options}" if task.choices else question,
         "<first>": _remove_special(first).strip(),
     }
     return _FIELD.sub(lambda match: fields[match.group()], template)
@@ -161,6 +175,8 @@ THOUGHT_GENERIC = Prompt(
 ZERO_SHOT = Prompt(_read("zero_shot"), _split_nothing, is_read_whole=True, num_tokens=87)
 COT = Prompt(_read("cot"), _split_at_last_answer, is_read_whole=True, num_tokens=111)
 """The tokens are means over 1,145 A-OKVQA and 58 ScienceQA questions (test_estimate.py)."""
+SHORT_ANSWER = Prompt(_read("short_answer"), _split_nothing, is_read_whole=True, num_tokens=20)
+"""For questions that are answered in words; LLaVA-1.5's (Liu et al. 2023, Improved Baselines, section 3.2)."""
 TWO_STAGE = Prompt(_read("two_stage"), split_at_last("\nAnswer: "), num_tokens=90, then=_read("two_stage_then"))
 CAPTION_FIRST = Prompt(
     _read("caption_first"), split_at_last("\nAnswer: "), num_tokens=90, then=_read("caption_first_then")

@@ -12,13 +12,13 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from pipeline.errors import DataError, OwedError
+from pipeline.errors import DataError, OwedError, RecipeError
 from pipeline.files import replace_file
 from pipeline.images import ImageStore
-from pipeline.records import Task, content_key
+from pipeline.records import Task
 from pipeline.sections import TasksSection
 from pipeline.sources.drafts import explain
-from pipeline.sources.source import SOURCES, find_source
+from pipeline.sources.source import find_source, keeps, key_tasks, list_parts
 
 _log = logging.getLogger(__name__)
 
@@ -39,7 +39,13 @@ def load_tasks(section: TasksSection, run_directory: Path, store: ImageStore | N
         )
     tasks = list(find_source(section).load(section, store))
     if not tasks:
-        raise DataError(f"{_describe(section)} holds no question with an image; set another split or path")
+        raise DataError(
+            f"{_describe(section)} holds no question that can be drawn; set another split, path or tasks.filter"
+        )
+    if (wrong := next((task.id for task in tasks if not keeps(section.filter, task)), None)) is not None:
+        raise RecipeError(
+            f"source {section.source} does not go by tasks.filter, and gave task {wrong}; leave the filter out"
+        )
     if section.num_tasks is not None and len(tasks) < section.num_tasks:
         _log.warning("%s holds %d questions, not the %d asked for", _describe(section), len(tasks), section.num_tasks)
     _write(kept, tasks)
@@ -56,8 +62,8 @@ def load_round(section: TasksSection, number: int, run_directory: Path, store: I
     size = section.num_tasks
     drawn = load_tasks(section.model_copy(update={"num_tasks": size * number}), run_directory, store)
     earlier, fresh = drawn[: size * (number - 1)], drawn[size * (number - 1) :]
-    seen = {task.image.sha256 for task in earlier if task.image}
-    tasks = [task for task in fresh if task.image is None or task.image.sha256 not in seen]
+    seen = {image.sha256 for task in earlier for image in task.images}
+    tasks = [task for task in fresh if seen.isdisjoint(image.sha256 for image in task.images)]
     if not tasks:
         raise DataError(
             f"{_describe(section)} has no question left for round {number}; lower rounds.num or tasks.num_tasks"
@@ -65,26 +71,15 @@ def load_round(section: TasksSection, number: int, run_directory: Path, store: I
     return tasks
 
 
-def key_tasks(section: TasksSection) -> str:
-    """Key of the tasks: which data, which draw; how a file is sorted and where it lies change nothing."""
-    source = find_source(section)
-    hint = {"hint": True} if section.hint else {}
-    columns = {"columns": section.columns} if section.columns else {}
-    return content_key(
-        source=section.source,
-        data=source.digest(section),
-        split=section.split,
-        num_tasks=section.num_tasks,
-        seed=section.seed,
-        **hint,
-        **columns,
-        **SOURCES.digest_own(section.source),
-    )
+def name_sources(section: TasksSection) -> str:
+    """The data sets that questions come from, as `aokvqa`, or `aokvqa + table` of a mixture."""
+    return " + ".join(part.source for part in list_parts(section))
 
 
 def _describe(section: TasksSection) -> str:
-    place = section.path or ("drawn here" if find_source(section).is_drawn else "from the hub")
-    return f"{section.source} {place}, split {section.split},"
+    part, *others = list_parts(section)
+    place = "" if others else part.path or ("drawn here" if find_source(part).is_drawn else "from the hub")
+    return " ".join(filter(None, [name_sources(section), place])) + f", split {part.split},"
 
 
 def _read(path: Path) -> list[Task]:

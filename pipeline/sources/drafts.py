@@ -1,4 +1,4 @@
-"""A question before its image is read: what every source yields, and how a draft becomes a task.
+"""A question before its images are read: what every source yields, and how a draft becomes a task.
 
 A source lists all its questions cheaply; only the drawn ones have their images read. Every fault of the data (one
 choice, an answer out of range, a broken image, an id twice) is a DataError of one sentence with the value, the place
@@ -10,8 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
@@ -38,7 +38,7 @@ StoreImage = Callable[[ImageStore], ImageRef]
 
 @dataclass(frozen=True)
 class Draft:
-    """One question of a source, its image not read yet."""
+    """One question of a source, its images not read yet."""
 
     id: str
     question: str
@@ -48,15 +48,19 @@ class Draft:
     split: Split
     where: str
     """The file or data set that it stands in, for messages."""
-    store_image: StoreImage
+    images: tuple[StoreImage, ...]
+    """In the order in which they are shown; none of a question without an image."""
     gold: str = ""
     """The right words, of a question without options."""
+    accepted: tuple[str, ...] = ()
+    """All answers in words that people gave; `gold` is one of them."""
     rationale: str = ""
     subject: str | None = None
     family: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
 
     def build(self, store: ImageStore) -> Task:
-        """The task, its image in `store`. Raises DataError for an image or a question that cannot be used."""
+        """The task, its images in `store`. Raises DataError for an image or a question that cannot be used."""
         try:
             task = Task(
                 id=self.id,
@@ -64,15 +68,17 @@ class Draft:
                 choices=self.choices,
                 answer=self.answer,
                 gold=self.gold,
+                accepted=self.accepted,
                 rationale=self.rationale,
                 subject=self.subject,
                 family=self.family,
+                labels=dict(self.labels),
                 source=self.source,
                 split=self.split,
             )
         except ValidationError as error:
             raise DataError(f"{self.where}: {explain(error)}; correct the question or leave it out") from None
-        return task.model_copy(update={"image": self.store_image(store)})
+        return task.model_copy(update={"images": tuple(store_image(store) for store_image in self.images)})
 
 
 def tell_apart(drafts: Sequence[Draft]) -> list[Draft]:
@@ -81,21 +87,25 @@ def tell_apart(drafts: Sequence[Draft]) -> list[Draft]:
     seen: Counter[str] = Counter()
     told = []
     for draft in drafts:
-        name = draft.id if same[draft.id] == 1 else f"{draft.id}-{_digest_picture(draft)}"
+        name = draft.id if same[draft.id] == 1 or not draft.images else f"{draft.id}-{_digest_pictures(draft)}"
         seen[name] += 1
         told.append(replace(draft, id=name if seen[name] == 1 else f"{name}-{seen[name]}"))
     return told
 
 
-def _digest_picture(draft: Draft) -> str:
+def _digest_pictures(draft: Draft) -> str:
     """A hash of the pixels, so that a file that was written anew without loss has the same; empty for a broken one."""
+    digest = hashlib.sha256()
     with TemporaryDirectory() as folder:
-        try:
-            ref = draft.store_image(ImageStore(Path(folder)))
-        except DataError:  # is said if the question is drawn
-            return ""
-        with Image.open(Path(folder, ref.path)) as image:
-            return hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()[:8]
+        store = ImageStore(Path(folder))
+        for store_image in draft.images:
+            try:
+                ref = store_image(store)
+            except DataError:  # is said if the question is drawn
+                return ""
+            with Image.open(Path(folder, ref.path)) as image:
+                digest.update(repr(image.size).encode() + image.tobytes())
+    return digest.hexdigest()[:8]
 
 
 def draw(drafts: Iterable[Draft], num_tasks: int | None, seed: int) -> list[Draft]:

@@ -26,12 +26,11 @@ _REMEDY = "check the network, or set path to a copy of the official files"
 
 @dataclass(frozen=True)
 class HubRow:
-    """A row of a hub data set: its number in the split, its columns other than the image, and its image."""
+    """A row of a data set: its number, its columns other than the image, and its images."""
 
     number: int
     columns: dict[str, Any]
-    store_image: StoreImage | None
-    """None where the row has no image."""
+    images: tuple[StoreImage, ...]
 
 
 def hub_key(name: str, revision: str | None) -> str:
@@ -39,15 +38,21 @@ def hub_key(name: str, revision: str | None) -> str:
     return f"{name}@{revision}" if revision else name
 
 
-def iterate_hub(name: str, revision: str | None, split: Split, image: str = "image") -> Iterator[HubRow]:
-    """The rows of split `split` of hub data set `name`, whose column `image` has the images. Raises DataError."""
+def iterate_hub(
+    name: str,
+    revision: str | None,
+    split: Split,
+    image: str = "image",
+    download: Callable[[str], bytes] | None = None,
+) -> Iterator[HubRow]:
+    """The rows of split `split` of hub data set `name`, with images as `iterate_table` has them. Raises DataError."""
     where = f"{name}, split {split}"
     data = open_table(
         "parquet", _fetch(name, revision, split), lambda error: _cannot_load(name, revision, split, error)
     )
-    if image not in data.column_names:
+    if image and image not in data.column_names:
         raise DataError(f"hub data set {name} has no column {image}, only {', '.join(data.column_names)}; set path")
-    return iterate_table(data, image, where, Path())
+    return iterate_table(data, image, where, Path(), download)
 
 
 def open_table(
@@ -64,19 +69,39 @@ def open_table(
         raise explain(error) from None
 
 
-def iterate_table(data: Any, image: str, where: str, folder: Path) -> Iterator[HubRow]:
-    """The rows of a data set with its column of images, whose paths are relative to `folder`."""
-    import datasets
+def iterate_table(
+    data: Any, image: str, where: str, folder: Path, download: Callable[[str], bytes] | None = None
+) -> Iterator[HubRow]:
+    """The rows of a data set with its column of images, one or a list of them in each row; an empty name for none.
 
-    if not isinstance(data.features[image], datasets.Value) or data.features[image].dtype not in ("string", "null"):
-        data = data.cast_column(image, datasets.Image(decode=False))
+    Paths are relative to `folder`; what is an address is downloaded, where that is allowed.
+    """
+    data = _leave_encoded(data, image) if image else data
 
-    def image_of(number: int) -> StoreImage:
-        return lambda store: _store(store, data[number][image], f"of row {number} of {where}", folder)
+    def image_of(number: int, place: int) -> StoreImage:
+        def store_image(store: ImageStore) -> ImageRef:
+            shown = data[number][image]
+            one = shown[place] if isinstance(shown, list) else shown
+            return _store(store, one, f"of row {number} of {where}", folder, download)
+
+        return store_image
 
     for number, columns in enumerate(data):
-        shown = columns.pop(image)
-        yield HubRow(number, columns, None if shown is None else image_of(number))
+        shown = columns.pop(image) if image else None
+        num_images = len(shown) if isinstance(shown, list) else int(shown is not None)
+        yield HubRow(number, columns, tuple(image_of(number, place) for place in range(num_images)))
+
+
+def _leave_encoded(data: Any, image: str) -> Any:
+    """The data set with its column of images as they are stored."""
+    import datasets
+
+    feature = data.features[image]
+    one = getattr(feature, "feature", feature)
+    if isinstance(one, datasets.Value) and one.dtype in ("string", "null"):
+        return data
+    encoded = datasets.Image(decode=False)
+    return data.cast_column(image, encoded if one is feature else datasets.List(encoded))
 
 
 def _fetch(name: str, revision: str | None, split: Split) -> list[Path]:
@@ -109,11 +134,21 @@ def _cannot_load(name: str, revision: str | None, split: Split, error: Exception
     return DataError(f"hub data set {hub_key(name, revision)}, split {split}, cannot be loaded ({reason}); {_REMEDY}")
 
 
-def _store(store: ImageStore, image: dict[str, Any] | str, where: str, folder: Path) -> ImageRef:
+def _store(
+    store: ImageStore,
+    image: dict[str, Any] | str | None,
+    where: str,
+    folder: Path,
+    download: Callable[[str], bytes] | None,
+) -> ImageRef:
     """An undecoded image: its bytes, or the path of a file."""
+    if image is None:
+        raise DataError(f"an image {where} is empty; correct the row or leave it out")
     if isinstance(image, dict) and image["bytes"] is not None:
         return store.put_bytes(image["bytes"], where=where)
     path = str(image["path"] if isinstance(image, dict) else image)
-    if "://" in path:
-        raise DataError(f"image {path} {where} is an address, and vcot fetches none; download it, and give its path")
+    if "://" in path and download is None:
+        raise DataError(f"image {path} {where} is an address; set tasks.columns.allow_urls=true, or give a file's path")
+    if "://" in path and download is not None:
+        return store.put_bytes(download(path), where=f"{path} {where}")
     return store.put_file(folder / path)

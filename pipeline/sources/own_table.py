@@ -1,21 +1,24 @@
 """A table of one's own: Parquet or JSON lines on disk, or a data set on the hub, with the columns that a recipe names.
 
 `tasks.path` is a file, or a folder that has `<split>*.parquet` or `<split>*.jsonl`; or `tasks.columns.hub` names a data set.
-Rows are memory-mapped, and only drawn ones have their images read. A row without an image is left out, and counted.
+Rows are memory-mapped, and only drawn ones have their images read. A row without an image is a question without one, and
+the log says how many there are.
 """
 
 from __future__ import annotations
 
 import logging
 import unicodedata
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline.columns import ColumnsSection
+from pipeline.data_sections import ColumnsSection
 from pipeline.errors import DataError, RecipeError
 from pipeline.records import content_key
 from pipeline.sections import TasksSection
+from pipeline.sources.download import download_image
 from pipeline.sources.drafts import Draft, StoreImage, digest_files, tell_apart
 from pipeline.sources.hub import HubRow, hub_key, iterate_hub, iterate_table, open_table
 from pipeline.sources.source import Source, draw_from, need_path
@@ -46,12 +49,12 @@ def _list_drafts(section: TasksSection) -> Iterator[Draft]:
     for where, row in _iterate(section, columns):
         if row.number == 0:  # all rows of a file have its columns
             _check_columns(columns, row.columns, where)
-        if row.store_image is None:
-            num_without += 1
-        else:
-            yield _draft(section, columns, row.columns, row.store_image, f"{where}, row {row.number}")
-    if num_without:
-        _log.warning("%d rows have no %s, and are left out", num_without, columns.image)
+        num_without += not row.images
+        yield _draft(section, columns, row.columns, row.images, f"{where}, row {row.number}")
+    if num_without and columns.image:
+        _log.warning(
+            "%d rows have no %s; they are questions without an image (tasks.filter)", num_without, columns.image
+        )
 
 
 def _need_columns(section: TasksSection) -> ColumnsSection:
@@ -64,8 +67,9 @@ def _need_columns(section: TasksSection) -> ColumnsSection:
 
 
 def _iterate(section: TasksSection, columns: ColumnsSection) -> Iterator[tuple[str, HubRow]]:
+    download = download_image if columns.allow_urls else None
     if columns.hub:
-        for row in iterate_hub(columns.hub, section.revision, section.split, columns.image):
+        for row in iterate_hub(columns.hub, section.revision, section.split, columns.image, download):
             yield columns.hub, row
         return
     for path in _find_files(section):
@@ -74,9 +78,9 @@ def _iterate(section: TasksSection, columns: ColumnsSection) -> Iterator[tuple[s
             return DataError(f"{path} cannot be read ({' '.join(str(error).split())}); mend it, or write it anew")
 
         data = open_table(_KINDS[path.suffix], [path], explain)
-        if columns.image not in data.column_names:
+        if columns.image and columns.image not in data.column_names:
             raise DataError(_lacks(columns.image, "image", data.column_names, str(path)))
-        for row in iterate_table(data, columns.image, str(path), path.parent):
+        for row in iterate_table(data, columns.image, str(path), path.parent, download):
             yield str(path), row
 
 
@@ -96,7 +100,7 @@ def _find_files(section: TasksSection) -> Sequence[Path]:
 
 def _check_columns(columns: ColumnsSection, row: Mapping[str, Any], where: str) -> None:
     """Raises DataError where a named column is not there."""
-    for field, name in columns.model_dump(exclude={"hub", "image"}).items():
+    for field, name in columns.model_dump(exclude={"hub", "image", "allow_urls"}).items():
         if name and name not in row:
             raise DataError(_lacks(name, field, row, where))
 
@@ -106,14 +110,16 @@ def _lacks(name: str, field: str, there: Any, where: str) -> str:
 
 
 def _draft(
-    section: TasksSection, columns: ColumnsSection, row: Mapping[str, Any], store_image: StoreImage, where: str
+    section: TasksSection, columns: ColumnsSection, row: Mapping[str, Any], images: tuple[StoreImage, ...], where: str
 ) -> Draft:
     question = _read_text(row[columns.question], columns.question, where)
     options = row[columns.choices] if columns.choices else None
+    if options is not None and not options:
+        raise DataError(f"{where}: {columns.choices} is empty; leave it null for a question that is answered in words")
     choices = tuple(_read_text(each, columns.choices, where) for each in options or ())
     answer = row[columns.answer] if columns.answer else None
     index = None if answer is None or not choices else find_index(answer, choices, where)
-    gold = "" if answer is None or choices else _read_text(answer, columns.answer, where)
+    gold, accepted = ("", ()) if answer is None or choices else _read_words(answer, columns.answer, where)
     asked = content_key(asked=[question, *choices], answer=answer)[:16]
     name = _read_text(row[columns.id], columns.id, where) if columns.id else asked
     return Draft(
@@ -122,13 +128,24 @@ def _draft(
         choices=choices,
         answer=index,
         gold=gold,
+        accepted=accepted,
         rationale=_read_optional(row, columns.rationale, where),
         subject=_read_optional(row, columns.subject, where) or None,
         source="table",
         split=section.split,
         where=where,
-        store_image=store_image,
+        images=images,
     )
+
+
+def _read_words(answer: object, name: str, where: str) -> tuple[str, tuple[str, ...]]:
+    """The right words, and all that are accepted: of a list, the commonest and all of it."""
+    if not isinstance(answer, list):
+        return _read_text(answer, name, where), ()
+    accepted = tuple(_read_text(each, name, where) for each in answer)
+    if not accepted:
+        raise DataError(f"{where}: {name} is an empty list; leave it null where nobody knows the answer")
+    return Counter(accepted).most_common(1)[0][0], accepted
 
 
 def find_index(answer: object, choices: Sequence[str], where: str) -> int:

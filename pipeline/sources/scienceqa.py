@@ -1,4 +1,4 @@
-"""ScienceQA (Lu et al. 2022): the questions with an image, from the official files or the hub's copy.
+"""ScienceQA (Lu et al. 2022), from the official files or the hub's copy: the questions with an image, or all.
 
 Official layout: `problems.json` (pid -> problem), `pid_splits.json` (split -> pids; our `validation` is its `val`) and
 `images/<split>/<pid>/<image>`. On the hub, `derek-thomas/ScienceQA` has the same fields as columns and no pid, so a
@@ -13,6 +13,7 @@ rationale, the `topic` the family.
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -49,6 +50,7 @@ class Problem(Row):
     hint: str = ""
     subject: Literal["natural science", "social science", "language science"]
     topic: str = ""
+    grade: str = ""
     solution: str = ""
 
 
@@ -75,14 +77,21 @@ def digest_data(section: TasksSection) -> str:
 
 
 def list_questions(section: TasksSection) -> list[Draft]:
-    """The image questions of a split, with `hint` each after its passage.
+    """The questions of a split that have an image, with `hint` each after its passage.
 
     Raises DataError for files that are missing or malformed.
     """
+    return tell_apart([draft for draft in _list_all(section) if draft.images])
+
+
+def list_all(section: TasksSection) -> list[Draft]:
+    """All questions of a split. Raises DataError as `list_questions` does."""
+    return tell_apart(_list_all(section))
+
+
+def _list_all(section: TasksSection) -> list[Draft]:
     path, split, hint = find_path(section), section.split, section.hint
-    return tell_apart(
-        _list_hub(section.revision, split, hint=hint) if path is None else _list_official(path, split, hint=hint)
-    )
+    return _list_hub(section.revision, split, hint=hint) if path is None else _list_official(path, split, hint=hint)
 
 
 def _list_official(path: Path, split: Split, *, hint: bool) -> list[Draft]:
@@ -99,23 +108,21 @@ def _list_official(path: Path, split: Split, *, hint: bool) -> list[Draft]:
         if pid not in problems:
             raise DataError(f"{where}: listed in pid_splits.json but missing; download both files again")
         problem = read_row(OfficialProblem, problems[pid], where)
-        if problem.image:
-            image = path / "images" / official / pid / problem.image
-            drafts.append(_draft(problem, split, where, file_image(image), hint=hint))
+        images = (file_image(path / "images" / official / pid / problem.image),) if problem.image else ()
+        drafts.append(_draft(problem, split, where, images, hint=hint))
     return drafts
 
 
 def _list_hub(revision: str | None, split: Split, *, hint: bool) -> list[Draft]:
     drafts = []
     for row in iterate_hub(_HUB_NAME, revision, split):
-        if row.store_image is not None:
-            where = f"{_HUB_NAME}, split {split}, row {row.number}"
-            problem = read_row(Problem, row.columns, where)
-            drafts.append(_draft(problem, split, where, row.store_image, hint=hint))
+        where = f"{_HUB_NAME}, split {split}, row {row.number}"
+        problem = read_row(Problem, row.columns, where)
+        drafts.append(_draft(problem, split, where, row.images, hint=hint))
     return drafts
 
 
-def _draft(problem: Problem, split: Split, where: str, store_image: StoreImage, *, hint: bool) -> Draft:
+def _draft(problem: Problem, split: Split, where: str, images: tuple[StoreImage, ...], *, hint: bool) -> Draft:
     asked = [" ".join(text.split()) for text in (problem.question, problem.hint, *problem.choices)]
     passage = f"{problem.hint.strip()}\n" if hint and problem.hint.strip() else ""
     return Draft(
@@ -129,8 +136,14 @@ def _draft(problem: Problem, split: Split, where: str, store_image: StoreImage, 
         source="scienceqa",
         split=split,
         where=where,
-        store_image=store_image,
+        images=images,
+        labels={"grade": problem.grade, "context": _name_context(problem, images)},
     )
+
+
+def _name_context(problem: Problem, images: tuple[StoreImage, ...]) -> str:
+    """As the columns of the authors' table are called: IMG with an image, TXT with a passage, NO with neither."""
+    return "IMG" if images else "TXT" if problem.hint.strip() else "NO"
 
 
 SCIENCEQA = Source(
@@ -143,3 +156,7 @@ SCIENCEQA = Source(
     image_bytes=69_000,
 )
 """Questions with an image, counted in the published files; the bytes are the mean of 58 images."""
+SCIENCEQA_ALL = replace(
+    SCIENCEQA, load=draw_from(list_all), num_questions={"train": 12_726, "validation": 4_241, "test": 4_241}
+)
+"""All questions, more than half of which have no image."""

@@ -9,15 +9,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
+from pipeline.data_sections import FilterSection, PartSection
 from pipeline.errors import DataError, RecipeError
 from pipeline.images import ImageStore
 from pipeline.open_lists import SOURCE_NAMES
 from pipeline.plugins import Plugins
-from pipeline.records import Split, Task
+from pipeline.records import Split, Task, content_key
 from pipeline.sections import TasksSection
 from pipeline.sources.drafts import Draft, draw
 
+NO_FILTER = FilterSection()
 Load = Callable[[TasksSection, ImageStore], Iterable[Task]]
 
 
@@ -49,11 +52,63 @@ SOURCES: Plugins[Source] = SOURCE_NAMES.of_kind(
 
 
 def find_source(section: TasksSection) -> Source:
-    """The recipe's source. Raises RecipeError where it cannot be imported, or has no hints and is asked for them."""
+    """The recipe's source. Raises RecipeError where it cannot be imported, or does not go by a setting that is set."""
     source = SOURCES.resolve(section.source)
     if section.hint and not source.has_hints:
         raise RecipeError(f"source {section.source} has no hints; leave hint out")
+    if section.parts and section.source != "mix":
+        raise RecipeError(f"source {section.source} does not go by tasks.parts; set tasks.source = mix")
+    if section.filter != NO_FILTER and source.is_drawn:
+        raise RecipeError(f"the questions of {section.source} are made here, and not filtered; leave tasks.filter out")
     return source
+
+
+def list_parts(section: TasksSection) -> list[TasksSection]:
+    """The data sets that a section's questions come from, each as if it were the only one: a mixture's parts, or itself.
+
+    A part's questions are drawn by the mixture's seed, and are as many as the mixture could need.
+    """
+    drawn = {"num_tasks": section.num_tasks, "seed": section.seed}
+    parts = [
+        TasksSection(**{name: getattr(part, name) for name in PartSection.model_fields} | drawn)
+        for part in section.parts
+    ]
+    return parts or [section]
+
+
+def key_tasks(section: TasksSection) -> str:
+    """Key of the tasks: which data, which draw; how a file is sorted and where it lies change nothing."""
+    source = find_source(section)
+    hint = {"hint": True} if section.hint else {}
+    columns = {"columns": section.columns.model_dump(exclude={"allow_urls"})} if section.columns else {}
+    chosen = {} if section.filter == NO_FILTER else {"filter": section.filter}
+    return content_key(
+        source=section.source,
+        data=source.digest(section),
+        split=section.split,
+        num_tasks=section.num_tasks,
+        seed=section.seed,
+        **hint,
+        **columns,
+        **chosen,
+        **SOURCES.digest_own(section.source),
+    )
+
+
+def keeps(chosen: FilterSection, question: Draft | Task) -> bool:
+    """Whether a question meets every line that is set."""
+    return (
+        (not chosen.subjects or question.subject in chosen.subjects)
+        and (not chosen.families or question.family in chosen.families)
+        and _has(chosen.images, question.images)
+        and _has(chosen.options, question.choices)
+        and _has(chosen.gold, question.answer is not None or question.gold)
+        and (chosen.max_words is None or len(question.question.split()) <= chosen.max_words)
+    )
+
+
+def _has(wanted: Literal["any", "some", "none"], found: object) -> bool:
+    return wanted == "any" or bool(found) == (wanted == "some")
 
 
 def find_path(section: TasksSection) -> Path | None:
@@ -75,12 +130,14 @@ def need_path(section: TasksSection) -> Path:
 
 
 def draw_from(list_questions: Callable[[TasksSection], Iterable[Draft]]) -> Load:
-    """Loads `num_tasks` of the listed questions, or all, in an order that their ids and the section's seed decide.
+    """Loads `num_tasks` of the listed questions that the filter keeps, or all, in an order that
+    their ids and the section's seed decide.
 
     Only the drawn ones have their images read. Raises DataError where an id occurs twice, or a question cannot be used.
     """
 
     def load(section: TasksSection, store: ImageStore) -> Iterable[Task]:
-        return (draft.build(store) for draft in draw(list_questions(section), section.num_tasks, section.seed))
+        listed = (draft for draft in list_questions(section) if keeps(section.filter, draft))
+        return (draft.build(store) for draft in draw(listed, section.num_tasks, section.seed))
 
     return load

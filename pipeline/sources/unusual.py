@@ -106,7 +106,7 @@ def generate_unusual(store: PngStore) -> Iterator[Task]:
                 choices=thing.choices,
                 answer=thing.choices.index(state),
                 prior=thing.choices.index(thing.usual),
-                image=store.put_png(render(thing.draw, state)),
+                images=(store.put_png(render(thing.draw, state)),),
                 family=family,
                 source="unusual",
                 split="test",

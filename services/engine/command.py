@@ -5,6 +5,7 @@ Limits: vLLM is never imported here, so the flags below are those of 0.32.
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Mapping
@@ -26,8 +27,6 @@ _ENTRY: dict[Build, tuple[str, ...]] = {
     "cpu": ("-m", "vllm.entrypoints.launchers.api_server.entry", "--model"),
 }
 """What the checkpoint's directory follows."""
-_MEDIA = '{"image": 1, "video": 0, "audio": 0}'
-"""One image in a prompt. What is not named is allowed 999 times, and memory is kept for it."""
 _LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What --max-lora-rank takes."""
 _LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -107,7 +106,9 @@ def server_command(
     command += ["--served-model-name", SERVED_NAME]
     command += ["--uds", str(at)] if isinstance(at, Path) else ["--host", at.host, "--port", str(at.port)]
     command += ["--dtype", serve.dtype, "--max-model-len", str(serve.max_model_len)]
-    command += ["--limit-mm-per-prompt", _MEDIA, "--generation-config", "vllm"]
+    # What is not named is allowed 999 times, and memory is kept for it.
+    media = {"image": serve.max_images, "video": 0, "audio": 0}
+    command += ["--limit-mm-per-prompt", json.dumps(media), "--generation-config", "vllm"]
     # Templates get a message's parts, as in training. vLLM would guess from the template's loops whether it takes them, and
     # where it guesses wrongly hand it one string, the image's placeholder and the text with a line break between them.
     command += ["--chat-template-content-format", "openai"]

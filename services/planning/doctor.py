@@ -22,7 +22,7 @@ from pipeline.judges import JUDGES, list_sections
 from pipeline.recipe import Recipe
 from pipeline.report import Found, Report
 from pipeline.sections import EvalSection, JudgeSection, TasksSection, TrainSection
-from pipeline.sources.source import find_source
+from pipeline.sources.source import find_source, list_parts
 from services.checkpoints.model_source import find_model, is_bundled, is_hub_id
 from services.planning.capacity import Cards, engine_state, find_fit, make_plan
 from services.planning.estimate import count_work, estimate_disk
@@ -245,6 +245,9 @@ def _benchmark(section: EvalSection) -> Finding:
 
 
 def _source(what: str, section: TasksSection) -> Finding:
+    if section.parts:
+        found = [_source(what, part) for part in list_parts(section)]
+        return next((each for each in found if each.verdict == "missing"), found[0])
     try:
         source = find_source(section)
     except RecipeError as error:

@@ -25,7 +25,7 @@ from pipeline.prompts import PROMPTS
 from pipeline.recipe import Recipe
 from pipeline.records import PromptName
 from pipeline.sections import JudgeSection, TasksSection
-from pipeline.sources.source import SOURCES
+from pipeline.sources.source import NO_FILTER, SOURCES, list_parts
 from services.planning.assumptions import (
     ANSWER_TOKENS,
     CHECKPOINTS_KEPT,
@@ -141,10 +141,17 @@ def count_work(recipe: Recipe) -> Counts | None:
 
 
 def _num_tasks(section: TasksSection) -> int | None:
-    known = SOURCES.resolve(section.source).num_questions.get(section.split)
+    each = [SOURCES.resolve(part.source).num_questions.get(part.split) for part in list_parts(section)]
+    known = None if None in each or section.filter != NO_FILTER else sum(filter(None, each))
     if section.num_tasks is None or known is None:
         return section.num_tasks or known
     return min(section.num_tasks, known)
+
+
+def _image_bytes(section: TasksSection) -> float:
+    """Of a usual image: the mean over a mixture's parts."""
+    each = [SOURCES.resolve(part.source).image_bytes for part in list_parts(section)]
+    return sum(each) / len(each)
 
 
 def estimate_run(recipe: Recipe, shape: Shape, kind: CardKind, num_cards: int) -> RunEstimate | None:
@@ -215,7 +222,7 @@ def estimate_disk(recipe: Recipe, shape: Shape, counts: Counts) -> dict[str, flo
     weights = shape.num_parameters * 2 / GIB  # hub checkpoints come in 16 bits
     all_linear = recipe.train.target_modules == "all-linear"
     trained = shape.num_adapter_parameters(recipe.train.lora_r, all_linear=all_linear)
-    sampled = counts.num_tasks * SOURCES.resolve(recipe.tasks.source).image_bytes / GIB
+    sampled = counts.num_tasks * _image_bytes(recipe.tasks) / GIB
     evaluated = counts.num_eval_tasks * SOURCES.resolve(find_benchmark(recipe.eval).source).image_bytes / GIB
     held = shape.num_parameters * (2 if recipe.merge.dtype == "auto" else BYTES[recipe.merge.dtype]) / GIB
     num_responses = counts.num_responses + counts.num_eval_responses
@@ -225,7 +232,7 @@ def estimate_disk(recipe: Recipe, shape: Shape, counts: Counts) -> dict[str, flo
         "data sets, in the hub's cache": sampled + evaluated,
         "images of the run": sampled + evaluated,
         "ledger": records / GIB,
-        "pairs with their images": counts.num_pairs.likely * SOURCES.resolve(recipe.tasks.source).image_bytes / GIB,
+        "pairs with their images": counts.num_pairs.likely * _image_bytes(recipe.tasks) / GIB,
         "training's checkpoints and adapter": recipe.rounds.num * trained * (12 * CHECKPOINTS_KEPT + 4) / GIB,
         "policy": recipe.rounds.num * (held if recipe.merge.serve_as == "merged" else 4 * trained / GIB),
     }

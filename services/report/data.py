@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from eval.benchmark import Benchmark
@@ -12,8 +12,9 @@ from eval.published import PaperRow
 from eval.report_card import ReportCard
 from pipeline.contamination import Contamination, Match
 from pipeline.judges.cost import Cost
+from pipeline.pairs import PreferencePair
 from pipeline.recipe import Recipe
-from pipeline.records import CheckpointRef, Difference, EvalResult, PreferencePair, Record, StageCount, Task
+from pipeline.records import CheckpointRef, Difference, EvalResult, Record, StageCount, Task
 from services.run.parity import ParityReport
 from training.protocol.job import TrainProgress, TrainStatus
 from training.protocol.search import Sweep
@@ -24,8 +25,8 @@ class Example:
     """A task with its best and worst response, as the judge saw them."""
 
     task: Task
-    image: bytes
-    """The stored file's bytes, PNG or JPEG."""
+    images: Sequence[bytes]
+    """The stored files' bytes, PNG or JPEG."""
     pair: PreferencePair
     chosen_rationale: str
     """The judge's reason for the score."""

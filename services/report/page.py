@@ -177,8 +177,9 @@ def _figure(svg: str, caption: str) -> Figure:
     return Figure(Markup(svg), caption)  # noqa: S704
 
 
-def _show_example(example: Example, prompt: PromptName) -> tuple[Example, str, tuple[Chain, Chain]]:
-    return example, _image_url(example.pair.image, example.image), _chains(example, prompt)
+def _show_example(example: Example, prompt: PromptName) -> tuple[Example, list[str], tuple[Chain, Chain]]:
+    urls = [_image_url(ref, data) for ref, data in zip(example.pair.images, example.images, strict=True)]
+    return example, urls, _chains(example, prompt)
 
 
 def _show_lookalikes(pair: Lookalikes) -> tuple[Match, str, str]:

@@ -135,7 +135,7 @@ def show(sample: Sequence[Group], way: Way, images: ImageStore) -> list[Group]:
     except DataError:
         return []
     return [
-        Group(group.task.model_copy(update={"image": shown[group.task.id]}), group.found)
+        Group(group.task.model_copy(update={"images": shown[group.task.id]}), group.found)
         for group in sample
         if group.task.id in shown
     ]
@@ -157,7 +157,7 @@ def _build(
     own = found["own"]
     if not own:
         raise StageError(f"judge {judge.name} gave no task's two responses a score; choose another judge")
-    clusters = {group.task.id: group.task.image.sha256 if group.task.image else group.task.id for group in sample}
+    clusters = {group.task.id: group.task.picture or group.task.id for group in sample}
     lengths = {group.task.id: _count_words(group.found) for group in sample}
     counts = [count_hanging(right.rationale) for right, _ in own.values()]
     members = [read_both(member, sample, session.run.ledger) for member in judge.members]

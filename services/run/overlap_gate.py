@@ -9,12 +9,12 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from pipeline.contamination import Contamination, find_contamination, hash_picture, list_images
+from pipeline.contamination import Contamination, find_contamination, hash_picture
 from pipeline.errors import DataError
 from pipeline.files import read_record, write_record
 from pipeline.records import ImageRef, Record, Task
 from pipeline.report import Said, Warned, progress
-from pipeline.sources.source import SOURCES
+from pipeline.sources.source import SOURCES, list_parts
 from pipeline.stage import batched
 from services.run.rounds import Round
 from services.run.session import Session
@@ -55,7 +55,7 @@ def read_overlap(current: Round) -> Contamination | None:
     if _is_drawn(session):
         return find_contamination(current.tasks, asked, None)
     hashes = _read_hashes(session)
-    if any(image.sha256 not in hashes for task in (*current.tasks, *asked) for image in list_images(task)):
+    if any(image.sha256 not in hashes for task in (*current.tasks, *asked) for image in task.images):
         return None
     return find_contamination(current.tasks, asked, hashes)
 
@@ -67,7 +67,12 @@ def _list_asked(session: Session) -> list[Task]:
 
 def _is_drawn(session: Session) -> bool:
     """Whether a program draws the pictures of either side."""
-    return any(SOURCES.resolve(name).is_drawn for name in (session.run.recipe.tasks.source, session.benchmark.source))
+    trained = [part.source for part in list_parts(session.run.recipe.tasks)]
+    return all(_draws(name) for name in trained) or _draws(session.benchmark.source)
+
+
+def _draws(source: str) -> bool:
+    return SOURCES.resolve(source).is_drawn
 
 
 def _read_hashes(session: Session) -> dict[str, int]:
@@ -79,7 +84,7 @@ def _read_hashes(session: Session) -> dict[str, int]:
 def _hash_images(session: Session, tasks: Sequence[Task]) -> dict[str, int]:
     """Those of all images of the tasks; what is computed is kept some at a time."""
     hashes = _read_hashes(session)
-    images = {image.sha256: image for task in tasks for image in list_images(task)}
+    images = {image.sha256: image for task in tasks for image in task.images}
     owed = [image for sha, image in images.items() if sha not in hashes]
 
     def compute(image: ImageRef) -> int:

@@ -156,7 +156,7 @@ def choose_examples(current: Round) -> Iterator[Example]:
         reasons = current.read_rationales(pair)
         yield Example(
             task=tasks[pair.task],
-            image=current.session.run.images.read(pair.image),
+            images=[data for _, data in current.session.run.images.read_all(pair.images)],
             pair=pair,
             chosen_rationale=reasons[pair.chosen_key],
             rejected_rationale=reasons[pair.rejected_key],

@@ -18,9 +18,9 @@ from pipeline.errors import DataError, OwedError
 from pipeline.judges import Judge, find_judge
 from pipeline.judging import Counting, Standing, find_standing, find_unjudged_fault, list_judged, look_at_judgments
 from pipeline.pair_preview import PairsPreview, Previewing
-from pipeline.pairs import Couple, Judged, PairSet, build_pairs, limit_pairs, read_pairs, split_pairs
+from pipeline.pairs import Couple, Judged, PairSet, PreferencePair, build_pairs, limit_pairs, read_pairs, split_pairs
 from pipeline.publish import pairs_digest
-from pipeline.records import PreferencePair, StageCount, Task
+from pipeline.records import StageCount, Task
 from pipeline.report import OnSteps, Report, Warned, progress
 from pipeline.sample import Group, Groups, Plan
 from pipeline.sources import load_round
@@ -200,11 +200,12 @@ class Round:
         """
         recipe = self.session.run.recipe
         asked = (task for split in recipe.eval_splits for task in self.session.questions(split).tasks)
-        seen = {task.image.sha256 for task in asked if task.image}
-        leak = next((pair.task for pair in self.pairs.pair_set.pairs if pair.image.sha256 in seen), None)
+        seen = {image.sha256 for task in asked for image in task.images}
+        pairs = self.pairs.pair_set.pairs
+        leak = next((pair.task for pair in pairs if any(image.sha256 in seen for image in pair.images)), None)
         if leak is not None and not recipe.tasks.allow_overlap:
             raise DataError(
-                f"the image of pair {leak} is in the evaluation set too; take another split for one of them, or set "
+                f"an image of pair {leak} is in the evaluation set too; take another split for one of them, or set "
                 "tasks.allow_overlap=true"
             )
         return TrainJob(

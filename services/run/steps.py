@@ -6,7 +6,7 @@ done it does not do again, and a server is started only when something is owed t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -14,16 +14,18 @@ from eval.evaluate import Questions, Scores
 from eval.report_card import render_markdown
 from pipeline.client import ChatClient
 from pipeline.data_card import render_card
-from pipeline.errors import StageError
+from pipeline.errors import DataError, StageError
 from pipeline.judges import Judge
 from pipeline.judging import find_unjudged_fault
 from pipeline.pairs import Couple
 from pipeline.prompts import PROMPTS
 from pipeline.publish import name_judge, publish_pairs
-from pipeline.records import Split, StageCount
+from pipeline.records import Split, StageCount, Task
 from pipeline.report import Began, Said, Warned, tracking, waiting
 from pipeline.sample import Requests, is_owed, sample
-from pipeline.sections import POLICY_ALIAS
+from pipeline.sections import POLICY_ALIAS, ServeSection
+from pipeline.sources import name_sources
+from pipeline.sources.census import count_sources
 from services.checkpoints.registry import Checkpoint
 from services.gateway.admin import swap_to
 from services.run.asking import ask_judge
@@ -46,11 +48,25 @@ async def sample_stage(current: Round) -> None:
     session.report(
         Began(
             "sample",
-            f"{len(current.tasks)} {recipe.tasks.source} tasks x {recipe.sample.k} responses of {current.start.ref.name} "
-            f"at temperature {recipe.sample.temperature:g}",
+            f"{len(current.tasks)} {name_sources(recipe.tasks)} tasks x {recipe.sample.k} responses of "
+            f"{current.start.ref.name} at temperature {recipe.sample.temperature:g}",
         )
     )
+    for count in count_sources(current.tasks):
+        session.report(Said(count.summary))
+    _check_images(current.tasks, recipe.serve)
     await _ask(session, "sample", current.start, current.requests(), recipe.sample.max_concurrency)
+
+
+def _check_images(tasks: Iterable[Task], serve: ServeSection) -> None:
+    """Raise DataError for a question with more images than a server of ours takes; what another takes is not known here."""
+    if serve.url is None and not serve.upstreams:
+        task = next((task for task in tasks if len(task.images) > serve.max_images), None)
+        if task is not None:
+            raise DataError(
+                f"task {task.id} has {len(task.images)} images, and serve.max_images is {serve.max_images}; raise it, and "
+                "serve.max_model_len by their tokens"
+            )
 
 
 async def _ask(session: Session, stage: str, checkpoint: Checkpoint, requests: Requests, max_concurrency: int) -> None:
@@ -141,6 +157,7 @@ def publish_splits(
         paired=current.pairs.pair_set.count,
         digest=digest,
         prompts=_list_prompts(session),
+        tasks=current.tasks,
         contamination=read_overlap(current),
         cost=read_cost(session),
         judge_report="" if report is None else render_markdown(report),
@@ -171,6 +188,7 @@ async def eval_stage(session: Session, checkpoints: Sequence[Checkpoint], split:
 async def ask_questions(session: Session, stage: str, checkpoint: Checkpoint, questions: Questions) -> None:
     """Ask a checkpoint what it has not answered yet."""
     requests = questions.requests(checkpoint.ref)
+    _check_images(questions.tasks, session.run.recipe.serve)
     await _ask(session, f"{stage} {checkpoint.ref.name}", checkpoint, requests, questions.section.max_concurrency)
 
 

@@ -72,7 +72,7 @@ def _row(session: Session, current: Round | None, checkpoint: Checkpoint) -> Tre
 
 
 def _mean_correct(scores: Sequence[Score]) -> float:
-    good = [score.value == "correct" for score in scores if score.error is None]
+    good = [score.earned for score in scores if score.error is None]
     return sum(good) / len(good) if good else 0.0
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from eval.benchmark import BENCHMARKS, Benchmark, find_benchmark
 from eval.benchmarks.scienceqa_img import SCIENCEQA
+from eval.table import build_results
 from pipeline.errors import RecipeError
 from pipeline.open_lists import BENCHMARK_NAMES
 from pipeline.recipe import load_recipe
@@ -30,6 +31,36 @@ def respond(text):
 @pytest.mark.parametrize("name", list(BENCHMARK_NAMES.built_ins))
 def test_every_built_in_is_found_under_its_own_name(name):
     assert BENCHMARKS.resolve(name).name == name
+
+
+@pytest.mark.parametrize(
+    ("text", "points", "value", "answer"),
+    [
+        ("Cab.", 1.0, "correct", "cab"),
+        (" BUS ", 2 / 3, "correct", "bus"),
+        ("a cab", 0.0, "incorrect", "a cab"),
+        ("", 0.0, "no_answer", None),
+    ],
+)
+def test_a_direct_answer_earns_a_third_for_each_who_gave_it(text, points, value, answer):
+    accepted = ("cab",) * 4 + ("bus",) * 2 + ("car",) * 4
+    question = task(choices=(), answer=None, gold="cab", accepted=accepted)
+    found = BENCHMARKS.resolve("aokvqa_da").score(question, respond(text))
+    assert (found.earned, found.value, found.answer, found.target) == (pytest.approx(points), value, answer, "cab")
+    failed = respond(text).model_copy(update={"text": None, "error": "timed out"})
+    assert BENCHMARKS.resolve("aokvqa_da").score(question, failed).value is None
+
+
+def test_an_accuracy_is_the_mean_of_what_was_earned():
+    question = task(choices=(), answer=None, gold="bus", accepted=("cab",) * 4 + ("bus",) * 2)
+    benchmark = BENCHMARKS.resolve("aokvqa_da")
+    scores = [
+        benchmark.score(question.model_copy(update={"id": name}), respond(text).model_copy(update={"task": name}))
+        for name, text in (("t0", "cab"), ("t1", "bus"), ("t2", "car"))
+    ]
+    (row,) = build_results(scores, [BASE], (), seed=0, num_samples=1)
+    assert row.accuracy["Avg"].value == pytest.approx((1 + 2 / 3 + 0) / 3)
+    assert row.chance == 0.0
 
 
 def test_what_is_no_benchmark_is_said():

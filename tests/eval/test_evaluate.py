@@ -113,7 +113,7 @@ def keep(tmp_path, store, tasks):
 
 def test_a_question_without_a_gold_answer_is_refused_before_it_is_asked(store, tmp_path):
     image = ImageRef(sha256="ab", path="x.png", width=4, height=4)
-    fields = {"question": "?", "image": image, "source": "nano", "split": "test"}
+    fields = {"question": "?", "images": (image,), "source": "nano", "split": "test"}
     words = Task(id="words", choices=(), answer=None, gold="ten past two", **fields)
     keep(tmp_path, store, [words])
     assert load(store, tmp_path, is_read=True).tasks == [words]

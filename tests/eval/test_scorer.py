@@ -13,7 +13,7 @@ TASK = Task(
     question="What colour is the circle?",
     choices=("red", "blue", "green"),
     answer=1,
-    image=ImageRef(sha256="ab", path="images/ab.png", width=56, height=56),
+    images=(ImageRef(sha256="ab", path="images/ab.png", width=56, height=56),),
     subject="NAT",
     source="nano",
     split="test",

@@ -15,7 +15,9 @@ LONG = "Which of the two dogs that lie on the porch looks older than the other"
 
 def make_task(name, question="What is it?", choices=("a cat", "a dog"), image=None):
     ref = image and ImageRef(sha256=image, path=f"{image}.png", width=4, height=4)
-    return Task(id=name, question=question, choices=choices, answer=0, image=ref, source="s", split="train")
+    return Task(
+        id=name, question=question, choices=choices, answer=0, images=(ref,) if ref else (), source="s", split="train"
+    )
 
 
 def make_photo(seed, size=(240, 180)):

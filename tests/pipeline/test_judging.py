@@ -39,7 +39,7 @@ class Bench:
         self.ledger = Ledger(directory / "ledger.sqlite")
         image = self.images.put_png(Image.new("RGB", (64, 64), "red"))
         fields = {"question": "q?", "choices": ("a", "b"), "answer": 0, "source": "nano", "split": "train"}
-        self.tasks = {"t": Task(id="t", image=image, **fields)}
+        self.tasks = {"t": Task(id="t", images=(image,), **fields)}
         self.responses = [self.make_response(number) for number in range(60)]
 
     @staticmethod

@@ -19,7 +19,7 @@ TASK = Task(
     facts=("It is a dog.",),
     source="nano",
     split="train",
-    image=ImageRef(sha256="ab", path="x.png", width=2, height=2),
+    images=(ImageRef(sha256="ab", path="x.png", width=2, height=2),),
 )
 
 

@@ -15,7 +15,7 @@ from pipeline.sections import PairsSection
 CHECKPOINT = CheckpointRef(name="base", digest="sha256:aa", kind="base")
 SAMPLING = SamplingParams(temperature=0.5, max_tokens=8, n=8, seed=0)
 IMAGE = ImageRef(sha256="i", path="i.png", width=4, height=4)
-TASK = Task(id="t", question="q?", choices=("red", "blue"), answer=0, image=IMAGE, source="nano", split="train")
+TASK = Task(id="t", question="q?", choices=("red", "blue"), answer=0, images=(IMAGE,), source="nano", split="train")
 
 
 def judge(index, score, text="", letter=None, interval=(None, None), **fields):

@@ -17,7 +17,7 @@ from pipeline.data_card import render_card
 from pipeline.errors import DataError
 from pipeline.fields import Section
 from pipeline.images import ImageStore
-from pipeline.pairs import Judged, limit_pairs, read_pairs, split_pairs
+from pipeline.pairs import Judged, PreferencePair, limit_pairs, read_pairs, split_pairs
 from pipeline.pairs import build_pairs as build_couples
 from pipeline.publish import SplitSize, pairs_digest, publish_pairs
 from pipeline.recipe import load_recipe, public_name
@@ -25,7 +25,6 @@ from pipeline.records import (
     CheckpointRef,
     ImageRef,
     Judgment,
-    PreferencePair,
     Response,
     SamplingParams,
     StageCount,
@@ -42,7 +41,15 @@ PAIRED = StageCount(stage="pair", requested=6, ok=5, refused=1, reasons={"tie": 
 
 def make_task(name, image=None):
     image = image or ImageRef(sha256=name, path=f"images/{name}.png", width=4, height=4)
-    return Task(id=name, question="q?", choices=("a", "b"), answer=0, image=image, source="nano", split="train")
+    return Task(
+        id=name,
+        question="q?",
+        choices=("a", "b"),
+        answer=0,
+        images=(image,) if image else (),
+        source="nano",
+        split="train",
+    )
 
 
 def make_group(task, scores, texts=None):
@@ -63,6 +70,11 @@ def make_group(task, scores, texts=None):
         if score is not None:
             judgments[key] = Judgment(key=f"j-{key}", response=key, task=task.id, judge="verifier/1", score=score)
     return responses, judgments
+
+
+def judge_group(task, scores):
+    responses, judgments = make_group(task, scores)
+    return [Judged(each, judgments[each.key].score, "verifier/1") for each in responses]
 
 
 class Held:
@@ -123,10 +135,37 @@ def test_ties_same_texts_and_unjudged_tasks_are_dropped_and_counted():
     assert (good.num_ties, good.num_left_out) == (0, 0)
 
 
-def test_a_task_without_an_image_gives_no_pair():
-    task = make_task("t")
-    blind = task.model_copy(update={"image": None})
-    assert build_pairs([blind], *make_group(task, [1.0, 0.0])).count.reasons == {"no_image": 1}
+def test_pairs_without_images_are_held_out_by_question():
+    tasks = [make_task(f"t{n}").model_copy(update={"images": ()}) for n in range(10)]
+    section = PairsSection(policy="margin", max_per_task=2)
+    couples = build_couples([(task, judge_group(task, [1.0, 0.5, 0.0])) for task in tasks], section).pairs
+    assert len(couples) == 20
+    train, validation = split_pairs(couples, 0.2, 0)
+    assert (len(train), len(validation)) == (16, 4)
+    assert not {pair.task for pair in train} & {pair.task for pair in validation}
+
+
+def test_pairs_that_share_one_of_several_images_are_on_one_side():
+    def about(name, *images):
+        refs = tuple(ImageRef(sha256=image, path=image, width=4, height=4) for image in images)
+        return make_task(name).model_copy(update={"images": refs})
+
+    tasks = [
+        about("a", "1", "2"),
+        about("b", "2", "3"),
+        about("c", "3"),
+        about("d", "4"),
+        about("e", "5", "4"),
+        about("f", "6"),
+    ]
+    couples = build_couples([(task, judge_group(task, [1.0, 0.0])) for task in tasks]).pairs
+    for seed in range(20):
+        sides = [{pair.task for pair in side} for side in split_pairs(couples, 0.3, seed)]
+        assert all(
+            together <= side or together.isdisjoint(side)
+            for together in ({"a", "b", "c"}, {"d", "e"})
+            for side in sides
+        )
 
 
 def test_what_says_the_same_as_the_best_is_never_rejected():
@@ -175,7 +214,7 @@ def test_no_image_is_in_both_splits_and_the_fraction_is_kept():
     pairs = [make_pair(task) for task in tasks]
     train, validation = split_pairs(pairs, 0.1, seed=0)
     assert (len(train), len(validation)) == (180, 20)
-    assert not {p.image.sha256 for p in train} & {p.image.sha256 for p in validation}
+    assert not {p.images[0].sha256 for p in train} & {p.images[0].sha256 for p in validation}
     assert split_pairs(pairs[::-1], 0.1, seed=0)[1] == validation[::-1]
     assert split_pairs(pairs, 0.1, seed=1)[1] != validation
 
@@ -196,7 +235,7 @@ def test_at_most_so_many_pairs_are_drawn_by_image_and_the_rest_are_counted():
     kept = limit_pairs(made, 8, seed=0)
     assert (len(made.pairs), len(kept.pairs), kept.num_left_out, kept.num_ties) == (19, 8, 11, 1)
     assert (kept.count.requested, kept.count.ok, kept.count.refused) == (20, 8, 12)
-    images = [pair.image.sha256 for pair in kept.pairs]
+    images = [pair.images[0].sha256 for pair in kept.pairs]
     halves = [image for image in set(images) if images.count(image) == 1 and image != "im0"]
     assert len(halves) <= 1, "no more than the last image is cut"
     assert kept.count.reasons == {"tie": 1, "beyond_pairs_num": 11}
@@ -217,7 +256,7 @@ def test_of_several_pairs_of_a_task_some_may_be_left_out_and_the_task_still_coun
     kept = limit_pairs(made, 2, seed=0)
     assert (len(kept.pairs), kept.num_left_out, kept.count.ok, kept.count.reasons) == (2, 4, 1, {"beyond_pairs_num": 1})
     train, validation = split_pairs(made.pairs, 0.5, seed=0)
-    assert [len({pair.image.sha256 for pair in part}) for part in (train, validation)] == [1, 1]
+    assert [len({pair.images[0].sha256 for pair in part}) for part in (train, validation)] == [1, 1]
 
 
 def test_too_little_to_split_is_said():
@@ -229,7 +268,30 @@ def make_card(train, validation, **changes):
     fields = {"recipe": load_recipe("nano"), "model": "nano", "judged": JUDGED, "paired": PAIRED, "digest": "ab" * 32,
               "prompts": {"Asked of the sampled model": "Look."}, "contamination": None, "cost": None}  # fmt: skip
     sizes = changes.pop("sizes", {"train": SplitSize(3, 1000, 500), "validation": SplitSize(1, 10, 5)})
+    fields["tasks"] = [make_task(name) for name in dict.fromkeys(pair.task for pair in (*train, *validation))]
     return render_card(train, validation, sizes, **(fields | changes))
+
+
+def test_the_card_counts_questions_and_pairs_by_data_set():
+    tasks = [
+        make_task("t"),
+        make_task("u").model_copy(update={"source": "table", "choices": (), "answer": None, "images": ()}),
+    ]
+    card = make_card([make_pair(tasks[0])], [make_pair(tasks[0])], tasks=tasks)
+    rows = [line for line in card.splitlines() if line.startswith(("| nano |", "| table |"))]
+    assert rows == ["| nano | 1 | 1 | 1 | 1 | 1.0 | 2 |", "| table | 1 | 0 | 0 | 0 | 1.0 | 0 |"]
+
+
+def test_the_card_of_a_mixture_names_each_licence():
+    parts = '[{source = "aokvqa"}, {source = "scienceqa", hint = true}]'
+    recipe = load_recipe("nano", ["tasks.source=mix", f"tasks.parts={parts}"])
+    pair = make_pair(make_task("t"))
+    card = make_card([pair], [pair], recipe=recipe)
+    header = yaml.safe_load(card.split("---")[1])
+    assert header["license"] == "other"
+    assert header["source_datasets"] == ["HuggingFaceM4/A-OKVQA", "derek-thomas/ScienceQA"]
+    assert "| questions | aokvqa + scienceqa, each after its hint |" in card
+    assert "| other, as-a-okvqa-and-coco, https://github.com/allenai/aokvqa; cc-by-nc-sa-4.0 |" in card
 
 
 def test_the_published_data_set_is_what_datasets_reads(tmp_path):
@@ -365,6 +427,7 @@ def test_hostile_texts_stay_texts_in_the_card(text):
     )
     body = card.split("\n# Preference pairs", 1)[1]
     table, rest = body.split("## Recipe", 1)
+    table = table.partition("## Questions")[0] + table.partition("## Scores")[2]
     _, toml, after = re.split(r"^```(?:toml)?$", rest, flags=re.MULTILINE)
     assert after.strip() == ""
     assert tomllib.loads(toml)["judge"]["model"] == public_name(text)
@@ -384,17 +447,16 @@ def test_the_card_says_what_is_not_among_the_rows_and_why():
 
 def test_the_digest_is_of_the_rows_not_of_where_images_lie():
     pair = make_pair(make_task("t"))
-    moved = pair.model_copy(update={"image": pair.image.model_copy(update={"path": "elsewhere.png"})})
+    moved = pair.model_copy(update={"images": (pair.images[0].model_copy(update={"path": "elsewhere.png"}),)})
     other = pair.model_copy(update={"chosen": "other"})
     assert pairs_digest([pair], []) == pairs_digest([moved], [])
     assert len({pairs_digest([pair], []), pairs_digest([], [pair]), pairs_digest([other], [])}) == 3
 
 
-def test_the_digest_of_pairs_that_were_made_before_judgments_had_keys_in_them_stays():
+def test_the_digest_of_pairs_that_were_made_with_one_image_and_without_keys_of_judgments_stays():
     pair = make_pair(make_task("t"))
-    former = pair.model_dump(
-        mode="json", exclude={"image": {"path"}, "chosen_judgment": True, "rejected_judgment": True}
-    )
+    former = pair.model_dump(mode="json", exclude={"images", "chosen_judgment", "rejected_judgment"})
+    former["image"] = pair.images[0].model_dump(exclude={"path"})
     assert pairs_digest([pair], []) == content_key(rows=[[former], []])
 
 
@@ -407,14 +469,15 @@ def test_every_field_of_a_published_pair_is_in_the_digest():
     [
         {"task": "other"}, {"prompt": "other"}, {"chosen": "other"}, {"rejected": "other"}, {"chosen_score": 7.0},
         {"rejected_score": -1.0}, {"judge": "other"}, {"policy": "sha256:bb"}, {"chosen_key": "o"}, {"rejected_key": "o"},
-        {"image": ImageRef(sha256="other", path="p", width=4, height=4)},
+        {"images": (ImageRef(sha256="other", path="p", width=4, height=4),)}, {"images": ()},
+        {"images": (ImageRef(sha256="t", path="p", width=4, height=4),) * 2},
     ],
-    ids=lambda changes: next(iter(changes)),
+    ids=str,
 )  # fmt: skip
 def test_the_digest_of_pairs_holds_every_column(changes):
     pair = make_pair(make_task("t"))
     other = pair.model_copy(update=changes)
     assert pairs_digest([pair], []) != pairs_digest([other], [])
     assert pairs_digest([pair], []) != pairs_digest([], [pair])
-    moved = pair.model_copy(update={"image": pair.image.model_copy(update={"path": "elsewhere.png"})})
+    moved = pair.model_copy(update={"images": (pair.images[0].model_copy(update={"path": "elsewhere.png"}),)})
     assert pairs_digest([pair], []) == pairs_digest([moved], [])

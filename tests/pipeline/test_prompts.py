@@ -1,5 +1,6 @@
 import pytest
 
+from pipeline.errors import RecipeError
 from pipeline.prompts import PROMPTS, render_options, render_prompt, split_thought
 from pipeline.records import Task
 
@@ -34,6 +35,19 @@ def test_the_papers_prompts_are_kept_word_for_word():
 
 def test_options_are_lettered():
     assert render_options(("x", "y", "z")) == "(A) x (B) y (C) z"
+
+
+def test_a_question_without_options_has_no_line_of_them():
+    task = TASK.model_copy(update={"question": "Why?", "choices": (), "answer": None})
+    assert render_prompt("thought_specific", task).endswith("\nUser query: Why?")
+    assert render_prompt("short_answer", task) == "Why?\nAnswer the question using a single word or phrase."
+
+
+@pytest.mark.parametrize("name", ["zero_shot", "cot", "two_stage", "caption_first"])
+def test_a_prompt_that_asks_for_an_option_is_not_asked_without_options(name):
+    task = TASK.model_copy(update={"choices": (), "answer": None})
+    with pytest.raises(RecipeError, match=rf"prompt {name} asks for one of several options, and task t has none; take"):
+        render_prompt(name, task)
 
 
 def test_a_prompt_is_filled_in_one_pass_and_holds_no_second_image():

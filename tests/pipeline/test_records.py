@@ -1,10 +1,10 @@
 import pytest
 from pydantic import ValidationError
 
+from pipeline.pairs import PreferencePair
 from pipeline.records import (
     CheckpointRef,
     Judgment,
-    PreferencePair,
     Response,
     SamplingParams,
     StageCount,
@@ -63,7 +63,7 @@ def test_a_pair_needs_two_texts_and_a_better_one(chosen, rejected, scores):
     with pytest.raises(ValidationError):
         PreferencePair(
             task="t",
-            image={"sha256": "s", "path": "p", "width": 1, "height": 1},
+            images=[{"sha256": "s", "path": "p", "width": 1, "height": 1}],
             prompt="q",
             chosen=chosen,
             rejected=rejected,

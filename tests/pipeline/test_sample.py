@@ -1,6 +1,7 @@
 """The client and the sampling stage against a faulty upstream, faked at the transport."""
 
 import asyncio
+import base64
 import json
 
 import httpx2
@@ -75,7 +76,7 @@ def store(tmp_path):
 def tasks(store):
     image = store.put_png(Image.new("RGB", (4, 4), "red"))
     return [
-        Task(id=f"t{i}", question=f"q{i}?", choices=("a", "b"), answer=1, image=image, source="nano", split="train")
+        Task(id=f"t{i}", question=f"q{i}?", choices=("a", "b"), answer=1, images=(image,), source="nano", split="train")
         for i in range(6)
     ]
 
@@ -113,9 +114,19 @@ async def test_one_request_per_task_gives_k_responses_parsed_apart(tasks, ledger
 
 async def test_a_task_without_an_image_is_asked_in_words_alone(tasks, ledger, store):
     upstream = Upstream()
-    count, _ = await draw(upstream, [tasks[0].model_copy(update={"image": None})], ledger, store)
+    count, _ = await draw(upstream, [tasks[0].model_copy(update={"images": ()})], ledger, store)
     (body, _), *_ = upstream.requests
     assert (count.ok, [part["type"] for part in body["messages"][0]["content"]]) == (2, ["text"])
+
+
+async def test_several_images_are_shown_in_their_order(tasks, ledger, store):
+    upstream, other = Upstream(), store.put_png(Image.new("RGB", (4, 4), "blue"))
+    task = tasks[0].model_copy(update={"images": (other, *tasks[0].images)})
+    count, _ = await draw(upstream, [task], ledger, store)
+    (body, _), *_ = upstream.requests
+    *shown, text = body["messages"][0]["content"]
+    data = [base64.b64decode(part["image_url"]["url"].partition(",")[2]) for part in shown]
+    assert (count.ok, data, text["type"]) == (2, [store.read(image) for image in task.images], "text")
 
 
 async def test_a_server_that_counts_no_tokens_is_good_enough(tasks, ledger, store):
@@ -233,13 +244,15 @@ def test_a_request_s_key_holds_all_that_determines_its_answer_and_no_more(tasks,
     task, other = tasks[0], store.put_png(Image.new("RGB", (4, 4), "blue"))
     same = [
         key_of(task, CHECKPOINT.model_copy(update={"name": "another"})),
-        key_of(task.model_copy(update={"image": task.image.model_copy(update={"path": "elsewhere.png"})})),
+        key_of(task.model_copy(update={"images": (task.images[0].model_copy(update={"path": "elsewhere.png"}),)})),
         key_of(task.model_copy(update={"rationale": "r", "split": "test"})),
     ]
     others = [
         key_of(task, CHECKPOINT.model_copy(update={"digest": "sha256:" + "b" * 64})),
-        key_of(task.model_copy(update={"image": other})),
-        key_of(task.model_copy(update={"image": None})),
+        key_of(task.model_copy(update={"images": (other,)})),
+        key_of(task.model_copy(update={"images": ()})),
+        key_of(task.model_copy(update={"images": (other, *task.images)})),
+        key_of(task.model_copy(update={"images": (*task.images, other)})),
         key_of(task.model_copy(update={"question": "another?"})),
         key_of(task, prompt="cot"),
         *(key_of(task, sampling=SAMPLING.model_copy(update=change))

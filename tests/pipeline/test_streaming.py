@@ -53,7 +53,9 @@ class Remembering(Judge):
 
 def make_task(number):
     image = ImageRef(sha256=f"im{number}", path="p", width=1, height=1)
-    return Task(id=f"t{number}", question="q?", choices=("x", "y"), answer=0, image=image, source="nano", split="train")
+    return Task(
+        id=f"t{number}", question="q?", choices=("x", "y"), answer=0, images=(image,), source="nano", split="train"
+    )
 
 
 RESPONSE = st.one_of(

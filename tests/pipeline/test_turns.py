@@ -14,7 +14,7 @@ from pipeline.images import ImageStore
 from pipeline.ledger import Ledger
 from pipeline.prompts import Prompt, render_prompt, render_second, split_at_last, split_thought
 from pipeline.records import CheckpointRef, Response, SamplingParams, Task
-from pipeline.sample import Plan, sample, show_image
+from pipeline.sample import Plan, sample, show_images
 
 pytestmark = pytest.mark.hurried
 DIGEST = "sha256:" + "a" * 64
@@ -68,7 +68,7 @@ def store(tmp_path):
 @pytest.fixture
 def task(store):
     image = store.put_png(Image.new("RGB", (4, 4), "red"))
-    return Task(id="t", question="q?", choices=("a", "b"), answer=1, image=image, source="nano", split="train")
+    return Task(id="t", question="q?", choices=("a", "b"), answer=1, images=(image,), source="nano", split="train")
 
 
 @pytest.fixture
@@ -165,7 +165,7 @@ async def test_another_image_is_asked_about_anew_with_the_same_seed(task, ledger
     (request,) = Plan([task], "two_stage", CHECKPOINT, SAMPLING)
     await draw(Upstream(), [request], ledger, store)
     upstream = Upstream()
-    count, _ = await draw(upstream, [show_image(request, other)], ledger, store)
+    count, _ = await draw(upstream, [show_images(request, (other,))], ledger, store)
     assert (count.ok, len(upstream.bodies), upstream.bodies[0]["seed"]) == (4, 4, request.sampling.seed)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -30,7 +31,7 @@ from training.protocol.shape import read_shape
 
 CHECKED = "preflight"
 OnMessage = Callable[[str], None]
-_RULES = 1
+_RULES = 2
 """The version of what a row is refused for; another one looks at every row again."""
 _TELL_EVERY_S = 1.0
 
@@ -59,9 +60,14 @@ def open_pairs(job: TrainJob, job_directory: Path, processor: Processor, on_mess
     train, validation = (load_pairs(Path(job.pairs_path) / f"{name}.parquet") for name in ("train", "validation"))
     path = job_directory.parent / CHECKED / f"{_key(job, processor)}.json"
     if not path.is_file():
-        limits = {"max_length": job.train.max_length, "max_image_side": job.train.max_image_side}
         ticker = _Ticker(len(train) + len(validation), on_message)
-        summaries = [check_pairs(rows, processor, ticker.tick, **limits)[1] for rows in (train, validation)]
+        check = partial(
+            check_pairs,
+            max_length=job.train.max_length,
+            max_image_side=job.train.max_image_side,
+            needs_image=job.train.method == "mdpo",
+        )
+        summaries = [check(rows, processor, ticker.tick)[1] for rows in (train, validation)]
         path.parent.mkdir(exist_ok=True)
         write_record(path, CheckedPairs(train=summaries[0], validation=summaries[1]))
     found = read_record(path, CheckedPairs)
@@ -76,6 +82,7 @@ def _key(job: TrainJob, processor: Processor) -> str:
         template=processor.chat_template,
         max_length=job.train.max_length,
         max_image_side=job.train.max_image_side,
+        needs_image=job.train.method == "mdpo",
     )
 
 

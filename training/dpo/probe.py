@@ -36,8 +36,8 @@ def load_questions(pairs: Path, processor: Processor, recipe: TrainSection) -> P
     """The first validation pairs, or training pairs where there are none. Raises DataError where no pair can be used."""
     for split in ("validation", "train"):
         rows = load_pairs(pairs / f"{split}.parquet")
-        limits = {"max_length": recipe.max_length, "max_image_side": recipe.max_image_side}
-        kept, _ = check_pairs(rows.select(range(min(len(rows), 2 * NUM_PAIRS))), processor, **limits)
+        first = rows.select(range(min(len(rows), 2 * NUM_PAIRS)))
+        kept, _ = check_pairs(first, processor, max_length=recipe.max_length, max_image_side=recipe.max_image_side)
         if len(kept):
             return _build(kept.select(range(min(len(kept), NUM_PAIRS))), processor, recipe)
     raise DataError(f"none of the first pairs in {pairs} can be used to compare; run `vcot pair` again")

@@ -128,13 +128,20 @@ class PairCollator:
 
 
 def check_pairs(
-    rows: Dataset, processor: Processor, on_row: OnRow = lambda: None, /, *, max_length: int, max_image_side: int
+    rows: Dataset,
+    processor: Processor,
+    on_row: OnRow = lambda: None,
+    /,
+    *,
+    max_length: int,
+    max_image_side: int,
+    needs_image: bool = False,
 ) -> tuple[Dataset, PairSummary]:
     """The rows that can be trained whole, with only TRL's columns, and what was found. Nothing is cut.
 
-    `on_row` is called after each row.
+    `needs_image` refuses rows without one, which mDPO could not corrupt; `on_row` is called after each row.
     """
-    inspector = _Inspector(processor, max_length, max_image_side)
+    inspector = _Inspector(processor, max_length, max_image_side, needs_image=needs_image)
     lengths: dict[int, int] = {}
     refused: dict[int, tuple[str, str]] = {}
     for index in range(len(rows)):
@@ -170,6 +177,7 @@ class _Inspector:
     processor: Processor
     max_length: int
     max_image_side: int
+    needs_image: bool
     _added: dict[tuple[tuple[int, int], ...], int] = field(default_factory=dict)
 
     def look_at(self, rows: Sequence[Row], index: int) -> tuple[str, int, str | None]:
@@ -190,8 +198,10 @@ class _Inspector:
     def _measure(self, row: Row) -> int:
         """The length. Raises ValueError with the fault of a row that cannot be trained."""
         _check_content(row, self.processor)
+        if self.needs_image and not row["images"]:
+            raise ValueError("no image, and train.method = mdpo trains on pairs with one; leave it out, or take dpo")
         pair, images = render_pair(row, self.processor), scale_images(row, self.max_image_side)
-        expected, sampled = (_count_image_tokens(shown, self.processor) for shown in (images, row["images"]))
+        expected, sampled = (_count_image_tokens(shown, self.processor) for shown in (images, row["images"] or ()))
         if expected != sampled:
             raise ValueError(f"{expected} image tokens, but {sampled} when it was sampled; raise train.max_image_side")
         prompt = _tokenize(pair.prompt, self.processor)
@@ -217,20 +227,21 @@ def _count_added(text: str, ids: list[int], images: Sequence[Pillow.Image], proc
 
 def _count_image_tokens(images: Sequence[Pillow.Image], processor: Processor) -> int:
     """What the processor announces: more for a larger image, where it does not scale all to one size."""
+    if not images:
+        return 0
     announced = processor._get_num_multimodal_tokens(image_sizes=[image.size[::-1] for image in images])
     return sum(announced["num_image_tokens"])
 
 
 def _check_content(row: Row, processor: Processor) -> None:
     """Raise ValueError where the row's columns do not make a pair."""
-    if not row["images"]:
-        raise ValueError("no image")
+    images = row["images"] or ()
     messages = {name: read_messages(row[name]) for name in COLUMNS[1:]}
     if messages["chosen"] == messages["rejected"]:
         raise ValueError("chosen and rejected are the same")
     placeholders = [part for message in messages["prompt"] for part in message["content"] if part["type"] == "image"]
-    if len(placeholders) != len(row["images"]):
-        raise ValueError(f"{len(row['images'])} image(s), but {len(placeholders)} image part(s) in the prompt")
+    if len(placeholders) != len(images):
+        raise ValueError(f"{len(images)} image(s), but {len(placeholders)} image part(s) in the prompt")
     texts = [part.get("text", "") for turns in messages.values() for turn in turns for part in turn["content"]]
     markers = [marker for marker in processor.tokenizer.all_special_tokens if any(marker in text for text in texts)]
     if markers:
@@ -268,7 +279,7 @@ def _completion_length(prompt: list[int], whole: list[int]) -> int:
 def _process(processor: Processor, images: Sequence[Sequence[Pillow.Image]], texts: list[str]) -> Batch:
     """The processor's tensors; the template has written the special tokens already."""
     batch: Batch = processor(
-        images=[list(group) for group in images],
+        images=[list(group) for group in images] if any(images) else None,
         text=texts,
         padding=True,
         padding_side="right",

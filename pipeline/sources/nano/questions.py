@@ -297,7 +297,7 @@ def build_task(question: Question, image: ImageRef, split: Split) -> Task:
         answer=question.answer,
         rationale=" ".join(question.reading.statements),
         facts=list_facts(question.scene),
-        image=image,
+        images=(image,),
         subject=SUBJECTS[question.family],
         family=question.family,
         source="nano",

@@ -65,7 +65,13 @@ class Table:
         self.images = ImageStore(self.directory)
         self.ledger = Ledger(self.directory / "ledger.sqlite")
         self.image = self.images.put_png(Image.new("RGB", (8, 8), "red"))
-        fields = {"id": "t", "question": "What is it?", "choices": ("red", "blue"), "answer": 0, "image": self.image}
+        fields = {
+            "id": "t",
+            "question": "What is it?",
+            "choices": ("red", "blue"),
+            "answer": 0,
+            "images": (self.image,),
+        }
         self.task = Task(**(fields | {"source": "nano", "split": "train"} | self.task_fields))
         self.responses = [make_response(index, text) for index, text in enumerate(self.texts)]
         self.meter = Meter(None, NOTHING)

@@ -149,7 +149,7 @@ async def ask(monkeypatch, tmp_path, reply):
         return reply
 
     store = ImageStore(tmp_path)
-    task = make_task(image=store.put_png(Image.new("RGB", (4, 4))))
+    task = make_task(images=(store.put_png(Image.new("RGB", (4, 4))),))
     async with PointwiseJudge(SECTION, store, transport=httpx2.MockTransport(upstream)) as judge:
         return await judge.score(task, make_response()), seen
 

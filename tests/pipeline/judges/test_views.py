@@ -70,7 +70,7 @@ def test_each_view_has_keys_of_its_own_and_the_usual_one_those_it_had(tmp_path):
 def test_another_image_makes_another_judgment_only_where_it_is_not_the_tasks_own(tmp_path):
     """The response's key says which image it was sampled with; a control's image is said beside it."""
     table, other = make_table(tmp_path, image="other"), make_table(tmp_path, image="other")
-    other.task = other.task.model_copy(update={"image": other.image.model_copy(update={"sha256": "ff"})})
+    other.task = other.task.model_copy(update={"images": (other.image.model_copy(update={"sha256": "ff"}),)})
     assert find_key(table) != find_key(other)
 
 

@@ -44,7 +44,7 @@ def test_same_seed_gives_the_same_tasks_and_a_longer_run_begins_with_the_shorter
     first = list(generate_nano("test", 40, 3, store))
     assert first == list(generate_nano("test", 60, 3, MemoryStore()))[:40]
     assert first != list(generate_nano("test", 40, 4, MemoryStore()))
-    assert {task.image.sha256 for task in first} == set(store.images)
+    assert {task.images[0].sha256 for task in first} == set(store.images)
 
 
 def test_tasks_are_complete_and_cover_every_family_evenly():
@@ -58,7 +58,7 @@ def test_tasks_are_complete_and_cover_every_family_evenly():
         assert task.subject == SUBJECTS[task.family]
         assert len(set(task.choices)) == 4
         assert set(statements(task.rationale)) <= set(task.facts)
-        assert (task.image.width, task.image.height) == (56, 56)
+        assert (task.images[0].width, task.images[0].height) == (56, 56)
 
 
 def test_splits_share_no_image_and_no_scene_up_to_colour():

@@ -2,13 +2,16 @@
 
 import io
 import json
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipeline.columns import ColumnsSection
+from pipeline.data_sections import ColumnsSection
 from pipeline.errors import DataError, RecipeError
 from pipeline.images import ImageStore
 from pipeline.recipe import load_recipe, parse_recipe, render_recipe
@@ -29,6 +32,7 @@ ROWS = [
     {"q": "What colour?", "options": ["red", "blue"], "right": "red", "picture": "1.png", "group": "colours"},
     {"q": "What else?", "options": ["red", "blue"], "right": "B", "picture": "sub/2.png", "group": None},
 ]
+IN_WORDS = {"question": "q", "choices": "", "answer": "right", "image": "picture"}
 COLUMNS = {"question": "q", "choices": "options", "answer": "right", "image": "picture", "subject": "group"}
 
 
@@ -39,6 +43,16 @@ def folder(tmp_path):
     (directory / "1.png").write_bytes(png())
     (directory / "sub" / "2.png").write_bytes(png("blue"))
     return directory
+
+
+@pytest.fixture
+def httpserver_folder(folder):
+    """Serves the folder on this machine."""
+    handler = partial(SimpleHTTPRequestHandler, directory=folder)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
 
 
 @pytest.fixture(autouse=True)
@@ -66,7 +80,7 @@ def test_json_lines_with_paths_of_images_are_tasks(folder, tmp_path):
         "colours",
     )
     assert (second.answer, second.subject, second.source, second.split) == (1, None, "table", "train")
-    assert first.image.sha256 != second.image.sha256
+    assert first.images[0].sha256 != second.images[0].sha256
     assert first.id.startswith("table/")
 
 
@@ -77,7 +91,7 @@ def test_parquet_holds_images_as_bytes_as_the_hub_does_or_as_paths(folder, tmp_p
     pq.write_table(pa.Table.from_pylist(rows), folder / "mine.parquet")
     tasks = load(folder / "mine.parquet", tmp_path)
     assert [task.answer for task in tasks] == [0, 1]
-    assert len({task.image.sha256 for task in tasks}) == 1
+    assert len({task.images[0].sha256 for task in tasks}) == 1
 
 
 def test_a_folder_has_files_of_each_split(folder, tmp_path):
@@ -105,24 +119,68 @@ def test_a_question_about_two_pictures_is_two_questions(folder, tmp_path):
     rows = [ROWS[0], ROWS[0] | {"picture": "sub/2.png"}]
     first, second = load(write_lines(folder / "mine.jsonl", rows), tmp_path)
     assert first.id != second.id
-    assert first.image.sha256 != second.image.sha256
+    assert first.images[0].sha256 != second.images[0].sha256
     again = load(write_lines(folder / "mine.jsonl", rows[::-1]), tmp_path)
-    assert {task.id: task.image.sha256 for task in again} == {t.id: t.image.sha256 for t in (first, second)}
+    assert {task.id: task.images[0].sha256 for task in again} == {t.id: t.images[0].sha256 for t in (first, second)}
 
 
 def test_questions_without_options_are_answered_in_words_or_have_no_gold_answer(folder, tmp_path):
     path = write_lines(folder / "mine.jsonl", [ROWS[0] | {"right": "a disc"}, ROWS[1] | {"right": None}])
-    with pytest.raises(DataError, match=r"0 choice\(s\)"):
-        load(path, tmp_path, COLUMNS | {"choices": ""})
-    path = write_lines(folder / "mine.jsonl", [ROWS[0] | {"right": "a disc"}])
-    (task,) = load(path, tmp_path, COLUMNS | {"choices": ""})
-    assert (task.choices, task.answer, task.gold) == ((), None, "a disc")
+    tasks = load(path, tmp_path, COLUMNS | {"choices": ""})
+    assert {(task.choices, task.answer, task.gold) for task in tasks} == {((), None, "a disc"), ((), None, "")}
 
 
-def test_rows_without_an_image_are_left_out_and_counted(folder, tmp_path, caplog):
+def test_one_table_may_hold_questions_with_options_and_without(folder, tmp_path):
+    path = write_lines(folder / "mine.jsonl", [ROWS[0], ROWS[1] | {"options": None, "right": "a disc"}])
+    assert {len(task.choices): (task.answer, task.gold) for task in load(path, tmp_path)} == {
+        2: (0, ""),
+        0: (None, "a disc"),
+    }
+
+
+def test_several_answers_may_be_right(folder, tmp_path):
+    rows = [{"q": "What?", "picture": "1.png", "right": ["disc", "circle", "disc"]}]
+    (task,) = load(write_lines(folder / "mine.jsonl", rows), tmp_path, IN_WORDS)
+    assert (task.gold, task.accepted) == ("disc", ("disc", "circle", "disc"))
+
+
+def test_a_row_may_have_several_images_in_their_order(folder, tmp_path):
+    rows = [
+        {"q": "Which?", "right": "one", "picture": ["sub/2.png", "1.png"]},
+        {"q": "Why?", "right": "so", "picture": []},
+    ]
+    two, none = sorted(
+        load(write_lines(folder / "mine.jsonl", rows), tmp_path, IN_WORDS),
+        key=lambda t: -len(t.images),
+    )
+    stored = ImageStore(tmp_path / "run")
+    expected = tuple(stored.put_file(folder / name) for name in ("sub/2.png", "1.png"))
+    assert (two.images, none.images) == (expected, ())
+
+
+def test_a_table_without_images_has_no_column_of_them(folder, tmp_path, caplog):
+    rows = [{"q": "What is 2 + 2?", "right": "4"}]
+    (task,) = load(write_lines(folder / "mine.jsonl", rows), tmp_path, IN_WORDS | {"image": ""})
+    assert (task.images, task.gold) == ((), "4")
+    assert "without an image" not in caplog.text
+
+
+def test_rows_without_an_image_are_questions_without_one_and_counted(folder, tmp_path, caplog):
     path = write_lines(folder / "mine.jsonl", [ROWS[0], ROWS[1] | {"picture": None}])
-    assert len(load(path, tmp_path)) == 1
-    assert "1 rows have no picture, and are left out" in caplog.text
+    assert sorted(len(task.images) for task in load(path, tmp_path)) == [0, 1]
+    assert "1 rows have no picture; they are questions without an image" in caplog.text
+
+
+def test_addresses_are_downloaded_where_that_is_allowed(folder, tmp_path, httpserver_folder):
+    rows = [{"q": "What?", "right": "a disc", "picture": f"{httpserver_folder}/1.png"}]
+    path = write_lines(folder / "mine.jsonl", rows)
+    with pytest.raises(DataError, match=r"is an address; set tasks\.columns\.allow_urls=true"):
+        load(path, tmp_path, IN_WORDS)
+    (task,) = load(path, tmp_path, IN_WORDS | {"allow_urls": True})
+    assert ImageStore(tmp_path / "run").read(task.images[0]) == (folder / "1.png").read_bytes()
+    rows = [{"q": "What?", "right": "a disc", "picture": f"{httpserver_folder}/gone.png"}]
+    with pytest.raises(DataError, match=r"gone\.png cannot be downloaded \(.*404.*\); correct the address"):
+        load(write_lines(folder / "mine.jsonl", rows), tmp_path, IN_WORDS | {"allow_urls": True})
 
 
 def test_the_mapping_is_part_of_the_key_and_the_place_is_not(folder, tmp_path):
@@ -143,6 +201,9 @@ def test_the_mapping_is_part_of_the_key_and_the_place_is_not(folder, tmp_path):
         (ROWS, {"image": "image"}, r"has no column image, only q, .*; set tasks\.columns\.image"),
         ([ROWS[0] | {"right": "green"}], {}, r"row 0: answer 'green' is neither an index from 0, a letter nor"),
         ([ROWS[0] | {"picture": "https://x.org/1.png"}], {}, r"https://x\.org/1\.png of row 0 of .* is an address"),
+        ([ROWS[0] | {"options": []}], {}, r"row 0: options is empty; leave it null"),
+        ([ROWS[0] | {"options": None, "right": []}], {}, r"row 0: right is an empty list; leave it null"),
+        ([ROWS[0] | {"picture": ["1.png", None]}], {}, r"an image of row 0 of .* is empty"),
         ([ROWS[0] | {"picture": "gone.png"}], {}, r"gone\.png cannot be opened"),
         ([ROWS[0] | {"q": "a\u0000b"}], {}, r"row 0: q holds the control character '\\x00'"),
         ([ROWS[0] | {"q": " "}], {}, r"row 0: q is ' ', and must be a text"),

@@ -13,7 +13,7 @@ from pipeline.errors import DataError, RecipeError
 from pipeline.images import ImageStore
 from pipeline.sections import TasksSection
 from pipeline.sources import load_tasks
-from pipeline.sources.aokvqa import AOKVQA
+from pipeline.sources.aokvqa import AOKVQA, list_direct
 from pipeline.sources.scienceqa import SCIENCEQA
 from tests.hub_cache import write_snapshot
 
@@ -108,8 +108,8 @@ def test_scienceqa_problem_becomes_a_task(science, load, tmp_path):
     [task] = [task for task in tasks if task.question == "Which is number 3?"]
     assert (task.choices, task.answer) == (("this", "that"), 1)
     assert (task.rationale, task.family, task.subject, task.split) == ("It is that.", "physics", "NAT", "validation")
-    assert (task.source, task.image.width, task.image.height) == ("scienceqa", 8, 6)
-    assert (tmp_path / "run" / task.image.path).is_file()
+    assert (task.source, task.images[0].width, task.images[0].height) == ("scienceqa", 8, 6)
+    assert (tmp_path / "run" / task.images[0].path).is_file()
 
 
 def test_aokvqa_annotation_becomes_a_task(okvqa, load):
@@ -117,7 +117,7 @@ def test_aokvqa_annotation_becomes_a_task(okvqa, load):
     assert len(tasks) == 4
     task = tasks["aokvqa/q1"]
     assert (task.choices[task.answer], task.rationale, task.subject) == ("three", "It is three. Three.", None)
-    assert task.image.sha256 != tasks["aokvqa/q2"].image.sha256
+    assert task.images[0].sha256 != tasks["aokvqa/q2"].images[0].sha256
 
 
 @pytest.mark.parametrize(
@@ -210,7 +210,7 @@ def spoil_image(content):
 SCIENCEQA_FAULTS = {
     "empty": (
         lambda data: data.splits.update(val=[]),
-        "split validation, holds no question with an image; set",
+        "split validation, holds no question that can be drawn; set",
     ),
     "one choice": (bend(choices=["only"], answer=0), "problem 2: task scienceqa/.* has 1 choice.*correct the question"),
     "answer out of range": (bend(answer=2), "problem 2: task scienceqa/.*: answer 2 is not an index into 2 choices"),
@@ -310,7 +310,7 @@ def test_nano_tasks_are_drawn_and_kept(load, tmp_path):
     assert len(tasks) == 12
     assert load(source="nano", num_tasks=12) == tasks
     assert load(source="nano", num_tasks=6) == tasks[:6]
-    assert all((tmp_path / "run" / task.image.path).is_file() for task in tasks)
+    assert all((tmp_path / "run" / task.images[0].path).is_file() for task in tasks)
 
 
 COMMIT = "c0ffee" + "0" * 34
@@ -353,11 +353,56 @@ def okvqa_rows(numbers):
     ]
 
 
+def test_direct_answers_are_the_questions_that_are_not_difficult(okvqa, load):
+    answers = ["taxi"] * 3 + ["cab"] * 4 + ["bus"] * 3
+    okvqa.rows[0]["direct_answers"] = answers
+    okvqa.rows[1]["difficult_direct_answer"] = True
+    tasks = {task.id: task for task in load(**(okvqa.write() | {"source": "aokvqa_da"}))}
+    assert set(tasks) == {"aokvqa/q0", "aokvqa/q2", "aokvqa/q3"}
+    task = tasks["aokvqa/q0"]
+    assert (task.choices, task.answer, task.gold, task.accepted) == ((), None, "cab", tuple(answers))
+    assert (task.source, task.rationale) == ("aokvqa_da", "It is three. Three.")
+
+
+def test_direct_answers_of_the_hub_are_lists_in_a_text(hub, load):
+    rows = okvqa_rows([1])
+    hub(AOKVQA.hub_name, "validation", rows)
+    (task,) = load(source="aokvqa_da", split="validation")
+    assert (task.gold, task.accepted) == ("a", ("a",))
+    hub(AOKVQA.hub_name, "validation", [rows[0] | {"direct_answers": "[a"}], revision="c" * 40)
+    with pytest.raises(DataError, match="direct_answers = '\\[a': the list cannot be read"):
+        load(source="aokvqa_da", split="validation", revision="c" * 40)
+
+
+def test_all_of_scienceqa_has_its_questions_without_an_image(science, load):
+    science.add("8", "val", image=None)
+    science.problems["8"]["hint"] = "A passage."
+    fields = science.write()
+    with_image = {task.id: task for task in load(**fields)}
+    every = {task.id: task for task in load(**(fields | {"source": "scienceqa_all"}))}
+    (words,) = [task for name, task in every.items() if name not in with_image]
+    assert (words.images, words.labels["context"]) == ((), "TXT")
+    assert {task.labels["context"] for task in with_image.values()} == {"IMG"}
+    assert {name: every[name].images for name in with_image} == {name: t.images for name, t in with_image.items()}
+
+
+def test_tasks_that_an_earlier_version_kept_are_read(okvqa, load, tmp_path):
+    fields = okvqa.write()
+    tasks = load(**fields)
+    (kept,) = (tmp_path / "run" / "tasks").iterdir()
+    rows = [json.loads(line) for line in kept.read_text().splitlines()]
+    for row in rows:
+        row["image"] = row.pop("images")[0]
+        del row["accepted"], row["labels"]
+    kept.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert load(**fields) == tasks
+
+
 def test_scienceqa_hub_columns(hub, load):
     images = [{"bytes": png("red"), "path": None}, None, {"bytes": png("blue"), "path": None}]
     hub(SCIENCEQA.hub_name, "validation", [SCIENCE_ROW | {"image": image} for image in images])
     tasks = {task.id: task for task in load(source="scienceqa", split="validation")}
-    assert len(tasks) == len({task.image.sha256 for task in tasks.values()}) == 2, "one text, two pictures"
+    assert len(tasks) == len({task.images[0].sha256 for task in tasks.values()}) == 2, "one text, two pictures"
     for task in tasks.values():
         assert (task.choices, task.answer, task.subject, task.family) == (("a", "b", "c"), 2, "LAN", "verbs")
     with pytest.raises(DataError, match=r"split test, cannot be loaded \(there is no test-\*.parquet in it\)"):
@@ -376,8 +421,8 @@ def test_the_hubs_copy_and_the_official_files_are_the_same_tasks(hub, load, scie
     ]
     hub(SCIENCEQA.hub_name, "validation", rows)
     copied = load(source="scienceqa", split="validation")
-    assert [(task.id, task.question, task.image) for task in copied] == [
-        (task.id, task.question, task.image) for task in official
+    assert [(task.id, task.question, task.images) for task in copied] == [
+        (task.id, task.question, task.images) for task in official
     ]
     assert load(source="scienceqa", split="validation", num_tasks=4) == official[:4]
 
@@ -457,6 +502,18 @@ def test_corrupt_hub_image_is_one_sentence(hub, load):
 
 
 @needs_shared
+def test_real_direct_answers(load):
+    """The official list marks 70 of 1,145 questions as difficult, none of them among those whose images are here."""
+    rows = json.loads((SHARED / "aokvqa" / "aokvqa_v1p0_val.json").read_text())
+    path = str(SHARED / "aokvqa" / "aokvqa_v1p0_val_with_images.json")
+    tasks = {task.id: task for task in load(source="aokvqa_da", path=path, split="validation")}
+    assert len(tasks) == 8
+    assert all(len(task.accepted) == 10 for task in tasks.values())
+    section = TasksSection(source="aokvqa_da", path=str(SHARED / "aokvqa"), split="validation")
+    assert len(list_direct(section)) == len(rows) - 70 == 1_075
+
+
+@needs_shared
 def test_real_scienceqa_extract(load):
     path = os.path.relpath(SHARED / "scienceqa")
     train = load(source="scienceqa", path=path, split="train")
@@ -464,7 +521,7 @@ def test_real_scienceqa_extract(load):
     assert (len(train), len(validation)) == (39, 19)
     assert sum(task.subject == "LAN" for task in train + validation) == 10
     assert all(task.answer is not None for task in train + validation)
-    with pytest.raises(DataError, match="split test, holds no question with an image"):
+    with pytest.raises(DataError, match="split test, holds no question that can be drawn"):
         load(source="scienceqa", path=path, split="test")
 
 
@@ -472,6 +529,6 @@ def test_real_scienceqa_extract(load):
 def test_real_aokvqa_extract(load, caplog):
     path = SHARED / "aokvqa" / "aokvqa_v1p0_val_with_images.json"
     tasks = load(source="aokvqa", path=str(path), split="validation")
-    assert len(tasks) == len({task.id for task in tasks}) == len({task.image.sha256 for task in tasks}) == 8
+    assert len(tasks) == len({task.id for task in tasks}) == len({task.images[0].sha256 for task in tasks}) == 8
     with pytest.raises(DataError, match=r"is in none of images.*or name a list of those you have"):
         load(source="aokvqa", path=str(path.parent), split="validation")

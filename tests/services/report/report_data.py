@@ -10,8 +10,9 @@ from PIL import Image, ImageDraw
 from eval.benchmarks.nano_world import NANO
 from eval.image_reliance import build_reliance
 from eval.table import build_chance, build_differences, build_results
+from pipeline.pairs import PreferencePair
 from pipeline.recipe import load_recipe
-from pipeline.records import CheckpointRef, ImageRef, PreferencePair, Score, StageCount, Task
+from pipeline.records import CheckpointRef, ImageRef, Score, StageCount, Task
 from services.report.data import Example, Lesson, ReportData, TrendRow
 from services.run.parity import ParityReport
 from training.protocol.job import Retention, TrainProgress, TrainStatus
@@ -80,18 +81,18 @@ def make_example(number, **fields):
     ref = ImageRef(sha256=f"{number:064d}", path=f"images/{number:064d}.png", width=56, height=56)
     task = Task(
         id=f"nano-{number}", question="What colour is the circle?", choices=("red", "blue", "green", "yellow"), answer=1,
-        facts=FACTS, image=ref, subject="NAT", family="colour", source="nano", split="train",
+        facts=FACTS, images=(ref,), subject="NAT", family="colour", source="nano", split="train",
     )  # fmt: skip
     texts = {
         "chosen": "The circle is at the top left. The circle is blue. <R> The answer is (B)",
         "rejected": "The circle is at the bottom right. The circle is blue. The square is red. <R> The answer is (A)",
     }
     pair = PreferencePair(
-        task=task.id, image=ref, prompt=task.question, chosen_key="c", rejected_key="r", chosen_score=1.0,
+        task=task.id, images=(ref,), prompt=task.question, chosen_key="c", rejected_key="r", chosen_score=1.0,
         rejected_score=0.33, judge="verifier/1", policy=BASE.digest, **(texts | fields),
     )  # fmt: skip
     wrong = "answer A, gold B; 2 of 3 statements true; false: the circle is at the bottom right"
-    return Example(task, make_image(), pair, "answer right; 2 of 2 statements true", wrong)
+    return Example(task, [make_image()], pair, "answer right; 2 of 2 statements true", wrong)
 
 
 HOSTILE = (

@@ -133,7 +133,7 @@ def test_pairs_that_were_left_out_are_said(tmp_path):
 
 def test_pictures_that_are_in_training_and_evaluation_are_shown_side_by_side(tmp_path, page):
     assert "Held out" not in page.text
-    ref = make_example(1).pair.image
+    ref = make_example(1).pair.images[0]
     match = Match(
         kind="alike picture", distance=2, trained="t1", asked="e1", trained_question="What <b>?", asked_question="Who?",
         trained_image=ref, asked_image=ref,

@@ -30,7 +30,7 @@ def list_questions(section):
     for row in read_json(path, list):
         found = read_row(Question, row, str(path))
         yield Draft(id=found.id, question=found.question, choices=("yes", "no"), answer=0, source="photos",
-                    split=section.split, where=str(path), store_image=file_image(path.parent / f"{found.id}.img"))
+                    split=section.split, where=str(path), images=(file_image(path.parent / f"{found.id}.img"),))
 
 PHOTOS = Source(load=draw_from(list_questions), digest=lambda section: digest_files([need_path(section)]))
 BENCH = Benchmark(name="photos", source="photos:PHOTOS")

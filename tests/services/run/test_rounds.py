@@ -73,7 +73,7 @@ async def test_each_round_starts_from_the_last_ones_policy_on_images_that_none_b
     assert [current.job.base.digest for current in rounds[:2]] == [session.base.ref.digest, policies[0].ref.digest]
     assert policies[0].ref.name.startswith("dpo-")
     assert policies[1].ref.name.startswith("dpo-r2-")
-    images = [task.image.sha256 for current in rounds for task in current.tasks]
+    images = [task.images[0].sha256 for current in rounds for task in current.tasks]
     assert len(images) == len(set(images)) == 36
 
 
@@ -181,7 +181,7 @@ async def test_what_was_shown_instead_of_the_image_is_scored_against_the_questio
     answer(session, session.questions("test").requests(session.base.ref, ["true"]), lambda task, index: True)
     answer(session, session.questions("test").requests(session.base.ref, ["blank", "other"]), lambda task, index: False)
     scores = load_scores(session, [session.base], "test")
-    own = {task.id: task.image.sha256 for task in session.questions("test").tasks}
+    own = {task.id: task.images[0].sha256 for task in session.questions("test").tasks}
     assert all(score.image == own[score.task] for part in scores.values() for score in part)
     found = evaluate_scores(session, scores, [session.base])
     assert {(row.shown, row.reliance.value) for row in found.reliance} == {("blank", 1.0), ("other", 1.0)}
@@ -193,7 +193,7 @@ def test_a_round_leaves_out_questions_about_an_earlier_image(tmp_path):
     section = TasksSection(source="nano", num_tasks=4)
     two, three = (section.model_copy(update={"num_tasks": number}) for number in (8, 12))
     drawn = load_tasks(two, tmp_path, ImageStore(tmp_path))
-    repeated = [*drawn[:5], drawn[5].model_copy(update={"image": drawn[1].image}), *drawn[6:]]
+    repeated = [*drawn[:5], drawn[5].model_copy(update={"images": drawn[1].images}), *drawn[6:]]
     for kept in (two, three):  # as a source that has no more
         path = tmp_path / "tasks" / f"{key_tasks(kept)}.jsonl"
         path.write_text("".join(f"{task.model_dump_json()}\n" for task in repeated))

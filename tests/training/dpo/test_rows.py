@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerFast
 
 from pipeline.errors import DataError
 from training.dpo.rows import PairCollator, check_pairs, load_pairs, render_pair, scale_images
+from training.model.loading import completion_logprobs, load_model
 from training.nano.architecture import NUM_IMAGE_TOKENS
 
 LIMITS = {"max_length": 512, "max_image_side": 336}
@@ -72,8 +73,8 @@ def test_published_pairs_pass_whole(processor, make_job):
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"images": []}, "no image"),
-        ({"images": None}, "no image"),
+        ({"images": []}, r"0 image\(s\), but 1 image part"),
+        ({"images": None}, r"0 image\(s\), but 1 image part"),
         ({"rejected": make_row()["chosen"]}, "chosen and rejected are the same"),
         ({"images": [Image.new("RGB", (56, 56))] * 2}, r"2 image\(s\), but 1 image part"),
         ({"chosen": [{"role": "assistant", "content": text("An <image> here.")}]}, "special token <image>"),
@@ -83,6 +84,39 @@ def test_published_pairs_pass_whole(processor, make_job):
 )
 def test_refused_with_its_reason(processor, changes, reason):
     assert pytest.importorskip("re").search(reason, refusal(processor, make_row(**changes)))
+
+
+WORDS = {"images": [], "prompt": [{"role": "user", "content": text("What is red?")}]}
+TWO = {
+    "images": [Image.new("RGB", (56, 56), "red"), Image.new("RGB", (84, 56), "blue")],
+    "prompt": [{"role": "user", "content": [{"type": "image", "text": None}] * 2 + text("Which is red?")}],
+}
+
+
+@pytest.mark.parametrize(("changes", "num_images"), [(WORDS, 0), (TWO, 2), ({**WORDS, "images": None}, 0)])
+def test_a_row_may_have_no_image_or_several(processor, changes, num_images):
+    row = make_row(**changes)
+    kept, summary = check_pairs(Rows([row]), processor, **LIMITS)
+    assert (len(kept), summary.refused) == (1, ())
+    batch = PairCollator(processor, 336)([row])
+    assert summary.max_length == int(batch["attention_mask"].sum(dim=1).max())
+    assert (batch["input_ids"] == processor.image_token_id).sum(dim=1).tolist() == [num_images * NUM_IMAGE_TOKENS] * 2
+
+
+def test_rows_with_and_without_images_make_one_batch(processor, checkpoint):
+    rows = [make_row(), make_row(**WORDS), make_row(**TWO)]
+    model = load_model(checkpoint, torch.float32)
+    together = completion_logprobs(model, PairCollator(processor, 336)(rows))
+    alone = [completion_logprobs(model, PairCollator(processor, 336)([row])) for row in rows]
+    for place, expected in enumerate(alone):
+        for side in (0, 1):
+            found = together[place + 3 * side]
+            assert found[found != 0].tolist() == pytest.approx(expected[side][expected[side] != 0].tolist(), abs=1e-4)
+
+
+def test_mdpo_trains_on_images_only(processor):
+    assert "no image, and train.method = mdpo" in refusal(processor, make_row(**WORDS), needs_image=True)
+    assert len(check_pairs(Rows([make_row()]), processor, needs_image=True, **LIMITS)[0]) == 1
 
 
 def test_long_row_is_refused_and_never_cut(processor):
