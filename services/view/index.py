@@ -238,6 +238,11 @@ class Index:
         return Item(*item), Task.model_validate_json(body), Sheet.model_validate_json(asked)
 
 
+def note(connection: sqlite3.Connection, name: str, body: str) -> None:
+    """Keep a note, in place of the one of that name."""
+    connection.execute("INSERT OR REPLACE INTO notes (name, body) VALUES (?, ?)", (name, body))
+
+
 def number_marks(connection: sqlite3.Connection, names: Iterable[str]) -> list[int]:
     """The numbers of marks; new ones are given one."""
     numbers = []

@@ -17,21 +17,34 @@ import sqlite3
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.errors import InputError, OwedError, VcotError
+from pipeline.errors import OwedError, VcotError
 from pipeline.records import Task, content_key
 from pipeline.report import ignore
 from pipeline.run import RECIPE, Run, open_run
 from pipeline.stage import batched
 from services.checkpoints.registry import BASE_ALIAS
 from services.run.live import LIVE
-from services.run.results import RESULTS, find_folder
+from services.run.results import RESULTS
 from services.run.rounds import list_rounds, make_judge
 from services.run.session import Session
-from services.view.index import INDEX, SHIFT, VERSION, Facets, Part, Sheet, is_current, number_marks, open_index
+from services.view.index import (
+    INDEX,
+    SHIFT,
+    VERSION,
+    Facets,
+    Index,
+    Part,
+    Sheet,
+    is_current,
+    note,
+    number_marks,
+    open_index,
+)
 from services.view.items import Evaluated, Look, Sampled, Shelf
 from services.view.overview import write_overview
 
@@ -53,9 +66,17 @@ def follow(directory: Path, folder: Path) -> None:
         while True:
             began, state = time.monotonic(), _look_at_files(directory)
             if state != seen:
-                asyncio.run(bring_up_to_date(directory, folder))
+                asyncio.run(_follow_once(directory, folder))
                 seen = state
             time.sleep(max(_EVERY_S, _REST * (time.monotonic() - began)))
+
+
+async def _follow_once(directory: Path, folder: Path) -> None:
+    """The overview goes before, where there is none, since a large run's items take minutes."""
+    if Index(folder / INDEX).note("overview") is None:
+        await refresh_overview(directory, folder, with_status=False)
+    await bring_up_to_date(directory, folder)
+    await refresh_overview(directory, folder)
 
 
 def _look_at_files(directory: Path) -> list[tuple[str, int, int]]:
@@ -67,19 +88,33 @@ def _look_at_files(directory: Path) -> list[tuple[str, int, int]]:
 
 
 async def bring_up_to_date(directory: Path, folder: Path) -> None:
-    """One pass. What cannot be read is a note, for whoever looks."""
+    """One pass over the items."""
+    async with _working(directory, folder) as (session, connection):
+        _Pass(session, connection).do()
+
+
+async def refresh_overview(directory: Path, folder: Path, *, with_status: bool = True) -> None:
+    """The overview of what the items say, and, with the status, the account of the stages."""
+    async with _working(directory, folder) as (session, connection):
+        await write_overview(session, connection, with_status=with_status)
+
+
+@asynccontextmanager
+async def _working(directory: Path, folder: Path) -> AsyncIterator[tuple[Session, sqlite3.Connection]]:
+    """On one moment of the run. What cannot be read is a note, for whoever looks, until it can."""
+    problem = None
     try:
         with open_run(directory, access="read") as run:
             async with Session(run, ignore) as session:
-                connection = _open(folder / INDEX, run)
-                try:
-                    await _Pass(session, connection).do()
-                finally:
-                    connection.close()
-    except (VcotError, FileNotFoundError) as error:
-        connection = open_index(folder / INDEX)
-        _note(connection, "problem", str(error))
-        connection.close()
+                with closing(_open(folder / INDEX, run)) as connection:
+                    yield session, connection
+    except VcotError as error:
+        problem = str(error)
+    with closing(open_index(folder / INDEX)) as connection:
+        if problem is None:
+            connection.execute("DELETE FROM notes WHERE name = 'problem'")
+        else:
+            note(connection, "problem", problem)
 
 
 def _open(path: Path, run: Run) -> sqlite3.Connection:
@@ -93,12 +128,8 @@ def _open(path: Path, run: Run) -> sqlite3.Connection:
     for name in (path.name, f"{path.name}-wal", f"{path.name}-shm"):
         path.with_name(name).unlink(missing_ok=True)
     connection = open_index(path)
-    _note(connection, "stamp", stamp)
+    note(connection, "stamp", stamp)
     return connection
-
-
-def _note(connection: sqlite3.Connection, name: str, body: str) -> None:
-    connection.execute("INSERT OR REPLACE INTO notes (name, body) VALUES (?, ?)", (name, body))
 
 
 @dataclass
@@ -108,20 +139,15 @@ class _Pass:
     session: Session
     connection: sqlite3.Connection
 
-    async def do(self) -> None:
+    def do(self) -> None:
         shelves = list(list_shelves(self.session))
         for shelf in shelves:
             self._add_tasks(shelf)
         self._write_facets(shelves)
         self._mark_due()
-        is_new = self.connection.execute("SELECT 1 FROM notes WHERE name = 'overview'").fetchone() is None
-        if is_new:
-            await write_overview(self.session, self.connection)
         for shelf in shelves:
             self._work_off(shelf)
         self._write_facets(shelves)
-        await write_overview(self.session, self.connection, with_status=True)
-        self.connection.execute("DELETE FROM notes WHERE name = 'problem'")
 
     def _add_tasks(self, shelf: Shelf) -> None:
         """Those that are not in the index yet."""
@@ -150,7 +176,7 @@ class _Pass:
         with _transaction(self.connection):
             self.connection.execute("UPDATE items SET due = 1 WHERE is_open")
             self.connection.executemany("UPDATE items SET due = 1 WHERE task = ?", ((task,) for task in tasks))
-            _note(self.connection, "place", json.dumps(place))
+            note(self.connection, "place", json.dumps(place))
 
     def _work_off(self, shelf: Shelf) -> None:
         query = "SELECT task, num FROM items WHERE due AND part = ?"
@@ -166,7 +192,7 @@ class _Pass:
         query = "SELECT name, count(*) FROM marks JOIN names ON names.id = mark GROUP BY mark ORDER BY name"
         parts = tuple(Part(slug=one.slug, title=one.title, num_tasks=len(one.tasks)) for one in shelves)
         facets = Facets(parts=parts, marks=dict(self.connection.execute(query).fetchall()))
-        _note(self.connection, "facets", facets.model_dump_json())
+        note(self.connection, "facets", facets.model_dump_json())
 
 
 def list_shelves(session: Session) -> Iterator[Shelf]:

@@ -33,6 +33,7 @@ from services.run.rounds import make_judge
 from services.run.session import Session
 from services.run.status import RunStatus, look_at_run
 from services.run.sweep import load_sweep
+from services.view.index import note
 from training.protocol.job import JOB, read_status
 
 LIVE_PLACE = "<!--live-->"
@@ -59,19 +60,19 @@ class Summary(Record):
     """In seconds since 1970."""
 
 
-async def write_overview(session: Session, connection: sqlite3.Connection, *, with_status: bool = False) -> None:
+async def write_overview(session: Session, connection: sqlite3.Connection, *, with_status: bool) -> None:
     """Make the notes `overview`, `summary` and figures; with the account, which goes through the whole run, `status`."""
     if with_status:
         status = await _look(session)
-        _note(connection, "status", status.model_dump_json())
+        note(connection, "status", status.model_dump_json())
     data = build_data(session, connection)
     fields = list_fields(data)
     for kind in _DRAWN:
         fields[kind] = [_link(connection, figure, f"{kind}-{number}.svg") for number, figure in enumerate(fields[kind])]
     fields["name"] = session.run.directory.absolute().name
     page = make_environment("services.view").get_template("overview.html").render(fields)
-    _note(connection, "overview", page)
-    _note(connection, "summary", _summarise(data).model_dump_json())
+    note(connection, "overview", page)
+    note(connection, "summary", _summarise(data).model_dump_json())
 
 
 async def _look(session: Session) -> RunStatus:
@@ -81,12 +82,8 @@ async def _look(session: Session) -> RunStatus:
 
 def _link(connection: sqlite3.Connection, figure: Figure, name: str) -> Figure:
     """The figure as a picture of its own, which no rule of the page's has to let in; its caption is its description."""
-    _note(connection, f"figure/{name}", standalone(str(figure.svg)))
+    note(connection, f"figure/{name}", standalone(str(figure.svg)))
     return replace(figure, svg=Markup('<img src="figures/{}" alt="">').format(name))
-
-
-def _note(connection: sqlite3.Connection, name: str, body: str) -> None:
-    connection.execute("INSERT OR REPLACE INTO notes (name, body) VALUES (?, ?)", (name, body))
 
 
 def build_data(session: Session, connection: sqlite3.Connection) -> ReportData:

@@ -7,16 +7,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from pipeline.contamination import list_images
 from pipeline.errors import InputError
 from pipeline.images import ImageStore, media_type
 from pipeline.ledger import Ledger
-from pipeline.records import ImageRef
 from pipeline.run import RECIPE
 from services.engine.lifeline import keeper_command
 from services.run.live import Live, find_holder, read_live
@@ -134,7 +131,7 @@ class Shown:
 
     def read_image(self, example: Example, number: int) -> tuple[bytes, str] | None:
         """One of a task's images, and its media type; None where it has no such image."""
-        images: Sequence[ImageRef] = list_images(example.task)
+        images = example.task.images
         if number >= len(images):
             return None
         return self.images.read(images[number]), media_type(images[number])
@@ -155,8 +152,8 @@ class Shown:
         for part, task in sorted(labels.tasks):
             if (found := self.index.find(part, task)) is None:
                 continue
-            images = list_images(found[1])
-            clusters |= {task: images[0].sha256} if images else {}
+            name = found[1].picture
+            clusters |= {task: name} if name else {}
             answered = (one for asked in found[2].asked for one in asked.responses)
             scores |= {one.key: one.score for one in answered if one.score is not None}
         return measure_agreement(labels, scores, clusters)

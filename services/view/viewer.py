@@ -29,7 +29,6 @@ from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Re
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from pipeline.contamination import list_images
 from pipeline.errors import InputError, VcotError
 from pipeline.files import explain
 from pipeline.printable import printable
@@ -179,7 +178,7 @@ class Pages:
             run,
             "Tasks",
             example=example,
-            images=list_images(example.task),
+            images=example.task.images,
             both=both,
             stretches=compare_texts(both[0].text, both[1].text) if both else [],
             before=before,
