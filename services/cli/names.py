@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import App, Group, Parameter
 
@@ -41,6 +41,8 @@ Wandb = Annotated[
     ),
 ]
 Flag = Annotated[bool, Parameter(negative=())]
+
+FileFormat = Annotated[Literal["parquet", "jsonl", "csv"], Parameter(name="--format")]
 
 Audit = Annotated[
     bool,
@@ -311,6 +313,25 @@ def status(target: Target = DEFAULT, *, json: Annotated[bool, Parameter(negative
     from services.cli import status_command
 
     status_command.show(target, as_json=json)
+
+
+@app.command(group=TOOLS)
+def export(run: Path | None = None, *, out: Path, kind: FileFormat = "parquet") -> None:
+    """Write a run's tasks, all its responses with scores and rationales, judgments, pairs and evaluations as files.
+
+    Parameters
+    ----------
+    run
+        Run directory (default: runs/nano); it is only read.
+    out
+        The folder for the files; those of an earlier export are replaced.
+    kind
+        Of the files: parquet, jsonl or csv.
+
+    """
+    from services.cli import export_command, opening
+
+    opening.execute("export", Target(run=run), lambda session: export_command.export(session, out, kind))
 
 
 @app.command(group=_RUNS)
