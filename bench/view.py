@@ -2,8 +2,8 @@
 
     make bench-view          (python -m bench.view [--responses N] [--k K] [--keep DIR])
 
-A run of `--responses` responses, k a task, with as many judgments is written with the real ledger. Then the viewer is started
-twice: without an index (`cold_...`), while which it is asked for pages until the index is whole, and with it. Printed:
+A run of `--responses` responses, k a task, with as many judgments is written with the real ledger. Then the viewer is
+started twice: without an index (`cold_...`), and asked for pages until the index is whole; then with it. Printed:
 
     open_s, cold_open_s   from the command's start to the overview and the first page of tasks
     page_ms, filter_ms    the slowest page or filter, each by its median of five; `slowest` names it
@@ -40,13 +40,29 @@ from pipeline.records import ImageRef, Judgment, Response, Task, Usage
 from pipeline.report import ignore
 from pipeline.run import Run, open_run
 from pipeline.sample import Plan, SampleRequest
-from pipeline.sources import key_tasks
+from pipeline.sources.source import key_tasks
 from pipeline.stage import batched
 from services.run.rounds import make_judge
 from services.run.session import Session
 
 _WORDS = [
-    *("the", "a", "image", "shows", "table", "red", "blue", "dog", "cat", "on", "beside", "under", "behind", "person", "old"),
+    *(
+        "the",
+        "a",
+        "image",
+        "shows",
+        "table",
+        "red",
+        "blue",
+        "dog",
+        "cat",
+        "on",
+        "beside",
+        "under",
+        "behind",
+        "person",
+        "old",
+    ),
     *(f"thing{number}" for number in range(5000)),
 ]
 _SUBJECTS = ("NAT", "SOC", "LAN")
@@ -164,7 +180,9 @@ def measure_warm(directory: Path) -> dict[str, Any]:
         _ask(client, "")
         found: dict[str, Any] = {"open_s": round(time.perf_counter() - began, 2)}
         for kind, queries in (("page", PAGES), ("filter", FILTERS)):
-            medians = {name: statistics.median(_ask(client, query) for _ in range(5)) for name, query in queries.items()}
+            medians = {
+                name: statistics.median(_ask(client, query) for _ in range(5)) for name, query in queries.items()
+            }
             slowest = max(medians, key=lambda name: medians[name])
             found[f"{kind}_ms"] = round(medians[slowest])
             found[f"slowest_{kind}"] = slowest

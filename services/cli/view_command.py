@@ -36,8 +36,13 @@ async def _serve(runs: Sequence[Shown], port: int, terminal: Terminal) -> None:
     cancel_at_sigterm()
     token = secrets.token_urlsafe(24)
     config = uvicorn.Config(
-        create_app(runs, token), ws="none", lifespan="off", log_level="warning", access_log=False,
-        server_header=False, timeout_graceful_shutdown=_GRACE_S,
+        create_app(runs, token),
+        ws="none",
+        lifespan="off",
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=_GRACE_S,
     )
     with _listen(port) as listener, ExitStack() as stack:
         for run in runs:

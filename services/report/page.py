@@ -70,7 +70,7 @@ def write_report(data: ReportData, out: Path) -> Path:
 
 
 def make_environment(*packages: str) -> Environment:
-    """What renders the report's templates, and those of other packages, which go before; all that is filled in is escaped."""
+    """What renders the report's templates, after those of other packages; all that is filled in is escaped."""
     environment = Environment(
         loader=ChoiceLoader([PackageLoader(package) for package in (*packages, "services.report")]),
         autoescape=True,

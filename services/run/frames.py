@@ -83,7 +83,8 @@ class Rows:
         import pyarrow as pa
 
         types = {
-            "text": pa.string(), "number": pa.int64(), "real": pa.float64(), "flag": pa.bool_(), "texts": pa.list_(pa.string()),
+            "text": pa.string(), "number": pa.int64(), "real": pa.float64(), "flag": pa.bool_(),
+            "texts": pa.list_(pa.string()),
         }  # fmt: skip
         return pa.schema([(name, types[kind]) for name, kind in _TYPES[self.name].items()])
 
@@ -204,7 +205,12 @@ class LoadedRun:
                     tasks = {task.id: task for task in (request.task for request in requests)}
                     for response in found.values():
                         score = questions.benchmark.score(tasks[response.task], response)
-                        said = {"subject": score.subject, "shown": shown, "outcome": score.value, "target": score.target}
+                        said = {
+                            "subject": score.subject,
+                            "shown": shown,
+                            "outcome": score.value,
+                            "target": score.target,
+                        }
                         yield _describe_response(response) | said | {"answer": score.answer}
 
 

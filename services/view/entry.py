@@ -1,9 +1,8 @@
 """Who may enter the viewer: whoever has its link, from a browser on this machine.
 
-The link carries a token, which a cookie holds from the first visit on, so that no later address shows it. A request must name
-a loopback host: a page of the web whose name was made to mean this machine (DNS rebinding) names its own. What changes
-something must come from a page of the viewer's own. Answers forbid scripts and styles but the viewer's files, frames, and
-that anything is kept or told elsewhere.
+The link carries a token, which a cookie holds from the first visit on, so that no later address shows it. A request must
+name a loopback host: a page of the web whose name was made to mean this machine (DNS rebinding) names its own. What changes
+something must come from a page of the viewer. Answers allow no script or style but the viewer's own files, and no frame.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One task as a page shows it: question, every chain with what the judge said of it, and what differs between two of them."""
+"""One task as a page shows it: every chain with what the judge said of it, and what differs between two of them."""
 
 from __future__ import annotations
 

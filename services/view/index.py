@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -117,7 +117,7 @@ class Facets(Record):
     """What the items can be filtered by."""
 
     parts: tuple[Part, ...] = ()
-    marks: dict[str, int] = {}
+    marks: Mapping[str, int] = {}
     """How many items carry each."""
 
 

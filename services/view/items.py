@@ -64,8 +64,13 @@ class Look:
 class Shelf(Protocol):
     """Tasks that were asked for one purpose."""
 
-    slug: str
-    title: str
+    @property
+    def slug(self) -> str:
+        """Its name in addresses."""
+
+    @property
+    def title(self) -> str:
+        """Its name for people."""
 
     @property
     def tasks(self) -> Sequence[Task]:
@@ -86,9 +91,11 @@ class Sampled:
 
     @property
     def tasks(self) -> Sequence[Task]:
+        """As `Shelf` says, and `look`."""
         return self.current.tasks
 
     def look(self, tasks: Sequence[Task]) -> Iterator[Look]:
+        """At some of them."""
         ledger, plan = self.current.session.run.ledger, replace(self.current.requests(), tasks=tasks)
         groups = list(Groups(plan, ledger))
         judged = look_at_judgments(self.judge, groups, ledger, whole=True)
@@ -113,9 +120,8 @@ class Sampled:
             temperature=request.sampling.temperature,
             responses=tuple(answered),
         )
-        for one in answered:
-            if one.outcome is not None:
-                look.mark_outcome(one.outcome, asked.checkpoint, asked.setting)
+        for outcome in {each.outcome for each in answered if each.outcome}:
+            look.mark_outcome(outcome, asked.checkpoint, asked.setting)
         look.asked.append(asked)
         return look
 
@@ -168,6 +174,7 @@ class Evaluated:
 
     @property
     def tasks(self) -> Sequence[Task]:
+        """As `Shelf` says, and `look`."""
         return self.questions.tasks
 
     @cached_property
@@ -181,6 +188,7 @@ class Evaluated:
         return found
 
     def look(self, tasks: Sequence[Task]) -> Iterator[Look]:
+        """At some of them."""
         asked = {task.id: self._requests[task.id] for task in tasks}
         keys = [key for own in asked.values() for _, request in own for key in request.response_keys()]
         found = self.ledger.get(Response, keys)

@@ -1,11 +1,11 @@
 """What a person says of responses, kept in the run, and how far the judge agrees.
 
-Model: `<run>/view/labels.jsonl` has a line for each thing that was said, in order; what was said last of a response, or of two,
-holds, and `none` takes it back. A line is on disk before the viewer says that it is kept, and none is ever changed. A last
-line that a crash cut short is left as it is, and the next begins on a line of its own; lines that cannot be read are counted.
+Model: `<run>/view/labels.jsonl` has a line for each thing that was said, in order. What was said last of a response, or of
+two, holds, and `none` takes it back. A line is on disk before the viewer says that it is kept, and none is ever changed. A
+last line that a crash cut short is left as it is, and the next begins on a line of its own; what cannot be read is counted.
 
-Agreement is what the judge's report card calls AUC (eval/report_card.py), with you in place of the gold answer: within a task,
-how often a response that you call right scores above one that you call wrong, and the better of two above the other, a tie as half.
+Agreement is what the judge's report card calls AUC (eval/report_card.py), with a person in place of the gold answer: how
+often, within a task, a right response scores above a wrong one, and the better of two above the other; a tie is a half.
 """
 
 from __future__ import annotations

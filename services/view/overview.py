@@ -14,11 +14,11 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from eval.evaluate import Evaluation, evaluate
+from eval.evaluate import Evaluation, Scores, evaluate
 from eval.table import OVERALL
 from pipeline.errors import OwedError
 from pipeline.files import read_record
-from pipeline.records import Interval, Record, Score
+from pipeline.records import Interval, Record
 from services.jobs.trainer import read_progress
 from services.report.data import ReportData
 from services.report.figures import standalone
@@ -127,7 +127,7 @@ def find_evaluation(session: Session) -> RunEvaluation:
 
 def _evaluate_so_far(session: Session) -> Evaluation:
     """Of the checkpoints that have answers to the benchmark's questions."""
-    scored: dict[str, dict[str, list[Score]]] = {}
+    scored: list[Scores] = []
     try:
         questions = session.questions(session.run.recipe.eval.split)
         refs = [session.base.ref, *(one.ref for one in session.registry.list() if one.ref != session.base.ref)]
@@ -136,14 +136,14 @@ def _evaluate_so_far(session: Session) -> Evaluation:
     answered = []
     for ref in refs:
         try:
-            scored[ref.digest] = dict(questions.scores([ref], session.run.ledger))
+            scored.append(questions.scores([ref], session.run.ledger))
         except OwedError:
             continue
         answered.append(ref)
     if not answered:
         return Evaluation(results=(), differences=(), chance={})
-    scores = {
-        shown: [score for own in scored.values() for score in own[shown]] for shown in session.run.recipe.eval.images
+    scores: Scores = {
+        shown: [score for own in scored for score in own[shown]] for shown in session.run.recipe.eval.images
     }
     return evaluate(scores, answered, session.benchmark, session.run.recipe)
 

@@ -96,7 +96,7 @@ class Finder:
         found = self._index.rows(f"SELECT count(*) FROM items WHERE {where}", values)  # noqa: S608 - our own names
         return int(found[0][0]) if found else 0
 
-    def list(self, wanted: Filter) -> list[Item]:
+    def page(self, wanted: Filter) -> list[Item]:
         """One page of them."""
         where, values = self._where(wanted)
         query = f"SELECT {ITEM} FROM items WHERE {where} ORDER BY {_order(wanted)} LIMIT ? OFFSET ?"  # noqa: S608
@@ -139,7 +139,7 @@ class Finder:
         if wanted.sort not in ("order", "lost"):
             yield f"{_COLUMNS[wanted.sort]} IS NOT NULL", []
         for word in wanted.words:
-            yield f"num IN (SELECT rowid >> {SHIFT} FROM texts WHERE texts MATCH ?)", [f'"{word}"']
+            yield "num IN (SELECT rowid >> ? FROM texts WHERE texts MATCH ?)", [SHIFT, f'"{word}"']
         if wanted.label:
             is_in = "IN" if wanted.label == "yes" else "NOT IN"
             given = "SELECT value ->> 0, value ->> 1 FROM json_each(?)"
@@ -162,11 +162,11 @@ def _list_marks(wanted: Filter) -> Iterator[str]:
 
 
 def _score_clauses(wanted: Filter) -> Iterator[tuple[str, list[Any]]]:
-    """A response within the bounds: the best and the worst decide where there is one bound, and go before where there are two."""
+    """A response within the bounds. Best and worst alone decide about one bound; of two they spare a look at each score."""
     if wanted.low is not None:
         yield "best >= ?", [wanted.low]
     if wanted.high is not None:
         yield "worst <= ?", [wanted.high]
     if wanted.low is not None and wanted.high is not None:
-        bounds = "scores.num = items.num AND score BETWEEN ? AND ?"
-        yield f"EXISTS (SELECT 1 FROM scores WHERE {bounds})", [wanted.low, wanted.high]
+        query = "SELECT 1 FROM scores WHERE scores.num = items.num AND score BETWEEN ? AND ?"
+        yield f"EXISTS ({query})", [wanted.low, wanted.high]

@@ -103,7 +103,7 @@ class Pages:
     def __init__(self, runs: Sequence[Shown]) -> None:
         self._runs = runs
         self._environment = make_environment("services.view")
-        self._environment.filters |= {"clean": printable, "span": say_span, "query": urlencode} | _FILTERS
+        self._environment.filters |= {"clean": printable, "span": say_span, "query": urlencode, **_FILTERS}
 
     def _render(self, template: str, status: int = 200, **fields: Any) -> HTMLResponse:
         return HTMLResponse(self._environment.get_template(template).render(fields), status)
@@ -161,7 +161,7 @@ class Pages:
             wanted, fault = Filter(), str(error)
         finder = run.finder
         total = 0 if fault else finder.count(wanted)
-        items = [] if fault else finder.list(wanted)
+        items = [] if fault else finder.page(wanted)
         fields = {"wanted": wanted, "items": items, "total": total, "fault": fault, "size": PAGE}
         return self._page("tasks.html", run, "Tasks", **fields, **_list_choices(run), progress=run.index.progress())
 

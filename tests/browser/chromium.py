@@ -49,7 +49,9 @@ class Page:
                 self.console.append(str(message["params"]["args"]))
 
     def shape(self, width, height, *, dark=False):
-        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600)
+        self.call(
+            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
+        )
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
 
@@ -87,7 +89,9 @@ class Page:
 @contextmanager
 def browsing(profile):
     """A page of a browser of its own, whose files are in the folder `profile`."""
-    with subprocess.Popen([CHROMIUM, *_FLAGS, f"--user-data-dir={profile}", "about:blank"], stderr=subprocess.DEVNULL) as process:
+    with subprocess.Popen(
+        [CHROMIUM, *_FLAGS, f"--user-data-dir={profile}", "about:blank"], stderr=subprocess.DEVNULL
+    ) as process:
         try:
             with connect(_find_page(profile), max_size=None, compression=None, proxy=None) as socket:
                 yield Page(socket)

@@ -3,6 +3,7 @@
 import re
 import threading
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import uvicorn
@@ -15,47 +16,7 @@ from tests.services.view.view_run import HOSTILE, TOKEN, made
 __all__ = ["made"]
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium is installed")
 PAGES = ("/runs/0/", "/runs/0/tasks", "/runs/0/labels")
-# What a person who cannot see, or sees little, needs of a page; a list of what is wrong.
-CHECK = """(() => {
-  const wrong = [], shown = (e) => e.getClientRects().length > 0;
-  const named = (e) => (e.getAttribute("aria-label") || e.innerText || e.labels?.[0]?.innerText || e.alt || "").trim()
-    || (e.getAttribute("aria-labelledby") || "").split(" ").map((id) => document.getElementById(id)?.innerText ?? "").join("");
-  const tell = (what, e) => wrong.push(`${what}: ${e.outerHTML.slice(0, 90)}`);
-  if (!document.documentElement.lang) wrong.push("no language");
-  if (!document.title) wrong.push("no title");
-  if (document.querySelectorAll("main").length !== 1) wrong.push("not one main");
-  if (document.querySelectorAll("h1").length !== 1) wrong.push("not one h1");
-  const ids = [...document.querySelectorAll("[id]")].map((e) => e.id);
-  if (new Set(ids).size !== ids.length) wrong.push("an id twice");
-  let level = 0;
-  for (const e of document.querySelectorAll("h1, h2, h3, h4")) {
-    if (Number(e.tagName[1]) > level + 1) tell("a heading's level is left out", e);
-    level = Number(e.tagName[1]);
-  }
-  for (const e of document.querySelectorAll("a[href], button, input:not([type=hidden]), select, progress, [role=img], nav, [role=region]"))
-    if (shown(e) && !named(e)) tell("no name", e);
-  for (const e of document.querySelectorAll("img")) if (e.alt === "" && !e.closest("[role=img]")) tell("no description", e);
-  for (const e of document.querySelectorAll("table")) if (!e.caption || !e.querySelector("th[scope]")) tell("no caption or headers", e);
-  for (const e of document.querySelectorAll("[aria-labelledby]"))
-    for (const id of e.getAttribute("aria-labelledby").split(" ")) if (!document.getElementById(id)) tell("labelled by nothing", e);
-  for (const e of document.querySelectorAll("button, select, input:not([type=hidden]):not([type=checkbox])"))
-    if (shown(e) && e.getBoundingClientRect().height < 24) tell("too small to touch", e);
-  const parse = (c) => (c.match(/[\\d.]+/g) || []).map(Number);
-  const light = (c) => { const [r, g, b] = c.slice(0, 3).map((v) => { v /= 255; return v <= .03928 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4; });
-    return .2126 * r + .7152 * g + .0722 * b; };
-  const paper = (e) => { for (; e; e = e.parentElement) { const c = parse(getComputedStyle(e).backgroundColor);
-    if (c.length && (c.length < 4 || c[3] === 1)) return c; } return [255, 255, 255]; };
-  for (const e of document.querySelectorAll("body *")) {
-    if (!shown(e) || ![...e.childNodes].some((n) => n.nodeType === 3 && n.textContent.trim())) continue;
-    const ink = parse(getComputedStyle(e).color);
-    if (ink.length > 3 && ink[3] === 0) continue;
-    const [a, b] = [light(ink), light(paper(e))].sort((x, y) => y - x), ratio = (a + .05) / (b + .05);
-    if (ratio < 4.5 && !e.closest("svg, option, .skip")) tell(`contrast ${ratio.toFixed(2)}`, e);
-  }
-  const wide = document.documentElement.clientWidth;
-  if (document.documentElement.scrollWidth > wide) wrong.push(`the page is ${document.documentElement.scrollWidth} wide in ${wide}`);
-  return wrong;
-})()"""
+CHECK = Path(__file__).with_name("readable.js").read_text("utf-8")
 
 
 @contextmanager
@@ -112,7 +73,9 @@ def test_filters_work_by_choosing(page):
     page.shape(1200, 900)
     page.open(f"{page.here}/runs/0/tasks")
     assert page.ask("document.querySelector('#found').innerText") == "21 tasks"
-    page.ask("(() => { const s = document.querySelector('#f-part'); s.value = 'eval'; s.dispatchEvent(new Event('change')); })()")
+    page.ask(
+        "(() => { const s = document.querySelector('#f-part'); s.value = 'eval'; s.dispatchEvent(new Event('change')); })()"
+    )
     page.wait("document.readyState === 'complete' && document.querySelector('#found')?.innerText === '9 tasks'")
     assert "part=eval" in page.ask("location.search")
 
@@ -130,7 +93,9 @@ def test_keys_go_through_tasks(page):
     page.press("Enter")
     page.wait(f"location.href === '{second}' && document.readyState === 'complete'")
     page.press("ArrowRight")
-    page.wait(f"location.href !== '{second}' && document.readyState === 'complete' && !!document.querySelector('#task')")
+    page.wait(
+        f"location.href !== '{second}' && document.readyState === 'complete' && !!document.querySelector('#task')"
+    )
     third = page.ask("location.href")
     page.press("k")
     page.wait(f"location.href === '{second}' && document.readyState === 'complete'")

@@ -9,6 +9,7 @@ import pytest
 
 from pipeline.run import open_run
 from services.run.frames import load
+from tests.pages import read_block
 from tests.services.cli.test_cli import vcot
 from tests.services.view.view_run import HOSTILE, K, made, own
 
@@ -50,7 +51,9 @@ def test_evaluations_and_tasks_say_what_was_asked_and_what_counted(run):
     right = asked[asked.outcome == "correct"].groupby("checkpoint").size()
     assert dict(right) == {"base": 12, "dpo-x": 12}
     gold = tasks[tasks.part == "eval"].set_index("task")["answer"]
-    assert (asked[asked.outcome == "correct"]["answer"] == gold[asked[asked.outcome == "correct"]["task"]].to_numpy()).all()
+    assert (
+        asked[asked.outcome == "correct"]["answer"] == gold[asked[asked.outcome == "correct"]["task"]].to_numpy()
+    ).all()
 
 
 def test_arrow_and_pandas_hold_the_same(run):
@@ -86,7 +89,9 @@ def test_files_hold_every_row_in_each_format(made, vcot, tmp_path, kind):
             with path.open(newline="", encoding="utf-8") as file:
                 texts = [row["text"] or None for row in csv.DictReader(line.replace("\0", "\\0") for line in file)]
     with load(made.directory) as run:
-        own = [row["text"].replace("\0", "\\0") if kind == "csv" and row["text"] else row["text"] for row in run.responses]
+        own = [
+            row["text"].replace("\0", "\\0") if kind == "csv" and row["text"] else row["text"] for row in run.responses
+        ]
     assert texts == own
     assert any(HOSTILE[0] in text for text in texts if text)
 
@@ -111,3 +116,12 @@ def test_no_run_is_one_sentence(vcot, tmp_path):
         code, _, err = vcot(*command)
         assert (code, "is not a run" in err) == (2, True), err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_page_of_the_documentation_works_as_it_stands(made, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "nano").symlink_to(made.directory)
+    names = {}
+    exec(read_block("A run in a notebook", "python", "notebook.md"), names)
+    assert (len(names["responses"]), capsys.readouterr().out) == (11 * K, "36\n")

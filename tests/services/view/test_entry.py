@@ -48,7 +48,16 @@ def test_it_answers_by_every_name_of_this_machine(host):
 
 
 @pytest.mark.parametrize(
-    "host", ["evil.example", "evil.example:8400", "127.0.0.1.evil.example", "localhost@evil.example", "", "127.0.0.1:x", "127.0.0.2"]
+    "host",
+    [
+        "evil.example",
+        "evil.example:8400",
+        "127.0.0.1.evil.example",
+        "localhost@evil.example",
+        "",
+        "127.0.0.1:x",
+        "127.0.0.2",
+    ],
 )
 def test_a_name_of_the_web_that_means_this_machine_is_turned_away(host):
     """DNS rebinding: the browser would send the cookie's rightful token to whom the name belongs."""
@@ -61,7 +70,13 @@ def test_a_name_of_the_web_that_means_this_machine_is_turned_away(host):
 
 @pytest.mark.parametrize(
     ("origin", "status"),
-    [("http://127.0.0.1:8400", 200), ("http://evil.example", 403), ("null", 403), ("http://127.0.0.1:9", 403), (None, 403)],
+    [
+        ("http://127.0.0.1:8400", 200),
+        ("http://evil.example", 403),
+        ("null", 403),
+        ("http://127.0.0.1:9", 403),
+        (None, 403),
+    ],
 )
 def test_what_changes_something_comes_from_a_page_of_the_viewer(origin, status):
     client = make_client()

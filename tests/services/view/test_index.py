@@ -35,7 +35,9 @@ def read_plainly(session):
     (current,) = list_rounds(session)
     judged = look_at_judgments(make_judge(session), current.groups, ledger, whole=True)
     for group, (task, seen) in zip(current.groups, judged, strict=True):
-        texts = [response.text or "" for response in group.found] + [one.judgment.rationale for one in seen if one.judgment]
+        texts = [response.text or "" for response in group.found] + [
+            one.judgment.rationale for one in seen if one.judgment
+        ]
         is_whole = len(seen) == K and all(one.judgment for one in seen)
         found["train", task.id] = {
             "subject": task.subject,
@@ -47,12 +49,16 @@ def read_plainly(session):
     questions = session.questions("test")
     base, policy = (checkpoint.ref for checkpoint in session.registry.list())
     right = {}
-    for ref, request in ((ref, request) for ref in (base, policy) for request in questions.requests(ref)):
+    for ref, request in [(each, request) for each in (base, policy) for request in questions.requests(each)]:
         (response,) = ledger.get(Response, request.response_keys()).values()
         is_right = questions.benchmark.score(request.task, response).value == "correct"
         right[request.task.id, request.prompt, ref.name] = is_right
-        own = found.setdefault(("eval", request.task.id), {"subject": request.task.subject, "words": set(), "scores": [], "marks": set()})
-        own["words"] |= set(re.findall(r"[^\W_]+", " ".join([request.task.question, *request.task.choices, response.text]).casefold()))
+        own = found.setdefault(
+            ("eval", request.task.id), {"subject": request.task.subject, "words": set(), "scores": [], "marks": set()}
+        )
+        own["words"] |= set(
+            re.findall(r"[^\W_]+", " ".join([request.task.question, *request.task.choices, response.text]).casefold())
+        )
         own["marks"] |= {f"{'correct' if is_right else 'incorrect'}|{ref.name}|{request.prompt} 0.4"}
     for (task, prompt, name), after in right.items():
         if name == policy.name and after != (before := right[task, prompt, base.name]):
@@ -63,7 +69,11 @@ def read_plainly(session):
 def holds(known, wanted):
     """Whether a filter lets a task through, as its fields say."""
     marks = {re.sub(r"\|.*\|", "|", mark) for mark in known["marks"]} | known["marks"]
-    outcome = f"{wanted.outcome}|{wanted.checkpoint}|{wanted.setting}" if wanted.checkpoint else f"{wanted.outcome}|{wanted.setting}"
+    outcome = (
+        f"{wanted.outcome}|{wanted.checkpoint}|{wanted.setting}"
+        if wanted.checkpoint
+        else f"{wanted.outcome}|{wanted.setting}"
+    )
     low, high = (wanted.low if wanted.low is not None else -1), (wanted.high if wanted.high is not None else 2)
     return (
         (not wanted.subject or known["subject"] == wanted.subject)
@@ -79,7 +89,8 @@ FILTERS = [
     for subject, outcome, mark, bounds, text in itertools.product(
         ("", "NAT"),
         (
-            {}, {"outcome": "lost", "setting": "cot 0.4"}, {"outcome": "gained", "checkpoint": "dpo-x", "setting": "zero_shot 0.4"},
+            {}, {"outcome": "lost", "setting": "cot 0.4"},
+            {"outcome": "gained", "checkpoint": "dpo-x", "setting": "zero_shot 0.4"},
             {"outcome": "incorrect", "checkpoint": "base", "setting": "cot 0.4"},
         ),
         ("", "pair|made", "refused|too_long", "failed|overloaded"),
@@ -103,7 +114,7 @@ def test_filters_find_what_a_plain_look_through_the_run_finds(made):
         expected = [key for key in nums if holds(known[key], wanted)]
         if wanted.outcome:
             expected = [key for key in expected if key[0] == "eval"]
-        found = [(item.part, item.task) for item in finder.list(wanted)]
+        found = [(item.part, item.task) for item in finder.page(wanted)]
         assert (found, finder.count(wanted)) == (expected, len(expected)), wanted
         found_any += bool(found)
     assert found_any > 40, "the filters are worth the test"
@@ -113,7 +124,7 @@ def test_filters_find_what_a_plain_look_through_the_run_finds(made):
 @pytest.mark.parametrize("down", [False, True])
 def test_neighbours_are_those_of_the_list(made, sort, down):
     finder, wanted = Finder(made.shown().index), Filter(sort=sort, down=down)
-    items = finder.list(wanted)
+    items = finder.page(wanted)
     assert len(items) == (21 if sort in ("order", "lost") else 9)
     for before, item, after in zip([None, *items], items, [*items[1:], None], strict=False):
         assert finder.beside(wanted, item) == (before, after)
@@ -140,7 +151,9 @@ def test_what_the_run_answers_later_is_found_and_an_error_that_was_replaced_is_n
 
     def go_on(session):
         request = list(list_rounds(session)[0].requests())[2]
-        session.run.ledger.put([respond(request, index, f"In Zanzibar. <R> The answer is (A). {index}") for index in range(K)])
+        session.run.ledger.put(
+            [respond(request, index, f"In Zanzibar. <R> The answer is (A). {index}") for index in range(K)]
+        )
 
     own.change(go_on)
     own.index()
@@ -154,7 +167,7 @@ def test_what_the_run_answers_later_is_found_and_an_error_that_was_replaced_is_n
 
     asyncio.run(judge())
     own.index()
-    (item,) = finder.list(Filter(text="zanzibar statements"))
+    (item,) = finder.page(Filter(text="zanzibar statements"))
     assert (item.num_good, item.num_lost, item.num_judged) == (K, 0, K)
 
 
@@ -231,7 +244,13 @@ def test_what_cannot_be_read_is_said_and_forgotten_when_it_can(own):
 
 @pytest.mark.parametrize(
     ("query", "said"),
-    [({"low": "abc"}, "low"), ({"page": "0"}, "page"), ({"sort": "size"}, "sort"), ({"text": "?!"}, "no word"), ({"low": "nan"}, "low")],
+    [
+        ({"low": "abc"}, "low"),
+        ({"page": "0"}, "page"),
+        ({"sort": "size"}, "sort"),
+        ({"text": "?!"}, "no word"),
+        ({"low": "nan"}, "low"),
+    ],
 )
 def test_a_filter_that_cannot_be_read_names_its_field(query, said):
     with pytest.raises(InputError, match=said):
@@ -246,7 +265,9 @@ def test_a_filter_is_what_its_address_says():
     assert read_filter({"text": "  ", "unknown": "x"}) == Filter()
 
 
-@pytest.mark.parametrize("text", [*HOSTILE[:5], "naïve café", "日本語 テスト", "हिन्दी", "مرحبا", "NEAR AND OR NOT", "*", '"', "a" * 5000])
+@pytest.mark.parametrize(
+    "text", [*HOSTILE[:5], "naïve café", "日本語 テスト", "हिन्दी", "مرحبا", "NEAR AND OR NOT", "*", '"', "a" * 5000]
+)
 def test_any_words_can_be_looked_for(made, text):
     try:
         wanted = read_filter({"text": text})
@@ -268,5 +289,3 @@ def test_news_are_told_once(tmp_path):
     ledger.put([judgment("a", "first", score=0.5)])
     assert ledger.read_news(place) == (place, set()), "an error's place is taken without a row of its own"
     ledger.close()
-
-

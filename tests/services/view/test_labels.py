@@ -25,7 +25,13 @@ def kept(path, *labels):
 
 def test_what_was_said_last_holds_and_can_be_taken_back(tmp_path):
     path = tmp_path / "view" / "labels.jsonl"
-    said = [label("a", "right"), label("b", "wrong"), label("a", "wrong"), label("b", "none"), label("a", "better", "b")]
+    said = [
+        label("a", "right"),
+        label("b", "wrong"),
+        label("a", "wrong"),
+        label("b", "none"),
+        label("a", "better", "b"),
+    ]
     held = kept(path, *said)
     assert {key: one.said for key, one in held.marked.items()} == {"a": "wrong"}
     assert held.find("b", "a") == said[-1]
@@ -56,7 +62,9 @@ def test_a_label_that_cannot_be_kept_is_said(tmp_path):
         keep_label(tmp_path / "view" / "labels.jsonl", label("a", "right"))
 
 
-@pytest.mark.parametrize("fields", [{"said": "better"}, {"said": "right", "than": "b"}, {"said": "better", "than": "a"}])
+@pytest.mark.parametrize(
+    "fields", [{"said": "better"}, {"said": "right", "than": "b"}, {"said": "better", "than": "a"}]
+)
 def test_what_makes_no_sense_is_no_label(fields):
     with pytest.raises(ValidationError):
         Label(part="p", task="t", response="a", at=0, **fields)
@@ -78,9 +86,7 @@ def test_agreement_by_hand(tmp_path):
 
 
 def test_what_was_compared_itself_is_not_counted_twice(tmp_path):
-    held = kept(
-        tmp_path / "labels.jsonl", label("a", "right"), label("b", "wrong"), label("b", "better", "a")
-    )
+    held = kept(tmp_path / "labels.jsonl", label("a", "right"), label("b", "wrong"), label("b", "better", "a"))
     assert measure_agreement(held, {"a": 1.0, "b": 0.0}, {}).auc.value == 0
 
 

@@ -1,4 +1,4 @@
-"""The viewer's pages: what they show of a run, hostile texts as what they are, labels, and one sentence for what is wrong."""
+"""The viewer's pages: what they show of a run, hostile texts as what they are, labels, and what is wrong in a sentence."""
 
 import html
 import json
@@ -48,14 +48,22 @@ def test_overview_is_the_reports_page_with_what_is_live(made):
     client = made.client()
     page = Elements(client.get("/").text)
     assert "vcot view" in page.text
-    for words in ("What was asked for, and what became of it", "Preference data", "Accuracy in %", "too long", "overloaded"):
+    for words in (
+        "What was asked for, and what became of it",
+        "Preference data",
+        "Accuracy in %",
+        "too long",
+        "overloaded",
+    ):
         assert words in page.text, words
     figures = [attributes["src"] for tag, attributes in page.tags if tag == "img"]
     assert len(figures) >= 4
     for figure in figures:
         answer = client.get(f"/runs/0/{figure}")
         assert (answer.status_code, answer.headers["content-type"]) == (200, "image/svg+xml")
-    assert not [tag for tag, attributes in page.tags if "style" in attributes or tag in ("style", "svg")], "the policy forbids them"
+    assert not [tag for tag, attributes in page.tags if "style" in attributes or tag in ("style", "svg")], (
+        "the policy forbids them"
+    )
     scripts = [attributes for tag, attributes in page.tags if tag == "script"]
     assert [script["src"] for script in scripts] == ["../../static/view.js"]
 
@@ -63,8 +71,8 @@ def test_overview_is_the_reports_page_with_what_is_live(made):
 def test_a_command_at_work_is_seen(own):
     client = own.client()
     live = {
-        "command": "sample", "pid": 1, "began_at": 0, "updated_at": 0, "stage": "sample", "what": "12 tasks", "unit": "responses",
-        "done": 10, "total": 36, "per_s": 2.0,
+        "command": "sample", "pid": 1, "began_at": 0, "updated_at": 0, "stage": "sample", "what": "12 tasks",
+        "unit": "responses", "done": 10, "total": 36, "per_s": 2.0,
     }  # fmt: skip
     (own.directory / LIVE).write_text(json.dumps(live))
     own.index()
@@ -85,7 +93,9 @@ def test_before_there_is_an_index_the_pages_say_so(own):
 
 def test_a_task_shows_all_its_chains_with_what_the_judge_said(made):
     page = Elements(open_task(made.client(), "mark=pair%7Cmade").text)
-    articles = [attributes["class"].split() for tag, attributes in page.tags if "chain" in attributes.get("class", "").split()]
+    articles = [
+        attributes["class"].split() for tag, attributes in page.tags if "chain" in attributes.get("class", "").split()
+    ]
     assert len(articles) == K
     assert sum("chosen" in kinds for kinds in articles) == sum("rejected" in kinds for kinds in articles) == 1
     for words in ("gold", "score 1.00", "statements true", "What differs", "Only in 1 (chosen)", "is better"):
@@ -123,7 +133,9 @@ def test_an_error_is_shown_as_one_and_takes_no_label(made):
 def test_hostile_texts_are_what_they_are(made):
     page = open_task(made.client(), "text=null&part=train").text
     found = Elements(page)
-    assert [attributes for tag, attributes in found.tags if tag == "script"] == [{"src": "../../static/view.js", "defer": None}]
+    assert [attributes for tag, attributes in found.tags if tag == "script"] == [
+        {"src": "../../static/view.js", "defer": None}
+    ]
     assert not [name for _, attributes in found.tags for name in attributes if name.startswith("on")]
     assert {tag for tag, _ in found.tags}.isdisjoint({"b", "style", "textarea", "iframe", "svg"})
     shown = {attributes.get("src", "").split("?")[0] for tag, attributes in found.tags if tag == "img"}
@@ -139,7 +151,11 @@ def test_hostile_texts_are_what_they_are(made):
 
 def test_a_hostile_filter_and_name_are_only_text(made):
     client = made.client()
-    for place in ("/runs/0/tasks?sort=<script>", '/runs/0/tasks?subject="><script>', "/runs/0/task?of=train&task=<script>"):
+    for place in (
+        "/runs/0/tasks?sort=<script>",
+        '/runs/0/tasks?subject="><script>',
+        "/runs/0/task?of=train&task=<script>",
+    ):
         answer = client.get(place)
         assert len(re.findall("<script", answer.text)) == 1
 
@@ -196,7 +212,9 @@ def test_several_runs_stand_side_by_side(made, own):
     assert "being read" in page.text
 
 
-@pytest.mark.parametrize("place", ["runs/9/", "runs/0/figures/none.svg", "runs/0/task?of=a&task=b", "nowhere", "static/../viewer.py"])
+@pytest.mark.parametrize(
+    "place", ["runs/9/", "runs/0/figures/none.svg", "runs/0/task?of=a&task=b", "nowhere", "static/../viewer.py"]
+)
 def test_what_is_not_there_is_said(made, place):
     answer = made.client().get(f"/{place}")
     assert answer.status_code == 404

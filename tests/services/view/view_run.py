@@ -30,7 +30,7 @@ K = 3
 SIZES = (f"sample.k={K}", "tasks.num_tasks=12", "eval.num_tasks=9", "eval.temperatures=[0.4]")
 HOSTILE = (
     "<script>document.title = 'hacked'</script>",
-    "\"><img src=x onerror=\"document.title='hacked'\">",
+    '"><img src=x onerror="document.title=\'hacked\'">',
     "' onfocus='document.title=1' autofocus='",
     "</textarea></title></style><svg onload=document.title='hacked'>",
     "<!--live--> {{ 7 * 7 }} {% raw %} ${7*7} javascript:alert(1)",
