@@ -26,7 +26,7 @@ test-slow: setup ## the long end-to-end tests: several servers, several training
 	$(BIN)/pytest -m slow --durations=10 $(ARGS)
 
 test-fast: setup ## the tests without real servers: seconds
-	$(BIN)/pytest -m "not e2e and not compose and not rehearsal" $(ARGS)
+	$(BIN)/pytest -m "not e2e and not slow and not compose and not rehearsal" $(ARGS)
 
 test-rehearsal: setup ## the paper's run at LLaVA-1.5's shape, shortened: real vLLM and TRL, a simulated OpenAI; 8 minutes
 	$(BIN)/pytest -s -m rehearsal --durations=10 tests/rehearsal $(ARGS)

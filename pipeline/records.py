@@ -219,7 +219,19 @@ class Response(Record):
         return " ".join((self.text or "").split())
 
 
-class Verdict(Record):
+class Answered(Record):
+    """What came of asking a judge: an answer, or the error in its place."""
+
+    usage: Usage | None = None
+    """Of all attempts, those without an answer included."""
+    error: str | None = None
+    reason: str = ""
+    """The error in one word, as `refusal`, for accounts."""
+    refused: bool = False
+    """The judge answered, and not with what can be read: it is not asked for ever."""
+
+
+class Verdict(Answered):
     """What a judge says of one response: a score, or why there is none. Higher is better."""
 
     score: float | None = None
@@ -227,13 +239,6 @@ class Verdict(Record):
     """With `high`, the 95 % interval of the score, from a judge that knows one."""
     high: float | None = None
     rationale: str = ""
-    usage: Usage | None = None
-    """Of all attempts, those without a verdict included."""
-    error: str | None = None
-    reason: str = ""
-    """The error in one word, as `refusal`, for accounts."""
-    refused: bool = False
-    """The judge answered, and not with a score: it is not asked for ever."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -254,7 +259,7 @@ class Judgment(Verdict):
     """How often it answered, with a score or without."""
 
 
-class Reply(Record):
+class Reply(Answered):
     """What a judge's model answered to one of several questions that a verdict is made of, as the ledger keeps it."""
 
     key: str
@@ -262,13 +267,6 @@ class Reply(Record):
     judge: str
     """Who asked, and is billed."""
     text: str | None = None
-    usage: Usage | None = None
-    """Of all attempts."""
-    error: str | None = None
-    reason: str = ""
-    """The error in one word, for accounts."""
-    refused: bool = False
-    """The model answered, and not with what can be read: it is not asked for ever."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
