@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
-from itertools import groupby
+from itertools import combinations, groupby
 from typing import Literal
 
 from pipeline.ledger import Ledger
@@ -25,6 +25,8 @@ class Chain:
 
     number: int
     """From 1, on its page."""
+    asked: Asked
+    """What it answers."""
     key: str
     answered: Answered
     text: str
@@ -38,9 +40,9 @@ class Chain:
 
 @dataclass(frozen=True)
 class Block:
-    """The chains that one request gave."""
+    """What was answered under one prompt and temperature, about one image."""
 
-    asked: Asked
+    title: str
     chains: Sequence[Chain]
 
 
@@ -77,19 +79,12 @@ class Example:
         return self._find_flip(by_key)
 
     def _find_flip(self, by_key: Mapping[str, Chain]) -> tuple[Chain, Chain] | None:
-        """Two first answers under one setting, of two checkpoints, of which one is right and the other is not."""
-        firsts = [(block.asked, block.chains[0]) for block in self.blocks if block.chains]
-        for asked, chain in firsts:
-            for other, second in firsts:
-                same = (asked.setting, asked.shown) == (other.setting, other.shown)
-                differ = (chain.answered.outcome == "correct") != (second.answered.outcome == "correct")
-                if (
-                    same
-                    and differ
-                    and asked.checkpoint != other.checkpoint
-                    and {chain.key, second.key} <= by_key.keys()
-                ):
-                    return chain, second
+        """Two answers in one block, of two checkpoints, of which one is right and the other is not."""
+        for block in self.blocks:
+            for first, second in combinations((chain for chain in block.chains if chain.key in by_key), 2):
+                differ = (first.answered.outcome == "correct") != (second.answered.outcome == "correct")
+                if differ and first.asked.checkpoint != second.asked.checkpoint:
+                    return first, second
         return None
 
 
@@ -99,8 +94,19 @@ def build_example(item: Item, task: Task, sheet: Sheet, ledger: Ledger) -> Examp
     responses = ledger.get(Response, (one.key for one in answered))
     judgments = ledger.get(Judgment, (one.judgment for one in answered if one.judgment))
     numbers = iter(range(1, len(answered) + 1))
-    blocks = [Block(asked, list(_list_chains(asked, responses, judgments, numbers))) for asked in sheet.asked]
+    by_title: dict[str, list[Asked]] = {}
+    for asked in sheet.asked:
+        by_title.setdefault(_name_block(asked), []).append(asked)
+    blocks = [
+        Block(title, [chain for asked in own for chain in _list_chains(asked, responses, judgments, numbers)])
+        for title, own in by_title.items()
+    ]
     return Example(item, task, blocks)
+
+
+def _name_block(asked: Asked) -> str:
+    """Prompt, temperature, and the image that was shown where it is not the question's own."""
+    return asked.setting if asked.shown == "true" else f"{asked.setting}, shown: {asked.shown} image"
 
 
 def _list_chains(
@@ -114,6 +120,7 @@ def _list_chains(
         )
         yield Chain(
             number=next(numbers),
+            asked=asked,
             key=one.key,
             answered=one,
             text=printable(response.text if response.text is not None else response.error or ""),

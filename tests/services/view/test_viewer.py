@@ -110,7 +110,9 @@ def test_a_flip_compares_the_base_with_the_policy(made):
     page = Elements(open_task(made.client(), "outcome=lost&checkpoint=dpo-x").text)
     assert "What differs" in page.text
     headings = [attributes for tag, attributes in page.tags if tag == "h2"]
-    assert len(headings) == 2 + 4, "question, difference, and two checkpoints with two prompts each"
+    assert len(headings) == 2 + 2, "question, difference, and two prompts, each with the answers of both checkpoints"
+    chains = [attributes for tag, attributes in page.tags if "chain" in attributes.get("class", "").split()]
+    assert (len(chains), page.text.count(" base"), page.text.count(" dpo-x")) == (4, 2, 2)
 
 
 def test_next_and_previous_go_through_the_filter(made):
