@@ -183,6 +183,12 @@ class Index:
                 return []
             raise
 
+    @property
+    def version(self) -> tuple[int, int]:
+        """Another one as soon as anything in the file has changed."""
+        found = self.rows("PRAGMA data_version")
+        return (self._open[0], found[0][0]) if self._open and found else (0, 0)
+
     def _connect(self) -> sqlite3.Connection | None:
         """The file's connection: another one where the file was made anew."""
         try:

@@ -22,7 +22,7 @@ from services.view.examples import Example, build_example
 from services.view.index import FOLDER, INDEX, Facets, Index
 from services.view.labels import LABELS, Agreement, Label, Labels, keep_label, measure_agreement, read_labels
 from services.view.overview import Summary
-from services.view.queries import Finder
+from services.view.queries import Finder, Masks
 
 _GRACE_S = 2.0
 
@@ -53,6 +53,7 @@ class Shown:
         self.labels_path = directory / FOLDER / LABELS
         self.folder = _find_folder(directory)
         self.index = Index(self.folder / INDEX)
+        self._masks = Masks(self.index)
         self._keeper: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -86,7 +87,7 @@ class Shown:
     @property
     def finder(self) -> Finder:
         """Over the run's items, as they are now."""
-        return Finder(self.index, self.labels.tasks)
+        return Finder(self.index, self._masks, self.labels.tasks)
 
     @property
     def facets(self) -> Facets:

@@ -38,7 +38,7 @@ from services.view.entry import Entry
 from services.view.examples import compare_texts
 from services.view.labels import Label, say_agreement
 from services.view.overview import LIVE_PLACE
-from services.view.queries import PAGE, Filter, read_filter
+from services.view.queries import PAGE, Filter, Listed, read_filter
 from services.view.shown import Shown
 
 _MAX_BODY = 10_000
@@ -159,10 +159,8 @@ class Pages:
             wanted = read_filter(request.query_params)
         except InputError as error:
             wanted, fault = Filter(), str(error)
-        finder = run.finder
-        total = 0 if fault else finder.count(wanted)
-        items = [] if fault else finder.page(wanted)
-        fields = {"wanted": wanted, "items": items, "total": total, "fault": fault, "size": PAGE}
+        found = Listed([], 0) if fault else run.finder.find(wanted)
+        fields = {"wanted": wanted, "items": found.items, "total": found.total, "fault": fault, "size": PAGE}
         return self._page("tasks.html", run, "Tasks", **fields, **_list_choices(run), progress=run.index.progress())
 
     def show_task(self, request: Request) -> Response:

@@ -23,7 +23,7 @@ from services.run.session import Session
 from services.run.status import RunStatus, look_at_run
 from services.run.steps import judge_stage
 from services.view.index import FOLDER, INDEX, Facets
-from services.view.queries import Filter, Finder, read_filter
+from services.view.queries import Filter, read_filter
 from tests.services.view.view_run import HOSTILE, K, made, own, respond
 
 __all__ = ["made", "own"]
@@ -107,15 +107,15 @@ async def look(made, do):
 
 
 def test_filters_find_what_a_plain_look_through_the_run_finds(made):
-    known, finder = asyncio.run(look(made, read_plainly)), Finder(made.shown().index)
+    known, finder = asyncio.run(look(made, read_plainly)), made.shown().finder
     nums = {key: number for number, key in enumerate(known)}
     found_any = 0
     for wanted in FILTERS:
         expected = [key for key in nums if holds(known[key], wanted)]
         if wanted.outcome:
             expected = [key for key in expected if key[0] == "eval"]
-        found = [(item.part, item.task) for item in finder.page(wanted)]
-        assert (found, finder.count(wanted)) == (expected, len(expected)), wanted
+        found = [(item.part, item.task) for item in finder.find(wanted).items]
+        assert (found, finder.find(wanted).total) == (expected, len(expected)), wanted
         found_any += bool(found)
     assert found_any > 40, "the filters are worth the test"
 
@@ -123,8 +123,8 @@ def test_filters_find_what_a_plain_look_through_the_run_finds(made):
 @pytest.mark.parametrize("sort", ["order", "best", "worst", "spread", "lost"])
 @pytest.mark.parametrize("down", [False, True])
 def test_neighbours_are_those_of_the_list(made, sort, down):
-    finder, wanted = Finder(made.shown().index), Filter(sort=sort, down=down)
-    items = finder.page(wanted)
+    finder, wanted = made.shown().finder, Filter(sort=sort, down=down)
+    items = finder.find(wanted).items
     assert len(items) == (21 if sort in ("order", "lost") else 9)
     for before, item, after in zip([None, *items], items, [*items[1:], None], strict=False):
         assert finder.beside(wanted, item) == (before, after)
@@ -145,9 +145,9 @@ def test_the_account_is_that_of_vcot_status(made):
 
 
 def test_what_the_run_answers_later_is_found_and_an_error_that_was_replaced_is_not(own):
-    finder = Finder(own.index().index)
-    assert finder.count(Filter(mark="failed|overloaded")) == 1
-    assert finder.count(Filter(text="zanzibar")) == 0
+    finder = own.index().finder
+    assert finder.find(Filter(mark="failed|overloaded")).total == 1
+    assert finder.find(Filter(text="zanzibar")).total == 0
 
     def go_on(session):
         request = list(list_rounds(session)[0].requests())[2]
@@ -157,8 +157,8 @@ def test_what_the_run_answers_later_is_found_and_an_error_that_was_replaced_is_n
 
     own.change(go_on)
     own.index()
-    assert finder.count(Filter(mark="failed|overloaded")) == 0
-    assert finder.count(Filter(text="zanzibar")) == 1
+    assert finder.find(Filter(mark="failed|overloaded")).total == 0
+    assert finder.find(Filter(text="zanzibar")).total == 1
 
     async def judge():
         with open_run(own.directory, access="alone") as run:
@@ -167,7 +167,7 @@ def test_what_the_run_answers_later_is_found_and_an_error_that_was_replaced_is_n
 
     asyncio.run(judge())
     own.index()
-    (item,) = finder.page(Filter(text="zanzibar statements"))
+    (item,) = finder.find(Filter(text="zanzibar statements")).items
     assert (item.num_good, item.num_lost, item.num_judged) == (K, 0, K)
 
 
@@ -191,7 +191,7 @@ def test_an_index_that_was_stopped_goes_on(own):
     own.index()
     assert own.shown().index.progress() == (21, 21)
     assert index.execute("SELECT count(*) FROM items WHERE num_good = 99").fetchone() == (0,)
-    assert Finder(own.shown().index).count(Filter(text="null")) == 1
+    assert own.shown().finder.find(Filter(text="null")).total == 1
 
 
 @pytest.mark.parametrize("spoil", ["version", "recipe", "file"])
@@ -217,7 +217,7 @@ def test_the_ledger_is_only_read_while_a_command_writes(own):
     with open_run(own.directory, access="alone") as run:
         run.ledger.put([])
         before = (own.directory / "ledger.sqlite").read_bytes()
-        assert Finder(own.index().index).count(Filter()) == 21
+        assert own.index().finder.find(Filter()).total == 21
         assert (own.directory / "ledger.sqlite").read_bytes() == before
         run.ledger.close()
 
@@ -274,7 +274,7 @@ def test_any_words_can_be_looked_for(made, text):
     except InputError:
         assert text in ("*", '"')
         return
-    assert Finder(made.shown().index).count(wanted) <= 21
+    assert made.shown().finder.find(wanted).total <= 21
 
 
 def test_news_are_told_once(tmp_path):
