@@ -5,7 +5,8 @@
 A run of `--responses` responses, k a task, with as many judgments is written with the real ledger. Then the viewer is
 started twice: without an index (`cold_...`), and asked for pages until the index is whole; then with it. Printed:
 
-    open_s, cold_open_s   from the command's start to the overview and the first page of tasks
+    open_s, cold_open_s   from the command's start to the overview and the first page of tasks; `open_cpu_s` is the
+                          CPU time of that, for a machine that does other things
     page_ms, filter_ms    the slowest page or filter, each by its median of five
     first_page_ms, first_filter_ms   the slowest asked for the first time; `slowest_first_...` names it
     while_indexing_ms     the same page of tasks, asked twice a second meanwhile: median and worst
@@ -179,7 +180,8 @@ def measure_warm(directory: Path) -> dict[str, Any]:
     began = time.perf_counter()
     with viewing(directory) as (client, process):
         _ask(client, "")
-        found: dict[str, Any] = {"open_s": round(time.perf_counter() - began, 2)}
+        opened = time.perf_counter() - began
+        found: dict[str, Any] = {"open_s": round(opened, 2), "open_cpu_s": _read_cpu(process.pid)}
         for kind, queries in (("page", PAGES), ("filter", FILTERS)):
             waits = {name: [_ask(client, query) for _ in range(5)] for name, query in queries.items()}
             firsts = {name: own[0] for name, own in waits.items()}
@@ -191,6 +193,12 @@ def measure_warm(directory: Path) -> dict[str, Any]:
         status = Path(f"/proc/{process.pid}/status").read_text("ascii")
         found["server_mb"] = int(re.search(r"VmRSS:\s+(\d+)", status)[1]) // 1024  # type: ignore[index]
     return found
+
+
+def _read_cpu(pid: int) -> float:
+    """Seconds of CPU that a process took."""
+    fields = Path(f"/proc/{pid}/stat").read_text("ascii").rpartition(")")[2].split()
+    return round((int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK"), 2)
 
 
 def _measure_examples(client: httpx.Client) -> float:

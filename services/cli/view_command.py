@@ -16,7 +16,7 @@ from services.cli.opening import cancel_at_sigterm, run_directory
 from services.cli.stop import Terminated
 from services.cli.terminal import Terminal
 from services.view.entry import TOKEN
-from services.view.shown import Shown
+from services.view.shown import ViewedRun
 from services.view.viewer import create_app
 
 HOST = "127.0.0.1"
@@ -25,14 +25,14 @@ _GRACE_S = 1
 
 def view(runs: Sequence[Path], port: int) -> None:
     """Serve the viewer until a signal. Raises InputError for what is no run, and a port that is taken."""
-    shown = [Shown(number, directory) for number, directory in enumerate(runs or [run_directory(None, None)])]
+    shown = [ViewedRun(number, directory) for number, directory in enumerate(runs or [run_directory(None, None)])]
     try:
         asyncio.run(_serve(shown, port, Terminal()))
     except asyncio.CancelledError:
         raise Terminated from None
 
 
-async def _serve(runs: Sequence[Shown], port: int, terminal: Terminal) -> None:
+async def _serve(runs: Sequence[ViewedRun], port: int, terminal: Terminal) -> None:
     cancel_at_sigterm()
     token = secrets.token_urlsafe(24)
     config = uvicorn.Config(

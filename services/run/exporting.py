@@ -12,7 +12,7 @@ from typing import Literal
 import orjson
 
 from pipeline.errors import InputError
-from services.run.frames import Row, Rows
+from services.run.frames import Cells, Rows
 
 Format = Literal["parquet", "jsonl", "csv"]
 
@@ -69,7 +69,7 @@ def _write_csv(rows: Rows, path: Path) -> int:
     return num_rows
 
 
-def _order(row: Row, rows: Rows) -> Row:
+def _order(row: Cells, rows: Rows) -> Cells:
     """The row's columns, as the table has them."""
     return {name: row.get(name) for name in rows.columns}
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _BATCH = 1000
-Row = dict[str, Any]
+Cells = dict[str, Any]
 _TYPES: dict[str, dict[str, str]] = {
     "tasks": {
         "part": "text", "round": "number", "task": "text", "question": "text", "choices": "texts", "answer": "text",
@@ -66,9 +66,9 @@ class Rows:
     """One table of a run."""
 
     name: str
-    read: Callable[[], Iterator[Row]]
+    read: Callable[[], Iterator[Cells]]
 
-    def __iter__(self) -> Iterator[Row]:
+    def __iter__(self) -> Iterator[Cells]:
         """Each row as a dict. Raises OwedError, and what else reading the run raises, at the first."""
         return self.read()
 
@@ -157,14 +157,14 @@ class LoadedRun:
     def _rounds(self) -> list[Round]:
         return list_rounds(self.session)
 
-    def _read_tasks(self) -> Iterator[Row]:
+    def _read_tasks(self) -> Iterator[Cells]:
         for current in self._rounds:
             for task in current.tasks:
                 yield _describe_task(task) | {"part": "train", "round": current.number}
         for task in self.session.questions(self.session.run.recipe.eval.split).tasks:
             yield _describe_task(task) | {"part": "eval", "round": None}
 
-    def _read_responses(self) -> Iterator[Row]:
+    def _read_responses(self) -> Iterator[Cells]:
         judge, ledger = make_judge(self.session), self.session.run.ledger
         for current in self._rounds:
             for groups in batched(current.groups):
@@ -175,7 +175,7 @@ class LoadedRun:
                         said = _describe_judgment(by_key.get(response.key), judge.name)
                         yield {"round": current.number} | _describe_response(response) | said
 
-    def _read_judgments(self) -> Iterator[Row]:
+    def _read_judgments(self) -> Iterator[Cells]:
         for current in self._rounds:
             for judge in make_judge(self.session).walk():
                 found = look_at_judgments(judge, current.groups, self.session.run.ledger, whole=True)
@@ -185,18 +185,18 @@ class LoadedRun:
                             place = {"round": current.number, "task": task.id, "response": one.response.key}
                             yield place | _describe_judgment(one, judge.name)
 
-    def _read_pairs(self) -> Iterator[Row]:
+    def _read_pairs(self) -> Iterator[Cells]:
         for current in self._rounds:
             for split, couples in (("train", current.pairs.train), ("validation", current.pairs.validation)):
                 yield from self._read_couples(current, split, couples)
 
-    def _read_couples(self, current: Round, split: str, couples: list[Couple]) -> Iterator[Row]:
+    def _read_couples(self, current: Round, split: str, couples: list[Couple]) -> Iterator[Cells]:
         for pair in current.read(couples):
             fields = {"task", "prompt", "chosen", "rejected", "chosen_score", "rejected_score", "judge"}
             keys = {"chosen_response": pair.chosen_key, "rejected_response": pair.rejected_key, "weights": pair.policy}
             yield {"round": current.number, "split": split} | pair.model_dump(include=fields) | keys
 
-    def _read_evaluations(self) -> Iterator[Row]:
+    def _read_evaluations(self) -> Iterator[Cells]:
         questions, ledger = self.session.questions(self.session.run.recipe.eval.split), self.session.run.ledger
         for checkpoint in self.session.registry.list():
             for shown in questions.section.images:
@@ -220,13 +220,13 @@ def load(directory: str | Path) -> LoadedRun:
         return LoadedRun(Session(run, ignore))
 
 
-def _describe_task(task: Task) -> Row:
+def _describe_task(task: Task) -> Cells:
     fields = {"question", "choices", "gold", "accepted", "subject", "family", "source", "split"}
     own = {"task": task.id, "answer": task.answer_letter, "images": [image.path for image in task.images]}
     return task.model_dump(include=fields) | own
 
 
-def _describe_response(response: Response) -> Row:
+def _describe_response(response: Response) -> Cells:
     fields = {"task", "index", "prompt", "text", "thought", "answer", "finish_reason", "error", "reason", "refused"}
     return response.model_dump(include=fields) | {
         "response": response.key,
@@ -237,7 +237,7 @@ def _describe_response(response: Response) -> Row:
     }
 
 
-def _describe_judgment(seen: Seen | None, judge: str) -> Row:
+def _describe_judgment(seen: Seen | None, judge: str) -> Cells:
     found = seen.judgment if seen else None
     return {
         "judge": judge,

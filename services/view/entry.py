@@ -32,7 +32,7 @@ _HEADERS = {
 }
 
 
-class Entry:
+class Doorkeeper:
     """ASGI middleware before everything else."""
 
     def __init__(self, app: ASGIApp, token: str) -> None:

@@ -12,7 +12,7 @@ from typing import Literal
 from pipeline.ledger import Ledger
 from pipeline.printable import printable
 from pipeline.records import Judgment, Response, Task
-from services.view.index import Answered, Asked, Item, Sheet
+from services.view.index import IndexedAnswer, IndexedRequest, Item, Sheet
 
 _TOKEN = re.compile(r"\s*\w+|\s*[^\w\s]|\s+")
 _MAX_DIFF = 4000
@@ -20,15 +20,15 @@ _MAX_DIFF = 4000
 
 
 @dataclass(frozen=True)
-class Chain:
+class ViewedChain:
     """A response, with its texts."""
 
     number: int
     """From 1, on its page."""
-    asked: Asked
+    asked: IndexedRequest
     """What it answers."""
     key: str
-    answered: Answered
+    answered: IndexedAnswer
     text: str
     """What was said, or why nothing was; what a reader's eye cannot see is written out."""
     is_error: bool
@@ -43,7 +43,7 @@ class Block:
     """What was answered under one prompt and temperature, about one image."""
 
     title: str
-    chains: Sequence[Chain]
+    chains: Sequence[ViewedChain]
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Stretch:
 
 
 @dataclass(frozen=True)
-class Example:
+class ViewedTask:
     """All of it."""
 
     item: Item
@@ -63,11 +63,11 @@ class Example:
     blocks: Sequence[Block]
 
     @property
-    def chains(self) -> list[Chain]:
+    def chains(self) -> list[ViewedChain]:
         """Of all blocks."""
         return [chain for block in self.blocks for chain in block.chains]
 
-    def choose_two(self, keys: Sequence[str] = ()) -> tuple[Chain, Chain] | None:
+    def choose_two(self, keys: Sequence[str] = ()) -> tuple[ViewedChain, ViewedChain] | None:
         """Which two are compared: those named, else chosen and rejected, else the first answers of base and policy."""
         by_key = {chain.key: chain for chain in self.chains if not chain.is_error}
         named = [by_key[key] for key in keys if key in by_key]
@@ -78,7 +78,7 @@ class Example:
             return by_place["chosen"], by_place["rejected"]
         return self._find_flip(by_key)
 
-    def _find_flip(self, by_key: Mapping[str, Chain]) -> tuple[Chain, Chain] | None:
+    def _find_flip(self, by_key: Mapping[str, ViewedChain]) -> tuple[ViewedChain, ViewedChain] | None:
         """Two answers in one block, of two checkpoints, of which one is right and the other is not."""
         for block in self.blocks:
             for first, second in combinations((chain for chain in block.chains if chain.key in by_key), 2):
@@ -88,37 +88,37 @@ class Example:
         return None
 
 
-def build_example(item: Item, task: Task, sheet: Sheet, ledger: Ledger) -> Example:
+def build_example(item: Item, task: Task, sheet: Sheet, ledger: Ledger) -> ViewedTask:
     """Read the texts of an item."""
     answered = [one for asked in sheet.asked for one in asked.responses]
     responses = ledger.get(Response, (one.key for one in answered))
     judgments = ledger.get(Judgment, (one.judgment for one in answered if one.judgment))
     numbers = iter(range(1, len(answered) + 1))
-    by_title: dict[str, list[Asked]] = {}
+    by_title: dict[str, list[IndexedRequest]] = {}
     for asked in sheet.asked:
         by_title.setdefault(_name_block(asked), []).append(asked)
     blocks = [
         Block(title, [chain for asked in own for chain in _list_chains(asked, responses, judgments, numbers)])
         for title, own in by_title.items()
     ]
-    return Example(item, task, blocks)
+    return ViewedTask(item, task, blocks)
 
 
-def _name_block(asked: Asked) -> str:
+def _name_block(asked: IndexedRequest) -> str:
     """Prompt, temperature, and the image that was shown where it is not the question's own."""
     return asked.setting if asked.shown == "true" else f"{asked.setting}, shown: {asked.shown} image"
 
 
 def _list_chains(
-    asked: Asked, responses: Mapping[str, Response], judgments: Mapping[str, Judgment], numbers: Iterator[int]
-) -> Iterator[Chain]:
+    asked: IndexedRequest, responses: Mapping[str, Response], judgments: Mapping[str, Judgment], numbers: Iterator[int]
+) -> Iterator[ViewedChain]:
     for one in asked.responses:
         response = responses[one.key]
         judgment = judgments.get(one.judgment or "")
         said = (
             "" if judgment is None else judgment.rationale or (f"no score: {judgment.error}" if judgment.error else "")
         )
-        yield Chain(
+        yield ViewedChain(
             number=next(numbers),
             asked=asked,
             key=one.key,

@@ -34,7 +34,7 @@ INDEX = "index.sqlite"
 VERSION = 1
 SHIFT = 12
 """Bits of a row of `texts` that count the rows of one item."""
-TABLES = f"""
+INDEX_TABLES = f"""
 CREATE TABLE IF NOT EXISTS notes (name TEXT PRIMARY KEY, body TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS items (
     num        INTEGER PRIMARY KEY,
@@ -69,7 +69,7 @@ PRAGMA user_version = {VERSION};
 R = TypeVar("R", bound=Record)
 
 
-class Answered(Record):
+class IndexedAnswer(Record):
     """A response by its keys, and what is known of it without its text."""
 
     key: str
@@ -82,7 +82,7 @@ class Answered(Record):
     """`chosen` or `rejected`, where it is in a pair."""
 
 
-class Asked(Record):
+class IndexedRequest(Record):
     """One request about an item."""
 
     checkpoint: str
@@ -91,7 +91,7 @@ class Asked(Record):
     temperature: float
     shown: str = "true"
     """Which image: the question's own, a blank one, or another question's."""
-    responses: tuple[Answered, ...]
+    responses: tuple[IndexedAnswer, ...]
 
     @property
     def setting(self) -> str:
@@ -102,7 +102,7 @@ class Asked(Record):
 class Sheet(Record):
     """Everything that was asked about an item."""
 
-    asked: tuple[Asked, ...] = ()
+    asked: tuple[IndexedRequest, ...] = ()
 
 
 class Part(Record):
@@ -147,7 +147,7 @@ def open_index(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = NORMAL")  # what a power cut takes of it is made again
-    connection.executescript(TABLES)
+    connection.executescript(INDEX_TABLES)
     return connection
 
 

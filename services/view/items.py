@@ -19,7 +19,7 @@ from pipeline.sample import Group, Groups, SampleRequest
 from pipeline.sections import PairsSection
 from pipeline.stage import Tally
 from services.run.rounds import Round
-from services.view.index import Answered, Asked
+from services.view.index import IndexedAnswer, IndexedRequest
 
 ANY = "*"
 """In a mark: whichever checkpoint, or setting."""
@@ -30,7 +30,7 @@ class Look:
     """One task, as it was found; mutated while it is looked at."""
 
     task: Task
-    asked: list[Asked] = field(default_factory=list)
+    asked: list[IndexedRequest] = field(default_factory=list)
     marks: set[str] = field(default_factory=set)
     """What it can be filtered by, as `kind|value`, or `outcome|checkpoint|setting`."""
     texts: list[str] = field(default_factory=list)
@@ -114,7 +114,7 @@ class Sampled:
             _answer(response, judgments.get(response.key), _score(request.task, response), places)
             for response in group.found
         ]
-        asked = Asked(
+        asked = IndexedRequest(
             checkpoint=request.checkpoint.name,
             prompt=request.prompt,
             temperature=request.sampling.temperature,
@@ -151,8 +151,8 @@ def _score(task: Task, response: Response) -> Score | None:
     return score_choice(task, response) if task.answer is not None and task.choices else None
 
 
-def _answer(response: Response, seen: Seen | None, score: Score | None, places: Mapping[str, str]) -> Answered:
-    return Answered(
+def _answer(response: Response, seen: Seen | None, score: Score | None, places: Mapping[str, str]) -> IndexedAnswer:
+    return IndexedAnswer(
         key=response.key,
         judgment=seen.key if seen and seen.judgment else None,
         score=seen.judgment.score if seen and seen.judgment else None,
@@ -202,7 +202,7 @@ class Evaluated:
             responses = [found[key] for key in request.response_keys() if key in found]
             look.count(responses, request.sampling.n)
             scores = [self.questions.benchmark.score(task, response) for response in responses]
-            asked = Asked(
+            asked = IndexedRequest(
                 checkpoint=request.checkpoint.name,
                 prompt=request.prompt,
                 temperature=request.sampling.temperature,

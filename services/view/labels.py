@@ -26,7 +26,7 @@ from pipeline.records import Interval, Record
 
 LABELS = "labels.jsonl"
 K = TypeVar("K")
-Said = Literal["right", "wrong", "better", "none"]
+Opinion = Literal["right", "wrong", "better", "none"]
 
 
 class Label(Record):
@@ -36,7 +36,7 @@ class Label(Record):
     task: str
     response: str
     """Its key."""
-    said: Said
+    said: Opinion
     than: str | None = None
     """The key of the response that it is better than, or that it is no longer compared with."""
     at: float

@@ -20,7 +20,7 @@ from pipeline.files import explain
 from pipeline.records import Record
 from services.view.index import ITEM, SHIFT, Index, Item
 
-PAGE = 50
+PAGE_SIZE = 50
 _MAX_KEPT = 64
 """Arrays of a byte an item, and a few of eight."""
 Sort = Literal["order", "best", "worst", "spread", "lost"]
@@ -149,7 +149,7 @@ class Finder:
     def find(self, wanted: Filter) -> Listed:
         """One page of them, and how many there are."""
         numbers = self._list(wanted)
-        return Listed(self._read(numbers[PAGE * (wanted.page - 1) :][:PAGE]), len(numbers))
+        return Listed(self._read(numbers[PAGE_SIZE * (wanted.page - 1) :][:PAGE_SIZE]), len(numbers))
 
     def beside(self, wanted: Filter, item: Item) -> tuple[Item | None, Item | None]:
         """Those before and after an item, in the filter's order."""

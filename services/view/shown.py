@@ -18,7 +18,7 @@ from pipeline.run import RECIPE
 from services.engine.lifeline import keeper_command
 from services.run.live import Live, find_holder, read_live
 from services.run.status import RunStatus
-from services.view.examples import Example, build_example
+from services.view.examples import ViewedTask, build_example
 from services.view.index import FOLDER, INDEX, Facets, Index
 from services.view.labels import LABELS, Agreement, Label, Labels, keep_label, measure_agreement, read_labels
 from services.view.overview import Summary
@@ -28,7 +28,7 @@ _GRACE_S = 2.0
 
 
 @dataclass(frozen=True)
-class Pulse:
+class Liveness:
     """What changes from one second to the next."""
 
     live: Live | None
@@ -41,7 +41,7 @@ class Pulse:
     problem: str | None
 
 
-class Shown:
+class ViewedRun:
     """One run. It is only read, but for the folder that is the viewer's own."""
 
     def __init__(self, number: int, directory: Path) -> None:
@@ -99,7 +99,7 @@ class Shown:
         """Beside other runs; None where it was not made yet."""
         return self.index.read("summary", Summary)
 
-    def find_pulse(self) -> Pulse:
+    def find_pulse(self) -> Liveness:
         """How far it is."""
         num_seen, num_items = self.index.progress()
         problem, live = self.index.note("problem"), None
@@ -111,7 +111,7 @@ class Shown:
         is_at_work = bool(holder) or (holder is None and live is not None and live.end is None)
         age_s = max(0.0, time.time() - live.updated_at) if live else 0.0
         status = self.index.read("status", RunStatus)
-        return Pulse(live, is_at_work, age_s, num_seen, num_items, status, problem or self._find_fault())
+        return Liveness(live, is_at_work, age_s, num_seen, num_items, status, problem or self._find_fault())
 
     def _find_fault(self) -> str | None:
         """What ended the process that keeps the index, where something did."""
@@ -119,7 +119,7 @@ class Shown:
             return None
         return f"the index is not kept up to date any more; {self.folder / 'indexing.log'} says why"
 
-    def find_example(self, part: str, task: str) -> Example | None:
+    def find_example(self, part: str, task: str) -> ViewedTask | None:
         """All of one task; None where the index has none of that name."""
         found = self.index.find(part, task)
         if found is None:
@@ -130,7 +130,7 @@ class Shown:
         finally:
             ledger.close()
 
-    def read_image(self, example: Example, number: int) -> tuple[bytes, str] | None:
+    def read_image(self, example: ViewedTask, number: int) -> tuple[bytes, str] | None:
         """One of a task's images, and its media type; None where it has no such image."""
         images = example.task.images
         if number >= len(images):

@@ -34,12 +34,12 @@ from pipeline.files import explain
 from pipeline.printable import printable
 from services.report.page import make_environment
 from services.run.live import say_span
-from services.view.entry import Entry
+from services.view.entry import Doorkeeper
 from services.view.examples import compare_texts
 from services.view.labels import Label, say_agreement
 from services.view.overview import LIVE_PLACE
-from services.view.queries import PAGE, Filter, Listed, read_filter
-from services.view.shown import Shown
+from services.view.queries import PAGE_SIZE, Filter, Listed, read_filter
+from services.view.shown import ViewedRun
 
 _MAX_BODY = 10_000
 _OUTCOMES = {
@@ -66,7 +66,7 @@ _FILTERS: Mapping[str, Any] = {
 """A select's options as (value, text), and the fields of a form that keeps a filter."""
 
 
-def create_app(runs: Sequence[Shown], token: str) -> Starlette:
+def create_app(runs: Sequence[ViewedRun], token: str) -> Starlette:
     """The app over `runs`, for whoever has the token. Their indexes are kept up to date by whoever makes it."""
     pages = Pages(runs)
     routes = [
@@ -83,7 +83,7 @@ def create_app(runs: Sequence[Shown], token: str) -> Starlette:
         Mount("/static", StaticFiles(packages=[("services.view", "static")])),
     ]
     faults: Mapping[Any, Any] = {HTTPException: pages.show_fault, VcotError: pages.show_fault}
-    return Starlette(routes=routes, middleware=[Middleware(Entry, token=token)], exception_handlers=faults)
+    return Starlette(routes=routes, middleware=[Middleware(Doorkeeper, token=token)], exception_handlers=faults)
 
 
 def show_palette(_: Request) -> Response:
@@ -100,7 +100,7 @@ def read_style() -> str:
 class Pages:
     """What each address answers."""
 
-    def __init__(self, runs: Sequence[Shown]) -> None:
+    def __init__(self, runs: Sequence[ViewedRun]) -> None:
         self._runs = runs
         self._environment = make_environment("services.view")
         self._environment.filters |= {"clean": printable, "span": say_span, "query": urlencode, **_FILTERS}
@@ -108,13 +108,13 @@ class Pages:
     def _render(self, template: str, status: int = 200, **fields: Any) -> HTMLResponse:
         return HTMLResponse(self._environment.get_template(template).render(fields), status)
 
-    def _find(self, request: Request) -> Shown:
+    def _find(self, request: Request) -> ViewedRun:
         number = int(request.path_params["number"])
         if number >= len(self._runs):
             raise HTTPException(404, "there is no such run here")
         return self._runs[number]
 
-    def _page(self, template: str, run: Shown, at: str, **fields: Any) -> HTMLResponse:
+    def _page(self, template: str, run: ViewedRun, at: str, **fields: Any) -> HTMLResponse:
         return self._render(template, run=run, at=at, root="../../", here="", **fields)
 
     def show_runs(self, _: Request) -> Response:
@@ -137,7 +137,7 @@ class Pages:
         """That part alone."""
         return HTMLResponse(self._render_live(self._find(request)))
 
-    def _render_live(self, run: Shown) -> str:
+    def _render_live(self, run: ViewedRun) -> str:
         said = (
             say_agreement(run.measure_agreement(), run.summary.judge)
             if run.labels_path.is_file() and run.summary
@@ -160,7 +160,7 @@ class Pages:
         except InputError as error:
             wanted, fault = Filter(), str(error)
         found = Listed([], 0) if fault else run.finder.find(wanted)
-        fields = {"wanted": wanted, "items": found.items, "total": found.total, "fault": fault, "size": PAGE}
+        fields = {"wanted": wanted, "items": found.items, "total": found.total, "fault": fault, "size": PAGE_SIZE}
         return self._page("tasks.html", run, "Tasks", **fields, **_list_choices(run), progress=run.index.progress())
 
     def show_task(self, request: Request) -> Response:
@@ -240,7 +240,7 @@ def _without_task(query: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in query.items() if name not in ("of", "task", "with")}
 
 
-def _list_choices(run: Shown) -> dict[str, Any]:
+def _list_choices(run: ViewedRun) -> dict[str, Any]:
     """What a filter's fields offer."""
     facets = run.facets
     split = [mark.split("|") for mark in facets.marks]

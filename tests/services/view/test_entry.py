@@ -7,7 +7,7 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
-from services.view.entry import POLICY, Entry
+from services.view.entry import POLICY, Doorkeeper
 
 TOKEN = "a-long-token"
 
@@ -17,7 +17,7 @@ def make_client(host="127.0.0.1:8400"):
         return PlainTextResponse(f"inside {request.query_params}")
 
     routes = [Route("/{rest:path}", page, methods=["GET", "POST"])]
-    app = Starlette(routes=routes, middleware=[Middleware(Entry, token=TOKEN)])
+    app = Starlette(routes=routes, middleware=[Middleware(Doorkeeper, token=TOKEN)])
     return TestClient(app, base_url=f"http://{host}", follow_redirects=False)
 
 

@@ -19,7 +19,7 @@ from services.run.session import Session
 from services.run.steps import judge_stage
 from services.view.index import FOLDER
 from services.view.indexing import bring_up_to_date, refresh_overview
-from services.view.shown import Shown
+from services.view.shown import ViewedRun
 from services.view.viewer import create_app
 from tests.services.fake_vllm import write_checkpoint
 from tests.services.run.test_rounds import answer
@@ -48,7 +48,7 @@ class Made:
     policy: Checkpoint
 
     def shown(self, number=0):
-        return Shown(number, self.directory)
+        return ViewedRun(number, self.directory)
 
     def index(self):
         """The same, with its index up to date."""
