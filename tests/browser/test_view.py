@@ -11,9 +11,9 @@ import uvicorn
 from services.view.labels import read_labels
 from services.view.viewer import create_app
 from tests.browser.chromium import CHROMIUM, browsing
-from tests.services.view.view_run import HOSTILE, TOKEN, made
+from tests.services.view.view_run import HOSTILE, TOKEN, made, prepared
 
-__all__ = ["made"]
+__all__ = ["made", "prepared"]
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium is installed")
 PAGES = ("/runs/0/", "/runs/0/tasks", "/runs/0/labels")
 CHECK = Path(__file__).with_name("readable.js").read_text("utf-8")

@@ -2,24 +2,26 @@
 
 import csv
 import json
+import sqlite3
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.errors import InputError
 from pipeline.run import open_run
 from services.run.frames import load
 from tests.pages import read_block
 from tests.services.cli.test_cli import vcot
-from tests.services.view.view_run import HOSTILE, K, made, own
+from tests.services.view.view_run import HOSTILE, K, own, prepared
 
-__all__ = ["made", "own", "vcot"]
+__all__ = ["own", "prepared", "vcot"]
 TABLES = ["tasks", "responses", "judgments", "pairs", "evaluations"]
 
 
 @pytest.fixture
-def run(made):
-    with load(made.directory) as run:
+def run(prepared):
+    with load(prepared.directory) as run:
         yield run
 
 
@@ -65,18 +67,20 @@ def test_arrow_and_pandas_hold_the_same(run):
 
 
 def test_a_table_is_read_some_rows_at_a_time(own):
-    """The first row comes before what is behind it is looked at: there, the run is damaged."""
+    """The first rows come before the last are looked at, which are damaged."""
+    ledger = sqlite3.connect(own.directory / "ledger.sqlite")
+    ledger.execute("""UPDATE groups SET members = '[{"index": "?"}]' WHERE id = (SELECT max(id) FROM groups)""")
+    ledger.commit()
+    ledger.close()
     with load(own.directory) as run:
-        rows = iter(run.responses)
-        assert next(rows)["task"]
-        run.close()
-        with pytest.raises(Exception, match="closed"):
-            list(run.responses)
+        assert next(iter(run.evaluations))["task"]
+        with pytest.raises(InputError, match="cannot be read"):
+            list(run.evaluations)
 
 
 @pytest.mark.parametrize("kind", ["parquet", "jsonl", "csv"])
-def test_files_hold_every_row_in_each_format(made, vcot, tmp_path, kind):
-    code, _, err = vcot("export", made.directory, "--out", tmp_path / "out", "--format", kind)
+def test_files_hold_every_row_in_each_format(prepared, vcot, tmp_path, kind):
+    code, _, err = vcot("export", prepared.directory, "--out", tmp_path / "out", "--format", kind)
     assert code == 0, err
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(f"{name}.{kind}" for name in TABLES)
     path = tmp_path / "out" / f"responses.{kind}"
@@ -88,7 +92,7 @@ def test_files_hold_every_row_in_each_format(made, vcot, tmp_path, kind):
         case "csv":
             with path.open(newline="", encoding="utf-8") as file:
                 texts = [row["text"] or None for row in csv.DictReader(line.replace("\0", "\\0") for line in file)]
-    with load(made.directory) as run:
+    with load(prepared.directory) as run:
         own = [
             row["text"].replace("\0", "\\0") if kind == "csv" and row["text"] else row["text"] for row in run.responses
         ]
@@ -105,9 +109,9 @@ def test_what_is_not_made_yet_is_said_and_the_rest_is_written(tmp_path, vcot):
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_a_folder_that_cannot_be_written_is_one_sentence(made, vcot, tmp_path):
+def test_a_folder_that_cannot_be_written_is_one_sentence(prepared, vcot, tmp_path):
     (tmp_path / "out").write_text("")
-    code, _, err = vcot("export", made.directory, "--out", tmp_path / "out")
+    code, _, err = vcot("export", prepared.directory, "--out", tmp_path / "out")
     assert (code, "choose another --out" in err) == (2, True)
 
 
@@ -118,10 +122,10 @@ def test_no_run_is_one_sentence(vcot, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_page_of_the_documentation_works_as_it_stands(made, tmp_path, monkeypatch, capsys):
+def test_the_page_of_the_documentation_works_as_it_stands(prepared, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").mkdir()
-    (tmp_path / "runs" / "nano").symlink_to(made.directory)
+    (tmp_path / "runs" / "nano").symlink_to(prepared.directory)
     names = {}
     exec(read_block("A run in a notebook", "python", "notebook.md"), names)
     assert (len(names["responses"]), capsys.readouterr().out) == (11 * K, "36\n")

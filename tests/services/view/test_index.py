@@ -24,9 +24,9 @@ from services.run.status import RunStatus, look_at_run
 from services.run.steps import judge_stage
 from services.view.index import FOLDER, INDEX, Facets
 from services.view.queries import Filter, read_filter
-from tests.services.view.view_run import HOSTILE, K, made, own, respond
+from tests.services.view.view_run import HOSTILE, K, made, own, prepared, respond
 
-__all__ = ["made", "own"]
+__all__ = ["made", "own", "prepared"]
 
 
 def read_plainly(session):

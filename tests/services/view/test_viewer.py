@@ -10,9 +10,9 @@ import pytest
 from pipeline.records import Response
 from services.run.live import LIVE
 from services.view.labels import read_labels
-from tests.services.view.view_run import HOST, HOSTILE, K, made, own
+from tests.services.view.view_run import HOST, HOSTILE, K, made, own, prepared
 
-__all__ = ["made", "own"]
+__all__ = ["made", "own", "prepared"]
 POST = {"origin": HOST}
 
 

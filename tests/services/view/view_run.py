@@ -121,18 +121,23 @@ async def make_run(folder):
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def prepared(tmp_path_factory):
+    """The run as commands left it."""
+    return asyncio.run(make_run(tmp_path_factory.mktemp("viewed")))
+
+
+@pytest.fixture(scope="module")
+def made(prepared):
     """The run with its index and overview, for tests that leave it as it is."""
-    made = asyncio.run(make_run(tmp_path_factory.mktemp("viewed")))
-    made.summarise()
-    return made
+    prepared.summarise()
+    return prepared
 
 
 @pytest.fixture
-def own(made, tmp_path):
+def own(prepared, tmp_path):
     """A copy of it without an index, for a test that goes on with it."""
-    shutil.copytree(made.directory, tmp_path / "run", ignore=shutil.ignore_patterns(FOLDER))
-    return replace(made, directory=tmp_path / "run")
+    shutil.copytree(prepared.directory, tmp_path / "run", ignore=shutil.ignore_patterns(FOLDER))
+    return replace(prepared, directory=tmp_path / "run")
 
 
 __all__ = ["HOST", "HOSTILE", "SIZES", "TOKEN", "Made", "make_run", "respond"]
