@@ -10,7 +10,7 @@ OLDER        := .venv-older
 SMOLLM       := .venv-smollm
 export PYTHONUNBUFFERED = 1
 
-.PHONY: help demo test test-slow test-fast test-compose test-harness test-older test-rehearsal smollm parity bench-gateway bench-swap bench-swap-mutations bench-serving bench-ledger bench-sample bench-score bench-steps bench-train soak experiment mutation mutation-sample lint format setup lock clean
+.PHONY: help demo test test-slow test-fast test-compose test-harness test-older test-rehearsal smollm parity bench-gateway bench-swap bench-swap-mutations bench-serving bench-ledger bench-sample bench-score bench-steps bench-train bench-view soak experiment mutation mutation-sample lint format setup lock clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -86,6 +86,9 @@ bench-steps: setup ## memory of judging and pairing a large run, beside a run he
 
 bench-train: setup ## steps per second beside plain TRL's trainer
 	$(BIN)/python -m bench.train $(ARGS)
+
+bench-view: setup ## how fast the viewer opens, pages through and filters a run of 1,000,000 responses
+	$(BIN)/python -m bench.view $(ARGS)
 
 soak: setup ## a quarter of an hour of hostile and honest load on the real vLLM: memory, and who was failed
 	$(BIN)/python -m bench.soak $(ARGS)

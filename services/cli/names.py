@@ -46,6 +46,8 @@ Tables = Annotated[
     Parameter(help="Also write all tables into this folder (Markdown, LaTeX, CSV, Parquet), and the figures as SVG."),
 ]
 
+FileFormat = Annotated[Literal["parquet", "jsonl", "csv"], Parameter(name="--format")]
+
 Audit = Annotated[
     bool,
     Parameter(
@@ -354,6 +356,42 @@ def status(target: Target = DEFAULT, *, json: Json = False) -> None:
     from services.cli import status_command
 
     status_command.show(target, as_json=json)
+
+
+@app.command(group=TOOLS)
+def export(run: Path | None = None, *, out: Path, kind: FileFormat = "parquet") -> None:
+    """Write a run's tasks, all its responses with scores and rationales, judgments, pairs and evaluations as files.
+
+    Parameters
+    ----------
+    run
+        Run directory (default: runs/nano); it is only read.
+    out
+        The folder for the files; those of an earlier export are replaced.
+    kind
+        Of the files: parquet, jsonl or csv.
+
+    """
+    from services.cli import export_command, opening
+
+    opening.execute("export", Target(run=run), lambda session: export_command.export(session, out, kind))
+
+
+@app.command(group=_RUNS)
+def view(*runs: Path, port: int = 0) -> None:
+    """Show runs in a browser, as they go on: how far they are, what came of them, and every task with all its chains.
+
+    Parameters
+    ----------
+    runs
+        Run directories (default: runs/nano).
+    port
+        Where it answers, on this machine only (default: any that is free).
+
+    """
+    from services.cli import view_command
+
+    view_command.view(runs, port)
 
 
 @app.command(group=TOOLS)

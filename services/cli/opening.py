@@ -24,7 +24,7 @@ _BEGINS = ("run", "rounds", "sample", "prepare")
 a recipe: a run that was not found may be mistyped."""
 READS = (
     "report", "status", "pair --preview", "eval --plan", "swap", "checkpoints list", "checkpoints show",
-    "checkpoints retire", "replicas list", "replicas add", "replicas remove", "push pairs", "push checkpoint",
+    "checkpoints retire", "replicas list", "replicas add", "replicas remove", "push pairs", "push checkpoint", "export",
 )  # fmt: skip
 """Commands that work beside one that writes to the run, and begin none: they read it, steer its gateway, or replace a page
 or a registry in one step. Every other command is the run's only writer."""

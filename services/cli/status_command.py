@@ -15,7 +15,7 @@ from pipeline.run import RECIPE, open_run
 from services.cli.opening import run_directory
 from services.cli.target import Target
 from services.cli.terminal import Terminal
-from services.run.live import Live, find_holder, read_live
+from services.run.live import Live, find_holder, read_live, say_span
 from services.run.session import Session
 from services.run.status import RunStatus, look_at_run
 
@@ -70,7 +70,7 @@ def render_status(status: RunStatus) -> list[RenderableType]:
 
 
 def _describe_live(live: Live, status: RunStatus) -> list[str]:
-    age = _span(max(0.0, status.live_age_s or 0.0))
+    age = say_span(max(0.0, status.live_age_s or 0.0))
     if live.end is not None:
         return [f"last command: vcot {live.command}, ended {age} ago: {live.end}"]
     if not status.holder and status.holder is not None:
@@ -81,7 +81,7 @@ def _describe_live(live: Live, status: RunStatus) -> list[str]:
     if live.unit:
         total = f"/{live.total:,}" if live.total else ""
         rate = f", {live.per_s:,.1f} a second" if live.per_s else ""
-        left = f", about {_span(live.left_s)} left" if live.left_s is not None else ""
+        left = f", about {say_span(live.left_s)} left" if live.left_s is not None else ""
         lines.append(f"  {live.done:,}{total} {live.unit}{rate}{left}{f'; {live.note}' if live.note else ''}")
     return lines + [
         f"  {count.stage}: {count.requested} requested = {count.ok} ok + {count.cached} cached + {count.failed} failed"
@@ -103,10 +103,3 @@ def _tabulate(status: RunStatus) -> Table:
 
 def _right(name: str) -> Column:
     return Column(name, justify="right")
-
-
-def _span(seconds: float) -> str:
-    """`12 s`, `4 min` or `2.5 h`."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -164,6 +164,7 @@ READERS = {
     "replicas remove": ["replicas", "remove", "vllm-0"],
     "push pairs": ["push", "pairs", "me/pairs", "--dry-run"],
     "push checkpoint": ["push", "checkpoint", "me/policy", "--dry-run"],
+    "export": ["export", "--out", "../exported"],
 }
 WRITERS = [
     *(["run"], ["demo"], ["rounds"], ["sample"], ["judge"], ["pair"], ["train"], ["sweep"], ["merge"], ["parity"]),
@@ -212,7 +213,7 @@ def test_every_command_is_a_reader_a_writer_or_has_no_run():
     found = {name for name in cli.app if not name.startswith("-") and name not in groups}
     found |= {"pair --preview", "eval --plan"}
     found |= {f"{group} {name}" for group in groups for name in cli.app[group] if not name.startswith("-")}
-    assert found == names | {"serve", "prepare", "engine", "worker", "doctor", "recipe", "nano build", "score"}
+    assert found == names | {"serve", "prepare", "engine", "worker", "view", "doctor", "recipe", "nano build", "score"}
 
 
 def test_a_reader_sees_one_moment_of_the_ledger(tmp_path):
