@@ -9,7 +9,8 @@ from typing import Annotated
 
 from cyclopts import App, Group, Parameter
 
-from services.cli.target import DEFAULT, Json, Target
+from services.cli.flags import Json
+from services.cli.target import DEFAULT, Target
 
 TOOLS = Group("Tools", sort_key=3)
 

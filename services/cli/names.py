@@ -9,7 +9,8 @@ from typing import Annotated, Literal
 from cyclopts import App, Group, Parameter
 
 from services.cli.families import TOOLS, checkpoints, nano, push, replicas
-from services.cli.target import DEFAULT, Json, Target, as_cap, as_source, as_tracker
+from services.cli.flags import Audit, CardJson, FileFormat, Flag, Json, MaxCost, Tables, Wandb
+from services.cli.target import DEFAULT, Target, as_cap, as_source, as_tracker
 
 _STEPS = Group("The steps of a run", sort_key=1)
 _RUNS = Group("Whole runs", sort_key=0)
@@ -33,34 +34,6 @@ app = App(
 )
 for family in (nano, checkpoints, push, replicas):
     app.command(family)
-
-Wandb = Annotated[
-    bool,
-    Parameter(
-        negative=(), help="Send the training's curves to Weights & Biases (short for --set train.report_to=...)."
-    ),
-]
-Flag = Annotated[bool, Parameter(negative=())]
-Tables = Annotated[
-    Path | None,
-    Parameter(help="Also write all tables into this folder (Markdown, LaTeX, CSV, Parquet), and the figures as SVG."),
-]
-
-FileFormat = Annotated[Literal["parquet", "jsonl", "csv"], Parameter(name="--format")]
-
-Audit = Annotated[
-    bool,
-    Parameter(
-        negative=(), help="Judge only responses that are known to be right or wrong, and make the judge's report card."
-    ),
-]
-CardJson = Annotated[bool, Parameter(negative=(), help="With --audit: print the report card as JSON, for programs.")]
-MaxCost = Annotated[
-    float | None,
-    Parameter(
-        help="Stop before judging costs the run more dollars than this (short for --set judge.max_cost_usd=...)."
-    ),
-]
 
 
 @app.command(group=_RUNS)

@@ -8,8 +8,6 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-Json = Annotated[bool, Parameter(negative=(), help="Print the result as JSON, for programs.")]
-
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
