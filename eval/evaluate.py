@@ -73,6 +73,13 @@ class Questions:
             asked += ask_instead(own, self.tasks, name, self.images)
         return asked
 
+    def requests_by_task(self, checkpoint: CheckpointRef) -> list[SampleRequest]:
+        """The same, question by question: what is asked about one image comes together, and a server that keeps images and
+        the beginnings of prompts computes each once.
+        """
+        place = {task.id: number for number, task in enumerate(self.tasks)}
+        return sorted(self.requests(checkpoint), key=lambda request: place[request.task.id])
+
     def scores(self, checkpoints: Sequence[CheckpointRef], ledger: Ledger) -> Scores:
         """A score for each response that is there, errors included. Raises OwedError where a checkpoint has none."""
         return {

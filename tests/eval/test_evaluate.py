@@ -1,5 +1,6 @@
 """An evaluation over a ledger: what was asked before is found again, and what is there is scored."""
 
+import itertools
 import json
 import logging
 
@@ -64,6 +65,15 @@ def test_what_is_there_is_scored_and_what_is_not_is_owed(store, tmp_path):
     [row] = found.results
     assert (row.accuracy["Avg"].value, row.num_scored, row.num_failed, found.hint) == (1, 1, 1, "")
     ledger.close()
+
+
+def test_what_is_asked_about_one_question_comes_together(store, tmp_path):
+    questions = load(store, tmp_path, "eval.images=['true', 'blank']")
+    requests = questions.requests_by_task(BASE)
+    assert sorted(request.key for request in requests) == sorted(request.key for request in questions.requests(BASE))
+    runs = [name for name, _ in itertools.groupby(request.task.id for request in requests)]
+    assert runs == [task.id for task in questions.tasks]
+    assert len(requests) == 2 * 2 * 2 * len(questions.tasks)
 
 
 @pytest.mark.hurried
