@@ -1,4 +1,4 @@
-"""curator's way: an `LLM` whose prompt is a text with an image, on an OpenAI-compatible server; its cache in the run's folder.
+"""curator's way: an `LLM` whose prompt is a text with an image, on an OpenAI-compatible server; its cache stays in the run.
 
     python generate_curator.py SETTINGS.json        (bench/peers/generation.py writes it)
 

@@ -1,6 +1,6 @@
 """The plain way: `openai`'s client, a semaphore, and a line of JSON for each task; what has its line is not asked again.
 
-    python generate_plain.py SETTINGS.json        (bench/peers/generation.py writes it)
+python generate_plain.py SETTINGS.json        (bench/peers/generation.py writes it)
 """
 
 from __future__ import annotations
