@@ -8,7 +8,8 @@ temperature, `max_tokens` and greatest number of requests at once, each as its d
 
     seconds      from the command's start to its end, of which `start_s` before its first request
     kept         responses in its finished data set
-    left         responses that its own command finds again on disk, after kill -9 of all its processes at half of `seconds`
+    left         responses that its own command finds again on disk, after kill -9 of all its processes at half time, which
+                 is counted from its first request, so that a slow start leaves no less
     asked_anew   requests that the same command then sent, of which `paid_twice` had been answered in full before the kill
     total_s      from the first start to the kill, and from the second start to the end
     kept_again   responses in its finished data set then
@@ -99,9 +100,12 @@ def write_tasks(run: Run, num_tasks: int, path: Path) -> set[str]:
 
 
 async def follow(
-    way: Way, settings: Settings, meter: Meter, limit_s: float, *, is_to_be_killed: bool = False
+    way: Way, settings: Settings, meter: Meter, limit_s: float, *, kill_after_s: float | None = None
 ) -> Course:
-    """Run the way's command: to its end, or for `limit_s` seconds and then kill -9 all its processes. Raises PeerError."""
+    """Run the way's command to its end, or until kill -9 of all its processes, so long after its first request.
+
+    Raises PeerError where it fails or takes more than `limit_s`.
+    """
     meter.reset()
     log = settings.out / "log.txt"
     with log.open("ab") as file:
@@ -109,19 +113,33 @@ async def follow(
         process = await asyncio.create_subprocess_exec(
             *way.command(settings), stdout=file, stderr=file, env=_environment(settings), start_new_session=True
         )
-        try:
-            code = await asyncio.wait_for(process.wait(), limit_s)
-        except TimeoutError:
-            code = None
-        finally:
-            _kill_all(process)
-            await process.wait()
+        is_due = await _until_end(process, meter, limit_s, kill_after_s)
         seconds = time.perf_counter() - began
-    if code != 0 and not (is_to_be_killed and code is None):
+        code = process.returncode
+        _kill_all(process)
+        await process.wait()
+    if code != 0 and not is_due:
         end = "\n".join(log.read_text("utf-8", "replace").splitlines()[-15:])
         raise PeerError(f"it {'did not end in time' if code is None else f'ended with {code}'}; see {log}: {end}")
     start_s = meter.first_at - began if meter.first_at else seconds
     return Course(seconds, start_s, meter.asked.copy(), meter.answered.copy(), meter.num_tokens)
+
+
+async def _until_end(
+    process: asyncio.subprocess.Process, meter: Meter, limit_s: float, kill_after_s: float | None
+) -> bool:
+    """Until the process ends, or is to be killed, which is returned, or `limit_s` are over."""
+
+    async def become_due() -> None:
+        await meter.has_begun.wait()
+        await asyncio.sleep(limit_s if kill_after_s is None else kill_after_s)
+
+    end, due = asyncio.create_task(process.wait()), asyncio.create_task(become_due())
+    await asyncio.wait((end, due), timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
+    is_due = kill_after_s is not None and due.done()
+    end.cancel()
+    due.cancel()
+    return is_due
 
 
 def _kill_all(process: asyncio.subprocess.Process) -> None:
@@ -144,7 +162,7 @@ async def measure(way: Way, settings: Settings, meter: Meter, limit_s: float) ->
     whole, half = _in_folder(settings, "whole"), _in_folder(settings, "half")
     full = await follow(way, whole, meter, limit_s)
     kept = await asyncio.to_thread(way.kept, whole.out)
-    cut = await follow(way, half, meter, full.seconds / 2, is_to_be_killed=True)
+    cut = await follow(way, half, meter, limit_s, kill_after_s=(full.seconds - full.start_s) / 2)
     left = await asyncio.to_thread(way.left, half.out)
     again = await follow(way, half, meter, limit_s)
     return Outcome(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import time
 from collections import Counter
@@ -36,6 +37,8 @@ class Meter:
     """Of those responses."""
     first_at: float | None = None
     """When the first request came, by `time.perf_counter`."""
+    has_begun: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set from then on."""
 
     def reset(self) -> None:
         """Forget what was counted."""
@@ -43,6 +46,7 @@ class Meter:
         self.answered.clear()
         self.num_tokens = 0
         self.first_at = None
+        self.has_begun.clear()
 
     @asynccontextmanager
     async def serve(self, upstream: str) -> AsyncIterator[str]:
@@ -71,6 +75,7 @@ class Meter:
         if task is not None:
             self.asked[task] += 1
             self.first_at = self.first_at or time.perf_counter()
+            self.has_begun.set()
         async with session.request(request.method, request.path_qs, data=body, headers=_keep(request)) as answer:
             text = await answer.read()
         passed = web.Response(status=answer.status, body=text, headers=_keep(answer))
