@@ -12,11 +12,12 @@ temperature, `max_tokens` and greatest number of requests at once, each as its d
                  is counted from its first request, so that a slow start leaves no less
     asked_anew   requests that the same command then sent, of which `paid_twice` had been answered in full before the kill
     total_s      from the first start to the kill, and from the second start to the end
+    hung         1 where the second command did not end in three times `seconds` and was killed: total_s is more, then
     kept_again   responses in its finished data set then
 
 Requests are counted by a small server in front of the gateway (bench/peers/meter.py), which all pass. The last line is JSON:
-medians over rounds, and the median over rounds of vcot's seconds over each peer's. A way that fails, or takes more than
-`--limit-s` seconds for one command, has what it said in place of figures.
+medians over rounds (of `hung`, the mean), and the median over rounds of vcot's seconds over each peer's. A way that
+fails, or takes more than `--limit-s` seconds, has what it said in place of figures.
 
 Limits: nano on a CPU, where clients, gateway and engine share the cores, so that a client's own work counts more than where
 the engine has a GPU; a vision model's answers take longer than the seconds in which a library starts.
@@ -51,6 +52,8 @@ from pipeline.sources.nano.questions import generate_nano
 from services.run.serving import running_gateway
 
 _PROMPT = "thought_specific"
+_PATIENCE = 3
+"""Times the seconds of a whole run, after which a command that goes on counts as hung."""
 
 
 class PeerError(VcotError):
@@ -71,6 +74,7 @@ class Outcome:
     asked_anew: int
     paid_twice: int
     total_s: float
+    hung: int
     kept_again: int
 
 
@@ -81,6 +85,8 @@ class Course:
     seconds: float
     start_s: float
     """Until its first request; `seconds` without one."""
+    has_ended: bool
+    """By itself."""
     asked: Counter[str]
     answered: Counter[str]
     num_tokens: int
@@ -102,9 +108,9 @@ def write_tasks(run: Run, num_tasks: int, path: Path) -> set[str]:
 async def follow(
     way: Way, settings: Settings, meter: Meter, limit_s: float, *, kill_after_s: float | None = None
 ) -> Course:
-    """Run the way's command to its end, or until kill -9 of all its processes, so long after its first request.
+    """Run the way's command to its end, or until kill -9 of all its processes: so long after its first request, or in all.
 
-    Raises PeerError where it fails or takes more than `limit_s`.
+    Raises PeerError where it fails by itself.
     """
     meter.reset()
     log = settings.out / "log.txt"
@@ -113,22 +119,22 @@ async def follow(
         process = await asyncio.create_subprocess_exec(
             *way.command(settings), stdout=file, stderr=file, env=_environment(settings), start_new_session=True
         )
-        is_due = await _until_end(process, meter, limit_s, kill_after_s)
+        await _until_end(process, meter, limit_s, kill_after_s)
         seconds = time.perf_counter() - began
         code = process.returncode
         _kill_all(process)
         await process.wait()
-    if code != 0 and not is_due:
+    if code:
         end = "\n".join(log.read_text("utf-8", "replace").splitlines()[-15:])
-        raise PeerError(f"it {'did not end in time' if code is None else f'ended with {code}'}; see {log}: {end}")
+        raise PeerError(f"it ended with {code}: {end}")
     start_s = meter.first_at - began if meter.first_at else seconds
-    return Course(seconds, start_s, meter.asked.copy(), meter.answered.copy(), meter.num_tokens)
+    return Course(seconds, start_s, code == 0, meter.asked.copy(), meter.answered.copy(), meter.num_tokens)
 
 
 async def _until_end(
     process: asyncio.subprocess.Process, meter: Meter, limit_s: float, kill_after_s: float | None
-) -> bool:
-    """Until the process ends, or is to be killed, which is returned, or `limit_s` are over."""
+) -> None:
+    """Until the process ends or is to be killed."""
 
     async def become_due() -> None:
         await meter.has_begun.wait()
@@ -136,10 +142,8 @@ async def _until_end(
 
     end, due = asyncio.create_task(process.wait()), asyncio.create_task(become_due())
     await asyncio.wait((end, due), timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
-    is_due = kill_after_s is not None and due.done()
     end.cancel()
     due.cancel()
-    return is_due
 
 
 def _kill_all(process: asyncio.subprocess.Process) -> None:
@@ -161,10 +165,12 @@ async def measure(way: Way, settings: Settings, meter: Meter, limit_s: float) ->
     """All figures of one way, in two new folders of `settings.out`. Raises PeerError."""
     whole, half = _in_folder(settings, "whole"), _in_folder(settings, "half")
     full = await follow(way, whole, meter, limit_s)
+    if not full.has_ended:
+        raise PeerError(f"it did not end within {limit_s:g} s")
     kept = await asyncio.to_thread(way.kept, whole.out)
     cut = await follow(way, half, meter, limit_s, kill_after_s=(full.seconds - full.start_s) / 2)
     left = await asyncio.to_thread(way.left, half.out)
-    again = await follow(way, half, meter, limit_s)
+    again = await follow(way, half, meter, _PATIENCE * full.seconds)
     return Outcome(
         seconds=full.seconds,
         start_s=full.start_s,
@@ -175,6 +181,7 @@ async def measure(way: Way, settings: Settings, meter: Meter, limit_s: float) ->
         asked_anew=again.asked.total(),
         paid_twice=sum(num for task, num in again.asked.items() if cut.answered[task] >= settings.k),
         total_s=cut.seconds + again.seconds,
+        hung=int(not again.has_ended),
         kept_again=await asyncio.to_thread(way.kept, half.out),
     )
 
@@ -202,7 +209,8 @@ def summarise(rounds: Sequence[Mapping[str, Outcome]], faults: Mapping[str, str]
 
 def _median(outcomes: Sequence[Outcome]) -> dict[str, float]:
     named = [asdict(outcome) for outcome in outcomes]
-    return {each.name: round(statistics.median(one[each.name] for one in named), 2) for each in fields(Outcome)}
+    figures = {each.name: round(statistics.median(one[each.name] for one in named), 2) for each in fields(Outcome)}
+    return figures | {"hung": round(statistics.mean(outcome.hung for outcome in outcomes), 2)}
 
 
 def _check(meter: Meter, names: set[str]) -> None:

@@ -55,7 +55,7 @@ async def test_what_is_kept_left_and_asked_anew_adds_up(tmp_path, tasks):
         settings = ways.Settings(tasks=tasks, out=tmp_path / "out", base_url=f"{url}/v1", concurrency=4)
         outcome = await measure(PLAIN, settings, meter, 60)
     assert (outcome.kept, outcome.requests, outcome.tokens) == (8 * TASKS, TASKS, 40 * TASKS)
-    assert outcome.kept_again == 8 * TASKS
+    assert (outcome.kept_again, outcome.hung) == (8 * TASKS, 0)
     assert outcome.asked_anew == TASKS - outcome.left // 8
     assert outcome.left % 8 == 0
     assert outcome.paid_twice <= 4
@@ -89,15 +89,17 @@ async def test_what_a_way_forgets_is_seen_to_be_paid_twice(tmp_path, tasks):
     assert 0 < outcome.paid_twice <= TASKS
 
 
-@pytest.mark.parametrize(
-    ("command", "why"),
-    [(["sh", "-c", "echo no model; exit 3"], "ended with 3.*no model"), (["sleep", "60"], "in time")],
-)
-async def test_a_command_that_fails_or_hangs_says_so(tmp_path, tasks, command, why):
-    way = ways.Way(lambda _: command, lambda out: 0, lambda out: 0)
+async def test_a_command_that_fails_says_why_and_one_that_hangs_is_ended(tmp_path, tasks):
     settings = ways.Settings(tasks=tasks, out=tmp_path, base_url="http://127.0.0.1:1/v1")
-    with pytest.raises(PeerError, match=why):
-        await follow(way, settings, Meter(), 2)
+    failing = ways.Way(lambda _: ["sh", "-c", "echo no model; exit 3"], lambda out: 0, lambda out: 0)
+    with pytest.raises(PeerError, match=r"(?s)ended with 3.*no model"):
+        await follow(failing, settings, Meter(), 20)
+    hanging = ways.Way(lambda _: ["sleep", "60"], lambda out: 0, lambda out: 0)
+    course = await follow(hanging, settings, Meter(), 0.5)
+    assert not course.has_ended
+    assert course.seconds < 30
+    with pytest.raises(PeerError, match="did not end"):
+        await measure(hanging, settings, Meter(), 0.5)
 
 
 def test_a_task_is_the_same_whichever_comes_first():
@@ -126,7 +128,7 @@ def test_what_distilabel_and_curator_leave(tmp_path):
 
 def test_a_ratio_is_taken_within_a_round_and_a_way_that_failed_has_none():
     def outcome(seconds: float) -> Outcome:
-        return Outcome(seconds, 1, 8, 1, 8, 0, 1, 1, 2 * seconds, 8)
+        return Outcome(seconds, 1, 8, 1, 8, 0, 1, 1, 2 * seconds, 0, 8)
 
     rounds = [{"vcot": outcome(2), "plain": outcome(4)}, {"vcot": outcome(30), "plain": outcome(10)}]
     figures = summarise(rounds, {"distilabel": "no", "curator": "no"})
