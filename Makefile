@@ -8,9 +8,10 @@ READY        := $(VENV)/.ready-$(REQUIREMENTS)
 HARNESS      := .venv-harness
 OLDER        := .venv-older
 SMOLLM       := .venv-smollm
+PEERS        := plain distilabel curator
 export PYTHONUNBUFFERED = 1
 
-.PHONY: help demo test test-slow test-fast test-compose test-harness test-older test-rehearsal smollm parity bench-gateway bench-swap bench-swap-mutations bench-serving bench-ledger bench-sample bench-score bench-steps bench-train bench-view soak experiment mutation mutation-sample lint format setup lock clean
+.PHONY: help demo test test-slow test-fast test-compose test-harness test-older test-rehearsal smollm parity bench-gateway bench-swap bench-swap-mutations bench-serving bench-ledger bench-sample bench-peers-generation bench-score bench-steps bench-train bench-view soak experiment mutation mutation-sample lint format setup lock clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -81,6 +82,14 @@ bench-sample: setup ## sampling through gateway and ledger, beside vLLM's engine
 bench-score: setup ## a million logged responses under all rules: seconds and memory
 	$(BIN)/python -m bench.score $(ARGS)
 
+bench-peers-generation: setup $(PEERS:%=bench/peers/.venv-%/.ready) ## k responses a task, and kill -9 half-way, beside distilabel, curator and a plain loop
+	$(BIN)/python -m bench.peers.generation $(ARGS)
+
+bench/peers/.venv-%/.ready: bench/peers/requirements/%.txt | setup
+	$(UV) venv --quiet --python $(BIN)/python --allow-existing $(@D)
+	$(UV) pip sync --quiet --python $(@D)/bin/python --require-hashes $<
+	touch $@
+
 bench-steps: setup ## memory of judging and pairing a large run, beside a run held whole
 	$(BIN)/python -m bench.steps $(ARGS)
 
@@ -130,9 +139,10 @@ lock: setup ## pin requirements/*.txt anew
 	$(COMPILE) --overrides requirements/overrides.txt requirements/cpu.in -o requirements/cpu.txt
 	$(COMPILE) requirements/gpu.in -o requirements/gpu.txt
 	$(COMPILE) bench/requirements.in -o bench/requirements.txt
+	for peer in $(PEERS); do $(COMPILE) bench/peers/requirements/$$peer.in -o bench/peers/requirements/$$peer.txt || exit 1; done
 	$(COMPILE) requirements/harness.in -o requirements/harness.txt
 	$(COMPILE) requirements/older.in -o requirements/older.txt
 	$(COMPILE) --no-deps requirements/smollm.in -o requirements/smollm.txt
 
 clean: ## remove the environment (runs are kept)
-	rm -rf $(VENV) $(HARNESS) $(OLDER) $(SMOLLM)
+	rm -rf $(VENV) $(HARNESS) $(OLDER) $(SMOLLM) bench/peers/.venv-*
