@@ -11,7 +11,7 @@ SMOLLM       := .venv-smollm
 PEERS        := plain distilabel curator
 export PYTHONUNBUFFERED = 1
 
-.PHONY: help demo test test-slow test-fast test-compose test-harness test-older test-rehearsal smollm parity bench-gateway bench-swap bench-swap-mutations bench-serving bench-ledger bench-sample bench-peers-generation bench-steps bench-train soak experiment mutation mutation-sample lint format setup lock clean
+.PHONY: help demo test test-slow test-fast test-compose test-harness test-older test-rehearsal smollm parity bench-gateway bench-swap bench-swap-mutations bench-serving bench-ledger bench-sample bench-peers-generation bench-score bench-steps bench-train bench-view soak experiment mutation mutation-sample lint format setup lock clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -27,7 +27,7 @@ test-slow: setup ## the long end-to-end tests: several servers, several training
 	$(BIN)/pytest -m slow --durations=10 $(ARGS)
 
 test-fast: setup ## the tests without real servers: seconds
-	$(BIN)/pytest -m "not e2e and not compose and not rehearsal" $(ARGS)
+	$(BIN)/pytest -m "not e2e and not slow and not compose and not rehearsal" $(ARGS)
 
 test-rehearsal: setup ## the paper's run at LLaVA-1.5's shape, shortened: real vLLM and TRL, a simulated OpenAI; 8 minutes
 	$(BIN)/pytest -s -m rehearsal --durations=10 tests/rehearsal $(ARGS)
@@ -87,11 +87,17 @@ bench/peers/.venv-%/.ready: bench/peers/requirements/%.txt | setup
 	$(UV) pip sync --quiet --python $(@D)/bin/python --require-hashes $<
 	touch $@
 
+bench-score: setup ## a million logged responses under all rules: seconds and memory
+	$(BIN)/python -m bench.score $(ARGS)
+
 bench-steps: setup ## memory of judging and pairing a large run, beside a run held whole
 	$(BIN)/python -m bench.steps $(ARGS)
 
 bench-train: setup ## steps per second beside plain TRL's trainer
 	$(BIN)/python -m bench.train $(ARGS)
+
+bench-view: setup ## how fast the viewer opens, pages through and filters a run of 1,000,000 responses
+	$(BIN)/python -m bench.view $(ARGS)
 
 soak: setup ## a quarter of an hour of hostile and honest load on the real vLLM: memory, and who was failed
 	$(BIN)/python -m bench.soak $(ARGS)

@@ -42,6 +42,8 @@ class Benchmark:
     """Of its table, after the average over all questions."""
     column_of: Callable[[Task], str | None] = attrgetter("subject")
     """The column that a question counts in beside the average; None for no other."""
+    labels_of: Callable[[Task], tuple[tuple[str, str], ...]] = lambda _: ()
+    """A question's finer labels, each with what it says, as ("grade", "G1-6"): rows of a table of their own."""
     scorer: Callable[[Task, Response], Score] = score_choice
     """Whether a response is right. Its `num_choices` say how often a guess is, and its `subject` is set by `column_of`."""
     note: Callable[[EvalSection], str] = lambda _: ""
@@ -73,8 +75,9 @@ class Benchmark:
         return section.prompts or self.prompts
 
     def score(self, task: Task, response: Response) -> Score:
-        """The score of a response, in its column. Raises DataError for a task without a gold answer."""
-        return self.scorer(task, response).model_copy(update={"subject": self.column_of(task)})
+        """The score of a response, in its column and under its labels. Raises DataError for a task without a gold answer."""
+        found = {"subject": self.column_of(task), "labels": self.labels_of(task)}
+        return self.scorer(task, response).model_copy(update=found)
 
     def compare_official(self, split: Split, tasks: Sequence[Task]) -> str | None:
         """How all its questions of `split` differ in number from the official ones, in a sentence; None if they do not."""

@@ -15,15 +15,18 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from eval.benchmark import Benchmark, find_benchmark
-from eval.image_reliance import Reliance, build_reliance, choose_images, render_reliance
+from eval.breakdown import PartRow, build_breakdown, render_breakdown
+from eval.findings import Difference, EvalResult
+from eval.image_reliance import Reliance, ask_instead, build_reliance, render_reliance
 from eval.published import PaperRow, compare_published, load_published, render_published
+from eval.repeats import Repeats, build_repeats, render_repeats
 from eval.table import build_chance, build_differences, build_results, render_results
 from pipeline.errors import DataError, OwedError
 from pipeline.images import ImageStore
 from pipeline.ledger import Ledger
 from pipeline.recipe import Recipe
-from pipeline.records import CheckpointRef, Difference, EvalResult, Record, Response, Score, ShownImage, Split, Task
-from pipeline.sample import Plan, SampleRequest, show_images
+from pipeline.records import CheckpointRef, Record, Response, Score, ShownImage, Split, Task
+from pipeline.sample import Plan, SampleRequest
 from pipeline.sections import EvalSection
 from pipeline.sources import load_tasks
 
@@ -59,16 +62,23 @@ class Questions:
             request
             for prompt in self.benchmark.list_prompts(self.section)
             for temperature in self.section.temperatures
-            for request in Plan(self.tasks, prompt, checkpoint, self.section.params(temperature))
+            for turn in range(self.section.num_seeds)
+            for request in Plan(self.tasks, prompt, checkpoint, self.section.params(temperature, turn))
         ]
         asked: list[SampleRequest] = []
         for name in images or self.section.images:
             if name == "true":
                 asked += own
                 continue
-            shown = choose_images(self.tasks, name, self.images)
-            asked += [show_images(request, shown[request.task.id]) for request in own if request.task.id in shown]
+            asked += ask_instead(own, self.tasks, name, self.images)
         return asked
+
+    def requests_by_task(self, checkpoint: CheckpointRef) -> list[SampleRequest]:
+        """The same, question by question: what is asked about one image comes together, and a server that keeps images and
+        the beginnings of prompts computes each once.
+        """
+        place = {task.id: number for number, task in enumerate(self.tasks)}
+        return sorted(self.requests(checkpoint), key=lambda request: place[request.task.id])
 
     def scores(self, checkpoints: Sequence[CheckpointRef], ledger: Ledger) -> Scores:
         """A score for each response that is there, errors included. Raises OwedError where a checkpoint has none."""
@@ -109,7 +119,7 @@ class Evaluation(Record):
 
     results: tuple[EvalResult, ...]
     differences: tuple[Difference, ...]
-    """Each later checkpoint minus the first."""
+    """Each later checkpoint minus the first, then those among themselves."""
     chance: dict[str, float]
     hint: str = ""
     """The benchmark's note: for ScienceQA, whether the questions came with their hints."""
@@ -117,12 +127,17 @@ class Evaluation(Record):
     """The untaught model beside the paper's Table 1, where model and benchmark are the paper's."""
     reliance: tuple[Reliance, ...] = ()
     """Where other images were shown, too."""
+    repeats: tuple[Repeats, ...] = ()
+    """Where questions were answered several times."""
+    breakdown: tuple[PartRow, ...] = ()
+    """By the benchmark's finer labels, where it has some."""
 
 
 def evaluate(scores: Scores, checkpoints: Sequence[CheckpointRef], benchmark: Benchmark, recipe: Recipe) -> Evaluation:
     """Table 1, the paired differences and the rest, from the scores of `checkpoints`, the first of which is the base."""
     section, true = recipe.eval, scores["true"]
-    rows = build_results(true, checkpoints, benchmark.columns, seed=section.seed, num_samples=section.num_samples)
+    num_responses = section.num_samples * section.num_seeds
+    rows = build_results(true, checkpoints, benchmark.columns, seed=section.seed, num_samples=num_responses)
     return Evaluation(
         results=tuple(rows),
         differences=tuple(build_differences(true, checkpoints[0], checkpoints[1:])),
@@ -130,13 +145,17 @@ def evaluate(scores: Scores, checkpoints: Sequence[CheckpointRef], benchmark: Be
         hint=benchmark.note(section),
         published=tuple(compare_published(rows, recipe, load_published())),
         reliance=tuple(build_reliance(scores, checkpoints)),
+        repeats=tuple(build_repeats(true, checkpoints)),
+        breakdown=tuple(build_breakdown(true, checkpoints)),
     )
 
 
 def render_evaluation(found: Evaluation, benchmark: Benchmark) -> list[RenderableType]:
     """The tables and sentences for a terminal."""
     parts = render_results(found.results, found.differences, found.chance, benchmark.columns)
+    parts += [render_breakdown(found.breakdown)] if found.breakdown else []
+    parts += render_repeats(found.repeats) if found.repeats else []
     parts += [Text(f"\n{found.hint}")] if found.hint else []
     parts += render_published(found.published) if found.published else []
-    parts += [render_reliance(found.reliance)] if found.reliance else []
+    parts += render_reliance(found.reliance) if found.reliance else []
     return parts

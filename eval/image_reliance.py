@@ -5,26 +5,38 @@ settings and seeds. The accuracy that is lost is what the true image was worth; 
 an image that is looked at and does not help. Seeds being equal, a model that ignores the image changes none.
 
 The blank image is mid-grey: the mean grey of the image itself would tell how much is drawn on it. Other images are dealt
-out by a fixed permutation, so that the set of images stays the same and only their questions change.
+out by a fixed permutation, so that the set of images stays the same and only their questions change. A cropped image is the
+middle half of each side of the true one, scaled to its size, so that a model sees as many image tokens.
+
+Two baselines have no image at all: the question with its options (`question_only`), and the options alone (`options_only`).
+A model that is above chance there answers from what questions and options give away.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal
 
 from PIL import Image
-from rich.table import Table
+from rich.console import RenderableType
 from rich.text import Text
 
-from eval.statistics import adjust_holm, compare_paired, estimate_accuracy
-from eval.table import Setting, format_p, list_settings, new_table, question_shares, select_scores
+from eval.statistics import adjust_holm, chance_level, compare_paired, estimate_accuracy
+from eval.table import LEVEL, Setting, format_p, list_phrases, list_settings, new_table, question_shares, select_scores
 from pipeline.errors import DataError
 from pipeline.images import ImageStore
 from pipeline.records import CheckpointRef, ImageRef, Interval, PromptName, Record, Score, ShownImage, Task
+from pipeline.sample import SampleRequest, show_images, withhold_question
 
 Images = tuple[ImageRef, ...]
+AnImage = Literal["true", "blank", "other", "cropped"]
+"""Of what may be shown, that which is an image."""
+TEXT_ONLY: tuple[ShownImage, ...] = ("question_only", "options_only")
+"""The rest: no image is shown."""
+_MOSTLY = 0.5
+_SHORT = {"question_only": "question", "options_only": "options"}
 _MID_GREY = (128, 128, 128)
 _SAME_ANSWER, _SAME_IMAGE = 1, 1000
 """What a partner costs in `deal_images`."""
@@ -40,7 +52,7 @@ class Reliance(Record):
     true: Interval
     """Accuracy with the question's own image, on the questions that were answered with both."""
     accuracy: Interval
-    """Accuracy with the image that was shown."""
+    """Accuracy with what was shown instead."""
     reliance: Interval
     """The paired difference `true` - `accuracy`, in [-1, 1]."""
     p_value: float
@@ -50,10 +62,27 @@ class Reliance(Record):
     changed: Interval
     """Share of the answers that differ from those to the question's own image; an unreadable one counts as an answer."""
     num_questions: int
+    chance: float | None = None
+    """Of a uniform guess on these questions; None in what was written before it was told."""
+    no_answer: float = 0.0
+    """Share of the answers to what was shown that could not be read; they count as not correct."""
 
 
-def choose_images(tasks: Sequence[Task], shown: ShownImage, store: ImageStore) -> dict[str, Images]:
-    """What to show for each of `tasks` that has images, by task id; a blank image is stored. Raises DataError."""
+def ask_instead(
+    requests: Sequence[SampleRequest], tasks: Sequence[Task], shown: ShownImage, store: ImageStore
+) -> list[SampleRequest]:
+    """The requests about `tasks` with what is `shown` instead; those that lack what would be taken away are left out."""
+    match shown:
+        case "question_only":
+            return [show_images(request, ()) for request in requests if request.task.images]
+        case "options_only":
+            return [withhold_question(request) for request in requests if request.task.choices]
+    chosen = choose_images(tasks, shown, store)
+    return [show_images(request, chosen[request.task.id]) for request in requests if request.task.id in chosen]
+
+
+def choose_images(tasks: Sequence[Task], shown: AnImage, store: ImageStore) -> dict[str, Images]:
+    """What to show for each of `tasks` that has images, by task id; what is made is stored. Raises DataError."""
     own = {task.id: task.images for task in tasks if task.images}
     match shown:
         case "true":
@@ -62,8 +91,21 @@ def choose_images(tasks: Sequence[Task], shown: ShownImage, store: ImageStore) -
             sizes = {(image.width, image.height) for images in own.values() for image in images}
             blanks = {size: store.put_png(Image.new("RGB", size, _MID_GREY)) for size in sizes}
             return {task: tuple(blanks[image.width, image.height] for image in images) for task, images in own.items()}
+        case "cropped":
+            return {
+                task: tuple(store.derive(image, "cropped", crop_middle) for image in images)
+                for task, images in own.items()
+            }
         case "other":
             return deal_images(tasks)
+
+
+def crop_middle(image: Image.Image) -> Image.Image:
+    """The middle half of each side, in the image's size."""
+    width, height = image.size
+    left, top = width // 4, height // 4
+    box = (left, top, max(left + 1, width - left), max(top + 1, height - top))
+    return image.crop(box).resize((width, height), Image.Resampling.BICUBIC)
 
 
 def deal_images(tasks: Sequence[Task]) -> dict[str, Images]:
@@ -131,8 +173,8 @@ def _compare(
         [s for s in select_scores(scores[name], setting) if s.checkpoint == checkpoint.digest and s.error is None]
         for name in ("true", shown)
     )
-    answered = {(score.task, score.index): score for score in other}
-    pairs = [(score, answered[key]) for score in true if (key := (score.task, score.index)) in answered]
+    answered = {(score.task, score.seed, score.index): score for score in other}
+    pairs = [(score, answered[key]) for score in true if (key := (score.task, score.seed, score.index)) in answered]
     if not pairs:
         return None
     images = [score.image or score.task for score, _ in pairs]
@@ -154,15 +196,52 @@ def _compare(
         p_holm=difference.p_value,
         changed=estimate_accuracy([first.answer != second.answer for first, second in pairs], images),
         num_questions=len(clusters),
+        no_answer=sum(score.value == "no_answer" for _, score in pairs) / len(pairs),
+        chance=chance_level(list({score.task: score.num_choices for score, _ in pairs}.values())),
     )
 
 
-def render_reliance(rows: Sequence[Reliance]) -> Table:
-    """The rows for a terminal."""
+def describe_reliance(rows: Sequence[Reliance]) -> list[str]:
+    """What the rows show, in a plain sentence or two for each checkpoint."""
+    return [
+        " ".join(_describe_checkpoint(name, [row for row in rows if row.checkpoint.name == name]))
+        for name in dict.fromkeys(row.checkpoint.name for row in rows)
+    ]
+
+
+def _describe_checkpoint(name: str, rows: Sequence[Reliance]) -> Iterator[str]:
+    clear = [row for row in rows if row.p_holm < LEVEL and row.reliance.value > 0]
+    if clear:
+        most = max(clear, key=lambda row: row.reliance.value)
+        yield (
+            f"{name} loses accuracy without its image in {len(clear)} of {len(rows)} comparisons, at most "
+            f"{100 * most.reliance.value:.1f} points ({most.shown}, {most.prompt} at {most.temperature:g})."
+        )
+    else:
+        yield f"{name} loses no accuracy without its image that could be told from noise."
+    unread = dict.fromkeys(row.shown for row in clear if row.no_answer > _MOSTLY)
+    if unread:
+        yield (
+            f"With {list_phrases(list(unread))} most answers cannot be read, so that the loss says more of the format than "
+            "of what was seen."
+        )
+    guessed = [row for row in rows if row.chance is not None and row.accuracy.low > row.chance]
+    for shown in dict.fromkeys(row.shown for row in guessed if row.shown in TEXT_ONLY):
+        best = max((row for row in guessed if row.shown == shown), key=lambda row: row.accuracy.value)
+        yield (
+            f"With {shown} it is right in {100 * best.accuracy.value:.1f} %, where a guess is in "
+            f"{100 * (best.chance or 0):.1f} % ({best.prompt} at {best.temperature:g}): the text gives that much away."
+        )
+
+
+def render_reliance(rows: Sequence[Reliance]) -> list[RenderableType]:
+    """The rows for a terminal, and what they say."""
     table = new_table(
         "Image reliance: accuracy in % when the image is taken away",
-        "lost: the true image's accuracy minus this one's. changed: answers that differ. p: after Holm's correction.",
-        ("true", "shown", "lost", "95 % interval", "p", "changed"),
+        "question, options: only these are asked, without an image. lost: the true image's accuracy minus this one's. "
+        "unread: no readable answer. differ: answers that are not those to the true image. "
+        f"p is corrected (Holm) for all {len(rows)} rows together.",
+        ("true", "shown", "lost", "95 % interval", "p", "unread", "differ"),
     )
     for checkpoint in dict.fromkeys(row.checkpoint for row in rows):
         table.add_row(Text(checkpoint.name, style="bold"))
@@ -173,6 +252,6 @@ def render_reliance(rows: Sequence[Reliance]) -> Table:
                 figures = (f"{100 * row.true.value:.1f}", f"{100 * row.accuracy.value:.1f}")
                 lost = f"{100 * row.reliance.value:+.1f}"
                 changed = f"{100 * row.changed.value:.0f} %"
-                name = f"  {row.prompt} {row.temperature:g} {row.shown}"
-                table.add_row(name, *figures, lost, interval, p_value, changed)
-    return table
+                name = f" {row.prompt} {row.temperature:g} {_SHORT.get(row.shown, row.shown)}"
+                table.add_row(name, *figures, lost, interval, p_value, f"{100 * row.no_answer:.0f} %", changed)
+    return [table, *(Text(f"\n{text}") for text in describe_reliance(rows))]

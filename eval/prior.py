@@ -13,9 +13,10 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from eval.findings import Difference
 from eval.statistics import chance_level, estimate_accuracy
 from eval.table import LEVEL, build_differences, format_estimate, format_p, list_settings, new_table, select_scores
-from pipeline.records import CheckpointRef, Difference, Interval, PromptName, Record, Score
+from pipeline.records import CheckpointRef, Interval, PromptName, Record, Score
 
 
 class PriorRow(Record):

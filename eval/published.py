@@ -18,10 +18,11 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from eval.findings import EvalResult
 from eval.statistics import compare_unpaired
 from eval.table import OVERALL, format_range, list_phrases, new_table
 from pipeline.recipe import Recipe
-from pipeline.records import CheckpointRef, EvalResult, Interval, PromptName, Record, Split
+from pipeline.records import CheckpointRef, Interval, PromptName, Record, Split
 
 
 class PublishedAccuracy(Record):

@@ -48,6 +48,7 @@ def build_score(
         key=response.key,
         task=task.id,
         index=response.index,
+        seed=response.sampling.seed,
         subject=task.subject,
         image=task.picture,
         checkpoint=response.checkpoint.digest,

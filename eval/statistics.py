@@ -13,6 +13,12 @@ Difference: the mean over questions of the paired differences, with a cluster-ro
 one question per image it is the paired t-test. As Agresti and Min (2005) do for paired proportions, half a question is
 added in which only the one was right, and half in which only the other was: so two checkpoints that agree on every
 question are not reported as equal with certainty. Interval and p-value come from the same statistic and always agree.
+McNemar's (1947) exact test stands beside it: it asks only which of the two is better on how many questions, takes each
+question as independent, and needs no large sample.
+
+Several responses to a question, of one seed or of several, are draws from that question: they count in its cluster, so that
+they narrow the interval by what they tell and not by their number. `split_variance` says how much of the uncertainty they
+can remove at all.
 """
 
 from __future__ import annotations
@@ -45,10 +51,37 @@ class PairedDifference:
     """The smallest true difference that a benchmark of this size and noise finds with 80 % power at the 5 % level."""
 
 
-def estimate_accuracy(correct: ArrayLike, clusters: Sequence[Hashable]) -> Interval:
+@dataclass(frozen=True)
+class Variances:
+    """Of single responses' correctness: between the questions, and within one question from response to response."""
+
+    between: float
+    """Of the questions' true shares, at least 0."""
+    within: float
+    """The mean over questions of the variance of their responses."""
+
+    @property
+    def correlation(self) -> float:
+        """Of two responses to one question, in [0, 1]; 0 where nothing varies."""
+        total = self.between + self.within
+        return self.between / total if total else 0.0
+
+
+@dataclass(frozen=True)
+class SignTest:
+    """On how many questions each of two checkpoints is better, and McNemar's exact p-value, two-sided."""
+
+    num_first: int
+    num_second: int
+    p_value: float
+
+
+def estimate_accuracy(correct: ArrayLike, clusters: Sequence[Hashable], *, num_behind: int = 1) -> Interval:
     """The mean of `correct` (from 0 to 1 per response) with its 95 % interval, clustered.
 
-    One cluster says nothing about another: its interval is [0, 1]. Raises ValueError for no responses.
+    Where an entry is a share of 0 to 1, `num_behind` says how many responses are behind it at most, and so how many
+    independent ones it can be worth. One cluster says nothing about another: its interval is [0, 1]. Raises ValueError for
+    no responses.
     """
     values = np.asarray(correct, dtype=np.float64)
     if values.size == 0:
@@ -58,7 +91,8 @@ def estimate_accuracy(correct: ArrayLike, clusters: Sequence[Hashable]) -> Inter
     mean = float(values.mean())
     if len(sizes) == 1:
         return Interval(value=mean, low=0.0, high=1.0, n=1)
-    low, high = wilson_interval(mean, _effective_size(values, labels), _critical(len(sizes) - 1, _TAIL))
+    size = _effective_size(values, labels, values.size * num_behind)
+    low, high = wilson_interval(mean, size, _critical(len(sizes) - 1, _TAIL))
     return Interval(value=mean, low=low, high=high, n=len(sizes))
 
 
@@ -92,6 +126,45 @@ def compare_paired(first: ArrayLike, second: ArrayLike, clusters: Sequence[Hasha
     interval = Interval(value=mean, low=max(-1.0, centre - half), high=min(1.0, centre + half), n=num_clusters)
     p_value = float(2 * special.stdtr(freedom, -abs(centre) / error))
     return PairedDifference(interval, p_value, minimum_detectable_effect(error, freedom))
+
+
+def clustered_error(values: ArrayLike, clusters: Sequence[Hashable]) -> float:
+    """The standard error of the mean of `values`, clustered in C >= 2 clusters, with the factor C / (C - 1).
+
+    Miller 2024, Appendix A, with that factor; the same as inspect_ai's `stderr(cluster=...)`, and as statsmodels' of a mean.
+    """
+    numbers = np.asarray(values, dtype=np.float64)
+    return math.sqrt(_residual_squares(numbers, _number(clusters))) / numbers.size
+
+
+def compare_signs(first: ArrayLike, second: ArrayLike) -> SignTest:
+    """McNemar's exact test of two shares correct per question (same questions, same order).
+
+    With one response to a question this is McNemar's test; with several it counts on which questions each is the better one,
+    which is the sign test. Questions on which both are equally good say nothing. Clusters are not considered.
+    """
+    difference = np.asarray(second, dtype=np.float64) - np.asarray(first, dtype=np.float64)
+    num_first, num_second = int((difference < 0).sum()), int((difference > 0).sum())
+    tail = float(special.bdtr(min(num_first, num_second), num_first + num_second, 0.5))
+    return SignTest(num_first, num_second, min(1.0, 2 * tail))
+
+
+def split_variance(correct: ArrayLike, questions: Sequence[Hashable]) -> Variances | None:
+    """The two variances of `correct` (from 0 to 1 per response), estimated without bias but for the bound at 0.
+
+    A one-way analysis of variance by its moments. Questions with one response tell nothing about `within`. None where
+    no question has two responses, or there is only one question.
+    """
+    values, labels = np.asarray(correct, dtype=np.float64), _number(questions)
+    counts = np.bincount(labels)
+    if len(counts) < 2 or counts.max() < 2:
+        return None
+    shares = np.bincount(labels, weights=values) / counts
+    repeated = counts > 1
+    squares = np.bincount(labels, weights=(values - shares[labels]) ** 2)
+    within = float((squares[repeated] / (counts[repeated] - 1)).mean())
+    between = float(shares.var(ddof=1)) - within * float((1 / counts).mean())
+    return Variances(max(0.0, between), within)
 
 
 def compare_unpaired(ours: Interval, share: float, num_questions: int) -> tuple[Interval, float]:
@@ -131,9 +204,53 @@ def estimate_slope(over: ArrayLike, of: ArrayLike, clusters: Sequence[Hashable])
     return Interval(value=slope, low=slope - half, high=slope + half, n=num_clusters)
 
 
-def minimum_detectable_effect(standard_error: float, freedom: int) -> float:
-    """The smallest true difference found with 80 % power by a two-sided t-test at the 5 % level, at most 1."""
-    return min(1.0, (_critical(freedom, _TAIL) + _critical(freedom, POWER)) * standard_error)
+def minimum_detectable_effect(standard_error: float, freedom: int, num_tests: int = 1) -> float:
+    """The smallest true difference found with 80 % power by a two-sided t-test at the 5 % level, at most 1.
+
+    With `num_tests`, at the level that Holm's correction begins with for so many.
+    """
+    level = 1 - (1 - CONFIDENCE) / 2 / num_tests
+    return min(1.0, (_critical(freedom, level) + _critical(freedom, POWER)) * standard_error)
+
+
+@dataclass(frozen=True)
+class Noise:
+    """What decides how small a difference an evaluation can see, beside its size; shares and correlations in [0, 1]."""
+
+    accuracy: float
+    """Of both checkpoints."""
+    correlation: float
+    """Of a response of the one checkpoint with one of the other, to the same question."""
+    alike: float
+    """Of two responses of one checkpoint to the same question."""
+
+    def paired_variance(self, num_responses: int) -> float:
+        """Of the difference of two checkpoints' shares at a question, each the mean of `num_responses` responses.
+
+        Miller 2024, section 5: the variance between questions that is not common to both, and what sampling adds.
+        """
+        own = (1 + (num_responses - 1) * self.alike) / num_responses
+        return 2 * self.accuracy * (1 - self.accuracy) * max(0.0, own - self.correlation)
+
+
+def plan_effect(noise: Noise, num_questions: int, num_responses: int, num_tests: int = 1) -> float:
+    """The `minimum_detectable_effect` of `compare_paired` on so many questions, before any is asked; two or more."""
+    squares = num_questions * noise.paired_variance(num_responses) + num_questions / (num_questions - 1)
+    return minimum_detectable_effect(math.sqrt(squares) / (num_questions + 2), num_questions - 1, num_tests)
+
+
+def measure_correlation(
+    mde: float, freedom: int, num_questions: int, num_responses: int, accuracies: tuple[float, float], alike: float
+) -> float:
+    """The `Noise.correlation` with which `plan_effect` would have found `mde`, where the checkpoints have `accuracies`.
+
+    What clusters add to the noise is in it. 0 where an accuracy is 0 or 1.
+    """
+    error = mde / (_critical(freedom, _TAIL) + _critical(freedom, POWER))
+    variance = ((error * (num_questions + 2)) ** 2 - (freedom + 1) / freedom) / num_questions
+    first, second = (share * (1 - share) for share in accuracies)
+    own = (1 + (num_responses - 1) * alike) / num_responses
+    return ((first + second) * own - variance) / (2 * math.sqrt(first * second)) if first and second else 0.0
 
 
 def adjust_holm(p_values: Sequence[float]) -> list[float]:
@@ -151,15 +268,15 @@ def chance_level(num_choices: Sequence[int]) -> float:
     return float(np.mean([1 / num if num else 0.0 for num in num_choices]))
 
 
-def _effective_size(values: Floats, labels: NDArray[np.intp]) -> float:
-    """How many independent responses are worth as much as these."""
+def _effective_size(values: Floats, labels: NDArray[np.intp], largest: int) -> float:
+    """How many independent responses are worth as much as these, `largest` at most."""
     sizes = np.bincount(labels)
     smallest = values.size**2 / float((sizes**2).sum())
     binomial = float(values.mean() * (1 - values.mean())) / values.size
     if binomial == 0:
         return smallest
     robust = _residual_squares(values, labels) / values.size**2
-    return float(np.clip(values.size * binomial / robust, smallest, values.size)) if robust else float(values.size)
+    return float(np.clip(values.size * binomial / robust, smallest, largest)) if robust else float(largest)
 
 
 def _residual_squares(values: Floats, labels: NDArray[np.intp]) -> float:

@@ -8,6 +8,7 @@ an answer that could not be read, or that was cut off, counts as not correct, an
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import combinations
 
 import numpy as np
 from rich.box import SIMPLE_HEAD
@@ -15,8 +16,9 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from eval.statistics import adjust_holm, chance_level, compare_paired, estimate_accuracy
-from pipeline.records import CheckpointRef, Difference, EvalResult, Interval, PromptName, Score
+from eval.findings import Difference, EvalResult
+from eval.statistics import adjust_holm, chance_level, compare_paired, compare_signs, estimate_accuracy
+from pipeline.records import CheckpointRef, Interval, PromptName, Score
 
 OVERALL = "Avg"
 """The column of all questions; a benchmark names the others."""
@@ -71,22 +73,28 @@ def build_chance(scores: Iterable[Score], columns: Sequence[str]) -> dict[str, f
 def build_differences(
     scores: Sequence[Score], base: CheckpointRef, policies: Sequence[CheckpointRef]
 ) -> list[Difference]:
-    """Each of `policies` minus `base`, per prompt and temperature, on the questions that both answered."""
+    """Each of `policies` minus `base`, then minus each earlier one, per prompt and temperature, on what both answered.
+
+    All of them are one family: Holm's correction is for their number, of McNemar's tests as of the paired ones.
+    """
+    sides = [(base, policy) for policy in policies] + list(combinations(policies, 2))
     pairs = [
-        (policy, setting, questions)
-        for policy in policies
+        (side, setting, questions)
+        for side in sides
         for setting in list_settings(scores)
-        if (questions := _paired(scores, base, policy, setting))
+        if (questions := _paired(scores, *side, setting))
     ]
     results = [
         compare_paired([first for first, _, _ in q], [second for _, second, _ in q], [image for _, _, image in q])
         for _, _, q in pairs
     ]
+    signs = [compare_signs([first for first, _, _ in q], [second for _, second, _ in q]) for _, _, q in pairs]
     adjusted = adjust_holm([result.p_value for result in results])
+    exact = adjust_holm([sign.p_value for sign in signs])
     return [
         Difference(
-            base=base,
-            policy=policy,
+            base=side[0],
+            policy=side[1],
             prompt=setting[0],
             temperature=setting[1],
             accuracy=result.interval,
@@ -94,15 +102,28 @@ def build_differences(
             p_holm=p_holm,
             mde=result.mde,
             num_questions=len(questions),
+            better_on=(sign.num_first, sign.num_second),
+            p_exact=p_exact,
         )
-        for (policy, setting, questions), result, p_holm in zip(pairs, results, adjusted, strict=True)
+        for (side, setting, questions), result, p_holm, sign, p_exact in zip(
+            pairs, results, adjusted, signs, exact, strict=True
+        )
     ]
 
 
 def describe_differences(differences: Sequence[Difference]) -> list[str]:
-    """What the differences show, in plain sentences: one paragraph per policy."""
-    policies = dict.fromkeys((d.policy.name, d.base.name) for d in differences)
-    return [_describe(policy, base, [d for d in differences if d.policy.name == policy]) for policy, base in policies]
+    """What the differences show, in plain sentences: one paragraph for each two checkpoints."""
+    sides = dict.fromkeys((d.policy.name, d.base.name) for d in differences)
+    return [_describe(*side, [d for d in differences if (d.policy.name, d.base.name) == side]) for side in sides]
+
+
+def describe_family(differences: Sequence[Difference]) -> str:
+    """Which tests p-values were corrected for together, in a sentence."""
+    num_sides = len({(d.policy.digest, d.base.digest) for d in differences})
+    if len(differences) == 1:
+        return "p is of one test only, and so not corrected."
+    of = "" if num_sides == 1 else f", of {num_sides} pairs of checkpoints"
+    return f"p is corrected (Holm) for all {len(differences)} differences of this table together{of}."
 
 
 def render_results(
@@ -171,11 +192,26 @@ def _describe(policy: str, base: str, differences: Sequence[Difference]) -> str:
         other = "other " if clear else ""
         what = f"The {other}difference" if rest == 1 else f"The {other}{rest} differences"
         sentences.append(f"{what} cannot be told from noise.")
+    sentences += _describe_exact(differences)
     sentences.append(
         f"With this many questions, a true difference of {seen} points would be found four times in five; "
         "a smaller one would mostly be missed."
     )
     return " ".join(sentences)
+
+
+def _describe_exact(differences: Sequence[Difference]) -> list[str]:
+    """Whether McNemar's exact test says the same; nothing of differences that have none."""
+    tested = [(d, d.p_exact) for d in differences if d.p_exact is not None]
+    other = [
+        f"with {d.prompt} at {d.temperature:g} ({d.better_on[1]} questions to {d.better_on[0]}, {format_p(p_exact)})"
+        for d, p_exact in tested
+        if (p_exact < LEVEL) != (d.p_holm < LEVEL)
+    ]
+    if not tested:
+        return []
+    says = f"says otherwise {list_phrases(other)}" if other else "says the same"
+    return [f"McNemar's exact test, which counts the questions on which each is the better one, {says}."]
 
 
 def _list_differences(differences: Sequence[Difference]) -> str:
@@ -242,19 +278,30 @@ def _cell(row: EvalResult, column: str) -> str:
 def _render_differences(differences: Sequence[Difference]) -> Table:
     table = new_table(
         "Paired differences in points, on the same questions",
-        "p: after Holm's correction. detectable: with 80 % power at 5 %.",
-        (OVERALL, "95 % interval", "p", "detectable", "questions"),
+        f"{describe_family(differences)} exact: the same, by McNemar's test. detectable: with 80 % power at 5 %.",
+        (OVERALL, "95 % interval", "p", "exact", "detectable", "n"),
     )
-    for policy, base in dict.fromkeys((d.policy.name, d.base.name) for d in differences):
-        table.add_row(Text(f"{policy} - {base}", style="bold"))
+    for side in dict.fromkeys((d.policy.name, d.base.name) for d in differences):
+        table.add_row(Text(" - ".join(side), style="bold"))
         for d in differences:
-            if d.policy.name == policy:
+            if (d.policy.name, d.base.name) == side:
                 interval = f"{100 * d.accuracy.low:+.1f} to {100 * d.accuracy.high:+.1f}"
-                p_value = format_p(d.p_holm).removeprefix("p ").removeprefix("= ")
-                figures = (f"{100 * d.accuracy.value:+.1f}", interval, p_value, f"{100 * d.mde:.1f}")
+                exact = "" if d.p_exact is None else _format_cell(d.p_exact)
+                figures = (
+                    f"{100 * d.accuracy.value:+.1f}",
+                    interval,
+                    _format_cell(d.p_holm),
+                    exact,
+                    f"{100 * d.mde:.1f}",
+                )
                 style = "green" if d.p_holm < LEVEL and d.accuracy.value > 0 else "red" if d.p_holm < LEVEL else ""
                 table.add_row(f"  {d.prompt} {d.temperature:g}", *figures, str(d.num_questions), style=style)
     return table
+
+
+def _format_cell(p_value: float) -> str:
+    """`0.03`, or `< 0.001`."""
+    return format_p(p_value).removeprefix("p ").removeprefix("= ")
 
 
 def new_table(title: str, caption: str, figures: Sequence[str]) -> Table:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -60,6 +60,17 @@ class ImageStore:
         buffer = io.BytesIO()
         image.save(buffer, "PNG")
         return self._write(buffer.getvalue(), ".png", image.size)
+
+    def derive(self, ref: ImageRef, how: str, make: Callable[[Image.Image], Image.Image]) -> ImageRef:
+        """What `make` makes of a stored image, kept under the name `how`: it is made once. Raises DataError as `read`."""
+        note = self._root / "images" / "derived" / f"{how}-{ref.sha256}.json"
+        if note.is_file() and (self._root / (kept := ImageRef.model_validate_json(note.read_bytes())).path).is_file():
+            return kept
+        with Image.open(io.BytesIO(self.read(ref))) as image:
+            made = self.put_png(make(image.convert("RGB")))
+        note.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(note, made.model_dump_json())
+        return made
 
     def read(self, ref: ImageRef) -> bytes:
         """The stored bytes. Raises DataError where the file is gone or was altered."""

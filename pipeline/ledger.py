@@ -275,6 +275,18 @@ class Ledger:
             ((num, prompt_tokens, completion_tokens),) = self._connection.execute(query, {"judge": judge}).fetchall()
         return num, Usage(prompt_tokens=prompt_tokens or 0, completion_tokens=completion_tokens or 0)
 
+    def read_news(self, since: tuple[int, int]) -> tuple[tuple[int, int], set[str]]:
+        """The last rows of groups and judgments, and the tasks of those that came after the rows `since`.
+
+        What replaced an error, or was added to a group, has no row of its own: whoever knows of an error looks again.
+        """
+        with self._using():
+            tables = ("groups", "judgments")
+            last = [self._connection.execute(f"SELECT coalesce(max(id), 0) FROM {t}").fetchone()[0] for t in tables]  # noqa: S608
+            query = "SELECT task FROM groups WHERE id > ? UNION SELECT task FROM judgments WHERE id > ?"
+            tasks = {task for (task,) in self._connection.execute(query, since)}
+        return (last[0], last[1]), tasks
+
     def close(self) -> None:
         """Close the file, after the statement that is under way."""
         with self._lock:

@@ -21,6 +21,7 @@ SOURCE_NAMES: Plugins[Any] = Plugins(
         "scienceqa": "pipeline.sources.scienceqa:SCIENCEQA",
         "scienceqa_all": "pipeline.sources.scienceqa:SCIENCEQA_ALL",
         "unusual": "pipeline.sources.unusual:UNUSUAL_THINGS",
+        "absent": "pipeline.sources.absent:ABSENT_THINGS",
         "visual_genome": "pipeline.sources.visual_genome:VISUAL_GENOME",
         "table": "pipeline.sources.own_table:TABLE",
         "mix": "pipeline.sources.mix:MIX",
@@ -71,9 +72,23 @@ BENCHMARK_NAMES: Plugins[Any] = Plugins(
     {
         "nano": "eval.benchmarks.nano_world:NANO",
         "scienceqa": "eval.benchmarks.scienceqa_img:SCIENCEQA",
+        "scienceqa_all": "eval.benchmarks.scienceqa_whole:SCIENCEQA_ALL",
         "aokvqa": "eval.benchmarks.aokvqa_mc:AOKVQA",
         "aokvqa_da": "eval.benchmarks.aokvqa_direct:AOKVQA_DA",
         "unusual": "eval.benchmarks.unusual_things:UNUSUAL",
+        "absent": "eval.benchmarks.absent_things:ABSENT",
+    },
+)
+RULE_NAMES: Plugins[Any] = Plugins(
+    "rule",
+    "vcot.rules",
+    {
+        "vcot": "eval.rules.own_rule:VCOT",
+        "scienceqa": "eval.rules.scienceqa_rule:SCIENCEQA_OFFICIAL",
+        "llava": "eval.rules.llava_rule:LLAVA",
+        "lmms_eval": "eval.rules.lmms_eval_rule:LMMS_EVAL",
+        "vlmevalkit": "eval.rules.vlmevalkit_rule:VLMEVALKIT",
+        "inspect": "eval.rules.inspect_rule:INSPECT",
     },
 )
 TRL_LOSSES = (

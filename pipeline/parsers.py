@@ -22,9 +22,13 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Literal
 
 from pipeline.plain import plain_answer, simplify
 from pipeline.records import is_same_option
+
+Unread = Literal["none", "two", "off_list"]
+"""Why a text names no option: no option is stated, several are, or one that the question does not have."""
 
 _KIND = (
     r"(?:final|correct|right|best|only|chosen|selected"
@@ -37,27 +41,34 @@ _IS = (
     r"|has\s+to\s+be|(?:seems|appears)\s+to\s+be)\b"
 )
 _STATEMENT = re.compile(
-    rf"(?<!\bif )(?<!\bwhether )(?<!\bunless )(?<!\bwhen )"
+    r"(?:\b(?=[a-z])|(?=[.!?:,\n]))(?:(?:(?<! )|(?<!\bif )(?<!\bwhether )(?<!\bunless )(?<!\bwhen ))"
     rf"(?:\b(?:(?:the|my)\s+(?:{_KIND}\s+)*(?:answer|option|choice)|{_KIND}\s+(?:answer|option|choice)|(?:correct|right)\s+one)|{_BEGIN}answer){_ASIDE}{_IS}"
-    rf"|{_BEGIN}I(?:'d|'ll|\s+would|\s+will)?\s+(?:choose|pick|select|go\s+with|answer(?:\s+with)?)\b",
+    rf"|{_BEGIN}I(?:'d|'ll|\s+would|\s+will)?\s+(?:choose|pick|select|go\s+with|answer(?:\s+with)?)\b)",
     re.IGNORECASE,
 )
+_STATED = re.compile(rf"(?:answer|option|choice|one){_ASIDE}{_IS}")
+_CHOSEN = re.compile(r"i(?<!\wi)(?:'d|'ll|\s+would|\s+will)?\s+(?:choose|pick|select|go\s+with|answer)\b")
+"""What every statement holds one of, in lower case: found ten times as fast, and missing in most sentences."""
+_MAX_LEAD = 40
+"""More characters than a statement needs before that, not counting the space in front of it."""
 _CLAIM = re.compile(
     r"(?:^|[.!?:\n]\s{0,3}|\b(?:[Ss]o|[Tt]hus|[Hh]ence|[Tt]herefore)\b,?\s+)"
     r"""(?:[Oo]nly\s+)?(?:[Tt]he\s+(?=\w+\s+[A-Z]\b))?(?:(?i:option|choice|letter)\s+)?[(\["']*([A-Z])[)\]"']*"""
     r"\s+is\s+(?:therefore\s+|thus\s+|clearly\s+)?(?:the\s+)?(?:most\s+)?(?:correct|right|best|final)\b(?:\s+(?:answer|option|choice|one)\b)?+(?!\s+if\b|[^.\n]{0,40}\?)"
 )
 """An option that is said to be right, by its letter."""
+_CLAIMED = re.compile(r"[A-Z][)\]\"']*\s+is\b")
+"""What every such claim has, and few other texts."""
 _HEADING = re.compile(
     rf"^[^\w\n]*(?:(?:the|my|your)\s+)?(?:{_KIND}\s+)*(?:answer|ans|option|choice|solution)[^\w\n]*?(?::|=|\n|\s-\s)"
     r"|(?<=[.!?])\s+(?:(?:final|correct|right|best)\s+)?answer\s*:",
     re.IGNORECASE | re.MULTILINE,
 )
 _NEXT_QUESTION = re.compile(
-    r"^[^\w\n]*(?:(?:next|another|new)\s+)?(?:question|problem|user|user\s+query|human|instruction|q)"
+    r"(?=^|[ugp])(?:^[^\w\n]*(?:(?:next|another|new)\s+)?(?:question|problem|user|user\s+query|human|instruction|q)"
     r"[ \t]{0,3}\d*[ \t]{0,3}[:.]"
     r"|^[^\w\n]*(?:question|problem|exercise|example|q)[ \t]{0,3}\d*[ \t]{0,3}(?:\n|(?<=\d)[:.)])"
-    r"|^[^\w\n]*input[ \t]{0,3}:|\bUSER:|\bgiven\s+the\s+question,\s+please\b|\bplease\s+select\s+the\s+correct\s+answer\b",
+    r"|^[^\w\n]*input[ \t]{0,3}:|\bUSER:|\bgiven\s+the\s+question,\s+please\b|\bplease\s+select\s+the\s+correct\s+answer\b)",
     re.IGNORECASE | re.MULTILINE,
 )
 _FILLER = re.compile(
@@ -91,6 +102,10 @@ _AFTER_BARE = re.compile(
     r"|\s+(?:because|since|as|which|or|nor|and|but|due\s+to|based\s+on|according\s+to|rather\s+than|instead\s+of|not|so|for|here"
     r"|in\s+(?:this|the|that))\b(?!-)"
 )
+_NAMED = re.compile(r"(?<![\w'])([A-Z])(?![\w']|\s[a-z]{3})")
+"""A capital that stands alone, and is no article."""
+_FOREIGN = re.compile(r"(?i:option\s+)?[(\[]?[A-Z](?:[)\]]|[.:,](?!\w)|\s*$)")
+"""A letter as an answer gives it."""
 _LETTER_IS = re.compile(
     r"([A-Z])\s+is\s+(?!(?:[\w-]+\s+){0,2}(?:not|never|incorrect|wrong|false|unlikely|no|neither|out|impossible)\b|also\b|[^.\n]*(?:\?|\bif\b))"
 )
@@ -116,6 +131,8 @@ _OWN_ARTICLE = re.compile(r"(?:the|an|a)\s+(?=\S)", re.IGNORECASE)
 _EDGE = " \t\r\n.,;:!?\"'"
 _BETWEEN = _EDGE + ")]}-\u2013\u2014=>$"
 """What may stand between "The answer is", a letter, and the option's text."""
+_MAX_KEPT = 8192
+"""Questions whose options are kept prepared: more than a benchmark asks."""
 
 
 def parse_choice(text: str, choices: Sequence[str]) -> str | None:
@@ -123,36 +140,88 @@ def parse_choice(text: str, choices: Sequence[str]) -> str | None:
 
     A text that several options share names the first of them.
     """
-    simple = tuple(map(simplify, choices))
-    options = simple if len(set(simple)) == len(set(choices)) else tuple(choices)
-    index = _read(_cut_next_question(_claim(plain_answer(text)), options), options)
+    index = _read(*_prepare(text, choices))
     return None if index is None else chr(ord("A") + index)
+
+
+def parse_or_explain(text: str, choices: Sequence[str]) -> str:
+    """The letter that `parse_choice` reads, or in a word of `Unread` why it reads none."""
+    plain, options = _prepare(text, choices)
+    index = _read(plain, options)
+    return _explain(plain, options) if index is None else chr(ord("A") + index)
+
+
+def _explain(plain: str, options: tuple[str, ...]) -> Unread:
+    """Why nothing is read: what the last statement says, or else the first line."""
+    stated = plain[max(_end_statements(plain), default=0) :].strip().partition("\n")[0]
+    named = {_index_of(letter, options) for letter in _NAMED.findall(stated)} - {None}
+    named |= {index for index, option in enumerate(_patterns(options)) if option and option.search(stated)}
+    if len(named) > 1:
+        return "two"
+    return "off_list" if not named and _FOREIGN.match(_skip(stated)) else "none"
+
+
+def _prepare(text: str, choices: Sequence[str]) -> tuple[str, tuple[str, ...]]:
+    """The text up to where another question begins, and the options, both in plain signs."""
+    options = _simplify(tuple(choices))
+    return _cut_next_question(_claim(plain_answer(text)), options), options
+
+
+@lru_cache(maxsize=_MAX_KEPT)
+def _simplify(choices: tuple[str, ...]) -> tuple[str, ...]:
+    """The options as answers are simplified, unless that makes two of them one."""
+    simple = tuple(map(simplify, choices))
+    return simple if len(set(simple)) == len(set(choices)) else choices
 
 
 def _claim(plain: str) -> str:
     """The text with "B is the correct answer" as a statement that names its option behind it."""
-    return _CLAIM.sub(r". The answer is (\1)", plain)
+    return _CLAIM.sub(r". The answer is (\1)", plain) if _CLAIMED.search(plain) else plain
+
+
+def _end_statements(plain: str) -> list[int]:
+    """Where each "The answer is" ends."""
+    if not plain.isascii():  # whose lower case may have another length
+        return [match.end() for match in _STATEMENT.finditer(plain)]
+    ends: list[int] = []
+    lower = plain.lower()
+    held = [*_STATED.finditer(lower), *_CHOSEN.finditer(lower)]
+    for stated in sorted(held, key=re.Match.start):
+        at = ends[-1] if ends else 0
+        lead = len(plain[: stated.start()].rstrip()) - _MAX_LEAD
+        match = _STATEMENT.search(plain, max(at, lead)) if stated.end() > at else None
+        ends += [match.end()] if match else []
+    return ends
 
 
 def _cut_next_question(plain: str, options: tuple[str, ...]) -> str:
     """The text up to the question that follows an answer. A question before any answer is the one that was asked."""
-    begin = re.compile(r"\S").search(plain)
-    first = _NEXT_QUESTION.search(plain, begin.end() if begin else 0)
-    cues = [match.end() for cue in (_STATEMENT, _HEADING) if (match := cue.search(plain))]
-    if (
-        first
-        and min(cues, default=len(plain)) > first.start()
-        and _read_opening(plain[: first.start()], options) is None
-    ):
+    first = _NEXT_QUESTION.search(plain, 1) if _may_ask(plain) else None
+    if first is None:
+        return plain
+    cues = [*_end_statements(plain)[:1], *(match.end() for match in _find_headings(plain)[:1])]
+    if min(cues, default=len(plain)) > first.start() and _read_opening(plain[: first.start()], options) is None:
         first = _NEXT_QUESTION.search(plain, min(cues)) if cues else None
     return plain[: first.start()] if first else plain
 
 
+def _may_ask(plain: str) -> bool:
+    """Whether a further question is possible at all: on a line of its own, or with one of three words."""
+    lower = plain.lower()
+    return "\n" in plain or "user:" in lower or "given" in lower or "please" in lower or not plain.isascii()
+
+
+def _find_headings(plain: str, begin: int = 0) -> list[re.Match[str]]:
+    """Each "Answer:" from there on; without one of these signs there is none."""
+    is_possible = any(sign in plain for sign in ":=\n-")
+    return list(_HEADING.finditer(plain, begin)) if is_possible else []
+
+
 def _read(plain: str, options: tuple[str, ...]) -> int | None:
     """The option that the last statement names, or else the beginning."""
-    statements = [match.end() for match in _STATEMENT.finditer(plain)]
+    statements = _end_statements(plain)
     begin = statements[-1] if statements else 0
-    readings = [_read_statement(plain[match.end() :], options) for match in _HEADING.finditer(plain, begin)]
+    readings = [_read_statement(plain[match.end() :], options) for match in _find_headings(plain, begin)]
     headed = next((index for index in reversed(readings) if index is not None), None)
     if headed is not None:
         return headed
@@ -271,7 +340,7 @@ def _find_text(said: str, options: tuple[str, ...], *, may_skip: bool = True) ->
     return (alike[0], said[end:]) if is_one else (None, said)
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=_MAX_KEPT)
 def _patterns(options: tuple[str, ...]) -> tuple[re.Pattern[str] | None, ...]:
     """For each option a pattern of its text, in any case and spacing, the punctuation at its end being optional."""
     patterns = []

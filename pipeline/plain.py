@@ -38,6 +38,9 @@ _MATHS = re.compile(r"\\[()\[\]]|\${1,2}([^$\n]*\\[^$\n]*|\s{0,2}\(?[A-Za-z]\)?\
 _BREAK = re.compile(r"<br ?/?>", re.IGNORECASE)
 _HTML = re.compile(r"</?(?:b|i|u|p|em|strong|code|span|div|h[1-6])>", re.IGNORECASE)
 _MARKUP = re.compile(r"(?<!\w)[*_]++|(?<![*_])[*_]++(?!\w)|`|^#+ +|^(?:[-\u2022>] +)+", re.MULTILINE)
+_NOTED = re.compile(r"""[<\[\\"']""")
+_MARK = re.compile("[-*_`#>\u2022]")
+"""A sign of a notation, and one of markup, which are found fast."""
 _SIGNS = {ord(sign): "'" for sign in "\u2018\u2019\u201a\u2032"} | {
     ord(sign): '"' for sign in "\u201c\u201d\u201e\u00ab\u00bb\u300c\u300d\u300e\u300f"
 }
@@ -59,16 +62,22 @@ _TRANSLATION = _SIGNS | _SPACES | _NOTHING | _FULL_WIDTH | _OTHERS
 def simplify(text: str) -> str:
     """The text in plain quotes, spaces, brackets and letters; options and answers alike."""
     signs = unicodedata.normalize("NFC", text.replace("\r\n", "\n")).translate(_TRANSLATION)
+    if "\\" not in signs and "$" not in signs:
+        return signs
     return _MATHS.sub(r"\1", _MACRO.sub(r"\1", _MACRO.sub(r"\1", signs)))  # one macro within another at most
 
 
 def plain_answer(text: str) -> str:
     """The text without reasoning and markup, up to the end of the model's turn, and with each notation in words."""
-    said = _drop_reasoning(simplify(text))
+    said = simplify(text)
+    has_tags = "<" in said or "[" in said
+    said = _drop_reasoning(said) if has_tags else said
     said = said[_LEAD.match(said).end() :]  # type: ignore[union-attr]
-    end = _END.search(said)
-    said = said[: end.start()] if end else said
-    return _MARKUP.sub("", _say(_HTML.sub("", _BREAK.sub("\n", said)))).strip()
+    if has_tags:
+        end = _END.search(said)
+        said = _HTML.sub("", _BREAK.sub("\n", said[: end.start()] if end else said))
+    noted = _say(said) if _NOTED.search(said) else said
+    return (_MARKUP.sub("", noted) if _MARK.search(noted) else noted).strip()
 
 
 def after_reasoning(text: str) -> str:

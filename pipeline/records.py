@@ -18,8 +18,9 @@ Split = Literal["train", "validation", "test"]
 PromptName = str
 """As a recipe names a prompt: a built-in such as `cot`, or one of one's own."""
 Outcome = Literal["correct", "incorrect", "no_answer"]
-ShownImage = Literal["true", "blank", "other"]
-"""Which image a question is asked about: its own, an empty one, or another question's."""
+ShownImage = Literal["true", "blank", "other", "cropped", "question_only", "options_only"]
+"""What a question is asked with: its own image, an empty one, another question's, the middle of its own; or without an
+image, and with neither image nor question."""
 
 
 def content_key(**parts: Any) -> str:
@@ -82,7 +83,7 @@ class Task(Record):
     family: str = ""
     """The source's finer label: a nano question family, a ScienceQA topic; empty where it has none."""
     labels: dict[str, str] = {}
-    """The source's other labels by their kind: grade and context (TXT, IMG or NO) of ScienceQA."""
+    """The source's other labels by their kind: grade and context (TXT, IMG, TXT IMG or NO) of ScienceQA."""
     source: str
     split: Split
 
@@ -219,7 +220,19 @@ class Response(Record):
         return " ".join((self.text or "").split())
 
 
-class Verdict(Record):
+class Answered(Record):
+    """What came of asking a judge: an answer, or the error in its place."""
+
+    usage: Usage | None = None
+    """Of all attempts, those without an answer included."""
+    error: str | None = None
+    reason: str = ""
+    """The error in one word, as `refusal`, for accounts."""
+    refused: bool = False
+    """The judge answered, and not with what can be read: it is not asked for ever."""
+
+
+class Verdict(Answered):
     """What a judge says of one response: a score, or why there is none. Higher is better."""
 
     score: float | None = None
@@ -227,13 +240,6 @@ class Verdict(Record):
     """With `high`, the 95 % interval of the score, from a judge that knows one."""
     high: float | None = None
     rationale: str = ""
-    usage: Usage | None = None
-    """Of all attempts, those without a verdict included."""
-    error: str | None = None
-    reason: str = ""
-    """The error in one word, as `refusal`, for accounts."""
-    refused: bool = False
-    """The judge answered, and not with a score: it is not asked for ever."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -254,7 +260,7 @@ class Judgment(Verdict):
     """How often it answered, with a score or without."""
 
 
-class Reply(Record):
+class Reply(Answered):
     """What a judge's model answered to one of several questions that a verdict is made of, as the ledger keeps it."""
 
     key: str
@@ -262,13 +268,6 @@ class Reply(Record):
     judge: str
     """Who asked, and is billed."""
     text: str | None = None
-    usage: Usage | None = None
-    """Of all attempts."""
-    error: str | None = None
-    reason: str = ""
-    """The error in one word, for accounts."""
-    refused: bool = False
-    """The model answered, and not with what can be read: it is not asked for ever."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -285,8 +284,12 @@ class Score(Record):
     task: str
     index: int = 0
     """The response's, in its group."""
+    seed: int = 0
+    """Of the sampling."""
     subject: str | None
     """The column of the benchmark's table that it counts in, beside the average."""
+    labels: tuple[tuple[str, str], ...] = ()
+    """The benchmark's finer labels, each with its kind."""
     image: str | None
     """What the question's own images are known by, whichever were shown: the cluster of the statistics."""
     checkpoint: str
@@ -330,27 +333,6 @@ class Interval(Record):
     """Independent clusters behind it (images, or questions without one)."""
 
 
-class EvalResult(Record):
-    """One row of the paper's Table 1: one checkpoint, prompt and temperature."""
-
-    checkpoint: CheckpointRef
-    prompt: PromptName
-    temperature: float
-    seed: int
-    num_samples: int
-    """Responses per question."""
-    accuracy: dict[str, Interval]
-    """By `Avg` and the benchmark's columns; one without questions is absent. An unparsable answer counts as not correct."""
-    no_answer: float
-    """Share of answered requests without an answer that could be parsed, those that were cut off among them."""
-    cut: float = 0.0
-    """Share of answered requests whose response was cut off at its longest length."""
-    chance: float
-    """Expected accuracy of a uniform guess on the same questions."""
-    num_scored: int
-    num_failed: int
-
-
 class StageCount(Record):
     """The accounting equation of one stage: requested = ok + cached + failed + refused; the last two are by reason."""
 
@@ -377,22 +359,3 @@ class StageCount(Record):
         """The reasons in words, the commonest first: `10 refusal, 2 content filter`."""
         ordered = sorted(self.reasons.items(), key=lambda item: (-item[1], item[0]))
         return ", ".join(f"{number} {reason.replace('_', ' ')}" for reason, number in ordered)
-
-
-class Difference(Record):
-    """Two checkpoints on the same questions, under one prompt and temperature: `policy` minus `base`."""
-
-    base: CheckpointRef
-    policy: CheckpointRef
-    prompt: PromptName
-    temperature: float
-    accuracy: Interval
-    """The paired difference of the accuracies, in [-1, 1]."""
-    p_value: float
-    """Two-sided, that the two are equally good."""
-    p_holm: float
-    """`p_value` after Holm's correction for all the differences that are reported together."""
-    mde: float
-    """The smallest true difference that this benchmark finds with 80 % power at the 5 % level."""
-    num_questions: Annotated[int, Field(ge=1)]
-    """Questions that both answered, readably or not."""

@@ -8,12 +8,12 @@ Progress, a wait and an aside each last until their `Ended`; those that are open
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from pipeline.records import StageCount
+from pipeline.records import Record, StageCount
 from pipeline.stage import OnProgress, Tally
 
 
@@ -76,6 +76,8 @@ class Found:
     """A result: text, or a table that `rich` renders."""
 
     result: Any
+    data: Record | Sequence[Record] | None = None
+    """All of the command's result for programs, with one of the parts that a person is shown."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,13 @@ Event: TypeAlias = Began | Said | Warned | Progress | Waiting | Ended | Accounte
 Report = Callable[[Event], None]
 OnSteps = Callable[[int, int, str], None]
 """Takes what is done, what is to be done in all (0 while that is unknown), and a short note."""
+
+
+def tell(report: Report, parts: Sequence[Any], data: Record | Sequence[Record]) -> None:
+    """Report a result in one or more parts, which is `data` for programs."""
+    report(Found(parts[0], data))
+    for part in parts[1:]:
+        report(Found(part))
 
 
 def ignore(event: Event) -> None:

@@ -117,6 +117,14 @@ def show_images(request: SampleRequest, images: tuple[ImageRef, ...]) -> SampleR
     return replace(request, task=task, key=key, first_key=first_key)
 
 
+def withhold_question(request: SampleRequest) -> SampleRequest:
+    """The same request with the options alone: without images and question, and with a key of its own. Pure."""
+    task = request.task.model_copy(update={"images": (), "question": ""})
+    key = content_key(asked=request.key, question=None)
+    first_key = content_key(asked=request.first_key, question=None) if request.first_key else None
+    return replace(request, task=task, text=render_prompt(request.prompt, task), key=key, first_key=first_key)
+
+
 Requests = Plan | Sequence[SampleRequest]
 """What can be gone through more than once."""
 

@@ -13,7 +13,7 @@ def list_blocks(heading: str, language: str, page: str = "extending.md") -> list
     return re.findall(rf"^```{language}\n(.*?)^```$", section, re.DOTALL | re.MULTILINE)
 
 
-def read_block(heading: str, language: str) -> str:
+def read_block(heading: str, language: str, page: str = "extending.md") -> str:
     """The section's only block in a language."""
-    [block] = list_blocks(heading, language)
+    [block] = list_blocks(heading, language, page)
     return block

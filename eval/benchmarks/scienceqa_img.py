@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from eval.benchmark import Benchmark
+from pipeline.records import Task
 from pipeline.sections import EvalSection
+
+_LAST_OF_PRIMARY = 6
 
 
 def describe_hint(section: EvalSection) -> str:
@@ -13,10 +16,19 @@ def describe_hint(section: EvalSection) -> str:
     return "The questions were asked without ScienceQA's hints, as in the paper's figures (eval.hint)."
 
 
+def list_labels(task: Task) -> tuple[tuple[str, str], ...]:
+    """Grade, context and topic as the authors' `evaluate_acc.py` has them: TXT and IMG both, of a question that has both."""
+    grade = task.labels.get("grade", "").removeprefix("grade")
+    years = [("grade", "G1-6" if int(grade) <= _LAST_OF_PRIMARY else "G7-12")] if grade.isdecimal() else []
+    contexts = [("context", name) for name in task.labels.get("context", "").split()]
+    return (*years, *contexts, *([("topic", task.family)] if task.family else ()))
+
+
 SCIENCEQA = Benchmark(
     name="scienceqa",
     source="scienceqa",
     columns=("NAT", "SOC", "LAN"),
+    labels_of=list_labels,
     note=describe_hint,
     official={"test": {"NAT": 1209, "SOC": 764, "LAN": 44}},
 )

@@ -58,6 +58,8 @@ class Draft:
     subject: str | None = None
     family: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
+    own_name: str = ""
+    """What the data set's own files call it, where the id is another."""
 
     def build(self, store: ImageStore) -> Task:
         """The task, its images in `store`. Raises DataError for an image or a question that cannot be used."""

@@ -13,6 +13,7 @@ rationale, the `topic` the family.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -109,8 +110,18 @@ def _list_official(path: Path, split: Split, *, hint: bool) -> list[Draft]:
             raise DataError(f"{where}: listed in pid_splits.json but missing; download both files again")
         problem = read_row(OfficialProblem, problems[pid], where)
         images = (file_image(path / "images" / official / pid / problem.image),) if problem.image else ()
-        drafts.append(_draft(problem, split, where, images, hint=hint))
+        drafts.append(replace(_draft(problem, split, where, images, hint=hint), own_name=pid))
     return drafts
+
+
+def map_pids(list_drafts: Callable[[TasksSection], list[Draft]]) -> Callable[[TasksSection], dict[str, str]]:
+    """Gives the task of each pid among the listed questions; the hub's copy has no pids."""
+
+    def name_tasks(section: TasksSection) -> dict[str, str]:
+        drafts = [] if section.path is None else list_drafts(section)
+        return {draft.own_name: draft.id for draft in drafts}
+
+    return name_tasks
 
 
 def _list_hub(revision: str | None, split: Split, *, hint: bool) -> list[Draft]:
@@ -142,13 +153,15 @@ def _draft(problem: Problem, split: Split, where: str, images: tuple[StoreImage,
 
 
 def _name_context(problem: Problem, images: tuple[StoreImage, ...]) -> str:
-    """As the columns of the authors' table are called: IMG with an image, TXT with a passage, NO with neither."""
-    return "IMG" if images else "TXT" if problem.hint.strip() else "NO"
+    """The columns of the authors' table that it counts in: TXT with a passage, IMG with an image, NO with neither."""
+    names = [name for name, is_there in (("TXT", problem.hint.strip()), ("IMG", images)) if is_there]
+    return " ".join(names) or "NO"
 
 
 SCIENCEQA = Source(
     load=draw_from(list_questions),
     digest=digest_data,
+    name_tasks=map_pids(list_questions),
     has_hints=True,
     hub_name=_HUB_NAME,
     licence="license: cc-by-nc-sa-4.0",
@@ -157,6 +170,9 @@ SCIENCEQA = Source(
 )
 """Questions with an image, counted in the published files; the bytes are the mean of 58 images."""
 SCIENCEQA_ALL = replace(
-    SCIENCEQA, load=draw_from(list_all), num_questions={"train": 12_726, "validation": 4_241, "test": 4_241}
+    SCIENCEQA,
+    load=draw_from(list_all),
+    name_tasks=map_pids(list_all),
+    num_questions={"train": 12_726, "validation": 4_241, "test": 4_241},
 )
 """All questions, more than half of which have no image."""

@@ -32,6 +32,8 @@ class Source:
     """The questions that a section asks for, images stored. `draw_from` makes it of a list of all the questions."""
     digest: Callable[[TasksSection], str]
     """Names the data that `load` would read, for keys: the same for the same data, wherever its files lie."""
+    name_tasks: Callable[[TasksSection], Mapping[str, str]] = lambda section: {}
+    """What its own files call the questions, and so other tools' logs -> the tasks' ids, where these are others."""
     has_hints: bool = False
     """Whether `tasks.hint` means something here."""
     hub_name: str | None = None

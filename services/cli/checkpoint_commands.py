@@ -18,11 +18,12 @@ from services.run.session import Session
 async def checkpoints(session: Session) -> None:
     """`vcot checkpoints list`."""
     table = Table("name", "kind", "digest", "aliases", "directory")
-    for info in await session.gateway.list():
+    infos = await session.gateway.list()
+    for info in infos:
         ref = info.checkpoint
         digest = ref.digest[:19] if Terminal().out.is_terminal else ref.digest
         table.add_row(ref.name, ref.kind, digest, ", ".join(info.aliases), info.directory)
-    session.report(Found(table))
+    session.report(Found(table, infos))
 
 
 async def show_checkpoint(session: Session, name: str) -> None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich.table import Table
 
 from eval.prior import render_prior
 from eval.report_card import render_card
 from pipeline.pairs import PAIR_POLICIES
-from pipeline.report import Began, Completed, Found, Said, Warned
+from pipeline.report import Began, Completed, Found, Said, Warned, tell
 from services.checkpoints.registry import Checkpoint
 from services.planning.machine import check_machine
+from services.report.exports import write_exports
 from services.run import results, serving
 from services.run import sweep as search
 from services.run.auditing import audit_stage
@@ -30,8 +32,7 @@ from training.protocol.launch import check_installed
 async def audit(current: Round) -> None:
     """`vcot judge --audit`: the judge's report card."""
     card = await audit_stage(current)
-    for part in render_card(card):
-        current.session.report(Found(part))
+    tell(current.session.report, render_card(card), card)
 
 
 async def train(session: Session) -> None:
@@ -77,11 +78,12 @@ async def parity(session: Session, names: Sequence[str]) -> None:
     taught = [current.policy for current in list_rounds(session)]
     chosen = _find_all(session, names) or [policy for policy in taught if policy]
     table = Table("checkpoint", "pair of models", "largest log-prob difference", "allowed")
-    for report in await parity_stage(session, chosen):
+    reports = await parity_stage(session, chosen)
+    for report in reports:
         for models, difference in report.max_abs_logp.items():
             table.add_row(report.checkpoint.name, models, f"{difference:.1e}", f"{report.tolerance:g} ({report.dtype})")
         table.add_row(report.checkpoint.name, "vLLM checkpoint, vLLM base", f"{report.differs_from_base:.1e}", "more")
-    session.report(Found(table))
+    session.report(Found(table, reports))
 
 
 def _find_all(session: Session, names: Sequence[str]) -> list[Checkpoint]:
@@ -91,14 +93,14 @@ def _find_all(session: Session, names: Sequence[str]) -> list[Checkpoint]:
     return [session.registry.find_made(name) or session.registry.resolve(name) for name in names]
 
 
-async def evaluate(session: Session, names: Sequence[str]) -> None:
-    """`vcot eval`."""
+async def evaluate(session: Session, names: Sequence[str], tables: Path | None = None) -> None:
+    """`vcot eval`; with `tables`, a folder for its tables and figures."""
     split, choice = session.run.recipe.eval.split, None if names else await _choose(session, list_rounds(session))
     chosen = choice.checkpoints if choice else _find_all(session, names)
     await eval_stage(session, chosen, split)
     scores = load_scores(session, chosen, split)
     trend, named = (choice.trend, ()) if choice else ((), chosen)
-    _show(session, evaluate_scores(session, scores, chosen, trend, named))
+    _show(session, evaluate_scores(session, scores, chosen, trend, named), tables)
     folder, settings = results.find_folder(session.run, named), results.describe_settings(session.run)
     session.report(Said(f"{folder / results.RESULTS}; settings: {settings}"))
 
@@ -107,8 +109,8 @@ async def probe(session: Session, names: Sequence[str]) -> None:
     """`vcot probe`."""
     named = _find_all(session, names)
     chosen = named or (await _choose(session, list_rounds(session))).checkpoints
-    for part in render_prior(await probe_priors(session, chosen, named)):
-        session.report(Found(part))
+    found = await probe_priors(session, chosen, named)
+    tell(session.report, render_prior(found), found)
 
 
 async def _choose(session: Session, rounds: Sequence[Round]) -> ChosenRound:
@@ -118,26 +120,29 @@ async def _choose(session: Session, rounds: Sequence[Round]) -> ChosenRound:
     return choose_round(session, rounds)
 
 
-def _show(session: Session, evaluation: RunEvaluation) -> None:
-    for part in render(evaluation, session.benchmark):
-        session.report(Found(part))
+def _show(session: Session, evaluation: RunEvaluation, tables: Path | None) -> None:
+    parts = render(evaluation, session.benchmark)
+    tell(session.report, parts, evaluation)
+    if tables is not None:
+        written = write_exports(evaluation, parts, session.benchmark.columns, tables)
+        session.report(Said(f"{tables}: {', '.join(written)}"))
 
 
-async def report(session: Session) -> None:
-    """`vcot report`."""
+async def report(session: Session, tables: Path | None = None) -> None:
+    """`vcot report`; with `tables`, as `evaluate`."""
     rounds = list_rounds(session)
     taught = [current for current in rounds if current.policy] or rounds[:1]
-    _report(session, taught, choose_round(session, taught))
+    _report(session, taught, choose_round(session, taught), tables)
 
 
-def _report(session: Session, rounds: Sequence[Round], choice: ChosenRound) -> None:
+def _report(session: Session, rounds: Sequence[Round], choice: ChosenRound, tables: Path | None = None) -> None:
     """The page, and the table in the terminal."""
     session.report(Began("report", session.run.recipe.name))
     _ = choice.round.pairs  # what is owed is said before anything is written
     scores = load_scores(session, choice.checkpoints, session.run.recipe.eval.split)
     evaluation = evaluate_scores(session, scores, choice.checkpoints, choice.trend)
     page = write_run_report(session, rounds, choice.round, evaluation)
-    _show(session, evaluation)
+    _show(session, evaluation, tables)
     session.report(Said(f"report: {page}; settings: {results.describe_settings(session.run)}"))
 
 

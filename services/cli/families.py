@@ -9,6 +9,7 @@ from typing import Annotated
 
 from cyclopts import App, Group, Parameter
 
+from services.cli.flags import Json
 from services.cli.target import DEFAULT, Target
 
 TOOLS = Group("Tools", sort_key=3)
@@ -21,11 +22,11 @@ replicas = App(name="replicas", help="The servers behind the running gateway (al
 
 @checkpoints.default
 @checkpoints.command(name="list")
-def list_checkpoints(target: Target = DEFAULT) -> None:
+def list_checkpoints(target: Target = DEFAULT, *, json: Json = False) -> None:
     """List the run's registered checkpoints."""
     from services.cli import checkpoint_commands, opening
 
-    opening.execute("checkpoints list", target, checkpoint_commands.checkpoints)
+    opening.execute("checkpoints list", target, checkpoint_commands.checkpoints, as_json=json)
 
 
 @checkpoints.command(name="show")
@@ -75,11 +76,11 @@ def retire_checkpoint(name: str, *, target: Target = DEFAULT) -> None:
 
 @replicas.default
 @replicas.command(name="list")
-def list_replicas(target: Target = DEFAULT) -> None:
+def list_replicas(target: Target = DEFAULT, *, json: Json = False) -> None:
     """List the servers behind the running gateway."""
     from services.cli import gateway_commands, opening
 
-    opening.execute("replicas list", target, gateway_commands.replicas)
+    opening.execute("replicas list", target, gateway_commands.replicas, as_json=json)
 
 
 @replicas.command(name="add")

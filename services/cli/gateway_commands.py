@@ -34,7 +34,7 @@ async def replicas(session: Session) -> None:
         serves = ", ".join(ref.name for ref in one.serves)
         counts = str(one.in_flight), one.breaker, str(one.num_restarts)
         table.add_row(one.name, one.phase, serves, *counts, one.message)
-    session.report(Found(table))
+    session.report(Found(table, state.replicas))
 
 
 async def add_replica(session: Session, upstream: str | None) -> None:

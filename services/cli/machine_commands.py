@@ -15,14 +15,14 @@ from services.cli.terminal import Terminal
 from services.planning.doctor import examine
 
 
-def doctor(target: Target) -> bool:
+def doctor(target: Target, *, as_json: bool = False) -> bool:
     """`vcot doctor`: looks at the run's recipe, or at the one named, and begins no run."""
     if target.save:
         raise InputError("vcot doctor changes no run; give --save to a command that works on one, as `vcot run`")
     directory, recipe = run_directory(target.run, target.recipe), target.recipe
     stored = directory / RECIPE
     resolved = load_recipe(str(stored) if recipe is None and stored.is_file() else recipe or "nano", target.set)
-    return examine(resolved, directory, Terminal())
+    return examine(resolved, directory, Terminal(as_json=as_json))
 
 
 def build_nano(out: Path, architecture: str) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import App, Group, Parameter
 
 from services.cli.families import TOOLS, checkpoints, nano, push, replicas
+from services.cli.flags import Audit, CardJson, FileFormat, Flag, Json, MaxCost, Tables, Wandb
 from services.cli.target import DEFAULT, Target, as_cap, as_source, as_tracker
 
 _STEPS = Group("The steps of a run", sort_key=1)
@@ -33,27 +34,6 @@ app = App(
 )
 for family in (nano, checkpoints, push, replicas):
     app.command(family)
-
-Wandb = Annotated[
-    bool,
-    Parameter(
-        negative=(), help="Send the training's curves to Weights & Biases (short for --set train.report_to=...)."
-    ),
-]
-Flag = Annotated[bool, Parameter(negative=())]
-
-Audit = Annotated[
-    bool,
-    Parameter(
-        negative=(), help="Judge only responses that are known to be right or wrong, and make the judge's report card."
-    ),
-]
-MaxCost = Annotated[
-    float | None,
-    Parameter(
-        help="Stop before judging costs the run more dollars than this (short for --set judge.max_cost_usd=...)."
-    ),
-]
 
 
 @app.command(group=_RUNS)
@@ -165,34 +145,30 @@ def sample(target: Target = DEFAULT, *, source: str | None = None, path: Path | 
 
 
 @app.command(group=_STEPS, sort_key=2)
-def judge(
-    target: Target = DEFAULT, *, audit: Annotated[bool, Parameter(negative=())] = False, max_cost: MaxCost = None
-) -> None:
+def judge(target: Target = DEFAULT, *, audit: Audit = False, max_cost: MaxCost = None, json: CardJson = False) -> None:
     """Score every response, or find out first whether the judge can be trusted."""
     from services.cli import commands, opening
     from services.run import steps
 
     step = commands.audit if audit else steps.judge_stage
-    opening.execute("judge", target, opening.on_last_round(step), as_cap(max_cost))
+    opening.execute("judge", target, opening.on_last_round(step), as_cap(max_cost), as_json=json)
 
 
 @app.command(group=_STEPS, sort_key=3)
-def pair(target: Target = DEFAULT, *, preview: Flag = False, json: Flag = False) -> None:
+def pair(target: Target = DEFAULT, *, preview: Flag = False, json: Json = False) -> None:
     """Make preference pairs of the responses, as a Parquet data set.
 
     Parameters
     ----------
     preview
         Show what every pair policy would make of them, with ten pairs of the recipe's; nothing is written.
-    json
-        The same for programs.
 
     """
     from services.cli import opening, pair_commands
     from services.run import steps
 
     if preview or json:
-        opening.execute("pair --preview", target, lambda session: pair_commands.preview(session, as_json=json))
+        opening.execute("pair --preview", target, pair_commands.preview, as_json=json)
     else:
         opening.execute("pair", target, opening.on_last_round(steps.pair_stage))
 
@@ -206,11 +182,11 @@ def train(target: Target = DEFAULT, *, wandb: Wandb = False) -> None:
 
 
 @app.command(group=_RUNS)
-def sweep(target: Target = DEFAULT) -> None:
+def sweep(target: Target = DEFAULT, *, json: Json = False) -> None:
     """Search for training settings on a part of the pairs (recipe section sweep), and print the chosen ones as flags."""
     from services.cli import commands, opening
 
-    opening.execute("sweep", target, commands.sweep)
+    opening.execute("sweep", target, commands.sweep, as_json=json)
 
 
 @app.command(group=_STEPS, sort_key=5)
@@ -229,7 +205,7 @@ def merge(target: Target = DEFAULT, *, adapter: bool = False) -> None:
 
 
 @app.command(group=_STEPS, sort_key=6)
-def parity(*checkpoints: str, target: Target = DEFAULT) -> None:
+def parity(*checkpoints: str, target: Target = DEFAULT, json: Json = False) -> None:
     """See that vLLM answers as the policy that was trained, and not as its base; else roll back.
 
     Parameters
@@ -240,7 +216,7 @@ def parity(*checkpoints: str, target: Target = DEFAULT) -> None:
     """
     from services.cli import commands, opening
 
-    opening.execute("parity", target, lambda session: commands.parity(session, checkpoints))
+    opening.execute("parity", target, lambda session: commands.parity(session, checkpoints), as_json=json)
 
 
 @app.command(group=_STEPS, sort_key=7)
@@ -261,22 +237,71 @@ def swap(alias: str, checkpoint: str, *, target: Target = DEFAULT) -> None:
 
 
 @app.command(name="eval", group=_STEPS, sort_key=8)
-def evaluate(*checkpoints: str, target: Target = DEFAULT) -> None:
+def evaluate(
+    *checkpoints: str, target: Target = DEFAULT, plan: Flag = False, tables: Tables = None, json: Json = False
+) -> None:
     """Evaluate checkpoints, each prompt at each temperature, and print the table.
 
     Parameters
     ----------
     checkpoints
         Names of registered checkpoints (default: the base and the recipe's policy, if it is trained).
+    plan
+        Only say what it will take (requests, tokens, time, cost) and the smallest difference that it could see.
 
     """
-    from services.cli import commands, opening
+    from services.cli import commands, eval_commands, opening
 
-    opening.execute("eval", target, lambda session: commands.evaluate(session, checkpoints))
+    if plan:
+        eval_commands.plan(target, checkpoints, as_json=json)
+        return
+    opening.execute("eval", target, lambda session: commands.evaluate(session, checkpoints, tables), as_json=json)
 
 
 @app.command(group=TOOLS)
-def probe(*checkpoints: str, target: Target = DEFAULT) -> None:
+def score(
+    *files: Path,
+    benchmark: str | None = None,
+    split: Literal["train", "validation", "test"] = "test",
+    path: Path | None = None,
+    rules: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative=())] = ("vcot",),
+    id: str | None = None,  # noqa: A002 - the flag's name
+    text: str | None = None,
+    repeated: Flag = False,
+    json: Json = False,
+) -> None:
+    """Score what other tools logged, or a run holds, under the rules of several harnesses, and compare the files.
+
+    Parameters
+    ----------
+    files
+        Logs (JSON, JSON lines, CSV, TSV, Parquet), or run directories.
+    benchmark
+        What the logs answer: scienceqa, aokvqa or one of your own; a run has its own.
+    split
+        The benchmark's split.
+    path
+        The data set's official on-disk layout; without it, the hub's copy is read.
+    rules
+        How answers are read: all, or some of vcot, scienceqa, llava, lmms_eval, vlmevalkit, inspect, or one of your own.
+    id
+        The field with the question's id, where it has no usual name; a dot goes into nested ones.
+    text
+        The field with the response.
+    repeated
+        Rows with the same id are several responses to the question; else the first of them counts.
+    json
+        Print it as one JSON object.
+
+    """
+    from services.cli import score_command
+
+    place = None if path is None else str(path.expanduser().absolute())
+    score_command.show(files, benchmark, split, place, rules, (id, text), is_repeated=repeated, as_json=json)
+
+
+@app.command(group=TOOLS)
+def probe(*checkpoints: str, target: Target = DEFAULT, json: Json = False) -> None:
     """Ask about drawings of unusual things, such as a green stop sign: whether a model says what it sees or what it expects.
 
     Parameters
@@ -287,38 +312,67 @@ def probe(*checkpoints: str, target: Target = DEFAULT) -> None:
     """
     from services.cli import commands, opening
 
-    opening.execute("probe", target, lambda session: commands.probe(session, checkpoints))
+    opening.execute("probe", target, lambda session: commands.probe(session, checkpoints), as_json=json)
 
 
 @app.command(group=_STEPS, sort_key=9)
-def report(target: Target = DEFAULT) -> None:
+def report(target: Target = DEFAULT, *, tables: Tables = None, json: Json = False) -> None:
     """Write the report page and print the table."""
     from services.cli import commands, opening
 
-    opening.execute("report", target, commands.report)
+    opening.execute("report", target, lambda session: commands.report(session, tables), as_json=json)
 
 
 @app.command(group=_RUNS)
-def status(target: Target = DEFAULT, *, json: Annotated[bool, Parameter(negative=())] = False) -> None:
-    """Say how far a run is, what it took, and which command works on it; works beside that command, and only reads.
-
-    Parameters
-    ----------
-    json
-        Print it as one JSON object.
-
-    """
+def status(target: Target = DEFAULT, *, json: Json = False) -> None:
+    """Say how far a run is, what it took, and which command works on it; works beside that command, and only reads."""
     from services.cli import status_command
 
     status_command.show(target, as_json=json)
 
 
 @app.command(group=TOOLS)
-def doctor(target: Target = DEFAULT) -> None:
+def export(run: Path | None = None, *, out: Path, kind: FileFormat = "parquet") -> None:
+    """Write a run's tasks, all its responses with scores and rationales, judgments, pairs and evaluations as files.
+
+    Parameters
+    ----------
+    run
+        Run directory (default: runs/nano); it is only read.
+    out
+        The folder for the files; those of an earlier export are replaced.
+    kind
+        Of the files: parquet, jsonl or csv.
+
+    """
+    from services.cli import export_command, opening
+
+    opening.execute("export", Target(run=run), lambda session: export_command.export(session, out, kind))
+
+
+@app.command(group=_RUNS)
+def view(*runs: Path, port: int = 0) -> None:
+    """Show runs in a browser, as they go on: how far they are, what came of them, and every task with all its chains.
+
+    Parameters
+    ----------
+    runs
+        Run directories (default: runs/nano).
+    port
+        Where it answers, on this machine only (default: any that is free).
+
+    """
+    from services.cli import view_command
+
+    view_command.view(runs, port)
+
+
+@app.command(group=TOOLS)
+def doctor(target: Target = DEFAULT, *, json: Json = False) -> None:
     """Say what this machine can run, and what is missing for a recipe."""
     from services.cli import machine_commands
 
-    if not machine_commands.doctor(target):
+    if not machine_commands.doctor(target, as_json=json):
         sys.exit(2)
 
 

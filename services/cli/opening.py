@@ -23,8 +23,8 @@ _BEGINS = ("run", "rounds", "sample", "prepare")
 """Commands (with demo, which is run) that begin a run where there is none. Any other wants one that is there, or the name of
 a recipe: a run that was not found may be mistyped."""
 READS = (
-    "report", "status", "pair --preview", "swap", "checkpoints list", "checkpoints show", "checkpoints retire",
-    "replicas list", "replicas add", "replicas remove", "push pairs", "push checkpoint",
+    "report", "status", "pair --preview", "eval --plan", "swap", "checkpoints list", "checkpoints show",
+    "checkpoints retire", "replicas list", "replicas add", "replicas remove", "push pairs", "push checkpoint", "export",
 )  # fmt: skip
 """Commands that work beside one that writes to the run, and begin none: they read it, steer its gateway, or replace a page
 or a registry in one step. Every other command is the run's only writer."""
@@ -63,9 +63,9 @@ def on_last_round(step: Callable[[Round], Awaitable[None]]) -> Step:
     return do
 
 
-def execute(command: str, target: Target, step: Step, overrides: Sequence[str] = ()) -> None:
-    """Run one command on its run."""
-    terminal = Terminal()
+def execute(command: str, target: Target, step: Step, overrides: Sequence[str] = (), *, as_json: bool = False) -> None:
+    """Run one command on its run; with `as_json`, its result is for programs."""
+    terminal = Terminal(as_json=as_json)
     with open_target(command, target, terminal, overrides) as run, _listening(command, run, terminal) as report:
         try:
             asyncio.run(_with_session(run, report, step))

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import textwrap
 
 from rich.table import Table
 
 from pipeline.pair_preview import PairExample, PairsPreview
-from pipeline.report import Began, Found
+from pipeline.report import Began, tell
 from services.run.rounds import list_rounds
 from services.run.session import Session
 
@@ -16,16 +15,11 @@ _MAX_LINES, _WIDTH = 4, 110
 """Of a response's text."""
 
 
-async def preview(session: Session, *, as_json: bool) -> None:
-    """`vcot pair --preview`; with `as_json`, for programs."""
+async def preview(session: Session) -> None:
+    """`vcot pair --preview`."""
     session.report(Began("pair", "what each policy would make; nothing is written"))
     found = list_rounds(session)[-1].preview()
-    if as_json:
-        session.report(Found(json.dumps(found.model_dump(mode="json"), indent=1)))  # ASCII: a terminal may be behind it
-        return
-    session.report(Found(_tabulate(found)))
-    for example in found.examples:
-        session.report(Found(_describe(example)))
+    tell(session.report, [_tabulate(found), *(_describe(example) for example in found.examples)], found)
 
 
 def _tabulate(found: PairsPreview) -> Table:

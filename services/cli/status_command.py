@@ -10,21 +10,20 @@ from rich.table import Column, Table
 
 from pipeline.errors import InputError
 from pipeline.judges.cost import describe_tokens
-from pipeline.report import ignore
+from pipeline.report import ignore, tell
 from pipeline.run import RECIPE, open_run
 from services.cli.opening import run_directory
 from services.cli.target import Target
 from services.cli.terminal import Terminal
-from services.run.live import Live, find_holder, read_live
+from services.run.live import Live, find_holder, read_live, say_span
 from services.run.session import Session
 from services.run.status import RunStatus, look_at_run
 
 
 def show(target: Target, *, as_json: bool) -> None:
     """Print it. Whatever cannot be read is told in it, so that the rest is seen."""
-    status, terminal = _look(target), Terminal()
-    for part in [status.model_dump_json(indent=2)] if as_json else render_status(status):
-        terminal.show(part)
+    status = _look(target)
+    tell(Terminal(as_json=as_json), render_status(status), status)
 
 
 def _look(target: Target) -> RunStatus:
@@ -71,7 +70,7 @@ def render_status(status: RunStatus) -> list[RenderableType]:
 
 
 def _describe_live(live: Live, status: RunStatus) -> list[str]:
-    age = _span(max(0.0, status.live_age_s or 0.0))
+    age = say_span(max(0.0, status.live_age_s or 0.0))
     if live.end is not None:
         return [f"last command: vcot {live.command}, ended {age} ago: {live.end}"]
     if not status.holder and status.holder is not None:
@@ -82,7 +81,7 @@ def _describe_live(live: Live, status: RunStatus) -> list[str]:
     if live.unit:
         total = f"/{live.total:,}" if live.total else ""
         rate = f", {live.per_s:,.1f} a second" if live.per_s else ""
-        left = f", about {_span(live.left_s)} left" if live.left_s is not None else ""
+        left = f", about {say_span(live.left_s)} left" if live.left_s is not None else ""
         lines.append(f"  {live.done:,}{total} {live.unit}{rate}{left}{f'; {live.note}' if live.note else ''}")
     return lines + [
         f"  {count.stage}: {count.requested} requested = {count.ok} ok + {count.cached} cached + {count.failed} failed"
@@ -104,10 +103,3 @@ def _tabulate(status: RunStatus) -> Table:
 
 def _right(name: str) -> Column:
     return Column(name, justify="right")
-
-
-def _span(seconds: float) -> str:
-    """`12 s`, `4 min` or `2.5 h`."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

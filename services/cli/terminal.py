@@ -6,8 +6,9 @@ that a command's result on stdout can be piped.
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -19,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.printable import printable
-from pipeline.records import StageCount
+from pipeline.records import Record, StageCount
 from pipeline.report import Accounted, Began, Completed, Ended, Event, Found, Progress, Said, Waiting, Warned
 
 _LINE_EVERY_S = 5.0
@@ -40,11 +41,15 @@ class _Console(Console):
 
 
 class Terminal:
-    """Listens to the steps of one command. Mutated by whoever reports; a command reports from one place at a time."""
+    """Listens to the steps of one command; with `as_json`, its result is shown as JSON.
 
-    def __init__(self) -> None:
+    Mutated by whoever reports; a command reports from one place at a time.
+    """
+
+    def __init__(self, *, as_json: bool = False) -> None:
         self.err = _Console(stderr=True)
         self.out = _Console()
+        self._as_json = as_json
         self._began = time.monotonic()
         self._stages: list[tuple[str, float]] = []
         self._preface: tuple[str, str] | None = None
@@ -63,8 +68,8 @@ class Terminal:
                 self.warn(text)
             case Accounted(count):
                 self._account(count)
-            case Found(result):
-                self.show(result)
+            case Found(result, data):
+                self._find(result, data)
             case Completed():
                 self._summarise()
             case _:
@@ -118,6 +123,15 @@ class Terminal:
 
     def _print(self, *parts: str | tuple[str, str]) -> None:
         self.err.print(Text.assemble(*parts), soft_wrap=True)
+
+    def _find(self, result: RenderableType, data: Record | Sequence[Record] | None) -> None:
+        """For a person the result, for a program its data: ASCII, since a terminal may be behind it."""
+        if not self._as_json:
+            self.show(result)
+        elif data is not None:
+            records = [data] if isinstance(data, Record) else data
+            plain = [record.model_dump(mode="json") for record in records]
+            self.show(json.dumps(plain[0] if isinstance(data, Record) else plain, indent=1))
 
     def show(self, result: RenderableType) -> None:
         """The command's result, on stdout; text keeps its own lines, so that it can be copied; a piped table is not cut."""

@@ -20,7 +20,8 @@ from pipeline.errors import CheckpointError, InputError, MachineError, RecipeErr
 from pipeline.identity import check_layout
 from pipeline.judges import JUDGES, list_sections
 from pipeline.recipe import Recipe
-from pipeline.report import Found, Report
+from pipeline.records import Record
+from pipeline.report import Report, tell
 from pipeline.sections import EvalSection, JudgeSection, TasksSection, TrainSection
 from pipeline.sources.source import find_source, list_parts
 from services.checkpoints.model_source import find_model, is_bundled, is_hub_id
@@ -53,6 +54,17 @@ class Finding:
     remedy: str = ""
 
 
+class Examination(Record):
+    """What was looked at for a recipe, for programs."""
+
+    recipe: str
+    findings: tuple[Finding, ...]
+    missing: tuple[str, ...]
+    """What was looked at and is not there."""
+    outlook: tuple[str, ...]
+    """On which cards the recipe fits, and what it takes; nothing of a bundled model, or of one whose shape is not known."""
+
+
 def examine(recipe: Recipe, directory: Path, report: Report) -> bool:
     """Print the findings for `recipe`; whether nothing is missing."""
     findings = list(inspect_machine(recipe, directory))
@@ -61,14 +73,12 @@ def examine(recipe: Recipe, directory: Path, report: Report) -> bool:
         table.add_column(column, overflow="fold")
     for finding in findings:
         table.add_row(finding.what, _MARKS[finding.verdict], finding.found, finding.remedy)
-    report(Found(table))
-    missing = [finding.what for finding in findings if finding.verdict == "missing"]
+    missing = tuple(finding.what for finding in findings if finding.verdict == "missing")
     shape = None if is_bundled(recipe.model) else find_recipe_shape(recipe.model)
-    if shape is not None:
-        report(Found("\n".join(("", *render_fits(recipe, shape), "", *render_costs(recipe, shape), ""))))
-    report(
-        Found(f"missing for {recipe.name}: {', '.join(missing)}" if missing else f"this machine can run {recipe.name}")
-    )
+    outlook = (*render_fits(recipe, shape), "", *render_costs(recipe, shape)) if shape else ()
+    said = f"missing for {recipe.name}: {', '.join(missing)}" if missing else f"this machine can run {recipe.name}"
+    parts = [table, *(["\n".join(("", *outlook, ""))] if outlook else []), said]
+    tell(report, parts, Examination(recipe=recipe.name, findings=tuple(findings), missing=missing, outlook=outlook))
     return not missing
 
 

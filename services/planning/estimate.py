@@ -16,6 +16,7 @@ Limits: an estimate. No GPU has confirmed it, how long a model's thoughts are is
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from eval.benchmark import find_benchmark
@@ -27,7 +28,6 @@ from pipeline.records import PromptName
 from pipeline.sections import JudgeSection, TasksSection
 from pipeline.sources.source import NO_FILTER, SOURCES, list_parts
 from services.planning.assumptions import (
-    ANSWER_TOKENS,
     CHECKPOINTS_KEPT,
     DECODE_EFFICIENCY,
     DISK_BYTES_S,
@@ -54,6 +54,7 @@ from services.planning.assumptions import (
     Span,
 )
 from services.planning.capacity import Cards, MemoryPlan, engine_state, make_plan
+from services.planning.workload import Workload, cut_tokens
 from training.protocol.memory import BYTES, GIB
 from training.protocol.shape import Shape
 
@@ -124,13 +125,14 @@ class Counts:
 def count_work(recipe: Recipe) -> Counts | None:
     """What the recipe asks for in all its rounds; None where a data set's size is not known here."""
     benchmark = find_benchmark(recipe.eval)
-    num_tasks, num_eval_tasks = _num_tasks(recipe.tasks), _num_tasks(benchmark.tasks(recipe.eval, recipe.eval.split))
+    num_tasks, num_eval_tasks = count_tasks(recipe.tasks), count_tasks(benchmark.tasks(recipe.eval, recipe.eval.split))
     if num_tasks is None or num_eval_tasks is None:
         return None
     rounds, section = recipe.rounds.num, recipe.eval
     at_most = recipe.pairs.num or num_tasks
     pairs = Span(*(min(at_most, share * num_tasks) for share in (PAIR_SHARE.low, PAIR_SHARE.likely, PAIR_SHARE.high)))
-    asked = len(benchmark.list_prompts(section)) * len(section.temperatures) * section.num_samples * len(section.images)
+    num_responses = section.num_samples * section.num_seeds
+    asked = len(benchmark.list_prompts(section)) * len(section.temperatures) * num_responses * len(section.images)
     return Counts(
         num_tasks=rounds * num_tasks,
         num_responses=rounds * num_tasks * recipe.sample.k,
@@ -140,7 +142,8 @@ def count_work(recipe: Recipe) -> Counts | None:
     )
 
 
-def _num_tasks(section: TasksSection) -> int | None:
+def count_tasks(section: TasksSection) -> int | None:
+    """How many questions the section asks for; None where the data set's size is not known here."""
     each = [SOURCES.resolve(part.source).num_questions.get(part.split) for part in list_parts(section)]
     known = None if None in each or section.filter != NO_FILTER else sum(filter(None, each))
     if section.num_tasks is None or known is None:
@@ -160,7 +163,9 @@ def estimate_run(recipe: Recipe, shape: Shape, kind: CardKind, num_cards: int) -
     if counts is None:
         return None
     plan = make_plan(recipe, shape, Cards(num_cards, kind.usable_gib, kind.usable_gib))
-    machine = _Machine(plan, shape, kind, num_cards)
+    machine, section = _Machine(plan, shape, kind, num_cards), recipe.eval
+    times = 2 * len(section.temperatures) * section.num_seeds * len(section.images)
+    work = list_evaluation(recipe, counts.num_eval_tasks * times)
     stages = (
         StageEstimate("prepare", "model and data fetched, base's canary", machine.prepare(counts)),
         StageEstimate("sample", f"{counts.num_responses:,} responses", machine.sample(counts)),
@@ -169,7 +174,7 @@ def estimate_run(recipe: Recipe, shape: Shape, kind: CardKind, num_cards: int) -
             "train", f"{counts.num_pairs.likely:,.0f} pairs, {recipe.train.epochs:g} epochs", machine.train(counts)
         ),
         StageEstimate("merge", "adapter into weights, gate, parity", machine.merge()),
-        StageEstimate("evaluate", f"{counts.num_eval_responses:,} responses", machine.evaluate(counts)),
+        StageEstimate("evaluate", f"{counts.num_eval_responses:,} responses", machine.evaluate(work)),
     )
     return RunEstimate(
         plan, stages, machine.tokens_per_s(_sampling(recipe), DECODE_EFFICIENCY.likely, THOUGHT_TOKENS.likely)
@@ -190,12 +195,12 @@ def estimate_judge(recipe: Recipe, counts: Counts) -> JudgeEstimate:
 def _estimate_requests(section: JudgeSection, model: str, num_requests: int, max_tokens: int) -> JudgeEstimate:
     read = [
         guess_prompt_tokens(model, section.image_detail, num_text_tokens=JUDGE_TEXT_TOKENS + int(tokens))
-        for tokens in _cut(THOUGHT_TOKENS, max_tokens)
+        for tokens in cut_tokens(THOUGHT_TOKENS, max_tokens)
     ]
     prices = find_prices(section)
     costs = [
         estimate_cost(num_requests, inputs, outputs, prices)
-        for inputs, outputs in zip(read, _cut(JUDGE_VERDICT_TOKENS, section.max_tokens), strict=True)
+        for inputs, outputs in zip(read, cut_tokens(JUDGE_VERDICT_TOKENS, section.max_tokens), strict=True)
     ]
     dollars = [cost.usd for cost in costs if cost.usd is not None]
     return JudgeEstimate(
@@ -238,33 +243,27 @@ def estimate_disk(recipe: Recipe, shape: Shape, counts: Counts) -> dict[str, flo
     }
 
 
-def _cut(tokens: Span, max_tokens: int) -> tuple[float, float, float]:
-    return min(tokens.low, max_tokens), min(tokens.likely, max_tokens), min(tokens.high, max_tokens)
+def list_evaluation(recipe: Recipe, num_requests: int) -> list[tuple[Workload, int]]:
+    """By prompt: what a request of the evaluation is, and how many there are where each prompt has `num_requests`."""
+    section = recipe.eval
+    prompts = find_benchmark(section).list_prompts(section)
+    return [
+        (Workload(prompt, section.num_samples, section.max_concurrency, section.max_tokens), num_requests)
+        for prompt in prompts
+    ]
 
 
-@dataclass(frozen=True)
-class _Requests:
-    """Requests of one kind: `n` responses each, of one prompt with an image."""
-
-    prompt: PromptName
-    n: int
-    max_concurrency: int
-    max_tokens: int
-
-    @property
-    def num_prompts_read(self) -> int:
-        """Prompts that the model reads for one request: of two turns, the second for each answer to the first, at most."""
-        return 1 if PROMPTS.resolve(self.prompt).then is None else 1 + self.n
-
-    @property
-    def response_tokens(self) -> Span:
-        """Of one response."""
-        return Span(*_cut(ANSWER_TOKENS if self.prompt == "zero_shot" else THOUGHT_TOKENS, self.max_tokens))
+def evaluation_hours(
+    recipe: Recipe, shape: Shape, kind: CardKind, num_cards: int, work: Sequence[tuple[Workload, int]]
+) -> Span | None:
+    """Hours of an evaluation alone on `num_cards` of a kind, the engine's start included; None where it does not fit."""
+    plan = make_plan(recipe, shape, Cards(num_cards, kind.usable_gib, kind.usable_gib))
+    return None if plan.fit.serving_fault else _Machine(plan, shape, kind, num_cards).evaluate(work)
 
 
-def _sampling(recipe: Recipe) -> _Requests:
+def _sampling(recipe: Recipe) -> Workload:
     section = recipe.sample
-    return _Requests(section.prompt, section.k, section.max_concurrency, section.max_tokens)
+    return Workload(section.prompt, section.k, section.max_concurrency, section.max_tokens)
 
 
 @dataclass(frozen=True)
@@ -290,18 +289,15 @@ class _Machine:
         """The engine's start, and k responses to each task."""
         return ENGINE_START_S * (1 / 3600) + self._answer(_sampling(self.recipe), counts.num_tasks)
 
-    def evaluate(self, counts: Counts) -> Span:
-        """Each prompt at each temperature, of base and policy."""
-        section = self.recipe.eval
+    def evaluate(self, work: Sequence[tuple[Workload, int]]) -> Span:
+        """So many requests of each kind."""
         restarts = 2 if engine_state(self.recipe.serve) == "stopped" else 1
         hours = ENGINE_START_S * (restarts / 3600)
-        for prompt in find_benchmark(section).list_prompts(section):
-            requests = _Requests(prompt, section.num_samples, section.max_concurrency, section.max_tokens)
-            times = 2 * len(section.temperatures) * len(section.images)
-            hours += self._answer(requests, counts.num_eval_tasks) * times
+        for requests, num_requests in work:
+            hours += self._answer(requests, num_requests)
         return hours
 
-    def _answer(self, requests: _Requests, num_prompts: int) -> Span:
+    def _answer(self, requests: Workload, num_prompts: int) -> Span:
         """Hours until `num_prompts` are answered: their own part, and the responses'."""
         cases = zip(
             _three(requests.response_tokens), _three(DECODE_EFFICIENCY), _three(PREFILL_EFFICIENCY), strict=True
@@ -317,7 +313,7 @@ class _Machine:
             )
         )
 
-    def tokens_per_s(self, requests: _Requests, efficiency: float, response_tokens: float) -> float:
+    def tokens_per_s(self, requests: Workload, efficiency: float, response_tokens: float) -> float:
         """Tokens a second over all servers, with as many sequences at once as there are, or as their keys and values fit."""
         serving = self.plan.fit.serving
         servers = max(1, self.num_cards // serving.tensor_parallel)

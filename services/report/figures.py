@@ -13,9 +13,10 @@ from collections.abc import Callable, Sequence
 from importlib import resources
 from typing import TYPE_CHECKING
 
+from eval.findings import Difference, EvalResult
 from eval.image_reliance import Reliance
 from eval.table import OVERALL
-from pipeline.records import CheckpointRef, Difference, EvalResult, Interval
+from pipeline.records import Interval
 from services.report.data import TrendRow
 from training.protocol.job import TrainProgress
 from training.protocol.search import VARIED, Sweep, SweepPoint
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
 
 WIDTH_IN = 4.6
 _INK, _FAINT, _PAPER = "#010101", "#020202", "#030303"
-_SERIES = ("#040401", "#040402", "#040403", "#040404")
-"""The base, then up to three policies."""
+_SERIES = ("#040401", "#040402", "#040403", "#040404", "#040405", "#040406")
+"""The base, then the policies; or the true image, then what was shown instead."""
 _VARIABLES = {
     _INK: "var(--ink-soft)",
     _FAINT: "var(--line)",
@@ -73,18 +74,17 @@ def draw_accuracy(results: Sequence[EvalResult], chance: float) -> str:
     return _render("accuracy", 1.1 + 0.27 * len(settings) * max(2, len(checkpoints)), draw)
 
 
-def draw_differences(differences: Sequence[Difference], checkpoints: Sequence[CheckpointRef]) -> str:
+def draw_differences(differences: Sequence[Difference]) -> str:
     """Each difference with its interval, over the band of effects that the benchmark would mostly have missed."""
     places = range(len(differences))
 
     def draw(axes: Axes) -> None:
         widths, starts = [200 * d.mde for d in differences], [-100 * d.mde for d in differences]
         axes.barh(places, widths, left=starts, height=0.62, color=_FAINT, label="would mostly be missed")
-        for policy in dict.fromkeys(d.policy for d in differences):
-            own = [place for place in places if differences[place].policy == policy]
+        for number, side in enumerate(dict.fromkeys((d.policy, d.base) for d in differences), start=1):
+            own = [place for place in places if (differences[place].policy, differences[place].base) == side]
             intervals = [differences[place].accuracy for place in own]
-            name = f"{policy.name} - {differences[0].base.name}"
-            _plot_intervals(axes, intervals, own, list(checkpoints).index(policy), name)
+            _plot_intervals(axes, intervals, own, number, " - ".join(ref.name for ref in side))
         axes.axvline(0, color=_INK, linewidth=1)
         _name_rows(axes, [f"{d.prompt} {d.temperature:g}" for d in differences])
         axes.set_xlabel("difference, points")
@@ -100,14 +100,14 @@ def draw_reliance(rows: Sequence[Reliance]) -> str:
     def draw(axes: Axes) -> None:
         for number, name in enumerate(("true", *shown)):
             own = [row for row in rows if row.shown == (shown[0] if name == "true" else name)]
-            shift = 0.24 * (number - len(shown) / 2)
+            shift = min(0.24, 0.8 / (1 + len(shown))) * (number - len(shown) / 2)
             places = [groups.index((row.checkpoint.name, row.prompt, row.temperature)) + shift for row in own]
             intervals = [row.true if name == "true" else row.accuracy for row in own]
-            _plot_intervals(axes, intervals, places, number, f"{name} image")
+            _plot_intervals(axes, intervals, places, number, name.replace("_", " "))
         _name_rows(axes, [f"{name}\n{prompt} {temperature:g}" for name, prompt, temperature in groups])
         axes.set_xlabel("accuracy, %")
 
-    return _render("reliance", 1.1 + 0.62 * len(groups), draw)
+    return _render("reliance", 1.1 + max(0.62, 0.2 * (1 + len(shown))) * len(groups), draw)
 
 
 def draw_trend(rows: Sequence[TrendRow]) -> str:

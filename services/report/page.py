@@ -12,14 +12,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from eval.image_reliance import describe_reliance
 from eval.prior import describe_prior
 from eval.published import describe_published
+from eval.repeats import describe_repeats
 from eval.report_card import list_figures
-from eval.table import LEVEL, OVERALL, describe_differences, format_half, format_p
+from eval.table import LEVEL, OVERALL, describe_differences, describe_family, format_half, format_p
 from pipeline.contamination import Match
 from pipeline.files import replace_file
 from pipeline.images import media_type
@@ -62,34 +65,47 @@ class Chain:
 
 def write_report(data: ReportData, out: Path) -> Path:
     """Write the page to `out`, in one step, and return `out`."""
+    page = make_environment().get_template("page.html").render(list_fields(data))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(out, page)
+    return out
+
+
+def make_environment(*packages: str) -> Environment:
+    """What renders the report's templates, after those of other packages; all that is filled in is escaped."""
     environment = Environment(
-        loader=PackageLoader("services.report"),
+        loader=ChoiceLoader([PackageLoader(package) for package in (*packages, "services.report")]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.filters |= {"percent": _percent, "half": format_half, "points": _points, "p": format_p}
-    page = environment.get_template("page.html").render(
-        data=data,
-        columns=(OVERALL, *data.benchmark.columns),
-        level=LEVEL,
-        sentences=describe_differences(data.differences),
-        hint_sentence=data.benchmark.note(data.recipe.eval),
-        published_sentence=describe_published(data.published),
-        prior_sentence=describe_prior(data.prior) if data.prior else "",
-        results_figures=_draw_results(data),
-        training_figures=_draw_training(data),
-        judge_figures=_draw_judgments(data),
-        card_figures=list_figures(data.report_card) if data.report_card else [],
-        lookalikes=[_show_lookalikes(pair) for pair in data.lookalikes],
-        examples=[_show_example(example, data.recipe.sample.prompt) for example in data.examples],
-        recipe=render_recipe(data.recipe),
-        version=version("vcot"),
-    )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(out, page)
-    return out
+    return environment
+
+
+def list_fields(data: ReportData) -> dict[str, Any]:
+    """What the page's template is filled with."""
+    return {
+        "data": data,
+        "columns": (OVERALL, *data.benchmark.columns),
+        "level": LEVEL,
+        "sentences": describe_differences(data.differences),
+        "family": describe_family(data.differences) if data.differences else "",
+        "reliance_sentences": describe_reliance(data.reliance),
+        "repeats_sentences": describe_repeats(data.repeats),
+        "hint_sentence": data.benchmark.note(data.recipe.eval),
+        "published_sentence": describe_published(data.published),
+        "prior_sentence": describe_prior(data.prior) if data.prior else "",
+        "results_figures": _draw_results(data),
+        "training_figures": _draw_training(data),
+        "judge_figures": _draw_judgments(data),
+        "card_figures": list_figures(data.report_card) if data.report_card else [],
+        "lookalikes": [_show_lookalikes(pair) for pair in data.lookalikes],
+        "examples": [_show_example(example, data.recipe.sample.prompt) for example in data.examples],
+        "recipe": render_recipe(data.recipe),
+        "version": version("vcot"),
+    }
 
 
 def _draw_results(data: ReportData) -> list[Figure]:
@@ -100,7 +116,7 @@ def _draw_results(data: ReportData) -> list[Figure]:
             _figure(svg, "Accuracy over all questions, with 95 % intervals. The dashed line is a uniform guess.")
         )
     if data.differences:
-        svg = figures.draw_differences(data.differences, data.checkpoints)
+        svg = figures.draw_differences(data.differences)
         caption = "Paired differences with 95 % intervals. True effects within the band would mostly be missed."
         drawn.append(_figure(svg, caption))
     if data.reliance:

@@ -153,3 +153,10 @@ def find_holder(directory: Path, locks: Path = Path("/proc/locks")) -> int | Non
         if "->" not in fields and "FLOCK" in fields and fields[5].rpartition(":")[2] == str(number):
             return int(fields[4])
     return 0
+
+
+def say_span(seconds: float) -> str:
+    """`12 s`, `4 min` or `2.5 h`."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -89,6 +89,8 @@ def write_run_report(session: Session, rounds: Sequence[Round], shown: Round, ev
         chance=evaluation.chance,
         published=evaluation.published,
         reliance=evaluation.reliance,
+        repeats=evaluation.repeats,
+        breakdown=evaluation.breakdown,
         prior=load_prior(session),
         trend=evaluation.trend,
         training=read_status(directory) if directory.is_dir() else None,

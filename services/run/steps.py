@@ -187,7 +187,7 @@ async def eval_stage(session: Session, checkpoints: Sequence[Checkpoint], split:
 
 async def ask_questions(session: Session, stage: str, checkpoint: Checkpoint, questions: Questions) -> None:
     """Ask a checkpoint what it has not answered yet."""
-    requests = questions.requests(checkpoint.ref)
+    requests = questions.requests_by_task(checkpoint.ref)
     _check_images(questions.tasks, session.run.recipe.serve)
     await _ask(session, f"{stage} {checkpoint.ref.name}", checkpoint, requests, questions.section.max_concurrency)
 

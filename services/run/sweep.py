@@ -205,7 +205,7 @@ async def sweep(current: Round) -> Sweep:
 
 def _show_choice(session: Session, record: Sweep, chosen: Settings) -> None:
     """The table, how the choice was made, and the chosen settings as flags."""
-    session.report(Found(render_sweep(record)))
+    session.report(Found(render_sweep(record), record))
     each = ", for each setting apart" if record.mode == "one_at_a_time" else ""
     session.report(
         Said(

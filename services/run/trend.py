@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from rich.table import Table
 from rich.text import Text
 
+from eval.findings import EvalResult
 from eval.image_reliance import build_reliance
 from eval.table import OVERALL, build_results, format_estimate, new_table
-from pipeline.records import EvalResult, Score
+from pipeline.records import Score
 from services.checkpoints.registry import Checkpoint
 from services.jobs.trainer import read_progress
 from services.report.data import Lesson, TrendRow
@@ -64,7 +65,7 @@ def _row(session: Session, current: Round | None, checkpoint: Checkpoint) -> Tre
                 [checkpoint.ref],
                 session.benchmark.columns,
                 seed=section.seed,
-                num_samples=section.num_samples,
+                num_samples=section.num_samples * section.num_seeds,
             )
         ),
         reliance=tuple(build_reliance(scores, [checkpoint.ref])),

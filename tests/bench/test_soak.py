@@ -42,6 +42,7 @@ def test_a_stream_without_its_end_is_no_answer() -> None:
             soak.read_models(text)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 async def test_each_attack_is_answered_and_no_honest_request_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -78,7 +78,7 @@ def test_report_in_a_browser(tmp_path, width):
 def test_on_a_telephone_each_number_stands_under_its_columns_name(tmp_path):
     seen, _ = look(tmp_path, 390)
     assert [label.strip('"') for label, _ in seen["labels"]] == [
-        "Prompt", "Temp.", "Avg", "95 % interval", "p (Holm)", "Detectable", "Questions",
+        "Prompt", "Temp.", "Avg", "95 % interval", "p (Holm)", "Exact p", "Detectable", "Questions",
     ]  # fmt: skip
     assert {label for label, _ in look(tmp_path, 768)[0]["labels"]} == {"none"}
 

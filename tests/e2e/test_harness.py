@@ -8,9 +8,11 @@ import os
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from eval.scorer import score_choice
+from eval.statistics import clustered_error
 from pipeline.client import ChatClient
 from pipeline.ledger import Ledger
 from pipeline.prompts import render_prompt
@@ -61,6 +63,24 @@ async def test_it_finds_the_accuracy_that_we_find(inspect: Path, tmp_path: Path)
     assert theirs == ours
     assert 0.25 < sum(theirs.values()) / NUM_QUESTIONS < 1
     assert {done["output"]["model"] for done in log["samples"]} == {f"base@{live.digest[7:19]}"}
+
+
+def test_its_clustered_standard_error_is_ours(inspect: Path) -> None:
+    """`stderr(cluster=...)` as it is installed, on questions of 1 to 5 an image."""
+    rng = np.random.default_rng(3)
+    clusters = np.repeat(np.arange(40), rng.integers(1, 6, 40)).tolist()
+    values = (rng.random(len(clusters)) < 0.6).astype(float).tolist()
+    code = (
+        "import json, sys; from inspect_ai.scorer import SampleScore, Score, stderr; given = json.load(sys.stdin); "
+        "scores = [SampleScore(score=Score(value=v), sample_metadata={'image': c}) for v, c in zip(*given)]; "
+        "print(stderr(cluster='image')(scores))"
+    )
+    python = inspect.with_name("python")
+    clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    told = json.dumps([values, clusters])
+    done = subprocess.run([python, "-c", code], input=told, env=clean, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert clustered_error(values, clusters) == pytest.approx(float(done.stdout), rel=1e-12)
 
 
 def own_scores(ledger: Ledger, requests: list) -> dict[str, bool]:

@@ -16,7 +16,7 @@ from tests.compose.engine import until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 ROOT = Path(__file__).parents[2]
-(CODE,) = re.findall(
+CODE, *_ = re.findall(
     r"^```python\n(.*?)^```$", (ROOT / "docs" / "notebook.md").read_text("utf-8"), re.DOTALL | re.MULTILINE
 )
 RUN = """

@@ -1,5 +1,6 @@
 """An evaluation over a ledger: what was asked before is found again, and what is there is scored."""
 
+import itertools
 import json
 import logging
 
@@ -66,6 +67,15 @@ def test_what_is_there_is_scored_and_what_is_not_is_owed(store, tmp_path):
     ledger.close()
 
 
+def test_what_is_asked_about_one_question_comes_together(store, tmp_path):
+    questions = load(store, tmp_path, "eval.images=['true', 'blank']")
+    requests = questions.requests_by_task(BASE)
+    assert sorted(request.key for request in requests) == sorted(request.key for request in questions.requests(BASE))
+    runs = [name for name, _ in itertools.groupby(request.task.id for request in requests)]
+    assert runs == [task.id for task in questions.tasks]
+    assert len(requests) == 2 * 2 * 2 * len(questions.tasks)
+
+
 @pytest.mark.hurried
 async def test_a_benchmark_is_asked_in_two_turns_and_scored_by_the_second(store, tmp_path):
     """With the true and the blank image; the letter that the rationale names is not the answer."""
@@ -96,6 +106,13 @@ async def test_a_benchmark_is_asked_in_two_turns_and_scored_by_the_second(store,
         ("blank", "correct"),
     }
     ledger.close()
+
+
+def test_a_second_seed_asks_more_and_nothing_again(store, tmp_path):
+    options = ("eval.temperatures=[0.4]", 'eval.prompts=["cot"]')
+    once, twice = (load(store, tmp_path, *options, f"eval.num_seeds={num}").requests(BASE) for num in (1, 2))
+    assert [request.key for request in once] == [request.key for request in twice[:9]]
+    assert len({request.key for request in twice}) == 18
 
 
 def test_what_is_asked_is_said_in_words(store, tmp_path):

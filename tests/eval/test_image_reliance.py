@@ -7,7 +7,15 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from eval.image_reliance import build_reliance, choose_images, deal_images, render_reliance
+from eval.image_reliance import (
+    ask_instead,
+    build_reliance,
+    choose_images,
+    crop_middle,
+    deal_images,
+    describe_reliance,
+    render_reliance,
+)
 from pipeline.errors import DataError
 from pipeline.images import ImageStore
 from pipeline.records import CheckpointRef, ImageRef, SamplingParams, Score, Task
@@ -110,7 +118,59 @@ def test_table_fits_eighty_columns():
     true = [score(n, "correct", prompt="zero_shot") for n in range(40)]
     other = [score(n, "incorrect", prompt="zero_shot", answer=None) for n in range(40)]
     console = Console(file=io.StringIO(), width=80)
-    console.print(render_reliance(build_reliance({"true": true, "other": other}, [BASE])))
+    for part in render_reliance(build_reliance({"true": true, "options_only": other, "question_only": other}, [BASE])):
+        console.print(part)
     text = " ".join(console.file.getvalue().split())
-    assert "zero_shot 0.4 other 100.0 0.0 +100.0" in text
+    assert "zero_shot 0.4 options 100.0 0.0 +100.0" in text
     assert "…" not in text
+
+
+def test_the_cropped_image_is_the_middle_in_the_images_size_and_made_once(tmp_path):
+    store, picture = ImageStore(tmp_path), Image.new("RGB", (40, 20), "red")
+    picture.paste("blue", (10, 5, 30, 15))
+    ref = store.put_png(picture)
+    question = task(1).model_copy(update={"images": (ref,)})
+    [cropped] = choose_images([question], "cropped", store)["t1"]
+    with Image.open(tmp_path / cropped.path) as image:
+        assert (image.size, image.getcolors()) == ((40, 20), [(800, (0, 0, 255))])
+    (tmp_path / ref.path).unlink()
+    assert choose_images([question], "cropped", store)["t1"] == (cropped,), "the original is not read again"
+    (tmp_path / cropped.path).unlink()
+    with pytest.raises(DataError, match="is gone from the run"):
+        choose_images([question], "cropped", store)
+    assert crop_middle(Image.new("RGB", (1, 3))).size == (1, 3)
+
+
+def test_text_only_baselines_take_away_the_image_and_then_the_question(tmp_path):
+    sampling, store = SamplingParams(temperature=0.4, max_tokens=8, seed=3), ImageStore(tmp_path)
+    tasks = [
+        task(1, question="What colour?"),
+        task(2, question="Who?", choices=(), gold="cab", answer=None),
+        task(3, question="Why?").model_copy(update={"images": ()}),
+    ]
+    own = [*Plan([tasks[0], tasks[2]], "cot", BASE, sampling), *Plan([tasks[1]], "short_answer", BASE, sampling)]
+    question, options = (ask_instead(own, tasks, shown, store) for shown in ("question_only", "options_only"))
+    assert [(request.task.id, request.task.images) for request in question] == [("t1", ()), ("t2", ())]
+    assert question[0].text == own[0].text
+    assert [(request.task.id, request.task.images) for request in options] == [("t1", ()), ("t3", ())]
+    assert "What colour?" not in options[0].text
+    assert "(A) red (B) blue" in options[0].text
+    assert {request.sampling.seed for request in (own[0], question[0], options[0])} == {own[0].sampling.seed}
+    assert len({request.key for request in (*own, *question, *options)}) == 7
+
+
+def test_the_sentences_say_what_is_lost_and_what_the_text_gives_away():
+    true = [score(n, "correct") for n in range(100)]
+    half = [score(n, "correct" if n < 60 else "incorrect", answer="A" if n < 60 else "B") for n in range(100)]
+    [said] = describe_reliance(build_reliance({"true": true, "question_only": half, "blank": half}, [BASE]))
+    assert said.startswith(
+        "base loses accuracy without its image in 2 of 2 comparisons, at most 40.0 points (question_only"
+    )
+    assert "With question_only it is right in 60.0 %, where a guess is in 25.0 % (cot at 0.4)" in said
+    assert "With blank" not in said
+    unread = [score(n, "no_answer", answer=None) for n in range(100)]
+    rows = build_reliance({"true": true, "blank": half, "question_only": unread}, [BASE])
+    assert [row.no_answer for row in rows] == [0, 1]
+    assert "With question_only most answers cannot be read" in describe_reliance(rows)[0]
+    [said] = describe_reliance(build_reliance({"true": half, "blank": half}, [BASE]))
+    assert said == "base loses no accuracy without its image that could be told from noise."

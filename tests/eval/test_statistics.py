@@ -9,13 +9,19 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from eval.statistics import (
+    Noise,
     PairedDifference,
     adjust_holm,
     chance_level,
+    clustered_error,
     compare_paired,
+    compare_signs,
     compare_unpaired,
     estimate_accuracy,
+    measure_correlation,
     minimum_detectable_effect,
+    plan_effect,
+    split_variance,
     wilson_interval,
 )
 from pipeline.records import Interval
@@ -239,3 +245,78 @@ def test_a_few_clusters_widen_the_interval_by_the_small_sample_factor():
     half = stats.t.ppf(0.975, 1) * error
     assert found.p_value == pytest.approx(2 * stats.t.sf(abs(centre) / error, 1))
     assert (found.interval.low, found.interval.high) == (max(-1.0, centre - half), min(1.0, centre + half))
+
+
+def test_signs_count_the_better_one_and_equals_say_nothing():
+    found = compare_signs([0, 0, 0.5, 1, 1], [1, 0.25, 0.5, 1, 0])
+    assert (found.num_first, found.num_second, found.p_value) == (1, 2, 1.0)
+    assert compare_signs([1, 1], [1, 1]).p_value == 1
+    assert compare_signs([0] * 6, [1] * 6).p_value == pytest.approx(2 / 2**6)
+
+
+def test_variances_by_hand():
+    found = split_variance([1, 0, 1, 1, 0, 0, 1], ["a", "a", "b", "b", "c", "c", "d"])
+    assert found.within == pytest.approx((0.5 + 0 + 0) / 3)
+    assert found.between == pytest.approx(np.var([0.5, 1, 0, 1], ddof=1) - 0.5 / 3 * (3 / 2 + 1) / 4)
+    assert found.correlation == pytest.approx(found.between / (found.between + found.within))
+    assert split_variance([1, 0], ["a", "b"]) is None
+    assert split_variance([1, 0], ["a", "a"]) is None
+    assert split_variance([1] * 4, ["a", "a", "b", "b"]).correlation == 0
+
+
+def test_shares_are_worth_as_much_as_the_responses_behind_them():
+    rng = np.random.default_rng(4)
+    right = rng.binomial(8, 0.5, 100) / 8
+    alone, behind = estimate_accuracy(right, range(100)), estimate_accuracy(right, range(100), num_behind=8)
+    assert behind.high - behind.low < 0.5 * (alone.high - alone.low)
+    even = estimate_accuracy([0.5] * 4, range(4), num_behind=3)
+    assert (even.low, even.high) == pytest.approx(wilson_interval(0.5, 12, stats.t.ppf(0.975, 3)))
+
+
+@pytest.mark.parametrize("num_responses", [1, 4])
+def test_the_planned_difference_is_the_one_that_the_test_then_says_it_could_see(num_responses):
+    """Two checkpoints of equal skill, whose questions are hard for both or for one alone."""
+    rng = np.random.default_rng(6)
+    common, own = rng.random(4_000), rng.random((2, 4_000))
+    chance = np.where(rng.random(4_000) < 0.6, common, own)  # a question's share of right answers, for either
+    right = rng.random((2, num_responses, 4_000)) < chance[:, None]
+    first, second = right[0], right[1]
+    alike = 4 * (np.var(chance) if num_responses > 1 else 0.0)
+    correlation = float(np.cov(chance)[0, 1]) / 0.25
+    planned = plan_effect(Noise(float(right.mean()), correlation, alike), 4_000, num_responses)
+    found = compare_paired(first.mean(0), second.mean(0), range(4_000))
+    assert planned == pytest.approx(found.mde, rel=0.04)
+    shares = float(first.mean()), float(second.mean())
+    measured = measure_correlation(found.mde, 3_999, 4_000, num_responses, shares, alike)
+    assert measured == pytest.approx(correlation, abs=0.04)
+    assert measure_correlation(found.mde, 3_999, 4_000, num_responses, (0.0, 0.5), alike) == 0
+
+
+def test_the_planned_difference_by_hand():
+    noise = Noise(accuracy=0.6, correlation=0.2, alike=0.5)
+    assert noise.paired_variance(1) == pytest.approx(2 * 0.24 * 0.8)
+    assert noise.paired_variance(4) == pytest.approx(2 * 0.24 * ((1 + 3 * 0.5) / 4 - 0.2))
+    assert Noise(accuracy=0.6, correlation=0.9, alike=0.5).paired_variance(4) == 0
+    error = math.sqrt(100 * noise.paired_variance(1) + 100 / 99) / 102
+    power, level = stats.t.ppf(0.8, 99), stats.t.ppf(0.975, 99)
+    assert plan_effect(noise, 100, 1) == pytest.approx((level + power) * error)
+    strict = stats.t.ppf(1 - 0.025 / 6, 99)
+    assert plan_effect(noise, 100, 1, num_tests=6) == pytest.approx((strict + power) * error)
+
+
+def test_a_correlation_is_measured_by_turning_the_plan_round():
+    noise = Noise(accuracy=0.7, correlation=0.35, alike=0.6)
+    for num_responses in (1, 5):
+        mde = plan_effect(noise, 300, num_responses)
+        measured = measure_correlation(mde, 299, 300, num_responses, (0.7, 0.7), 0.6)
+        assert measured == pytest.approx(0.35)
+    uneven = measure_correlation(plan_effect(noise, 300, 1), 299, 300, 1, (0.7, 0.9), 0.6)
+    variance = noise.paired_variance(1)
+    assert uneven == pytest.approx((0.21 + 0.09 - variance) / (2 * math.sqrt(0.21 * 0.09)))
+
+
+def test_the_clustered_error_by_hand():
+    """Three clusters, whose sums of deviations from 0.5 are 1, -1 and 0; times 3 / (3 - 1)."""
+    assert clustered_error([1, 1, 0, 0, 1, 0], ["a", "a", "b", "b", "c", "c"]) == pytest.approx(
+        math.sqrt(2 * 3 / 2) / 6
+    )

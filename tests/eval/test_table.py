@@ -10,6 +10,7 @@ from eval.table import (
     build_differences,
     build_results,
     describe_differences,
+    describe_family,
     format_p,
     render_results,
 )
@@ -124,6 +125,38 @@ def test_p_values_are_corrected_for_their_number():
     first, second = build_differences(scores, BASE, [POLICY])
     assert first.p_holm == pytest.approx(2 * first.p_value)
     assert second.p_holm == pytest.approx(second.p_value)
+
+
+def test_three_checkpoints_are_compared_among_themselves_in_one_family():
+    other = CheckpointRef(name="mdpo", digest="sha256:cc", kind="merged", parent="sha256:aa")
+    scores = outcomes(50, 100) + outcomes(60, 100, checkpoint=POLICY) + outcomes(75, 100, checkpoint=other)
+    found = build_differences(scores, BASE, [POLICY, other])
+    assert [(d.policy.name, d.base.name) for d in found] == [("dpo-1", "base"), ("mdpo", "base"), ("mdpo", "dpo-1")]
+    assert [round(100 * d.accuracy.value) for d in found] == [10, 25, 15]
+    least = min(found, key=lambda d: d.p_value)
+    assert least.p_holm == pytest.approx(3 * least.p_value)
+    assert "all 3 differences of this table together, of 3 pairs of checkpoints" in describe_family(found)
+    assert [text.split(" with ")[0] for text in describe_differences(found)] == [
+        "dpo-1 answers more questions right than base",
+        "mdpo answers more questions right than base",
+        "mdpo answers more questions right than dpo-1",
+    ]
+
+
+def test_mcnemars_exact_test_stands_beside_the_paired_one():
+    """Of 12 questions the policy alone has 6 right: 2 / 2**6; at half of the level where two such tests are made."""
+    scores = outcomes(4, 12) + outcomes(10, 12, checkpoint=POLICY)
+    [found] = build_differences(scores, BASE, [POLICY])
+    assert (found.better_on, found.p_exact) == ((0, 6), pytest.approx(2 / 64))
+    [said] = describe_differences([found])
+    assert "McNemar's exact test, which counts the questions on which each is the better one, says the same." in said
+    assert describe_family([found]) == "p is of one test only, and so not corrected."
+    scores += outcomes(4, 12, temperature=0.8) + outcomes(10, 12, checkpoint=POLICY, temperature=0.8)
+    both = build_differences(scores, BASE, [POLICY])
+    assert [d.p_exact for d in both] == pytest.approx([4 / 64] * 2)
+    [said] = describe_differences(both)
+    assert "says otherwise with cot at 0.4 (6 questions to 0, p = 0.062) and" in said
+    assert "McNemar" not in describe_differences([found.model_copy(update={"p_exact": None})])[0]
 
 
 @pytest.mark.parametrize(

@@ -382,7 +382,12 @@ def test_all_of_scienceqa_has_its_questions_without_an_image(science, load):
     every = {task.id: task for task in load(**(fields | {"source": "scienceqa_all"}))}
     (words,) = [task for name, task in every.items() if name not in with_image]
     assert (words.images, words.labels["context"]) == ((), "TXT")
-    assert {task.labels["context"] for task in with_image.values()} == {"IMG"}
+    assert {task.labels["context"] for task in with_image.values()} == {"TXT IMG"}
+    for problem in science.problems.values():
+        problem["hint"] = " "
+    found = [task.labels["context"] for task in load(**(science.write() | {"source": "scienceqa_all"}))]
+    assert set(found) == {"IMG", "NO"}
+    assert found.count("NO") == 1
     assert {name: every[name].images for name in with_image} == {name: t.images for name, t in with_image.items()}
 
 

@@ -51,7 +51,7 @@ async def session(tmp_path):
 
 async def test_the_preview_shows_every_policy_and_examples_and_writes_nothing(session, capsys):
     before = {path: path.stat().st_mtime_ns for path in session.run.directory.rglob("*")}
-    await preview(session, as_json=False)
+    await preview(session)
     out = capsys.readouterr().out
     row = next(line for line in out.splitlines() if "right_wrong" in line)
     assert "12 of 12" in row
@@ -62,13 +62,15 @@ async def test_the_preview_shows_every_policy_and_examples_and_writes_nothing(se
 
 
 async def test_the_preview_for_programs_is_json_and_what_a_model_wrote_moves_no_cursor(session, capsys):
-    await preview(session, as_json=True)
+    session.report = Terminal(as_json=True)
+    await preview(session)
     out = capsys.readouterr().out
     found = json.loads(out)
     assert found["policies"][0]["policy"] == found["policy"] == "best_worst"
     assert found["policies"][0]["num_pairs"] == 12
     assert found["examples"][0]["chosen"].startswith(HOSTILE)
-    await preview(session, as_json=False)
+    session.report = Terminal()
+    await preview(session)
     out += capsys.readouterr().out
     assert "\\x1b[2J" in out
     assert not set(HOSTILE[::4]) & set(out)
@@ -78,7 +80,7 @@ async def test_what_is_owed_is_said_before_a_preview(session, tmp_path):
     with open_run(tmp_path / "run", access="read", overrides=["sample.k=3"]) as run:
         async with Session(run, Terminal()) as other:
             with pytest.raises(OwedError):
-                await preview(other, as_json=False)
+                await preview(other)
 
 
 async def test_pairing_tells_how_far_it_is_with_the_texts(session):

@@ -8,7 +8,9 @@ from dataclasses import replace
 from PIL import Image, ImageDraw
 
 from eval.benchmarks.nano_world import NANO
+from eval.breakdown import build_breakdown
 from eval.image_reliance import build_reliance
+from eval.repeats import build_repeats
 from eval.table import build_chance, build_differences, build_results
 from pipeline.pairs import PreferencePair
 from pipeline.recipe import load_recipe
@@ -127,6 +129,17 @@ def make_reliance(scores):
     rng = random.Random(5)
     lost = [s.model_copy(update={"value": "incorrect"} if s.value and rng.random() < 0.33 else {}) for s in scores]
     return tuple(build_reliance({"true": scores, "blank": lost, "other": lost}, [BASE, POLICY]))
+
+
+def make_breakdown(scores):
+    labelled = [s.model_copy(update={"labels": (("grade", f"G{1 + int(s.key) % 2}"),)}) for s in scores]
+    return tuple(build_breakdown(labelled, [BASE, POLICY]))
+
+
+def make_repeats(scores):
+    """As if each question had been asked again under another seed."""
+    again = [s.model_copy(update={"seed": 1}) for s in reversed(scores)]
+    return tuple(build_repeats([*scores, *again], [BASE, POLICY]))
 
 
 def make_trend(scores):

@@ -22,6 +22,7 @@ from training.protocol.search import Settings, Sweep, SweepPoint
 run = runpy.run_path(str(Path(__file__).with_name("report_data.py")))
 make_data, make_example = run["make_data"], run["make_example"]
 make_scores, make_reliance, make_trend = run["make_scores"], run["make_reliance"], run["make_trend"]
+make_repeats = run["make_repeats"]
 make_image = run["make_image"]
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 
@@ -77,6 +78,16 @@ def test_page_says_what_was_found(page):
     assert "is served as it was trained: in float32 no token's log-prob differs by more than 6.2e-06" in page.text
     assert "lora_alpha = 128" in page.text
     assert "Settings: eval.seed=1; all else as in runs/nano/recipe.toml." in page.text
+
+
+def test_several_responses_to_a_question_have_a_table_of_their_own(tmp_path, page):
+    assert "Several responses to a question" not in page.text
+    data = make_data(repeats=make_repeats(make_scores()), breakdown=run["make_breakdown"](make_scores()))
+    text = Page(write_report(data, tmp_path / "report.html").read_text("utf-8")).text
+    assert "Several responses to a question, in %" in text
+    assert "Accuracy in % by label" in text
+    assert "grade G1" in text
+    assert "base: more responses to the same questions would bring the standard error" in text
 
 
 def test_page_says_that_it_is_a_miniature_with_a_program_as_judge(page):
@@ -232,7 +243,7 @@ def test_figures_follow_the_pages_colours():
     data = make_data()
     for svg in (
         figures.draw_accuracy(data.results, 0.25),
-        figures.draw_differences(data.differences, data.checkpoints),
+        figures.draw_differences(data.differences),
         figures.draw_reliance(make_reliance(make_scores(100))),
         figures.draw_trend(make_trend(make_scores(100))),
         figures.draw_loss(data.progress),

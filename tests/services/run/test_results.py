@@ -3,6 +3,7 @@
 import asyncio
 import json
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -82,6 +83,26 @@ async def test_one_trial_setting_changes_nothing_of_a_finished_run(taught, capsy
     assert kinds(report / "results.json") == ["base", "merged"]
 
 
+async def test_tables_and_figures_are_written_where_they_are_wanted(taught, tmp_path):
+    with opened(taught, access="read") as run:
+        async with Session(run, Terminal()) as session:
+            await commands.report(session, tmp_path / "tables")
+    files = {path.name: path.read_bytes() for path in (tmp_path / "tables").iterdir()}
+    named = {f"{name}.{kind}" for name in ("results", "differences") for kind in ("csv", "parquet")}
+    assert set(files) == {*named, "tables.md", "table-1.tex", "accuracy.svg", "differences.svg"}
+    for name in ("accuracy.svg", "differences.svg"):
+        assert ElementTree.fromstring(files[name]).tag == "{http://www.w3.org/2000/svg}svg"
+
+
+@pytest.mark.parametrize(
+    "command", [("report",), ("eval", "base"), ("status",), ("checkpoints", "list"), ("doctor",), ("pair", "--preview")]
+)
+def test_with_json_a_command_prints_its_figures_as_one_document_and_nothing_else(taught, vcot, capsys, command):
+    capsys.readouterr()
+    _, out, _ = vcot(*command, "--json", "--run", taught)
+    assert json.loads(out)
+
+
 async def test_other_settings_have_a_page_of_their_own(taught):
     def training(session):
         return list_rounds(session)[0].job
@@ -133,6 +154,7 @@ READERS = {
     "status": ("status",),
     "report": ["report"],
     "pair --preview": ["pair", "--preview"],
+    "eval --plan": ["eval", "--plan"],
     "checkpoints list": ["checkpoints"],
     "checkpoints show": ["checkpoints", "show", "base"],
     "checkpoints retire": ["checkpoints", "retire", "none"],
@@ -142,6 +164,7 @@ READERS = {
     "replicas remove": ["replicas", "remove", "vllm-0"],
     "push pairs": ["push", "pairs", "me/pairs", "--dry-run"],
     "push checkpoint": ["push", "checkpoint", "me/policy", "--dry-run"],
+    "export": ["export", "--out", "../exported"],
 }
 WRITERS = [
     *(["run"], ["demo"], ["rounds"], ["sample"], ["judge"], ["pair"], ["train"], ["sweep"], ["merge"], ["parity"]),
@@ -188,9 +211,9 @@ def test_every_command_is_a_reader_a_writer_or_has_no_run():
     names = {name.removesuffix(" .") for name in names}
     groups = {"checkpoints", "push", "replicas", "nano"}
     found = {name for name in cli.app if not name.startswith("-") and name not in groups}
-    found |= {"pair --preview"}
+    found |= {"pair --preview", "eval --plan"}
     found |= {f"{group} {name}" for group in groups for name in cli.app[group] if not name.startswith("-")}
-    assert found == names | {"serve", "prepare", "engine", "worker", "doctor", "recipe", "nano build"}
+    assert found == names | {"serve", "prepare", "engine", "worker", "view", "doctor", "recipe", "nano build", "score"}
 
 
 def test_a_reader_sees_one_moment_of_the_ledger(tmp_path):

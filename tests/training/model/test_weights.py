@@ -114,6 +114,7 @@ def save_large(directory, num_shards):
     return sum(file.stat().st_size for file in base.glob("*.safetensors"))
 
 
+@pytest.mark.slow
 def test_a_merge_takes_a_small_part_of_the_checkpoints_memory(tmp_path):
     """One file's pages and one tensor, where all of it in the merged type would take twice the size of its files."""
     size = save_large(tmp_path, 6)

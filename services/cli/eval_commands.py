@@ -1,0 +1,51 @@
+"""`vcot eval --plan`: what the evaluation will take and could see, shown; nothing is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pipeline.errors import InputError
+from pipeline.recipe import Recipe, load_recipe
+from pipeline.report import Report, tell
+from pipeline.run import RECIPE
+from services.checkpoints.model_source import is_bundled
+from services.cli import opening
+from services.cli.target import Target
+from services.cli.terminal import Terminal
+from services.planning.eval_plan import Known, plan_evaluation, render_plan
+from services.planning.machine import find_recipe_shape
+from services.run.foresight import look_ahead
+from services.run.rounds import list_rounds
+from services.run.session import Session
+
+_BASE_AND_POLICY = 2
+
+
+def plan(target: Target, names: Sequence[str], *, as_json: bool) -> None:
+    """`vcot eval --plan`: of the run where there is one, else of the recipe."""
+    if (opening.run_directory(target.run, target.recipe) / RECIPE).is_file():
+        opening.execute("eval --plan", target, lambda session: _plan_run(session, names), as_json=as_json)
+        return
+    if names:
+        raise InputError(f"there is no run that could hold {', '.join(names)}; name no checkpoints, or set --run")
+    recipe = load_recipe(target.recipe or "nano", target.set)
+    _show(recipe, _BASE_AND_POLICY, Known(), Terminal(as_json=as_json))
+
+
+async def _plan_run(session: Session, names: Sequence[str]) -> None:
+    registry = session.registry
+    if names:
+        chosen = [registry.find_made(name) or registry.resolve(name) for name in names]
+    else:
+        base = registry.find(session.run.recipe.model.name)
+        chosen = [made for made in (base, list_rounds(session)[-1].policy if base else None) if made]
+    num_checkpoints = len(names) or _BASE_AND_POLICY
+    refs = [checkpoint.ref for checkpoint in chosen]
+    known = look_ahead(session, refs, num_checkpoints - len(chosen)) if chosen else Known()
+    _show(session.run.recipe, num_checkpoints, known, session.report)
+
+
+def _show(recipe: Recipe, num_checkpoints: int, known: Known, report: Report) -> None:
+    shape = find_recipe_shape(recipe.model)
+    made = plan_evaluation(recipe, num_checkpoints, known, shape, is_nano=is_bundled(recipe.model))
+    tell(report, render_plan(made), made)

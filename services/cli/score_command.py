@@ -1,0 +1,60 @@
+"""`vcot score`: the parser matrix of logs and runs, in the terminal or as JSON."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from eval.logged.layouts import Fields
+from eval.matrix_table import render_matrix
+from eval.rules import RULES
+from pipeline.errors import InputError
+from pipeline.files import explain
+from pipeline.records import Split
+from pipeline.report import Found
+from pipeline.sections import EvalSection
+from services.cli.terminal import Terminal
+from services.run.scoring import Scoring
+from services.run.scoring import score as score_logs
+
+ALL = "all"
+
+
+def show(
+    files: Sequence[Path],
+    benchmark: str | None,
+    split: Split,
+    path: str | None,
+    rules: Sequence[str],
+    fields: tuple[str | None, str | None],
+    *,
+    is_repeated: bool,
+    as_json: bool,
+) -> None:
+    """Score, and print what was found."""
+    if not files:
+        raise InputError("name a log file or a run directory, as in vcot score answers.jsonl --benchmark scienceqa")
+    section = _name_benchmark(benchmark, split, path) if benchmark else None
+    named = tuple(RULES.built_ins) if ALL in rules else tuple(dict.fromkeys(rules))
+    asyncio.run(_show(Scoring(files, section, named, Fields(*fields), is_repeated), as_json=as_json))
+
+
+def _name_benchmark(benchmark: str, split: Split, path: str | None) -> EvalSection:
+    try:
+        return EvalSection(benchmark=benchmark, split=split, path=path)
+    except ValidationError as error:
+        raise InputError(f"--benchmark: {explain(error)}") from None
+
+
+async def _show(asked: Scoring, *, as_json: bool) -> None:
+    terminal = Terminal()
+    found, benchmark = await score_logs(asked, terminal)
+    if as_json:
+        terminal(Found(json.dumps(found.model_dump(mode="json"), indent=1)))  # ASCII: a terminal may be behind it
+        return
+    for part in render_matrix(found, benchmark.columns):
+        terminal(Found(part))

@@ -1,0 +1,83 @@
+"""What a run tells about its next evaluation: which requests are answered already, and how noisy the last one was."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from statistics import fmean
+
+from eval.evaluate import Questions
+from eval.findings import Difference
+from eval.statistics import Noise, measure_correlation
+from eval.table import OVERALL
+from pipeline.errors import OwedError
+from pipeline.records import CheckpointRef, Response
+from pipeline.run import Run
+from pipeline.stage import batched
+from services.planning.assumptions import ALIKE
+from services.planning.eval_plan import Known
+from services.run import results
+from services.run.reporting import RunEvaluation
+from services.run.session import Session
+from training.protocol.job import read_record
+
+
+def look_ahead(session: Session, checkpoints: Sequence[CheckpointRef], num_untaught: int) -> Known:
+    """What is known of asking `checkpoints`, and `num_untaught` more that are not there yet."""
+    noise = _find_noise(session.run)
+    try:
+        questions = session.questions(session.run.recipe.eval.split)
+    except OwedError:  # no command has kept them, so that none is answered
+        return Known(noise=noise)
+    owed = Counter[str]()
+    for checkpoint in checkpoints:
+        owed.update(_count_owed(session, questions, checkpoint))
+    for request in questions.requests(session.base.ref) if num_untaught else ():
+        owed[request.prompt] += num_untaught
+    return Known(num_questions=len(questions.tasks), owed=owed, noise=noise)
+
+
+def _find_noise(run: Run) -> Noise | None:
+    """Of the evaluation under these settings, or else of the run's own if that is of the same questions."""
+    folders = [results.find_folder(run)]
+    if (run.kept.eval.benchmark, run.kept.eval.split) == (run.recipe.eval.benchmark, run.recipe.eval.split):
+        folders.append(run.directory / "report")
+    found = next((path for folder in folders if (path := folder / results.RESULTS).is_file()), None)
+    return None if found is None else _measure_noise(read_record(found, RunEvaluation))
+
+
+def _count_owed(session: Session, questions: Questions, checkpoint: CheckpointRef) -> Counter[str]:
+    owed = Counter[str]()
+    for chunk in batched(questions.requests(checkpoint)):
+        done = session.run.ledger.done(Response, [key for request in chunk for key in request.response_keys()])
+        owed.update(request.prompt for request in chunk if not done.issuperset(request.response_keys()))
+    return owed
+
+
+def _measure_noise(found: RunEvaluation) -> Noise | None:
+    """Accuracy and correlation of the evaluation's checkpoints, on average over its differences; None where it has none."""
+    accuracies = {
+        (row.checkpoint.digest, row.prompt, row.temperature): row.accuracy[OVERALL].value
+        for row in found.results
+        if OVERALL in row.accuracy
+    }
+    sides = [
+        tuple(accuracies[ref.digest, d.prompt, d.temperature] for ref in (d.base, d.policy)) for d in found.differences
+    ]
+    if not sides:
+        return None
+    num_responses = found.results[0].num_samples
+    alike = fmean(row.correlation for row in found.repeats) if found.repeats else ALIKE
+    return Noise(
+        accuracy=fmean(share for side in sides for share in side),
+        correlation=fmean(
+            _correlate(difference, num_responses, (first, second), alike)
+            for difference, (first, second) in zip(found.differences, sides, strict=True)
+        ),
+        alike=alike,
+    )
+
+
+def _correlate(difference: Difference, num_responses: int, accuracies: tuple[float, float], alike: float) -> float:
+    freedom = max(1, difference.accuracy.n - 1)
+    return measure_correlation(difference.mde, freedom, difference.num_questions, num_responses, accuracies, alike)

@@ -1,0 +1,262 @@
+"""Keeps a run's index up to date while others write to the run: a process of its own, which the viewer starts.
+
+Model: a pass reads one moment of the ledger. What is new there makes its tasks due, together with those that may have
+changed without a trace (an error that was replaced); then what is due is looked at, some at a time, each with its marks,
+words and keys in one transaction. A pass after which nothing changed costs a look at a few files; after one that took long
+the next waits in proportion, so that a run at work keeps the machine.
+
+Limits: one process an index (a lock in its folder); a second one waits for the first to end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import json
+import sqlite3
+import sys
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, closing
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.errors import OwedError, VcotError
+from pipeline.records import Task, content_key
+from pipeline.report import ignore
+from pipeline.run import RECIPE, Run, open_run
+from pipeline.stage import batched
+from services.checkpoints.registry import BASE_ALIAS
+from services.run.live import LIVE
+from services.run.results import RESULTS
+from services.run.rounds import list_rounds, make_judge
+from services.run.session import Session
+from services.view.index import (
+    INDEX,
+    SHIFT,
+    VERSION,
+    Facets,
+    Index,
+    Part,
+    Sheet,
+    is_current,
+    note,
+    number_marks,
+    open_index,
+)
+from services.view.items import Evaluated, Look, Sampled, Shelf
+from services.view.overview import write_overview
+
+_EVERY_S = 1.0
+_REST = 4
+"""Times as long as a pass took, before the next."""
+_CHUNK = 64
+_SHOWN = 300
+"""Characters of a question in a list."""
+_WATCHED = (RECIPE, "ledger.sqlite", "ledger.sqlite-wal", LIVE, "checkpoints/registry.json")
+
+
+def follow(directory: Path, folder: Path) -> None:
+    """Until this process is ended."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        seen: object = None
+        while True:
+            began, state = time.monotonic(), _look_at_files(directory)
+            if state != seen:
+                asyncio.run(_follow_once(directory, folder))
+                seen = state
+            time.sleep(max(_EVERY_S, _REST * (time.monotonic() - began)))
+
+
+async def _follow_once(directory: Path, folder: Path) -> None:
+    """The overview goes before, where there is none, since a large run's items take minutes."""
+    if Index(folder / INDEX).note("overview") is None:
+        await refresh_overview(directory, folder, with_status=False)
+    await bring_up_to_date(directory, folder)
+    await refresh_overview(directory, folder)
+
+
+def _look_at_files(directory: Path) -> list[tuple[str, int, int]]:
+    """Size and time of change of what a pass reads."""
+    paths = [directory / name for name in _WATCHED]
+    paths += [*directory.glob(f"report/{RESULTS}"), *directory.glob("training/*/*.json*")]
+    stats = [(str(path), path.stat()) for path in paths if path.is_file()]
+    return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
+
+
+async def bring_up_to_date(directory: Path, folder: Path) -> None:
+    """One pass over the items."""
+    async with _working(directory, folder) as (session, connection):
+        _Pass(session, connection).do()
+
+
+async def refresh_overview(directory: Path, folder: Path, *, with_status: bool = True) -> None:
+    """The overview of what the items say, and, with the status, the account of the stages."""
+    async with _working(directory, folder) as (session, connection):
+        await write_overview(session, connection, with_status=with_status)
+
+
+@asynccontextmanager
+async def _working(directory: Path, folder: Path) -> AsyncIterator[tuple[Session, sqlite3.Connection]]:
+    """On one moment of the run. What cannot be read is a note, for whoever looks, until it can."""
+    problem = None
+    try:
+        with open_run(directory, access="read") as run:
+            async with Session(run, ignore) as session:
+                with closing(_open(folder / INDEX, run)) as connection:
+                    yield session, connection
+    except VcotError as error:
+        problem = str(error)
+    with closing(open_index(folder / INDEX)) as connection:
+        if problem is None:
+            connection.execute("DELETE FROM notes WHERE name = 'problem'")
+        else:
+            note(connection, "problem", problem)
+
+
+def _open(path: Path, run: Run) -> sqlite3.Connection:
+    """The index of the run as its recipe is now: made anew where that was changed."""
+    stamp = content_key(recipe=run.recipe, version=VERSION)
+    if path.is_file() and is_current(path):
+        connection = open_index(path)
+        if connection.execute("SELECT body FROM notes WHERE name = 'stamp'").fetchone() == (stamp,):
+            return connection
+        connection.close()
+    for name in (path.name, f"{path.name}-wal", f"{path.name}-shm"):
+        path.with_name(name).unlink(missing_ok=True)
+    connection = open_index(path)
+    note(connection, "stamp", stamp)
+    return connection
+
+
+@dataclass
+class _Pass:
+    """One pass over one moment of the run."""
+
+    session: Session
+    connection: sqlite3.Connection
+
+    def do(self) -> None:
+        shelves = list(list_shelves(self.session))
+        for shelf in shelves:
+            self._add_tasks(shelf)
+        self._write_facets(shelves)
+        self._mark_due()
+        for shelf in shelves:
+            self._work_off(shelf)
+        self._write_facets(shelves)
+
+    def _add_tasks(self, shelf: Shelf) -> None:
+        """Those that are not in the index yet."""
+        count = "SELECT count(*) FROM items WHERE part = ?"
+        if self.connection.execute(count, (shelf.slug,)).fetchone() == (len(shelf.tasks),):
+            return
+        for chunk in batched(shelf.tasks, 2000):
+            with _transaction(self.connection):
+                for task in chunk:
+                    self._add_task(shelf.slug, task)
+
+    def _add_task(self, slug: str, task: Task) -> None:
+        added = self.connection.execute(
+            "INSERT OR IGNORE INTO items (part, task, subject, question) VALUES (?, ?, ?, ?)",
+            (slug, task.id, task.subject or "", task.question[:_SHOWN]),
+        )
+        if added.rowcount:
+            body = (added.lastrowid, task.model_dump_json(), Sheet().model_dump_json())
+            self.connection.execute("INSERT INTO sheets VALUES (?, ?, ?)", body)
+
+    def _mark_due(self) -> None:
+        """What the ledger has news of, and what it may have changed in place."""
+        kept = self.connection.execute("SELECT body FROM notes WHERE name = 'place'").fetchone()
+        first, second = json.loads(kept[0]) if kept else (0, 0)
+        place, tasks = self.session.run.ledger.read_news((first, second))
+        with _transaction(self.connection):
+            self.connection.execute("UPDATE items SET due = 1 WHERE is_open")
+            self.connection.executemany("UPDATE items SET due = 1 WHERE task = ?", ((task,) for task in tasks))
+            note(self.connection, "place", json.dumps(place))
+
+    def _work_off(self, shelf: Shelf) -> None:
+        query = "SELECT task, num FROM items WHERE due AND part = ?"
+        due = dict(self.connection.execute(query, (shelf.slug,)).fetchall())
+        tasks = (task for task in shelf.tasks if task.id in due)
+        for chunk in batched(tasks, _CHUNK):
+            looks = list(shelf.look(chunk))
+            with _transaction(self.connection):
+                for look in looks:
+                    _put(self.connection, due[look.task.id], look)
+
+    def _write_facets(self, shelves: Sequence[Shelf]) -> None:
+        query = "SELECT name, count(*) FROM marks JOIN names ON names.id = mark GROUP BY mark ORDER BY name"
+        parts = tuple(Part(slug=one.slug, title=one.title, num_tasks=len(one.tasks)) for one in shelves)
+        facets = Facets(parts=parts, marks=dict(self.connection.execute(query).fetchall()))
+        note(self.connection, "facets", facets.model_dump_json())
+
+
+def list_shelves(session: Session) -> Iterator[Shelf]:
+    """The run's tasks by what they were asked for, as far as it holds them."""
+    rounds = []
+    try:
+        rounds = list_rounds(session)
+        judge = make_judge(session)
+        for current in rounds:
+            alone = session.run.recipe.rounds.num == 1
+            slug, title = ("train", "Training") if alone else (f"round-{current.number}", f"Round {current.number}")
+            if current.tasks:
+                yield Sampled(current, judge, slug, title)
+        questions = session.questions(session.run.recipe.eval.split)
+    except OwedError:  # not that far yet
+        return
+    checkpoints = [checkpoint.ref for checkpoint in session.registry.list()]
+    base = session.registry.find(BASE_ALIAS)
+    checkpoints.sort(key=lambda ref: base is None or ref != base.ref)
+    if questions.tasks and checkpoints:
+        title = f"Evaluation ({questions.benchmark.name}, {questions.split})"
+        yield Evaluated(questions, checkpoints, session.run.ledger, title=title)
+
+
+def _put(connection: sqlite3.Connection, num: int, look: Look) -> None:
+    """A row as it was found; its words are added once."""
+    (before,) = connection.execute("SELECT num_texts FROM items WHERE num = ?", (num,)).fetchone()
+    num_texts = min(len(look.texts) + 1, (1 << SHIFT) - 1)
+    if num_texts > before:
+        told = "\n".join((look.task.question, *look.task.choices, *look.texts))
+        connection.execute("INSERT INTO texts (rowid, body) VALUES (?, ?)", ((num << SHIFT) + num_texts, told))
+    best, worst = (max(look.scores), min(look.scores)) if look.scores else (None, None)
+    spread = None if best is None or worst is None else best - worst
+    connection.execute(
+        "UPDATE items SET due = 0, is_open = ?, num_texts = ?, num_good = ?, num_lost = ?, num_judged = ?, best = ?, "
+        "worst = ?, spread = ?, gaps = ? WHERE num = ?",
+        (
+            *(look.is_open, max(before, num_texts), look.num_good, look.num_lost, len(look.scores)),
+            *(best, worst, spread, json.dumps(look.gaps), num),
+        ),
+    )
+    asked = Sheet(asked=tuple(look.asked)).model_dump_json(exclude_defaults=True)
+    connection.execute("UPDATE sheets SET asked = ? WHERE num = ?", (asked, num))
+    connection.execute("DELETE FROM scores WHERE num = ?", (num,))
+    times = ((num, score, number) for score, number in Counter(look.scores).items())
+    connection.executemany("INSERT INTO scores VALUES (?, ?, ?)", times)
+    connection.execute("DELETE FROM marks WHERE num = ?", (num,))
+    names = look.marks | ({f"subject|{look.task.subject}"} if look.task.subject else set())
+    marks = ((mark, num) for mark in number_marks(connection, names))
+    connection.executemany("INSERT INTO marks VALUES (?, ?)", marks)
+
+
+class _transaction:  # noqa: N801 - read as a statement
+    """All of a block, or nothing."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+
+    def __enter__(self) -> None:
+        self._connection.execute("BEGIN IMMEDIATE")
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._connection.execute("COMMIT" if kind is None else "ROLLBACK")
+
+
+if __name__ == "__main__":
+    follow(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -1,0 +1,168 @@
+"""A run's overview: the report's page, filled with as much as there is, and the account of its stages.
+
+It is made by the process that keeps the index, since figures take a second to draw and an account goes through the run; the
+viewer shows what was made last, and says when that was.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from markupsafe import Markup
+
+from eval.evaluate import Evaluation, Scores, evaluate
+from eval.table import OVERALL
+from pipeline.errors import OwedError
+from pipeline.files import read_record
+from pipeline.records import Interval, Record
+from services.jobs.trainer import read_progress
+from services.report.data import ReportData
+from services.report.figures import standalone
+from services.report.page import Figure, list_fields, make_environment
+from services.run.auditing import find_card
+from services.run.billing import read_cost
+from services.run.live import find_holder, read_live
+from services.run.probing import load_prior
+from services.run.reporting import RunEvaluation, read_parity
+from services.run.results import RESULTS, describe_settings, find_folder
+from services.run.rounds import make_judge
+from services.run.session import Session
+from services.run.status import RunStatus, look_at_run
+from services.run.sweep import load_sweep
+from services.view.index import note
+from training.protocol.job import JOB, read_status
+
+LIVE_PLACE = "<!--live-->"
+"""Where the viewer puts what changes from one second to the next; no text of others can say it, since `<` is escaped."""
+_DRAWN = ("results_figures", "training_figures", "judge_figures")
+
+
+class Accuracy(Record):
+    """A row of Table 1, for runs side by side."""
+
+    checkpoint: str
+    setting: str
+    accuracy: Interval
+
+
+class Summary(Record):
+    """A run beside others."""
+
+    recipe: str
+    model: str
+    judge: str
+    accuracies: tuple[Accuracy, ...]
+    made_at: float
+    """In seconds since 1970."""
+
+
+async def write_overview(session: Session, connection: sqlite3.Connection, *, with_status: bool) -> None:
+    """Make the notes `overview`, `summary` and figures; with the account, which goes through the whole run, `status`."""
+    if with_status:
+        status = await _look(session)
+        note(connection, "status", status.model_dump_json())
+    data = build_data(session, connection)
+    fields = list_fields(data)
+    for kind in _DRAWN:
+        fields[kind] = [_link(connection, figure, f"{kind}-{number}.svg") for number, figure in enumerate(fields[kind])]
+    fields["name"] = session.run.directory.absolute().name
+    page = make_environment("services.view").get_template("overview.html").render(fields)
+    note(connection, "overview", page)
+    note(connection, "summary", _summarise(data).model_dump_json())
+
+
+async def _look(session: Session) -> RunStatus:
+    directory = session.run.directory
+    return await look_at_run(session, read_live(directory), find_holder(directory), time.time())
+
+
+def _link(connection: sqlite3.Connection, figure: Figure, name: str) -> Figure:
+    """The figure as a picture of its own, which no rule of the page's has to let in; its caption is its description."""
+    note(connection, f"figure/{name}", standalone(str(figure.svg)))
+    return replace(figure, svg=Markup('<img src="figures/{}" alt="">').format(name))
+
+
+def build_data(session: Session, connection: sqlite3.Connection) -> ReportData:
+    """What the report shows, as far as the run has come: nothing in it needs an earlier stage to be done."""
+    run, evaluation = session.run, find_evaluation(session)
+    training = _find_training(run.directory)
+    scores = connection.execute("SELECT score, sum(times) FROM scores GROUP BY score").fetchall()
+    gaps = connection.execute("SELECT gaps FROM items WHERE gaps != '[]'")
+    return ReportData(
+        recipe=run.recipe,
+        benchmark=session.benchmark,
+        settings=describe_settings(run),
+        checkpoints=tuple(dict.fromkeys(row.checkpoint for row in evaluation.results)),
+        counts=(),
+        judge=make_judge(session).name,
+        judge_scores=tuple(score for score, times in scores for _ in range(times)),
+        gaps=tuple(gap for (told,) in gaps for gap in json.loads(told)),
+        num_left_out=0,
+        results=evaluation.results,
+        differences=evaluation.differences,
+        chance=evaluation.chance,
+        published=evaluation.published,
+        reliance=evaluation.reliance,
+        prior=load_prior(session),
+        trend=evaluation.trend,
+        training=read_status(training) if training else None,
+        parity=tuple(read_parity(session, evaluation)),
+        judge_cost=read_cost(session),
+        report_card=find_card(session),
+        progress=tuple(read_progress(training)) if training else (),
+        sweep=load_sweep(session),
+    )
+
+
+def find_evaluation(session: Session) -> RunEvaluation:
+    """What the run's evaluation found; of one that goes on, what its answers so far say."""
+    path = find_folder(session.run) / RESULTS
+    found = read_record(path, RunEvaluation, remedy="`vcot eval` makes it anew")
+    return found or RunEvaluation(**dict(_evaluate_so_far(session)))
+
+
+def _evaluate_so_far(session: Session) -> Evaluation:
+    """Of the checkpoints that have answers to the benchmark's questions."""
+    scored: list[Scores] = []
+    try:
+        questions = session.questions(session.run.recipe.eval.split)
+        refs = [session.base.ref, *(one.ref for one in session.registry.list() if one.ref != session.base.ref)]
+    except OwedError:
+        return Evaluation(results=(), differences=(), chance={})
+    answered = []
+    for ref in refs:
+        try:
+            scored.append(questions.scores([ref], session.run.ledger))
+        except OwedError:
+            continue
+        answered.append(ref)
+    if not answered:
+        return Evaluation(results=(), differences=(), chance={})
+    scores: Scores = {
+        shown: [score for own in scored for score in own[shown]] for shown in session.run.recipe.eval.images
+    }
+    return evaluate(scores, answered, session.benchmark, session.run.recipe)
+
+
+def _find_training(directory: Path) -> Path | None:
+    """The job that was worked on last."""
+    jobs = [path.parent for path in directory.glob(f"training/*/{JOB}")]
+    return max(jobs, key=lambda job: max(path.stat().st_mtime for path in job.glob("*.json*")), default=None)
+
+
+def _summarise(data: ReportData) -> Summary:
+    rows = tuple(
+        Accuracy(
+            checkpoint=row.checkpoint.name,
+            setting=f"{row.prompt} {row.temperature:g}",
+            accuracy=row.accuracy[OVERALL],
+        )
+        for row in data.results
+        if OVERALL in row.accuracy
+    )
+    model, judge = data.recipe.model.source, data.judge
+    return Summary(recipe=data.recipe.name, model=model, judge=judge, accuracies=rows, made_at=time.time())
