@@ -2,12 +2,13 @@
 
 Model: with `limit` requests in flight and `t` seconds each, a server answers limit / t a second (Little's law), wherever in
 it they wait: in the gateway's queue, in vLLM's, or in its batch. So the measured times say how much is answered, and a queue
-shows as times that grow as fast as the limit. The limit is tried GROWTH times higher, and kept where that gives at
-least GAIN times the answers; else it goes back. From time to time a lower one is tried, and kept where it costs at most
-LOSS, and then a higher one again, since servers and their other clients change. At 429 and 503 it shrinks at once.
+shows as times that grow as fast as the limit. The limit is doubled at first, as long as that gives nearly twice the answers.
+From then on it is tried GROWTH times higher, and kept where that gives at least GAIN times the answers; else it goes back.
+From time to time a lower one is tried, and kept where it costs at most LOSS, and then a higher one again, since servers and
+their other clients change. At 429 and 503 it shrinks at once.
 
-Bounds: with a server that answers no more beyond a knee of K requests, at most GROWTH^2 * K (2.25 K) + 2 are in flight while
-it is looked for. Requests should be alike; those of one stage are. A paid API is kept to its pace by pipeline/pacing.py.
+Bounds: with a server that answers no more beyond a knee of K requests, at most 2.7 K + 2 (and 16) are in flight while it is
+looked for. Requests should be alike; those of one stage are. A paid API is kept to its pace by pipeline/pacing.py.
 
 Pure: times are handed in.
 """
@@ -20,12 +21,17 @@ from typing import Literal
 
 GROWTH = 1.5
 GAIN = 1.08
-"""What a higher limit must give."""
+"""What a higher limit must give, and its square a doubled one."""
 LOSS = 1.04
 """What a lower one may cost."""
+_CLIMB = 2.0
+"""How much higher each limit is at first."""
+_NEARLY = 1.5
+"""What it must give to be doubled again, and to need fewer requests to be measured."""
 _SHRINK = 0.7
 _FIRST = 8
 _MIN_MEASURED = 24
+_MIN_CLIMBING = 8
 _NUM_HELD = 12
 """Measurements between two trials, once a higher limit has been tried in vain."""
 
@@ -47,6 +53,7 @@ class Saturation:
     _num_held: int = _NUM_HELD
     """Measurements since the last trial in vain; the first trial does not wait."""
     _next: Literal["higher", "lower"] = "higher"
+    _is_climbing: bool = True
 
     def __post_init__(self) -> None:
         self.limit = min(_FIRST, self.ceiling)
@@ -59,23 +66,26 @@ class Saturation:
             self._num_skipped += 1
             return
         self._times.append(ended - began)
-        if len(self._times) >= max(_MIN_MEASURED, self.limit):
+        if len(self._times) >= (
+            max(_MIN_CLIMBING, self.limit // 2) if self._is_climbing else max(_MIN_MEASURED, self.limit)
+        ):
             self._decide(self.limit * len(self._times) / max(sum(self._times), 1e-9), ended)
 
     def shrink(self, began: float, now: float) -> None:
         """The server had no room for a request that began then. Others of the same burst say nothing new."""
         if began >= self._since:
-            self._trial, self._num_held, self._next = None, 0, "higher"
+            self._trial, self._num_held, self._next, self._is_climbing = None, 0, "higher", False
             self._set(max(1, math.floor(self.limit * _SHRINK)), now)
 
     def _decide(self, rate: float, now: float) -> None:
         """`rate` answers a second were measured at the present limit."""
         trial, (limit, before) = self._trial, self._before
-        self._trial = None
+        self._trial, needed = None, GAIN**2 if self._is_climbing else GAIN
+        self._is_climbing = self._is_climbing and (trial is None or rate >= _NEARLY * before)
         if trial is None:
             self._num_held += 1
             self._try(rate, now)
-        elif trial == "higher" and rate >= GAIN * before:
+        elif trial == "higher" and rate >= needed * before:
             self._num_held = _NUM_HELD
             self._try(rate, now)
         elif trial == "lower" and rate * LOSS >= before:
@@ -92,7 +102,8 @@ class Saturation:
         self._times.clear()
         if self._num_held < _NUM_HELD:
             return
-        grown, shrunk = min(self.ceiling, math.ceil(self.limit * GROWTH)), max(1, math.floor(self.limit / GROWTH))
+        growth = _CLIMB if self._is_climbing else GROWTH
+        grown, shrunk = min(self.ceiling, math.ceil(self.limit * growth)), max(1, math.floor(self.limit / GROWTH))
         other = grown if self._next == "higher" else shrunk
         if other == self.limit:
             self._num_held, self._next = 0, "lower" if self._next == "higher" else "higher"

@@ -3,6 +3,7 @@
 import heapq
 import random
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -47,7 +48,14 @@ def test_it_finds_the_knee_and_holds_little_more(knee, base, ceiling):
     server, saturation = Server(knee, base), Saturation(ceiling)
     rate = server.run(saturation, 12_000)
     assert rate >= 0.9 * server.best(ceiling)
-    assert server.peak <= min(ceiling, max(8 * GROWTH + 1, GROWTH**2 * knee + 2))
+    assert server.peak <= min(ceiling, max(16, 2.7 * knee + 2))
+
+
+@pytest.mark.parametrize(("knee", "num", "share"), [(16, 200, 0.85), (32, 200, 0.6), (64, 200, 0.35), (64, 1_000, 0.7)])
+def test_a_short_run_soon_has_what_the_server_can_take(knee, num, share):
+    server = Server(knee, spread=0.3)
+    server.run(Saturation(256), num)
+    assert num / server.now >= share * server.best(256)
 
 
 @settings(max_examples=40, deadline=None)
