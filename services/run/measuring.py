@@ -63,13 +63,14 @@ class Trials:
         is_known = ref.kind == "base" or self.registry.find(ref.name) is not None
         if is_known:
             await self.gateway.introduce(checkpoint)
-        await self._begin(url, checkpoint, is_known=is_known)
         try:
+            await self._begin(url, checkpoint, is_known=is_known)
             yield
         except asyncio.CancelledError:
             is_left = not self.gateway.ends_with_us
             raise
         finally:
+            # Also where this was stopped while the gateway was at it: what it then has on trial would keep others waiting.
             with suppress(VcotError):  # a gateway that is gone has no trial; one that hangs ends it by itself
                 if is_left:
                     await end_trial(url, self.owner)
@@ -87,8 +88,6 @@ class Trials:
                     is_told = True
                 await asyncio.sleep(self.poll_s)
         if tried.live.digest != ref.digest:
-            with suppress(VcotError):
-                await end_trial(url, self.owner)
             raise CheckpointError(
                 f"{ref.name} is {tried.live.digest[:19]} at {url}, and {ref.digest[:19]} in {checkpoint.directory}; use a "
                 "gateway of the same model (serve.url)"

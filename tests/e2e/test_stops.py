@@ -31,11 +31,11 @@ STEPS = {
 """What each step says when it is under way, in the order in which one needs another."""
 
 
-def start(command, run):
+def start(command, run, output=subprocess.PIPE):
     line = [sys.executable, "-m", "services.cli", command, "--run", str(run), "--recipe", "nano"]
     line += [part for setting in SETTINGS for part in ("--set", setting)]
     environment = os.environ | {"NO_COLOR": "1", "COLUMNS": "300", "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(line, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(line, env=environment, stdout=output, stderr=subprocess.STDOUT, text=True)
 
 
 def list_processes(run):
@@ -63,7 +63,7 @@ def stop_when(process, pattern):
 @pytest.fixture
 def run(tmp_path):
     """A run that is served, so that no step waits for a server of its own."""
-    served = start("serve", tmp_path / "run")
+    served = start("serve", tmp_path / "run", subprocess.DEVNULL)
     until((tmp_path / "run" / "serving.json").is_file, 120)
     yield tmp_path / "run"
     served.send_signal(signal.SIGINT)
