@@ -267,6 +267,24 @@ async def test_two_commands_that_measure_over_one_gateway_take_turns(
         assert (await live_checkpoint(gateway.url)).name == "base"
 
 
+@pytest.mark.slow
+async def test_a_command_that_is_stopped_while_a_trial_begins_holds_nobody_up(small: Run, tmp_path: Path) -> None:
+    first, second = (write_checkpoint(tmp_path / name, name, weight) for name, weight in (("one", 2.0), ("two", 3.0)))
+    async with running_gateway(small, lambda _: None) as gateway:
+        settings = [f"model.source={tmp_path / 'base'}", f"serve.url={gateway.url}"]
+        with open_run(tmp_path / "other", "nano", settings) as other:
+            async with Session(small, Terminal()) as mine, Session(other, Terminal()) as theirs:
+                one, two = theirs.registry.inspect(first), mine.registry.inspect(second)
+                for delay_s in (0.0, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16):
+                    trials = replace(theirs.trials, owner=f"stopped after {delay_s}")
+                    stopped = asyncio.create_task(trials.measure(one, lambda _: asyncio.sleep(60)))
+                    await asyncio.sleep(delay_s)
+                    stopped.cancel()
+                    await asyncio.wait([stopped])
+                    async with asyncio.timeout(20):
+                        assert await measure(mine, two) == "yes"
+
+
 @pytest.fixture
 def stopping(run: Run) -> Run:
     with open_run(run.directory, None, ["serve.while_training=stop"]) as opened:
