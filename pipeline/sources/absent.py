@@ -12,14 +12,11 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 
-from pipeline.errors import DataError
-from pipeline.images import ImageStore
 from pipeline.records import Task
-from pipeline.sections import TasksSection
 from pipeline.sources.nano.questions import PngStore
 from pipeline.sources.pen import render
 from pipeline.sources.source import Source
-from pipeline.sources.unusual import THINGS, UNUSUAL_VERSION, Thing
+from pipeline.sources.unusual import THINGS, UNUSUAL_VERSION, Thing, load_whole
 
 _VERSION = f"absent/1 of {UNUSUAL_VERSION}"
 """Raise it with any change of a question or of what is shown with it."""
@@ -58,14 +55,8 @@ def _build(thing: Thing, family: str, choices: tuple[str, ...], answer: str, sho
     )
 
 
-def _load(section: TasksSection, store: ImageStore) -> Iterator[Task]:
-    if section.split != "test" or section.num_tasks is not None or section.path is not None:
-        raise DataError("the absent things are a small test, asked whole: set split to test, no num_tasks and no path")
-    return generate_absent(store)
-
-
 ABSENT_THINGS = Source(
-    load=_load,
+    load=load_whole("absent", generate_absent),
     digest=lambda _: _VERSION,
     is_drawn=True,
     licence="license: apache-2.0",

@@ -12,7 +12,7 @@ no small change of it.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from pipeline.errors import DataError
@@ -22,7 +22,7 @@ from pipeline.sections import TasksSection
 from pipeline.sources import unusual_drawings as drawings
 from pipeline.sources.nano.questions import PngStore
 from pipeline.sources.pen import Drawing, render
-from pipeline.sources.source import Source
+from pipeline.sources.source import Load, Source
 
 UNUSUAL_VERSION = "unusual/1"
 """Raise it with any change of a drawing or a question."""
@@ -113,10 +113,22 @@ def generate_unusual(store: PngStore) -> Iterator[Task]:
             )
 
 
-def _load(section: TasksSection, store: ImageStore) -> Iterator[Task]:
-    if section.split != "test" or section.num_tasks is not None or section.path is not None:
-        raise DataError("the unusual things are a small test, asked whole: set split to test, no num_tasks and no path")
-    return generate_unusual(store)
+def load_whole(name: str, generate: Callable[[PngStore], Iterator[Task]]) -> Load:
+    """Loads a small test that is drawn here, all of it. Raises DataError where a part, or another split, is asked for."""
+
+    def load(section: TasksSection, store: ImageStore) -> Iterator[Task]:
+        if section.split != "test" or section.num_tasks is not None or section.path is not None:
+            raise DataError(
+                f"the {name} things are a small test, asked whole: set split to test, no num_tasks and no path"
+            )
+        return generate(store)
+
+    return load
 
 
-UNUSUAL_THINGS = Source(load=_load, digest=lambda _: UNUSUAL_VERSION, is_drawn=True, licence="license: apache-2.0")
+UNUSUAL_THINGS = Source(
+    load=load_whole("unusual", generate_unusual),
+    digest=lambda _: UNUSUAL_VERSION,
+    is_drawn=True,
+    licence="license: apache-2.0",
+)
