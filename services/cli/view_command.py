@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import secrets
 import socket
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import uvicorn
@@ -15,6 +15,7 @@ from pipeline.errors import InputError
 from services.cli.opening import cancel_at_sigterm, run_directory
 from services.cli.stop import Terminated
 from services.cli.terminal import Terminal
+from services.gateway.http.server import UnsignalledServer
 from services.view.entry import TOKEN
 from services.view.shown import ViewedRun
 from services.view.viewer import create_app
@@ -52,16 +53,7 @@ async def _serve(runs: Sequence[ViewedRun], port: int, terminal: Terminal) -> No
         terminal.heading("view", ", ".join(str(run.directory) for run in runs))
         terminal.say(f"{where}/?{TOKEN}={token}")
         terminal.say("open it in a browser on this machine; Ctrl-C ends it, and touches no run")
-        await _Server(config).serve(sockets=[listener])
-
-
-class _Server(uvicorn.Server):
-    """Leaves signals to the command, which ends as it is told to."""
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Take none."""
-        yield
+        await UnsignalledServer(config).serve(sockets=[listener])
 
 
 def _listen(port: int) -> socket.socket:

@@ -144,14 +144,8 @@ async def _serve_until_stopped(fleet: Fleet, app: ASGIApp, listener: socket.sock
     from services.gateway.fleet.rest import end_forgotten_rests
     from services.gateway.http import heap
     from services.gateway.http.connection import KEEP_ALIVE_S, ClientConnection
+    from services.gateway.http.server import UnsignalledServer
     from services.gateway.swap.rollout import end_forgotten_trials
-
-    class Server(uvicorn.Server):
-        """Leaves signals to us: its own handling raises them again before vLLM is stopped."""
-
-        @contextmanager
-        def capture_signals(self) -> Iterator[None]:
-            yield
 
     config = uvicorn.Config(
         app,
@@ -164,7 +158,7 @@ async def _serve_until_stopped(fleet: Fleet, app: ASGIApp, listener: socket.sock
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=5,
     )
-    server = Server(config)
+    server = UnsignalledServer(config)
     heap.settle()
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
