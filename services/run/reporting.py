@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import RenderableType
 
@@ -73,35 +74,42 @@ def write_run_report(session: Session, rounds: Sequence[Round], shown: Round, ev
     """
     directory, pairs, found = shown.job_directory, shown.pairs, read_overlap(shown)
     data = ReportData(
-        recipe=session.run.recipe,
-        benchmark=session.benchmark,
-        settings=results.describe_settings(session.run),
-        checkpoints=tuple(dict.fromkeys(row.checkpoint for row in evaluation.results)),
+        **list_findings(session, evaluation, directory if directory.is_dir() else None),
         counts=tuple(count_stages(session, rounds, evaluation)),
-        judge=make_judge(session).name,
-        judge_cost=read_cost(session),
-        report_card=find_card(session),
         judge_scores=tuple(pairs.scores),
         gaps=tuple(pair.chosen_score - pair.rejected_score for pair in pairs.pair_set.pairs),
         num_left_out=pairs.pair_set.num_left_out,
-        results=evaluation.results,
-        differences=evaluation.differences,
-        chance=evaluation.chance,
-        published=evaluation.published,
-        reliance=evaluation.reliance,
-        repeats=evaluation.repeats,
-        breakdown=evaluation.breakdown,
-        prior=load_prior(session),
-        trend=evaluation.trend,
-        training=read_status(directory) if directory.is_dir() else None,
-        parity=tuple(read_parity(session, evaluation)),
         contamination=found,
         lookalikes=tuple(_show_pictures(session, found)) if found else (),
-        progress=tuple(read_progress(directory)),
-        sweep=load_sweep(session),
         examples=tuple(choose_examples(shown)),
     )
     return write_report(data, results.claim_folder(session.run) / results.PAGE)
+
+
+def list_findings(session: Session, evaluation: RunEvaluation, training: Path | None) -> dict[str, Any]:
+    """Fields of ReportData that need no earlier stage to be done; `training` is a job's directory, where one was begun."""
+    return {
+        "recipe": session.run.recipe,
+        "benchmark": session.benchmark,
+        "settings": results.describe_settings(session.run),
+        "checkpoints": tuple(dict.fromkeys(row.checkpoint for row in evaluation.results)),
+        "judge": make_judge(session).name,
+        "judge_cost": read_cost(session),
+        "report_card": find_card(session),
+        "results": evaluation.results,
+        "differences": evaluation.differences,
+        "chance": evaluation.chance,
+        "published": evaluation.published,
+        "reliance": evaluation.reliance,
+        "repeats": evaluation.repeats,
+        "breakdown": evaluation.breakdown,
+        "prior": load_prior(session),
+        "trend": evaluation.trend,
+        "training": read_status(training) if training else None,
+        "progress": tuple(read_progress(training)) if training else (),
+        "parity": tuple(read_parity(session, evaluation)),
+        "sweep": load_sweep(session),
+    }
 
 
 def _show_pictures(session: Session, found: Contamination) -> Iterator[Lookalikes]:

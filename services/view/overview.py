@@ -19,22 +19,16 @@ from eval.table import OVERALL
 from pipeline.errors import OwedError
 from pipeline.files import read_record
 from pipeline.records import Interval, Record
-from services.jobs.trainer import read_progress
 from services.report.data import ReportData
 from services.report.figures import standalone
 from services.report.page import Figure, list_fields, make_environment
-from services.run.auditing import find_card
-from services.run.billing import read_cost
 from services.run.live import find_holder, read_live
-from services.run.probing import load_prior
-from services.run.reporting import RunEvaluation, read_parity
-from services.run.results import RESULTS, describe_settings, find_folder
-from services.run.rounds import make_judge
+from services.run.reporting import RunEvaluation, list_findings
+from services.run.results import RESULTS, find_folder
 from services.run.session import Session
 from services.run.status import RunStatus, look_at_run
-from services.run.sweep import load_sweep
 from services.view.index import note
-from training.protocol.job import JOB, read_status
+from training.protocol.job import JOB
 
 LIVE_PLACE = "<!--live-->"
 """Where the viewer puts what changes from one second to the next; no text of others can say it, since `<` is escaped."""
@@ -88,33 +82,14 @@ def _link(connection: sqlite3.Connection, figure: Figure, name: str) -> Figure:
 
 def build_data(session: Session, connection: sqlite3.Connection) -> ReportData:
     """What the report shows, as far as the run has come: nothing in it needs an earlier stage to be done."""
-    run, evaluation = session.run, find_evaluation(session)
-    training = _find_training(run.directory)
     scores = connection.execute("SELECT score, sum(times) FROM scores GROUP BY score").fetchall()
     gaps = connection.execute("SELECT gaps FROM items WHERE gaps != '[]'")
     return ReportData(
-        recipe=run.recipe,
-        benchmark=session.benchmark,
-        settings=describe_settings(run),
-        checkpoints=tuple(dict.fromkeys(row.checkpoint for row in evaluation.results)),
+        **list_findings(session, find_evaluation(session), _find_training(session.run.directory)),
         counts=(),
-        judge=make_judge(session).name,
         judge_scores=tuple(score for score, times in scores for _ in range(times)),
         gaps=tuple(gap for (told,) in gaps for gap in json.loads(told)),
         num_left_out=0,
-        results=evaluation.results,
-        differences=evaluation.differences,
-        chance=evaluation.chance,
-        published=evaluation.published,
-        reliance=evaluation.reliance,
-        prior=load_prior(session),
-        trend=evaluation.trend,
-        training=read_status(training) if training else None,
-        parity=tuple(read_parity(session, evaluation)),
-        judge_cost=read_cost(session),
-        report_card=find_card(session),
-        progress=tuple(read_progress(training)) if training else (),
-        sweep=load_sweep(session),
     )
 
 
