@@ -152,7 +152,7 @@ def count_picked(
 ) -> Sequence[tuple[Judged, Judged]]:
     """The pairs of one task, and its place in the account of tasks.
 
-    A response that was cut off at its longest length may not be chosen, unless `choose_cut`: it would teach not to come to
+    A response that was cut off at its longest length may not be chosen, unless `choose_cut`: it would reward not coming to
     an end. Raises DataError where the policy picks what is no pair.
     """
     tally.total += 1

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import InputError
-from pipeline.run import open_run
+from services.run.directory import open_run
 from services.run.frames import load
 from tests.pages import read_block
 from tests.services.cli.test_cli import vcot
