@@ -7,7 +7,7 @@ and their judgments are kept like any other: an audit that was stopped goes on w
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from eval.image_reliance import choose_images
@@ -58,6 +58,14 @@ async def audit_stage(current: Round) -> ReportCard:
             "no task has both a response that is right and one that is wrong by the gold answer, so the judge cannot be "
             "audited; sample more tasks, or hotter (sample.temperature)"
         )
+    return await audit(session, judge, sample)
+
+
+async def audit(session: Session, judge: Judge, sample: Sequence[Group], *, of: str = "") -> ReportCard:
+    """Ask what is owed about the right and the wrong response to each task of `sample`, and keep the card.
+
+    `of` says what they are responses to, where that is not the run's tasks.
+    """
     session.report(Began("audit", f"{judge.name}, on {len(sample)} tasks with a right and a wrong response"))
     found: dict[str, dict[str, Sequence[Judgment]]] = {}
     ways = list_ways(judge)
@@ -70,7 +78,7 @@ async def audit_stage(current: Round) -> ReportCard:
             session.account(count.model_copy(update={"stage": f"audit, {_WORDS[way]}"}))
         found[way] = read_both(asked, groups, session.run.ledger)
     card = _build(session, judge, sample, found)
-    write_record(session.run.path("judges", f"{key_card(judge)}.json"), card)
+    write_record(session.run.path("judges", f"{key_card(judge, of)}.json"), card)
     return card
 
 
@@ -84,7 +92,12 @@ def list_ways(judge: Judge) -> list[Way]:
 
 def find_card(session: Session) -> ReportCard | None:
     """The report card of the recipe's judge, where it was audited."""
-    path = session.run.directory / "judges" / f"{key_card(make_judge(session))}.json"
+    return read_card(session, make_judge(session))
+
+
+def read_card(session: Session, judge: Judge, of: str = "") -> ReportCard | None:
+    """That of any judge, made by `audit`."""
+    path = session.run.directory / "judges" / f"{key_card(judge, of)}.json"
     return read_record(path, ReportCard) if path.is_file() else None
 
 
@@ -97,20 +110,22 @@ def check_auc(card: ReportCard, section: JudgeSection) -> None:
         )
 
 
-def key_card(judge: Judge) -> str:
-    """Names the card's file: judge, settings and how many tasks."""
-    code = [dict(each.code) for each in judge.walk()]
-    return content_key(judge=judge.name, fingerprint=judge.fingerprint, code=code, num=judge.section.num_audited)[:12]
+def key_card(judge: Judge, of: str = "") -> str:
+    """Names the card's file: judge, settings, how many tasks, and of what."""
+    asked = {"num": judge.section.num_audited, "code": [dict(each.code) for each in judge.walk()]}
+    return content_key(judge=judge.name, fingerprint=judge.fingerprint, **asked, **({"of": of} if of else {}))[:12]
 
 
-def choose_sample(groups: Iterable[Group], num: int) -> list[Group]:
+def choose_sample(
+    groups: Iterable[Group], num: int, is_right: Callable[[Task, Response], bool | None] = is_response_right
+) -> list[Group]:
     """The first `num` tasks to which a response is right and another wrong, with the first of each: the right one first."""
     chosen: list[Group] = []
     for group in groups:
         by_outcome: dict[bool, Response] = {}
         for response in group.good:
-            if (is_right := is_response_right(group.task, response)) is not None:
-                by_outcome.setdefault(is_right, response)
+            if (outcome := is_right(group.task, response)) is not None:
+                by_outcome.setdefault(outcome, response)
         if len(by_outcome) == 2:
             chosen.append(Group(group.task, [by_outcome[True], by_outcome[False]]))
         if len(chosen) == num:
