@@ -6,6 +6,7 @@ is (B)". Several of them with nothing between become one statement of several op
 
 from __future__ import annotations
 
+import json
 import re
 import unicodedata
 
@@ -32,6 +33,7 @@ _NOTATION = re.compile(
     rf"""|["'](?:(?:final|correct|selected)[_ ]?)?(?:answer|choice|option|letter)["']\s*:\s*{_VALUE}""",
     re.IGNORECASE,
 )
+_FIELD = re.compile(r"(?:(?:final|correct|selected)[_ ]?)?(?:answer|choice|option|letter)", re.IGNORECASE)
 _JOINT = re.compile(r"(?:[\s,;/&${}]|and\b|or\b)*", re.IGNORECASE)
 _MACRO = re.compile(r"\\(?:text|math)(?:bf|it|rm|tt|sf)?\s*\{([^{}\n]*)\}")
 _MATHS = re.compile(r"\\[()\[\]]|\${1,2}([^$\n]*\\[^$\n]*|\s{0,2}\(?[A-Za-z]\)?\s{0,2})\${1,2}")
@@ -76,6 +78,7 @@ def plain_answer(text: str) -> str:
     if has_tags:
         end = _END.search(said)
         said = _HTML.sub("", _BREAK.sub("\n", said[: end.start()] if end else said))
+    said = _read_field(said) or said
     noted = _say(said) if _NOTED.search(said) else said
     return (_MARKUP.sub("", noted) if _MARK.search(noted) else noted).strip()
 
@@ -89,6 +92,19 @@ def after_reasoning(text: str) -> str:
 def _drop_reasoning(text: str) -> str:
     said = after_reasoning(text)
     return _THOUGHT.sub("", text) if said is text else said
+
+
+def _read_field(text: str) -> str | None:
+    """What a text that is one JSON object with one answer states, whatever its other fields say."""
+    said = text.strip().removeprefix("```json").removeprefix("```").removesuffix("```").strip()
+    if not (said.startswith("{") and said.endswith("}")):
+        return None
+    try:
+        fields = json.loads(said, object_pairs_hook=tuple)
+    except (ValueError, RecursionError):
+        return None
+    named = [value for name, value in fields if _FIELD.fullmatch(name)]
+    return f"The answer is {named[0]}" if len(named) == 1 and isinstance(named[0], str) else None
 
 
 def _say(text: str) -> str:
