@@ -33,10 +33,11 @@ Unread = Literal["none", "two", "off_list"]
 
 _NEXT_QUESTION = re.compile(
     r"(?=^|[ugp])(?:^[^\w\n]*(?:(?:next|another|new)\s+)?"
-    r"(?:question|problem|user|user\s+query|human|instruction|context|follow-?\s?up(?:\s+question)?|q)"
+    r"(?:question|problem|user|user\s+query|human|instruction|task|context|follow-?\s?up(?:\s+question)?|q)"
     r"[ \t]{0,3}\d*[ \t]{0,3}[:.]"
     r"|^[^\w\n]*(?:question|problem|exercise|example|q)[ \t]{0,3}\d*[ \t]{0,3}(?:\n|(?<=\d)[:.)])"
-    r"|^[^\w\n]*input[ \t]{0,3}:|\bUSER:|\bgiven\s+the\s+question,\s+please\b|\bplease\s+select\s+the\s+correct\s+answer\b)",
+    r"|^[^\w\n]*input[ \t]{0,3}:|\bUSER:|\bgiven\s+the\s+question,\s+please\b"
+    r"|\bplease\s+answer\s+the\s+(?:following|next)\b|\bplease\s+select\s+the\s+correct\s+answer\b)",
     re.IGNORECASE | re.MULTILINE,
 )
 _FILLER = re.compile(
@@ -75,7 +76,8 @@ _NAMED = re.compile(r"(?<![\w'])([A-Z])(?![\w']|\s[a-z]{3})")
 _FOREIGN = re.compile(r"(?i:option\s+)?[(\[]?[A-Z](?:[)\]]|[.:,](?!\w)|\s*$)")
 """A letter as an answer gives it."""
 _LETTER_IS = re.compile(
-    r"([A-Z])\s+is\s+(?!(?:[\w-]+\s+){0,2}(?:not|never|incorrect|wrong|false|unlikely|no|neither|out|impossible)\b|also\b|[^.\n]*(?:\?|\bif\b))"
+    r"([A-Z])\s+is\s+(?!(?:[\w-]+\s+){0,2}(?:not|never|incorrect|wrong|false|unlikely|no|neither|out|impossible|worst|eliminated|excluded|distractor)\b"
+    r"|(?:also|possible|plausible|tempting|close|too|one\s+of|what|for)\b|[^.\n]*(?:\?|\bif\b|\bbut\b))"
 )
 _NOT_WRONG = r"(?!\s+(?:is|are)\s+(?:not|wrong|incorrect|false)\b)"
 _OTHER_LETTER = re.compile(
@@ -83,9 +85,11 @@ _OTHER_LETTER = re.compile(
     r"|([A-Z])(?=\s*(?:$|[;)\n]|\.\s*(?:$|\n)))|([a-z])(?=\s*(?:$|\n))"
 )
 _ALTERNATIVE = re.compile(
-    rf"""[\s"'()\[\]}}-]*(?:\?|(?i:or|nor|vs|versus)\b|[/|]|;\s*[(\[]?[A-Z][)\]]?\s*(?:$|[.;])"""
+    rf"""[\s"'()\[\]}}-]*(?:\?|(?i:or|nor|vs|versus)\b|[/|\\]|;\s*[(\[]?[A-Z][)\]]?\s*(?:$|[.;])"""
     rf"""|(?:,\s*(?i:and\b)?|&|(?i:and)\b)(?:\s+(?i:also))?\s*(?:(?i:or)\b|[(\[]\w[)\]]{_NOT_WRONG}|[A-HJ-Z](?![\w']){_NOT_WRONG}))"""
     r"""|[\s.,;:!"')-]*(?i:no|nope|wait|sorry|correction|not|or\s+rather|i\s+mean)\s*[,.:!]"""
+    r"""|[\s.,;:"')-]*(?i:but|however|plus|then|as\s+is|as\s+well\s+as|along\s+with|together\s+with|followed\s+by)\s+(?i:option\s+)?(?:[(\[]\w[)\]]|[A-HJ-Z](?![\w']))(?!\s+(?:is|are|was)\s+(?:not|wrong|incorrect|false)\b)"""
+    r"""|[\s.,;:!"')-]*(?i:(?:and|but|however),?\s+)?(?i:option\s+)?(?:[(\[]\w[)\]]|[A-HJ-Z](?![\w']))\s+(?:is|may\s+be|could\s+be)\s+(?:also|too|as\s+well|better|equally|possible)\b"""
     r"""|[\s.,;:!"')-]*(?i:actually|on\s+second\s+thoughts?|or\s+rather|i\s+mean|no|wait|hm+|oh|oops|or|alternatively|perhaps|maybe|possibly)[,:.]?\s+(?:it's\s+|it\s+is\s+)?(?:[(\[]\w[)\]]|[A-HJ-Z](?![\w']))"""
     r"""|[\s.,;:!"')-]*(?i:but\s+(?:it\s+|(?:option\s+)?[(\[]?[a-z][)\]]?\s+)?(?:could|might|may|is\s+also)|(?:this|that|it)\s+is\s+(?:wrong|incorrect|not\s+(?:right|correct)))\b"""
 )

@@ -10,13 +10,15 @@ import json
 import re
 import unicodedata
 
-_REASONING = r"think(?:ing)?|thoughts?|reasoning|scratchpad"
+_REASONING = r"think(?:ing)?|thoughts?|reasoning|analysis|rationale|scratchpad"
+_FINAL = r"<\|channel\|>final<\|message\|>"
 _THOUGHT = re.compile(
-    rf"[<\[]\|?(?:{_REASONING})\|?[>\]].*?(?:[<\[]\|?/(?:{_REASONING})\|?[>\]]|\Z)", re.DOTALL | re.IGNORECASE
+    rf"[<\[]\|?(?:{_REASONING})\|?[>\]].*?(?:[<\[]\|?/(?:{_REASONING})\|?[>\]]|\Z)|<\|channel\|>(?!final).*",
+    re.DOTALL | re.IGNORECASE,
 )
-_THOUGHT_END = re.compile(rf"[<\[]\|?/(?:{_REASONING})\|?[>\]]", re.IGNORECASE)
+_THOUGHT_END = re.compile(rf"[<\[]\|?/(?:{_REASONING})\|?[>\]]|{_FINAL}", re.IGNORECASE)
 _END = re.compile(
-    r"</s>|<\|(?:im_end|endoftext|end|eot_id|eom_id|im_start|start_header_id)\|>|<(?:end_of_turn|eos)>|\[/?INST\]",
+    r"</s>|<\|(?:im_end|endoftext|end|eot_id|eom_id|im_start|start_header_id|user|return)\|>|<(?:end_of_turn|eos)>|\[/?INST\]",
     re.IGNORECASE,
 )
 """What ends a model's turn; what follows is another's."""
@@ -55,6 +57,9 @@ _OTHERS = {
     ord("\u3002"): ".",
     ord("\u2192"): "=",
     ord("\u2212"): "-",
+    ord("\u25c1"): "<",
+    ord("\u25b7"): ">",
+    ord("\u2026"): "...",
     ord("\r"): "\n",
     ord("\u2028"): "\n",
 }
