@@ -81,7 +81,8 @@ def _find_statements(plain: str) -> list[re.Match[str]]:
 
 def _is_anothers(plain: str, statement: re.Match[str]) -> bool:
     before = plain[max(0, statement.start() - _MAX_BEFORE) : statement.start()]
-    return _NOT_MADE.search(before) is not None
+    last = before.rstrip(" ")[-1:]
+    return (last.isalpha() or last in (",", "-")) and _NOT_MADE.search(before) is not None
 
 
 def find_headings(plain: str, begin: int = 0) -> list[re.Match[str]]:
