@@ -41,6 +41,8 @@ class PairExample(Record):
     rejected: str
     chosen_score: float
     rejected_score: float
+    image_gain: float | None = None
+    """Of the chosen response, in nats, where it was asked."""
 
 
 class PairsPreview(Record):
@@ -107,7 +109,9 @@ class Previewing:
         for chosen, rejected in picked:
             texts = {"chosen": chosen.response.text or "", "rejected": rejected.response.text or ""}
             scores = {"chosen_score": chosen.score, "rejected_score": rejected.score}
-            self._examples.append(PairExample(task=task.id, question=task.question, **texts, **scores))
+            gain = chosen.gain.value if chosen.gain else None
+            shown = PairExample(task=task.id, question=task.question, image_gain=gain, **texts, **scores)
+            self._examples.append(shown)
 
     def close(self) -> PairsPreview:
         """What was found."""

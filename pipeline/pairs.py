@@ -20,7 +20,7 @@ from pipeline.ledger import Ledger
 from pipeline.open_lists import PAIR_POLICY_NAMES
 from pipeline.plugins import Plugins
 from pipeline.prompts import render_prompt
-from pipeline.records import ImageRef, Record, Response, StageCount, Task
+from pipeline.records import ImageGain, ImageRef, Record, Response, StageCount, Task
 from pipeline.sections import PairsSection
 from pipeline.stage import Tally, batched
 
@@ -107,6 +107,8 @@ class Judged:
     low: float | None = None
     """With `high`, the 95 % interval of the score, where the judge knows one."""
     high: float | None = None
+    gain: ImageGain | None = None
+    """What the images add to how likely it is, where that was asked (`going_by_gains`)."""
 
     @property
     def words(self) -> str:
@@ -130,6 +132,22 @@ and say something else. Of many pairs the first `pairs.max_per_task` are kept.
 """
 PAIR_POLICIES: Plugins[PairPolicy] = PAIR_POLICY_NAMES.of_kind(callable, "a function (pipeline.pairs.PairPolicy)")
 _DEFAULTS = PairsSection()
+
+
+def going_by_gains(policy: PairPolicy) -> PairPolicy:
+    """Marks a policy that reads `Judged.gain`: the sampled model is asked, before pairs are made, what images add."""
+    policy.goes_by_gains = True  # type: ignore[attr-defined]
+    return policy
+
+
+def needs_gains(section: PairsSection) -> bool:
+    """Whether the section's policy goes by what images add. Raises RecipeError where the policy is not found."""
+    return getattr(PAIR_POLICIES.resolve(section.policy), "goes_by_gains", False)
+
+
+def list_choosable(judged: Sequence[Judged], section: PairsSection) -> list[Judged]:
+    """Those that may be the chosen one: none that was cut off at its longest length, unless `choose_cut`."""
+    return [one for one in judged if section.choose_cut or one.response.finish_reason != "length"]
 
 
 def build_pairs(groups: Iterable[tuple[Task, Sequence[Judged]]], section: PairsSection = _DEFAULTS) -> PairSet:
@@ -159,7 +177,7 @@ def count_picked(
     if len(judged) < 2:
         tally.add("failed", reason="too_few_judged")
         return ()
-    may_be_chosen = [one for one in judged if section.choose_cut or one.response.finish_reason != "length"]
+    may_be_chosen = list_choosable(judged, section)
     picked = policy(task, may_be_chosen, judged, section) if may_be_chosen else _CUT
     if isinstance(picked, str) or not picked:
         tally.add("refused", reason=str(picked or _NO_PAIR))
