@@ -48,7 +48,7 @@ from pipeline.ledger_layout import (
     encode_key,
     encode_member,
 )
-from pipeline.records import ImageGain, Judgment, Reply, Response, Usage
+from pipeline.records import CheckpointRef, ImageGain, Judgment, Reply, Response, Usage
 from pipeline.stage import batched
 
 LedgerRecord = Response | Judgment | Reply | ImageGain
@@ -255,6 +255,12 @@ class Ledger:
         query = " UNION ALL ".join(f"SELECT 1 FROM {table}" for table in tables) + " LIMIT 1"  # noqa: S608 - only names
         with self._using():
             return self._connection.execute(query).fetchone() is None
+
+    def list_checkpoints(self) -> list[CheckpointRef]:
+        """Who was ever asked for responses, each by its weights once."""
+        with self._using():
+            bodies = [json.loads(body)["checkpoint"] for (body,) in self._connection.execute("SELECT body FROM asked")]
+        return list({ref["digest"]: CheckpointRef.model_validate(ref) for ref in bodies}.values())
 
     def sampled(self) -> Usage:
         """The tokens of all responses, whichever recipe asked for them."""
