@@ -26,7 +26,7 @@ from pipeline.stage import Tally, batched
 
 TIE = "tie"
 """Why a task gives no pair whose responses score alike, or say the same."""
-_CUT, _NO_PAIR, _LEFT_OUT = "all_cut_off", "no_pair", "beyond_pairs_num"
+_CUT, _EMPTY, _NO_PAIR, _LEFT_OUT = "all_cut_off", "all_empty", "no_pair", "beyond_pairs_num"
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,8 +146,8 @@ def needs_gains(section: PairsSection) -> bool:
 
 
 def list_choosable(judged: Sequence[Judged], section: PairsSection) -> list[Judged]:
-    """Those that may be the chosen one: none that was cut off at its longest length, unless `choose_cut`."""
-    return [one for one in judged if section.choose_cut or one.response.finish_reason != "length"]
+    """Those that may be the chosen one: none that is empty, or was cut off at its longest length, unless `choose_cut`."""
+    return [one for one in judged if one.words and (section.choose_cut or one.response.finish_reason != "length")]
 
 
 def build_pairs(groups: Iterable[tuple[Task, Sequence[Judged]]], section: PairsSection = _DEFAULTS) -> PairSet:
@@ -171,14 +171,17 @@ def count_picked(
     """The pairs of one task, and its place in the account of tasks.
 
     A response that was cut off at its longest length may not be chosen, unless `choose_cut`: it would teach not to come to
-    an end. Raises DataError where the policy picks what is no pair.
+    an end; an empty one would teach to say nothing. Raises DataError where the policy picks what is no pair.
     """
     tally.total += 1
     if len(judged) < 2:
         tally.add("failed", reason="too_few_judged")
         return ()
     may_be_chosen = list_choosable(judged, section)
-    picked = policy(task, may_be_chosen, judged, section) if may_be_chosen else _CUT
+    if may_be_chosen:
+        picked = policy(task, may_be_chosen, judged, section)
+    else:
+        picked = _CUT if any(one.words for one in judged) else _EMPTY
     if isinstance(picked, str) or not picked:
         tally.add("refused", reason=str(picked or _NO_PAIR))
         return ()
