@@ -15,6 +15,7 @@ from services.cli.pair_commands import preview
 from services.cli.terminal import Terminal
 from services.run.rounds import list_rounds
 from services.run.session import Session
+from services.run.status import look_at_run
 from services.run.steps import judge_stage, pair_stage
 from tests.services.fake_vllm import write_checkpoint
 from tests.services.run.test_rounds import answer
@@ -122,6 +123,21 @@ async def test_pairs_by_the_image_are_owed_until_gains_are_asked_and_need_no_ser
     gains, pairs = session.counts[-2:]
     assert (gains.stage, gains.requested, gains.cached) == ("gain", 12, 12)
     assert (pairs.stage, pairs.ok) == ("pair", 12)
+
+
+async def test_the_status_has_an_account_of_gains_where_pairs_go_by_them(session):
+    async def look():
+        status = await look_at_run(session, None, 0, 0.0)
+        return {row.stage: row for row in status.stages}
+
+    assert "gain" not in await look()
+    set_policy(session, policy="image_driven")
+    rows = await look()
+    assert (rows["gain"].requested, rows["gain"].ok, rows["gain"].owed) == (12, 0, 12)
+    assert "what the image adds to 12 responses is not asked yet" in rows["pair"].note
+    put_gains(session, 2.0)
+    rows = await look()
+    assert (rows["gain"].ok, rows["gain"].owed, rows["pair"].ok) == (12, 0, 12)
 
 
 async def test_a_gain_that_was_refused_is_not_owed_and_its_task_is_counted(session):
