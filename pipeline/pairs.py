@@ -10,6 +10,7 @@ import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import pairwise
 from typing import Any, Self
 
@@ -110,12 +111,12 @@ class Judged:
     gain: ImageGain | None = None
     """What the images add to how likely it is, where that was asked (`going_by_gains`)."""
 
-    @property
+    @cached_property
     def words(self) -> str:
         """What the response says, however it is spaced."""
         return self.response.words
 
-    @property
+    @cached_property
     def num_words(self) -> int:
         """How long it is."""
         return len(self.words.split())

@@ -70,7 +70,7 @@ async def test_the_preview_for_programs_is_json_and_what_a_model_wrote_moves_no_
     found = json.loads(out)
     assert found["policies"][0]["policy"] == found["policy"] == "best_worst"
     assert found["policies"][0]["num_pairs"] == 12
-    assert found["examples"][0]["chosen"].startswith(HOSTILE)
+    assert found["policies"][0]["examples"][0]["chosen"].startswith(HOSTILE)
     session.report = Terminal()
     await preview(session)
     out += capsys.readouterr().out
