@@ -78,8 +78,6 @@ class _Asker:
         ref, said = response.checkpoint, {"role": "assistant", "content": response.text}
         if isinstance(prompt, RequestError):
             return _fail(response, prompt)
-        if not response.words:
-            return _sign(response, error="the response is empty", reason="empty", refused=True)
         scored = []
         for user in (true, blank):
             found = await _try(

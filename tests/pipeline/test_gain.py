@@ -3,6 +3,7 @@
 import json
 import math
 import sqlite3
+from dataclasses import replace
 
 import httpx2
 import pytest
@@ -106,6 +107,9 @@ def test_only_what_may_be_chosen_is_asked(task):
     assert list_candidates(task, [judge(0, 1.0, "A")], SECTION) == []
     cut = [judge(0, 1.0, "A", finish_reason="length"), judge(1, 0.0, "B")]
     assert list_candidates(task, cut, SECTION) == []
+    empty = judge(0, 1.0, "A")
+    empty = replace(empty, response=empty.response.model_copy(update={"text": " "}))
+    assert list_candidates(task, [empty, judge(1, 0.0, "B")], SECTION) == []
 
 
 def test_a_policy_says_that_it_goes_by_gains(tmp_path, monkeypatch):
@@ -249,11 +253,7 @@ async def test_what_failed_is_owed_and_asked_again(server, task, judged, ledger,
     assert (count.cached, count.ok, count.failed) == (1, 1, 0)
 
 
-async def test_an_empty_response_and_a_template_that_rewrites_are_named(server, task, ledger, store):
-    judged = [judge(0, 1.0, "A"), judge(1, 0.0, "B")]
-    object.__setattr__(judged[0].response, "text", " ")
-    count = await ask(server, task, judged, ledger, store)
-    assert (count.refused, count.reasons) == (1, {"empty": 1})
+async def test_a_template_that_rewrites_is_named(server, task, ledger, store):
     rewritten = [judge(2, 1.0, "A"), judge(3, 0.0, "B")]
     content = {"id": "", "object": "chat.completion", "created": 0, "model": "", "prompt_token_ids": [1, 2],
                "prompt_logprobs": [None, {"2": {"logprob": -1.0}}],
