@@ -41,10 +41,10 @@ from pipeline.judges import judgment_keys
 from pipeline.prompts import split_thought
 from pipeline.records import ImageRef, Judgment, Response, Task, Usage
 from pipeline.report import ignore
-from pipeline.run import Run, open_run
 from pipeline.sample import Plan, SampleRequest
 from pipeline.sources.source import key_tasks
 from pipeline.stage import batched
+from services.run.directory import Run, open_run
 from services.run.rounds import make_judge
 from services.run.session import Session
 

@@ -13,6 +13,7 @@ from operator import attrgetter
 
 from pydantic import ValidationError
 
+from eval.eval_section import EvalSection
 from eval.scorer import score_choice
 from eval.table import OVERALL
 from pipeline.errors import RecipeError
@@ -20,7 +21,7 @@ from pipeline.files import explain
 from pipeline.open_lists import BENCHMARK_NAMES
 from pipeline.plugins import Plugins
 from pipeline.records import PromptName, Response, Score, Split, Task
-from pipeline.sections import EvalSection, TasksSection
+from pipeline.sections import TasksSection
 from pipeline.sources.source import find_source
 
 _ALL: tuple[Split, ...] = ("train", "validation", "test")

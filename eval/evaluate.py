@@ -16,6 +16,7 @@ from rich.text import Text
 
 from eval.benchmark import Benchmark, find_benchmark
 from eval.breakdown import PartRow, build_breakdown, render_breakdown
+from eval.eval_section import EvalSection
 from eval.findings import Difference, EvalResult
 from eval.image_reliance import Reliance, ask_instead, build_reliance, render_reliance
 from eval.published import PaperRow, compare_published, load_published, render_published
@@ -24,10 +25,8 @@ from eval.table import build_chance, build_differences, build_results, render_re
 from pipeline.errors import DataError, OwedError
 from pipeline.images import ImageStore
 from pipeline.ledger import Ledger
-from pipeline.recipe import Recipe
 from pipeline.records import CheckpointRef, Record, Response, Score, ShownImage, Split, Task
 from pipeline.sample import Plan, SampleRequest
-from pipeline.sections import EvalSection
 from pipeline.sources import load_tasks
 
 _log = logging.getLogger(__name__)
@@ -124,7 +123,7 @@ class Evaluation(Record):
     hint: str = ""
     """The benchmark's note: for ScienceQA, whether the questions came with their hints."""
     published: tuple[PaperRow, ...] = ()
-    """The untaught model beside the paper's Table 1, where model and benchmark are the paper's."""
+    """The base model beside the paper's Table 1, where model and benchmark are the paper's."""
     reliance: tuple[Reliance, ...] = ()
     """Where other images were shown, too."""
     repeats: tuple[Repeats, ...] = ()
@@ -133,9 +132,15 @@ class Evaluation(Record):
     """By the benchmark's finer labels, where it has some."""
 
 
-def evaluate(scores: Scores, checkpoints: Sequence[CheckpointRef], benchmark: Benchmark, recipe: Recipe) -> Evaluation:
-    """Table 1, the paired differences and the rest, from the scores of `checkpoints`, the first of which is the base."""
-    section, true = recipe.eval, scores["true"]
+def evaluate(
+    scores: Scores, checkpoints: Sequence[CheckpointRef], benchmark: Benchmark, section: EvalSection, *, model: str
+) -> Evaluation:
+    """Table 1, the paired differences and the rest, from the scores of `checkpoints`, the first of which is the base.
+
+    `model` is the source of the base as a recipe names it, such as llava-hf/llava-1.5-7b-hf: what others published of it is
+    set beside.
+    """
+    true = scores["true"]
     num_responses = section.num_samples * section.num_seeds
     rows = build_results(true, checkpoints, benchmark.columns, seed=section.seed, num_samples=num_responses)
     return Evaluation(
@@ -143,7 +148,7 @@ def evaluate(scores: Scores, checkpoints: Sequence[CheckpointRef], benchmark: Be
         differences=tuple(build_differences(true, checkpoints[0], checkpoints[1:])),
         chance=build_chance(true, benchmark.columns),
         hint=benchmark.note(section),
-        published=tuple(compare_published(rows, recipe, load_published())),
+        published=tuple(compare_published(rows, section, model, load_published())),
         reliance=tuple(build_reliance(scores, checkpoints)),
         repeats=tuple(build_repeats(true, checkpoints)),
         breakdown=tuple(build_breakdown(true, checkpoints)),

@@ -25,7 +25,7 @@ from pipeline.records import Record
 _R = TypeVar("_R", bound=Record)
 _PREVIOUS = ".previous"
 PARTIAL = "*.partial"
-"""What a process that was killed leaves; the next writer of a run takes it away (pipeline/run.py)."""
+"""What a process that was killed leaves; the next writer of a run takes it away (services/run/directory.py)."""
 
 
 def replace_file(path: Path, content: str | bytes) -> None:

@@ -171,8 +171,8 @@ def count_picked(
 ) -> Sequence[tuple[Judged, Judged]]:
     """The pairs of one task, and its place in the account of tasks.
 
-    A response that was cut off at its longest length may not be chosen, unless `choose_cut`: it would teach not to come to
-    an end; an empty one would teach to say nothing. Raises DataError where the policy picks what is no pair.
+    A response that was cut off at its longest length may not be chosen, unless `choose_cut`: it would reward not coming to
+    an end; an empty one would reward saying nothing. Raises DataError where the policy picks what is no pair.
     """
     tally.total += 1
     if len(judged) < 2:

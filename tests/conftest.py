@@ -16,9 +16,9 @@ from pipeline.images import ImageStore
 from pipeline.pairs import PreferencePair
 from pipeline.prompts import render_prompt
 from pipeline.publish import pairs_digest, publish_pairs
-from pipeline.recipe import load_recipe
 from pipeline.records import CheckpointRef
 from pipeline.sources.nano.questions import generate_nano, render_target
+from services.recipes.recipe import load_recipe
 from tests.hurried import HurriedLoop
 from training.protocol.job import JOB, TrainJob, digest_losses
 

@@ -104,7 +104,7 @@ class Registry:
         self._content = RegistryFile()
 
     def base(self, model: ModelSection, progress: Callable[[str], None] = lambda _: None) -> Checkpoint:
-        """The untaught model under `model.name`, found, described and registered at first use (slow for a big one).
+        """The base model under `model.name`, found, described and registered at first use (slow for a big one).
 
         Its own manifest is taken where it has one; else one is made here. Raises CheckpointError.
         """

@@ -388,6 +388,6 @@ def recipe(name: str = "nano", *, set: tuple[str, ...] = ()) -> None:  # noqa: A
         Overrides, as section.field=value.
 
     """
-    from pipeline.recipe import load_recipe, render_recipe
+    from services.recipes.recipe import load_recipe, render_recipe
 
     sys.stdout.write(render_recipe(load_recipe(name, set)))

@@ -9,10 +9,10 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 from pipeline.report import Report
-from pipeline.run import RECIPE, Access, Run, open_run
 from services.cli.stop import Terminated
 from services.cli.target import Target
 from services.cli.terminal import Terminal
+from services.run.directory import RECIPE, Access, Run, open_run
 from services.run.live import recording
 from services.run.rounds import Round, list_rounds
 from services.run.session import Session

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from eval.eval_section import EvalSection
 from eval.logged.layouts import Fields
 from eval.matrix_table import render_matrix
 from eval.rules import RULES
@@ -16,7 +17,6 @@ from pipeline.errors import InputError
 from pipeline.files import explain
 from pipeline.records import Split
 from pipeline.report import Found
-from pipeline.sections import EvalSection
 from services.cli.terminal import Terminal
 from services.run.scoring import Scoring
 from services.run.scoring import score as score_logs

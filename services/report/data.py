@@ -16,8 +16,8 @@ from eval.report_card import ReportCard
 from pipeline.contamination import Contamination, Match
 from pipeline.judges.cost import Cost
 from pipeline.pairs import PreferencePair
-from pipeline.recipe import Recipe
 from pipeline.records import CheckpointRef, Record, StageCount, Task
+from services.recipes.recipe import Recipe
 from services.run.parity import ParityReport
 from training.protocol.job import TrainProgress, TrainStatus
 from training.protocol.search import Sweep
@@ -100,7 +100,7 @@ class ReportData:
     chance: Mapping[str, float]
     """By column of Table 1."""
     published: tuple[PaperRow, ...] = ()
-    """The untaught model beside the paper's figures, where they are of the same model and benchmark."""
+    """The base model beside the paper's figures, where they are of the same model and benchmark."""
     reliance: tuple[Reliance, ...] = ()
     """Where other images than the questions' own were shown, too."""
     breakdown: tuple[PartRow, ...] = ()

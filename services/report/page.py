@@ -28,8 +28,8 @@ from pipeline.files import replace_file
 from pipeline.images import media_type
 from pipeline.judges.verifier import normalise_statement
 from pipeline.prompts import split_thought
-from pipeline.recipe import render_recipe
 from pipeline.records import ImageRef, PromptName, Task
+from services.recipes.recipe import render_recipe
 from services.report import figures
 from services.report.data import Example, Lookalikes, ReportData
 

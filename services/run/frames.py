@@ -19,8 +19,8 @@ from pipeline.judging import Seen, look_at_judgments
 from pipeline.pairs import Couple
 from pipeline.records import Response, Task
 from pipeline.report import ignore
-from pipeline.run import open_run
 from pipeline.stage import batched
+from services.run.directory import open_run
 from services.run.rounds import Round, list_rounds, make_judge
 from services.run.session import Session
 

@@ -61,7 +61,7 @@ def evaluate_scores(
     `named` are the checkpoints where a user chose them, and not the run.
     """
     run, refs = session.run, [checkpoint.ref for checkpoint in checkpoints]
-    found = evaluate(scores, refs, session.benchmark, run.recipe)
+    found = evaluate(scores, refs, session.benchmark, run.recipe.eval, model=run.recipe.model.source)
     evaluation = RunEvaluation(**dict(found), trend=tuple(trend))
     write_record(results.claim_folder(run, named) / results.RESULTS, evaluation)
     return evaluation

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.files import write_record
-from pipeline.recipe import Recipe
 from pipeline.records import Record, content_key
-from pipeline.run import Run
 from services.checkpoints.registry import Checkpoint
+from services.recipes.recipe import Recipe
+from services.run.directory import Run
 from training.protocol.job import read_record
 
 RESULTS = "results.json"

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from eval.benchmark import Benchmark
+from eval.eval_section import EvalSection
 from eval.evaluate import Questions, load_questions
 from eval.logged.intake import Intake, Rows, describe_account
 from eval.logged.layouts import Fields, Logged, read_log
@@ -36,11 +37,10 @@ from pipeline.errors import InputError, OwedError
 from pipeline.images import ImageStore
 from pipeline.records import Response
 from pipeline.report import Accounted, Began, Report, Warned, progress
-from pipeline.run import RECIPE, open_run
 from pipeline.sample import SampleRequest
-from pipeline.sections import EvalSection
 from pipeline.sources.source import find_source
 from pipeline.stage import batched
+from services.run.directory import RECIPE, open_run
 from services.run.session import Session
 
 

@@ -98,8 +98,8 @@ class _Survey:
             rounds = list_rounds(self._session)
         for current in rounds:
             self._look_at_round(current, f" {current.number}" if len(rounds) > 1 else "")
-        taught = [policy for current in rounds[-1:] for policy in self._find_policy(current)]
-        for checkpoint in (*(current.start for current in rounds[:1]), *taught):
+        trained = [policy for current in rounds[-1:] for policy in self._find_policy(current)]
+        for checkpoint in (*(current.start for current in rounds[:1]), *trained):
             name = f"eval {checkpoint.ref.name}"
             with self._telling(name):
                 self.stages.append(self._count_eval(name, checkpoint))

@@ -26,11 +26,13 @@ from pipeline.publish import name_judge, publish_pairs
 from pipeline.records import Split, StageCount, Task
 from pipeline.report import Began, Said, Warned, tracking, waiting
 from pipeline.sample import Requests, is_owed, sample
-from pipeline.sections import POLICY_ALIAS, ServeSection
+from pipeline.sections import POLICY_ALIAS
 from pipeline.sources import name_sources
 from pipeline.sources.census import count_sources
 from services.checkpoints.registry import Checkpoint
+from services.engine.serve_section import ServeSection
 from services.gateway.admin import swap_to
+from services.recipes.recipe import render_recipe
 from services.run.asking import ask_judge
 from services.run.auditing import audit_stage, check_auc, find_card
 from services.run.billing import read_cost
@@ -189,7 +191,9 @@ def publish_splits(
         render_card,
         train,
         validation,
-        recipe=recipe,
+        questions=recipe.tasks,
+        policy=recipe.pairs.policy,
+        recipe=render_recipe(recipe, public=True),
         model=current.start.ref.name if current.number > 1 else recipe.model.source,
         judged=current.pairs.judged,
         paired=current.pairs.pair_set.count,

@@ -25,9 +25,9 @@ from pathlib import Path
 from pipeline.errors import OwedError, VcotError
 from pipeline.records import Task, content_key
 from pipeline.report import ignore
-from pipeline.run import RECIPE, Run, open_run
 from pipeline.stage import batched
 from services.checkpoints.registry import BASE_ALIAS
+from services.run.directory import RECIPE, Run, open_run
 from services.run.live import LIVE
 from services.run.results import RESULTS
 from services.run.rounds import list_rounds, make_judge

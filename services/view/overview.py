@@ -117,10 +117,9 @@ def _evaluate_so_far(session: Session) -> Evaluation:
         answered.append(ref)
     if not answered:
         return Evaluation(results=(), differences=(), chance={})
-    scores: Scores = {
-        shown: [score for own in scored for score in own[shown]] for shown in session.run.recipe.eval.images
-    }
-    return evaluate(scores, answered, session.benchmark, session.run.recipe)
+    recipe = session.run.recipe
+    scores: Scores = {shown: [score for own in scored for score in own[shown]] for shown in recipe.eval.images}
+    return evaluate(scores, answered, session.benchmark, recipe.eval, model=recipe.model.source)
 
 
 def _find_training(directory: Path) -> Path | None:

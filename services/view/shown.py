@@ -14,8 +14,8 @@ from pathlib import Path
 from pipeline.errors import InputError
 from pipeline.images import ImageStore, media_type
 from pipeline.ledger import Ledger
-from pipeline.run import RECIPE
 from services.engine.lifeline import keeper_command
+from services.run.directory import RECIPE
 from services.run.live import Live, find_holder, read_live
 from services.run.status import RunStatus
 from services.view.examples import ViewedTask, build_example

@@ -15,8 +15,8 @@ from pipeline.errors import OwedError
 from pipeline.pairs import Judged
 from pipeline.prompts import render_prompt
 from pipeline.records import ImageRef, Task
-from pipeline.run import open_run
 from services.cli.terminal import Terminal
+from services.run.directory import open_run
 from services.run.rounds import list_rounds
 from services.run.session import Session
 from services.run.steps import judge_stage, pair_stage, sample_stage

@@ -9,10 +9,10 @@ from pipeline.gain import key_gain
 from pipeline.prompts import split_thought
 from pipeline.records import ImageGain, Response
 from pipeline.report import Found, Progress
-from pipeline.run import open_run
 from pipeline.sources.nano.questions import render_target
 from services.cli.pair_commands import preview
 from services.cli.terminal import Terminal
+from services.run.directory import open_run
 from services.run.rounds import list_rounds
 from services.run.session import Session
 from services.run.status import look_at_run

@@ -10,8 +10,8 @@ import pytest
 from eval.logged.matching import REASONS
 from eval.rules import RULES
 from pipeline.records import Response
-from pipeline.run import open_run
 from services.cli.terminal import Terminal
+from services.run.directory import open_run
 from services.run.session import Session
 from tests.pages import list_blocks
 from tests.pipeline.sources.test_sources import ScienceQA

@@ -8,10 +8,10 @@ import pytest
 
 from pipeline.errors import OwedError, StageError
 from pipeline.records import Response
-from pipeline.run import open_run
 from services.cli import commands
 from services.cli.terminal import Terminal
 from services.run.auditing import audit_stage, find_card
+from services.run.directory import open_run
 from services.run.rounds import list_rounds
 from services.run.session import Session
 from services.run.steps import judge_stage, pair_stage

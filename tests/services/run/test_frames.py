@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import InputError
-from pipeline.run import open_run
+from services.run.directory import open_run
 from services.run.exporting import write_table
 from services.run.frames import Rows, load
 from tests.pages import read_block

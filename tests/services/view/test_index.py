@@ -16,8 +16,8 @@ from pipeline.ledger import Ledger
 from pipeline.pairs import build_pairs
 from pipeline.records import Judgment, Response
 from pipeline.report import ignore
-from pipeline.run import RECIPE, open_run
 from services.engine.lifeline import keeper_command
+from services.run.directory import RECIPE, open_run
 from services.run.rounds import list_rounds, make_judge
 from services.run.session import Session
 from services.run.status import RunStatus, look_at_run

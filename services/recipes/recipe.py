@@ -9,28 +9,29 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, Self, get_args
+from typing import Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ValidationError, model_validator
 
+from eval.eval_section import EvalSection
 from pipeline.errors import RecipeError
-from pipeline.fields import Section
+from pipeline.fields import Count, Section
 from pipeline.files import read_text
 from pipeline.markdown import UNSEEN
+from pipeline.public import public_name
 from pipeline.records import Split
-from pipeline.sections import (
-    EvalSection,
-    JudgeSection,
-    MergeSection,
-    ModelSection,
-    PairsSection,
-    RoundsSection,
-    SampleSection,
-    ServeSection,
-    SweepSection,
-    TasksSection,
-    TrainSection,
-)  # fmt: skip
+from pipeline.sections import JudgeSection, ModelSection, PairsSection, SampleSection, TasksSection
+from services.engine.serve_section import ServeSection
+from training.protocol.train_sections import MergeSection, SweepSection, TrainSection
+
+
+class RoundsSection(Section):
+    """Iterated rounds (Wu et al. 2024): each samples, judges, pairs and trains on, from the last one's policy."""
+
+    num: Count = 1
+    """How many; each takes `tasks.num_tasks` fresh tasks, about images that no earlier round saw."""
+    reference: Literal["previous", "seed"] = "previous"
+    """What training pulls towards: the policy that the round starts from, or the base model."""
 
 
 class Recipe(Section):
@@ -82,7 +83,7 @@ def _list_images(judge: JudgeSection) -> list[str]:
 
 def list_recipes() -> list[str]:
     """Names of the recipes that come with vcot."""
-    folder = resources.files("pipeline").joinpath("recipes")
+    folder = resources.files("services").joinpath("recipes")
     return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
 
 
@@ -93,7 +94,7 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     """
     path = Path(name)
     if name in list_recipes():
-        text = resources.files("pipeline").joinpath("recipes", f"{name}.toml").read_text("utf-8")
+        text = resources.files("services").joinpath("recipes", f"{name}.toml").read_text("utf-8")
     elif path.suffix == ".toml" and path.is_file():
         text = read_text(path)
     elif path.suffix == ".toml":
@@ -231,14 +232,6 @@ def _publish(value: object, section_name: str) -> object:
             return {name: _publish(getattr(value, name), section_name) for name in fields}
         case _:
             return value
-
-
-def public_name(value: str) -> str:
-    """A model, a file or a name as others may know it: of a path on this machine its last name, of an address nothing."""
-    if "://" in value:
-        return "(an address)"
-    is_path = value.startswith(("/", "~", ".")) or "\\" in value or value.count("/") > 1
-    return re.split(r"[/\\]", value.rstrip("/\\"))[-1] if is_path else value
 
 
 def _toml(value: object) -> str:
