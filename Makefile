@@ -20,14 +20,15 @@ help: ## this list
 demo: setup ## run the whole mission in miniature, on two CPU cores
 	$(BIN)/vcot demo $(ARGS)
 
+TWO = -n 2 --dist loadgroup # two processes, of which one starts the real servers (tests/conftest.py)
 test: setup ## the tests, the real vLLM and TRL included: minutes
-	$(BIN)/pytest -m "not slow and not rehearsal" --durations=10 $(ARGS)
+	$(BIN)/pytest $(TWO) -m "not slow and not rehearsal" --durations=10 $(ARGS)
 
 test-slow: setup ## the long end-to-end tests: several servers, several training processes, other models
 	$(BIN)/pytest -m slow --durations=10 $(ARGS)
 
 test-fast: setup ## the tests without real servers: seconds
-	$(BIN)/pytest -m "not e2e and not slow and not compose and not rehearsal" $(ARGS)
+	$(BIN)/pytest $(TWO) -m "not e2e and not slow and not compose and not rehearsal" $(ARGS)
 
 test-rehearsal: setup ## the paper's run at LLaVA-1.5's shape, shortened: real vLLM and TRL, a simulated OpenAI; 8 minutes
 	$(BIN)/pytest -s -m rehearsal --durations=10 tests/rehearsal $(ARGS)

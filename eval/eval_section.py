@@ -6,10 +6,11 @@ from typing import Annotated, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
+from pipeline.data_sections import ColumnsSection
 from pipeline.fields import Count, Section
 from pipeline.open_lists import BENCHMARK_NAMES
 from pipeline.records import SamplingParams, ShownImage, Split
-from pipeline.sections import PromptName
+from pipeline.sections import JudgeSection, PromptName
 
 
 class EvalSection(Section):
@@ -19,6 +20,8 @@ class EvalSection(Section):
     """One of vcot's own (docs/evaluation.md), such as scienceqa, or yours as package.module:object (docs/extending.md)."""
     path: str | None = None
     """The official on-disk layout of its data set; without it, the hub's copy is read."""
+    columns: ColumnsSection | None = None
+    """For `table`: which column of your files holds what."""
     revision: str | None = None
     """The revision of the hub's copy (a commit for a run that can be repeated)."""
     split: Split = "test"
@@ -39,6 +42,8 @@ class EvalSection(Section):
     """Longest response, in tokens."""
     seed: int = 0
     """Of the drawn questions and of the sampling."""
+    judge: JudgeSection | None = None
+    """Scores each answer in place of the benchmark's rule: {kind = "pointwise", model = "gpt-4o-mini", gold = true}, say."""
     hint: bool = False
     """Whether ScienceQA's hint stands before a question that has one; the paper's figures have none."""
     max_concurrency: Count = 16

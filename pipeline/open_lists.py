@@ -78,6 +78,7 @@ BENCHMARK_NAMES: Plugins[Any] = Plugins(
         "aokvqa_da": "eval.benchmarks.aokvqa_direct:AOKVQA_DA",
         "unusual": "eval.benchmarks.unusual_things:UNUSUAL",
         "absent": "eval.benchmarks.absent_things:ABSENT",
+        "table": "eval.benchmarks.own_questions:TABLE",
     },
 )
 RULE_NAMES: Plugins[Any] = Plugins(

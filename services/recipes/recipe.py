@@ -59,7 +59,8 @@ class Recipe(Section):
             )
         if self.rounds.num > 1 and self.eval.split == "validation":
             raise ValueError("rounds are chosen on the validation split, so eval.split must be another")
-        if any(each in ("blank", "other") for each in _list_images(self.judge)):
+        judges = (self.judge, *([self.eval.judge] if self.eval.judge else []))
+        if any(each in ("blank", "other") for judge in judges for each in _list_images(judge)):
             raise ValueError(
                 "judge.image is own or none; blank and other are controls, which `vcot judge --audit` shows"
             )
@@ -227,7 +228,8 @@ def _publish(value: object, section_name: str) -> object:
         case tuple():
             return tuple(_publish(item, section_name) for item in value)
         case BaseModel():
-            private = {name for name in type(value).model_fields if f"{section_name}.{name}" in _PRIVATE}
+            own = "judge" if isinstance(value, JudgeSection) else section_name
+            private = {name for name in type(value).model_fields if f"{own}.{name}" in _PRIVATE}
             fields = value.model_dump(exclude=private, exclude_defaults=True)
             return {name: _publish(getattr(value, name), section_name) for name in fields}
         case _:

@@ -7,7 +7,7 @@ and their judgments are kept like any other: an audit that was stopped goes on w
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -59,6 +59,16 @@ async def audit_stage(current: Round) -> ReportCard:
             "no task has both a response that is right and one that is wrong by the gold answer, so the judge cannot be "
             "audited; sample more tasks, or hotter (sample.temperature)"
         )
+    return await audit(session, judge, sample, current)
+
+
+async def audit(
+    session: Session, judge: Judge, sample: Sequence[Group], current: Round | None = None, *, of: str = ""
+) -> ReportCard:
+    """Ask what is owed about the right and the wrong response to each task of `sample`, and keep the card.
+
+    `current` is the round whose tasks they respond to; `of` says what they are responses to, where that is no round's.
+    """
     session.report(Began("audit", f"{judge.name}, on {len(sample)} tasks with a right and a wrong response"))
     found: dict[str, dict[str, Sequence[Judgment]]] = {}
     ways = list_ways(judge)
@@ -66,9 +76,9 @@ async def audit_stage(current: Round) -> ReportCard:
         asked = vary(judge.section, _CHANGES[way], session.run.images)
         groups = show(sample, way, session.run.images)
         found[way] = await _ask(session, asked, groups, _WORDS[way], num_times=len(ways) if way == "own" else 0)
-    both_right, why_no_self = await _ask_about_own(current, judge)
+    both_right, why_no_self = await _ask_about_own(session, judge, current)
     card = _build(session, judge, sample, found, both_right, why_no_self)
-    write_record(session.run.path("judges", f"{key_card(judge)}.json"), card)
+    write_record(session.run.path("judges", f"{key_card(judge, of)}.json"), card)
     return card
 
 
@@ -83,11 +93,13 @@ async def _ask(
     return read_both(judge, groups, session.run.ledger)
 
 
-async def _ask_about_own(current: Round, judge: Judge) -> tuple[list[Duel], str]:
+async def _ask_about_own(session: Session, judge: Judge, current: Round | None) -> tuple[list[Duel], str]:
     """A right response of the judge's own model against another model's, task by task; or why there are none."""
     models = {each.section.model for each in judge.walk() if each.is_model}
     if not models:
         return [], ""
+    if current is None:
+        return [], "an evaluation's answers are not set against another model's"
     answered = _list_generators(current)
     own = _find_own(current, [ref for ref, _ in answered], models)
     if not own:
@@ -97,7 +109,7 @@ async def _ask_about_own(current: Round, judge: Judge) -> tuple[list[Duel], str]
     pairs = list(_pair_right(current.tasks, answered, own, judge.section.num_audited))
     if not pairs:
         return [], "no task has right responses of both its own model and another that say different things"
-    found = await _ask(current.session, judge, pairs, "its own model's and another's")
+    found = await _ask(session, judge, pairs, "its own model's and another's")
     if not found:
         return [], "it gave no two such responses a score"
     clusters = {group.task.id: group.task.picture or group.task.id for group in pairs}
@@ -148,7 +160,12 @@ def list_ways(judge: Judge) -> list[Way]:
 
 def find_card(session: Session) -> ReportCard | None:
     """The report card of the recipe's judge, where it was audited."""
-    path = session.run.directory / "judges" / f"{key_card(make_judge(session))}.json"
+    return read_card(session, make_judge(session))
+
+
+def read_card(session: Session, judge: Judge, of: str = "") -> ReportCard | None:
+    """That of any judge, made by `audit`."""
+    path = session.run.directory / "judges" / f"{key_card(judge, of)}.json"
     return read_record(path, ReportCard) if path.is_file() else None
 
 
@@ -161,20 +178,22 @@ def check_auc(card: ReportCard, section: JudgeSection) -> None:
         )
 
 
-def key_card(judge: Judge) -> str:
-    """Names the card's file: judge, settings and how many tasks."""
-    code = [dict(each.code) for each in judge.walk()]
-    return content_key(judge=judge.name, fingerprint=judge.fingerprint, code=code, num=judge.section.num_audited)[:12]
+def key_card(judge: Judge, of: str = "") -> str:
+    """Names the card's file: judge, settings, how many tasks, and of what."""
+    asked = {"num": judge.section.num_audited, "code": [dict(each.code) for each in judge.walk()]}
+    return content_key(judge=judge.name, fingerprint=judge.fingerprint, **asked, **({"of": of} if of else {}))[:12]
 
 
-def choose_sample(groups: Iterable[Group], num: int) -> list[Group]:
+def choose_sample(
+    groups: Iterable[Group], num: int, is_right: Callable[[Task, Response], bool | None] = is_response_right
+) -> list[Group]:
     """The first `num` tasks to which a response is right and another wrong, with the first of each: the right one first."""
     chosen: list[Group] = []
     for group in groups:
         by_outcome: dict[bool, Response] = {}
         for response in group.good:
-            if (is_right := is_response_right(group.task, response)) is not None:
-                by_outcome.setdefault(is_right, response)
+            if (outcome := is_right(group.task, response)) is not None:
+                by_outcome.setdefault(outcome, response)
         if len(by_outcome) == 2:
             chosen.append(Group(group.task, [by_outcome[True], by_outcome[False]]))
         if len(chosen) == num:

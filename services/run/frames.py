@@ -202,9 +202,8 @@ class LoadedRun:
             for shown in questions.section.images:
                 for requests in batched(questions.requests(checkpoint.ref, [shown])):
                     found = ledger.get(Response, (key for request in requests for key in request.response_keys()))
-                    tasks = {task.id: task for task in (request.task for request in requests)}
-                    for response in found.values():
-                        score = questions.benchmark.score(tasks[response.task], response)
+                    responses = list(found.values())
+                    for response, score in zip(responses, questions.score(responses, ledger), strict=True):
                         said = {
                             "subject": score.subject,
                             "shown": shown,

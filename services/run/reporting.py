@@ -25,6 +25,7 @@ from services.report.data import Example, Lookalikes, ReportData, TrendRow
 from services.run import results
 from services.run.auditing import find_card
 from services.run.billing import read_cost
+from services.run.grading import describe_grader
 from services.run.overlap_gate import read_overlap
 from services.run.parity import ParityReport
 from services.run.probing import load_prior
@@ -61,7 +62,8 @@ def evaluate_scores(
     `named` are the checkpoints where a user chose them, and not the run.
     """
     run, refs = session.run, [checkpoint.ref for checkpoint in checkpoints]
-    found = evaluate(scores, refs, session.benchmark, run.recipe.eval, model=run.recipe.model.source)
+    recipe, notes = run.recipe, describe_grader(session, session.questions(run.recipe.eval.split))
+    found = evaluate(scores, refs, session.benchmark, recipe.eval, model=recipe.model.source, notes=notes)
     evaluation = RunEvaluation(**dict(found), trend=tuple(trend))
     write_record(results.claim_folder(run, named) / results.RESULTS, evaluation)
     return evaluation

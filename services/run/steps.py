@@ -36,6 +36,7 @@ from services.recipes.recipe import render_recipe
 from services.run.asking import ask_judge
 from services.run.auditing import audit_stage, check_auc, find_card
 from services.run.billing import read_cost
+from services.run.grading import grade_stage
 from services.run.overlap_gate import check_overlap, read_overlap
 from services.run.parity_gate import parity_stage
 from services.run.rounds import Round, make_judge, reading_texts
@@ -225,6 +226,7 @@ async def eval_stage(session: Session, checkpoints: Sequence[Checkpoint], split:
     for checkpoint in checkpoints:
         session.report(Began("eval", f"{checkpoint.ref.name}: {questions.summary}"))
         await ask_questions(session, "eval", checkpoint, questions)
+    await grade_stage(session, checkpoints, questions)
 
 
 async def ask_questions(session: Session, stage: str, checkpoint: Checkpoint, questions: Questions) -> None:

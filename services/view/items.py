@@ -204,7 +204,7 @@ class Evaluated:
         for shown, request in requests:
             responses = [found[key] for key in request.response_keys() if key in found]
             look.count(responses, request.sampling.n)
-            scores = [self.questions.benchmark.score(task, response) for response in responses]
+            scores = self.questions.score(responses, self.ledger)
             asked = IndexedRequest(
                 checkpoint=request.checkpoint.name,
                 prompt=request.prompt,

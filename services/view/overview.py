@@ -22,6 +22,7 @@ from pipeline.records import Interval, Record
 from services.report.data import ReportData
 from services.report.figures import standalone
 from services.report.page import Figure, list_fields, make_environment
+from services.run.grading import describe_grader
 from services.run.live import find_holder, read_live
 from services.run.reporting import RunEvaluation, list_findings
 from services.run.results import RESULTS, find_folder
@@ -119,7 +120,8 @@ def _evaluate_so_far(session: Session) -> Evaluation:
         return Evaluation(results=(), differences=(), chance={})
     recipe = session.run.recipe
     scores: Scores = {shown: [score for own in scored for score in own[shown]] for shown in recipe.eval.images}
-    return evaluate(scores, answered, session.benchmark, recipe.eval, model=recipe.model.source)
+    notes = describe_grader(session, questions)
+    return evaluate(scores, answered, session.benchmark, recipe.eval, model=recipe.model.source, notes=notes)
 
 
 def _find_training(directory: Path) -> Path | None:
