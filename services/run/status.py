@@ -13,10 +13,12 @@ from contextlib import contextmanager
 from functools import partial
 
 from pipeline.errors import OwedError, VcotError
+from pipeline.gain import count_gains
 from pipeline.judges import Judge
 from pipeline.judges.cost import Cost
 from pipeline.judging import find_standing
 from pipeline.ledger import Ledger
+from pipeline.pairs import needs_gains
 from pipeline.records import Response, Usage
 from pipeline.sample import SampleRequest
 from pipeline.stage import batched
@@ -62,6 +64,7 @@ class _Survey:
             f"sample{number}": self._count_sampled,
             **{f"judge{number}, {member.name}": partial(self._count_judgments, member) for member in members},
             f"judge{number}": partial(self._count_judgments, judge),
+            **({f"gain{number}": _count_gains} if needs_gains(self._session.run.recipe.pairs) else {}),
             f"pair{number}": _count_pairs,
             f"train{number}": _count_steps,
         }
@@ -129,6 +132,21 @@ def _count_responses(name: str, requests: Iterable[SampleRequest], ledger: Ledge
             reasons[response.reason or "unknown"] += 1
     owed = total - num_ok - sum(outcomes.values())
     return StageStatus(stage=name, requested=total, ok=num_ok, owed=owed, reasons=reasons, **outcomes)
+
+
+def _count_gains(name: str, current: Round) -> StageStatus:
+    """What failed is owed, as `vcot pair` asks for it again."""
+    tally = count_gains(candidates for _, candidates in current.candidates())
+    owed = tally.total - tally.finished
+    return StageStatus(
+        stage=name,
+        requested=tally.total,
+        ok=tally.cached,
+        refused=tally.refused,
+        owed=owed,
+        reasons=tally.reasons,
+        note="of the responses that may be chosen; `vcot pair` asks" if owed else "of the responses that may be chosen",
+    )
 
 
 def _count_pairs(name: str, current: Round) -> StageStatus:
