@@ -98,11 +98,11 @@ async def test_tables_and_figures_are_written_where_they_are_wanted(trained, tmp
         assert ElementTree.fromstring(files[name]).tag == "{http://www.w3.org/2000/svg}svg"
 
 
-async def test_under_our_own_rule_the_parser_matrix_says_what_table_1_says(taught):
-    with opened(taught, access="read") as run:
+async def test_under_our_own_rule_the_parser_matrix_says_what_table_1_says(trained):
+    with opened(trained, access="read") as run:
         async with Session(run, Terminal()) as session:
             await commands.report(session)
-    found = json.loads((taught / "report" / "results.json").read_text())
+    found = json.loads((trained / "report" / "results.json").read_text())
     own = {row["log"]: row for row in found["matrix"]["results"] if row["rule"] == "vcot"}
     table = {f"{row['checkpoint']['name']}, {row['prompt']} at {row['temperature']:g}": row for row in found["results"]}
     assert own.keys() == table.keys()
@@ -110,7 +110,7 @@ async def test_under_our_own_rule_the_parser_matrix_says_what_table_1_says(taugh
         assert (row["accuracy"], row["num_scored"]) == (table[log]["accuracy"], table[log]["num_scored"])
         assert row["no_answer"] == pytest.approx(table[log]["no_answer"])
     assert {row["rule"] for row in found["matrix"]["results"]} == set(RULES.built_ins)
-    assert "Parser matrix" in (taught / "report" / "index.html").read_text("utf-8")
+    assert "Parser matrix" in (trained / "report" / "index.html").read_text("utf-8")
 
 
 @pytest.mark.parametrize(
