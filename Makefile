@@ -91,7 +91,7 @@ bench/peers/.venv-%/.ready: bench/peers/requirements/%.txt | setup
 	$(UV) pip sync --quiet --python $(@D)/bin/python --require-hashes $<
 	touch $@
 
-bench-steps: setup ## memory of judging and pairing a large run, beside a run held whole
+bench-steps: setup ## memory of judging and pairing a large run, beside a run held whole, or (--each) by every judge and pair policy
 	$(BIN)/python -m bench.steps $(ARGS)
 
 bench-train: setup ## steps per second beside plain TRL's trainer

@@ -20,6 +20,7 @@ from eval.breakdown import PartRow, build_breakdown, render_breakdown
 from eval.eval_section import EvalSection
 from eval.findings import Difference, EvalResult
 from eval.image_reliance import Reliance, ask_instead, build_reliance, render_reliance
+from eval.matrix import Matrix
 from eval.published import PaperRow, compare_published, load_published, render_published
 from eval.repeats import Repeats, build_repeats, render_repeats
 from eval.scorer import score_judged
@@ -177,6 +178,8 @@ class Evaluation(Record):
     """Where questions were answered several times."""
     breakdown: tuple[PartRow, ...] = ()
     """By the benchmark's finer labels, where it has some."""
+    matrix: Matrix | None = None
+    """The same answers under other harnesses' rules, where whoever has the texts read them; no score says it."""
 
 
 def evaluate(

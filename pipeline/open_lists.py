@@ -64,6 +64,7 @@ PAIR_POLICY_NAMES: Plugins[Any] = Plugins(
         "length_matched": "pipeline.pair_policies:pick_length_matched",
         "length_penalised": "pipeline.pair_policies:pick_length_penalised",
         "rating": "pipeline.pair_policies:pick_by_rating",
+        "image_driven": "pipeline.pair_policies:pick_image_driven",
     },
 )
 BENCHMARK_NAMES: Plugins[Any] = Plugins(

@@ -150,6 +150,8 @@ class PairsSection(Section):
     """By more than this the chosen response scores higher (`margin`)."""
     max_length_ratio: Annotated[float, Field(ge=1)] = 1.25
     """The longer of two responses over the shorter, in words, at most (`length_matched`)."""
+    image_margin: Annotated[float, Field(ge=0)] = 1.0
+    """By more than this, in nats, the image makes the chosen response likelier than a blank one does (`image_driven`)."""
     rho: Annotated[float, Field(ge=0, le=0.5)] = 0.25
     """What length costs, in standard deviations of the score for one of the length (`length_penalised`)."""
     choose_cut: bool = False
