@@ -8,6 +8,7 @@ fault means is decided in pipeline/faults.py.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import time
 from collections.abc import Mapping, Sequence
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 DIGEST_HEADER = "x-vcot-digest"
 EXPECT_HEADER = "x-vcot-expect"
 _TIMEOUT_S = 600.0
+MAX_REFUSED_S = 15.0
+"""So long nothing may listen at an address, as while a gateway is started anew."""
 _MAX_TOKENS = 10**9
 _OPENAI_URL = "https://api.openai.com/v1"
 
@@ -126,6 +129,8 @@ class ChatClient:
         self._gate = gate
         self._unsupported: set[str] = set()
         """Fields that the server said it does not take."""
+        self._refused_since: float | None = None
+        """Since when nothing listens at the address, as all requests together have found."""
 
     async def __aenter__(self) -> Self:
         return self
@@ -236,16 +241,14 @@ class ChatClient:
         try:
             raw = await self._openai.chat.completions.with_raw_response.create(**request, extra_headers=headers)
         except openai.APIStatusError as error:
+            self._refused_since = None
             fault = explain_status(error.status_code, error.body, error.response.headers, where)
             if error.status_code == 409 and expect is not None:
                 fault = _wrong_checkpoint(str(fault))
             return _Answer(error.response.headers, fault=fault)
         except openai.APIConnectionError as error:
-            cause = error.__cause__ or error
-            through = f", asked through the proxy of {self._proxy}" if self._proxy else ""
-            message = f"no answer from {where}{through}: {cause!r}"
-            fault = RequestError(message, scope="attempt", reason="connection")
-            return _Answer({}, fault=fault)
+            return _Answer({}, fault=self._explain_silence(error.__cause__ or error, where))
+        self._refused_since = None
         completion = _read_body(raw, where)
         if isinstance(completion, RequestError):
             return _Answer(raw.headers, fault=completion)
@@ -254,6 +257,20 @@ class ChatClient:
             fault = _wrong_checkpoint(f"asked for weights {expect[:19]}, but the answer is stamped {stamped}")
             return _Answer(raw.headers, fault=fault)
         return _Answer(raw.headers, completion)
+
+    def _explain_silence(self, cause: BaseException, where: str) -> RequestError:
+        """No answer: of the attempt, or of every request where nothing has listened for so long that nothing will."""
+        import httpx2
+
+        through = f", asked through the proxy of {self._proxy}" if self._proxy else ""
+        message = f"no answer from {where}{through}: {cause!r}"
+        if not isinstance(cause, httpx2.ConnectError | httpx2.ConnectTimeout):  # httpx-aiohttp calls either the other
+            return RequestError(message, scope="attempt", reason="connection")
+        now = asyncio.get_running_loop().time()
+        self._refused_since = now if self._refused_since is None else self._refused_since
+        if (silent_s := now - self._refused_since) < MAX_REFUSED_S:
+            return RequestError(message, scope="attempt", reason="connection")
+        return RequestError(f"{message}, for {silent_s:.0f} s", scope="account", reason="gone")
 
 
 @dataclass(frozen=True)

@@ -74,6 +74,7 @@ _REMEDIES = {
     "model": "set {model_field} to a model that {key_env} may use",
     "address": "see that {url_field} is the address of an OpenAI-compatible API and ends in /v1",
     "parameter": "choose a model ({model_field}) or API ({url_field}) that takes it",
+    "gone": "see that a server runs there ({url_field})",
     "rate_limit": "wait that long, or use a key ({key_env}) with higher limits",
     "checkpoint": "swap the checkpoint in",
     "budget": "raise judge.max_cost_usd",

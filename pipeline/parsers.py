@@ -26,49 +26,18 @@ from typing import Literal
 
 from pipeline.plain import plain_answer, simplify
 from pipeline.records import is_same_option
+from pipeline.statements import end_statements, find_headings, say_claims
 
 Unread = Literal["none", "two", "off_list"]
 """Why a text names no option: no option is stated, several are, or one that the question does not have."""
 
-_KIND = (
-    r"(?:final|correct|right|best|only|chosen|selected"
-    r"|(?:most\s+)?(?:likely|accurate|appropriate|suitable|reasonable|plausible))"
-)
-_BEGIN = r"(?:^|[.!?:,\n]\s{0,3}|\b(?:so|thus|hence|therefore|then|and|but|is\s+that)\s+)"
-_ASIDE = r"(?:\s+to\s+(?:the|this|your)\s+(?:\w+\s+)?question|\s*,[\w\s]{1,30},)?"
-_IS = (
-    r"\s+(?:is|will\s+be|(?:would|should|must)\s+(?:(?:most\s+)?(?:likely|probably|then|therefore)\s+)?be"
-    r"|has\s+to\s+be|(?:seems|appears)\s+to\s+be)\b"
-)
-_STATEMENT = re.compile(
-    r"(?:\b(?=[a-z])|(?=[.!?:,\n]))(?:(?:(?<! )|(?<!\bif )(?<!\bwhether )(?<!\bunless )(?<!\bwhen ))"
-    rf"(?:\b(?:(?:the|my)\s+(?:{_KIND}\s+)*(?:answer|option|choice)|{_KIND}\s+(?:answer|option|choice)|(?:correct|right)\s+one)|{_BEGIN}answer){_ASIDE}{_IS}"
-    rf"|{_BEGIN}I(?:'d|'ll|\s+would|\s+will)?\s+(?:choose|pick|select|go\s+with|answer(?:\s+with)?)\b)",
-    re.IGNORECASE,
-)
-_STATED = re.compile(rf"(?:answer|option|choice|one){_ASIDE}{_IS}")
-_CHOSEN = re.compile(r"i(?<!\wi)(?:'d|'ll|\s+would|\s+will)?\s+(?:choose|pick|select|go\s+with|answer)\b")
-"""What every statement holds one of, in lower case: found ten times as fast, and missing in most sentences."""
-_MAX_LEAD = 40
-"""More characters than a statement needs before that, not counting the space in front of it."""
-_CLAIM = re.compile(
-    r"(?:^|[.!?:\n]\s{0,3}|\b(?:[Ss]o|[Tt]hus|[Hh]ence|[Tt]herefore)\b,?\s+)"
-    r"""(?:[Oo]nly\s+)?(?:[Tt]he\s+(?=\w+\s+[A-Z]\b))?(?:(?i:option|choice|letter)\s+)?[(\["']*([A-Z])[)\]"']*"""
-    r"\s+is\s+(?:therefore\s+|thus\s+|clearly\s+)?(?:the\s+)?(?:most\s+)?(?:correct|right|best|final)\b(?:\s+(?:answer|option|choice|one)\b)?+(?!\s+if\b|[^.\n]{0,40}\?)"
-)
-"""An option that is said to be right, by its letter."""
-_CLAIMED = re.compile(r"[A-Z][)\]\"']*\s+is\b")
-"""What every such claim has, and few other texts."""
-_HEADING = re.compile(
-    rf"^[^\w\n]*(?:(?:the|my|your)\s+)?(?:{_KIND}\s+)*(?:answer|ans|option|choice|solution)[^\w\n]*?(?::|=|\n|\s-\s)"
-    r"|(?<=[.!?])\s+(?:(?:final|correct|right|best)\s+)?answer\s*:",
-    re.IGNORECASE | re.MULTILINE,
-)
 _NEXT_QUESTION = re.compile(
-    r"(?=^|[ugp])(?:^[^\w\n]*(?:(?:next|another|new)\s+)?(?:question|problem|user|user\s+query|human|instruction|q)"
+    r"(?=^|[ugp])(?:^[^\w\n]*(?:(?:next|another|new)\s+)?"
+    r"(?:question|problem|user|user\s+query|human|instruction|task|context|follow-?\s?up(?:\s+question)?|q)"
     r"[ \t]{0,3}\d*[ \t]{0,3}[:.]"
     r"|^[^\w\n]*(?:question|problem|exercise|example|q)[ \t]{0,3}\d*[ \t]{0,3}(?:\n|(?<=\d)[:.)])"
-    r"|^[^\w\n]*input[ \t]{0,3}:|\bUSER:|\bgiven\s+the\s+question,\s+please\b|\bplease\s+select\s+the\s+correct\s+answer\b)",
+    r"|^[^\w\n]*input[ \t]{0,3}:|\bUSER:|\bgiven\s+the\s+question,\s+please\b"
+    r"|\bplease\s+answer\s+the\s+(?:following|next)\b|\bplease\s+select\s+the\s+correct\s+answer\b)",
     re.IGNORECASE | re.MULTILINE,
 )
 _FILLER = re.compile(
@@ -77,13 +46,13 @@ _FILLER = re.compile(
     re.IGNORECASE,
 )
 _OPENING = re.compile(
-    r"(?:(?:sure|okay|ok|so|well|thus|hence|therefore|i\s+(?:think|believe)(?:\s+that)?|it\s+is|it's|that\s+is|this\s+is)\b[\s,:!.]*)+",
+    r"(?:(?:sure|okay|ok|so|well|thus|hence|therefore|i\s+(?:think|believe)(?:\s+that)?|it\s+(?:is|must\s+be)|it's|i(?:'d|\s+would)\s+say(?:\s+that)?|that\s+is|this\s+is)\b[\s,:!.]*)+",
     re.IGNORECASE,
 )
 """Words before an answer that is not stated otherwise."""
 _VERDICTS = ("yes", "no", "true", "false")
 """Options that a sentence may begin with, as in "No, it is not"."""
-_IS_RIGHT = re.compile(r"[\"')]*\s+is\s+(?:the\s+)?(?:correct|right|best)\b[^.\n]*[.!]?")
+_IS_RIGHT = re.compile(r"[\"')]*\s+is\s+(?:the\s+)?(?:correct|right|best|answer)\b[^.\n]*[.!]?")
 
 _LETTER = re.compile(
     r"""(?i:option|choice|letter|answer)\s*:?\s*[(\[{"']*([A-Za-z])(?![\w'])[)\]}"']*"""
@@ -107,7 +76,8 @@ _NAMED = re.compile(r"(?<![\w'])([A-Z])(?![\w']|\s[a-z]{3})")
 _FOREIGN = re.compile(r"(?i:option\s+)?[(\[]?[A-Z](?:[)\]]|[.:,](?!\w)|\s*$)")
 """A letter as an answer gives it."""
 _LETTER_IS = re.compile(
-    r"([A-Z])\s+is\s+(?!(?:[\w-]+\s+){0,2}(?:not|never|incorrect|wrong|false|unlikely|no|neither|out|impossible)\b|also\b|[^.\n]*(?:\?|\bif\b))"
+    r"([A-Z])\s+is\s+(?!(?:[\w-]+\s+){0,2}(?:not|never|incorrect|wrong|false|unlikely|no|neither|out|impossible|worst|eliminated|excluded|distractor)\b"
+    r"|(?:also|possible|plausible|tempting|close|too|one\s+of|what|for)\b|[^.\n]*(?:\?|\bif\b|\bbut\b))"
 )
 _NOT_WRONG = r"(?!\s+(?:is|are)\s+(?:not|wrong|incorrect|false)\b)"
 _OTHER_LETTER = re.compile(
@@ -115,16 +85,18 @@ _OTHER_LETTER = re.compile(
     r"|([A-Z])(?=\s*(?:$|[;)\n]|\.\s*(?:$|\n)))|([a-z])(?=\s*(?:$|\n))"
 )
 _ALTERNATIVE = re.compile(
-    rf"""[\s"')\]}}-]*(?:\?|(?i:or|nor|vs|versus)\b|[/|]|;\s*[(\[]?[A-Z][)\]]?\s*(?:$|[.;])"""
+    rf"""[\s"'()\[\]}}-]*(?:\?|(?i:or|nor|vs|versus)\b|[/|\\]|;\s*[(\[]?[A-Z][)\]]?\s*(?:$|[.;])"""
     rf"""|(?:,\s*(?i:and\b)?|&|(?i:and)\b)(?:\s+(?i:also))?\s*(?:(?i:or)\b|[(\[]\w[)\]]{_NOT_WRONG}|[A-HJ-Z](?![\w']){_NOT_WRONG}))"""
     r"""|[\s.,;:!"')-]*(?i:no|nope|wait|sorry|correction|not|or\s+rather|i\s+mean)\s*[,.:!]"""
-    r"""|[\s.,;:!"')-]*(?i:actually|on\s+second\s+thoughts?|or\s+rather|i\s+mean|no|wait)[,:]?\s+(?:it's\s+|it\s+is\s+)?(?:[(\[]\w[)\]]|[A-HJ-Z](?![\w']))"""
-    r"""|[\s.,;:!"')-]*(?i:but\s+(?:it\s+)?(?:could|might|may)|(?:this|that|it)\s+is\s+(?:wrong|incorrect|not\s+(?:right|correct)))\b"""
+    r"""|[\s.,;:"')-]*(?i:but|however|plus|then|as\s+is|as\s+well\s+as|along\s+with|together\s+with|followed\s+by)\s+(?i:option\s+)?(?:[(\[]\w[)\]]|[A-HJ-Z](?![\w']))(?!\s+(?:is|are|was)\s+(?:not|wrong|incorrect|false)\b)"""
+    r"""|[\s.,;:!"')-]*(?i:(?:and|but|however),?\s+)?(?i:option\s+)?(?:[(\[]\w[)\]]|[A-HJ-Z](?![\w']))\s+(?:is|may\s+be|could\s+be)\s+(?:also|too|as\s+well|better|equally|possible)\b"""
+    r"""|[\s.,;:!"')-]*(?i:actually|on\s+second\s+thoughts?|or\s+rather|i\s+mean|no|wait|hm+|oh|oops|or|alternatively|perhaps|maybe|possibly)[,:.]?\s+(?:it's\s+|it\s+is\s+)?(?:[(\[]\w[)\]]|[A-HJ-Z](?![\w']))"""
+    r"""|[\s.,;:!"')-]*(?i:but\s+(?:it\s+|(?:option\s+)?[(\[]?[a-z][)\]]?\s+)?(?:could|might|may|is\s+also)|(?:this|that|it)\s+is\s+(?:wrong|incorrect|not\s+(?:right|correct)))\b"""
 )
 _CLAUSE_END = re.compile(
     r"""\s*(?:$|[!?;](?!\w)|[.,:](?!\w)|["')\]}](?!\w)|\(|[-\u2013\u2014=]+\s)|[^\S\n]*\n"""
     r"|\s+(?i:because|since|as|which|that|who|where|due\s+to|based\s+on|according\s+to|or|nor|and\s+not|rather\s+than|instead\s+of)\b"
-    r"|\s+is\s+(?:the\s+)?(?:correct|right|best)\b"
+    r"|\s+is\s+(?:the\s+)?(?:correct|right|best|answer)\b"
 )
 _ARTICLE = re.compile(r"(?:the|an|a|The|An)\s+|\$")
 _OWN_ARTICLE = re.compile(r"(?:the|an|a)\s+(?=\S)", re.IGNORECASE)
@@ -153,7 +125,7 @@ def parse_or_explain(text: str, choices: Sequence[str]) -> str:
 
 def _explain(plain: str, options: tuple[str, ...]) -> Unread:
     """Why nothing is read: what the last statement says, or else the first line."""
-    stated = plain[max(_end_statements(plain), default=0) :].strip().partition("\n")[0]
+    stated = plain[max(end_statements(plain), default=0) :].strip().partition("\n")[0]
     named = {_index_of(letter, options) for letter in _NAMED.findall(stated)} - {None}
     named |= {index for index, option in enumerate(_patterns(options)) if option and option.search(stated)}
     if len(named) > 1:
@@ -164,7 +136,7 @@ def _explain(plain: str, options: tuple[str, ...]) -> Unread:
 def _prepare(text: str, choices: Sequence[str]) -> tuple[str, tuple[str, ...]]:
     """The text up to where another question begins, and the options, both in plain signs."""
     options = _simplify(tuple(choices))
-    return _cut_next_question(_claim(plain_answer(text)), options), options
+    return _cut_next_question(say_claims(plain_answer(text)), options), options
 
 
 @lru_cache(maxsize=_MAX_KEPT)
@@ -174,32 +146,12 @@ def _simplify(choices: tuple[str, ...]) -> tuple[str, ...]:
     return simple if len(set(simple)) == len(set(choices)) else choices
 
 
-def _claim(plain: str) -> str:
-    """The text with "B is the correct answer" as a statement that names its option behind it."""
-    return _CLAIM.sub(r". The answer is (\1)", plain) if _CLAIMED.search(plain) else plain
-
-
-def _end_statements(plain: str) -> list[int]:
-    """Where each "The answer is" ends."""
-    if not plain.isascii():  # whose lower case may have another length
-        return [match.end() for match in _STATEMENT.finditer(plain)]
-    ends: list[int] = []
-    lower = plain.lower()
-    held = [*_STATED.finditer(lower), *_CHOSEN.finditer(lower)]
-    for stated in sorted(held, key=re.Match.start):
-        at = ends[-1] if ends else 0
-        lead = len(plain[: stated.start()].rstrip()) - _MAX_LEAD
-        match = _STATEMENT.search(plain, max(at, lead)) if stated.end() > at else None
-        ends += [match.end()] if match else []
-    return ends
-
-
 def _cut_next_question(plain: str, options: tuple[str, ...]) -> str:
     """The text up to the question that follows an answer. A question before any answer is the one that was asked."""
     first = _NEXT_QUESTION.search(plain, 1) if _may_ask(plain) else None
     if first is None:
         return plain
-    cues = [*_end_statements(plain)[:1], *(match.end() for match in _find_headings(plain)[:1])]
+    cues = [*end_statements(plain)[:1], *(match.end() for match in find_headings(plain)[:1])]
     if min(cues, default=len(plain)) > first.start() and _read_opening(plain[: first.start()], options) is None:
         first = _NEXT_QUESTION.search(plain, min(cues)) if cues else None
     return plain[: first.start()] if first else plain
@@ -211,17 +163,11 @@ def _may_ask(plain: str) -> bool:
     return "\n" in plain or "user:" in lower or "given" in lower or "please" in lower or not plain.isascii()
 
 
-def _find_headings(plain: str, begin: int = 0) -> list[re.Match[str]]:
-    """Each "Answer:" from there on; without one of these signs there is none."""
-    is_possible = any(sign in plain for sign in ":=\n-")
-    return list(_HEADING.finditer(plain, begin)) if is_possible else []
-
-
 def _read(plain: str, options: tuple[str, ...]) -> int | None:
     """The option that the last statement names, or else the beginning."""
-    statements = _end_statements(plain)
+    statements = end_statements(plain)
     begin = statements[-1] if statements else 0
-    readings = [_read_statement(plain[match.end() :], options) for match in _find_headings(plain, begin)]
+    readings = [_read_statement(plain[match.end() :], options) for match in find_headings(plain, begin)]
     headed = next((index for index in reversed(readings) if index is not None), None)
     if headed is not None:
         return headed
@@ -262,7 +208,8 @@ def _read_first(said: str, options: tuple[str, ...]) -> int | None:
     if named is not None and options[named].strip(_EDGE).lower() in _VERDICTS and rest[0] in ",.":
         return None if _turns(rest, named, options) else named
     if match := _LETTER_IS.match(said):
-        return _index_of(match[1], options)
+        index = _index_of(match[1], options)
+        return None if index is None or _turns(said[match.end() :], index, options) else index
     letter, rest = _find_letter(said, options)
     if letter is None or _turns(rest, letter, options):
         return None

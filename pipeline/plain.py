@@ -6,16 +6,19 @@ is (B)". Several of them with nothing between become one statement of several op
 
 from __future__ import annotations
 
+import json
 import re
 import unicodedata
 
-_REASONING = r"think(?:ing)?|thoughts?|reasoning|scratchpad"
+_REASONING = r"think(?:ing)?|thoughts?|reasoning|analysis|rationale|scratchpad"
+_FINAL = r"<\|channel\|>final<\|message\|>"
 _THOUGHT = re.compile(
-    rf"[<\[]\|?(?:{_REASONING})\|?[>\]].*?(?:[<\[]\|?/(?:{_REASONING})\|?[>\]]|\Z)", re.DOTALL | re.IGNORECASE
+    rf"[<\[]\|?(?:{_REASONING})\|?[>\]].*?(?:[<\[]\|?/(?:{_REASONING})\|?[>\]]|\Z)|<\|channel\|>(?!final).*",
+    re.DOTALL | re.IGNORECASE,
 )
-_THOUGHT_END = re.compile(rf"[<\[]\|?/(?:{_REASONING})\|?[>\]]", re.IGNORECASE)
+_THOUGHT_END = re.compile(rf"[<\[]\|?/(?:{_REASONING})\|?[>\]]|{_FINAL}", re.IGNORECASE)
 _END = re.compile(
-    r"</s>|<\|(?:im_end|endoftext|end|eot_id|eom_id|im_start|start_header_id)\|>|<(?:end_of_turn|eos)>|\[/?INST\]",
+    r"</s>|<\|(?:im_end|endoftext|end|eot_id|eom_id|im_start|start_header_id|user|return)\|>|<(?:end_of_turn|eos)>|\[/?INST\]",
     re.IGNORECASE,
 )
 """What ends a model's turn; what follows is another's."""
@@ -32,6 +35,7 @@ _NOTATION = re.compile(
     rf"""|["'](?:(?:final|correct|selected)[_ ]?)?(?:answer|choice|option|letter)["']\s*:\s*{_VALUE}""",
     re.IGNORECASE,
 )
+_FIELD = re.compile(r"(?:(?:final|correct|selected)[_ ]?)?(?:answer|choice|option|letter)", re.IGNORECASE)
 _JOINT = re.compile(r"(?:[\s,;/&${}]|and\b|or\b)*", re.IGNORECASE)
 _MACRO = re.compile(r"\\(?:text|math)(?:bf|it|rm|tt|sf)?\s*\{([^{}\n]*)\}")
 _MATHS = re.compile(r"\\[()\[\]]|\${1,2}([^$\n]*\\[^$\n]*|\s{0,2}\(?[A-Za-z]\)?\s{0,2})\${1,2}")
@@ -53,6 +57,9 @@ _OTHERS = {
     ord("\u3002"): ".",
     ord("\u2192"): "=",
     ord("\u2212"): "-",
+    ord("\u25c1"): "<",
+    ord("\u25b7"): ">",
+    ord("\u2026"): "...",
     ord("\r"): "\n",
     ord("\u2028"): "\n",
 }
@@ -76,6 +83,7 @@ def plain_answer(text: str) -> str:
     if has_tags:
         end = _END.search(said)
         said = _HTML.sub("", _BREAK.sub("\n", said[: end.start()] if end else said))
+    said = _read_field(said) or said
     noted = _say(said) if _NOTED.search(said) else said
     return (_MARKUP.sub("", noted) if _MARK.search(noted) else noted).strip()
 
@@ -89,6 +97,19 @@ def after_reasoning(text: str) -> str:
 def _drop_reasoning(text: str) -> str:
     said = after_reasoning(text)
     return _THOUGHT.sub("", text) if said is text else said
+
+
+def _read_field(text: str) -> str | None:
+    """What a text that is one JSON object with one answer states, whatever its other fields say."""
+    said = text.strip().removeprefix("```json").removeprefix("```").removesuffix("```").strip()
+    if not (said.startswith("{") and said.endswith("}")):
+        return None
+    try:
+        fields = json.loads(said, object_pairs_hook=tuple)
+    except (ValueError, RecursionError):
+        return None
+    named = [value for name, value in fields if _FIELD.fullmatch(name)]
+    return f"The answer is {named[0]}" if len(named) == 1 and isinstance(named[0], str) else None
 
 
 def _say(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -9,10 +10,12 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +61,11 @@ class Services:
     def start_gateway(self) -> None:
         """Returns once it answers."""
         self.start("gateway", *VCOT, "serve", "--run", "runs/nano")
-        until(lambda: answers(f"{self.gateway}/health") or self.processes["gateway"].poll() is not None, 300)
-        assert self.processes["gateway"].poll() is None, self.log("gateway")
+        self.wait_for("gateway", self.gateway)
+
+    def wait_for(self, name: str, url: str) -> None:
+        until(lambda: answers(f"{url}/health") or self.processes[name].poll() is not None, 300)
+        assert self.processes[name].poll() is None, self.log(name)
 
     def vcot(self, *arguments: str) -> None:
         done = subprocess.run(
@@ -67,16 +73,19 @@ class Services:
         )
         assert done.returncode == 0, done.stdout + done.stderr
 
-    def kill(self, name: str) -> None:
-        keeper = self.processes.pop(name)
+    def send(self, name: str, number: signal.Signals) -> None:
+        keeper = self.processes[name]
         (pid,) = Path(f"/proc/{keeper.pid}/task/{keeper.pid}/children").read_text("ascii").split()
-        os.kill(int(pid), signal.SIGKILL)
-        keeper.communicate()
+        os.kill(int(pid), number)
 
-    def ask(self) -> str:
+    def kill(self, name: str) -> None:
+        self.send(name, signal.SIGKILL)
+        self.processes.pop(name).communicate()
+
+    def ask(self, url: str | None = None) -> str:
         """The stamp of an answer."""
         body = {"model": "policy", "messages": [{"role": "user", "content": "What is it?"}], "max_tokens": 8}
-        return json.loads(get(f"{self.gateway}/v1/chat/completions", body))["model"]
+        return json.loads(get(f"{url or self.gateway}/v1/chat/completions", body))["model"]
 
     def log(self, name: str) -> str:
         return (self.folder / f"{name}.log").read_text("utf-8", "replace")[-3000:]
@@ -164,6 +173,52 @@ def test_an_engine_that_starts_again_gets_the_policy_before_a_request(services: 
 
     until(is_back, 300)
     assert stamps == [before]
+
+
+def test_of_two_gateways_over_one_engine_only_its_owner_answers(services: Services) -> None:
+    """The second is refused while the first lives, takes the engine while it is halted, and swaps; the first is told."""
+    mine, second = services.ask(), f"http://127.0.0.1:{free_port()}"
+    run, other = ("--run", "runs/second"), make_variant(services.folder, "other", 0.4)
+    settings = [f"serve.upstreams=['{services.engine}']", f"serve.port={port_of(second)}", f"serve.url={second}"]
+    services.vcot("prepare", "--recipe", "nano", *run, "--set", *settings)
+    services.start("second", *VCOT, "serve", *run)
+    refused = services.processes.pop("second")
+    assert refused.wait(120) != 0
+    refused.communicate()
+    assert f"the engine belongs to the gateway at {services.gateway}" in services.log("second")
+    assert services.ask() == mine
+
+    services.send("gateway", signal.SIGSTOP)
+    try:
+        services.start("second", *VCOT, "serve", *run)
+        services.wait_for("second", second)
+        get(f"{second}/admin/checkpoints", {"path": str(other)}, KEYS["VCOT_ADMIN_KEY"])
+        get(f"{second}/admin/swap", {"alias": "policy", "checkpoint": "other"}, KEYS["VCOT_ADMIN_KEY"])
+        with ThreadPoolExecutor() as pool:
+            waiting = [pool.submit(stamps_within, services, 0.0) for _ in range(8)]  # before it knows of the second
+            time.sleep(1)
+            services.send("gateway", signal.SIGCONT)
+            stale = sum((asked.result() for asked in waiting), stamps_within(services, 10.0))
+    finally:
+        services.send("gateway", signal.SIGCONT)
+    assert stale == [], "it stamps another's weights as its own"
+    assert services.ask(second).startswith("other@")
+
+    services.send("second", signal.SIGTERM)
+    services.processes.pop("second").communicate()
+    until(lambda: answers(f"{services.gateway}/health"), 120)
+    assert services.ask() == mine
+
+
+def stamps_within(services: Services, seconds: float) -> list[str]:
+    """Of whatever the first gateway answers meanwhile, asked once at least."""
+    stamps, end = list[str](), time.monotonic() + seconds
+    while True:
+        with contextlib.suppress(urllib.error.HTTPError):
+            stamps.append(services.ask())
+        if time.monotonic() >= end:
+            return stamps
+        time.sleep(0.1)
 
 
 def test_every_panel_has_something_to_show(services: Services, tmp_path: Path) -> None:

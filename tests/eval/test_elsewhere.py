@@ -10,6 +10,7 @@ from eval.statistics import (
     compare_paired,
     compare_signs,
     estimate_accuracy,
+    estimate_slope,
     split_variance,
 )
 
@@ -36,6 +37,19 @@ def test_the_clustered_error_is_inspects_and_statsmodels():
     assert found == pytest.approx(inspect_stderr(FIRST, CLUSTERS), rel=1e-12)
     fit = OLS(FIRST.astype(float), np.ones(200)).fit(cov_type="cluster", cov_kwds={"groups": CLUSTERS})
     assert found == pytest.approx(fit.bse[0], rel=1e-9)
+
+
+def test_the_slopes_interval_is_statsmodels_with_the_small_sample_factor_and_students_t():
+    from statsmodels.api import OLS, add_constant
+
+    few = CLUSTERS % 4
+    lengths = RNG.random(200) + few
+    clustered = {"groups": few, "use_correction": False}
+    fit = OLS(FIRST.astype(float), add_constant(lengths)).fit(cov_type="cluster", cov_kwds=clustered)
+    found = estimate_slope(lengths, FIRST, list(few))
+    assert found.value == pytest.approx(fit.params[1], rel=1e-9)
+    half = stats.t.ppf(0.975, 3) * np.sqrt(4 / 3) * fit.bse[1]
+    assert (found.high - found.low) / 2 == pytest.approx(half, rel=1e-9)
 
 
 def test_without_clusters_it_is_scipys_standard_error():

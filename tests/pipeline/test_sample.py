@@ -3,14 +3,15 @@
 import asyncio
 import base64
 import json
+import socket
 
 import httpx2
 import pytest
 from PIL import Image
 
-from pipeline.client import DIGEST_HEADER, EXPECT_HEADER, ChatClient
-from pipeline.concurrency import MAX_ATTEMPTS
-from pipeline.errors import AccountError, StageError
+from pipeline.client import DIGEST_HEADER, EXPECT_HEADER, MAX_REFUSED_S, ChatClient
+from pipeline.concurrency import MAX_ATTEMPTS, MAX_DELAY_S
+from pipeline.errors import AccountError, RequestError, StageError
 from pipeline.images import ImageStore
 from pipeline.ledger import Ledger
 from pipeline.prompts import render_prompt
@@ -84,6 +85,13 @@ def tasks(store):
 @pytest.fixture
 def ledger(tmp_path):
     return Ledger(tmp_path / "ledger.sqlite")
+
+
+@pytest.fixture
+def closed_port():
+    with socket.socket() as taken:  # and not listened at
+        taken.bind(("127.0.0.1", 0))
+        yield taken.getsockname()[1]
 
 
 async def draw(upstream, tasks, ledger, store, params=SAMPLING, concurrency=2):
@@ -208,8 +216,40 @@ async def test_a_gateway_that_takes_no_key_is_asked_no_further(tasks, ledger, st
     assert 0 < count.cached <= 4  # what was in flight is kept
 
 
-async def test_a_server_that_is_gone_ends_the_stage_early(tasks, ledger, store):
-    upstream = Upstream([httpx2.ConnectError("gone")] * 1000)
+@pytest.mark.parametrize("concurrency", [1, 4])
+async def test_where_nothing_listens_any_more_all_requests_end_together(tasks, ledger, store, concurrency):
+    await draw(Upstream(), tasks[:1], ledger, store)
+    began, upstream = asyncio.get_running_loop().time(), Upstream([httpx2.ConnectError("gone")] * 1000)
+    with pytest.raises(
+        AccountError, match=r"no answer from http.*, for \d+ s; see that a server runs there .*goes on$"
+    ):
+        await draw(upstream, tasks, ledger, store, concurrency=concurrency)
+    assert len(upstream.requests) < 3 * concurrency * MAX_ATTEMPTS
+    assert asyncio.get_running_loop().time() - began < MAX_REFUSED_S + 2 * MAX_DELAY_S
+    count, _ = await draw(Upstream(), tasks, ledger, store)
+    assert (count.cached, count.ok) == (2, 2 * len(tasks) - 2)
+
+
+async def test_a_port_where_nothing_listens_is_known_as_such(closed_port):
+    messages = [{"role": "user", "content": "What?"}]
+    reasons = []
+    async with ChatClient(f"http://127.0.0.1:{closed_port}/v1", "key", max_connections=2) as client:
+        for _ in range(2):
+            with pytest.raises(RequestError) as caught:
+                await client.complete("base", messages, SAMPLING)
+            reasons.append((caught.value.scope, caught.value.reason))
+            await asyncio.sleep(MAX_REFUSED_S)
+    assert reasons == [("attempt", "connection"), ("account", "gone")]
+
+
+async def test_a_server_that_is_started_anew_meanwhile_costs_nothing_however_often(tasks, ledger, store):
+    upstream = Upstream(([httpx2.ConnectError("gone")] * 4 + [None]) * len(tasks))
+    count, _ = await draw(upstream, tasks, ledger, store, concurrency=1)
+    assert count.ok == 2 * len(tasks)
+
+
+async def test_a_server_that_answers_nothing_ends_the_stage_early(tasks, ledger, store):
+    upstream = Upstream([httpx2.ReadError("gone")] * 1000)
     with pytest.raises(StageError, match=r"in a row failed.*repeat the command"):
         await draw(upstream, tasks, ledger, store, concurrency=1)
     assert len(upstream.requests) == 3 * MAX_ATTEMPTS
