@@ -40,6 +40,7 @@ def list_rows(found: Evaluation) -> dict[str, list[Row]]:
         "breakdown": [flatten(row) for row in found.breakdown],
         "repeats": [_flatten_repeats(row.model_dump()) for row in found.repeats],
         "reliance": [flatten(row) for row in found.reliance],
+        "margins": [_leave_out_empty(flatten(row)) for row in found.margins],
         "published": [flatten(row) for row in found.published],
     }
     return {name: rows for name, rows in tables.items() if rows}
@@ -48,6 +49,11 @@ def list_rows(found: Evaluation) -> dict[str, list[Row]]:
 def flatten(record: Record) -> Row:
     """A record's fields, those of a record within it as `outer.inner`, a tuple's as `outer.0`."""
     return _flatten(record.model_dump())
+
+
+def _leave_out_empty(row: Row) -> Row:
+    """So that what one row lacks makes no column beside those of its parts in another."""
+    return {name: value for name, value in row.items() if value is not None}
 
 
 def _flatten(fields: Mapping[str, Any]) -> Row:

@@ -20,6 +20,7 @@ from pipeline.gain import count_gains, list_owed
 from pipeline.image_gains import GainAsk, measure_gains
 from pipeline.judges import Judge
 from pipeline.judging import find_unjudged_fault
+from pipeline.option_scores import list_owed_options, score_options
 from pipeline.pairs import Couple, needs_gains
 from pipeline.prompts import PROMPTS
 from pipeline.publish import name_judge, publish_pairs
@@ -226,6 +227,8 @@ async def eval_stage(session: Session, checkpoints: Sequence[Checkpoint], split:
     for checkpoint in checkpoints:
         session.report(Began("eval", f"{checkpoint.ref.name}: {questions.summary}"))
         await ask_questions(session, "eval", checkpoint, questions)
+        if questions.section.margins and split == session.run.recipe.eval.split:
+            await ask_options(session, checkpoint, questions)
     await grade_stage(session, checkpoints, questions)
 
 
@@ -234,6 +237,28 @@ async def ask_questions(session: Session, stage: str, checkpoint: Checkpoint, qu
     requests = questions.requests_by_task(checkpoint.ref)
     _check_images(questions.tasks, session.run.recipe.serve)
     await _ask(session, f"{stage} {checkpoint.ref.name}", checkpoint, requests, questions.section.max_concurrency)
+
+
+async def ask_options(session: Session, checkpoint: Checkpoint, questions: Questions) -> None:
+    """Ask a checkpoint how likely it finds each option, with every image of the recipe, as far as it was not asked."""
+    ledger, section = session.run.ledger, questions.section
+    requests = [request for shown in section.images for request in questions.option_requests(checkpoint.ref, shown)]
+    session.report(Began("margins", f"{checkpoint.ref.name}: how likely it finds the options, {len(requests)} times"))
+    owed, tally = list_owed_options(requests, ledger)
+
+    async def ask(client: ChatClient) -> StageCount:
+        with tracking(session.report, "questions") as on_progress:
+            return await score_options(
+                requests,
+                client,
+                ledger,
+                session.run.images,
+                max_concurrency=section.max_concurrency,
+                on_progress=on_progress,
+            )
+
+    count = await session.measure(checkpoint, ask) if owed else tally.close()
+    session.account(count.model_copy(update={"stage": f"margins {checkpoint.ref.name}"}))
 
 
 async def swap_stage(session: Session, checkpoint: Checkpoint) -> None:
