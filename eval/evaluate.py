@@ -21,6 +21,7 @@ from eval.eval_section import EvalSection
 from eval.findings import Difference, EvalResult
 from eval.image_reliance import Reliance, ask_instead, build_reliance, render_reliance
 from eval.margins import Margin, Margins, render_margins
+from eval.matrix import Matrix
 from eval.published import PaperRow, compare_published, load_published, render_published
 from eval.repeats import Repeats, build_repeats, render_repeats
 from eval.scorer import score_judged
@@ -212,6 +213,8 @@ class Evaluation(Record):
     """Where questions were answered several times."""
     breakdown: tuple[PartRow, ...] = ()
     """By the benchmark's finer labels, where it has some."""
+    matrix: Matrix | None = None
+    """The same answers under other harnesses' rules, where whoever has the texts read them; no score says it."""
 
 
 def evaluate(
@@ -222,7 +225,6 @@ def evaluate(
     *,
     model: str,
     notes: Sequence[str] = (),
-    margins: Sequence[Margin] = (),
 ) -> Evaluation:
     """Table 1, the paired differences and the rest, from the scores of `checkpoints`, the first of which is the base.
 
@@ -239,7 +241,6 @@ def evaluate(
         hint=" ".join(filter(None, notes or [benchmark.note(section)])),
         published=tuple(compare_published(rows, section, model, load_published())),
         reliance=tuple(build_reliance(scores, checkpoints)),
-        margins=tuple(margins),
         repeats=tuple(build_repeats(true, checkpoints)),
         breakdown=tuple(build_breakdown(true, checkpoints)),
     )

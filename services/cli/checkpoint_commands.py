@@ -38,7 +38,7 @@ async def show_checkpoint(session: Session, name: str) -> None:
     table.add_row("aliases", ", ".join(info.aliases) or "none")
     table.add_row("live", "yes" if info.is_live else "no")
     table.add_row("canary", "yes" if info.has_canary else "no: a swap to it cannot be verified")
-    session.report(Found(table))
+    session.report(Found(table, info))
 
 
 async def add_checkpoint(session: Session, directory: Path) -> None:

@@ -8,7 +8,7 @@ from pipeline.errors import InputError
 from pipeline.report import Report, tell
 from services.checkpoints.model_source import is_bundled
 from services.cli import opening
-from services.cli.target import Target
+from services.cli.target import Target, run_directory
 from services.cli.terminal import Terminal
 from services.planning.eval_plan import Known, plan_evaluation, render_plan
 from services.planning.machine import find_recipe_shape
@@ -23,7 +23,7 @@ _BASE_AND_POLICY = 2
 
 def plan(target: Target, names: Sequence[str], *, as_json: bool) -> None:
     """`vcot eval --plan`: of the run where there is one, else of the recipe."""
-    if (opening.run_directory(target.run, target.recipe) / RECIPE).is_file():
+    if (run_directory(target.run, target.recipe) / RECIPE).is_file():
         opening.execute("eval --plan", target, lambda session: _plan_run(session, names), as_json=as_json)
         return
     if names:

@@ -7,8 +7,7 @@ import sys
 from pathlib import Path
 
 from pipeline.errors import InputError
-from services.cli.opening import run_directory
-from services.cli.target import Target
+from services.cli.target import Target, run_directory
 from services.cli.terminal import Terminal
 from services.planning.doctor import examine
 from services.recipes.recipe import load_recipe

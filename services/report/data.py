@@ -10,6 +10,7 @@ from eval.breakdown import PartRow
 from eval.findings import Difference, EvalResult
 from eval.image_reliance import Reliance
 from eval.margins import Margin
+from eval.matrix import Matrix
 from eval.prior import PriorReport
 from eval.published import PaperRow
 from eval.repeats import Repeats
@@ -110,6 +111,8 @@ class ReportData:
     """By the benchmark's finer labels, where it has some."""
     repeats: tuple[Repeats, ...] = ()
     """Where questions were answered several times."""
+    matrix: Matrix | None = None
+    """The same answers under other harnesses' rules."""
     prior: PriorReport | None = None
     """Where the drawings of unusual things were asked about."""
     trend: tuple[TrendRow, ...] = ()

@@ -21,8 +21,8 @@ from pipeline.sample import Requests
 from pipeline.stage import Tally, batched
 from services.checkpoints.registry import Checkpoint
 from services.jobs.trainer import read_progress
-from services.report import write_report
 from services.report.data import Example, Lookalikes, ReportData, TrendRow
+from services.report.page import write_report
 from services.run import results
 from services.run.auditing import find_card
 from services.run.billing import read_cost
@@ -31,6 +31,7 @@ from services.run.overlap_gate import read_overlap
 from services.run.parity import ParityReport
 from services.run.probing import load_prior
 from services.run.rounds import Round, make_judge
+from services.run.scoring import score_run
 from services.run.session import Session
 from services.run.sweep import load_sweep
 from services.run.trend import render_trend
@@ -65,16 +66,12 @@ def evaluate_scores(
     run, refs = session.run, [checkpoint.ref for checkpoint in checkpoints]
     recipe, questions = run.recipe, session.questions(run.recipe.eval.split)
     notes = describe_grader(session, questions)
-    found = evaluate(
-        scores,
-        refs,
-        session.benchmark,
-        recipe.eval,
-        model=recipe.model.source,
-        notes=notes,
-        margins=build_margins(questions.margins(refs, run.ledger), questions.tasks, refs),
-    )
-    evaluation = RunEvaluation(**dict(found), trend=tuple(trend))
+    found = evaluate(scores, refs, session.benchmark, recipe.eval, model=recipe.model.source, notes=notes)
+    more = {
+        "margins": build_margins(questions.margins(refs, run.ledger), questions.tasks, refs),
+        "matrix": score_run(session, refs),
+    }
+    evaluation = RunEvaluation(**dict(found) | more, trend=tuple(trend))
     write_record(results.claim_folder(run, named) / results.RESULTS, evaluation)
     return evaluation
 
@@ -116,6 +113,7 @@ def list_findings(session: Session, evaluation: RunEvaluation, training: Path | 
         "margins": evaluation.margins,
         "repeats": evaluation.repeats,
         "breakdown": evaluation.breakdown,
+        "matrix": evaluation.matrix,
         "prior": load_prior(session),
         "trend": evaluation.trend,
         "training": read_status(training) if training else None,

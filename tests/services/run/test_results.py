@@ -7,6 +7,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from eval.rules import RULES
 from pipeline.ledger import Ledger
 from pipeline.records import Judgment, content_key
 from services.checkpoints.registry import Registry
@@ -88,14 +89,36 @@ async def test_tables_and_figures_are_written_where_they_are_wanted(trained, tmp
         async with Session(run, Terminal()) as session:
             await commands.report(session, tmp_path / "tables")
     files = {path.name: path.read_bytes() for path in (tmp_path / "tables").iterdir()}
-    named = {f"{name}.{kind}" for name in ("results", "differences") for kind in ("csv", "parquet")}
-    assert set(files) == {*named, "tables.md", "table-1.tex", "accuracy.svg", "differences.svg"}
+    tables = ("results", "differences", "matrix", "matrix-differences")
+    named = {f"{name}.{kind}" for name in tables for kind in ("csv", "parquet")}
+    assert set(files) == {*named, "tables.md", "table-1.tex", "matrix.tex", "accuracy.svg", "differences.svg"}
+    assert b"Paired differences in points" in files["tables.md"]
+    assert b"of read" in files["tables.md"]
     for name in ("accuracy.svg", "differences.svg"):
         assert ElementTree.fromstring(files[name]).tag == "{http://www.w3.org/2000/svg}svg"
 
 
+async def test_under_our_own_rule_the_parser_matrix_says_what_table_1_says(trained):
+    with opened(trained, access="read") as run:
+        async with Session(run, Terminal()) as session:
+            await commands.report(session)
+    found = json.loads((trained / "report" / "results.json").read_text())
+    own = {row["log"]: row for row in found["matrix"]["results"] if row["rule"] == "vcot"}
+    table = {f"{row['checkpoint']['name']}, {row['prompt']} at {row['temperature']:g}": row for row in found["results"]}
+    assert own.keys() == table.keys()
+    for log, row in own.items():
+        assert (row["accuracy"], row["num_scored"]) == (table[log]["accuracy"], table[log]["num_scored"])
+        assert row["no_answer"] == pytest.approx(table[log]["no_answer"])
+    assert {row["rule"] for row in found["matrix"]["results"]} == set(RULES.built_ins)
+    assert "Parser matrix" in (trained / "report" / "index.html").read_text("utf-8")
+
+
 @pytest.mark.parametrize(
-    "command", [("report",), ("eval", "base"), ("status",), ("checkpoints", "list"), ("doctor",), ("pair", "--preview")]
+    "command",
+    [
+        *(("report",), ("eval", "base"), ("status",), ("doctor",), ("pair", "--preview")),
+        *(("checkpoints", "list"), ("checkpoints", "show", "base")),
+    ],
 )
 def test_with_json_a_command_prints_its_figures_as_one_document_and_nothing_else(trained, vcot, capsys, command):
     capsys.readouterr()
