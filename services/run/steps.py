@@ -42,6 +42,7 @@ from services.run.overlap_gate import check_overlap, read_overlap
 from services.run.parity_gate import parity_stage
 from services.run.rounds import Round, make_judge, reading_texts
 from services.run.session import Session
+from services.run.side_by_side import ask_checkpoints
 
 
 async def sample_stage(current: Round) -> None:
@@ -224,19 +225,13 @@ async def eval_stage(session: Session, checkpoints: Sequence[Checkpoint], split:
     """Ask one split of the benchmark of each checkpoint, after checking that it is served as it was trained."""
     await parity_stage(session, checkpoints)
     questions = session.questions(split)
-    for checkpoint in checkpoints:
-        session.report(Began("eval", f"{checkpoint.ref.name}: {questions.summary}"))
-        await ask_questions(session, "eval", checkpoint, questions)
-        if questions.section.margins and split == session.run.recipe.eval.split:
+    _check_images(questions.tasks, session.run.recipe.serve)
+    session.report(Began("eval", f"{', '.join(each.ref.name for each in checkpoints)}: {questions.summary}"))
+    await ask_checkpoints(session, "eval", checkpoints, questions)
+    if questions.section.margins and split == session.run.recipe.eval.split:
+        for checkpoint in checkpoints:
             await ask_options(session, checkpoint, questions)
     await grade_stage(session, checkpoints, questions)
-
-
-async def ask_questions(session: Session, stage: str, checkpoint: Checkpoint, questions: Questions) -> None:
-    """Ask a checkpoint what it has not answered yet."""
-    requests = questions.requests_by_task(checkpoint.ref)
-    _check_images(questions.tasks, session.run.recipe.serve)
-    await _ask(session, f"{stage} {checkpoint.ref.name}", checkpoint, requests, questions.section.max_concurrency)
 
 
 async def ask_options(session: Session, checkpoint: Checkpoint, questions: Questions) -> None:
