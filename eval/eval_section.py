@@ -38,6 +38,8 @@ class EvalSection(Section):
     """Seeds to ask under, `seed` and those after it: more responses later, without asking again for those that are there."""
     images: tuple[ShownImage, ...] = ("true",)
     """What is shown: true; and blank, other, cropped, question_only, options_only to say what the image is worth."""
+    margins: bool = False
+    """Whether the server is asked how likely each option is, with each of `images` (docs/evaluation.md)."""
     max_tokens: Count = 512
     """Longest response, in tokens."""
     seed: int = 0

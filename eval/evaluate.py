@@ -20,6 +20,7 @@ from eval.breakdown import PartRow, build_breakdown, render_breakdown
 from eval.eval_section import EvalSection
 from eval.findings import Difference, EvalResult
 from eval.image_reliance import Reliance, ask_instead, build_reliance, render_reliance
+from eval.margins import Margin, Margins, render_margins
 from eval.matrix import Matrix
 from eval.published import PaperRow, compare_published, load_published, render_published
 from eval.repeats import Repeats, build_repeats, render_repeats
@@ -30,6 +31,8 @@ from pipeline.images import ImageStore
 from pipeline.judges import Judge, find_judge
 from pipeline.judging import look_at_judgments
 from pipeline.ledger import Ledger
+from pipeline.odds import OptionScores
+from pipeline.option_scores import NOT_DRAWN, OPTION_PROMPT, key_options
 from pipeline.records import CheckpointRef, Record, Response, Score, ShownImage, Split, Task
 from pipeline.sample import Group, Plan, SampleRequest
 from pipeline.sources import load_tasks
@@ -76,6 +79,36 @@ class Questions:
                 continue
             asked += ask_instead(own, self.tasks, name, self.images)
         return asked
+
+    def option_requests(self, checkpoint: CheckpointRef, shown: ShownImage) -> list[SampleRequest]:
+        """Of each question with options: what is asked about how likely they are. Raises RecipeError where none has any."""
+        tasks = [task for task in self.tasks if len(task.choices) > 1 and task.answer is not None]
+        if not tasks:
+            raise RecipeError(
+                f"eval.margins asks how likely each option is, and no question of {self.benchmark.name} has options; leave "
+                "it out"
+            )
+        own = list(Plan(tasks, OPTION_PROMPT, checkpoint, NOT_DRAWN))
+        return own if shown == "true" else ask_instead(own, self.tasks, shown, self.images)
+
+    def margins(self, checkpoints: Sequence[CheckpointRef], ledger: Ledger) -> Margins:
+        """What was told of the options, where the recipe asks. Raises OwedError where a checkpoint lacks it."""
+        if not self.section.margins:
+            return {}
+        return {
+            shown: [told for checkpoint in checkpoints for told in self._read_options(checkpoint, shown, ledger)]
+            for shown in self.section.images
+        }
+
+    def _read_options(self, checkpoint: CheckpointRef, shown: ShownImage, ledger: Ledger) -> list[OptionScores]:
+        keys = [key_options(request) for request in self.option_requests(checkpoint, shown)]
+        found = ledger.get(OptionScores, keys)
+        if keys and not found:
+            raise OwedError(
+                f"the run does not hold how likely {checkpoint.name} finds the options on {self.split} with the {shown} "
+                "image; run `vcot eval` first"
+            )
+        return list(found.values())
 
     def requests_by_task(self, checkpoint: CheckpointRef) -> list[SampleRequest]:
         """The same, question by question: what is asked about one image comes together, and a server that keeps images and
@@ -174,6 +207,8 @@ class Evaluation(Record):
     """The base model beside the paper's Table 1, where model and benchmark are the paper's."""
     reliance: tuple[Reliance, ...] = ()
     """Where other images were shown, too."""
+    margins: tuple[Margin, ...] = ()
+    """Where the server was asked how likely each option is."""
     repeats: tuple[Repeats, ...] = ()
     """Where questions were answered several times."""
     breakdown: tuple[PartRow, ...] = ()
@@ -219,4 +254,5 @@ def render_evaluation(found: Evaluation, benchmark: Benchmark) -> list[Renderabl
     parts += [Text(f"\n{found.hint}")] if found.hint else []
     parts += render_published(found.published) if found.published else []
     parts += render_reliance(found.reliance) if found.reliance else []
+    parts += render_margins(found.margins) if found.margins else []
     return parts

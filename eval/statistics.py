@@ -128,6 +128,25 @@ def compare_paired(first: ArrayLike, second: ArrayLike, clusters: Sequence[Hasha
     return PairedDifference(interval, p_value, minimum_detectable_effect(error, freedom))
 
 
+def estimate_mean(values: ArrayLike, clusters: Sequence[Hashable]) -> tuple[Interval, float]:
+    """The mean of any numbers with its 95 % interval (Student's t, clustered, not bounded), and the p that it is 0.
+
+    One cluster says nothing about another: its interval is the mean alone, with no width, p is 1, and `n` says so. Raises
+    ValueError for no values.
+    """
+    numbers = np.asarray(values, dtype=np.float64)
+    if numbers.size == 0:
+        raise ValueError("no values to take the mean of")
+    mean, num_clusters = float(numbers.mean()), len(set(clusters))
+    if num_clusters == 1:
+        return Interval(value=mean, low=mean, high=mean, n=1), 1.0
+    freedom, error = num_clusters - 1, clustered_error(numbers, clusters)
+    half = _critical(freedom, _TAIL) * error
+    ratio = abs(mean) / error if error else math.inf if mean else 0.0
+    p_value = float(2 * _special().stdtr(freedom, -ratio))
+    return Interval(value=mean, low=mean - half, high=mean + half, n=num_clusters), p_value
+
+
 def clustered_error(values: ArrayLike, clusters: Sequence[Hashable]) -> float:
     """The standard error of the mean of `values`, clustered in C >= 2 clusters, with the factor C / (C - 1).
 

@@ -42,6 +42,7 @@ def list_rows(found: Evaluation) -> dict[str, list[Row]]:
         "breakdown": [flatten(row) for row in found.breakdown],
         "repeats": [_flatten_repeats(row.model_dump()) for row in found.repeats],
         "reliance": [flatten(row) for row in found.reliance],
+        "margins": [_flatten(row.model_dump(exclude=None if row.lost else {"lost"})) for row in found.margins],
         "published": [flatten(row) for row in found.published],
     }
     return {name: rows for name, rows in tables.items() if rows} | (list_matrix(found.matrix) if found.matrix else {})

@@ -11,6 +11,7 @@ step's to say: what failed is, what a judge refused is final.
     judgments   one row each, its score and tokens in columns
     replies     what a judge's model answered, where a verdict is made of several answers: one row each
     image_gains how likely the sampled model finds a response with its images and with blank ones: one row each
+    option_scores  how likely a checkpoint finds each option of a question: one row for the question
 
 Keys are hashes, and stored as their bytes. Writers that wait at the same time share one transaction. A file of a former
 layout (a row of JSON for each record, or judgments without intervals) is brought up to date in one transaction when it is
@@ -37,8 +38,8 @@ from pipeline.files import explain
 from pipeline.ledger_layout import (
     ADDED,
     FLAT,
+    LATER_TABLES,
     PUT_RESPONSE,
-    TABLE_GAINS,
     TABLES,
     Flat,
     decode_flat,
@@ -48,11 +49,12 @@ from pipeline.ledger_layout import (
     encode_key,
     encode_member,
 )
+from pipeline.odds import OptionScores
 from pipeline.records import CheckpointRef, ImageGain, Judgment, Reply, Response, Usage
 from pipeline.stage import batched
 
-LedgerRecord = Response | Judgment | Reply | ImageGain
-R = TypeVar("R", Response, Judgment, Reply, ImageGain)
+LedgerRecord = Response | Judgment | Reply | ImageGain | OptionScores
+R = TypeVar("R", Response, Judgment, Reply, ImageGain, OptionScores)
 
 _MAX_VARIABLES = 500
 """Of one statement: fewer than SQLite's bound."""
@@ -332,8 +334,9 @@ def _connect_to_read(path: Path) -> sqlite3.Connection:
         uri = f"{path.absolute().as_uri()}?mode={_read_mode(path)}"
         connection = sqlite3.connect(uri, uri=True, check_same_thread=False, isolation_level=None)
         try:
-            if not _list_columns(connection, "image_gains"):  # of an earlier version: it has none
-                connection.executescript(TABLE_GAINS.replace("CREATE TABLE", "CREATE TEMP TABLE"))
+            for name, table in LATER_TABLES.items():
+                if not _list_columns(connection, name):  # of an earlier version
+                    connection.executescript(table.replace("CREATE TABLE", "CREATE TEMP TABLE"))
             connection.execute("PRAGMA query_only = ON")
             connection.execute("BEGIN")  # one view for all that is read, whatever is written meanwhile
             if _list_columns(connection, "records") or _list_columns(connection, "judgments"):

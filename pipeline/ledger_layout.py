@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.odds import OptionScores
 from pipeline.records import ImageGain, Judgment, Record, Reply, Response
 
-TABLE_GAINS = """
+LATER_TABLES = {
+    "image_gains": """
 CREATE TABLE IF NOT EXISTS image_gains (
     key               PRIMARY KEY NOT NULL,
     response          NOT NULL,
@@ -23,8 +26,22 @@ CREATE TABLE IF NOT EXISTS image_gains (
     reason            TEXT NOT NULL,
     refused           INTEGER NOT NULL
 );
-"""
-"""A file of an earlier version lacks it."""
+""",
+    "option_scores": """
+CREATE TABLE IF NOT EXISTS option_scores (
+    key               PRIMARY KEY NOT NULL,
+    task              TEXT NOT NULL,
+    checkpoint        TEXT NOT NULL,
+    logps             TEXT NOT NULL,
+    prompt_tokens     INTEGER,
+    completion_tokens INTEGER,
+    error             TEXT,
+    reason            TEXT NOT NULL,
+    refused           INTEGER NOT NULL
+);
+""",
+}
+"""By name; a file of an earlier version lacks some."""
 TABLES = f"""
 CREATE TABLE IF NOT EXISTS asked (id INTEGER PRIMARY KEY, body TEXT NOT NULL UNIQUE);
 CREATE TABLE IF NOT EXISTS groups (
@@ -66,7 +83,7 @@ CREATE TABLE IF NOT EXISTS replies (
     reason            TEXT NOT NULL,
     refused           INTEGER NOT NULL
 );
-{TABLE_GAINS}
+{"".join(LATER_TABLES.values())}
 """
 ADDED = {"low": "REAL", "high": "REAL"}
 """Columns of `judgments` that a file of an earlier version lacks, and their types."""
@@ -112,6 +129,10 @@ FLAT: Mapping[type[Record], Flat] = {
             "completion_tokens", "error", "reason", "refused",
         ),
     ),
+    OptionScores: Flat(
+        "option_scores",
+        ("key", "task", "checkpoint", "logps", "prompt_tokens", "completion_tokens", "error", "reason", "refused"),
+    ),
 }  # fmt: skip
 PUT_RESPONSE = """
 INSERT INTO responses (key, grp, position, ok) VALUES (?, ?, ?, ?)
@@ -123,6 +144,8 @@ _PARTS = ("thought", "answer")
 """Fields that mostly are a part of the text, and then are stored as where it begins and how long it is."""
 _HASHES = {"key", "response"}
 """Fields of a flat record that are hashes."""
+_LISTS = {"logps"}
+"""Those that are lists, kept as JSON."""
 _HASH = re.compile(r"[0-9a-f]{64}")
 
 
@@ -155,12 +178,13 @@ def decode_member(member: dict[str, Any]) -> dict[str, Any]:
     return member
 
 
-def encode_flat(record: Judgment | Reply | ImageGain) -> tuple[Any, ...]:
+def encode_flat(record: Judgment | Reply | ImageGain | OptionScores) -> tuple[Any, ...]:
     """The values of its row, in the order of its columns."""
     fields, usage = record.model_dump(), record.usage
     fields |= {name: encode_key(fields[name]) for name in _HASHES & fields.keys()}
     fields["prompt_tokens"] = usage.prompt_tokens if usage else None
     fields["completion_tokens"] = usage.completion_tokens if usage else None
+    fields |= {name: json.dumps(fields[name]) for name in _LISTS & fields.keys()}
     return tuple(fields[name] for name in FLAT[type(record)].columns)
 
 
@@ -170,4 +194,5 @@ def decode_flat(flat: Flat, row: Sequence[Any]) -> dict[str, Any]:
     prompt_tokens, completion_tokens = fields.pop("prompt_tokens"), fields.pop("completion_tokens")
     usage = {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens}
     fields |= {name: decode_key(fields[name]) for name in _HASHES & fields.keys()}
+    fields |= {name: json.loads(fields[name]) for name in _LISTS & fields.keys()}
     return fields | {"refused": bool(fields["refused"]), "usage": usage if prompt_tokens is not None else None}

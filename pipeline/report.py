@@ -130,6 +130,26 @@ def tracking(report: Report, unit: str, note: Callable[[], str] = str) -> Iterat
 
 
 @contextmanager
+def tracking_several(report: Report, unit: str) -> Iterator[Callable[[], OnProgress]]:
+    """Progress of stages that go on at once, as one; call for each stage's own listener."""
+    tallies: dict[int, Tally] = {}
+
+    def track() -> OnProgress:
+        number = len(tallies)
+        tallies[number] = Tally("", total=0)
+
+        def follow(tally: Tally) -> None:
+            tallies[number] = tally
+            done, total = sum(each.finished for each in tallies.values()), sum(each.total for each in tallies.values())
+            advance(done, total, "; ".join(filter(None, map(_troubles, tallies.values()))))
+
+        return follow
+
+    with progress(report, unit) as advance:
+        yield track
+
+
+@contextmanager
 def waiting(report: Report, what: str) -> Iterator[Callable[[str], None]]:
     """A wait without a known length; call with each new message."""
     report(Waiting(what))

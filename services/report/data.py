@@ -9,6 +9,7 @@ from eval.benchmark import Benchmark
 from eval.breakdown import PartRow
 from eval.findings import Difference, EvalResult
 from eval.image_reliance import Reliance
+from eval.margins import Margin
 from eval.matrix import Matrix
 from eval.prior import PriorReport
 from eval.published import PaperRow
@@ -104,6 +105,8 @@ class ReportData:
     """The base model beside the paper's figures, where they are of the same model and benchmark."""
     reliance: tuple[Reliance, ...] = ()
     """Where other images than the questions' own were shown, too."""
+    margins: tuple[Margin, ...] = ()
+    """Where the server was asked how likely each option is."""
     breakdown: tuple[PartRow, ...] = ()
     """By the benchmark's finer labels, where it has some."""
     repeats: tuple[Repeats, ...] = ()

@@ -62,4 +62,6 @@ def _draw(found: Evaluation) -> dict[str, str]:
         drawn["differences"] = figures.draw_differences(found.differences)
     if found.reliance:
         drawn["reliance"] = figures.draw_reliance(found.reliance)
+    if found.margins:
+        drawn["margins"] = figures.draw_margins(found.margins)
     return drawn

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from eval.findings import Difference, EvalResult
 from eval.image_reliance import Reliance
+from eval.margins import Margin
 from eval.table import OVERALL
 from pipeline.records import Interval
 from services.report.data import TrendRow
@@ -108,6 +109,24 @@ def draw_reliance(rows: Sequence[Reliance]) -> str:
         axes.set_xlabel("accuracy, %")
 
     return _render("reliance", 1.1 + max(0.62, 0.2 * (1 + len(shown))) * len(groups), draw)
+
+
+def draw_margins(rows: Sequence[Margin]) -> str:
+    """The mean margin of each checkpoint, in nats, by what was shown."""
+    checkpoints = list(dict.fromkeys(row.checkpoint for row in rows))
+    shown = list(dict.fromkeys(row.shown for row in rows))
+
+    def draw(axes: Axes) -> None:
+        for number, checkpoint in enumerate(checkpoints):
+            own = [row for row in rows if row.checkpoint == checkpoint]
+            shift = 0.24 * (number - (len(checkpoints) - 1) / 2)
+            places = [shown.index(row.shown) + shift for row in own]
+            _plot_intervals(axes, [row.margin for row in own], places, number, checkpoint.name, scale=1)
+        axes.axvline(0, color=_INK, linewidth=1)
+        _name_rows(axes, [name.replace("_", " ") for name in shown])
+        axes.set_xlabel("margin, nats")
+
+    return _render("margins", 1.1 + 0.27 * len(shown) * max(2, len(checkpoints)), draw)
 
 
 def draw_trend(rows: Sequence[TrendRow]) -> str:
@@ -239,12 +258,15 @@ def draw_histogram(values: Sequence[float], label: str, name: str) -> str:
     return _render(name, 2.5, draw)
 
 
-def _plot_intervals(axes: Axes, intervals: Sequence[Interval], places: Sequence[float], series: int, name: str) -> None:
-    """Points with their intervals, in percent or points, one row each."""
+def _plot_intervals(
+    axes: Axes, intervals: Sequence[Interval], places: Sequence[float], series: int, name: str, *, scale: float = 100
+) -> None:
+    """Points with their intervals, in percent or points but for another scale, one row each."""
     colour = _SERIES[min(series, len(_SERIES) - 1)]
     for interval, place in zip(intervals, places, strict=True):
-        axes.plot([100 * interval.low, 100 * interval.high], [place, place], color=colour, linewidth=2.2, alpha=0.55)
-    axes.plot([100 * interval.value for interval in intervals], places, "o", color=colour, markersize=6, label=name)
+        ends = [scale * interval.low, scale * interval.high]
+        axes.plot(ends, [place, place], color=colour, linewidth=2.2, alpha=0.55)
+    axes.plot([scale * interval.value for interval in intervals], places, "o", color=colour, markersize=6, label=name)
 
 
 def _plot_curves(

@@ -18,6 +18,7 @@ from typing import Any
 from markupsafe import Markup
 
 from eval.image_reliance import describe_reliance
+from eval.margins import describe_margins
 from eval.matrix import Matrix
 from eval.matrix_table import describe_logs, describe_reasons
 from eval.prior import describe_prior
@@ -83,6 +84,7 @@ def list_fields(data: ReportData) -> dict[str, Any]:
         "sentences": describe_differences(data.differences),
         "family": describe_family(data.differences) if data.differences else "",
         "reliance_sentences": describe_reliance(data.reliance),
+        "margins_sentences": describe_margins(data.margins),
         "repeats_sentences": describe_repeats(data.repeats),
         **_show_matrix(data.matrix),
         "hint_sentence": data.benchmark.note(data.recipe.eval),
@@ -126,6 +128,9 @@ def _draw_results(data: ReportData) -> list[Figure]:
     if data.reliance:
         caption = "Accuracy by the image that was shown, with 95 % intervals. What is lost is what the image was worth."
         drawn.append(_figure(figures.draw_reliance(data.reliance), caption))
+    if data.margins:
+        caption = "Margin of the right option over the best wrong one by what was shown, with 95 % intervals."
+        drawn.append(_figure(figures.draw_margins(data.margins), caption))
     if data.trend:
         caption = "Accuracy on the validation split after each round, with 95 % intervals."
         drawn.append(_figure(figures.draw_trend(data.trend), caption))

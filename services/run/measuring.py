@@ -14,7 +14,7 @@ from pipeline.client import ChatClient
 from pipeline.errors import CheckpointError, OnTrialError, RequestError, StageError, VcotError
 from pipeline.report import Report, Said, Warned
 from services.checkpoints.registry import Checkpoint, Registry
-from services.gateway.admin import end_trial, try_out
+from services.gateway.admin import end_trial, fetch_state, try_out
 from services.recipes.recipe import Recipe
 from services.run.gateways import Gateway
 
@@ -37,6 +37,11 @@ class Trials:
     """How often it is asked whether another command's trial is over."""
     owner: str = field(default_factory=lambda: secrets.token_hex(8))
     """What this command is to the gateway."""
+
+    async def list_served(self) -> set[str]:
+        """The digests of what answers now. Raises ServerError where nothing does."""
+        state = await fetch_state(await self.gateway.open())
+        return {ref.digest for replica in state.replicas for ref in replica.serves}
 
     async def measure(self, checkpoint: Checkpoint, ask: Callable[[ChatClient], Awaitable[T]]) -> T:
         """What `ask` finds with a client for which `checkpoint`, registered or not, is served under its name and digest.

@@ -17,7 +17,7 @@ from services.checkpoints.registry import Checkpoint
 from services.run import results
 from services.run.parity_gate import parity_stage
 from services.run.session import Session
-from services.run.steps import ask_questions
+from services.run.side_by_side import ask_checkpoints
 from training.protocol.job import read_record
 
 
@@ -27,9 +27,9 @@ async def probe_priors(
     """Ask what is owed, and keep what came of it as `prior.json`; `named` as in `evaluate_scores`."""
     await parity_stage(session, checkpoints)
     questions = load_drawings(session)
-    for checkpoint in checkpoints:
-        session.report(Began("probe", f"{checkpoint.ref.name}: {len(questions.tasks)} unusual drawings"))
-        await ask_questions(session, "probe", checkpoint, questions)
+    names = ", ".join(each.ref.name for each in checkpoints)
+    session.report(Began("probe", f"{names}: {len(questions.tasks)} unusual drawings"))
+    await ask_checkpoints(session, "probe", checkpoints, questions)
     refs = [checkpoint.ref for checkpoint in checkpoints]
     report = build_prior(questions.scores(refs, session.run.ledger)["true"], refs)
     write_record(results.claim_folder(session.run, named) / results.PRIOR, report)

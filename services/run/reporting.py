@@ -13,6 +13,7 @@ from rich.console import RenderableType
 
 from eval.benchmark import Benchmark
 from eval.evaluate import Evaluation, Scores, evaluate, render_evaluation
+from eval.margins import build_margins
 from pipeline.contamination import Contamination
 from pipeline.files import write_record
 from pipeline.records import Response, StageCount
@@ -63,9 +64,14 @@ def evaluate_scores(
     `named` are the checkpoints where a user chose them, and not the run.
     """
     run, refs = session.run, [checkpoint.ref for checkpoint in checkpoints]
-    recipe, notes = run.recipe, describe_grader(session, session.questions(run.recipe.eval.split))
+    recipe, questions = run.recipe, session.questions(run.recipe.eval.split)
+    notes = describe_grader(session, questions)
     found = evaluate(scores, refs, session.benchmark, recipe.eval, model=recipe.model.source, notes=notes)
-    evaluation = RunEvaluation(**dict(found) | {"matrix": score_run(session, refs)}, trend=tuple(trend))
+    more = {
+        "margins": build_margins(questions.margins(refs, run.ledger), questions.tasks, refs),
+        "matrix": score_run(session, refs),
+    }
+    evaluation = RunEvaluation(**dict(found) | more, trend=tuple(trend))
     write_record(results.claim_folder(run, named) / results.RESULTS, evaluation)
     return evaluation
 
@@ -104,6 +110,7 @@ def list_findings(session: Session, evaluation: RunEvaluation, training: Path | 
         "chance": evaluation.chance,
         "published": evaluation.published,
         "reliance": evaluation.reliance,
+        "margins": evaluation.margins,
         "repeats": evaluation.repeats,
         "breakdown": evaluation.breakdown,
         "matrix": evaluation.matrix,

@@ -20,6 +20,7 @@ from pipeline.gain import count_gains, list_owed
 from pipeline.image_gains import GainAsk, measure_gains
 from pipeline.judges import Judge
 from pipeline.judging import find_unjudged_fault
+from pipeline.option_scores import list_owed_options, score_options
 from pipeline.pairs import Couple, needs_gains
 from pipeline.prompts import PROMPTS
 from pipeline.publish import name_judge, publish_pairs
@@ -41,6 +42,7 @@ from services.run.overlap_gate import check_overlap, read_overlap
 from services.run.parity_gate import parity_stage
 from services.run.rounds import Round, make_judge, reading_texts
 from services.run.session import Session
+from services.run.side_by_side import ask_checkpoints
 
 
 async def sample_stage(current: Round) -> None:
@@ -223,17 +225,35 @@ async def eval_stage(session: Session, checkpoints: Sequence[Checkpoint], split:
     """Ask one split of the benchmark of each checkpoint, after checking that it is served as it was trained."""
     await parity_stage(session, checkpoints)
     questions = session.questions(split)
-    for checkpoint in checkpoints:
-        session.report(Began("eval", f"{checkpoint.ref.name}: {questions.summary}"))
-        await ask_questions(session, "eval", checkpoint, questions)
+    _check_images(questions.tasks, session.run.recipe.serve)
+    session.report(Began("eval", f"{', '.join(each.ref.name for each in checkpoints)}: {questions.summary}"))
+    await ask_checkpoints(session, "eval", checkpoints, questions)
+    if questions.section.margins and split == session.run.recipe.eval.split:
+        for checkpoint in checkpoints:
+            await ask_options(session, checkpoint, questions)
     await grade_stage(session, checkpoints, questions)
 
 
-async def ask_questions(session: Session, stage: str, checkpoint: Checkpoint, questions: Questions) -> None:
-    """Ask a checkpoint what it has not answered yet."""
-    requests = questions.requests_by_task(checkpoint.ref)
-    _check_images(questions.tasks, session.run.recipe.serve)
-    await _ask(session, f"{stage} {checkpoint.ref.name}", checkpoint, requests, questions.section.max_concurrency)
+async def ask_options(session: Session, checkpoint: Checkpoint, questions: Questions) -> None:
+    """Ask a checkpoint how likely it finds each option, with every image of the recipe, as far as it was not asked."""
+    ledger, section = session.run.ledger, questions.section
+    requests = [request for shown in section.images for request in questions.option_requests(checkpoint.ref, shown)]
+    session.report(Began("margins", f"{checkpoint.ref.name}: how likely it finds the options, {len(requests)} times"))
+    owed, tally = list_owed_options(requests, ledger)
+
+    async def ask(client: ChatClient) -> StageCount:
+        with tracking(session.report, "questions") as on_progress:
+            return await score_options(
+                requests,
+                client,
+                ledger,
+                session.run.images,
+                max_concurrency=section.max_concurrency,
+                on_progress=on_progress,
+            )
+
+    count = await session.measure(checkpoint, ask) if owed else tally.close()
+    session.account(count.model_copy(update={"stage": f"margins {checkpoint.ref.name}"}))
 
 
 async def swap_stage(session: Session, checkpoint: Checkpoint) -> None:

@@ -8,6 +8,7 @@ from pyarrow import parquet
 
 from eval.evaluate import Evaluation, render_evaluation
 from eval.image_reliance import build_reliance
+from eval.margins import build_margins
 from eval.matrix import Matrix, RuleResult
 from eval.repeats import build_repeats
 from eval.table import build_chance, build_differences, build_results
@@ -22,6 +23,7 @@ from eval.table_files import (
 )
 from pipeline.records import Interval
 from tests.eval.test_evaluate import load, store
+from tests.eval.test_margins import BLANK, TASKS, TRUE, tell
 from tests.eval.test_table import BASE, POLICY, SUBJECTS, outcomes
 
 __all__ = ["store"]
@@ -43,13 +45,14 @@ def make_evaluation(policy=HOSTILE):
         chance=build_chance(scores, SUBJECTS),
         reliance=tuple(build_reliance({"true": scores, "blank": lost}, [BASE, policy])),
         repeats=tuple(build_repeats(scores, [BASE, policy])),
+        margins=tuple(build_margins({"true": tell(TRUE, BASE), "blank": tell(BLANK, BASE)}, TASKS, [BASE])),
     )
 
 
 def test_csv_and_parquet_hold_every_figure_in_full():
     found = make_evaluation()
     tables = list_rows(found)
-    assert set(tables) == {"results", "differences", "repeats", "reliance"}
+    assert set(tables) == {"results", "differences", "repeats", "reliance", "margins"}
     for rows in tables.values():
         back = parquet.read_table(io.BytesIO(write_parquet(rows))).to_pylist()
         assert [{k: v for k, v in row.items() if v is not None} for row in back] == [
@@ -62,6 +65,9 @@ def test_csv_and_parquet_hold_every_figure_in_full():
     assert tables["differences"][0]["accuracy.low"] == found.differences[0].accuracy.low
     assert tables["repeats"][0]["pass_at_2.share.value"] == found.repeats[0].pass_at[1].share.value
     assert tables["reliance"][0] == flatten(found.reliance[0])
+    true, blank = tables["margins"]
+    assert blank == flatten(found.margins[1])
+    assert set(blank) - set(true) == {"lost.value", "lost.low", "lost.high", "lost.n"}
 
 
 def make_matrix():
@@ -124,7 +130,7 @@ def test_markdown_has_tables_and_whole_sentences_and_names_stay_names(store, tmp
     found = make_evaluation(policy)
     text = write_markdown(render_evaluation(found, load(store, tmp_path).benchmark))
     tables = [block.splitlines() for block in text.split("\n\n") if block.startswith("|")]
-    assert len(tables) == 4
+    assert len(tables) == 5
     assert all(len({line.count("|") for line in table}) == 1 for table in tables)
     assert "a smaller one would mostly be missed." in text
     assert "<i>" not in text

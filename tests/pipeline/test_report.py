@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.report import Began, Ended, Progress, Waiting, aside, progress, tracking, waiting
+from pipeline.report import Began, Ended, Progress, Waiting, aside, progress, tracking, tracking_several, waiting
 from pipeline.stage import Tally
 
 
@@ -28,3 +28,21 @@ def test_what_failed_inside_is_ended_too(open_one, first):
     with pytest.raises(ValueError, match="inside"), open_one(events.append):
         raise ValueError("inside")
     assert events == [first, Ended()]
+
+
+def test_stages_that_go_on_at_once_are_told_as_one():
+    events = []
+    first, second = Tally("eval", total=3), Tally("eval", total=4)
+    with tracking_several(events.append, "responses") as track:
+        listeners = track(), track()
+        listeners[0](first)
+        second.add("failed", reason="timeout")
+        listeners[1](second)
+        first.add("ok", 2)
+        listeners[0](first)
+    assert [(event.done, event.total, event.note) for event in events[1:-1]] == [
+        (0, 3, ""),
+        (1, 7, "1 failed"),
+        (3, 7, "1 failed"),
+    ]
+    assert events[-1] == Ended()

@@ -10,8 +10,10 @@ from PIL import Image, ImageDraw
 from eval.benchmarks.nano_world import NANO
 from eval.breakdown import build_breakdown
 from eval.image_reliance import build_reliance
+from eval.margins import build_margins
 from eval.repeats import build_repeats
 from eval.table import build_chance, build_differences, build_results
+from pipeline.odds import OptionScores
 from pipeline.pairs import PreferencePair
 from pipeline.records import CheckpointRef, ImageRef, Score, StageCount, Task
 from services.recipes.recipe import load_recipe
@@ -129,6 +131,29 @@ def make_reliance(scores):
     rng = random.Random(5)
     lost = [s.model_copy(update={"value": "incorrect"} if s.value and rng.random() < 0.33 else {}) for s in scores]
     return tuple(build_reliance({"true": scores, "blank": lost, "other": lost}, [BASE, POLICY]))
+
+
+def make_margins():
+    """As if the right option led by about 2 nats, and by nothing with a blank image."""
+    rng = random.Random(6)
+    tasks = [
+        Task(id=f"nano-{n}", question="q?", choices=("a", "b"), answer=0, source="nano", split="test")
+        for n in range(50)
+    ]
+    found = {
+        shown: [
+            OptionScores(
+                key=f"{shown} {task.id} {ref.name}",
+                task=task.id,
+                checkpoint=ref.digest,
+                logps=(rng.gauss(mean, 1), 0.0),
+            )
+            for ref in (BASE, POLICY)
+            for task in tasks
+        ]
+        for shown, mean in (("true", 2), ("blank", 0))
+    }
+    return tuple(build_margins(found, tasks, [BASE, POLICY]))
 
 
 def make_breakdown(scores):

@@ -22,6 +22,7 @@ from training.protocol.search import Settings, Sweep, SweepPoint
 run = runpy.run_path(str(Path(__file__).with_name("report_data.py")))
 make_data, make_example = run["make_data"], run["make_example"]
 make_scores, make_reliance, make_trend = run["make_scores"], run["make_reliance"], run["make_trend"]
+make_margins = run["make_margins"]
 make_repeats = run["make_repeats"]
 make_image = run["make_image"]
 VOID = {"meta", "img", "br", "link", "input", "hr"}
@@ -215,14 +216,17 @@ def test_a_response_without_format_is_shown_as_it_is(tmp_path):
 
 def test_what_was_not_probed_is_not_shown_and_what_was_is(page, tmp_path):
     assert "Image reliance" not in page.text
+    assert "Margins:" not in page.text
     assert "Rounds, on the validation split" not in page.text
     scores = make_scores(100)
-    data = make_data(reliance=make_reliance(scores), trend=make_trend(scores))
+    data = make_data(reliance=make_reliance(scores), trend=make_trend(scores), margins=make_margins())
     probed = Page(write_report(data, tmp_path / "report.html").read_text("utf-8"))
     assert "Answers changed base zero_shot 0.4 blank" in probed.text
     assert "dpo-3fa29b01cc chosen base" in probed.text
     assert "600 324 46.0 % 0.79 22.5 0.81" in probed.text
-    assert len(probed.all("caption")) == len(probed.all("table")) == 6
+    assert "With its own image base finds the right option" in probed.text
+    assert "Margin of the right option over the best wrong one" in probed.text
+    assert len(probed.all("caption")) == len(probed.all("table")) == 7
 
 
 def test_page_of_a_run_that_has_only_begun(tmp_path):
@@ -245,6 +249,7 @@ def test_figures_follow_the_pages_colours():
         figures.draw_accuracy(data.results, 0.25),
         figures.draw_differences(data.differences),
         figures.draw_reliance(make_reliance(make_scores(100))),
+        figures.draw_margins(make_margins()),
         figures.draw_trend(make_trend(make_scores(100))),
         figures.draw_loss(data.progress),
         figures.draw_rewards(data.progress),

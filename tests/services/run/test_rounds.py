@@ -5,8 +5,10 @@ from dataclasses import replace
 import pytest
 
 from eval.image_reliance import Reliance
-from pipeline.errors import DataError, InputError, RecipeError
+from pipeline.errors import DataError, InputError, OwedError, RecipeError
 from pipeline.images import ImageStore
+from pipeline.odds import OptionScores
+from pipeline.option_scores import key_options
 from pipeline.prompts import split_thought
 from pipeline.records import Response, Usage
 from pipeline.sections import TasksSection
@@ -18,7 +20,7 @@ from services.run.directory import open_run
 from services.run.reporting import evaluate_scores
 from services.run.rounds import list_rounds, make_judge
 from services.run.session import Session
-from services.run.steps import eval_stage, judge_stage, load_scores, pair_stage, sample_stage
+from services.run.steps import ask_options, eval_stage, judge_stage, load_scores, pair_stage, sample_stage
 from services.run.trend import choose_round, render_trend
 from tests.services.fake_vllm import write_checkpoint
 
@@ -187,6 +189,40 @@ async def test_what_was_shown_instead_of_the_image_is_scored_against_the_questio
     assert {(row.shown, row.reliance.value) for row in found.reliance} == {("blank", 1.0), ("other", 1.0)}
     assert {row.num_scored for row in found.results} == {9}
     assert isinstance(found.reliance[0], Reliance)
+
+
+def set_eval(session, **fields):
+    section = session.run.recipe.eval.model_copy(update=fields)
+    object.__setattr__(session.run, "recipe", session.run.recipe.model_copy(update={"eval": section}))
+
+
+async def test_margins_are_of_what_the_run_holds_and_nothing_is_asked_for_them_again(session):
+    set_eval(session, margins=True, images=("true", "blank"))
+    questions, base = session.questions("test"), session.base.ref
+    answer(session, questions.requests(base), lambda task, index: True)
+    with pytest.raises(OwedError, match="does not hold how likely base finds the options on test with the true image"):
+        questions.margins([base], session.run.ledger)
+    for shown, lead in (("true", 2.0), ("blank", 0.5)):
+        for number, request in enumerate(questions.option_requests(base, shown)):
+            own = request.task.answer
+            logps = tuple(lead + number / 8 if place == own else 0.0 for place in range(len(request.task.choices)))
+            fields = {"key": key_options(request), "task": request.task.id, "checkpoint": base.digest}
+            session.run.ledger.put([OptionScores(**fields, logps=logps)])
+    await ask_options(session, session.base, questions)
+    assert (session.counts[-1].stage, session.counts[-1].cached) == ("margins base", 18)
+    found = evaluate_scores(session, load_scores(session, [session.base], "test"), [session.base])
+    assert [(row.shown, row.margin.value) for row in found.margins] == [("true", 2.5), ("blank", 1.0)]
+    assert found.margins[1].lost.value == 1.5
+    set_eval(session, margins=False)
+    session.asked.clear()
+    assert evaluate_scores(session, load_scores(session, [session.base], "test"), [session.base]).margins == ()
+
+
+async def test_margins_of_questions_without_options_are_refused(session):
+    questions = session.questions("test")
+    tasks = [task.model_copy(update={"choices": (), "answer": None, "gold": "x"}) for task in questions.tasks]
+    with pytest.raises(RecipeError, match=r"eval\.margins asks how likely each option is"):
+        replace(questions, tasks=tasks).option_requests(session.base.ref, "true")
 
 
 def test_a_round_leaves_out_questions_about_an_earlier_image(tmp_path):

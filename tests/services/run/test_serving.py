@@ -19,6 +19,7 @@ from bench.engine import children
 from pipeline.client import ChatClient
 from pipeline.errors import CheckpointError, MachineError, RequestError, ServerError
 from pipeline.records import SamplingParams
+from pipeline.report import Said
 from services.checkpoints.registry import Checkpoint
 from services.cli import commands
 from services.cli.terminal import Terminal
@@ -29,7 +30,7 @@ from services.run.directory import Run, open_run
 from services.run.rounds import list_rounds
 from services.run.serving import Serving, _only_gateway, _persist, _serve, is_served, running_gateway
 from services.run.session import Session
-from services.run.steps import sample_stage, swap_stage
+from services.run.steps import eval_stage, load_scores, sample_stage, swap_stage
 from tests.services.engine.test_vllm import processes
 from tests.services.fake_vllm import install_stub, write_checkpoint
 
@@ -195,6 +196,27 @@ async def test_measuring_moves_no_alias_and_nobody_else_meets_it(small: Run, tmp
     assert answers[-1] == (200, "tuned")
     assert (after.aliases, after.live) == (before.aliases, before.live)
     assert [replica.num_restarts for replica in after.replicas] == [0] * replicas
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+async def test_what_two_replicas_hold_is_evaluated_at_once_and_with_one_in_turn(
+    small: Run, tmp_path: Path, replicas: int
+) -> None:
+    """Either way each is asked all of it, and what is live stays."""
+    with open_run(small.directory, None, [f"serve.replicas={replicas}"]) as run:
+        async with running_gateway(run, lambda _: None) as gateway, Session(run, Terminal()) as session:
+            while len([r for r in (await fetch_state(gateway.url)).replicas if r.serves]) < replicas:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+            base, told = session.base, list[str]()
+            tuned = session.registry.register(write_checkpoint(tmp_path / "tuned", "tuned", 2.0))
+            session.report = lambda event: told.append(event.text) if isinstance(event, Said) else None
+            await eval_stage(session, [base, tuned], "test")
+            assert {count.stage for count in session.counts} == {"eval base", "eval tuned"}
+            assert all(count.ok == count.requested > 0 for count in session.counts)
+            assert ("base, tuned are served side by side" in told) == (replicas == 2)
+            assert (await live_checkpoint(gateway.url)).name == "base"
+            scores = load_scores(session, [base, tuned], "test")["true"]
+            assert {score.checkpoint for score in scores} == {base.ref.digest, tuned.ref.digest}
 
 
 async def test_the_loops_swap_is_a_step_of_its_own(
