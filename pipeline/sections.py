@@ -372,8 +372,8 @@ class EvalSection(Section):
     """Of the drawn questions and of the sampling."""
     hint: bool = False
     """Whether ScienceQA's hint stands before a question that has one; the paper's figures have none."""
-    max_concurrency: Count = 16
-    """Requests in flight, at most, as in sample."""
+    max_concurrency: Count = 128
+    """Requests in flight, at most, as in sample; of one response each, so a server takes more of them."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
