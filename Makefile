@@ -22,14 +22,15 @@ help: ## this list
 demo: setup ## run the whole mission in miniature, on two CPU cores
 	$(BIN)/vcot demo $(ARGS)
 
+TWO = -n 2 --dist loadgroup # two processes, of which one starts the real servers (tests/conftest.py)
 test: setup ## the tests, the real vLLM and TRL included: minutes
-	$(BIN)/pytest -m "not slow and not rehearsal" --durations=10 $(ARGS)
+	$(BIN)/pytest $(TWO) -m "not slow and not rehearsal" --durations=10 $(ARGS)
 
 test-slow: setup ## the long end-to-end tests: several servers, several training processes, other models
 	$(BIN)/pytest -m slow --durations=10 $(ARGS)
 
 test-fast: setup ## the tests without real servers: seconds
-	$(BIN)/pytest -m "not e2e and not slow and not compose and not rehearsal" $(ARGS)
+	$(BIN)/pytest $(TWO) -m "not e2e and not slow and not compose and not rehearsal" $(ARGS)
 
 test-rehearsal: setup ## the paper's run at LLaVA-1.5's shape, shortened: real vLLM and TRL, a simulated OpenAI; 8 minutes
 	$(BIN)/pytest -s -m rehearsal --durations=10 tests/rehearsal $(ARGS)
@@ -98,7 +99,7 @@ bench/peers/.venv-%/.ready: bench/peers/requirements/%.txt | setup
 	$(UV) pip sync --quiet --python $(@D)/bin/python --require-hashes $<
 	touch $@
 
-bench-steps: setup ## memory of judging and pairing a large run, beside a run held whole
+bench-steps: setup ## memory of judging and pairing a large run, beside a run held whole, or (--each) by every judge and pair policy
 	$(BIN)/python -m bench.steps $(ARGS)
 
 bench-train: setup ## steps per second beside plain TRL's trainer

@@ -37,9 +37,9 @@ from bench.offline import Offline
 from eval.evaluate import Questions, load_questions
 from pipeline.client import ChatClient
 from pipeline.ledger import Ledger
-from pipeline.run import Run, open_run
 from pipeline.sample import SampleRequest, sample
 from services.gateway.admin import fetch_state, live_checkpoint
+from services.run.directory import Run, open_run
 from services.run.serving import running_gateway
 
 

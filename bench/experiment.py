@@ -28,10 +28,10 @@ from eval.evaluate import Scores
 from eval.statistics import adjust_holm, compare_paired, estimate_accuracy
 from eval.table import Setting, format_estimate, format_p, list_settings, question_shares, select_scores
 from pipeline.records import Interval, Record, Score, ShownImage
-from pipeline.run import open_run
 from services.cli.commands import run_all
 from services.cli.terminal import Terminal
 from services.jobs.trainer import read_progress
+from services.run.directory import open_run
 from services.run.rounds import list_rounds
 from services.run.serving import running_gateway
 from services.run.session import Session
@@ -114,7 +114,7 @@ MEASURES = ("accuracy", "own - blank", "own - other")
 async def run_arms(
     directory: Path, methods: Sequence[str], seeds: Sequence[int], overrides: Sequence[str]
 ) -> list[Arm]:
-    """Teach and examine every method with every seed, behind one gateway."""
+    """Train and evaluate every method with every seed, behind one gateway."""
     terminal, arms = Terminal(), [Arm("base", []), *(Arm(method, []) for method in methods)]
     with open_run(directory, "nano", overrides) as run:
         async with running_gateway(run, terminal.say):

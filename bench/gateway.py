@@ -135,8 +135,9 @@ def serve_gateway(folder: Path, port: int, upstream_port: int) -> None:
     """Be the gateway: `vcot serve`, but for the server that it starts. Imported here: only the child needs it."""
     from pipeline.errors import ServerError
     from pipeline.identity import read_manifest, write_manifest
-    from pipeline.sections import ModelSection, ServeSection
+    from pipeline.sections import ModelSection
     from services.checkpoints.registry import Checkpoint, Registry
+    from services.engine.serve_section import ServeSection
     from services.engine.vllm import Endpoint
     from services.gateway.fleet.group import Fleet
     from services.gateway.fleet.roster import Roster

@@ -20,9 +20,9 @@ import orjson
 from bench.engine import NANO
 from pipeline.client import user_message
 from pipeline.images import ImageStore
-from pipeline.run import Run
 from pipeline.sample import SampleRequest
 from services.engine.command import find_build, server_environment
+from services.run.directory import Run
 
 # vLLM stays out of the benchmark's process. A line of JSON in, the seconds and the responses out.
 _OFFLINE = """

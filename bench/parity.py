@@ -34,18 +34,18 @@ from pipeline.images import ImageStore
 from pipeline.pairs import PreferencePair
 from pipeline.prompts import render_prompt
 from pipeline.publish import publish_pairs
-from pipeline.recipe import load_recipe
 from pipeline.records import CheckpointRef, content_key
-from pipeline.run import open_run
-from pipeline.sections import Dtype
 from pipeline.sources.nano.questions import generate_nano, render_target
 from services.gateway.admin import swap_to, try_out
 from services.jobs import trainer
+from services.recipes.recipe import load_recipe
+from services.run.directory import open_run
 from services.run.parity import ask_served
 from services.run.serving import running_gateway
 from training.merge.build import Build
 from training.protocol.agreement import Answers, Probe, compare_served, read_probe
 from training.protocol.job import ADAPTER, Retention, TrainJob
+from training.protocol.train_sections import Dtype
 
 _NUM_TRAIN, _NUM_VALIDATION = 96, 16
 _FIXED = ("train.target_modules=language-model", "serve.port=0")

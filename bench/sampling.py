@@ -32,11 +32,11 @@ from pipeline.client import ChatClient
 from pipeline.images import ImageStore
 from pipeline.ledger import Ledger
 from pipeline.records import CheckpointRef, Response, SamplingParams, Task, content_key
-from pipeline.run import open_run
 from pipeline.sample import Plan, sample
 from pipeline.sources.nano.questions import generate_nano
 from pipeline.stage import batched
 from services.gateway.admin import live_checkpoint
+from services.run.directory import open_run
 from services.run.serving import running_gateway
 
 _K = 8

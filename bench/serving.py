@@ -28,10 +28,10 @@ import uvloop
 
 from bench.engine import chat, open_session, question, say, vllm_socket
 from pipeline.errors import ServerError
-from pipeline.run import open_run
 from services.engine.command import SERVED_NAME
 from services.engine.vllm import Endpoint
 from services.gateway.admin import fetch_state
+from services.run.directory import open_run
 from services.run.serving import running_gateway
 
 _K = 8

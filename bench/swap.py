@@ -37,11 +37,11 @@ import uvloop
 
 from bench.engine import chat, chat_streamed, make_variant, open_session, question, say
 from pipeline.errors import ServerError
-from pipeline.run import Run, open_run
 from services.checkpoints.registry import Registry
 from services.engine.command import SERVED_NAME
 from services.engine.vllm import Endpoint, VllmServer
 from services.gateway.admin import live_checkpoint, register, swap_to
+from services.run.directory import Run, open_run
 from services.run.serving import running_gateway
 
 _NUM_QUESTIONS = 32

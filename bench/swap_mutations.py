@@ -50,10 +50,10 @@ from bench.stamped_load import QUESTIONS, Tally, answer, learn, load
 from bench.swapped_checkpoints import make_adapter, retemplated, sort_out
 from pipeline.errors import VcotError
 from pipeline.identity import read_manifest
-from pipeline.run import Run, open_run
 from services.checkpoints.registry import Checkpoint
 from services.engine.vllm import Endpoint, VllmServer
 from services.gateway.admin import GatewayState, fetch_state, register, swap_to
+from services.run.directory import Run, open_run
 from services.run.serving import running_gateway
 
 _MAX_RECOVERY_S = 8.0

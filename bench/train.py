@@ -56,14 +56,14 @@ from pipeline.images import ImageStore
 from pipeline.pairs import PreferencePair
 from pipeline.prompts import render_prompt
 from pipeline.publish import publish_pairs
-from pipeline.recipe import load_recipe
-from pipeline.sections import TrainSection
 from pipeline.sources.nano.questions import generate_nano, render_target
+from services.recipes.recipe import load_recipe
 from training.dpo.fit import adapt_model, lora_config, training_arguments
 from training.dpo.reference import attach_reference
 from training.dpo.rows import PairCollator, check_pairs, load_pairs
 from training.model.loading import free_memory, load_model, load_processor, quiet_libraries
 from training.model.template import Processor
+from training.protocol.train_sections import TrainSection
 
 NANO = Path(__file__).parents[1] / "training" / "checkpoints" / "nano"
 WAYS = ("trl", "cached", "shared")

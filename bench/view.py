@@ -1,4 +1,4 @@
-"""How fast `vcot view` opens a large run, pages through it and filters it; over HTTP, from a process of its own.
+"""How fast `vcot view` opens a large run, pages through it and filters it, from a process of its own; and `vcot report`.
 
     make bench-view          (python -m bench.view [--responses N] [--k K] [--keep DIR])
 
@@ -11,6 +11,8 @@ started twice: without an index (`cold_...`), and asked for pages until the inde
     first_page_ms, first_filter_ms   the slowest asked for the first time; `slowest_first_...` names it
     while_indexing_ms     the same page of tasks, asked twice a second meanwhile: median and worst
     index_s, index_mb     until the index is whole, and its size; `ledger_mb` beside it
+    report_s, report_mb   `vcot report` of a run with a tenth of the responses, with the base's evaluation: the command, its
+                          CPU time (`report_cpu_s`), and the page
     server_mb             resident memory of the server, without the process that makes the index
 
 Limits: whatever else runs on the machine; one reader.
@@ -41,10 +43,10 @@ from pipeline.judges import judgment_keys
 from pipeline.prompts import split_thought
 from pipeline.records import ImageRef, Judgment, Response, Task, Usage
 from pipeline.report import ignore
-from pipeline.run import Run, open_run
 from pipeline.sample import Plan, SampleRequest
 from pipeline.sources.source import key_tasks
 from pipeline.stage import batched
+from services.run.directory import Run, open_run
 from services.run.rounds import make_judge
 from services.run.session import Session
 
@@ -85,10 +87,12 @@ def write_run(directory: Path, num_responses: int, k: int) -> None:
     sizes = (f"tasks.num_tasks={num_responses // k}", f"sample.k={k}")
     with open_run(directory, "nano", sizes, access="alone") as run:
         session = Session(run, ignore)
-        image = run.images.put_png(Image.new("RGB", (56, 56), "red"))
+        images = [run.images.put_png(Image.new("RGB", (56, 56), (shade, 0, 0))) for shade in range(256)]
         path = run.path("tasks", f"{key_tasks(run.recipe.tasks)}.jsonl")
         with path.open("w") as file:
-            file.writelines(f"{_make_task(n, image).model_dump_json()}\n" for n in range(num_responses // k))
+            file.writelines(
+                f"{_make_task(n, images[n % len(images)]).model_dump_json()}\n" for n in range(num_responses // k)
+            )
         _fill(run, Plan(_read(path), run.recipe.sample.prompt, session.base.ref, run.recipe.sample.params()))
         run.ledger.close()
 
@@ -197,6 +201,23 @@ def measure_warm(directory: Path) -> dict[str, Any]:
     return found
 
 
+def measure_report(directory: Path) -> dict[str, Any]:
+    with open_run(directory, access="alone") as run:
+        session = Session(run, ignore)
+        draw = random.Random(1)
+        for chunk in batched(session.questions("test").requests(session.base.ref), 256):
+            run.ledger.put([response for request in chunk for response in _answer(request, draw)])
+        run.ledger.close()
+    began, before = time.perf_counter(), os.times()
+    subprocess.run(
+        [sys.executable, "-m", "services.cli", "report", "--run", str(directory)], check=True, capture_output=True
+    )
+    took, after = time.perf_counter() - began, os.times()
+    cpu = after.children_user + after.children_system - before.children_user - before.children_system
+    size = (directory / "report" / "index.html").stat().st_size
+    return {"report_s": round(took, 1), "report_cpu_s": round(cpu, 1), "report_mb": round(size / 1e6, 2)}
+
+
 def _read_cpu(pid: int) -> float:
     """Seconds of CPU that a process took."""
     fields = Path(f"/proc/{pid}/stat").read_text("ascii").rpartition(")")[2].split()
@@ -225,6 +246,9 @@ def main(options: argparse.Namespace) -> None:
             print(f"the run was written in {time.perf_counter() - began:.0f} s", file=sys.stderr)
         found: dict[str, Any] = {"responses": options.responses, "k": options.k, "cores": os.cpu_count()}
         found |= measure_cold(directory) | measure_warm(directory)
+        tenth = Path(folder, "tenth")
+        write_run(tenth, options.responses // 10, options.k)
+        found |= {"report_responses": options.responses // 10} | measure_report(tenth)
         found["ledger_mb"] = (directory / "ledger.sqlite").stat().st_size >> 20
         found["index_mb"] = sum(path.stat().st_size for path in (directory / "view").glob("index.sqlite*")) >> 20
     print(orjson.dumps(found).decode())

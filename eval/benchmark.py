@@ -13,6 +13,7 @@ from operator import attrgetter
 
 from pydantic import ValidationError
 
+from eval.eval_section import EvalSection
 from eval.scorer import score_choice
 from eval.table import OVERALL
 from pipeline.errors import RecipeError
@@ -20,7 +21,7 @@ from pipeline.files import explain
 from pipeline.open_lists import BENCHMARK_NAMES
 from pipeline.plugins import Plugins
 from pipeline.records import PromptName, Response, Score, Split, Task
-from pipeline.sections import EvalSection, TasksSection
+from pipeline.sections import TasksSection
 from pipeline.sources.source import find_source
 
 _ALL: tuple[Split, ...] = ("train", "validation", "test")
@@ -62,7 +63,7 @@ class Benchmark:
                 f"benchmark {self.name} has answers for {' and '.join(self.splits)} only, not for {split}; set eval.split "
                 "to one that it has (with rounds.num > 1, validation is asked, too)"
             )
-        fields = section.model_dump(include={"path", "revision", "num_tasks", "seed", "hint"})
+        fields = section.model_dump(include={"path", "columns", "revision", "num_tasks", "seed", "hint"})
         try:
             asked = TasksSection.model_validate({"source": self.source, "split": split, **fields})
         except ValidationError as error:
@@ -76,8 +77,11 @@ class Benchmark:
 
     def score(self, task: Task, response: Response) -> Score:
         """The score of a response, in its column and under its labels. Raises DataError for a task without a gold answer."""
-        found = {"subject": self.column_of(task), "labels": self.labels_of(task)}
-        return self.scorer(task, response).model_copy(update=found)
+        return self.label(task, self.scorer(task, response))
+
+    def label(self, task: Task, score: Score) -> Score:
+        """A score of the task in its column and under its labels."""
+        return score.model_copy(update={"subject": self.column_of(task), "labels": self.labels_of(task)})
 
     def compare_official(self, split: Split, tasks: Sequence[Task]) -> str | None:
         """How all its questions of `split` differ in number from the official ones, in a sentence; None if they do not."""

@@ -7,8 +7,9 @@ back with `Questions.scores`, and gives the scores to `evaluate`. Nothing here t
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from rich.console import RenderableType
@@ -16,18 +17,21 @@ from rich.text import Text
 
 from eval.benchmark import Benchmark, find_benchmark
 from eval.breakdown import PartRow, build_breakdown, render_breakdown
+from eval.eval_section import EvalSection
 from eval.findings import Difference, EvalResult
 from eval.image_reliance import Reliance, ask_instead, build_reliance, render_reliance
+from eval.matrix import Matrix
 from eval.published import PaperRow, compare_published, load_published, render_published
 from eval.repeats import Repeats, build_repeats, render_repeats
+from eval.scorer import score_judged
 from eval.table import build_chance, build_differences, build_results, render_results
-from pipeline.errors import DataError, OwedError
+from pipeline.errors import DataError, OwedError, RecipeError
 from pipeline.images import ImageStore
+from pipeline.judges import Judge, find_judge
+from pipeline.judging import look_at_judgments
 from pipeline.ledger import Ledger
-from pipeline.recipe import Recipe
 from pipeline.records import CheckpointRef, Record, Response, Score, ShownImage, Split, Task
-from pipeline.sample import Plan, SampleRequest
-from pipeline.sections import EvalSection
+from pipeline.sample import Group, Plan, SampleRequest
 from pipeline.sources import load_tasks
 
 _log = logging.getLogger(__name__)
@@ -89,12 +93,55 @@ class Questions:
 
     def _score(self, checkpoint: CheckpointRef, shown: ShownImage, ledger: Ledger) -> list[Score]:
         keys = [key for request in self.requests(checkpoint, [shown]) for key in request.response_keys()]
-        found, tasks = ledger.get(Response, keys), {task.id: task for task in self.tasks}
+        found = ledger.get(Response, keys)
         if not found:
             raise OwedError(
                 f"the run holds no answer of {checkpoint.name} on {self.split} with the {shown} image; run `vcot eval` first"
             )
-        return [self.benchmark.score(tasks[found[key].task], found[key]) for key in keys if key in found]
+        return self.score([found[key] for key in keys if key in found], ledger)
+
+    def score(self, responses: Sequence[Response], ledger: Ledger) -> list[Score]:
+        """The scores of `responses`, in their order: by the benchmark's rule, or the recipe's judge."""
+        tasks, judge = {task.id: task for task in self.tasks}, self.judge
+        if judge is None:
+            return [self.benchmark.score(tasks[response.task], response) for response in responses]
+        groups = (Group(tasks[response.task], [response]) for response in responses if response.error is None)
+        judged = {
+            seen.response.key: seen.judgment
+            for _, group in look_at_judgments(judge, groups, ledger, whole=True)
+            for seen in group
+        }
+        return [
+            self.benchmark.label(task, score_judged(task, response, judge, judged.get(response.key)))
+            for response in responses
+            for task in [tasks[response.task]]
+        ]
+
+    @cached_property
+    def judge(self) -> Judge | None:
+        """Who scores the answers in place of the benchmark's rule. Raises RecipeError for one that cannot."""
+        section = self.section.judge
+        if section is None:
+            return None
+        judge = find_judge(section, self.images)
+        if judge.compares:
+            raise RecipeError(
+                f"eval.judge.kind = {section.kind} scores an answer by the others to its question, so that no figure of one "
+                "checkpoint would stand by itself; take a judge that scores each answer alone, such as pointwise"
+            )
+        return judge
+
+    def answers(self, checkpoints: Iterable[CheckpointRef], ledger: Ledger) -> Iterator[Group]:
+        """What the judge is to score: of each question, the answers of `checkpoints` that came to an end."""
+        by_task: dict[str, list[Response]] = {}
+        for checkpoint in checkpoints:
+            keys = [key for request in self.requests(checkpoint) for key in request.response_keys()]
+            for response in ledger.get(Response, keys).values():
+                if response.finish_reason != "length":
+                    by_task.setdefault(response.task, []).append(response)
+        for task in self.tasks:
+            if task.id in by_task:
+                yield Group(task, by_task[task.id])
 
 
 def load_questions(
@@ -122,28 +169,42 @@ class Evaluation(Record):
     """Each later checkpoint minus the first, then those among themselves."""
     chance: dict[str, float]
     hint: str = ""
-    """The benchmark's note: for ScienceQA, whether the questions came with their hints."""
+    """How answers were asked for and scored: for ScienceQA, whether the questions came with their hints."""
     published: tuple[PaperRow, ...] = ()
-    """The untaught model beside the paper's Table 1, where model and benchmark are the paper's."""
+    """The base model beside the paper's Table 1, where model and benchmark are the paper's."""
     reliance: tuple[Reliance, ...] = ()
     """Where other images were shown, too."""
     repeats: tuple[Repeats, ...] = ()
     """Where questions were answered several times."""
     breakdown: tuple[PartRow, ...] = ()
     """By the benchmark's finer labels, where it has some."""
+    matrix: Matrix | None = None
+    """The same answers under other harnesses' rules, where whoever has the texts read them; no score says it."""
 
 
-def evaluate(scores: Scores, checkpoints: Sequence[CheckpointRef], benchmark: Benchmark, recipe: Recipe) -> Evaluation:
-    """Table 1, the paired differences and the rest, from the scores of `checkpoints`, the first of which is the base."""
-    section, true = recipe.eval, scores["true"]
+def evaluate(
+    scores: Scores,
+    checkpoints: Sequence[CheckpointRef],
+    benchmark: Benchmark,
+    section: EvalSection,
+    *,
+    model: str,
+    notes: Sequence[str] = (),
+) -> Evaluation:
+    """Table 1, the paired differences and the rest, from the scores of `checkpoints`, the first of which is the base.
+
+    `model` is the source of the base as a recipe names it, such as llava-hf/llava-1.5-7b-hf: what others published of it is
+    set beside. `notes` are sentences below the table, in place of the benchmark's own.
+    """
+    true = scores["true"]
     num_responses = section.num_samples * section.num_seeds
     rows = build_results(true, checkpoints, benchmark.columns, seed=section.seed, num_samples=num_responses)
     return Evaluation(
         results=tuple(rows),
         differences=tuple(build_differences(true, checkpoints[0], checkpoints[1:])),
         chance=build_chance(true, benchmark.columns),
-        hint=benchmark.note(section),
-        published=tuple(compare_published(rows, recipe, load_published())),
+        hint=" ".join(filter(None, notes or [benchmark.note(section)])),
+        published=tuple(compare_published(rows, section, model, load_published())),
         reliance=tuple(build_reliance(scores, checkpoints)),
         repeats=tuple(build_repeats(true, checkpoints)),
         breakdown=tuple(build_breakdown(true, checkpoints)),

@@ -1,4 +1,4 @@
-"""The parser matrix in a terminal: a row for each rule, the differences between logs, and what they show in sentences."""
+"""The parser matrix in a terminal (a row for each rule, the differences between logs), and what it shows in sentences."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from eval.matrix import LogDifference, Matrix, RuleResult
+from eval.matrix import LogDifference, Matrix
 from eval.rules import OWN, UNREAD
 from eval.table import LEVEL, OVERALL, format_estimate, format_p, format_range, list_phrases, new_table
 
@@ -16,9 +16,9 @@ from eval.table import LEVEL, OVERALL, format_estimate, format_p, format_range, 
 def render_matrix(found: Matrix, columns: Sequence[str]) -> list[RenderableType]:
     """Tables and sentences."""
     parts: list[RenderableType] = [_render_results(found, (OVERALL, *columns))]
-    parts += [Text(text) for text in _list_reasons(found.results)]
+    parts += [Text(text) for text in describe_reasons(found)]
     if found.differences:
-        parts += [_render_differences(found.differences), *map(Text, _describe_all(found.differences))]
+        parts += [_render_differences(found.differences), *(Text(f"\n{text}") for text in describe_logs(found))]
     return parts
 
 
@@ -42,10 +42,10 @@ def _render_results(found: Matrix, columns: Sequence[str]) -> Table:
     return table
 
 
-def _list_reasons(results: Sequence[RuleResult]) -> list[str]:
+def describe_reasons(found: Matrix) -> list[str]:
     """`vcot read no answer in 3 of logs.jsonl: 2 two, 1 cut`, of our rule and of others that tell reasons apart."""
     said = []
-    for row in results:
+    for row in found.results:
         if set(row.reasons) - {UNREAD} or (row.rule == OWN and row.reasons):
             reasons = ", ".join(f"{number} {reason.replace('_', ' ')}" for reason, number in row.reasons.items())
             said.append(f"{row.rule} read no answer in {sum(row.reasons.values())} of {row.log}: {reasons}")
@@ -69,7 +69,9 @@ def _render_differences(differences: Sequence[LogDifference]) -> Table:
     return table
 
 
-def _describe_all(differences: Sequence[LogDifference]) -> list[str]:
+def describe_logs(found: Matrix) -> list[str]:
+    """For each two logs that are compared, under which rules one is better, and what could have been seen."""
+    differences = found.differences
     pairs = dict.fromkeys((d.log, d.base) for d in differences)
     return [_describe(log, base, [d for d in differences if (d.log, d.base) == (log, base)]) for log, base in pairs]
 
@@ -86,7 +88,9 @@ def _describe(log: str, base: str, differences: Sequence[LogDifference]) -> str:
             rules = [f"{d.rule} ({100 * d.accuracy.value:+.1f} points, {format_p(d.p_holm)})" for d in found]
             sentences.append(f"{log} answers {verb} questions right than {base} under {list_phrases(rules)}.")
     if rest := [d.rule for d in differences if d.p_holm >= LEVEL]:
-        sentences.append(f"Under {list_phrases(rest)} the difference cannot be told from noise.")
+        sentences.append(
+            f"Under {list_phrases(rest)} the difference between {log} and {base} cannot be told from noise."
+        )
     seen = format_range([d.mde for d in differences])
     sentences.append(f"A true difference of {seen} points would be found four times in five.")
-    return "\n" + " ".join(sentences)
+    return " ".join(sentences)

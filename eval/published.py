@@ -18,10 +18,10 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from eval.eval_section import EvalSection
 from eval.findings import EvalResult
 from eval.statistics import compare_unpaired
 from eval.table import OVERALL, format_range, list_phrases, new_table
-from pipeline.recipe import Recipe
 from pipeline.records import CheckpointRef, Interval, PromptName, Record, Split
 
 
@@ -73,10 +73,11 @@ def load_published() -> Published:
     return Published.model_validate(tomllib.loads(text))
 
 
-def compare_published(results: Sequence[EvalResult], recipe: Recipe, published: Published) -> list[PaperRow]:
-    """A row for each figure of the untaught model that the paper has, too; none for another model or benchmark."""
-    section = recipe.eval
-    asked = (recipe.model.source, section.benchmark, section.split)
+def compare_published(
+    results: Sequence[EvalResult], section: EvalSection, model: str, published: Published
+) -> list[PaperRow]:
+    """A row for each figure of the base model that the paper has, too; none for another model or benchmark."""
+    asked = (model, section.benchmark, section.split)
     if asked != (published.model, published.benchmark, published.split) or section.hint:
         return []
     paper = {(row.prompt, row.temperature): row.accuracy for row in published.rows}

@@ -10,6 +10,9 @@ task, as pairs are made: what a judge says of two different questions does not m
     length       by how much the score rises, in its standard deviations, where a response is twice as long as the other,
                  beyond what being right explains
     places       of a judge that compares: how often the same response wins in both orders
+    own          of a judge whose model has sampled responses, too: how often a right one of its own scores above a right one
+                 of another model to the same task, a tie as half. The gold answer stands for equal quality (Wataoka et al.
+                 2024, equal opportunity; Chen et al. 2025, gold judgments), so that 0.5 is even
     agreement    of several judges: Krippendorff's (2011) alpha over their rankings, 1 for the same, 0 for chance
 
 Intervals are clustered by image, as for accuracies (eval/statistics.py).
@@ -87,7 +90,11 @@ class ReportCard(Record):
     knows_gold: bool = False
     """Whether the gold answer decides its scores."""
     is_own_model: bool = False
-    """Whether the judge is, by its name, the model whose responses it judges."""
+    """Of a card of an earlier version: the judge is the model whose responses it judges, and no more is known."""
+    self_preference: Interval | None = None
+    """How often a right response of the judge's own model scores above another model's right one, a tie as half."""
+    why_no_self: str = ""
+    """Why that cannot be measured, after `because`; empty for a program, which has no responses of its own."""
 
     @property
     def verdicts(self) -> list[str]:
@@ -147,9 +154,24 @@ def _judge_rest(card: ReportCard) -> list[str]:
         said.append(f"The order in which it reads two responses decides {share:.0%} of its comparisons.")
     if card.ties.value > 1 - _GOOD:
         said.append(f"It cannot tell the two apart in {card.ties.value:.0%} of tasks, which give no pair.")
-    if card.is_own_model:
-        said.append("It judges its own responses; whether it favours them cannot be seen from one model's.")
-    return said
+    return [*said, *_judge_self(card)]
+
+
+def _judge_self(card: ReportCard) -> list[str]:
+    """Whether it favours what its own model said."""
+    if card.self_preference is None:
+        why = card.why_no_self or (card.is_own_model and "it was audited by an earlier version; audit it again")
+        return [f"Whether it favours its own responses cannot be measured here, because {why}."] if why else []
+    own = card.self_preference
+    told = (
+        f"of two right responses that of its own model scores higher in {own.value:.0%} ({own.low:.0%} to {own.high:.0%}) "
+        f"of {own.n} tasks or images, where 50% is even"
+    )
+    if own.low > CHANCE:
+        return [f"It favours its own responses, or their style: {told}."]
+    if own.high < CHANCE:
+        return [f"It favours the other model's responses, or their style: {told}."]
+    return [f"Nothing shows that it favours its own responses: {told}."]
 
 
 def build_card(
@@ -161,13 +183,15 @@ def build_card(
     compared: tuple[int, int] = (0, 0),
     rankings: Sequence[Sequence[float]] = (),
     knows_gold: bool = False,
-    is_own_model: bool = False,
+    both_right: Sequence[Duel] = (),
+    why_no_self: str = "",
 ) -> ReportCard:
     """The card, from duels by the way of asking: `own`, and as far as they were asked, `again`, `none`, `blank`, `other`.
 
     `lengths` are of the right and the wrong response, in words, by task. `compared` is how many comparisons were made, and
-    how many hung on the order. `rankings` are several judges' scores of the same responses, ranked within each task. Raises
-    ValueError where there is no duel.
+    how many hung on the order. `rankings` are several judges' scores of the same responses, ranked within each task.
+    `both_right` sets a right response of the judge's own model (as `right`) against another model's right one; where there
+    is none, `why_no_self` says why. Raises ValueError where there is no duel.
     """
     own = duels["own"]
     clusters = [duel.cluster for duel in own]
@@ -184,7 +208,12 @@ def build_card(
         num_hung=compared[1],
         alpha=estimate_alpha(rankings) if rankings else None,
         knows_gold=knows_gold,
-        is_own_model=is_own_model,
+        self_preference=(
+            estimate_accuracy([duel.won for duel in both_right], [duel.cluster for duel in both_right])
+            if both_right
+            else None
+        ),
+        why_no_self="" if both_right else why_no_self,
     )
 
 
@@ -259,6 +288,8 @@ def list_figures(card: ReportCard) -> list[tuple[str, str, str]]:
         rows.append(("score per doubling of length, in SD", f"{card.length.value:+.2f}", f"{low:+.2f} to {high:+.2f}"))
     if card.num_compared:
         rows.append(("comparisons that hang on the order", f"{card.num_hung} of {card.num_compared}", ""))
+    if card.self_preference is not None:
+        rows.append(_row("its own right response above another model's", card.self_preference))
     if card.alpha is not None:
         rows.append(("agreement of its members (alpha)", f"{card.alpha:.2f}", ""))
     return rows

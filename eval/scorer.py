@@ -5,10 +5,14 @@ A response that was cut off at its longest length has no final answer, whatever 
 
 from __future__ import annotations
 
+import re
+import string
+
 from pipeline.errors import DataError
+from pipeline.judges import Judge
 from pipeline.parsers import parse_choice
 from pipeline.prompts import PROMPTS
-from pipeline.records import Response, Score, Task
+from pipeline.records import Judgment, Response, Score, Task
 
 
 def score_choice(task: Task, response: Response) -> Score:
@@ -23,6 +27,64 @@ def score_choice(task: Task, response: Response) -> Score:
     return build_score(
         task, response, answer, is_right=is_right, target=task.answer_letter, num_choices=len(task.choices)
     )
+
+
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+def score_exact(task: Task, response: Response) -> Score:
+    """The score of an answer in words: right where it is one of the accepted ones, but for case, punctuation, articles and
+    spaces, as in SQuAD's official script (Rajpurkar et al. 2016).
+
+    Raises DataError for a task without a gold answer.
+    """
+    if not task.gold:
+        raise DataError(f"task {task.id} of {task.source} has no gold answer to score against; evaluate another split")
+    said = _simplify(read_final_part(response))
+    is_right = said in {_simplify(answer) for answer in (task.gold, *task.accepted)}
+    return build_score(task, response, said or None, is_right=is_right, target=task.gold)
+
+
+def _simplify(text: str) -> str:
+    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+
+
+def score_by_kind(task: Task, response: Response) -> Score:
+    """By the option that it names, or of a question without options by exact match."""
+    return score_choice(task, response) if task.choices else score_exact(task, response)
+
+
+def is_known_right(task: Task, response: Response) -> bool | None:
+    """Whether it is right by that rule, which knows no other words for the same; None where no answer can be read."""
+    value = score_by_kind(task, response).value
+    return None if value in (None, "no_answer") else value == "correct"
+
+
+def score_judged(task: Task, response: Response, judge: Judge, judgment: Judgment | None) -> Score:
+    """What a judge says of a response, as a share of its scale; from the middle on it counts as right.
+
+    A response that was cut off is judged by nobody, and has no answer; any other without a verdict is an error, and in no
+    figure. Raises DataError for a score beyond the judge's scale.
+    """
+    points = 0.0
+    if judgment is not None and judgment.score is not None:
+        points = _find_share(judgment.score, judge, response)
+    elif response.error is None and response.finish_reason != "length":
+        response = response.model_copy(update={"error": (judgment and judgment.error) or "not judged yet"})
+    said, target = read_final_part(response).strip(), task.gold or task.answer_letter or ""
+    return build_score(task, response, said or None, is_right=points >= 0.5, target=target, points=points)
+
+
+def _find_share(score: float, judge: Judge, response: Response) -> float:
+    low, high = judge.scale
+    share = (score - low) / (high - low)
+    if not 0 <= share <= 1:
+        raise DataError(
+            f"judge {judge.name} gave {score:g} to response {response.key[:12]} of task {response.task}, and its scale is "
+            f"{low:g} to {high:g}; mend the judge"
+        )
+    return share
 
 
 def build_score(

@@ -26,10 +26,10 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import special
 
 from pipeline.records import Interval
 
@@ -124,7 +124,7 @@ def compare_paired(first: ArrayLike, second: ArrayLike, clusters: Sequence[Hasha
     freedom = num_clusters - 1
     half = _critical(freedom, _TAIL) * error
     interval = Interval(value=mean, low=max(-1.0, centre - half), high=min(1.0, centre + half), n=num_clusters)
-    p_value = float(2 * special.stdtr(freedom, -abs(centre) / error))
+    p_value = float(2 * _special().stdtr(freedom, -abs(centre) / error))
     return PairedDifference(interval, p_value, minimum_detectable_effect(error, freedom))
 
 
@@ -145,7 +145,7 @@ def compare_signs(first: ArrayLike, second: ArrayLike) -> SignTest:
     """
     difference = np.asarray(second, dtype=np.float64) - np.asarray(first, dtype=np.float64)
     num_first, num_second = int((difference < 0).sum()), int((difference > 0).sum())
-    tail = float(special.bdtr(min(num_first, num_second), num_first + num_second, 0.5))
+    tail = float(_special().bdtr(min(num_first, num_second), num_first + num_second, 0.5))
     return SignTest(num_first, num_second, min(1.0, 2 * tail))
 
 
@@ -291,6 +291,13 @@ def _number(clusters: Sequence[Hashable]) -> NDArray[np.intp]:
     return np.array([numbers.setdefault(cluster, len(numbers)) for cluster in clusters], dtype=np.intp)
 
 
+def _special() -> Any:
+    """Imported when it is needed: who only shows what was found starts a third of a second earlier."""
+    from scipy import special
+
+    return special
+
+
 def _critical(freedom: int, level: float) -> float:
     # scipy.stats has the same as t.ppf, and takes ten times as long to import.
-    return float(special.stdtrit(freedom, level))
+    return float(_special().stdtrit(freedom, level))

@@ -2,7 +2,8 @@
 
 Markdown has the tables and sentences of the terminal. LaTeX is the paper's Table 1: a row for each checkpoint, below each
 prompt and temperature; the columns are the benchmark's, then the average. It needs the package booktabs. CSV and Parquet
-hold every figure of the records in full, a column for each field (`accuracy.low`), shares in [0, 1]. Names that others wrote
+hold every figure of the records in full, a column for each field (`accuracy.low`), shares in [0, 1]. The parser matrix
+has a row for each log and a column for each rule. Names that others wrote
 are escaped in both of the first.
 """
 
@@ -19,6 +20,7 @@ from rich.text import Text
 
 from eval.evaluate import Evaluation
 from eval.findings import Difference, EvalResult
+from eval.matrix import Matrix, RuleResult
 from eval.table import LEVEL, OVERALL, describe_family, format_half
 from pipeline.markdown import plain
 from pipeline.records import Interval, Record
@@ -42,6 +44,15 @@ def list_rows(found: Evaluation) -> dict[str, list[Row]]:
         "reliance": [flatten(row) for row in found.reliance],
         "published": [flatten(row) for row in found.published],
     }
+    return {name: rows for name, rows in tables.items() if rows} | (list_matrix(found.matrix) if found.matrix else {})
+
+
+def list_matrix(found: Matrix) -> dict[str, list[Row]]:
+    """The parser matrix's tables, as `list_rows`."""
+    tables = {
+        "matrix": [row for result in found.results for row in _list_columns(result)],
+        "matrix-differences": [flatten(row) for row in found.differences],
+    }
     return {name: rows for name, rows in tables.items() if rows}
 
 
@@ -62,7 +73,7 @@ def _flatten(fields: Mapping[str, Any]) -> Row:
     return row
 
 
-def _list_columns(result: EvalResult) -> Iterable[Row]:
+def _list_columns(result: EvalResult | RuleResult) -> Iterable[Row]:
     """A row for each column of the benchmark's table."""
     fields = result.model_dump()
     accuracy = fields.pop("accuracy")
@@ -137,6 +148,26 @@ def write_latex(found: Evaluation, columns: Sequence[str]) -> str:
         lines.append(f"% dagger: the average differs from that of {found.differences[0].base.name}, p < {LEVEL:g}.")
         lines.append(f"% {describe_family(found.differences)}")
     return "\n".join(lines) + "\n"
+
+
+def write_matrix_latex(found: Matrix) -> str:
+    """The parser matrix with a column for each rule: accuracy in %, half of the 95 % interval, and how much was not read."""
+    rules = list(dict.fromkeys(row.rule for row in found.results))
+    lines = [
+        r"% \usepackage{booktabs}; in brackets: the share, in %, in which the rule read no answer",
+        rf"\begin{{tabular}}{{l{'r' * len(rules)}}}",
+        r"\toprule",
+        rf"Answers & {' & '.join(map(_escape, rules))} \\",
+        r"\midrule",
+    ]
+    for log in dict.fromkeys(row.log for row in found.results):
+        cells = [_write_read(row) for row in found.results if row.log == log]
+        lines.append(rf"{_escape(log)} & {' & '.join(cells)} \\")
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
+
+
+def _write_read(row: RuleResult) -> str:
+    return f"{_write_cell(row.accuracy.get(OVERALL), is_marked=False)} ({100 * row.no_answer:.1f})"
 
 
 def _write_row(row: EvalResult, names: Sequence[str], differences: Sequence[Difference]) -> str:

@@ -170,24 +170,41 @@ class ChatClient:
             request |= {"logprobs": True, "top_logprobs": top_logprobs}
         return _check(await self._create(request, expect), params.n, time.monotonic() - started)
 
-    async def score(self, model: str, messages: Sequence[dict[str, Any]], *, expect: str) -> Scored:
-        """How likely `model` finds `messages`, the last of them the assistant's, its end included (vLLM only).
+    async def score(
+        self, model: str, messages: Sequence[dict[str, Any]], *, expect: str, has_end: bool = True
+    ) -> Scored:
+        """How likely `model` finds `messages`, the last of them the assistant's (vLLM only).
 
-        `expect` is as in `complete`. Raises RequestError as `complete` does.
+        Without `has_end`, the conversation breaks off with the last message's text: what the template puts behind it is
+        not there. `expect` is as in `complete`. Raises RequestError as `complete` does.
         """
-        request = {"model": model, "messages": messages, "max_tokens": 1, "temperature": 0.0}
-        request |= {"prompt_logprobs": 0, "return_token_ids": True, "add_generation_prompt": False}
-        found = await self._create(request, expect)
+        extra = {"prompt_logprobs": 0, "add_generation_prompt": False, "continue_final_message": not has_end}
+        found = await self._read_tokens(model, messages, expect, extra)
         try:
             tokens, steps = found["prompt_token_ids"], found["prompt_logprobs"]
             logprobs = tuple(float(step[str(t)]["logprob"]) for t, step in zip(tokens[1:], steps[1:], strict=True))
         except (KeyError, TypeError, ValueError):
-            raise BadAnswer(
-                f"{self._openai.base_url} gives no log-prob for each token of a prompt; only vLLM's are compared",
-                scope="account",
-                reason="parameter",
-            ) from None
+            raise self._no_logprobs() from None
         return Scored(tuple(tokens), logprobs)
+
+    async def read_prompt(self, model: str, messages: Sequence[dict[str, Any]], *, expect: str) -> tuple[int, ...]:
+        """The tokens that a response to `messages` follows, image tokens expanded (vLLM only). Raises as `score` does."""
+        found = await self._read_tokens(model, messages, expect, {})
+        try:
+            return tuple(int(token) for token in found["prompt_token_ids"])
+        except (KeyError, TypeError, ValueError):
+            raise self._no_logprobs() from None
+
+    async def _read_tokens(
+        self, model: str, messages: Sequence[dict[str, Any]], expect: str, extra: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """What vLLM tells of the tokens of a prompt, beside the one token that must be asked for."""
+        request = {"model": model, "messages": messages, "max_tokens": 1, "temperature": 0.0}
+        return await self._create(request | {"return_token_ids": True, **extra}, expect)
+
+    def _no_logprobs(self) -> BadAnswer:
+        message = f"{self._openai.base_url} gives no log-prob for each token of a prompt; only vLLM's are compared"
+        return BadAnswer(message, scope="account", reason="parameter")
 
     async def _create(self, request: dict[str, Any], expect: str | None) -> Body:
         """The answer, with `expect`'s stamp. Raises RequestError.

@@ -15,8 +15,8 @@ from pipeline.contamination import Contamination
 from pipeline.judges.cost import Cost
 from pipeline.markdown import UNSEEN, plain
 from pipeline.pairs import Couple
+from pipeline.public import public_name
 from pipeline.publish import SplitSize, name_judge
-from pipeline.recipe import Recipe, public_name, render_recipe
 from pipeline.records import StageCount, Task
 from pipeline.sections import TasksSection
 from pipeline.sources.census import count_sources
@@ -69,7 +69,9 @@ def render_card(
     validation: Sequence[Couple],
     sizes: Mapping[str, SplitSize],
     *,
-    recipe: Recipe,
+    questions: TasksSection,
+    policy: str,
+    recipe: str,
     model: str,
     judged: StageCount,
     paired: StageCount,
@@ -82,13 +84,14 @@ def render_card(
 ) -> str:
     """The card, from the couples and sizes of both splits.
 
-    `digest` is that of the rows, `tasks` are all that were sampled for, `prompts` has each by what it is for,
-    `contamination` and `cost` are None where nothing was compared and nothing paid, and `judge_report` is the judge's
-    report card as Markdown.
+    `questions` is the recipe's section, `policy` names the pair policy, and `recipe` is the whole as TOML, without what is
+    about the machine. `digest` is that of the rows, `tasks` are all that were sampled for, `prompts` has each by what it
+    is for, `contamination` and `cost` are None where nothing was compared and nothing paid, and `judge_report` is the
+    judge's report card as Markdown.
     """
     pairs = [*train, *validation]
     size = next((name for limit, name in _SIZES if len(pairs) < limit), "1M<n<10M")
-    parts = [(part, SOURCES.resolve(part.source)) for part in list_parts(recipe.tasks)]
+    parts = [(part, SOURCES.resolve(part.source)) for part in list_parts(questions)]
     gap = sum(pair.chosen_score - pair.rejected_score for pair in pairs) / len(pairs)
     return f"""---
 configs:
@@ -118,7 +121,7 @@ task_categories:
 # Preference pairs from AI feedback
 
 {len(train)} training and {len(validation)} validation pairs; no image is in both. Each row holds two of several sampled
-chains of thought on one question, as the pair policy {plain(recipe.pairs.policy)} picks them.
+chains of thought on one question, as the pair policy {plain(policy)} picks them.
 
 | | |
 |---|---|
@@ -155,7 +158,7 @@ source.
 ## Recipe
 
 ```toml
-{render_recipe(recipe, public=True).strip()}
+{recipe.strip()}
 ```
 """
 

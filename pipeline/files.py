@@ -4,12 +4,14 @@ Model: `write_record` and `write_kept` read back what they are about to write; a
 cannot carry is an error then, with the file as it was, and not at the next start. `write_kept` leaves the file that it
 replaces beside it, as NAME.previous, where that one could be read: the message about a damaged file offers it.
 
-Limits: one writer of a file at a time (a lock, or one owner).
+Limits: of several who write a file at once, as threads that store one image do, the last one's stays, whole; that it is the
+right one takes a lock, or one owner.
 """
 
 from __future__ import annotations
 
 import os
+import secrets
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +25,7 @@ from pipeline.records import Record
 _R = TypeVar("_R", bound=Record)
 _PREVIOUS = ".previous"
 PARTIAL = "*.partial"
-"""What a process that was killed leaves; the next writer of a run takes it away (pipeline/run.py)."""
+"""What a process that was killed leaves; the next writer of a run takes it away (services/run/directory.py)."""
 
 
 def replace_file(path: Path, content: str | bytes) -> None:
@@ -32,7 +34,9 @@ def replace_file(path: Path, content: str | bytes) -> None:
     Raises OSError, with nothing left behind.
     """
     data = content.encode() if isinstance(content, str) else content
-    partial = path.with_name(f".{path.name}"[:200] + f".{os.getpid()}.partial")
+    partial = path.with_name(
+        f".{path.name}"[:200] + f".{secrets.token_hex(8)}.partial"
+    )  # no other writer's, in any process
     try:
         with partial.open("wb") as file:
             file.write(data)

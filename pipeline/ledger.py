@@ -10,6 +10,7 @@ step's to say: what failed is, what a judge refused is final.
     responses   where each response is: key -> row of `groups`, position in it
     judgments   one row each, its score and tokens in columns
     replies     what a judge's model answered, where a verdict is made of several answers: one row each
+    image_gains how likely the sampled model finds a response with its images and with blank ones: one row each
 
 Keys are hashes, and stored as their bytes. Writers that wait at the same time share one transaction. A file of a former
 layout (a row of JSON for each record, or judgments without intervals) is brought up to date in one transaction when it is
@@ -37,6 +38,7 @@ from pipeline.ledger_layout import (
     ADDED,
     FLAT,
     PUT_RESPONSE,
+    TABLE_GAINS,
     TABLES,
     Flat,
     decode_flat,
@@ -46,11 +48,11 @@ from pipeline.ledger_layout import (
     encode_key,
     encode_member,
 )
-from pipeline.records import Judgment, Reply, Response, Usage
+from pipeline.records import CheckpointRef, ImageGain, Judgment, Reply, Response, Usage
 from pipeline.stage import batched
 
-LedgerRecord = Response | Judgment | Reply
-R = TypeVar("R", Response, Judgment, Reply)
+LedgerRecord = Response | Judgment | Reply | ImageGain
+R = TypeVar("R", Response, Judgment, Reply, ImageGain)
 
 _MAX_VARIABLES = 500
 """Of one statement: fewer than SQLite's bound."""
@@ -254,6 +256,12 @@ class Ledger:
         with self._using():
             return self._connection.execute(query).fetchone() is None
 
+    def list_checkpoints(self) -> list[CheckpointRef]:
+        """Who was ever asked for responses, each by its weights once."""
+        with self._using():
+            bodies = [json.loads(body)["checkpoint"] for (body,) in self._connection.execute("SELECT body FROM asked")]
+        return list({ref["digest"]: CheckpointRef.model_validate(ref) for ref in bodies}.values())
+
     def sampled(self) -> Usage:
         """The tokens of all responses, whichever recipe asked for them."""
         query = """
@@ -269,6 +277,7 @@ class Ledger:
         billed = " UNION ALL ".join(
             f"SELECT prompt_tokens, completion_tokens FROM {flat.table} WHERE judge = :judge"  # noqa: S608 - only names
             for flat in FLAT.values()
+            if "judge" in flat.columns
         )
         query = f"SELECT count(prompt_tokens), sum(prompt_tokens), sum(completion_tokens) FROM ({billed})"  # noqa: S608
         with self._using():
@@ -323,6 +332,8 @@ def _connect_to_read(path: Path) -> sqlite3.Connection:
         uri = f"{path.absolute().as_uri()}?mode={_read_mode(path)}"
         connection = sqlite3.connect(uri, uri=True, check_same_thread=False, isolation_level=None)
         try:
+            if not _list_columns(connection, "image_gains"):  # of an earlier version: it has none
+                connection.executescript(TABLE_GAINS.replace("CREATE TABLE", "CREATE TEMP TABLE"))
             connection.execute("PRAGMA query_only = ON")
             connection.execute("BEGIN")  # one view for all that is read, whatever is written meanwhile
             if _list_columns(connection, "records") or _list_columns(connection, "judgments"):

@@ -7,9 +7,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.records import Judgment, Record, Reply, Response
+from pipeline.records import ImageGain, Judgment, Record, Reply, Response
 
-TABLES = """
+TABLE_GAINS = """
+CREATE TABLE IF NOT EXISTS image_gains (
+    key               PRIMARY KEY NOT NULL,
+    response          NOT NULL,
+    checkpoint        TEXT NOT NULL,
+    logp_true         REAL,
+    logp_blank        REAL,
+    num_tokens        INTEGER NOT NULL,
+    prompt_tokens     INTEGER,
+    completion_tokens INTEGER,
+    error             TEXT,
+    reason            TEXT NOT NULL,
+    refused           INTEGER NOT NULL
+);
+"""
+"""A file of an earlier version lacks it."""
+TABLES = f"""
 CREATE TABLE IF NOT EXISTS asked (id INTEGER PRIMARY KEY, body TEXT NOT NULL UNIQUE);
 CREATE TABLE IF NOT EXISTS groups (
     id      INTEGER PRIMARY KEY,
@@ -50,6 +66,7 @@ CREATE TABLE IF NOT EXISTS replies (
     reason            TEXT NOT NULL,
     refused           INTEGER NOT NULL
 );
+{TABLE_GAINS}
 """
 ADDED = {"low": "REAL", "high": "REAL"}
 """Columns of `judgments` that a file of an earlier version lacks, and their types."""
@@ -87,6 +104,13 @@ FLAT: Mapping[type[Record], Flat] = {
     ),
     Reply: Flat(
         "replies", ("key", "judge", "text", "prompt_tokens", "completion_tokens", "error", "reason", "refused")
+    ),
+    ImageGain: Flat(
+        "image_gains",
+        (
+            "key", "response", "checkpoint", "logp_true", "logp_blank", "num_tokens", "prompt_tokens",
+            "completion_tokens", "error", "reason", "refused",
+        ),
     ),
 }  # fmt: skip
 PUT_RESPONSE = """
@@ -131,7 +155,7 @@ def decode_member(member: dict[str, Any]) -> dict[str, Any]:
     return member
 
 
-def encode_flat(record: Judgment | Reply) -> tuple[Any, ...]:
+def encode_flat(record: Judgment | Reply | ImageGain) -> tuple[Any, ...]:
     """The values of its row, in the order of its columns."""
     fields, usage = record.model_dump(), record.usage
     fields |= {name: encode_key(fields[name]) for name in _HASHES & fields.keys()}

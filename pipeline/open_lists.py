@@ -64,6 +64,7 @@ PAIR_POLICY_NAMES: Plugins[Any] = Plugins(
         "length_matched": "pipeline.pair_policies:pick_length_matched",
         "length_penalised": "pipeline.pair_policies:pick_length_penalised",
         "rating": "pipeline.pair_policies:pick_by_rating",
+        "image_driven": "pipeline.pair_policies:pick_image_driven",
     },
 )
 BENCHMARK_NAMES: Plugins[Any] = Plugins(
@@ -77,6 +78,7 @@ BENCHMARK_NAMES: Plugins[Any] = Plugins(
         "aokvqa_da": "eval.benchmarks.aokvqa_direct:AOKVQA_DA",
         "unusual": "eval.benchmarks.unusual_things:UNUSUAL",
         "absent": "eval.benchmarks.absent_things:ABSENT",
+        "table": "eval.benchmarks.own_questions:TABLE",
     },
 )
 RULE_NAMES: Plugins[Any] = Plugins(

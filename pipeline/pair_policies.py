@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from pipeline.pairs import TIE, Judged, Picked
+from pipeline.pairs import TIE, Judged, Picked, going_by_gains
 from pipeline.parsers import parse_choice
 from pipeline.records import Response, Task
 from pipeline.sections import PairsSection
@@ -99,6 +99,34 @@ def pick_by_rating(
     ranked = _rank(may_be_chosen, judged)
     apart = [pair for pair in ranked if (pair[0].low or 0.0) > (pair[1].high or 0.0)]
     return apart or ("intervals_overlap" if ranked else TIE)
+
+
+@going_by_gains
+def pick_image_driven(
+    task: Task, may_be_chosen: Sequence[Judged], judged: Sequence[Judged], section: PairsSection
+) -> Picked:
+    """Pairs whose chosen response depends on the image: it adds more than `pairs.image_margin` to its log-probability.
+
+    With a gold option the chosen response is a right one. The widest gap of scores comes first.
+    """
+    ranked = rank_image_driven(task, may_be_chosen, judged)
+    if isinstance(ranked, str):
+        return ranked
+    gains = [(pair, pair[0].gain.value) for pair in ranked if pair[0].gain is not None]
+    known = [(pair, value) for pair, value in gains if value is not None]
+    driven = [pair for pair, value in known if value > section.image_margin]
+    return driven or ("below_image_margin" if known else "no_gain")
+
+
+def rank_image_driven(task: Task, may_be_chosen: Sequence[Judged], judged: Sequence[Judged]) -> list[Pair] | str:
+    """The pairs that are `image_driven` if the image adds enough, the widest gap first; or in one word why none can be."""
+    if not task.images:
+        return "no_image"
+    if task.answer is not None:
+        may_be_chosen = [one for one in may_be_chosen if is_response_right(task, one.response) is True]
+        if not may_be_chosen:
+            return "none_right"
+    return _rank(may_be_chosen, judged) or TIE
 
 
 def is_response_right(task: Task, response: Response) -> bool | None:

@@ -18,6 +18,19 @@ from pipeline.stage import Tally
 MAX_EXAMPLES = 10
 
 
+class PairExample(Record):
+    """One pair as a policy makes it."""
+
+    task: str
+    question: str
+    chosen: str
+    rejected: str
+    chosen_score: float
+    rejected_score: float
+    image_gain: float | None = None
+    """Of the chosen response, in nats, where it was asked."""
+
+
 class PolicyPreview(Record):
     """What one policy makes."""
 
@@ -30,27 +43,21 @@ class PolicyPreview(Record):
     mean_score_gap: float | None
     share_right: float | None
     """Of the chosen responses to questions with a gold answer, those that give it; an unreadable answer does not."""
-
-
-class PairExample(Record):
-    """One pair as a policy makes it."""
-
-    task: str
-    question: str
-    chosen: str
-    rejected: str
-    chosen_score: float
-    rejected_score: float
+    examples: tuple[PairExample, ...] = ()
+    """Its first pairs."""
 
 
 class PairsPreview(Record):
-    """All policies, and pairs of the one that the recipe names."""
+    """All policies, side by side."""
 
     policies: tuple[PolicyPreview, ...]
     policy: str
     """The recipe's."""
-    examples: tuple[PairExample, ...]
-    """Its first pairs."""
+
+    @property
+    def examples(self) -> tuple[PairExample, ...]:
+        """Those of the recipe's policy."""
+        return next(row.examples for row in self.policies if row.policy == self.policy)
 
 
 @dataclass
@@ -65,8 +72,9 @@ class _Sums:
     score_gap: float = 0.0
     num_with_gold: int = 0
     num_right: int = 0
+    examples: list[PairExample] = field(default_factory=list)
 
-    def add(self, task: Task, judged: Sequence[Judged]) -> Sequence[tuple[Judged, Judged]]:
+    def add(self, task: Task, judged: Sequence[Judged]) -> None:
         picked = count_picked(self.tally, self.policy, task, judged, self.section)
         for chosen, rejected in picked:
             self.num_pairs += 1
@@ -74,7 +82,8 @@ class _Sums:
             self.score_gap += chosen.score - rejected.score
             self.num_with_gold += task.answer is not None
             self.num_right += is_response_right(task, chosen.response) is True
-        return picked
+            if len(self.examples) < MAX_EXAMPLES:
+                self.examples.append(_show(task, chosen, rejected))
 
     def close(self) -> PolicyPreview:
         return PolicyPreview(
@@ -84,6 +93,7 @@ class _Sums:
             mean_length_difference=_share(self.length_difference, self.num_pairs),
             mean_score_gap=_share(self.score_gap, self.num_pairs),
             share_right=_share(self.num_right, self.num_with_gold),
+            examples=tuple(self.examples),
         )
 
 
@@ -94,28 +104,30 @@ class Previewing:
         names = dict.fromkeys((*PAIR_POLICY_NAMES.built_ins, section.policy))
         self._section = section
         self._sums = [_Sums(PAIR_POLICIES.resolve(name), section.model_copy(update={"policy": name})) for name in names]
-        self._examples: list[PairExample] = []
 
     def add(self, task: Task, judged: Sequence[Judged]) -> None:
         """See the judged responses to one task."""
         for sums in self._sums:
-            picked = sums.add(task, judged)
-            if sums.section.policy == self._section.policy:
-                self._show(task, picked[: MAX_EXAMPLES - len(self._examples)])
-
-    def _show(self, task: Task, picked: Sequence[tuple[Judged, Judged]]) -> None:
-        for chosen, rejected in picked:
-            texts = {"chosen": chosen.response.text or "", "rejected": rejected.response.text or ""}
-            scores = {"chosen_score": chosen.score, "rejected_score": rejected.score}
-            self._examples.append(PairExample(task=task.id, question=task.question, **texts, **scores))
+            sums.add(task, judged)
 
     def close(self) -> PairsPreview:
         """What was found."""
         return PairsPreview(
             policies=tuple(sums.close() for sums in self._sums),
             policy=self._section.policy,
-            examples=tuple(self._examples),
         )
+
+
+def _show(task: Task, chosen: Judged, rejected: Judged) -> PairExample:
+    return PairExample(
+        task=task.id,
+        question=task.question,
+        chosen=chosen.response.text or "",
+        rejected=rejected.response.text or "",
+        chosen_score=chosen.score,
+        rejected_score=rejected.score,
+        image_gain=chosen.gain.value if chosen.gain else None,
+    )
 
 
 def _share(part: float, whole: int) -> float | None:

@@ -10,6 +10,7 @@ import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import pairwise
 from typing import Any, Self
 
@@ -20,13 +21,13 @@ from pipeline.ledger import Ledger
 from pipeline.open_lists import PAIR_POLICY_NAMES
 from pipeline.plugins import Plugins
 from pipeline.prompts import render_prompt
-from pipeline.records import ImageRef, Record, Response, StageCount, Task
+from pipeline.records import ImageGain, ImageRef, Record, Response, StageCount, Task
 from pipeline.sections import PairsSection
 from pipeline.stage import Tally, batched
 
 TIE = "tie"
 """Why a task gives no pair whose responses score alike, or say the same."""
-_CUT, _NO_PAIR, _LEFT_OUT = "all_cut_off", "no_pair", "beyond_pairs_num"
+_CUT, _EMPTY, _NO_PAIR, _LEFT_OUT = "all_cut_off", "all_empty", "no_pair", "beyond_pairs_num"
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,13 +108,15 @@ class Judged:
     low: float | None = None
     """With `high`, the 95 % interval of the score, where the judge knows one."""
     high: float | None = None
+    gain: ImageGain | None = None
+    """What the images add to how likely it is, where that was asked (`going_by_gains`)."""
 
-    @property
+    @cached_property
     def words(self) -> str:
         """What the response says, however it is spaced."""
         return self.response.words
 
-    @property
+    @cached_property
     def num_words(self) -> int:
         """How long it is."""
         return len(self.words.split())
@@ -130,6 +133,22 @@ and say something else. Of many pairs the first `pairs.max_per_task` are kept.
 """
 PAIR_POLICIES: Plugins[PairPolicy] = PAIR_POLICY_NAMES.of_kind(callable, "a function (pipeline.pairs.PairPolicy)")
 _DEFAULTS = PairsSection()
+
+
+def going_by_gains(policy: PairPolicy) -> PairPolicy:
+    """Marks a policy that reads `Judged.gain`: the sampled model is asked, before pairs are made, what images add."""
+    policy.goes_by_gains = True  # type: ignore[attr-defined]
+    return policy
+
+
+def needs_gains(section: PairsSection) -> bool:
+    """Whether the section's policy goes by what images add. Raises RecipeError where the policy is not found."""
+    return getattr(PAIR_POLICIES.resolve(section.policy), "goes_by_gains", False)
+
+
+def list_choosable(judged: Sequence[Judged], section: PairsSection) -> list[Judged]:
+    """Those that may be the chosen one: none that is empty, or was cut off at its longest length, unless `choose_cut`."""
+    return [one for one in judged if one.words and (section.choose_cut or one.response.finish_reason != "length")]
 
 
 def build_pairs(groups: Iterable[tuple[Task, Sequence[Judged]]], section: PairsSection = _DEFAULTS) -> PairSet:
@@ -152,15 +171,18 @@ def count_picked(
 ) -> Sequence[tuple[Judged, Judged]]:
     """The pairs of one task, and its place in the account of tasks.
 
-    A response that was cut off at its longest length may not be chosen, unless `choose_cut`: it would teach not to come to
-    an end. Raises DataError where the policy picks what is no pair.
+    A response that was cut off at its longest length may not be chosen, unless `choose_cut`: it would reward not coming to
+    an end; an empty one would reward saying nothing. Raises DataError where the policy picks what is no pair.
     """
     tally.total += 1
     if len(judged) < 2:
         tally.add("failed", reason="too_few_judged")
         return ()
-    may_be_chosen = [one for one in judged if section.choose_cut or one.response.finish_reason != "length"]
-    picked = policy(task, may_be_chosen, judged, section) if may_be_chosen else _CUT
+    may_be_chosen = list_choosable(judged, section)
+    if may_be_chosen:
+        picked = policy(task, may_be_chosen, judged, section)
+    else:
+        picked = _CUT if any(one.words for one in judged) else _EMPTY
     if isinstance(picked, str) or not picked:
         tally.add("refused", reason=str(picked or _NO_PAIR))
         return ()

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.images import ImageStore
 from pipeline.pairs import PreferencePair
-from pipeline.recipe import public_name
+from pipeline.public import public_name
 from pipeline.records import canonical_json
 from pipeline.stage import batched
 

@@ -221,7 +221,7 @@ class Response(Record):
 
 
 class Answered(Record):
-    """What came of asking a judge: an answer, or the error in its place."""
+    """What came of asking a judge, or the sampled model once more: an answer, or the error in its place."""
 
     usage: Usage | None = None
     """Of all attempts, those without an answer included."""
@@ -274,6 +274,35 @@ class Reply(Answered):
         if (self.text is None) == (self.error is None):
             raise ValueError("a reply has either a text or an error")
         return self
+
+
+class ImageGain(Answered):
+    """How likely a checkpoint finds a response with its task's images, and with blank ones, as the ledger keeps it."""
+
+    key: str
+    """Of response and checkpoint."""
+    response: str
+    checkpoint: str
+    """Weights digest."""
+    logp_true: float | None = None
+    """Log-probability, in nats, of the response's text given prompt and images."""
+    logp_blank: float | None = None
+    """The same with blank images in their place."""
+    num_tokens: int = 0
+    """Of the text."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not (self.logp_true is None) == (self.logp_blank is None) == (self.error is not None):
+            raise ValueError("an image gain has either two log-probabilities or an error")
+        return self
+
+    @property
+    def value(self) -> float | None:
+        """What the images add, in nats: the text is exp(value) times as likely with them; None of an error."""
+        if self.logp_true is None or self.logp_blank is None:
+            return None
+        return self.logp_true - self.logp_blank
 
 
 class Score(Record):

@@ -32,8 +32,8 @@ _SHRINK = 0.7
 _FIRST = 8
 _MIN_MEASURED = 24
 _MIN_CLIMBING = 8
-_NUM_HELD = 12
-"""Measurements between two trials, once a higher limit has been tried in vain."""
+_NUM_HELD = 16
+"""Measurements between two trials, once a higher limit has been tried in vain: trials cost some 2 % of the answers."""
 
 
 @dataclass

@@ -16,10 +16,10 @@ from typing import Literal, TypeVar
 from pipeline.concurrency import Limit, map_bounded
 from pipeline.errors import AccountError, RequestError, StageError
 from pipeline.faults import Place, find_remedy
-from pipeline.records import Judgment, Response, StageCount
+from pipeline.records import ImageGain, Judgment, Response, StageCount
 
 T = TypeVar("T")
-R = TypeVar("R", Response, Judgment)
+R = TypeVar("R", Response, Judgment, ImageGain)
 MAX_FAILURES_IN_A_ROW = 3
 """Times the concurrency: with so many failures in a row and no answer between them, the server is gone."""
 QUEUED = "queued"
@@ -132,13 +132,13 @@ def _draw(owed: Iterable[T], faults: list[RequestError]) -> Iterator[T]:
         yield item
 
 
-def _outcome(record: Response | Judgment) -> Literal["ok", "failed", "refused"]:
+def _outcome(record: Response | Judgment | ImageGain) -> Literal["ok", "failed", "refused"]:
     if record.error is None:
         return "ok"
     return "refused" if record.refused else "failed"
 
 
-def _are_suspect(records: Sequence[Response | Judgment], tally: Tally) -> bool:
+def _are_suspect(records: Sequence[Response | Judgment | ImageGain], tally: Tally) -> bool:
     """Whether it may be the server: a refusal is the item's own as soon as another item was answered."""
     if not records or records[-1].error is None or records[-1].reason == QUEUED:
         return False

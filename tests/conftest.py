@@ -16,9 +16,9 @@ from pipeline.images import ImageStore
 from pipeline.pairs import PreferencePair
 from pipeline.prompts import render_prompt
 from pipeline.publish import pairs_digest, publish_pairs
-from pipeline.recipe import load_recipe
 from pipeline.records import CheckpointRef
 from pipeline.sources.nano.questions import generate_nano, render_target
+from services.recipes.recipe import load_recipe
 from tests.hurried import HurriedLoop
 from training.protocol.job import JOB, TrainJob, digest_losses
 
@@ -28,6 +28,13 @@ CORPUS = ("The circle is red. The square is blue. So the answer is (A) red.", "U
 def pytest_asyncio_loop_factories(item: pytest.Item) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
     """Which event loop an asynchronous test runs on."""
     return {"loop": HurriedLoop if item.get_closest_marker("hurried") else asyncio.new_event_loop}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Real servers one after another, in one process: each takes all cores (`make test` has two processes)."""
+    for item in items:
+        if item.get_closest_marker("e2e"):
+            item.add_marker(pytest.mark.xdist_group("servers"))
 
 
 def save_tiny(architecture: Any, directory: Path) -> Path:

@@ -40,8 +40,8 @@ from bench.peers.harnesses import HARNESSES, PROMPT
 from bench.peers.meter import Meter, identify_text
 from bench.peers.ways import Command, Settings
 from pipeline.prompts import render_prompt
-from pipeline.run import Run, open_run
 from pipeline.sources.nano.questions import generate_nano
+from services.run.directory import Run, open_run
 from services.run.serving import running_gateway
 
 _IS_BETTER_HIGH = frozenset(("answers_per_s",))

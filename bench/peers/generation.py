@@ -47,8 +47,8 @@ from bench.peers.ways import HERE, WAYS, Command, Settings, Way
 from pipeline.client import user_message
 from pipeline.errors import VcotError
 from pipeline.prompts import render_prompt
-from pipeline.run import Run, open_run
 from pipeline.sources.nano.questions import generate_nano
+from services.run.directory import Run, open_run
 from services.run.serving import running_gateway
 
 _PROMPT = "thought_specific"

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from eval.benchmark import Benchmark
+from eval.eval_section import EvalSection
 from pipeline.records import Task
-from pipeline.sections import EvalSection
 
 _LAST_OF_PRIMARY = 6
 

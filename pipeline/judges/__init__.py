@@ -47,6 +47,8 @@ class Judge(ABC):
     """Whether a verdict depends on the task's other responses, so that all are judged together."""
     knows_gold: bool = False
     """Whether the gold answer decides, so that ranking right above wrong is no proof of anything."""
+    scale: ClassVar[tuple[float, float]] = (0.0, 1.0)
+    """The lowest and the highest score that it gives, where it scores a response by itself."""
     takes: ClassVar[frozenset[str]] = frozenset()
     """Those of the section's fields that not every judge goes by, and this one does."""
     members: Sequence[Judge] = ()
@@ -155,7 +157,8 @@ def judgment_keys(judge: Judge, task: Task, responses: Sequence[Response]) -> li
 
     The task is in them, since gold answers and facts may decide the score.
     """
-    gold = content_key(question=task.question, choices=task.choices, answer=task.answer, facts=task.facts)
+    words = {"words": [task.gold, *task.accepted]} if task.gold else {}
+    gold = content_key(question=task.question, choices=task.choices, answer=task.answer, facts=task.facts, **words)
     among = {"among": [response.key for response in responses]} if judge.compares else {}
     shown = {"image": task.picture} if task.images and judge.section.image in ("blank", "other") else {}
     return [

@@ -31,6 +31,7 @@ class ExpectedJudge(ModelJudge):
     """A model whose probabilities of the scores are read."""
 
     version = "expected/1"
+    scale = (1, 9)
     template = resources.files(__package__).joinpath("expected.txt").read_text("utf-8").strip()
     takes = ModelJudge.takes - {"num_samples"}
     response_format: ClassVar[dict[str, Any] | None] = build_format(

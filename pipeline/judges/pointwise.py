@@ -23,6 +23,7 @@ class PointwiseJudge(ModelJudge):
     """A model that gives a rationale and a score."""
 
     version = "pointwise/1"
+    scale = (MIN_SCORE, MAX_SCORE)
     template = resources.files(__package__).joinpath("pointwise.txt").read_text("utf-8").strip()
     response_format: ClassVar[dict[str, Any] | None] = build_format("verdict", _PROPERTIES)
 

@@ -104,7 +104,7 @@ class Registry:
         self._content = RegistryFile()
 
     def base(self, model: ModelSection, progress: Callable[[str], None] = lambda _: None) -> Checkpoint:
-        """The untaught model under `model.name`, found, described and registered at first use (slow for a big one).
+        """The base model under `model.name`, found, described and registered at first use (slow for a big one).
 
         Its own manifest is taken where it has one; else one is made here. Raises CheckpointError.
         """
@@ -212,6 +212,12 @@ class Registry:
     def served_folder(self) -> Path:
         """Where the adapters that are served lie under their digests."""
         return self._folder / "served"
+
+    @contextmanager
+    def publishing(self) -> Iterator[None]:
+        """Alone with `served_folder`: the replicas of a gateway start at once, each in a thread."""
+        with _locked(self.served_folder.with_suffix(".lock")):
+            yield
 
     def set_live(self, alias: str | None, name: str) -> None:
         """Record, durably, that `name` is served and that `alias` (if one is given) means it. Raises CheckpointError.
@@ -324,10 +330,17 @@ class Registry:
     @contextmanager
     def _changing(self) -> Iterator[RegistryFile]:
         """Hold the registry's lock; gives its present content."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        with self._path.with_suffix(".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with _locked(self._path.with_suffix(".lock")):
             yield self._read()
 
     def _write(self, content: RegistryFile) -> None:
         write_kept_record(self._path, content)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold the lock of that file, before other threads and processes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

@@ -38,7 +38,7 @@ async def show_checkpoint(session: Session, name: str) -> None:
     table.add_row("aliases", ", ".join(info.aliases) or "none")
     table.add_row("live", "yes" if info.is_live else "no")
     table.add_row("canary", "yes" if info.has_canary else "no: a swap to it cannot be verified")
-    session.report(Found(table))
+    session.report(Found(table, info))
 
 
 async def add_checkpoint(session: Session, directory: Path) -> None:
@@ -65,13 +65,13 @@ async def push_pairs(session: Session, place: Destination, *, dry_run: bool) -> 
 
 async def push_checkpoint(session: Session, place: Destination, name: str | None, *, dry_run: bool) -> None:
     """`vcot push checkpoint`."""
-    taught = [policy.ref.name for current in list_rounds(session) if (policy := current.policy) is not None]
-    if name is None and not taught:
+    trained = [policy.ref.name for current in list_rounds(session) if (policy := current.policy) is not None]
+    if name is None and not trained:
         raise InputError(f"run {session.run.directory} has no policy yet; run `vcot run` first, or name a checkpoint")
-    checkpoint = session.registry.resolve(name or taught[-1])
+    checkpoint = session.registry.resolve(name or trained[-1])
     if checkpoint.ref.kind == "base":
         raise InputError(
-            f"{checkpoint.ref.name} is the untaught model, which is published already; name a trained checkpoint"
+            f"{checkpoint.ref.name} is the base model, which is published already; name a trained checkpoint"
         )
     _push(
         session, pack(checkpoint.directory, "model", f"{checkpoint.ref.name} ({checkpoint.ref.digest})"), place, dry_run

@@ -75,8 +75,8 @@ async def merge(session: Session, *, adapter: bool) -> None:
 
 async def parity(session: Session, names: Sequence[str]) -> None:
     """`vcot parity`."""
-    taught = [current.policy for current in list_rounds(session)]
-    chosen = _find_all(session, names) or [policy for policy in taught if policy]
+    trained = [current.policy for current in list_rounds(session)]
+    chosen = _find_all(session, names) or [policy for policy in trained if policy]
     table = Table("checkpoint", "pair of models", "largest log-prob difference", "allowed")
     reports = await parity_stage(session, chosen)
     for report in reports:
@@ -131,8 +131,8 @@ def _show(session: Session, evaluation: RunEvaluation, tables: Path | None) -> N
 async def report(session: Session, tables: Path | None = None) -> None:
     """`vcot report`; with `tables`, as `evaluate`."""
     rounds = list_rounds(session)
-    taught = [current for current in rounds if current.policy] or rounds[:1]
-    _report(session, taught, choose_round(session, taught), tables)
+    trained = [current for current in rounds if current.policy] or rounds[:1]
+    _report(session, trained, choose_round(session, trained), tables)
 
 
 def _report(session: Session, rounds: Sequence[Round], choice: ChosenRound, tables: Path | None = None) -> None:

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pipeline.errors import InputError
-from pipeline.recipe import Recipe, load_recipe
 from pipeline.report import Report, tell
-from pipeline.run import RECIPE
 from services.checkpoints.model_source import is_bundled
 from services.cli import opening
-from services.cli.target import Target
+from services.cli.target import Target, run_directory
 from services.cli.terminal import Terminal
 from services.planning.eval_plan import Known, plan_evaluation, render_plan
 from services.planning.machine import find_recipe_shape
+from services.recipes.recipe import Recipe, load_recipe
+from services.run.directory import RECIPE
 from services.run.foresight import look_ahead
 from services.run.rounds import list_rounds
 from services.run.session import Session
@@ -23,7 +23,7 @@ _BASE_AND_POLICY = 2
 
 def plan(target: Target, names: Sequence[str], *, as_json: bool) -> None:
     """`vcot eval --plan`: of the run where there is one, else of the recipe."""
-    if (opening.run_directory(target.run, target.recipe) / RECIPE).is_file():
+    if (run_directory(target.run, target.recipe) / RECIPE).is_file():
         opening.execute("eval --plan", target, lambda session: _plan_run(session, names), as_json=as_json)
         return
     if names:

@@ -30,7 +30,7 @@ def list_checkpoints(target: Target = DEFAULT, *, json: Json = False) -> None:
 
 
 @checkpoints.command(name="show")
-def show_checkpoint(name: str, *, target: Target = DEFAULT) -> None:
+def show_checkpoint(name: str, *, target: Target = DEFAULT, json: Json = False) -> None:
     """Say what a checkpoint is, and what it is used for.
 
     Parameters
@@ -41,7 +41,9 @@ def show_checkpoint(name: str, *, target: Target = DEFAULT) -> None:
     """
     from services.cli import checkpoint_commands, opening
 
-    opening.execute("checkpoints show", target, lambda session: checkpoint_commands.show_checkpoint(session, name))
+    opening.execute(
+        "checkpoints show", target, lambda session: checkpoint_commands.show_checkpoint(session, name), as_json=json
+    )
 
 
 @checkpoints.command(name="add")

@@ -17,7 +17,22 @@ Wandb = Annotated[
 Flag = Annotated[bool, Parameter(negative=())]
 Tables = Annotated[
     Path | None,
-    Parameter(help="Also write all tables into this folder (Markdown, LaTeX, CSV, Parquet), and the figures as SVG."),
+    Parameter(
+        help="Also write all tables into this folder (Markdown, LaTeX, CSV, Parquet), and figures, if any, as SVG."
+    ),
+]
+Bundle = Annotated[
+    Path | None,
+    Parameter(
+        help="Serve nothing: write one run's pages into this folder, as files that open from disk without server or network."
+    ),
+]
+NumBundled = Annotated[
+    int | None,
+    Parameter(
+        name="--tasks",
+        help="With --bundle: how many tasks, with chains and images (default: 60); the pages say what is left out.",
+    ),
 ]
 
 FileFormat = Annotated[Literal["parquet", "jsonl", "csv"], Parameter(name="--format")]

@@ -7,12 +7,11 @@ import sys
 from pathlib import Path
 
 from pipeline.errors import InputError
-from pipeline.recipe import load_recipe
-from pipeline.run import RECIPE
-from services.cli.opening import run_directory
-from services.cli.target import Target
+from services.cli.target import Target, run_directory
 from services.cli.terminal import Terminal
 from services.planning.doctor import examine
+from services.recipes.recipe import load_recipe
+from services.run.directory import RECIPE
 
 
 def doctor(target: Target, *, as_json: bool = False) -> bool:

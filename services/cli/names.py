@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from cyclopts import App, Group, Parameter
 
 from services.cli.families import TOOLS, checkpoints, nano, push, replicas
-from services.cli.flags import Audit, CardJson, FileFormat, Flag, Json, MaxCost, Tables, Wandb
+from services.cli.flags import Audit, Bundle, CardJson, FileFormat, Flag, Json, MaxCost, NumBundled, Tables, Wandb
 from services.cli.target import DEFAULT, Target, as_cap, as_source, as_tracker
 
 _STEPS = Group("The steps of a run", sort_key=1)
@@ -268,6 +268,7 @@ def score(
     id: str | None = None,  # noqa: A002 - the flag's name
     text: str | None = None,
     repeated: Flag = False,
+    tables: Tables = None,
     json: Json = False,
 ) -> None:
     """Score what other tools logged, or a run holds, under the rules of several harnesses, and compare the files.
@@ -297,7 +298,9 @@ def score(
     from services.cli import score_command
 
     place = None if path is None else str(path.expanduser().absolute())
-    score_command.show(files, benchmark, split, place, rules, (id, text), is_repeated=repeated, as_json=json)
+    score_command.show(
+        files, benchmark, split, place, rules, (id, text), is_repeated=repeated, tables=tables, as_json=json
+    )
 
 
 @app.command(group=TOOLS)
@@ -351,7 +354,7 @@ def export(run: Path | None = None, *, out: Path, kind: FileFormat = "parquet") 
 
 
 @app.command(group=_RUNS)
-def view(*runs: Path, port: int = 0) -> None:
+def view(*runs: Path, port: int = 0, bundle: Bundle = None, tasks: NumBundled = None) -> None:
     """Show runs in a browser, as they go on: how far they are, what came of them, and every task with all its chains.
 
     Parameters
@@ -364,7 +367,7 @@ def view(*runs: Path, port: int = 0) -> None:
     """
     from services.cli import view_command
 
-    view_command.view(runs, port)
+    view_command.view(runs, port, bundle, tasks)
 
 
 @app.command(group=TOOLS)
@@ -388,6 +391,6 @@ def recipe(name: str = "nano", *, set: tuple[str, ...] = ()) -> None:  # noqa: A
         Overrides, as section.field=value.
 
     """
-    from pipeline.recipe import load_recipe, render_recipe
+    from services.recipes.recipe import load_recipe, render_recipe
 
     sys.stdout.write(render_recipe(load_recipe(name, set)))

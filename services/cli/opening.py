@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from pathlib import Path
 
 from pipeline.report import Report
-from pipeline.run import RECIPE, Access, Run, open_run
-from services.cli.stop import Terminated
-from services.cli.target import Target
+from services.cli.stop import Terminated, cancel_at_sigterm
+from services.cli.target import Target, run_directory
 from services.cli.terminal import Terminal
+from services.run.directory import RECIPE, Access, Run, open_run
 from services.run.live import recording
 from services.run.rounds import Round, list_rounds
 from services.run.session import Session
@@ -30,11 +28,6 @@ READS = (
 or a registry in one step. Every other command is the run's only writer."""
 _SERVERS = ("serve", "prepare")
 """Beside a writer, too: a server and the registry have locks of their own."""
-
-
-def run_directory(directory: Path | None, recipe: str | None) -> Path:
-    """The run that a command works on: the one named, or runs/RECIPE."""
-    return directory or Path("runs") / Path(recipe or "nano").stem
 
 
 @contextmanager
@@ -86,10 +79,3 @@ async def _with_session(run: Run, report: Report, step: Step) -> None:
     cancel_at_sigterm()
     async with Session(run, report) as session:
         await step(session)
-
-
-def cancel_at_sigterm() -> None:
-    """From now on, SIGTERM cancels the present task, so that what it holds is put away."""
-    task = asyncio.current_task()
-    assert task is not None
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)

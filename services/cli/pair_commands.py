@@ -47,10 +47,11 @@ def _show(value: float | None, form: str) -> str:
 
 def _describe(example: PairExample) -> str:
     """The question, and both responses cut to a few lines."""
+    gain = "" if example.image_gain is None else f", image gain {example.image_gain:.2f} nats"
     return "\n".join(
         [
             f"\n{example.task}: {_cut(example.question)}",
-            f"  chosen, {example.chosen_score:g}:\n{_cut(example.chosen, '    ')}",
+            f"  chosen, {example.chosen_score:g}{gain}:\n{_cut(example.chosen, '    ')}",
             f"  rejected, {example.rejected_score:g}:\n{_cut(example.rejected, '    ')}",
         ]
     )

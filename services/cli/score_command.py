@@ -9,15 +9,16 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from eval.eval_section import EvalSection
 from eval.logged.layouts import Fields
 from eval.matrix_table import render_matrix
 from eval.rules import RULES
 from pipeline.errors import InputError
 from pipeline.files import explain
 from pipeline.records import Split
-from pipeline.report import Found
-from pipeline.sections import EvalSection
+from pipeline.report import Found, Said
 from services.cli.terminal import Terminal
+from services.report.exports import write_matrix
 from services.run.scoring import Scoring
 from services.run.scoring import score as score_logs
 
@@ -33,6 +34,7 @@ def show(
     fields: tuple[str | None, str | None],
     *,
     is_repeated: bool,
+    tables: Path | None,
     as_json: bool,
 ) -> None:
     """Score, and print what was found."""
@@ -40,7 +42,7 @@ def show(
         raise InputError("name a log file or a run directory, as in vcot score answers.jsonl --benchmark scienceqa")
     section = _name_benchmark(benchmark, split, path) if benchmark else None
     named = tuple(RULES.built_ins) if ALL in rules else tuple(dict.fromkeys(rules))
-    asyncio.run(_show(Scoring(files, section, named, Fields(*fields), is_repeated), as_json=as_json))
+    asyncio.run(_show(Scoring(files, section, named, Fields(*fields), is_repeated), tables, as_json=as_json))
 
 
 def _name_benchmark(benchmark: str, split: Split, path: str | None) -> EvalSection:
@@ -50,11 +52,14 @@ def _name_benchmark(benchmark: str, split: Split, path: str | None) -> EvalSecti
         raise InputError(f"--benchmark: {explain(error)}") from None
 
 
-async def _show(asked: Scoring, *, as_json: bool) -> None:
+async def _show(asked: Scoring, tables: Path | None, *, as_json: bool) -> None:
     terminal = Terminal()
     found, benchmark = await score_logs(asked, terminal)
+    parts = render_matrix(found, benchmark.columns)
     if as_json:
         terminal(Found(json.dumps(found.model_dump(mode="json"), indent=1)))  # ASCII: a terminal may be behind it
-        return
-    for part in render_matrix(found, benchmark.columns):
-        terminal(Found(part))
+    else:
+        for part in parts:
+            terminal(Found(part))
+    if tables is not None:
+        terminal(Said(f"{tables}: {', '.join(write_matrix(found, parts, tables))}"))

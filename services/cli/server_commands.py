@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import NoReturn
 
 from pipeline.errors import CheckpointError
-from pipeline.run import open_run
 from services.checkpoints.registry import Registry
-from services.cli.opening import cancel_at_sigterm, open_target, run_directory
-from services.cli.stop import Terminated
-from services.cli.target import Target
+from services.cli.opening import open_target
+from services.cli.stop import Terminated, cancel_at_sigterm
+from services.cli.target import Target, run_directory
 from services.cli.terminal import Terminal
 from services.engine.command import Address
 from services.engine.vllm import become_server
 from services.jobs import submitted
 from services.run import serving
+from services.run.directory import open_run
 
 
 def prepare(target: Target) -> None:

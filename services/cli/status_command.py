@@ -11,13 +11,13 @@ from rich.table import Column, Table
 from pipeline.errors import InputError
 from pipeline.judges.cost import describe_tokens
 from pipeline.report import ignore, tell
-from pipeline.run import RECIPE, open_run
-from services.cli.opening import run_directory
-from services.cli.target import Target
+from services.cli.target import Target, run_directory
 from services.cli.terminal import Terminal
+from services.run.directory import RECIPE, open_run
 from services.run.live import Live, find_holder, read_live, say_span
 from services.run.session import Session
-from services.run.status import RunStatus, look_at_run
+from services.run.stages import RunStatus
+from services.run.status import look_at_run
 
 
 def show(target: Target, *, as_json: bool) -> None:

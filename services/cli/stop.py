@@ -32,6 +32,15 @@ def ignore_signals() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
+def cancel_at_sigterm() -> None:
+    """From now on, SIGTERM cancels the present task, so that what it holds is put away."""
+    import asyncio  # which a command that serves nothing need not import
+
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+
+
 def _end(number: int, _: FrameType | None) -> None:
     os.write(2, f"vcot: {SAID}\n".encode())
     os._exit(128 + number)

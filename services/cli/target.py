@@ -27,6 +27,11 @@ class Target:
 DEFAULT = Target()
 
 
+def run_directory(directory: Path | None, recipe: str | None) -> Path:
+    """The run that a command works on: the one named, or runs/RECIPE."""
+    return directory or Path("runs") / Path(recipe or "nano").stem
+
+
 def as_source(source: str | None, path: Path | None) -> tuple[str, ...]:
     """`--source` and `--path` as overrides; a path is absolute, since the run may be used from elsewhere."""
     named = [f'tasks.source="{source}"'] if source else []

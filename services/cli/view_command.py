@@ -12,8 +12,8 @@ from pathlib import Path
 import uvicorn
 
 from pipeline.errors import InputError
-from services.cli.opening import cancel_at_sigterm, run_directory
-from services.cli.stop import Terminated
+from services.cli.stop import Terminated, cancel_at_sigterm
+from services.cli.target import run_directory
 from services.cli.terminal import Terminal
 from services.gateway.http.server import UnsignalledServer
 from services.view.entry import TOKEN
@@ -22,15 +22,40 @@ from services.view.viewer import create_app
 
 HOST = "127.0.0.1"
 _GRACE_S = 1
+_NUM_BUNDLED = 60
 
 
-def view(runs: Sequence[Path], port: int) -> None:
-    """Serve the viewer until a signal. Raises InputError for what is no run, and a port that is taken."""
-    shown = [ViewedRun(number, directory) for number, directory in enumerate(runs or [run_directory(None, None)])]
+def view(runs: Sequence[Path], port: int, bundle: Path | None, tasks: int | None) -> None:
+    """Serve the viewer until a signal, or write its pages into a folder.
+
+    Raises InputError for what is no run, for a port that is taken, and for flags that do not go together.
+    """
+    directories = runs or [run_directory(None, None)]
+    if bundle is not None:
+        _write(directories, port, bundle, _NUM_BUNDLED if tasks is None else tasks)
+        return
+    if tasks is not None:
+        raise InputError("--tasks says how many tasks a bundle has; add --bundle DIR")
+    shown = [ViewedRun(number, directory) for number, directory in enumerate(directories)]
     try:
         asyncio.run(_serve(shown, port, Terminal()))
     except asyncio.CancelledError:
         raise Terminated from None
+
+
+def _write(directories: Sequence[Path], port: int, out: Path, num_tasks: int) -> None:
+    from services.view.bundle import write_bundle  # with what makes an index, which a viewer does without
+
+    if len(directories) > 1:
+        raise InputError("a bundle is of one run; write one for each")
+    if port or num_tasks < 0:
+        raise InputError(f"--tasks {num_tasks} must be 0 or more" if num_tasks < 0 else "a bundle has no --port")
+    found, terminal = write_bundle(directories[0], out, num_tasks), Terminal()
+    left = f"; {found.num_left_out:,} more are only in the run" if found.num_left_out else ""
+    terminal.heading("view", str(directories[0]))
+    terminal.say(
+        f"{out / 'index.html'}: the overview, and {found.num_tasks:,} tasks with their chains and images{left}"
+    )
 
 
 async def _serve(runs: Sequence[ViewedRun], port: int, terminal: Terminal) -> None:

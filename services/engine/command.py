@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from pipeline.errors import MachineError
-from pipeline.sections import ServeSection
 from services.checkpoints.registry import Checkpoint
+from services.engine.serve_section import ServeSection
 
 Build = Literal["cpu", "cuda"]
 

@@ -27,11 +27,11 @@ from typing import NoReturn
 import httpx
 
 from pipeline.errors import MachineError, ServerError
-from pipeline.sections import ServeSection
 from services.checkpoints.registry import Checkpoint
 from services.engine.command import Address, find_build, server_command, server_environment
 from services.engine.lifeline import keeper_command
 from services.engine.logs import bound
+from services.engine.serve_section import ServeSection
 
 Progress = Callable[[str], None]
 

@@ -25,8 +25,8 @@ from dataclasses import dataclass
 from functools import reduce
 from typing import Literal
 
-from pipeline.recipe import Recipe
-from pipeline.sections import ServeSection
+from services.engine.serve_section import ServeSection
+from services.recipes.recipe import Recipe
 from training.protocol.memory import BYTES, GIB, MemoryEstimate, estimate_memory
 from training.protocol.shape import Shape
 

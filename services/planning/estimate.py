@@ -23,7 +23,6 @@ from eval.benchmark import find_benchmark
 from pipeline.judges import count_requests, list_sections
 from pipeline.judges.cost import estimate_cost, find_prices, guess_prompt_tokens
 from pipeline.prompts import PROMPTS
-from pipeline.recipe import Recipe
 from pipeline.records import PromptName
 from pipeline.sections import JudgeSection, TasksSection
 from pipeline.sources.source import NO_FILTER, SOURCES, list_parts
@@ -55,6 +54,7 @@ from services.planning.assumptions import (
 )
 from services.planning.capacity import Cards, MemoryPlan, engine_state, make_plan
 from services.planning.workload import Workload, cut_tokens
+from services.recipes.recipe import Recipe
 from training.protocol.memory import BYTES, GIB
 from training.protocol.shape import Shape
 

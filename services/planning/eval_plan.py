@@ -21,12 +21,12 @@ from eval.statistics import Noise, plan_effect
 from eval.table import format_range
 from pipeline.errors import InputError
 from pipeline.judges.cost import describe_tokens
-from pipeline.recipe import Recipe
 from pipeline.records import PromptName, Record
 from services.planning.assumptions import ACCURACY, ALIKE, CORRELATION, KINDS, NANO_RESPONSES_S, Span
 from services.planning.estimate import count_tasks, evaluation_hours, list_evaluation
 from services.planning.outlook import format_span
 from services.planning.workload import Workload
+from services.recipes.recipe import Recipe
 from training.protocol.shape import Shape
 
 

@@ -11,10 +11,10 @@ from importlib import util
 from pathlib import Path
 
 from pipeline.errors import CheckpointError, MachineError
-from pipeline.recipe import Recipe
 from pipeline.sections import ModelSection
 from services.checkpoints.model_source import find_model, is_bundled, is_hub_id
 from services.planning.capacity import Cards, find_fit, make_plan
+from services.recipes.recipe import Recipe
 from training.protocol.gpus import Gpus, list_gpus
 from training.protocol.shape import Shape, find_shape, read_shape
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from pipeline.judges import list_sections
-from pipeline.recipe import Recipe
 from services.planning.assumptions import KINDS, SIZES, THOUGHT_TOKENS, Span
 from services.planning.capacity import Cards, make_plan
 from services.planning.estimate import (
@@ -17,6 +16,7 @@ from services.planning.estimate import (
     estimate_run,
     judge_hours,
 )
+from services.recipes.recipe import Recipe
 from training.protocol.shape import Shape
 
 NUMS = (1, 2, 4, 8)

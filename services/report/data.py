@@ -9,6 +9,7 @@ from eval.benchmark import Benchmark
 from eval.breakdown import PartRow
 from eval.findings import Difference, EvalResult
 from eval.image_reliance import Reliance
+from eval.matrix import Matrix
 from eval.prior import PriorReport
 from eval.published import PaperRow
 from eval.repeats import Repeats
@@ -16,8 +17,8 @@ from eval.report_card import ReportCard
 from pipeline.contamination import Contamination, Match
 from pipeline.judges.cost import Cost
 from pipeline.pairs import PreferencePair
-from pipeline.recipe import Recipe
 from pipeline.records import CheckpointRef, Record, StageCount, Task
+from services.recipes.recipe import Recipe
 from services.run.parity import ParityReport
 from training.protocol.job import TrainProgress, TrainStatus
 from training.protocol.search import Sweep
@@ -100,13 +101,15 @@ class ReportData:
     chance: Mapping[str, float]
     """By column of Table 1."""
     published: tuple[PaperRow, ...] = ()
-    """The untaught model beside the paper's figures, where they are of the same model and benchmark."""
+    """The base model beside the paper's figures, where they are of the same model and benchmark."""
     reliance: tuple[Reliance, ...] = ()
     """Where other images than the questions' own were shown, too."""
     breakdown: tuple[PartRow, ...] = ()
     """By the benchmark's finer labels, where it has some."""
     repeats: tuple[Repeats, ...] = ()
     """Where questions were answered several times."""
+    matrix: Matrix | None = None
+    """The same answers under other harnesses' rules."""
     prior: PriorReport | None = None
     """Where the drawings of unusual things were asked about."""
     trend: tuple[TrendRow, ...] = ()

@@ -11,27 +11,30 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from eval.image_reliance import describe_reliance
+from eval.matrix import Matrix
+from eval.matrix_table import describe_logs, describe_reasons
 from eval.prior import describe_prior
 from eval.published import describe_published
 from eval.repeats import describe_repeats
 from eval.report_card import list_figures
-from eval.table import LEVEL, OVERALL, describe_differences, describe_family, format_half, format_p
+from eval.table import LEVEL, OVERALL, describe_differences, describe_family
 from pipeline.contamination import Match
 from pipeline.files import replace_file
 from pipeline.images import media_type
 from pipeline.judges.verifier import normalise_statement
 from pipeline.prompts import split_thought
-from pipeline.recipe import render_recipe
 from pipeline.records import ImageRef, PromptName, Task
+from services.recipes.recipe import render_recipe
 from services.report import figures
 from services.report.data import Example, Lookalikes, ReportData
+from services.report.environment import make_environment
 
 _SENTENCE_BREAK = re.compile(r"(?<=[.!?])\s+|\n+")
 
@@ -71,19 +74,6 @@ def write_report(data: ReportData, out: Path) -> Path:
     return out
 
 
-def make_environment(*packages: str) -> Environment:
-    """What renders the report's templates, after those of other packages; all that is filled in is escaped."""
-    environment = Environment(
-        loader=ChoiceLoader([PackageLoader(package) for package in (*packages, "services.report")]),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"percent": _percent, "half": format_half, "points": _points, "p": format_p}
-    return environment
-
-
 def list_fields(data: ReportData) -> dict[str, Any]:
     """What the page's template is filled with."""
     return {
@@ -94,6 +84,7 @@ def list_fields(data: ReportData) -> dict[str, Any]:
         "family": describe_family(data.differences) if data.differences else "",
         "reliance_sentences": describe_reliance(data.reliance),
         "repeats_sentences": describe_repeats(data.repeats),
+        **_show_matrix(data.matrix),
         "hint_sentence": data.benchmark.note(data.recipe.eval),
         "published_sentence": describe_published(data.published),
         "prior_sentence": describe_prior(data.prior) if data.prior else "",
@@ -105,6 +96,19 @@ def list_fields(data: ReportData) -> dict[str, Any]:
         "examples": [_show_example(example, data.recipe.sample.prompt) for example in data.examples],
         "recipe": render_recipe(data.recipe),
         "version": version("vcot"),
+    }
+
+
+def _show_matrix(found: Matrix | None) -> dict[str, Any]:
+    """The parser matrix with a row for each log, or difference of two, and a column for each rule."""
+    if found is None:
+        return {"matrix": None}
+    return {
+        "matrix": found,
+        "rules": dict.fromkeys(row.rule for row in found.results),
+        "logs": groupby(found.results, key=lambda row: row.log),
+        "log_differences": groupby(found.differences, key=lambda d: (d.log, d.base)),
+        "matrix_sentences": [*describe_logs(found), " ".join(f"{reason}." for reason in describe_reasons(found))],
     }
 
 
@@ -219,11 +223,3 @@ def _chain(kind: str, task: Task, prompt: PromptName, text: str, score: float, r
         if sentence.strip()
     )
     return Chain(kind, score, rationale, checked, answer or "")
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f}"
-
-
-def _points(share: float) -> str:
-    return f"{100 * share:+.1f}".replace("-", "\u2212")

@@ -7,7 +7,8 @@ and their judgments are kept like any other: an audit that was stopped goes on w
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 from eval.image_reliance import choose_images
@@ -21,9 +22,9 @@ from pipeline.judges.pairwise import count_hanging
 from pipeline.judging import find_standing, look_at_judgments
 from pipeline.ledger import Ledger
 from pipeline.pair_policies import is_response_right
-from pipeline.records import Judgment, Response, Task, content_key
+from pipeline.records import CheckpointRef, Judgment, Response, Task, content_key
 from pipeline.report import Began
-from pipeline.sample import Group
+from pipeline.sample import Group, Groups
 from pipeline.sections import JudgeSection
 from services.run.asking import ask_judge
 from services.run.rounds import Round, make_judge
@@ -58,20 +59,95 @@ async def audit_stage(current: Round) -> ReportCard:
             "no task has both a response that is right and one that is wrong by the gold answer, so the judge cannot be "
             "audited; sample more tasks, or hotter (sample.temperature)"
         )
+    return await audit(session, judge, sample, current)
+
+
+async def audit(
+    session: Session, judge: Judge, sample: Sequence[Group], current: Round | None = None, *, of: str = ""
+) -> ReportCard:
+    """Ask what is owed about the right and the wrong response to each task of `sample`, and keep the card.
+
+    `current` is the round whose tasks they respond to; `of` says what they are responses to, where that is no round's.
+    """
     session.report(Began("audit", f"{judge.name}, on {len(sample)} tasks with a right and a wrong response"))
     found: dict[str, dict[str, Sequence[Judgment]]] = {}
     ways = list_ways(judge)
     for way in ways:
         asked = vary(judge.section, _CHANGES[way], session.run.images)
         groups = show(sample, way, session.run.images)
-        for each in asked.walk() if groups else ():
-            standing = find_standing(each, groups, session.run.ledger, each.section)
-            count = await ask_judge(session, each, groups, standing, num_times=len(ways) if way == "own" else 0)
-            session.account(count.model_copy(update={"stage": f"audit, {_WORDS[way]}"}))
-        found[way] = read_both(asked, groups, session.run.ledger)
-    card = _build(session, judge, sample, found)
-    write_record(session.run.path("judges", f"{key_card(judge)}.json"), card)
+        found[way] = await _ask(session, asked, groups, _WORDS[way], num_times=len(ways) if way == "own" else 0)
+    both_right, why_no_self = await _ask_about_own(session, judge, current)
+    card = _build(session, judge, sample, found, both_right, why_no_self)
+    write_record(session.run.path("judges", f"{key_card(judge, of)}.json"), card)
     return card
+
+
+async def _ask(
+    session: Session, judge: Judge, groups: Sequence[Group], words: str, *, num_times: int = 0
+) -> dict[str, Sequence[Judgment]]:
+    """By task, the judgments of its two responses, after what is owed was asked of the judge and its members."""
+    for each in judge.walk() if groups else ():
+        standing = find_standing(each, groups, session.run.ledger, each.section)
+        count = await ask_judge(session, each, groups, standing, num_times=num_times)
+        session.account(count.model_copy(update={"stage": f"audit, {words}"}))
+    return read_both(judge, groups, session.run.ledger)
+
+
+async def _ask_about_own(session: Session, judge: Judge, current: Round | None) -> tuple[list[Duel], str]:
+    """A right response of the judge's own model against another model's, task by task; or why there are none."""
+    models = {each.section.model for each in judge.walk() if each.is_model}
+    if not models:
+        return [], ""
+    if current is None:
+        return [], "an evaluation's answers are not set against another model's"
+    answered = _list_generators(current)
+    own = _find_own(current, [ref for ref, _ in answered], models)
+    if not own:
+        return [], "no model that it asks is one of those that sampled these tasks"
+    if len(own) == len(answered):
+        return [], "only one model's responses, its own, are in the run"
+    pairs = list(_pair_right(current.tasks, answered, own, judge.section.num_audited))
+    if not pairs:
+        return [], "no task has right responses of both its own model and another that say different things"
+    found = await _ask(session, judge, pairs, "its own model's and another's")
+    if not found:
+        return [], "it gave no two such responses a score"
+    clusters = {group.task.id: group.task.picture or group.task.id for group in pairs}
+    return [_duel(task, clusters[task], *both) for task, both in found.items()], ""
+
+
+def _list_generators(current: Round) -> list[tuple[CheckpointRef, Groups]]:
+    """Who has answered the round's tasks under its prompt and settings, and what they said."""
+    ledger, plan = current.session.run.ledger, current.requests()
+    asked = [(ref, Groups(replace(plan, checkpoint=ref), ledger)) for ref in ledger.list_checkpoints()]
+    return [(ref, groups) for ref, groups in asked if any(group.good for group in groups)]
+
+
+def _find_own(current: Round, refs: Sequence[CheckpointRef], models: Collection[str | None]) -> set[str]:
+    """Digests of the judge's own model, by its name or its source, and of what was trained from it."""
+    section, base = current.session.run.recipe.model, current.session.base.ref
+    own = {ref.digest for ref in refs if ref.name in models}
+    own |= {base.digest} if section.source in models else set()
+    return own | {ref.digest for ref in refs if ref.parent in own}
+
+
+def _pair_right(
+    tasks: Iterable[Task], answered: Sequence[tuple[CheckpointRef, Groups]], own: Collection[str], num: int
+) -> Iterator[Group]:
+    """Of the first `num` tasks that have both, a right response of the judge's own model, and another model's."""
+    num_found = 0
+    for task, *groups in zip(tasks, *(groups for _, groups in answered), strict=True):
+        right = [
+            (ref.digest in own, response)
+            for (ref, _), group in zip(answered, groups, strict=True)
+            for response in group.good
+            if is_response_right(task, response)
+        ]
+        mine = next((response for is_own, response in right if is_own), None)
+        other = next((r for is_own, r in right if not is_own and mine is not None and r.words != mine.words), None)
+        if mine is not None and other is not None and num_found < num:
+            num_found += 1
+            yield Group(task, [mine, other])
 
 
 def list_ways(judge: Judge) -> list[Way]:
@@ -84,7 +160,12 @@ def list_ways(judge: Judge) -> list[Way]:
 
 def find_card(session: Session) -> ReportCard | None:
     """The report card of the recipe's judge, where it was audited."""
-    path = session.run.directory / "judges" / f"{key_card(make_judge(session))}.json"
+    return read_card(session, make_judge(session))
+
+
+def read_card(session: Session, judge: Judge, of: str = "") -> ReportCard | None:
+    """That of any judge, made by `audit`."""
+    path = session.run.directory / "judges" / f"{key_card(judge, of)}.json"
     return read_record(path, ReportCard) if path.is_file() else None
 
 
@@ -97,20 +178,22 @@ def check_auc(card: ReportCard, section: JudgeSection) -> None:
         )
 
 
-def key_card(judge: Judge) -> str:
-    """Names the card's file: judge, settings and how many tasks."""
-    code = [dict(each.code) for each in judge.walk()]
-    return content_key(judge=judge.name, fingerprint=judge.fingerprint, code=code, num=judge.section.num_audited)[:12]
+def key_card(judge: Judge, of: str = "") -> str:
+    """Names the card's file: judge, settings, how many tasks, and of what."""
+    asked = {"num": judge.section.num_audited, "code": [dict(each.code) for each in judge.walk()]}
+    return content_key(judge=judge.name, fingerprint=judge.fingerprint, **asked, **({"of": of} if of else {}))[:12]
 
 
-def choose_sample(groups: Iterable[Group], num: int) -> list[Group]:
+def choose_sample(
+    groups: Iterable[Group], num: int, is_right: Callable[[Task, Response], bool | None] = is_response_right
+) -> list[Group]:
     """The first `num` tasks to which a response is right and another wrong, with the first of each: the right one first."""
     chosen: list[Group] = []
     for group in groups:
         by_outcome: dict[bool, Response] = {}
         for response in group.good:
-            if (is_right := is_response_right(group.task, response)) is not None:
-                by_outcome.setdefault(is_right, response)
+            if (outcome := is_right(group.task, response)) is not None:
+                by_outcome.setdefault(outcome, response)
         if len(by_outcome) == 2:
             chosen.append(Group(group.task, [by_outcome[True], by_outcome[False]]))
         if len(chosen) == num:
@@ -152,7 +235,12 @@ def _read(judge: Judge, groups: Sequence[Group], ledger: Ledger) -> Iterator[tup
 
 
 def _build(
-    session: Session, judge: Judge, sample: Sequence[Group], found: Mapping[str, Mapping[str, Sequence[Judgment]]]
+    session: Session,
+    judge: Judge,
+    sample: Sequence[Group],
+    found: Mapping[str, Mapping[str, Sequence[Judgment]]],
+    both_right: Sequence[Duel],
+    why_no_self: str,
 ) -> ReportCard:
     own = found["own"]
     if not own:
@@ -169,7 +257,8 @@ def _build(
         compared=(sum(num for _, num in counts), sum(hung for hung, _ in counts)),
         rankings=_rank(members) if len(members) > 1 else (),
         knows_gold=judge.knows_gold,
-        is_own_model=judge.section.model in (session.run.recipe.model.source, session.run.recipe.model.name),
+        both_right=both_right,
+        why_no_self=why_no_self,
     )
 
 

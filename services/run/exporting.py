@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import secrets
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -23,7 +24,7 @@ def write_table(rows: Rows, folder: Path, kind: Format) -> tuple[Path, int]:
     Raises InputError where it cannot be written, and what reading the run raises; the file is then as it was.
     """
     path = folder / f"{rows.name}.{kind}"
-    partial = path.with_name(f".{path.name}.partial")
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}.partial")  # not that of another export
     try:
         folder.mkdir(parents=True, exist_ok=True)
         num_rows = _WRITERS[kind](rows, partial)

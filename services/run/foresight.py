@@ -12,18 +12,18 @@ from eval.statistics import Noise, measure_correlation
 from eval.table import OVERALL
 from pipeline.errors import OwedError
 from pipeline.records import CheckpointRef, Response
-from pipeline.run import Run
 from pipeline.stage import batched
 from services.planning.assumptions import ALIKE
 from services.planning.eval_plan import Known
 from services.run import results
+from services.run.directory import Run
 from services.run.reporting import RunEvaluation
 from services.run.session import Session
 from training.protocol.job import read_record
 
 
-def look_ahead(session: Session, checkpoints: Sequence[CheckpointRef], num_untaught: int) -> Known:
-    """What is known of asking `checkpoints`, and `num_untaught` more that are not there yet."""
+def look_ahead(session: Session, checkpoints: Sequence[CheckpointRef], num_untrained: int) -> Known:
+    """What is known of asking `checkpoints`, and `num_untrained` more that are not there yet."""
     noise = _find_noise(session.run)
     try:
         questions = session.questions(session.run.recipe.eval.split)
@@ -32,8 +32,8 @@ def look_ahead(session: Session, checkpoints: Sequence[CheckpointRef], num_untau
     owed = Counter[str]()
     for checkpoint in checkpoints:
         owed.update(_count_owed(session, questions, checkpoint))
-    for request in questions.requests(session.base.ref) if num_untaught else ():
-        owed[request.prompt] += num_untaught
+    for request in questions.requests(session.base.ref) if num_untrained else ():
+        owed[request.prompt] += num_untrained
     return Known(num_questions=len(questions.tasks), owed=owed, noise=noise)
 
 

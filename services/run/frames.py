@@ -19,8 +19,8 @@ from pipeline.judging import Seen, look_at_judgments
 from pipeline.pairs import Couple
 from pipeline.records import Response, Task
 from pipeline.report import ignore
-from pipeline.run import open_run
 from pipeline.stage import batched
+from services.run.directory import open_run
 from services.run.rounds import Round, list_rounds, make_judge
 from services.run.session import Session
 
@@ -202,9 +202,8 @@ class LoadedRun:
             for shown in questions.section.images:
                 for requests in batched(questions.requests(checkpoint.ref, [shown])):
                     found = ledger.get(Response, (key for request in requests for key in request.response_keys()))
-                    tasks = {task.id: task for task in (request.task for request in requests)}
-                    for response in found.values():
-                        score = questions.benchmark.score(tasks[response.task], response)
+                    responses = list(found.values())
+                    for response, score in zip(responses, questions.score(responses, ledger), strict=True):
                         said = {
                             "subject": score.subject,
                             "shown": shown,

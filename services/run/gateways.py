@@ -16,11 +16,11 @@ from typing import Protocol
 from pipeline.errors import ServerError
 from pipeline.records import CheckpointRef
 from pipeline.report import Report, Said, Warned, aside, waiting
-from pipeline.run import Run
 from pipeline.sections import POLICY_ALIAS
 from services.checkpoints.registry import Checkpoint, CheckpointInfo, Registry
 from services.gateway import admin
 from services.gateway.admin import Wanted
+from services.run.directory import Run
 from services.run.serving import GatewayHandle, find_gateway, is_served, running_gateway
 
 

@@ -12,10 +12,10 @@ from typing import TypeVar
 
 from pipeline.client import ChatClient
 from pipeline.errors import CheckpointError, OnTrialError, RequestError, StageError, VcotError
-from pipeline.recipe import Recipe
 from pipeline.report import Report, Said, Warned
 from services.checkpoints.registry import Checkpoint, Registry
 from services.gateway.admin import end_trial, try_out
+from services.recipes.recipe import Recipe
 from services.run.gateways import Gateway
 
 T = TypeVar("T")

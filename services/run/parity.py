@@ -15,9 +15,9 @@ from pipeline.client import ChatClient, Scored
 from pipeline.concurrency import map_bounded, with_retry
 from pipeline.errors import SwapError
 from pipeline.records import CheckpointRef, Record, SamplingParams
-from pipeline.sections import Dtype
 from training.protocol.agreement import FORCED_TOLERANCES, Answers, Probe, ProbePair, compare_served, find_served_fault
 from training.protocol.job import Retention
+from training.protocol.train_sections import Dtype
 
 _NEUTRAL = {
     "top_k": 0,

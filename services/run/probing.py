@@ -40,7 +40,7 @@ def load_drawings(session: Session) -> Questions:
     """The drawings, asked about their own images only."""
     run = session.run
     tasks = load_tasks(TasksSection(source=UNUSUAL.source, split="test"), run.directory, run.images)
-    section = run.recipe.eval.model_copy(update={"images": ("true",)})
+    section = run.recipe.eval.model_copy(update={"images": ("true",), "judge": None})
     return Questions(UNUSUAL, section, "test", tasks, run.images)
 
 

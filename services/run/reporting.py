@@ -20,15 +20,17 @@ from pipeline.sample import Requests
 from pipeline.stage import Tally, batched
 from services.checkpoints.registry import Checkpoint
 from services.jobs.trainer import read_progress
-from services.report import write_report
 from services.report.data import Example, Lookalikes, ReportData, TrendRow
+from services.report.page import write_report
 from services.run import results
 from services.run.auditing import find_card
 from services.run.billing import read_cost
+from services.run.grading import describe_grader
 from services.run.overlap_gate import read_overlap
 from services.run.parity import ParityReport
 from services.run.probing import load_prior
 from services.run.rounds import Round, make_judge
+from services.run.scoring import score_run
 from services.run.session import Session
 from services.run.sweep import load_sweep
 from services.run.trend import render_trend
@@ -61,8 +63,9 @@ def evaluate_scores(
     `named` are the checkpoints where a user chose them, and not the run.
     """
     run, refs = session.run, [checkpoint.ref for checkpoint in checkpoints]
-    found = evaluate(scores, refs, session.benchmark, run.recipe)
-    evaluation = RunEvaluation(**dict(found), trend=tuple(trend))
+    recipe, notes = run.recipe, describe_grader(session, session.questions(run.recipe.eval.split))
+    found = evaluate(scores, refs, session.benchmark, recipe.eval, model=recipe.model.source, notes=notes)
+    evaluation = RunEvaluation(**dict(found) | {"matrix": score_run(session, refs)}, trend=tuple(trend))
     write_record(results.claim_folder(run, named) / results.RESULTS, evaluation)
     return evaluation
 
@@ -103,6 +106,7 @@ def list_findings(session: Session, evaluation: RunEvaluation, training: Path | 
         "reliance": evaluation.reliance,
         "repeats": evaluation.repeats,
         "breakdown": evaluation.breakdown,
+        "matrix": evaluation.matrix,
         "prior": load_prior(session),
         "trend": evaluation.trend,
         "training": read_status(training) if training else None,

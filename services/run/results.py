@@ -15,28 +15,29 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.files import write_record
-from pipeline.recipe import Recipe
 from pipeline.records import Record, content_key
-from pipeline.run import Run
 from services.checkpoints.registry import Checkpoint
+from services.recipes.recipe import Recipe
+from services.run.directory import Run
 from training.protocol.job import read_record
 
 RESULTS = "results.json"
 PRIOR = "prior.json"
 PAGE = "index.html"
 _SETTINGS = "settings.json"
+_OF_A_JUDGE = {
+    "base_url", "api_key_env", "max_concurrency", "max_cost_usd", "input_usd", "output_usd", "batch", "min_auc",
+    "num_audited",
+}  # fmt: skip
 _NOT_DECIDING: Mapping[str, Any] = {
     "serve": True,
     "sweep": True,
     "tasks": {"path", "allow_overlap"},
     "sample": {"max_concurrency"},
-    "judge": {
-        "base_url", "api_key_env", "max_concurrency", "max_cost_usd", "input_usd", "output_usd", "batch", "min_auc",
-        "num_audited",
-    },
+    "judge": _OF_A_JUDGE,
     "train": {"report_to", "worker"},
-    "eval": {"path", "max_concurrency"},
-}  # fmt: skip
+    "eval": {"path": True, "max_concurrency": True, "judge": _OF_A_JUDGE},
+}
 """How work is done, not what comes of it."""
 
 

@@ -15,10 +15,21 @@ from functools import cached_property
 from pathlib import Path
 
 from pipeline.errors import DataError, OwedError
+from pipeline.gain import list_candidates, list_owed, read_gains
 from pipeline.judges import Judge, find_judge
 from pipeline.judging import Counting, Standing, find_standing, find_unjudged_fault, list_judged, look_at_judgments
 from pipeline.pair_preview import PairsPreview, Previewing
-from pipeline.pairs import Couple, Judged, PairSet, PreferencePair, build_pairs, limit_pairs, read_pairs, split_pairs
+from pipeline.pairs import (
+    Couple,
+    Judged,
+    PairSet,
+    PreferencePair,
+    build_pairs,
+    limit_pairs,
+    needs_gains,
+    read_pairs,
+    split_pairs,
+)
 from pipeline.publish import pairs_digest
 from pipeline.records import StageCount, Task
 from pipeline.report import OnSteps, Report, Warned, progress
@@ -148,22 +159,41 @@ class Round:
         self._check_judged(standing)
         return standing.count()
 
+    def candidates(self) -> Iterator[tuple[Task, list[Judged]]]:
+        """Each task with those of its responses whose image gain decides whether they are chosen, and what is known of it.
+
+        Raises OwedError, at the end, where a response is not sampled or judged.
+        """
+        run = self.session.run
+        counting = Counting(make_judge(self.session), run.recipe.judge)
+        for task, judged in read_gains(self._read_judged(counting), run.ledger):
+            yield task, list_candidates(task, judged, run.recipe.pairs)
+        self._close(counting)
+
     @cached_property
     def pairs(self) -> Pairs:
-        """The round's pairs. Raises OwedError where a response is not sampled or judged.
+        """The round's pairs. Raises OwedError where a response is not sampled or judged, or a gain is not asked.
 
         What a judge gave no verdict on for good is left out, as far as the recipe tolerates that.
         """
         run, section = self.session.run, self.session.run.recipe.pairs
         counting, scores = Counting(make_judge(self.session), run.recipe.judge), array("d")
 
+        num_owed, goes_by_gains = 0, needs_gains(section)
+
         def watch() -> Iterator[tuple[Task, list[Judged]]]:
-            for task, judged in self._read_judged(counting):
+            nonlocal num_owed
+            groups = self._read_judged(counting)
+            for task, judged in read_gains(groups, run.ledger) if goes_by_gains else groups:
                 scores.extend(one.score for one in judged)
+                if goes_by_gains:
+                    num_owed += len(list_owed(list_candidates(task, judged, section)))
                 yield task, judged
 
         made = build_pairs(watch(), section)
         count = self._close(counting)
+        if num_owed:
+            raise OwedError(f"what the image adds to {num_owed} responses is not asked yet; `vcot pair` asks")
         pair_set = limit_pairs(made, section.num, section.seed)
         train, validation = split_pairs(pair_set.pairs, section.validation_fraction, section.seed)
         with reading_texts(self.session.report, self.read, len(pair_set.pairs)) as read:
@@ -176,7 +206,7 @@ class Round:
         run = self.session.run
         counting = Counting(make_judge(self.session), run.recipe.judge)
         previewing = Previewing(run.recipe.pairs)
-        for task, judged in self._read_judged(counting):
+        for task, judged in read_gains(self._read_judged(counting), run.ledger):
             previewing.add(task, judged)
         self._close(counting)
         return previewing.close()

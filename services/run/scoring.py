@@ -1,4 +1,4 @@
-"""`vcot score`: outputs that other tools logged, or that runs hold, under published rules, side by side.
+"""Outputs that other tools logged (`vcot score`), or that runs hold, under published rules, side by side.
 
 A benchmark's questions come from its source as an evaluation's do, and are kept in the user's cache folder, or are those of
 the run that is named. Nothing is written into a run, and no server or GPU is needed.
@@ -9,10 +9,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from eval.benchmark import Benchmark
+from eval.eval_section import EvalSection
 from eval.evaluate import Questions, load_questions
 from eval.logged.intake import Intake, Rows, describe_account
 from eval.logged.layouts import Fields, Logged, read_log
@@ -34,13 +35,12 @@ from eval.rules import RULES
 from eval.scorer import read_final_part
 from pipeline.errors import InputError, OwedError
 from pipeline.images import ImageStore
-from pipeline.records import Response
-from pipeline.report import Accounted, Began, Report, Warned, progress
-from pipeline.run import RECIPE, open_run
+from pipeline.records import CheckpointRef, Response
+from pipeline.report import Accounted, Began, Report, Warned, ignore, progress
 from pipeline.sample import SampleRequest
-from pipeline.sections import EvalSection
 from pipeline.sources.source import find_source
 from pipeline.stage import batched
+from services.run.directory import RECIPE, open_run
 from services.run.session import Session
 
 
@@ -84,6 +84,19 @@ async def score(asked: Scoring, report: Report) -> tuple[Matrix, Benchmark]:
         return _score_all(logs, asked, questions, report), questions.benchmark
 
 
+def score_run(session: Session, checkpoints: Sequence[CheckpointRef]) -> Matrix | None:
+    """A run's answers to its benchmark, by checkpoint and setting, the base's first, under every built-in rule.
+
+    None where some question has no options, which no rule reads, and where there is no answer yet.
+    """
+    questions = session.questions(session.run.recipe.eval.split)
+    if any(not task.choices for task in questions.tasks):
+        return None
+    logs = list(_list_settings(session, questions, checkpoints))
+    asked = Scoring((), None, tuple(RULES.built_ins), Fields(), is_repeated=True)
+    return _score_all(logs, asked, questions, ignore) if logs else None
+
+
 def _check_places(asked: Scoring) -> None:
     if len(set(asked.places)) < len(asked.places):
         raise InputError(f"{', '.join(map(str, asked.places))}: name each file once")
@@ -119,23 +132,24 @@ def _load_cached(section: EvalSection) -> Questions:
 
 def _list_logs(place: Path, fields: Fields, sessions: Sequence[Session], questions: Questions) -> list[Log]:
     session = next((session for session in sessions if session.run.directory == place), None)
-    return [Log(str(place), "", read_log(place, fields))] if session is None else _list_settings(session, questions)
-
-
-def _list_settings(session: Session, questions: Questions) -> list[Log]:
-    """A log for each checkpoint, prompt and temperature that a run has answers of. Raises OwedError where it has none."""
-    logs = []
-    for checkpoint in sorted(session.registry.list(), key=lambda checkpoint: checkpoint.ref.kind != "base"):
-        settings: dict[str, list[SampleRequest]] = {}
-        for request in questions.requests(checkpoint.ref, ["true"]):
-            settings.setdefault(f"{request.prompt} at {request.sampling.temperature:g}", []).append(request)
-        for setting, requests in settings.items():
-            name = f"{session.run.directory} {checkpoint.ref.name}, {setting}"
-            if next(iter(_read_answers(session, requests)), None) is not None:
-                logs.append(Log(name, setting, _read_answers(session, requests)))
+    if session is None:
+        return [Log(str(place), "", read_log(place, fields))]
+    refs = sorted((checkpoint.ref for checkpoint in session.registry.list()), key=lambda ref: ref.kind != "base")
+    logs = list(_list_settings(session, questions, refs))
     if not logs:
         raise OwedError(f"run {session.run.directory} holds no answer to its benchmark yet; `vcot eval` asks")
-    return logs
+    return [replace(log, name=f"{session.run.directory} {log.name}") for log in logs]
+
+
+def _list_settings(session: Session, questions: Questions, refs: Sequence[CheckpointRef]) -> Iterator[Log]:
+    """A log for each checkpoint, prompt and temperature that a run has a response of."""
+    for ref in refs:
+        settings: dict[str, list[SampleRequest]] = {}
+        for request in questions.requests(ref, ["true"]):
+            settings.setdefault(f"{request.prompt} at {request.sampling.temperature:g}", []).append(request)
+        for setting, requests in settings.items():
+            if any(one.text is not None for one in _read_answers(session, requests)):
+                yield Log(f"{ref.name}, {setting}", setting, _read_answers(session, requests))
 
 
 def _read_answers(session: Session, requests: Sequence[SampleRequest]) -> Iterator[Logged]:

@@ -34,14 +34,14 @@ from pydantic import ValidationError
 from pipeline.errors import MachineError, ServerError, UnreachableError, VcotError
 from pipeline.files import write_record
 from pipeline.printable import printable
-from pipeline.recipe import Recipe
 from pipeline.records import Record
-from pipeline.run import Run, open_run
-from pipeline.sections import ServeSection
 from services.checkpoints.registry import Checkpoint, Registry
 from services.engine.lifeline import keeper_command
 from services.engine.logs import bound, keep_bounded
+from services.engine.serve_section import ServeSection
 from services.gateway.admin import fetch_state, named_error, wake
+from services.recipes.recipe import Recipe
+from services.run.directory import Run, open_run
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp

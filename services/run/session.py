@@ -16,8 +16,8 @@ from pipeline.client import ChatClient
 from pipeline.errors import OwedError, StageError
 from pipeline.records import CheckpointRef, Split, StageCount, Usage
 from pipeline.report import Accounted, Report, Said
-from pipeline.run import Run
 from services.checkpoints.registry import Checkpoint, Registry
+from services.run.directory import Run
 from services.run.gateways import Gateway, make_gateway
 from services.run.measuring import Trials
 from services.run.resting import at_rest
@@ -73,7 +73,7 @@ class Session:
 
     @cached_property
     def base(self) -> Checkpoint:
-        """The untaught model; described at first use, but by a command that only reads. Raises OwedError for that one."""
+        """The base model; described at first use, but by a command that only reads. Raises OwedError for that one."""
         if self.run.is_read:
             found = self.registry.find(self.run.recipe.model.name)
             if found is None:

@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Self
-
-from pydantic import model_validator
 
 from pipeline.errors import OwedError, VcotError
+from pipeline.gain import count_gains
 from pipeline.judges import Judge
 from pipeline.judges.cost import Cost
 from pipeline.judging import find_standing
 from pipeline.ledger import Ledger
-from pipeline.records import Record, Response, Usage
+from pipeline.pairs import needs_gains
+from pipeline.records import Response, Usage
 from pipeline.sample import SampleRequest
 from pipeline.stage import batched
 from services.checkpoints.registry import Checkpoint
@@ -29,51 +28,8 @@ from services.run.billing import read_cost
 from services.run.live import Live
 from services.run.rounds import Round, list_rounds, make_judge
 from services.run.session import Session
+from services.run.stages import RunStatus, StageStatus
 from training.protocol.job import JOB, read_status
-
-
-class StageStatus(Record):
-    """What there is of one stage."""
-
-    stage: str
-    requested: int = 0
-    ok: int = 0
-    failed: int = 0
-    """Tried without an answer; the stage's command tries again."""
-    refused: int = 0
-    owed: int = 0
-    """Never tried."""
-    reasons: Mapping[str, int] = {}
-    """How many failed or were refused for what."""
-    note: str = ""
-    """Where there are no numbers: why; else a remark."""
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.requested != self.ok + self.failed + self.refused + self.owed:
-            raise ValueError(f"stage {self.stage} does not add up: {self!r}")
-        return self
-
-
-class RunStatus(Record):
-    """What `vcot status` shows."""
-
-    run: str
-    state: str
-    """`not begun`, `at work`, `stopped` (unfinished, and no command at work), `finished` or `damaged`."""
-    recipe: str | None = None
-    holder: int | None = None
-    """The process that writes to the run; 0 for none, None where that cannot be told."""
-    live: Live | None = None
-    """The command that is at work, or the last one that was."""
-    live_age_s: float | None = None
-    """How old what `live` says is."""
-    stages: tuple[StageStatus, ...] = ()
-    sampled: Usage | None = None
-    """Tokens of all the run's responses."""
-    judged: Cost | None = None
-    problems: tuple[str, ...] = ()
-    """What could not be read, and what to do about it."""
 
 
 class _Survey:
@@ -96,8 +52,8 @@ class _Survey:
             rounds = list_rounds(self._session)
         for current in rounds:
             self._look_at_round(current, f" {current.number}" if len(rounds) > 1 else "")
-        taught = [policy for current in rounds[-1:] for policy in self._find_policy(current)]
-        for checkpoint in (*(current.start for current in rounds[:1]), *taught):
+        trained = [policy for current in rounds[-1:] for policy in self._find_policy(current)]
+        for checkpoint in (*(current.start for current in rounds[:1]), *trained):
             name = f"eval {checkpoint.ref.name}"
             with self._telling(name):
                 self.stages.append(self._count_eval(name, checkpoint))
@@ -108,6 +64,7 @@ class _Survey:
             f"sample{number}": self._count_sampled,
             **{f"judge{number}, {member.name}": partial(self._count_judgments, member) for member in members},
             f"judge{number}": partial(self._count_judgments, judge),
+            **({f"gain{number}": _count_gains} if needs_gains(self._session.run.recipe.pairs) else {}),
             f"pair{number}": _count_pairs,
             f"train{number}": _count_steps,
         }
@@ -175,6 +132,21 @@ def _count_responses(name: str, requests: Iterable[SampleRequest], ledger: Ledge
             reasons[response.reason or "unknown"] += 1
     owed = total - num_ok - sum(outcomes.values())
     return StageStatus(stage=name, requested=total, ok=num_ok, owed=owed, reasons=reasons, **outcomes)
+
+
+def _count_gains(name: str, current: Round) -> StageStatus:
+    """What failed is owed, as `vcot pair` asks for it again."""
+    tally = count_gains(candidates for _, candidates in current.candidates())
+    owed = tally.total - tally.finished
+    return StageStatus(
+        stage=name,
+        requested=tally.total,
+        ok=tally.cached,
+        refused=tally.refused,
+        owed=owed,
+        reasons=tally.reasons,
+        note="of the responses that may be chosen; `vcot pair` asks" if owed else "of the responses that may be chosen",
+    )
 
 
 def _count_pairs(name: str, current: Round) -> StageStatus:

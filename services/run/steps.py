@@ -6,31 +6,37 @@ done it does not do again, and a server is started only when something is owed t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
 from eval.evaluate import Questions, Scores
+from eval.image_reliance import choose_images
 from eval.report_card import render_markdown
 from pipeline.client import ChatClient
 from pipeline.data_card import render_card
 from pipeline.errors import DataError, StageError
+from pipeline.gain import count_gains, list_owed
+from pipeline.image_gains import GainAsk, measure_gains
 from pipeline.judges import Judge
 from pipeline.judging import find_unjudged_fault
-from pipeline.pairs import Couple
+from pipeline.pairs import Couple, needs_gains
 from pipeline.prompts import PROMPTS
 from pipeline.publish import name_judge, publish_pairs
 from pipeline.records import Split, StageCount, Task
 from pipeline.report import Began, Said, Warned, tracking, waiting
 from pipeline.sample import Requests, is_owed, sample
-from pipeline.sections import POLICY_ALIAS, ServeSection
+from pipeline.sections import POLICY_ALIAS
 from pipeline.sources import name_sources
 from pipeline.sources.census import count_sources
 from services.checkpoints.registry import Checkpoint
+from services.engine.serve_section import ServeSection
 from services.gateway.admin import swap_to
+from services.recipes.recipe import render_recipe
 from services.run.asking import ask_judge
 from services.run.auditing import audit_stage, check_auc, find_card
 from services.run.billing import read_cost
+from services.run.grading import grade_stage
 from services.run.overlap_gate import check_overlap, read_overlap
 from services.run.parity_gate import parity_stage
 from services.run.rounds import Round, make_judge, reading_texts
@@ -113,9 +119,44 @@ async def _judge(current: Round, judge: Judge) -> None:
         raise StageError(fault)
 
 
+async def gain_stage(current: Round) -> None:
+    """Ask the sampled policy what images add to the responses that may be chosen, where the pair policy goes by that.
+
+    Raises OwedError where a response is not sampled or judged.
+    """
+    session = current.session
+    session.report(Began("gain", "of the responses that may be chosen: with their images, and with blank ones"))
+    tally = count_gains(candidates for _, candidates in current.candidates())
+    if tally.finished == tally.total:
+        session.account(tally.close())
+        return
+    await parity_stage(session, [current.start])
+
+    def find_asks() -> Iterator[GainAsk]:
+        for task, candidates in current.candidates():
+            if owed := [one.response for one in list_owed(candidates)]:
+                yield GainAsk(task, choose_images([task], "blank", session.run.images)[task.id], owed)
+
+    async def ask(client: ChatClient) -> StageCount:
+        with tracking(session.report, "image gains") as on_progress:
+            return await measure_gains(
+                find_asks(),
+                client,
+                session.run.ledger,
+                session.run.images,
+                count_gains(candidates for _, candidates in current.candidates()),
+                max_concurrency=session.run.recipe.sample.max_concurrency,
+                on_progress=on_progress,
+            )
+
+    session.account(await session.measure(current.start, ask))
+
+
 async def pair_stage(current: Round) -> None:
-    """Preference pairs of the responses, as Parquet."""
+    """Preference pairs of the responses, as Parquet, after what its policy goes by was asked."""
     session, recipe = current.session, current.session.run.recipe
+    if needs_gains(recipe.pairs):
+        await gain_stage(current)
     session.report(Began("pair", f"by {recipe.pairs.policy}"))
     check_overlap(current)
     pairs = current.pairs
@@ -151,7 +192,9 @@ def publish_splits(
         render_card,
         train,
         validation,
-        recipe=recipe,
+        questions=recipe.tasks,
+        policy=recipe.pairs.policy,
+        recipe=render_recipe(recipe, public=True),
         model=current.start.ref.name if current.number > 1 else recipe.model.source,
         judged=current.pairs.judged,
         paired=current.pairs.pair_set.count,
@@ -183,6 +226,7 @@ async def eval_stage(session: Session, checkpoints: Sequence[Checkpoint], split:
     for checkpoint in checkpoints:
         session.report(Began("eval", f"{checkpoint.ref.name}: {questions.summary}"))
         await ask_questions(session, "eval", checkpoint, questions)
+    await grade_stage(session, checkpoints, questions)
 
 
 async def ask_questions(session: Session, stage: str, checkpoint: Checkpoint, questions: Questions) -> None:

@@ -42,13 +42,13 @@ def choose_round(session: Session, rounds: Sequence[Round]) -> ChosenRound:
 
     Raises InputError where a policy of several has not been asked them.
     """
-    taught = [(current, policy) for current in rounds if (policy := current.policy) is not None]
-    if session.run.recipe.rounds.num == 1 or not taught:
+    trained = [(current, policy) for current in rounds if (policy := current.policy) is not None]
+    if session.run.recipe.rounds.num == 1 or not trained:
         return ChosenRound(rounds[0], ())
-    rows = [_row(session, current, policy) for current, policy in taught]
+    rows = [_row(session, current, policy) for current, policy in trained]
     best = max(range(len(rows)), key=lambda index: rows[index].accuracy)
     rows[best] = rows[best].model_copy(update={"is_chosen": True})
-    return ChosenRound(taught[best][0], (_row(session, None, session.base), *rows))
+    return ChosenRound(trained[best][0], (_row(session, None, session.base), *rows))
 
 
 def _row(session: Session, current: Round | None, checkpoint: Checkpoint) -> TrendRow:

@@ -123,7 +123,7 @@ def _list_chains(
             asked=asked,
             key=one.key,
             answered=one,
-            text=printable(response.text if response.text is not None else response.error or ""),
+            text=printable(response.text if response.text is not None else response.error or "").strip(),
             is_error=response.text is None,
             is_cut=response.finish_reason == "length",
             rationale=printable(said),

@@ -12,6 +12,8 @@ was made under another recipe, or by another version, is thrown away.
     scores    the judge's, each once an item
     marks     which items carry which mark; `names` has their numbers
     texts     the words of question, responses and rationales; a row's number is the item's and a count below it
+    columns   what lists and filters read, whole: an array over all items by name (services/view/arrays.py), made of the
+              others, so that it is as old as the last time it was made
 
 Limits: words are found whole, without regard to case and accents, and a script without spaces is one word to its next sign.
 """
@@ -31,7 +33,7 @@ from pipeline.records import Outcome, Record, Task
 
 FOLDER = "view"
 INDEX = "index.sqlite"
-VERSION = 1
+VERSION = 2
 SHIFT = 12
 """Bits of a row of `texts` that count the rows of one item."""
 INDEX_TABLES = f"""
@@ -55,14 +57,12 @@ CREATE TABLE IF NOT EXISTS items (
 CREATE INDEX IF NOT EXISTS items_due ON items (num) WHERE due;
 CREATE INDEX IF NOT EXISTS items_open ON items (task) WHERE is_open;
 CREATE INDEX IF NOT EXISTS items_task ON items (task);
-CREATE INDEX IF NOT EXISTS items_best ON items (best, num);
-CREATE INDEX IF NOT EXISTS items_worst ON items (worst, num);
-CREATE INDEX IF NOT EXISTS items_spread ON items (spread, num);
 CREATE TABLE IF NOT EXISTS sheets (num INTEGER PRIMARY KEY, task TEXT NOT NULL, asked TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS scores (num INTEGER, score REAL, times INTEGER, PRIMARY KEY (num, score)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS names (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
 CREATE TABLE IF NOT EXISTS marks (mark INTEGER, num INTEGER, PRIMARY KEY (mark, num)) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS marks_num ON marks (num);
+CREATE TABLE IF NOT EXISTS columns (name TEXT PRIMARY KEY, body BLOB NOT NULL);
 CREATE VIRTUAL TABLE IF NOT EXISTS texts USING fts5(body, content='', detail=none, tokenize="unicode61");
 PRAGMA user_version = {VERSION};
 """

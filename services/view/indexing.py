@@ -20,23 +20,23 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
-from pipeline.errors import OwedError, VcotError
+from pipeline.errors import InputError, OwedError, VcotError
 from pipeline.records import Task, content_key
 from pipeline.report import ignore
-from pipeline.run import RECIPE, Run, open_run
 from pipeline.stage import batched
 from services.checkpoints.registry import BASE_ALIAS
+from services.run.directory import RECIPE, Run, open_run
 from services.run.live import LIVE
-from services.run.results import RESULTS
 from services.run.rounds import list_rounds, make_judge
 from services.run.session import Session
+from services.view.arrays import write_columns
 from services.view.index import (
     INDEX,
     SHIFT,
     VERSION,
-    Facets,
     Index,
     Part,
     Sheet,
@@ -51,10 +51,25 @@ from services.view.overview import write_overview
 _EVERY_S = 1.0
 _REST = 4
 """Times as long as a pass took, before the next."""
+_FRESH_S = 3.0
+_REST_OF_COLUMNS = 15
+"""Times as long as the columns took, before they are made again within a pass."""
 _CHUNK = 64
 _SHOWN = 300
 """Characters of a question in a list."""
-_WATCHED = (RECIPE, "ledger.sqlite", "ledger.sqlite-wal", LIVE, "checkpoints/registry.json")
+_SEEN = "seen"
+_WATCHED = (
+    *(
+        RECIPE,
+        LIVE,
+        "ledger.sqlite",
+        "ledger.sqlite-wal",
+        "checkpoints/registry.json",
+        "tasks/*.jsonl",
+        "judges/*.json",
+    ),
+    *("parity/*.json", "report/**/*.json", "training/*/*.json*"),
+)
 
 
 def follow(directory: Path, folder: Path) -> None:
@@ -62,29 +77,62 @@ def follow(directory: Path, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        seen: object = None
+        seen = _read_note(folder, _SEEN)
         while True:
-            began, state = time.monotonic(), _look_at_files(directory)
-            if state != seen:
-                asyncio.run(_follow_once(directory, folder))
-                seen = state
+            began = time.monotonic()
+            seen = _catch_up(directory, folder, seen)
             time.sleep(max(_EVERY_S, _REST * (time.monotonic() - began)))
+
+
+def index_once(directory: Path, folder: Path) -> None:
+    """Make an index that says what the run holds now. Raises InputError where another process has not made it whole yet."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            num_seen, num_items = Index(folder / INDEX).progress()
+            if num_seen < num_items or not num_items:
+                why = f"a viewer is still reading the run, {num_seen:,} of {num_items:,} tasks so far"
+                raise InputError(f"{directory}: {why}; wait until its pages say that it is done") from None
+        else:
+            _catch_up(directory, folder, _read_note(folder, _SEEN))
+
+
+def _catch_up(directory: Path, folder: Path, seen: str | None) -> str:
+    """A pass, where anything has changed since the run looked like `seen`; what it looks like now.
+
+    That is kept for whoever comes next, unless something could not be read, which may be mended without a trace.
+    """
+    state = _look_at_files(directory)
+    if state != seen:
+        asyncio.run(_follow_once(directory, folder))
+        if _read_note(folder, "problem") is None:
+            with closing(open_index(folder / INDEX)) as connection:
+                note(connection, _SEEN, state)
+    return state
+
+
+def _read_note(folder: Path, name: str) -> str | None:
+    return Index(folder / INDEX).note(name) if is_current(folder / INDEX) else None
 
 
 async def _follow_once(directory: Path, folder: Path) -> None:
     """The overview goes before, where there is none, since a large run's items take minutes."""
-    if Index(folder / INDEX).note("overview") is None:
+    if _read_note(folder, "overview") is None:
         await refresh_overview(directory, folder, with_status=False)
     await bring_up_to_date(directory, folder)
     await refresh_overview(directory, folder)
 
 
-def _look_at_files(directory: Path) -> list[tuple[str, int, int]]:
-    """Size and time of change of what a pass reads."""
-    paths = [directory / name for name in _WATCHED]
-    paths += [*directory.glob(f"report/{RESULTS}"), *directory.glob("training/*/*.json*")]
-    stats = [(str(path), path.stat()) for path in paths if path.is_file()]
-    return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
+def _look_at_files(directory: Path) -> str:
+    """Size and time of change of what a pass reads, and the program that reads it."""
+    paths = sorted(path for pattern in _WATCHED for path in directory.glob(pattern) if path.is_file())
+    stats = [(str(path.relative_to(directory)), path.stat()) for path in paths]
+    found = [
+        (name, stat.st_size, stat.st_mtime_ns) for name, stat in stats if stat.st_size
+    ]  # a reader leaves empty ones
+    return json.dumps([version("vcot"), *found])
 
 
 async def bring_up_to_date(directory: Path, folder: Path) -> None:
@@ -138,16 +186,26 @@ class _Pass:
 
     session: Session
     connection: sqlite3.Connection
+    columns_until: float = 0.0
 
     def do(self) -> None:
         shelves = list(list_shelves(self.session))
         for shelf in shelves:
             self._add_tasks(shelf)
-        self._write_facets(shelves)
+        self._write_columns(shelves)
         self._mark_due()
         for shelf in shelves:
-            self._work_off(shelf)
-        self._write_facets(shelves)
+            for _ in self._work_off(shelf):
+                if time.monotonic() > self.columns_until:
+                    self._write_columns(shelves)
+        self._write_columns(shelves)
+
+    def _write_columns(self, shelves: Sequence[Shelf]) -> None:
+        """What filters know, and when they want to know more: what is made often must not be most of the work."""
+        began = time.monotonic()
+        parts = tuple(Part(slug=one.slug, title=one.title, num_tasks=len(one.tasks)) for one in shelves)
+        write_columns(self.connection, parts)
+        self.columns_until = time.monotonic() + max(_FRESH_S, _REST_OF_COLUMNS * (time.monotonic() - began))
 
     def _add_tasks(self, shelf: Shelf) -> None:
         """Those that are not in the index yet."""
@@ -178,7 +236,8 @@ class _Pass:
             self.connection.executemany("UPDATE items SET due = 1 WHERE task = ?", ((task,) for task in tasks))
             note(self.connection, "place", json.dumps(place))
 
-    def _work_off(self, shelf: Shelf) -> None:
+    def _work_off(self, shelf: Shelf) -> Iterator[None]:
+        """Stops after each transaction."""
         query = "SELECT task, num FROM items WHERE due AND part = ?"
         due = dict(self.connection.execute(query, (shelf.slug,)).fetchall())
         tasks = (task for task in shelf.tasks if task.id in due)
@@ -187,12 +246,7 @@ class _Pass:
             with _transaction(self.connection):
                 for look in looks:
                     _put(self.connection, due[look.task.id], look)
-
-    def _write_facets(self, shelves: Sequence[Shelf]) -> None:
-        query = "SELECT name, count(*) FROM marks JOIN names ON names.id = mark GROUP BY mark ORDER BY name"
-        parts = tuple(Part(slug=one.slug, title=one.title, num_tasks=len(one.tasks)) for one in shelves)
-        facets = Facets(parts=parts, marks=dict(self.connection.execute(query).fetchall()))
-        note(self.connection, "facets", facets.model_dump_json())
+            yield
 
 
 def list_shelves(session: Session) -> Iterator[Shelf]:

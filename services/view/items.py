@@ -10,13 +10,13 @@ from typing import Protocol
 
 from eval.evaluate import Questions
 from eval.scorer import score_choice
+from pipeline.gain import list_candidates, list_owed, read_gains
 from pipeline.judges import Judge
 from pipeline.judging import Seen, list_judged, look_at_judgments
 from pipeline.ledger import Ledger
-from pipeline.pairs import PAIR_POLICIES, count_picked
+from pipeline.pairs import PAIR_POLICIES, count_picked, needs_gains
 from pipeline.records import CheckpointRef, Response, Score, Task
 from pipeline.sample import Group, Groups, SampleRequest
-from pipeline.sections import PairsSection
 from pipeline.stage import Tally
 from services.run.rounds import Round
 from services.view.index import IndexedAnswer, IndexedRequest
@@ -106,7 +106,7 @@ class Sampled:
         look = Look(request.task)
         look.count(group.found, request.sampling.n)
         is_whole = not look.is_open and len(group.found) == request.sampling.n and all(one.judgment for one in seen)
-        places = _pick(look, seen, self.current.session.run.recipe.pairs) if is_whole else {}
+        places = self._pick(look, seen) if is_whole else {}
         judgments = {one.response.key: one for one in seen}
         for one in seen:
             _note_judgment(look, one)
@@ -125,6 +125,19 @@ class Sampled:
         look.asked.append(asked)
         return look
 
+    def _pick(self, look: Look, seen: Sequence[Seen]) -> dict[str, str]:
+        """The responses in the task's pairs; where there is none, why, as a mark."""
+        run, tally = self.current.session.run, Tally("pair", total=0)
+        section, judged = run.recipe.pairs, list_judged(seen)
+        if needs_gains(section):
+            ((_, judged),) = read_gains([(look.task, judged)], run.ledger)
+            look.is_open |= bool(list_owed(list_candidates(look.task, judged, section)))
+        pairs = count_picked(tally, PAIR_POLICIES.resolve(section.policy), look.task, judged, section)
+        look.marks.add("pair|made" if pairs else f"no pair|{next(iter(tally.reasons))}")
+        look.gaps = [chosen.score - rejected.score for chosen, rejected in pairs]
+        places = {rejected.response.key: "rejected" for _, rejected in pairs}
+        return places | {chosen.response.key: "chosen" for chosen, _ in pairs}
+
 
 def _note_judgment(look: Look, one: Seen) -> None:
     found = one.judgment
@@ -134,16 +147,6 @@ def _note_judgment(look: Look, one: Seen) -> None:
     elif found is not None:
         look.marks.add(f"{'not judged' if found.refused else 'judging failed'}|{found.reason or 'unknown'}")
         look.is_open = True  # a later command may ask again
-
-
-def _pick(look: Look, seen: Sequence[Seen], section: PairsSection) -> dict[str, str]:
-    """The responses in the task's pairs; where there is none, why, as a mark."""
-    tally = Tally("pair", total=0)
-    pairs = count_picked(tally, PAIR_POLICIES.resolve(section.policy), look.task, list_judged(seen), section)
-    look.marks.add("pair|made" if pairs else f"no pair|{next(iter(tally.reasons))}")
-    look.gaps = [chosen.score - rejected.score for chosen, rejected in pairs]
-    places = {rejected.response.key: "rejected" for _, rejected in pairs}
-    return places | {chosen.response.key: "chosen" for chosen, _ in pairs}
 
 
 def _score(task: Task, response: Response) -> Score | None:
@@ -201,7 +204,7 @@ class Evaluated:
         for shown, request in requests:
             responses = [found[key] for key in request.response_keys() if key in found]
             look.count(responses, request.sampling.n)
-            scores = [self.questions.benchmark.score(task, response) for response in responses]
+            scores = self.questions.score(responses, self.ledger)
             asked = IndexedRequest(
                 checkpoint=request.checkpoint.name,
                 prompt=request.prompt,

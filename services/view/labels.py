@@ -174,7 +174,7 @@ def say_agreement(agreement: Agreement, judge: str) -> Sequence[str]:
     auc = agreement.auc
     said.append(
         f"{judge} ranks as you do in {auc.value:.0%} ({auc.low:.0%} to {auc.high:.0%}) of {agreement.num_compared} "
-        "comparisons within a task; 50% is a coin."
+        f"comparison{'s' if agreement.num_compared > 1 else ''} within a task; 50% is a coin."
     )
     if agreement.num_unscored:
         said.append(f"{agreement.num_unscored} more cannot be counted, since the judge gave one of the two no score.")

@@ -14,48 +14,31 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from eval.evaluate import Evaluation, Scores, evaluate
+from eval.evaluate import Scores, evaluate
 from eval.table import OVERALL
 from pipeline.errors import OwedError
 from pipeline.files import read_record
-from pipeline.records import Interval, Record
 from services.report.data import ReportData
+from services.report.environment import make_environment
 from services.report.figures import standalone
-from services.report.page import Figure, list_fields, make_environment
+from services.report.page import Figure, list_fields
+from services.run.grading import describe_grader
 from services.run.live import find_holder, read_live
 from services.run.reporting import RunEvaluation, list_findings
 from services.run.results import RESULTS, find_folder
+from services.run.scoring import score_run
 from services.run.session import Session
-from services.run.status import RunStatus, look_at_run
+from services.run.stages import RunStatus
+from services.run.status import look_at_run
 from services.view.index import note
+from services.view.summary import Accuracy, Summary
 from training.protocol.job import JOB
 
-LIVE_PLACE = "<!--live-->"
-"""Where the viewer puts what changes from one second to the next; no text of others can say it, since `<` is escaped."""
 _DRAWN = ("results_figures", "training_figures", "judge_figures")
 
 
-class Accuracy(Record):
-    """A row of Table 1, for runs side by side."""
-
-    checkpoint: str
-    setting: str
-    accuracy: Interval
-
-
-class Summary(Record):
-    """A run beside others."""
-
-    recipe: str
-    model: str
-    judge: str
-    accuracies: tuple[Accuracy, ...]
-    made_at: float
-    """In seconds since 1970."""
-
-
 async def write_overview(session: Session, connection: sqlite3.Connection, *, with_status: bool) -> None:
-    """Make the notes `overview`, `summary` and figures; with the account, which goes through the whole run, `status`."""
+    """Make the notes `overview`, `bundle_overview`, `summary` and figures; with the account, a look at all, `status`."""
     if with_status:
         status = await _look(session)
         note(connection, "status", status.model_dump_json())
@@ -64,8 +47,9 @@ async def write_overview(session: Session, connection: sqlite3.Connection, *, wi
     for kind in _DRAWN:
         fields[kind] = [_link(connection, figure, f"{kind}-{number}.svg") for number, figure in enumerate(fields[kind])]
     fields["name"] = session.run.directory.absolute().name
-    page = make_environment("services.view").get_template("overview.html").render(fields)
-    note(connection, "overview", page)
+    environment = make_environment("services.view")
+    for name in ("overview", "bundle_overview"):
+        note(connection, name, environment.get_template(f"{name}.html").render(fields))
     note(connection, "summary", _summarise(data).model_dump_json())
 
 
@@ -96,18 +80,17 @@ def build_data(session: Session, connection: sqlite3.Connection) -> ReportData:
 def find_evaluation(session: Session) -> RunEvaluation:
     """What the run's evaluation found; of one that goes on, what its answers so far say."""
     path = find_folder(session.run) / RESULTS
-    found = read_record(path, RunEvaluation, remedy="`vcot eval` makes it anew")
-    return found or RunEvaluation(**dict(_evaluate_so_far(session)))
+    return read_record(path, RunEvaluation, remedy="`vcot eval` makes it anew") or _evaluate_so_far(session)
 
 
-def _evaluate_so_far(session: Session) -> Evaluation:
+def _evaluate_so_far(session: Session) -> RunEvaluation:
     """Of the checkpoints that have answers to the benchmark's questions."""
     scored: list[Scores] = []
     try:
         questions = session.questions(session.run.recipe.eval.split)
         refs = [session.base.ref, *(one.ref for one in session.registry.list() if one.ref != session.base.ref)]
     except OwedError:
-        return Evaluation(results=(), differences=(), chance={})
+        return RunEvaluation(results=(), differences=(), chance={})
     answered = []
     for ref in refs:
         try:
@@ -116,11 +99,12 @@ def _evaluate_so_far(session: Session) -> Evaluation:
             continue
         answered.append(ref)
     if not answered:
-        return Evaluation(results=(), differences=(), chance={})
-    scores: Scores = {
-        shown: [score for own in scored for score in own[shown]] for shown in session.run.recipe.eval.images
-    }
-    return evaluate(scores, answered, session.benchmark, session.run.recipe)
+        return RunEvaluation(results=(), differences=(), chance={})
+    recipe = session.run.recipe
+    scores: Scores = {shown: [score for own in scored for score in own[shown]] for shown in recipe.eval.images}
+    notes = describe_grader(session, questions)
+    found = evaluate(scores, answered, session.benchmark, recipe.eval, model=recipe.model.source, notes=notes)
+    return RunEvaluation(**dict(found) | {"matrix": score_run(session, answered)})
 
 
 def _find_training(directory: Path) -> Path | None:

@@ -8,6 +8,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any, Literal
 from urllib.parse import urlencode
 
@@ -18,15 +19,13 @@ from pydantic import Field, ValidationError
 from pipeline.errors import InputError
 from pipeline.files import explain
 from pipeline.records import Record
+from services.view.arrays import Mask, Numbers, as_mask, parse_numbers, read_mask, read_numbers, read_scored
 from services.view.index import ITEM, SHIFT, Index, Item
 
 PAGE_SIZE = 50
 _MAX_KEPT = 64
 """Arrays of a byte an item, and a few of eight."""
 Sort = Literal["order", "best", "worst", "spread", "lost"]
-_COLUMNS: Mapping[Sort, str] = {
-    "order": "num", "best": "best", "worst": "worst", "spread": "spread", "lost": "num_lost",
-}  # fmt: skip
 _WORD = re.compile(r"[^\W_]+")
 """As the index takes texts apart."""
 
@@ -89,41 +88,17 @@ class Listed:
     total: int
 
 
-class Masks:
-    """Which items each condition lets through, as arrays by item number, kept while the index stays as it is.
-
-    Safe to use from several threads.
-    """
+class Kept:
+    """What was read of the index, kept while the index stays as it is. Safe to use from several threads."""
 
     def __init__(self, index: Index) -> None:
         self._index = index
         self._lock = threading.Lock()
         self._version: object = None
-        self._kept: OrderedDict[tuple[str, ...], NDArray[Any]] = OrderedDict()
+        self._kept: OrderedDict[tuple[object, ...], NDArray[Any]] = OrderedDict()
 
-    def read(self, query: str, values: Sequence[Any] = ()) -> NDArray[np.bool_]:
-        """True for each item whose number the query gives."""
-
-        def make() -> NDArray[Any]:
-            size = self._index.rows("SELECT coalesce(max(num), 0) + 1 FROM items") or [(1,)]
-            mask = np.zeros(size[0][0], dtype=np.bool_)
-            mask[self._numbers(query, values)] = True
-            return mask
-
-        return self._find((query, *map(str, values)), make)
-
-    def order(self, sort: Sort) -> NDArray[np.int64]:
-        """The items that have what is sorted by, the lowest first, and those with the same in the order of the run."""
-        column = _COLUMNS[sort]
-        query = f"SELECT num FROM items WHERE {column} IS NOT NULL ORDER BY {column}, num"  # noqa: S608 - our own names
-        return self._find((query,), lambda: self._numbers(query, ()))
-
-    def _numbers(self, query: str, values: Sequence[Any]) -> NDArray[np.int64]:
-        """What a query gives, in its order: as one text, which is read four times as fast as so many rows."""
-        found = self._index.rows(f"SELECT group_concat(num) FROM ({query})", values)  # noqa: S608 - our own queries
-        return np.fromstring(found[0][0] if found and found[0][0] else "", dtype=np.int64, sep=",")
-
-    def _find(self, key: tuple[str, ...], make: Callable[[], NDArray[Any]]) -> NDArray[Any]:
+    def find(self, key: tuple[object, ...], make: Callable[[], NDArray[Any]]) -> NDArray[Any]:
+        """The array of that key; made where there is none."""
         with self._lock:
             version = self._index.version
             if version != self._version:
@@ -142,14 +117,14 @@ class Finder:
     """Finds items."""
 
     index: Index
-    masks: Masks
+    kept: Kept
     labelled: Collection[tuple[str, str]] = ()
     """(part, task) of those that a person said something of."""
 
     def find(self, wanted: Filter) -> Listed:
         """One page of them, and how many there are."""
         numbers = self._list(wanted)
-        return Listed(self._read(numbers[PAGE_SIZE * (wanted.page - 1) :][:PAGE_SIZE]), len(numbers))
+        return Listed(self.read(numbers[PAGE_SIZE * (wanted.page - 1) :][:PAGE_SIZE]), len(numbers))
 
     def beside(self, wanted: Filter, item: Item) -> tuple[Item | None, Item | None]:
         """Those before and after an item, in the filter's order."""
@@ -158,45 +133,47 @@ class Finder:
         if not len(places):
             return None, None
         place = int(places[0])
-        before, after = self._read(numbers[max(0, place - 1) : place]), self._read(numbers[place + 1 : place + 2])
+        before, after = self.read(numbers[max(0, place - 1) : place]), self.read(numbers[place + 1 : place + 2])
         return (before[0] if before else None), (after[0] if after else None)
 
-    def _read(self, numbers: NDArray[np.int64]) -> list[Item]:
-        marks = ", ".join("?" * len(numbers))
-        rows = self.index.rows(f"SELECT {ITEM} FROM items WHERE num IN ({marks})", numbers.tolist())  # noqa: S608 - marks
+    def read(self, numbers: Numbers) -> list[Item]:
+        """The items of those numbers, in that order."""
+        query = f"SELECT {ITEM} FROM items WHERE num IN (SELECT value FROM json_each(?))"  # noqa: S608 - our own names
+        rows = self.index.rows(query, [json.dumps(numbers.tolist())])
         by_number = {row[0]: Item(*row) for row in rows}
         return [by_number[number] for number in numbers.tolist() if number in by_number]
 
-    def _list(self, wanted: Filter) -> NDArray[np.int64]:
+    def _list(self, wanted: Filter) -> Numbers:
         """Numbers of all that are let through, in order."""
-        numbers = self.masks.order(wanted.sort)
-        for query, values in _list_queries(wanted):
-            mask = self.masks.read(query, values)
-            numbers = numbers[numbers < len(mask)]  # some may have come meanwhile
+        numbers = self.kept.find(("order", wanted.sort), lambda: read_numbers(self.index, f"order|{wanted.sort}"))
+        for key, make in self._list_masks(wanted):
+            mask = self.kept.find(key, make)
+            numbers = numbers[numbers < len(mask)]
             numbers = numbers[mask[numbers]]
         if wanted.label:
-            given = json.dumps([list(pair) for pair in sorted(self.labelled)])
-            query = "SELECT num FROM items WHERE (part, task) IN (SELECT value ->> 0, value ->> 1 FROM json_each(?))"
-            said = [number for (number,) in self.index.rows(query, [given])]
-            numbers = numbers[np.isin(numbers, said, invert=wanted.label == "no")]
+            numbers = numbers[np.isin(numbers, self._find_labelled(), invert=wanted.label == "no")]
         return numbers[::-1] if wanted.down else numbers
 
+    def _list_masks(self, wanted: Filter) -> Iterator[tuple[tuple[object, ...], Callable[[], Mask]]]:
+        """What an item must be among, each with what it is kept under."""
+        names = [f"part|{wanted.part}"] if wanted.part else []
+        for name in (*names, *(f"mark|{mark}" for mark in _list_marks(wanted))):
+            yield (name,), partial(read_mask, self.index, name)
+        if wanted.low is not None or wanted.high is not None:
+            yield ("scored", wanted.low, wanted.high), partial(read_scored, self.index, wanted.low, wanted.high)
+        if wanted.words:
+            yield ("words", *wanted.words), partial(self._search, wanted.words)
 
-def _list_queries(wanted: Filter) -> Iterator[tuple[str, list[Any]]]:
-    """What must be true of an item, each as the numbers of those of which it is."""
-    if wanted.part:
-        yield "SELECT num FROM items WHERE part = ?", [wanted.part]
-    for mark in _list_marks(wanted):
-        yield "SELECT num FROM marks WHERE mark = (SELECT id FROM names WHERE name = ?)", [mark]
-    low, high = wanted.low, wanted.high
-    if low is not None and high is not None:
-        yield "SELECT DISTINCT num FROM scores WHERE score BETWEEN ? AND ?", [low, high]
-    elif low is not None:
-        yield "SELECT num FROM items WHERE best >= ?", [low]
-    elif high is not None:
-        yield "SELECT num FROM items WHERE worst <= ?", [high]
-    for word in wanted.words:
-        yield "SELECT rowid >> ? AS num FROM texts WHERE texts MATCH ?", [SHIFT, f'"{word.casefold()}"']
+    def _search(self, words: Sequence[str]) -> Mask:
+        """The items in whose texts all of the words occur: the last row of an item's texts has all that it ever had."""
+        asked = " ".join(f'"{word.casefold()}"' for word in words)
+        found = self.index.rows("SELECT group_concat(rowid >> ?) FROM texts WHERE texts MATCH ?", (SHIFT, asked))
+        return as_mask(parse_numbers(found[0][0] if found else None))
+
+    def _find_labelled(self) -> list[int]:
+        given = json.dumps([list(pair) for pair in sorted(self.labelled)])
+        query = "SELECT num FROM items WHERE (part, task) IN (SELECT value ->> 0, value ->> 1 FROM json_each(?))"
+        return [number for (number,) in self.index.rows(query, [given])]
 
 
 def _list_marks(wanted: Filter) -> Iterator[str]:

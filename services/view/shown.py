@@ -14,15 +14,15 @@ from pathlib import Path
 from pipeline.errors import InputError
 from pipeline.images import ImageStore, media_type
 from pipeline.ledger import Ledger
-from pipeline.run import RECIPE
 from services.engine.lifeline import keeper_command
+from services.run.directory import RECIPE
 from services.run.live import Live, find_holder, read_live
-from services.run.status import RunStatus
+from services.run.stages import RunStatus
 from services.view.examples import ViewedTask, build_example
 from services.view.index import FOLDER, INDEX, Facets, Index
 from services.view.labels import LABELS, Agreement, Label, Labels, keep_label, measure_agreement, read_labels
-from services.view.overview import Summary
-from services.view.queries import Finder, Masks
+from services.view.queries import Finder, Kept
+from services.view.summary import Summary
 
 _GRACE_S = 2.0
 
@@ -53,7 +53,7 @@ class ViewedRun:
         self.labels_path = directory / FOLDER / LABELS
         self.folder = _find_folder(directory)
         self.index = Index(self.folder / INDEX)
-        self._masks = Masks(self.index)
+        self._kept = Kept(self.index)
         self._keeper: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -87,7 +87,7 @@ class ViewedRun:
     @property
     def finder(self) -> Finder:
         """Over the run's items, as they are now."""
-        return Finder(self.index, self._masks, self.labels.tasks)
+        return Finder(self.index, self._kept, self.labels.tasks)
 
     @property
     def facets(self) -> Facets:

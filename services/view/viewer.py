@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib import resources
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
 import orjson
+from jinja2 import Environment
 from pydantic import ValidationError
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -32,17 +33,18 @@ from starlette.staticfiles import StaticFiles
 from pipeline.errors import InputError, VcotError
 from pipeline.files import explain
 from pipeline.printable import printable
-from services.report.page import make_environment
+from services.report.environment import make_environment
 from services.run.live import say_span
 from services.view.entry import Doorkeeper
 from services.view.examples import compare_texts
+from services.view.index import Item
 from services.view.labels import Label, say_agreement
-from services.view.overview import LIVE_PLACE
 from services.view.queries import PAGE_SIZE, Filter, Listed, read_filter
 from services.view.shown import ViewedRun
+from services.view.summary import LIVE_PLACE
 
 _MAX_BODY = 10_000
-_OUTCOMES = {
+OUTCOMES = {
     "correct": "right", "incorrect": "wrong", "no_answer": "no answer that can be read", "failed": "failed",
     "lost": "right before, now wrong", "gained": "wrong before, now right",
 }  # fmt: skip
@@ -86,6 +88,13 @@ def create_app(runs: Sequence[ViewedRun], token: str) -> Starlette:
     return Starlette(routes=routes, middleware=[Middleware(Doorkeeper, token=token)], exception_handlers=faults)
 
 
+def make_pages() -> Environment:
+    """What renders the viewer's templates."""
+    environment = make_environment("services.view")
+    environment.filters |= {"clean": printable, "span": say_span, "query": urlencode, **_FILTERS}
+    return environment
+
+
 def show_palette(_: Request) -> Response:
     """The report's style, which is the viewer's, too."""
     return Response(read_style(), media_type="text/css")
@@ -102,8 +111,7 @@ class Pages:
 
     def __init__(self, runs: Sequence[ViewedRun]) -> None:
         self._runs = runs
-        self._environment = make_environment("services.view")
-        self._environment.filters |= {"clean": printable, "span": say_span, "query": urlencode, **_FILTERS}
+        self._environment = make_pages()
 
     def _render(self, template: str, status: int = 200, **fields: Any) -> HTMLResponse:
         return HTMLResponse(self._environment.get_template(template).render(fields), status)
@@ -161,6 +169,7 @@ class Pages:
             wanted, fault = Filter(), str(error)
         found = Listed([], 0) if fault else run.finder.find(wanted)
         fields = {"wanted": wanted, "items": found.items, "total": found.total, "fault": fault, "size": PAGE_SIZE}
+        fields["address"] = partial(_address, wanted)
         return self._page("tasks.html", run, "Tasks", **fields, **_list_choices(run), progress=run.index.progress())
 
     def show_task(self, request: Request) -> Response:
@@ -176,14 +185,15 @@ class Pages:
             run,
             "Tasks",
             example=example,
-            images=example.task.images,
+            images=[(image, _name_image(example.item, number)) for number, image in enumerate(example.task.images)],
+            address=partial(_address, wanted),
             both=both,
             stretches=compare_texts(both[0].text, both[1].text) if both else [],
             before=before,
             after=after,
             wanted=wanted,
             labels=run.labels,
-            outcomes=_OUTCOMES,
+            outcomes=OUTCOMES,
         )
 
     def show_image(self, request: Request) -> Response:
@@ -232,6 +242,15 @@ async def _read_body(request: Request) -> bytes:
     return body
 
 
+def _address(wanted: Filter, item: Item) -> str:
+    """Of a task's page, among those of a filter."""
+    return "&".join(filter(None, (f"task?{urlencode({'of': item.part, 'task': item.task})}", wanted.query)))
+
+
+def _name_image(item: Item, number: int) -> str:
+    return f"image?{urlencode({'of': item.part, 'task': item.task, 'number': number})}"
+
+
 def _name_task(request: Request) -> tuple[str, str]:
     return request.query_params.get("of", ""), request.query_params.get("task", "")
 
@@ -244,13 +263,13 @@ def _list_choices(run: ViewedRun) -> dict[str, Any]:
     """What a filter's fields offer."""
     facets = run.facets
     split = [mark.split("|") for mark in facets.marks]
-    outcomes = [parts for parts in split if parts[0] in _OUTCOMES and len(parts) == 3]
+    outcomes = [parts for parts in split if parts[0] in OUTCOMES and len(parts) == 3]
     return {
         "parts": facets.parts,
         "subjects": {
             mark.partition("|")[2]: number for mark, number in facets.marks.items() if mark.startswith("subject|")
         },
-        "outcomes": {name: told for name, told in _OUTCOMES.items() if any(parts[0] == name for parts in outcomes)},
+        "outcomes": {name: told for name, told in OUTCOMES.items() if any(parts[0] == name for parts in outcomes)},
         "checkpoints": sorted({parts[1] for parts in outcomes} - {"*"}),
         "settings": sorted({parts[2] for parts in outcomes} - {"*"}),
         "marks": {mark: number for mark, number in facets.marks.items() if _is_reason(mark)},

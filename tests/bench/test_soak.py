@@ -8,8 +8,8 @@ import pytest
 
 from bench import hostile, soak
 from bench.engine import question, say
-from pipeline.run import open_run
 from services.gateway.admin import fetch_state
+from services.run.directory import open_run
 from services.run.serving import running_gateway
 from tests.services.fake_vllm import install_stub, write_checkpoint
 

@@ -1,4 +1,4 @@
-"""The cpu profiles on a real Docker Engine: up, sampled, taught, swapped, killed, down. Minutes; `make test-compose`.
+"""The cpu profiles on a real Docker Engine: up, sampled, trained, swapped, killed, down. Minutes; `make test-compose`.
 
 Where the defaults can't be reached, VCOT_CPU_BASE names the images' base and VCOT_BUILD_NETWORK the build's network.
 VCOT_TEST_COMPOSE may name the compose client (docker-compose); otherwise the first that is installed is taken.

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline.recipe import load_recipe
+from services.recipes.recipe import load_recipe
 from tests.compose.engine import ROOT, compose_clients
 
 IMAGES = sorted((ROOT / "services/images").glob("*.Dockerfile"))

@@ -14,8 +14,8 @@ import pytest
 
 from bench.engine import NANO, make_variant
 from pipeline.errors import SwapError
-from pipeline.run import open_run
 from services.gateway.admin import GatewayState, fetch_state, register, swap_to
+from services.run.directory import open_run
 from services.run.serving import GatewayHandle, running_gateway
 from tests.e2e.test_serving import ask, client, descendants
 

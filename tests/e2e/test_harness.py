@@ -17,10 +17,10 @@ from pipeline.client import ChatClient
 from pipeline.ledger import Ledger
 from pipeline.prompts import render_prompt
 from pipeline.records import Response, SamplingParams
-from pipeline.run import open_run
 from pipeline.sample import Plan, sample
 from pipeline.sources.nano.questions import generate_nano
 from services.gateway.admin import live_checkpoint
+from services.run.directory import open_run
 from services.run.serving import running_gateway
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]

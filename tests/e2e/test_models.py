@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from pipeline.identity import read_manifest
-from pipeline.recipe import load_recipe
 from services.checkpoints.registry import Checkpoint
 from services.engine.command import SERVED_NAME
 from services.engine.vllm import VllmServer
 from services.gateway.swap.canary_check import canary_request, explain_difference, parse_canary
+from services.recipes.recipe import load_recipe
 from training.protocol.agreement import TOLERANCES
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(600)]

@@ -18,7 +18,6 @@ from pipeline.client import DIGEST_HEADER, ChatClient
 from pipeline.errors import RequestError, SwapError
 from pipeline.identity import compute_digest, read_manifest
 from pipeline.records import CheckpointRef
-from pipeline.run import open_run
 from services.checkpoints.registry import Checkpoint
 from services.cli.terminal import Terminal
 from services.engine import vllm
@@ -26,6 +25,7 @@ from services.engine.command import SERVED_NAME
 from services.engine.vllm import VllmServer
 from services.gateway.admin import fetch_state, swap_to
 from services.run import parity_gate
+from services.run.directory import open_run
 from services.run.parity import ask_served, check_defaults
 from services.run.parity_gate import parity_stage
 from services.run.session import Session

@@ -7,8 +7,8 @@ from pathlib import Path
 import openai
 import pytest
 
-from pipeline.run import open_run
 from services.gateway.admin import fetch_state, swap_to
+from services.run.directory import open_run
 from services.run.serving import GatewayHandle, running_gateway
 from tests.e2e.test_serving import ask, client, descendants
 from training.protocol.job import STATUS, TrainStatus, read_record

@@ -19,8 +19,8 @@ from PIL import Image
 
 from bench.engine import make_variant
 from pipeline.errors import SwapError
-from pipeline.run import open_run
 from services.gateway.admin import GatewayState, fetch_state, live_checkpoint, register, swap_to
+from services.run.directory import open_run
 from services.run.serving import GatewayHandle, running_gateway
 from tests.services.run.test_serving import gone
 

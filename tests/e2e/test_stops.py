@@ -16,16 +16,16 @@ from tests.compose.engine import until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(1200)]
 ROOT = Path(__file__).parents[2]
-SETTINGS = ("serve.port=0", "tasks.num_tasks=120", "eval.num_tasks=90", "sweep.learning_rate=[1e-4, 3e-4]")
+SETTINGS = ("serve.port=0", "tasks.num_tasks=48", "eval.num_tasks=36", "sweep.learning_rate=[1e-4, 3e-4]")
 STEPS = {
-    "sample": r"\d+/960 responses",
+    "sample": r"\d+/384 responses",
     "judge": r"by verifier",
     "pair": r"by best_worst",
     "train": r"reference log-probs of|steps, about",
     "merge": r"merge ",
     "parity": r"parity ",
     "probe": r"probe |responses, about",
-    "eval": r"\d+/360 responses",
+    "eval": r"\d+/144 responses",
     "sweep": r"steps, about|reference log-probs of|sweep ",
 }
 """What each step says when it is under way, in the order in which one needs another."""

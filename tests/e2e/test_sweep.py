@@ -11,9 +11,9 @@ import pytest
 from pipeline.pairs import PairSet
 from pipeline.publish import pairs_digest
 from pipeline.records import StageCount
-from pipeline.run import open_run
 from services.cli.terminal import Terminal
 from services.jobs import trainer
+from services.run.directory import open_run
 from services.run.rounds import Pairs, Round
 from services.run.session import Session
 from services.run.steps import publish_splits

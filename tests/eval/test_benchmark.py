@@ -6,12 +6,12 @@ import pytest
 
 from eval.benchmark import BENCHMARKS, Benchmark, find_benchmark
 from eval.benchmarks.scienceqa_img import SCIENCEQA
+from eval.eval_section import EvalSection
 from eval.table import build_results
 from pipeline.errors import RecipeError
 from pipeline.open_lists import BENCHMARK_NAMES
-from pipeline.recipe import load_recipe
 from pipeline.records import CheckpointRef, Response, SamplingParams, Task
-from pipeline.sections import EvalSection
+from services.recipes.recipe import load_recipe
 
 BASE = CheckpointRef(name="base", digest="sha256:00", kind="base")
 

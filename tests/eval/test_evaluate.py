@@ -12,9 +12,9 @@ from pipeline.client import DIGEST_HEADER, ChatClient
 from pipeline.errors import DataError, OwedError
 from pipeline.images import ImageStore
 from pipeline.ledger import Ledger
-from pipeline.recipe import load_recipe
 from pipeline.records import CheckpointRef, ImageRef, Response, Task
 from pipeline.sample import sample
+from services.recipes.recipe import load_recipe
 
 BASE = CheckpointRef(name="base", digest="sha256:" + "a" * 64, kind="base")
 FIRST = "a933660e1c84ad4e1e2044d90f20960a100f5f73f8abdfb05ea8811b3b8b76e8"
@@ -61,7 +61,7 @@ def test_what_is_there_is_scored_and_what_is_not_is_owed(store, tmp_path):
     )  # fmt: skip
     scores = questions.scores([BASE], ledger)
     assert [(score.value, score.error) for score in scores["true"]] == [("correct", None), (None, "timed out")]
-    found = evaluate(scores, [BASE], questions.benchmark, load_recipe("nano"))
+    found = evaluate(scores, [BASE], questions.benchmark, load_recipe("nano").eval, model="nano")
     [row] = found.results
     assert (row.accuracy["Avg"].value, row.num_scored, row.num_failed, found.hint) == (1, 1, 1, "")
     ledger.close()

@@ -8,11 +8,11 @@ import pytest
 from PIL import Image
 
 from pipeline.client import DIGEST_HEADER, EXPECT_HEADER, ChatClient
-from pipeline.run import open_run
 from pipeline.sample import sample
 from services.cli import commands
 from services.cli.terminal import Terminal
 from services.run import results
+from services.run.directory import open_run
 from services.run.session import Session
 from tests.pages import read_block
 from tests.services.fake_vllm import write_checkpoint

@@ -8,8 +8,8 @@ from rich.console import Console
 from eval.published import compare_published, describe_published, load_published, render_published
 from eval.statistics import compare_unpaired, estimate_accuracy
 from eval.table import build_results
-from pipeline.recipe import load_recipe
 from pipeline.records import CheckpointRef, Interval, Score
+from services.recipes.recipe import load_recipe
 
 PAPER = load_recipe("paper")
 BASE = CheckpointRef(name="base", digest="sha256:aa", kind="base")
@@ -28,10 +28,11 @@ def make_results(share, num=2017):
 
 
 def compare(share, num=2017, *overrides):
-    return compare_published(make_results(share, num), load_recipe("paper", overrides), load_published())
+    recipe = load_recipe("paper", overrides)
+    return compare_published(make_results(share, num), recipe.eval, recipe.model.source, load_published())
 
 
-def test_the_papers_figures_stand_beside_the_untaught_models():
+def test_the_papers_figures_stand_beside_the_base_models():
     zero_shot, cot = compare(0.664)
     assert (zero_shot.checkpoint, zero_shot.prompt, zero_shot.paper, cot.paper) == (BASE, "zero_shot", 0.593, 0.5518)
     assert zero_shot.difference.value == pytest.approx(0.071, abs=5e-4)

@@ -24,7 +24,9 @@ def make_lengths(duels, longer=lambda task: 1):
 
 def card(own, *, lengths=None, num_unjudged=0, **others):
     known = {
-        name: others.pop(name) for name in ("compared", "rankings", "is_own_model", "knows_gold") if name in others
+        name: others.pop(name)
+        for name in ("compared", "rankings", "knows_gold", "both_right", "why_no_self")
+        if name in others
     }
     return build_card(
         "j/1", {"own": own, **others}, num_unjudged=num_unjudged, lengths=lengths or make_lengths(own), **known
@@ -98,16 +100,54 @@ def test_a_judge_that_follows_length_is_found_out_whatever_being_right_adds():
     assert card(make_duels(knows)).length is None, "lengths that do not differ show nothing"
 
 
-def test_what_is_unsteady_tied_hanging_or_its_own_is_said():
+def test_what_is_unsteady_tied_or_hanging_is_said():
     own = make_duels(lambda rng, _: rng.choice([1, 2]))
-    found = card(own, again=make_duels(guesses, 5), compared=(100, 40), is_own_model=True, num_unjudged=7)
+    found = card(own, again=make_duels(guesses, 5), compared=(100, 40), num_unjudged=7)
     said = " ".join(found.verdicts)
     assert "It is unsteady: asked again, it keeps the order in" in said
     assert "The order in which it reads two responses decides 40% of its comparisons." in said
     assert "It cannot tell the two apart in" in said
-    assert "It judges its own responses" in said
     rows = {what: figure for what, figure, _ in list_figures(found)}
     assert (rows["tasks without both scores"], rows["comparisons that hang on the order"]) == ("7", "40 of 100")
+
+
+@pytest.mark.parametrize(
+    ("lead", "said"),
+    [
+        (
+            0.4,
+            "It favours its own responses, or their style: of two right responses that of its own model scores higher in",
+        ),
+        (-0.4, "It favours the other model's responses, or their style: of two right responses"),
+        (0.0, "Nothing shows that it favours its own responses: of two right responses"),
+    ],
+)
+def test_whether_it_favours_its_own_is_told_of_two_right_responses(lead, said):
+    rng = random.Random(3)
+    both = [Duel(f"t{task}", f"i{task}", rng.random() + lead, rng.random()) for task in range(NUM)]
+    found = card(make_duels(knows), both_right=both, why_no_self="this is not said")
+    assert found.self_preference.value == sum(duel.won for duel in both) / NUM
+    assert said in found.verdicts[-1]
+    assert "of 200 tasks or images, where 50% is even" in found.verdicts[-1]
+    assert not any("not be measured" in sentence or "this is not said" in sentence for sentence in found.verdicts)
+    assert any("its own right response above another model's" in row for row in list_figures(found))
+    assert "its own right response above another model's" in render_markdown(found)
+
+
+def test_ties_between_its_own_and_another_are_even():
+    both = [Duel(f"t{task}", f"i{task}", 7.0, 7.0) for task in range(NUM)]
+    assert card(make_duels(knows), both_right=both).self_preference.value == 0.5
+
+
+def test_why_self_preference_is_not_measured_is_said_in_words():
+    found = card(make_duels(knows), why_no_self="only one model's responses, its own, are in the run")
+    said = (
+        "Whether it favours its own responses cannot be measured here, because only one model's responses, its own, are"
+    )
+    assert said in found.verdicts[-1]
+    assert not any("favours" in sentence for sentence in card(make_duels(knows)).verdicts), "a program has none"
+    former = type(found).model_validate(card(make_duels(knows)).model_dump() | {"is_own_model": True})
+    assert "audited by an earlier version" in former.verdicts[-1]
 
 
 def test_a_judge_that_mostly_says_nothing_readable_is_told_so_first():

@@ -2,10 +2,13 @@
 
 import pytest
 
-from eval.scorer import score_choice
+from eval.scorer import is_known_right, score_by_kind, score_choice, score_exact, score_judged
 from pipeline.errors import DataError
+from pipeline.images import ImageStore
+from pipeline.judges import find_judge
 from pipeline.prompts import split_thought
-from pipeline.records import CheckpointRef, ImageRef, Response, SamplingParams, Task
+from pipeline.records import CheckpointRef, ImageRef, Judgment, Response, SamplingParams, Task
+from pipeline.sections import JudgeSection
 
 BASE = CheckpointRef(name="base", digest="sha256:00", kind="base")
 TASK = Task(
@@ -74,3 +77,61 @@ def test_failed_request_is_an_error_and_no_wrong_answer():
 def test_task_without_gold_is_refused():
     with pytest.raises(DataError, match="task nano-1 of nano has no gold answer"):
         score_choice(TASK.model_copy(update={"answer": None}), respond("B"))
+
+
+OPEN = TASK.model_copy(update={"choices": (), "answer": None, "gold": "the taxi", "accepted": ("the taxi", "Cab")})
+
+
+@pytest.mark.parametrize(
+    ("text", "value", "answer"),
+    [
+        ("Taxi.", "correct", "taxi"),
+        ("  a  CAB!", "correct", "cab"),
+        ("a yellow taxi", "incorrect", "yellow taxi"),
+        ("theatre", "incorrect", "theatre"),
+        ("The.", "no_answer", None),
+        ("", "no_answer", None),
+    ],
+)
+def test_an_answer_in_words_is_compared_without_case_punctuation_and_articles(text, value, answer):
+    score = score_exact(OPEN, respond(text, prompt="short_answer"))
+    assert (score.value, score.answer, score.target, score.num_choices) == (value, answer, "the taxi", 0)
+    assert score_by_kind(OPEN, respond(text, prompt="short_answer")) == score
+    assert is_known_right(OPEN, respond(text, prompt="short_answer")) is {"correct": True, "incorrect": False}.get(
+        value
+    )
+
+
+def test_by_kind_a_question_with_options_is_scored_by_the_option():
+    assert score_by_kind(TASK, respond("The answer is (B)")) == score_choice(TASK, respond("The answer is (B)"))
+
+
+def test_words_without_a_gold_answer_are_refused():
+    with pytest.raises(DataError, match="no gold answer"):
+        score_exact(OPEN.model_copy(update={"gold": "", "accepted": ()}), respond("taxi"))
+
+
+@pytest.fixture
+def pointwise(tmp_path):
+    return find_judge(JudgeSection(kind="pointwise", model="m"), ImageStore(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("score", "points", "value"), [(1, 0, "incorrect"), (5, 4 / 9, "incorrect"), (10, 1, "correct")]
+)
+def test_a_judges_score_is_a_share_of_its_scale(pointwise, score, points, value):
+    judgment = Judgment(key="j", response="k", task=TASK.id, judge="pointwise/1:m", score=score)
+    found = score_judged(OPEN, respond("a taxi"), pointwise, judgment)
+    assert (found.earned, found.value, found.answer) == (pytest.approx(points), value, "a taxi")
+
+
+def test_a_score_beyond_the_scale_is_no_figure(pointwise):
+    judgment = Judgment(key="j", response="k", task=TASK.id, judge="pointwise/1:m", score=11)
+    with pytest.raises(DataError, match=r"gave 11 .* its scale is 1 to 10"):
+        score_judged(OPEN, respond("a taxi"), pointwise, judgment)
+
+
+def test_what_a_judge_refused_is_an_error_and_not_wrong(pointwise):
+    judgment = Judgment(key="j", response="k", task=TASK.id, judge="pointwise/1:m", error="filtered", refused=True)
+    assert score_judged(OPEN, respond("a taxi"), pointwise, judgment).error == "filtered"
+    assert score_judged(OPEN, respond(error="timed out"), pointwise, None).error == "timed out"

@@ -8,9 +8,19 @@ from pyarrow import parquet
 
 from eval.evaluate import Evaluation, render_evaluation
 from eval.image_reliance import build_reliance
+from eval.matrix import Matrix, RuleResult
 from eval.repeats import build_repeats
 from eval.table import build_chance, build_differences, build_results
-from eval.table_files import flatten, list_rows, write_csv, write_latex, write_markdown, write_parquet
+from eval.table_files import (
+    flatten,
+    list_rows,
+    write_csv,
+    write_latex,
+    write_markdown,
+    write_matrix_latex,
+    write_parquet,
+)
+from pipeline.records import Interval
 from tests.eval.test_evaluate import load, store
 from tests.eval.test_table import BASE, POLICY, SUBJECTS, outcomes
 
@@ -52,6 +62,36 @@ def test_csv_and_parquet_hold_every_figure_in_full():
     assert tables["differences"][0]["accuracy.low"] == found.differences[0].accuracy.low
     assert tables["repeats"][0]["pass_at_2.share.value"] == found.repeats[0].pass_at[1].share.value
     assert tables["reliance"][0] == flatten(found.reliance[0])
+
+
+def make_matrix():
+    """Two logs under two rules; of one, a rule read nothing."""
+    half = Interval(value=0.5, low=0.4, high=0.6, n=10)
+    shared = {"num_questions": 10, "num_scored": 10, "guesses": False}
+    results = [
+        RuleResult(
+            log=log, rule=rule, accuracy={"Avg": half}, of_read=of_read, no_answer=unread, reasons=reasons, **shared
+        )
+        for log in ("base, cot at 0.4", "a_b & c")
+        for rule, of_read, unread, reasons in (
+            ("vcot", 0.6, 0.125, {"none": 1, "two": 2}),
+            ("lmms_eval", None, 1.0, {}),
+        )
+    ]
+    return Matrix(
+        benchmark="nano", split="test", chance={"Avg": 0.25}, accounts=(), results=tuple(results), differences=()
+    )
+
+
+def test_the_parser_matrix_as_files():
+    tables = list_rows(make_evaluation().model_copy(update={"matrix": make_matrix()}))
+    assert [row["accuracy.value"] for row in tables["matrix"]] == [0.5] * 4
+    assert (tables["matrix"][0]["reasons.two"], tables["matrix"][1]["of_read"]) == (2, None)
+    assert "matrix-differences" not in tables
+    told = write_matrix_latex(make_matrix()).splitlines()
+    assert r"Answers & vcot & lmms\_eval \\" in told
+    cell = r"$50.0\,{\scriptstyle\pm 10.0}$"
+    assert rf"a\_b \& c & {cell} (12.5) & {cell} (100.0) \\" in told
 
 
 def test_rows_that_lack_a_field_leave_it_empty():

@@ -11,9 +11,9 @@ from pipeline.images import ImageStore
 from pipeline.judges import find_judge
 from pipeline.judges.cost import Cost
 from pipeline.publish import SplitSize
-from pipeline.recipe import load_recipe
 from pipeline.records import Usage
 from pipeline.sections import JudgeSection
+from services.recipes.recipe import load_recipe
 from tests.pipeline.test_pairs import make_card, make_pair, make_task
 
 PAIRS = [

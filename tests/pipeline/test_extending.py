@@ -17,12 +17,12 @@ from pipeline.judges.model import ModelJudge
 from pipeline.ledger import Ledger
 from pipeline.pairs import Judged, build_pairs
 from pipeline.prompts import render_prompt, render_second
-from pipeline.recipe import load_recipe
 from pipeline.records import CheckpointRef, Response, SamplingParams, Task
-from pipeline.run import open_run
 from pipeline.sample import Plan, sample
 from pipeline.sections import JudgeSection, PairsSection, TasksSection
 from pipeline.sources import key_tasks, load_tasks
+from services.recipes.recipe import load_recipe
+from services.run.directory import open_run
 from services.run.rounds import list_rounds
 from services.run.session import Session
 from services.run.steps import judge_stage, pair_stage

@@ -13,9 +13,9 @@ from pydantic import ValidationError
 from pipeline.errors import CheckpointError, InputError
 from pipeline.files import previous_of, read_record, replace_file, write_kept_record, write_record
 from pipeline.manifest import Canary, CheckpointManifest
-from pipeline.recipe import load_recipe
 from pipeline.records import CheckpointRef, Record, SamplingParams
-from pipeline.run import open_run
+from services.recipes.recipe import load_recipe
+from services.run.directory import open_run
 
 
 class Pair(Record):

@@ -1,6 +1,8 @@
 """The image store: what every model sees is upright RGB, whoever decodes it."""
 
 import io
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -180,3 +182,20 @@ def test_a_mode_that_is_converted_keeps_its_mid_tones(mode):
 def test_a_mode_without_a_rule_is_refused():
     with pytest.raises(ValueError, match="mode LAB, which are no colours"):
         normalise(Image.new("LAB", (2, 1)))
+
+
+def test_threads_that_store_one_image_at_once_all_succeed(tmp_path):
+    """With a shared name of the half-written file, one renamed what the other was writing."""
+    num_threads, store = 8, ImageStore(tmp_path)
+    together = threading.Barrier(num_threads)
+
+    def put(image):
+        together.wait()
+        return store.put_png(image)
+
+    with ThreadPoolExecutor(num_threads) as pool:
+        for number in range(20):
+            image = Image.effect_noise((64, 64), number + 1).convert("RGB")
+            (ref,) = set(pool.map(put, [image] * num_threads))
+            assert store.read(ref)
+    assert len(list((tmp_path / "images").iterdir())) == 20

@@ -80,3 +80,14 @@ def test_of_judgments(section, key, tmp_path):
         key="r", group="g", task="t", index=0, checkpoint=CHECKPOINT, prompt="cot", sampling=SAMPLING, text="x"
     )
     assert judgment_keys(find_judge(section, ImageStore(tmp_path)), TASK, [response]) == [key]
+
+
+def test_of_judgments_of_an_answer_in_words_by_what_is_accepted(tmp_path):
+    response = Response(
+        key="r", group="g", task="t", index=0, checkpoint=CHECKPOINT, prompt="cot", sampling=SAMPLING, text="x"
+    )
+    judge = find_judge(JudgeSection(kind="pointwise", model="m", gold=True), ImageStore(tmp_path))
+    question = TASK.model_copy(update={"choices": (), "answer": None})
+    golds = [("cab", ()), ("bus", ()), ("cab", ("cab", "taxi"))]
+    tasks = [question.model_copy(update={"gold": gold, "accepted": accepted}) for gold, accepted in golds]
+    assert len({judgment_keys(judge, task, [response])[0] for task in tasks}) == 3

@@ -2,6 +2,7 @@
 
 import math
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from pipeline.open_lists import PAIR_POLICY_NAMES
 from pipeline.pairs import Judged, build_pairs
-from pipeline.records import CheckpointRef, ImageRef, Response, SamplingParams, Task
+from pipeline.records import CheckpointRef, ImageGain, ImageRef, Response, SamplingParams, Task
 from pipeline.sections import PairsSection
 
 CHECKPOINT = CheckpointRef(name="base", digest="sha256:aa", kind="base")
@@ -103,6 +104,41 @@ def test_length_is_taken_off_the_score_in_standard_deviations():
 
     assert max(range(4), key=penalised) == 1
     assert min(range(4), key=penalised) == 3
+
+
+def gained(judged, value):
+    """The response with its image gain; None is one that could not be asked for good."""
+    said = {"error": "no", "refused": True} if value is None else {"logp_true": value - 9.0, "logp_blank": -9.0}
+    fields = {"key": f"g{judged.response.key}", "response": judged.response.key, "checkpoint": CHECKPOINT.digest}
+    return replace(judged, gain=ImageGain(**fields, **said))
+
+
+def test_the_chosen_response_is_the_best_that_the_image_makes_likelier():
+    judged = [
+        gained(judge(0, 1.0, letter="A"), 0.5),
+        gained(judge(1, 0.9, letter="A"), 3.0),
+        gained(judge(2, 0.8, letter="A"), 9.0),
+        gained(judge(3, 1.0, letter="B"), 9.0),
+        judge(4, 0.0, letter="B"),
+    ]
+    assert pick("image_driven", judged) == [(1, 4)], "the best without its image, too; a wrong one is never chosen"
+    assert pick("image_driven", judged, max_per_task=9) == [(1, 4), (2, 4), (1, 2)]
+    assert pick("image_driven", judged, image_margin=0.4) == [(0, 4)]
+    assert pick("image_driven", judged, image_margin=0.5) == [(1, 4)], "above, not at"
+    assert pick("image_driven", judged, image_margin=3.0) == [(2, 4)]
+    open_ended = TASK.model_copy(update={"choices": (), "answer": None})
+    assert pick("image_driven", judged, open_ended) == [(3, 4)], "without a gold option the score decides"
+
+
+def test_why_the_image_drives_no_pair():
+    right, wrong = gained(judge(0, 1.0, letter="A"), 0.5), judge(1, 0.0, letter="B")
+    assert pick("image_driven", [right, wrong]) == "below_image_margin"
+    assert pick("image_driven", [gained(right, -5.0), wrong]) == "below_image_margin"
+    assert pick("image_driven", [gained(right, None), wrong]) == "no_gain"
+    assert pick("image_driven", [replace(right, gain=None), wrong]) == "no_gain"
+    assert pick("image_driven", [right, wrong], TASK.model_copy(update={"images": ()})) == "no_image"
+    assert pick("image_driven", [gained(judge(0, 1.0, letter="B"), 9.0), wrong]) == "none_right"
+    assert pick("image_driven", [right, judge(1, 1.0, letter="B")]) == "tie"
 
 
 def standardised(values):

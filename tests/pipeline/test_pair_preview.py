@@ -57,6 +57,9 @@ def test_ten_examples_are_held_however_many_pairs_there_are():
     group = make_groups()[0]
     found = preview([group] * 25)
     assert (len(found.examples), found.policies[0].num_pairs) == (10, 25)
+    assert {row.policy: len(row.examples) for row in found.policies} == {
+        row.policy: min(row.num_pairs, 10) for row in found.policies
+    }, "of every policy"
     example = found.examples[0]
     assert (example.question, example.chosen, example.rejected) == ("q?", "a b c d", "a b")
 

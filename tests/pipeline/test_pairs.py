@@ -19,8 +19,8 @@ from pipeline.fields import Section
 from pipeline.images import ImageStore
 from pipeline.pairs import Judged, PreferencePair, limit_pairs, read_pairs, split_pairs
 from pipeline.pairs import build_pairs as build_couples
+from pipeline.public import public_name
 from pipeline.publish import SplitSize, pairs_digest, publish_pairs
-from pipeline.recipe import load_recipe, public_name
 from pipeline.records import (
     CheckpointRef,
     ImageRef,
@@ -32,6 +32,7 @@ from pipeline.records import (
     content_key,
 )
 from pipeline.sections import PairsSection
+from services.recipes.recipe import load_recipe, render_recipe
 
 CHECKPOINT = CheckpointRef(name="base", digest="sha256:aa", kind="base")
 SAMPLING = SamplingParams(temperature=0.5, max_tokens=8, n=8, seed=0)
@@ -265,7 +266,9 @@ def test_too_little_to_split_is_said():
 
 
 def make_card(train, validation, **changes):
-    fields = {"recipe": load_recipe("nano"), "model": "nano", "judged": JUDGED, "paired": PAIRED, "digest": "ab" * 32,
+    recipe = changes.pop("recipe", load_recipe("nano"))
+    told = {"questions": recipe.tasks, "policy": recipe.pairs.policy, "recipe": render_recipe(recipe, public=True)}
+    fields = told | {"model": "nano", "judged": JUDGED, "paired": PAIRED, "digest": "ab" * 32,
               "prompts": {"Asked of the sampled model": "Look."}, "contamination": None, "cost": None}  # fmt: skip
     sizes = changes.pop("sizes", {"train": SplitSize(3, 1000, 500), "validation": SplitSize(1, 10, 5)})
     fields["tasks"] = [make_task(name) for name in dict.fromkeys(pair.task for pair in (*train, *validation))]

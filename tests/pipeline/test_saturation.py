@@ -4,7 +4,7 @@ import heapq
 import random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pipeline.saturation import GROWTH, Saturation
@@ -44,6 +44,9 @@ class Server:
 
 @settings(max_examples=60, deadline=None)
 @given(knee=st.integers(1, 200), base=st.floats(0.05, 30), ceiling=st.integers(1, 512))
+@example(knee=137, base=1.0, ceiling=171)  # a doubled limit that stops just below the knee
+@example(knee=137, base=1.0, ceiling=229)
+@example(knee=138, base=1.0, ceiling=258)
 def test_it_finds_the_knee_and_holds_little_more(knee, base, ceiling):
     server, saturation = Server(knee, base), Saturation(ceiling)
     rate = server.run(saturation, 12_000)

@@ -2,7 +2,8 @@
 
 What is real: vLLM, TRL, the gateway and every command; LLaVA-1.5's tokenizer, processor, template and files, found as a hub
 model at the recipe's commit, offline; questions of both data sets as the hub holds them. What is not: the weights (random,
-narrow) and OpenAI (tests/rehearsal/openai_api.py). So it says whether the run would work, and nothing about what it teaches.
+narrow) and OpenAI (tests/rehearsal/openai_api.py). So it says whether the run would work, and nothing of what a
+model learns.
 
 The tests of this file are one story on one run directory, and run in their order.
 """
@@ -30,11 +31,11 @@ import pytest
 from eval.benchmark import find_benchmark
 from pipeline.identity import verify_checkpoint
 from pipeline.images import ImageStore
-from pipeline.recipe import load_recipe
 from pipeline.records import Judgment, Response
 from pipeline.sources import load_tasks
 from pipeline.sources.aokvqa import AOKVQA
 from pipeline.sources.scienceqa import SCIENCEQA
+from services.recipes.recipe import load_recipe
 from tests.hub_cache import write_snapshot
 from tests.ledgers import count_good, read_responses
 

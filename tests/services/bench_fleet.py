@@ -9,8 +9,9 @@ from typing import Any
 import httpx
 
 from pipeline.errors import ServerError
-from pipeline.sections import ModelSection, ServeSection
+from pipeline.sections import ModelSection
 from services.checkpoints.registry import Checkpoint, Registry
+from services.engine.serve_section import ServeSection
 from services.gateway.admin import Swapped
 from services.gateway.fleet.admission import Admission, Phase
 from services.gateway.fleet.group import Fleet

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pipeline.identity import compute_digest
-from pipeline.recipe import load_recipe
+from services.recipes.recipe import load_recipe
 
 SMALL = ("train.batch_size=4", "train.lora_r=4", "train.lora_alpha=8", "train.num_evaluations=2")
 

@@ -13,8 +13,8 @@ from torch.nn.functional import logsigmoid
 
 from pipeline.errors import InputError, RecipeError, ServerError
 from pipeline.files import write_record
-from pipeline.recipe import load_recipe
 from services.jobs import trainer as worker
+from services.recipes.recipe import load_recipe
 from tests.pages import read_block
 from training.dpo import fit
 from training.protocol.job import ADAPTER, JOB, PROGRESS, TrainJob, digest_losses, read_record

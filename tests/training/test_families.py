@@ -106,7 +106,7 @@ def test_markers_in_a_text_are_refused(qwen, marker):
 def test_target_modules(qwen, qwen_checkpoint, targets, parts, tmp_path):
     from datasets import Dataset
 
-    from pipeline.recipe import load_recipe
+    from services.recipes.recipe import load_recipe
 
     recipe = load_recipe("nano-qwen", [f"train.target_modules={targets}", "train.lora_r=4"]).train
     rows = Dataset.from_list([make_row()])

@@ -24,7 +24,7 @@ from datasets import Dataset, concatenate_datasets
 from PIL import Image as Pillow
 
 from pipeline.errors import DataError
-from pipeline.sections import Corruption
+from training.protocol.train_sections import Corruption
 
 OTHER_IMAGES = "other_images"
 """The column of `add_other_images`."""

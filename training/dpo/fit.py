@@ -29,7 +29,6 @@ from trl import DPOConfig
 
 from pipeline.errors import MachineError, ServerError
 from pipeline.open_lists import TRL_LOSSES
-from pipeline.sections import Dtype, TrainSection
 from training.dpo.corruption import add_other_images
 from training.dpo.losses import find_own_losses, start_loss, weigh_losses, weigh_unforeseen
 from training.dpo.objective import GAP, TERM, PreferenceTrainer
@@ -41,6 +40,7 @@ from training.model.template import Processor
 from training.protocol.job import ADAPTER, PROGRESS, STEPS, TrainProgress, fresh_directory, publish_directory
 from training.protocol.resume import find_last_complete, mark_complete, step_of, truncate_progress
 from training.protocol.trackers import PROJECT
+from training.protocol.train_sections import Dtype, TrainSection
 
 START_TOLERANCES: dict[Dtype, float] = {"float32": 1e-3, "float16": 2e-3, "bfloat16": 1e-2}
 """For a loss of 1, and in proportion for one that starts higher. The reference's log-probs may come from another batch,

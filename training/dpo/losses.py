@@ -14,7 +14,7 @@ import torch
 
 from pipeline.errors import RecipeError
 from pipeline.open_lists import LOSSES, TRL_LOSSES
-from pipeline.sections import TrainSection
+from training.protocol.train_sections import TrainSection
 
 PairLoss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, float], torch.Tensor]
 """Takes the log-probs of chosen and rejected responses, (pairs,) each, the reference's of both, and beta; gives (pairs,)."""

@@ -19,7 +19,6 @@ from datasets import Dataset
 from pipeline.errors import DataError, MachineError
 from pipeline.files import write_record
 from pipeline.records import Record, content_key
-from pipeline.sections import TrainSection
 from training.dpo.rows import check_pairs, keep_rows, load_pairs
 from training.model.loading import device
 from training.model.template import Processor
@@ -28,6 +27,7 @@ from training.protocol.job import PREFLIGHT, PairSummary, Preflight, TrainJob, r
 from training.protocol.launch import is_distributed
 from training.protocol.memory import GIB, MemoryEstimate, estimate_memory
 from training.protocol.shape import read_shape
+from training.protocol.train_sections import TrainSection
 
 CHECKED = "preflight"
 OnMessage = Callable[[str], None]

@@ -22,11 +22,11 @@ from datasets import Dataset
 
 from pipeline.errors import InputError
 from pipeline.records import content_key
-from pipeline.sections import TrainSection
 from training.dpo.corruption import OTHER_IMAGES, digest_images
 from training.dpo.objective import PreferenceTrainer
 from training.dpo.rows import COLUMNS, REFERENCE_COLUMNS, render_pair
 from training.model.template import Processor
+from training.protocol.train_sections import TrainSection
 
 OnPairs = Callable[[int, int], None]
 """Takes pairs done and pairs in all."""

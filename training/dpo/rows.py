@@ -20,11 +20,11 @@ from datasets.table import InMemoryTable
 from PIL import Image as Pillow
 
 from pipeline.errors import DataError
-from pipeline.sections import Corruption
 from training.dpo.corruption import OTHER_IMAGES, corrupt
 from training.model.loading import Batch
 from training.model.template import Messages, Processor, render
 from training.protocol.job import PairSummary
+from training.protocol.train_sections import Corruption
 
 COLUMNS = ("images", "prompt", "chosen", "rejected")
 REFERENCE_COLUMNS = ("ref_chosen_logps", "ref_rejected_logps", "ref_conditional_logps")

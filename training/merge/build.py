@@ -17,7 +17,6 @@ import torch
 from pipeline.identity import compute_digest
 from pipeline.manifest import CheckpointManifest
 from pipeline.records import CheckpointRef
-from pipeline.sections import Dtype
 from training.dpo.probe import ask, load_questions
 from training.merge.export import (
     attach_adapter,
@@ -41,6 +40,7 @@ from training.model.template import closing_tokens
 from training.model.weights import Cast, narrowest, stored_dtypes
 from training.protocol.agreement import Answers, Probe, check_merge, compare_margins, loses, write_probe
 from training.protocol.job import MergeReport, Retention, TrainJob, fresh_directory
+from training.protocol.train_sections import Dtype
 
 _ROUNDED = "rounded"
 """A folder in the checkpoint's, for as long as rounded weights are asked."""

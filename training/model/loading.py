@@ -14,8 +14,8 @@ from transformers.utils import logging
 
 from pipeline.errors import CheckpointError, MachineError
 from pipeline.identity import check_layout
-from pipeline.sections import BaseWeights, Dtype
 from training.model.template import Processor, ensure_template
+from training.protocol.train_sections import BaseWeights, Dtype
 
 Model: TypeAlias = Any
 """A transformers or PEFT model; neither library ships types."""

@@ -140,7 +140,7 @@ def _write(
         data=data.to_yaml(),
         title=plain(title),
         licence="" if "license" in licence else ", which its files here do not say",
-        what=f"{plain(job.base.name)}, taught by {method} from preference pairs about images.",
+        what=f"{plain(job.base.name)}, trained by {method} on preference pairs about images.",
         rows="\n".join(f"| {name} | {value} |" for name, value in facts.items()),
         names=names,
         load=load.format(base=hub[0] if hub else "BASE", here=_HERE),

@@ -2,7 +2,7 @@
 
 vLLM's chat endpoint renders the checkpoint's template and tokenizes it without special tokens, so whatever the template
 does not write is not there. In both, a message reaches the template as a list of parts (services/engine/vllm.py).
-LLaVA-1.5's own template writes neither BOS nor EOS: served prompts lack the BOS that the model was taught with, and a
+LLaVA-1.5's own template writes neither BOS nor EOS: served prompts lack the BOS that the model was trained with, and a
 policy trained on it never learns to stop. `ensure_template` mends that one, and refuses any other with the same fault. The
 mended template is saved with the merged checkpoint; a server that starts with the unmended base must be given it
 (`--chat-template`).
@@ -87,7 +87,7 @@ def find_fault(processor: Processor) -> str | None:
     if bos is not None and bos != eos and ids.count(bos) != 1:
         return f"writes {tokenizer.bos_token} {ids.count(bos)} times"
     if eos is None or not row.rstrip().endswith(tokenizer.eos_token):
-        return f"does not end the assistant's turn with {tokenizer.eos_token}, so that stopping is never taught"
+        return f"does not end the assistant's turn with {tokenizer.eos_token}, so that it never learns to stop"
     return None
 
 

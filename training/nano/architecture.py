@@ -25,7 +25,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 from pipeline.prompts import PROMPTS
-from pipeline.sources.nano.questions import TAUGHT_PROMPTS
+from pipeline.sources.nano.questions import TRAINED_PROMPTS
 from pipeline.sources.nano.scene import CELL, CHOICE_WORDS, IMAGE_SIZE
 from training.model.loading import Model
 from training.model.template import Processor
@@ -194,7 +194,7 @@ def _write_for_older_versions(tokenizer_config: Path) -> None:
 def _instruction_sentences() -> list[str]:
     texts = (
         re.split(r"<question>|<options>|\{user instruction\}", PROMPTS.resolve(name).template)
-        for name in TAUGHT_PROMPTS
+        for name in TRAINED_PROMPTS
     )
     sentences = {s.strip() for parts in texts for part in parts for s in re.split(r"\n|(?<=\.) ", part)}
     return sorted((s for s in sentences if " " in s and len(s) > 20), key=lambda s: (-len(s), s))

@@ -20,7 +20,7 @@ from pipeline.prompts import render_prompt
 from pipeline.records import ImageRef, PromptName
 from pipeline.sources.nano.questions import (
     FAMILIES,
-    TAUGHT_PROMPTS,
+    TRAINED_PROMPTS,
     Question,
     build_task,
     make_question,
@@ -111,7 +111,7 @@ def build_corpus(architecture: Architecture, seed: int, num_questions: int = 200
     rng = random.Random(f"corpus/{seed}")
     for i in range(num_questions):
         question = make_question(rng, FAMILIES[i % len(FAMILIES)], "train")
-        for prompt in TAUGHT_PROMPTS:
+        for prompt in TRAINED_PROMPTS:
             for text in render_conversation(architecture.turns, question, prompt, misread=False):
                 yield reduce(lambda rest, token: rest.replace(token, ""), architecture.tokens.all, text)
         yield from (f"{begin}{fact}" for fact in list_facts(question.scene))

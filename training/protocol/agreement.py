@@ -26,8 +26,8 @@ from pydantic import ValidationError
 from pipeline.errors import CheckpointError
 from pipeline.files import write_record
 from pipeline.records import CheckpointRef, Record
-from pipeline.sections import Dtype
 from training.protocol.job import MergeReport, Retention
+from training.protocol.train_sections import Dtype
 
 PROBE = "probe.json"
 TOLERANCES: dict[Dtype, float] = {"float32": 1e-3, "float16": 0.02, "bfloat16": 0.15}

@@ -34,8 +34,8 @@ from pipeline.errors import BusyError, InputError, VcotError
 from pipeline.files import write_record
 from pipeline.open_lists import LOSSES, TRL_LOSSES
 from pipeline.records import CheckpointRef, Record, content_key
-from pipeline.sections import Dtype, MergeSection, TrainSection
 from training.protocol.memory import MemoryEstimate
+from training.protocol.train_sections import Dtype, MergeSection, TrainSection
 
 JOB, PREFLIGHT, PROGRESS, STATUS = "job.json", "preflight.json", "progress.jsonl", "status.json"
 STEPS, REFERENCE, ADAPTER, MERGE_REPORT = "steps", "reference", "adapter", "merge.json"

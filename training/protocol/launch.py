@@ -18,9 +18,9 @@ from importlib import resources
 from pathlib import Path
 
 from pipeline.errors import InputError, MachineError, ServerError
-from pipeline.sections import TrainSection
 from training.protocol.job import digest_losses, read_status
 from training.protocol.trackers import check_account
+from training.protocol.train_sections import TrainSection
 
 RANK_MODULE = "training.worker.rank"
 _BUNDLED = ("ddp", "fsdp", "zero2", "zero3")

@@ -31,8 +31,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pipeline.records import Record
-from pipeline.sections import BaseWeights, Dtype, TrainSection
 from training.protocol.shape import Shape, Stack
+from training.protocol.train_sections import BaseWeights, Dtype, TrainSection
 
 GIB = 2**30
 BYTES: Mapping[Dtype, int] = {"float32": 4, "bfloat16": 2, "float16": 2}

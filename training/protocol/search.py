@@ -21,8 +21,8 @@ from typing import Any, Literal, get_args
 
 from pipeline.errors import StageError
 from pipeline.records import Record
-from pipeline.sections import SearchMode, SweepSection, TrainSection
 from training.protocol.job import TrainProgress
+from training.protocol.train_sections import SearchMode, SweepSection, TrainSection
 
 Varied = Literal["epochs", "learning_rate", "lora_dropout", "lora_alpha"]
 VARIED: tuple[Varied, ...] = get_args(Varied)

@@ -305,12 +305,12 @@ def build_task(question: Question, image: ImageRef, split: Split) -> Task:
     )
 
 
-TAUGHT_PROMPTS: tuple[PromptName, ...] = ("thought_specific", "thought_generic", "zero_shot", "cot")
+TRAINED_PROMPTS: tuple[PromptName, ...] = ("thought_specific", "thought_generic", "zero_shot", "cot")
 """Those that the nano models are built with: another list is another tokenizer."""
 
 
 def render_target(task: Task, prompt: PromptName) -> str:
-    """The response that the nano model is taught to give to `task` (with gold answer and rationale) under `prompt`."""
+    """The response that the nano model is trained to give to `task` (with gold answer and rationale) under `prompt`."""
     return render_response(task.rationale, f"The answer is ({task.answer_letter}).", prompt)
 
 
@@ -326,7 +326,7 @@ def render_response(thought: str, answer: str, prompt: PromptName) -> str:
         case "zero_shot":
             return answer
         case _:
-            raise ValueError(f"a nano model was not taught the prompt {prompt}")
+            raise ValueError(f"a nano model was not trained on the prompt {prompt}")
 
 
 def _load(section: TasksSection, store: ImageStore) -> Iterator[Task]:

@@ -22,8 +22,8 @@ from dataclasses import dataclass, field
 
 from pipeline.errors import CheckpointError, ServerError, SwapError, VcotError
 from pipeline.records import CheckpointRef
-from pipeline.sections import ServeSection
 from services.checkpoints.registry import Checkpoint, Registry
+from services.engine.serve_section import ServeSection
 from services.engine.vllm import Progress
 from services.gateway.fleet.gate import Changes
 from services.gateway.fleet.lease import Lease

@@ -12,7 +12,7 @@ from pipeline.addresses import UpstreamUrl
 from pipeline.errors import CheckpointError
 from pipeline.files import read_record, write_kept_record
 from pipeline.records import Record
-from pipeline.sections import ServeSection
+from services.engine.serve_section import ServeSection
 
 _FILE = "replicas.json"
 

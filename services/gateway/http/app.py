@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from pipeline.errors import CheckpointError, SwapError, VcotError
 from pipeline.records import Record
-from pipeline.sections import ServeSection
+from services.engine.serve_section import ServeSection
 from services.gateway.admin import (
     AddRequest,
     CheckpointList,

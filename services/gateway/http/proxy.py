@@ -33,8 +33,8 @@ from starlette.types import Receive, Scope, Send
 from pipeline.client import DIGEST_HEADER, EXPECT_HEADER
 from pipeline.errors import ServerError
 from pipeline.records import CheckpointRef
-from pipeline.sections import ServeSection
 from services.checkpoints.registry import Checkpoint
+from services.engine.serve_section import ServeSection
 from services.gateway.fleet.group import Fleet, ImageKey, NotServedError, RestingError, Wish, stamp
 from services.gateway.fleet.pool import Answer, LostError
 from services.gateway.fleet.replica import Replica

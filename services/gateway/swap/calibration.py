@@ -1,4 +1,4 @@
-"""What verifying the engines of one kind taught: how far their log-probs are off, and how they store tensors.
+"""What verifying the engines of one kind has shown: how far their log-probs are off, and how they store tensors.
 
 Model: computing in float32, two programs differ by a few millionths of a nat, and a policy may differ from its base, or from
 itself with one tensor wrong, by little more; the tolerance that fits any model would pass both. So what an engine was off by
@@ -12,9 +12,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from pipeline.sections import Dtype
 from services.gateway.swap.fingerprint import Layout
 from training.protocol.agreement import TOLERANCES
+from training.protocol.train_sections import Dtype
 
 _FACTOR = 4.0
 """The worst log-prob of a canary of nano was off by 1e-7 to 3.1e-6; one matrix rounded to bfloat16 moves it by 2.4e-5."""
@@ -30,7 +30,7 @@ class Calibration:
     """What the servers compute in."""
     layout: Layout = field(default_factory=Layout)
     _noise: float | None = None
-    """What the first verified answer was off by. Later ones teach nothing: a fault that passed would let another pass."""
+    """What the first verified answer was off by. Later ones set nothing: a fault that passed would let another pass."""
 
     @property
     def tolerance(self) -> float:

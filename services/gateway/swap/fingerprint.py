@@ -7,7 +7,7 @@ but learned (`Layout`): a tensor that was the file's on a verified engine is hel
 transposes, packs, quantizes or shards is never held to anything, and the canary must do for it. On a CPU that is each
 linear layer: packed elsewhere, it hashes as the empty string.
 
-Limits: a server's first checkpoint teaches the layout and is held to nothing by it. The hashing takes the engine 15 ms for
+Limits: a server's first checkpoint sets the layout and is held to nothing by it. The hashing takes the engine 15 ms for
 nano, and SHA-256's own time, about a second for each GB, for a larger model.
 """
 
@@ -23,9 +23,9 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.errors import CheckpointError
-from pipeline.sections import Dtype
 from services.checkpoints.integrity import FileState, check_digest, stat_files
 from services.checkpoints.registry import Checkpoint
+from training.protocol.train_sections import Dtype
 
 _EMPTY = hashlib.sha256().hexdigest()
 _FUSED = {".q_proj.": (".qkv_proj.", (".q_proj.", ".k_proj.", ".v_proj."))} | {

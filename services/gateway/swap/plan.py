@@ -69,14 +69,16 @@ class Plan:
         A copy under the digest: its path was never anything else's, and vLLM reads it again whenever it made room.
         """
         folder = self.registry.served_folder / adapter.ref.digest.removeprefix("sha256:")
-        if not folder.is_dir():
-            partial = folder.with_name(f".{folder.name}.partial")
-            shutil.rmtree(partial, ignore_errors=True)
-            shutil.copytree(adapter.directory, partial)
-            partial.replace(folder)
-        if compute_digest(folder) != adapter.ref.digest:
-            shutil.rmtree(folder)
-            raise CheckpointError(
-                f"adapter {adapter.ref.name} in {adapter.directory} is not what was registered; restore it, or make it again"
-            )
+        with self.registry.publishing():
+            if not folder.is_dir():
+                partial = folder.with_name(f".{folder.name}.partial")
+                shutil.rmtree(partial, ignore_errors=True)
+                shutil.copytree(adapter.directory, partial)
+                partial.replace(folder)
+            if compute_digest(folder) != adapter.ref.digest:
+                shutil.rmtree(folder)
+                raise CheckpointError(
+                    f"adapter {adapter.ref.name} in {adapter.directory} is not what was registered; restore it, or make it "
+                    "again"
+                )
         return folder

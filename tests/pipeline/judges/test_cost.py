@@ -12,9 +12,9 @@ from pipeline.judges.cost import (
     guess_prompt_tokens,
     open_meter,
 )
-from pipeline.recipe import load_recipe
 from pipeline.records import Usage
 from pipeline.sections import JudgeSection
+from services.recipes.recipe import load_recipe
 
 ONE_CENT = Prices(input_usd=10.0, output_usd=0.0)
 NOTHING = Usage(prompt_tokens=0, completion_tokens=0)

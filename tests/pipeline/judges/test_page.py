@@ -8,8 +8,8 @@ import pytest
 from pipeline.images import ImageStore
 from pipeline.judges import count_requests, find_judge
 from pipeline.open_lists import JUDGE_NAMES
-from pipeline.recipe import load_recipe, parse_recipe, render_recipe
 from pipeline.sections import JudgeSection
+from services.recipes.recipe import load_recipe, parse_recipe, render_recipe
 from tests.pages import list_blocks
 
 PAGE = (Path(__file__).parents[3] / "docs" / "judges.md").read_text("utf-8")

@@ -7,11 +7,11 @@ import pytest
 
 from pipeline.errors import DataError, RecipeError
 from pipeline.images import ImageStore
-from pipeline.recipe import load_recipe
 from pipeline.records import Task
 from pipeline.sections import TasksSection
 from pipeline.sources import key_tasks, load_round, load_tasks, name_sources
 from pipeline.sources.source import Source
+from services.recipes.recipe import load_recipe
 
 
 def write_table(path, number, **fields):

@@ -14,10 +14,10 @@ from PIL import Image
 from pipeline.data_sections import ColumnsSection
 from pipeline.errors import DataError, RecipeError
 from pipeline.images import ImageStore
-from pipeline.recipe import load_recipe, parse_recipe, render_recipe
 from pipeline.sections import TasksSection
 from pipeline.sources import key_tasks, load_tasks
 from pipeline.sources.own_table import find_index
+from services.recipes.recipe import load_recipe, parse_recipe, render_recipe
 from tests.hub_cache import write_snapshot
 from tests.pages import list_blocks
 

@@ -12,10 +12,10 @@ import huggingface_hub.constants
 import pytest
 
 from pipeline.errors import CheckpointError, InputError, MachineError, ServerError
-from pipeline.run import open_run
 from services.checkpoints.push import Destination, pack, push
 from services.cli.checkpoint_commands import push_checkpoint, push_pairs
 from services.cli.terminal import Terminal
+from services.run.directory import open_run
 from services.run.session import Session
 from tests.services.fake_vllm import write_checkpoint
 
@@ -233,7 +233,7 @@ async def test_a_registered_checkpoint_is_sent_whole_and_a_dry_run_sends_nothing
 
 
 async def test_the_base_and_what_is_not_there_are_not_sent(hub, session):
-    with pytest.raises(InputError, match="base is the untaught model"):
+    with pytest.raises(InputError, match="base is the base model"):
         await push_checkpoint(session, PLACE, "base", dry_run=True)
     with pytest.raises(InputError, match="has no policy yet"):
         await push_checkpoint(session, PLACE, None, dry_run=True)

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pipeline.run import RECIPE
 from services.cli import outcome
+from services.run.directory import RECIPE
 from tests.services.fake_vllm import write_checkpoint
 
 

@@ -10,8 +10,8 @@ import pytest
 from eval.logged.matching import REASONS
 from eval.rules import RULES
 from pipeline.records import Response
-from pipeline.run import open_run
 from services.cli.terminal import Terminal
+from services.run.directory import open_run
 from services.run.session import Session
 from tests.pages import list_blocks
 from tests.pipeline.sources.test_sources import ScienceQA
@@ -167,6 +167,20 @@ def keep_answers(session, checkpoint):
                 prompt=request.prompt, sampling=request.sampling, text=text, finish_reason="stop" if number else "length",
             )
         ])  # fmt: skip
+
+
+def test_the_tables_are_written_where_they_are_wanted(vcot, tmp_path):  # noqa: F811
+    write_log(tmp_path / "a_b.jsonl", *answers("ANSWER: B"))
+    code, out, err = vcot("score", "a_b.jsonl", *BENCHMARK, "--rules", "vcot", "inspect", "--tables", "out", "--json")
+    assert (code, len(json.loads(out)["results"])) == (0, 2)
+    assert "matrix.csv" in err
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "tables.md",
+        "matrix.tex",
+        "matrix.csv",
+        "matrix.parquet",
+    }
+    assert r"a\_b.jsonl & " in (tmp_path / "out" / "matrix.tex").read_text()
 
 
 def test_a_runs_answers_are_scored_and_its_checkpoints_compared(vcot, run):  # noqa: F811

@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from pipeline.addresses import UpstreamUrl
 from pipeline.errors import RecipeError, ServerError
-from pipeline.recipe import load_recipe
+from services.recipes.recipe import load_recipe
 from tests.services.bench_fleet import Bench
 from tests.services.fake_vllm import write_checkpoint
 

@@ -8,9 +8,9 @@ import pytest
 
 from pipeline.errors import InputError, ServerError
 from pipeline.files import write_record
-from pipeline.recipe import load_recipe
 from pipeline.records import CheckpointRef
 from services.jobs import submitted, trainer
+from services.recipes.recipe import load_recipe
 from training.protocol.job import ADAPTER, JOB, STATUS, TrainJob, TrainStatus, exclusive, read_status
 
 

@@ -7,9 +7,9 @@ import pytest
 
 from pipeline.errors import InputError, ServerError
 from pipeline.files import write_record
-from pipeline.recipe import load_recipe
 from pipeline.records import CheckpointRef
 from services.jobs import trainer
+from services.recipes.recipe import load_recipe
 from training.protocol.job import ADAPTER, PROGRESS, STATUS, TrainJob, TrainProgress, TrainStatus, read_status
 
 

@@ -4,9 +4,9 @@ import shlex
 
 import pytest
 
-from pipeline.recipe import load_recipe
 from services.planning.assumptions import SIZES
 from services.planning.capacity import ASLEEP_GIB, Cards, estimate_serving, find_fit, make_plan
+from services.recipes.recipe import load_recipe
 from training.protocol.shape import find_shape, read_shape
 
 SEVEN, THIRTEEN, LARGE = (

@@ -6,11 +6,11 @@ import sys
 import pytest
 
 from pipeline.errors import MachineError
-from pipeline.recipe import load_recipe
 from services.cli import commands
 from services.planning import doctor, machine
 from services.planning.doctor import inspect_machine
 from services.planning.machine import check_machine, cuda_of_torch, driver_fault
+from services.recipes.recipe import load_recipe
 from services.run.session import Session
 from tests.nvidia import install_nvidia_smi
 from tests.services.cli.test_cli import vcot  # noqa: F401 - a fixture

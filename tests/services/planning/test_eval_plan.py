@@ -7,9 +7,9 @@ import pytest
 
 from eval.statistics import Noise
 from pipeline.errors import InputError
-from pipeline.recipe import load_recipe
 from services.planning.assumptions import ANSWER_TOKENS, NANO_RESPONSES_S, THOUGHT_TOKENS
 from services.planning.eval_plan import Known, describe_plan, plan_evaluation
+from services.recipes.recipe import load_recipe
 from tests.services.cli.test_cli import vcot
 from tests.services.planning.test_estimate import SHAPE
 from tests.services.run.test_results import finish

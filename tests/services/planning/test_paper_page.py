@@ -4,10 +4,10 @@ import re
 import shlex
 from pathlib import Path
 
-from pipeline.recipe import load_recipe
 from services.planning.doctor import needed_memory
 from services.planning.machine import MINIMUM_DRIVERS
 from services.planning.outlook import render_costs, render_fits
+from services.recipes.recipe import load_recipe
 from training.protocol.shape import find_shape, read_shape
 
 PAGE = (Path(__file__).parents[3] / "docs" / "paper-run.md").read_text("utf-8")

@@ -13,8 +13,8 @@ from eval.image_reliance import build_reliance
 from eval.repeats import build_repeats
 from eval.table import build_chance, build_differences, build_results
 from pipeline.pairs import PreferencePair
-from pipeline.recipe import load_recipe
 from pipeline.records import CheckpointRef, ImageRef, Score, StageCount, Task
+from services.recipes.recipe import load_recipe
 from services.report.data import Example, Lesson, ReportData, TrendRow
 from services.run.parity import ParityReport
 from training.protocol.job import Retention, TrainProgress, TrainStatus

@@ -12,8 +12,8 @@ from eval.prior import PriorReport, PriorRow
 from eval.published import PaperRow
 from pipeline.contamination import Contamination, Match
 from pipeline.judges.cost import Cost
-from pipeline.recipe import load_recipe
 from pipeline.records import Interval, Usage
+from services.recipes.recipe import load_recipe
 from services.report import figures
 from services.report.data import Lookalikes
 from services.report.page import write_report

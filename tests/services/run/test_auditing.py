@@ -1,16 +1,17 @@
 """`vcot judge --audit`: what is asked, what is kept, and what a recipe may demand."""
 
 import json
+from dataclasses import replace
 
 import httpx2
 import pytest
 
 from pipeline.errors import OwedError, StageError
 from pipeline.records import Response
-from pipeline.run import open_run
 from services.cli import commands
 from services.cli.terminal import Terminal
 from services.run.auditing import audit_stage, find_card
+from services.run.directory import open_run
 from services.run.rounds import list_rounds
 from services.run.session import Session
 from services.run.steps import judge_stage, pair_stage
@@ -153,6 +154,71 @@ async def test_members_are_varied_and_their_agreement_is_told(tmp_path, asked):
         assert card.alpha == 1.0
         assert [control.shown for control in card.controls] == ["none", "blank", "other"]
         assert set(count_images(asked[1 + 2 * 12 : 1 + 3 * 12])) == {0}
+
+
+WHO = "Whether it favours its own responses cannot be measured here, because "
+
+
+@pytest.mark.parametrize(
+    ("model", "why"),
+    [
+        ("gpt-4o-mini", "no model that it asks is one of those that sampled these tasks."),
+        ("base", "only one model's responses, its own, are in the run."),
+    ],
+)
+async def test_self_preference_is_not_measured_of_one_generator_and_the_card_says_why(tmp_path, asked, model, why):
+    settings = (f"judge.kind={KIND}", f"judge.model={model}", "judge.base_url=http://x/v1", "judge.num_audited=3")
+    async for session in make_session(tmp_path, *settings):
+        card = await audit_stage(list_rounds(session)[0])
+        assert card.self_preference is None
+        assert WHO + why in card.verdicts
+
+
+async def sample_second(folder, *settings):
+    """Another model's responses in the same run: the first right ones say another thing, the others are wrong."""
+    other = write_checkpoint(folder / "other", "other", 2.0, kind="base")
+    with open_run(folder / "run", None, [f"model.source={other}", "model.name=other"]) as run:
+        async with Session(run, Terminal()) as session:
+            for request in list_rounds(session)[0].requests():
+                made = make_response(request, 0, is_right=True)
+                said = made.text.replace("really right", "plainly so")
+                session.run.ledger.put(
+                    [made.model_copy(update={"text": said}), make_response(request, 1, is_right=False)]
+                )
+
+
+@pytest.mark.parametrize(("model", "expected"), [("base", 1.0), ("other", 0.0)])
+async def test_with_a_second_generator_its_own_right_responses_are_set_against_the_others(
+    tmp_path, asked, model, expected
+):
+    """This judge likes what the first model wrote, whoever it is itself."""
+    settings = (f"judge.kind={KIND}", f"judge.model={model}", "judge.base_url=http://x/v1", "judge.num_audited=12")
+    async for session in make_session(tmp_path, *settings):
+        await sample_second(tmp_path)
+        card = await audit_stage(list_rounds(session)[0])
+        assert (card.self_preference.value, card.self_preference.n) == (expected, 12)
+        assert ("It favours its own responses, or their style" in " ".join(card.verdicts)) == (expected == 1.0)
+        num = len(asked)
+        assert await audit_stage(list_rounds(session)[0]) == card
+        assert len(asked) == num, "kept as any judgment is"
+
+
+async def test_what_was_trained_from_the_judges_model_is_its_own(tmp_path, asked):
+    settings = (f"judge.kind={KIND}", "judge.model=base", "judge.base_url=http://x/v1", "judge.num_audited=3")
+    async for session in make_session(tmp_path, *settings):
+        (current,) = list_rounds(session)
+        changes = {"name": "taught", "digest": "sha256:cc", "kind": "merged", "parent": current.start.ref.digest}
+        taught = current.start.ref.model_copy(update=changes)
+        for request in replace(current.requests(), checkpoint=taught):
+            session.run.ledger.put([make_response(request, index, index == 0) for index in range(2)])
+        card = await audit_stage(current)
+        assert WHO + "only one model's responses, its own, are in the run." in card.verdicts
+
+
+async def test_a_program_has_no_responses_of_its_own(tmp_path):
+    async for session in make_session(tmp_path, "judge.num_audited=5"):
+        card = await audit_stage(list_rounds(session)[0])
+        assert not any("favours" in sentence for sentence in card.verdicts)
 
 
 async def test_responses_that_are_all_right_audit_nothing(tmp_path):

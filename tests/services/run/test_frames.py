@@ -9,8 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import InputError
-from pipeline.run import open_run
-from services.run.frames import load
+from services.run.directory import open_run
+from services.run.exporting import write_table
+from services.run.frames import Rows, load
 from tests.pages import read_block
 from tests.services.cli.test_cli import vcot
 from tests.services.view.view_run import HOSTILE, K, own, prepared
@@ -35,6 +36,20 @@ def test_every_response_is_a_row_with_its_score_and_rationale_or_its_error(run):
     assert len(judged) == 9 * K
     assert all(row["rationale"] and row["judge"] == "verifier/1" for row in judged)
     assert {row["response"] for row in run.judgments} == {row["response"] for row in judged}
+
+
+def test_two_exports_to_one_folder_at_once_do_not_write_into_one_file(run, tmp_path):
+    """The second ends while the first is at it, and took its half-written file away."""
+    rows = list(run.tasks)
+
+    def interrupted():
+        yield from rows[:1]
+        write_table(run.tasks, tmp_path, "jsonl")
+        yield from rows[1:]
+
+    path, num_rows = write_table(Rows("tasks", interrupted), tmp_path, "jsonl")
+    assert num_rows == len(rows) == len(path.read_text("utf-8").splitlines())
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_pairs_are_of_responses_that_are_there(run):

@@ -3,8 +3,8 @@
 import pytest
 
 from pipeline.report import Warned
-from pipeline.run import open_run
 from services.checkpoints.registry import Registry
+from services.run.directory import open_run
 from services.run.gateways import GatewayElsewhere, OwnGateway, make_gateway
 from services.run.session import Session
 from services.run.steps import swap_stage

@@ -9,10 +9,10 @@ from pipeline.errors import AccountError, InputError, RecipeError, StageError
 from pipeline.prompts import PROMPTS
 from pipeline.records import Response
 from pipeline.report import Began
-from pipeline.run import open_run
 from services.cli.commands import run_all
 from services.cli.terminal import Terminal
 from services.run.billing import count_owed, read_cost, test_judge
+from services.run.directory import open_run
 from services.run.rounds import list_rounds, make_judge
 from services.run.session import Session
 from services.run.steps import judge_stage, pair_stage

@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.errors import DataError
 from pipeline.report import Said, Warned
-from pipeline.run import open_run
+from services.run.directory import open_run
 from services.run.overlap_gate import check_overlap, read_overlap
 from services.run.rounds import list_rounds
 from services.run.session import Session

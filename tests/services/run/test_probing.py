@@ -3,8 +3,8 @@
 import pytest
 
 from pipeline.records import Response
-from pipeline.run import open_run
 from services.cli.terminal import Terminal
+from services.run.directory import open_run
 from services.run.probing import load_drawings, load_prior, probe_priors
 from services.run.session import Session
 from tests.services.fake_vllm import write_checkpoint

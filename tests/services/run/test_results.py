@@ -7,19 +7,20 @@ from xml.etree import ElementTree
 
 import pytest
 
+from eval.rules import RULES
 from pipeline.ledger import Ledger
 from pipeline.records import Judgment, content_key
-from pipeline.run import RECIPE, open_run
 from services.checkpoints.registry import Registry
 from services.cli import commands, opening
 from services.cli import names as cli
 from services.cli.terminal import Terminal
 from services.run import results
+from services.run.directory import RECIPE, open_run
 from services.run.rounds import list_rounds
 from services.run.session import Session
 from tests.services.cli.test_cli import vcot
 from tests.services.fake_vllm import write_checkpoint
-from tests.services.run.test_rounds import answer, teach
+from tests.services.run.test_rounds import answer, train_policy
 
 __all__ = ["vcot"]
 NOT_DECIDING = {
@@ -39,7 +40,7 @@ async def finish(tmp_path):
     base = write_checkpoint(tmp_path / "base", "base", 1.0, kind="base")
     with open_run(tmp_path / "run", "nano", [f"model.source={base}", *SIZES], access="alone") as run:
         async with Session(run, Terminal()) as session:
-            policy = await teach(session, 2.0)
+            policy = await train_policy(session, 2.0)
             for checkpoint in (session.base, policy):
                 requests = session.questions("test").requests(checkpoint.ref, ["true"])
                 answer(session, requests, lambda task, index: index == 0)
@@ -48,7 +49,7 @@ async def finish(tmp_path):
 
 
 @pytest.fixture
-def taught(tmp_path):
+def trained(tmp_path):
     """A run that is done: base and policy are evaluated, and the report is written."""
     return asyncio.run(finish(tmp_path))
 
@@ -68,46 +69,68 @@ async def evaluate(directory, *overrides, save=False):
             return results.find_folder(run, [session.base])
 
 
-async def test_one_trial_setting_changes_nothing_of_a_finished_run(taught, capsys):
-    report = taught / "report"
+async def test_one_trial_setting_changes_nothing_of_a_finished_run(trained, capsys):
+    report = trained / "report"
     before = {path.name: path.read_bytes() for path in report.iterdir()}
     assert kinds(report / "results.json") == ["base", "merged"]
-    folders = {await evaluate(taught, *flags) for flags in ([], ["eval.seed=1"], ["eval.max_concurrency=3"])}
+    folders = {await evaluate(trained, *flags) for flags in ([], ["eval.seed=1"], ["eval.max_concurrency=3"])}
     assert len(folders) == 2, "what a flag for speed finds is the same"
     assert "settings: eval.seed=1; all else as in" in capsys.readouterr().err
     assert {kinds(folder / "results.json") == ["base"] for folder in folders} == {True}
     assert {path.name: path.read_bytes() for path in report.iterdir() if path.is_file()} == before
-    with opened(taught, access="read") as run:
+    with opened(trained, access="read") as run:
         async with Session(run, Terminal()) as session:
             await commands.report(session)
     assert kinds(report / "results.json") == ["base", "merged"]
 
 
-async def test_tables_and_figures_are_written_where_they_are_wanted(taught, tmp_path):
-    with opened(taught, access="read") as run:
+async def test_tables_and_figures_are_written_where_they_are_wanted(trained, tmp_path):
+    with opened(trained, access="read") as run:
         async with Session(run, Terminal()) as session:
             await commands.report(session, tmp_path / "tables")
     files = {path.name: path.read_bytes() for path in (tmp_path / "tables").iterdir()}
-    named = {f"{name}.{kind}" for name in ("results", "differences") for kind in ("csv", "parquet")}
-    assert set(files) == {*named, "tables.md", "table-1.tex", "accuracy.svg", "differences.svg"}
+    tables = ("results", "differences", "matrix", "matrix-differences")
+    named = {f"{name}.{kind}" for name in tables for kind in ("csv", "parquet")}
+    assert set(files) == {*named, "tables.md", "table-1.tex", "matrix.tex", "accuracy.svg", "differences.svg"}
+    assert b"Paired differences in points" in files["tables.md"]
+    assert b"of read" in files["tables.md"]
     for name in ("accuracy.svg", "differences.svg"):
         assert ElementTree.fromstring(files[name]).tag == "{http://www.w3.org/2000/svg}svg"
 
 
+async def test_under_our_own_rule_the_parser_matrix_says_what_table_1_says(trained):
+    with opened(trained, access="read") as run:
+        async with Session(run, Terminal()) as session:
+            await commands.report(session)
+    found = json.loads((trained / "report" / "results.json").read_text())
+    own = {row["log"]: row for row in found["matrix"]["results"] if row["rule"] == "vcot"}
+    table = {f"{row['checkpoint']['name']}, {row['prompt']} at {row['temperature']:g}": row for row in found["results"]}
+    assert own.keys() == table.keys()
+    for log, row in own.items():
+        assert (row["accuracy"], row["num_scored"]) == (table[log]["accuracy"], table[log]["num_scored"])
+        assert row["no_answer"] == pytest.approx(table[log]["no_answer"])
+    assert {row["rule"] for row in found["matrix"]["results"]} == set(RULES.built_ins)
+    assert "Parser matrix" in (trained / "report" / "index.html").read_text("utf-8")
+
+
 @pytest.mark.parametrize(
-    "command", [("report",), ("eval", "base"), ("status",), ("checkpoints", "list"), ("doctor",), ("pair", "--preview")]
+    "command",
+    [
+        *(("report",), ("eval", "base"), ("status",), ("doctor",), ("pair", "--preview")),
+        *(("checkpoints", "list"), ("checkpoints", "show", "base")),
+    ],
 )
-def test_with_json_a_command_prints_its_figures_as_one_document_and_nothing_else(taught, vcot, capsys, command):
+def test_with_json_a_command_prints_its_figures_as_one_document_and_nothing_else(trained, vcot, capsys, command):
     capsys.readouterr()
-    _, out, _ = vcot(*command, "--json", "--run", taught)
+    _, out, _ = vcot(*command, "--json", "--run", trained)
     assert json.loads(out)
 
 
-async def test_other_settings_have_a_page_of_their_own(taught):
+async def test_other_settings_have_a_page_of_their_own(trained):
     def training(session):
         return list_rounds(session)[0].job
 
-    with opened(taught, "train.epochs=7") as run:
+    with opened(trained, "train.epochs=7") as run:
         async with Session(run, Terminal()) as session:
             name = training(session).checkpoint_name
             session.registry.register(write_checkpoint(run.path("checkpoints", name), name, 3.0))
@@ -115,35 +138,35 @@ async def test_other_settings_have_a_page_of_their_own(taught):
             answer(session, session.questions("test").requests(other.ref, ["true"]), lambda task, index: True)
             await commands.report(session)
             folder = results.find_folder(run)
-    assert folder.parent == taught / "report"
+    assert folder.parent == trained / "report"
     assert name in (folder / "index.html").read_text()
     assert "Settings: train.epochs=7.0; all else as in" in (folder / "index.html").read_text()
-    assert name not in (taught / "report" / "index.html").read_text()
+    assert name not in (trained / "report" / "index.html").read_text()
 
 
-async def test_a_recipe_that_is_changed_for_good_leaves_the_earlier_results_beside(taught):
-    before = (taught / "report" / "results.json").read_bytes()
-    with opened(taught, "eval.seed=1", save=True) as run:
+async def test_a_recipe_that_is_changed_for_good_leaves_the_earlier_results_beside(trained):
+    before = (trained / "report" / "results.json").read_bytes()
+    with opened(trained, "eval.seed=1", save=True) as run:
         async with Session(run, Terminal()) as session:
             for checkpoint in (session.base, list_rounds(session)[0].policy):
                 answer(session, session.questions("test").requests(checkpoint.ref, ["true"]), lambda task, index: True)
             await commands.report(session)
-    assert (taught / "report" / "results.json").read_bytes() != before
-    (kept,) = (taught / "report").glob("*/results.json")
+    assert (trained / "report" / "results.json").read_bytes() != before
+    (kept,) = (trained / "report").glob("*/results.json")
     assert kept.read_bytes() == before
-    with opened(taught, "eval.seed=0", access="read") as run:
+    with opened(trained, "eval.seed=0", access="read") as run:
         assert results.find_folder(run) == kept.parent, "where the same settings are looked for"
 
 
-def test_a_setting_that_is_added_later_with_a_default_moves_no_results(taught):
+def test_a_setting_that_is_added_later_with_a_default_moves_no_results(trained):
     """A run of an earlier version does not name it, and what it found is not put aside as that of other settings."""
-    with opened(taught, "eval.seed=1") as run:
+    with opened(trained, "eval.seed=1") as run:
         folder = results.find_folder(run)
-    named = [line for line in (taught / RECIPE).read_text("utf-8").splitlines() if line.startswith("max_meta = 0")]
+    named = [line for line in (trained / RECIPE).read_text("utf-8").splitlines() if line.startswith("max_meta = 0")]
     assert named
-    text = (taught / RECIPE).read_text("utf-8")
-    (taught / RECIPE).write_text(text.replace(named[0], ""))
-    with opened(taught, "eval.seed=1") as run:
+    text = (trained / RECIPE).read_text("utf-8")
+    (trained / RECIPE).write_text(text.replace(named[0], ""))
+    with opened(trained, "eval.seed=1") as run:
         decided = run.recipe.model_dump(mode="json", exclude=NOT_DECIDING, exclude_defaults=True)
         assert results.find_folder(run) == folder
     assert "max_meta" not in decided["judge"]
@@ -173,36 +196,36 @@ WRITERS = [
 NO_SERVER = {"swap", "replicas list", "replicas add", "replicas remove"}
 
 
-def test_readers_read_beside_a_writer(taught, vcot):
+def test_readers_read_beside_a_writer(trained, vcot):
     """A writer that holds the run and its ledger, in the middle of its work."""
-    for card in (*taught.glob("pairs/*"), *taught.glob("checkpoints/dpo-*")):
+    for card in (*trained.glob("pairs/*"), *trained.glob("checkpoints/dpo-*")):
         (card / "README.md").write_text("---\nbase_model: nano\n---\n")
     assert set(READERS) == set(opening.READS)
-    (taught / "report" / "index.html").unlink()
-    with opened(taught) as run:
+    (trained / "report" / "index.html").unlink()
+    with opened(trained) as run:
         run.ledger.put([Judgment(key="k", response="r", task="t", judge="j", score=1.0)])
         for name, arguments in READERS.items():
-            code, _, err = vcot(*arguments, "--run", taught)
+            code, _, err = vcot(*arguments, "--run", trained)
             assert "another vcot command" not in err, name
             expected = (
                 "no server runs" if name in NO_SERVER else "no checkpoint 'none'" if name.endswith("retire") else ""
             )
             assert (code == 2) == bool(expected), err
             assert expected in err
-        assert "</html>" in (taught / "report" / "index.html").read_text()
+        assert "</html>" in (trained / "report" / "index.html").read_text()
         for arguments in WRITERS:
-            code, _, err = vcot(*arguments, "--run", taught)
+            code, _, err = vcot(*arguments, "--run", trained)
             assert (code, "another vcot command is writing" in err) == (2, True), arguments
         run.ledger.close()
 
 
-def test_a_reader_makes_no_file(taught, vcot):
+def test_a_reader_makes_no_file(trained, vcot):
     def files():
-        return {path for path in taught.rglob("*") if "report" not in path.parts}
+        return {path for path in trained.rglob("*") if "report" not in path.parts}
 
     before = files()
     for name, arguments in READERS.items():
-        vcot(*arguments, "--run", taught)
+        vcot(*arguments, "--run", trained)
         assert files() == before, name
 
 

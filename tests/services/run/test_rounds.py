@@ -8,13 +8,13 @@ from eval.image_reliance import Reliance
 from pipeline.errors import DataError, InputError, RecipeError
 from pipeline.images import ImageStore
 from pipeline.prompts import split_thought
-from pipeline.recipe import load_recipe
 from pipeline.records import Response, Usage
-from pipeline.run import open_run
 from pipeline.sections import TasksSection
 from pipeline.sources import key_tasks, load_round, load_tasks
 from pipeline.sources.nano.questions import render_response, render_target
 from services.cli.terminal import Terminal
+from services.recipes.recipe import load_recipe
+from services.run.directory import open_run
 from services.run.reporting import evaluate_scores
 from services.run.rounds import list_rounds, make_judge
 from services.run.session import Session
@@ -55,7 +55,7 @@ def answer(session, requests, is_right):
             )  # fmt: skip
 
 
-async def teach(session, weight):
+async def train_policy(session, weight):
     """Do the present round without a server or a trainer."""
     current = list_rounds(session)[-1]
     answer(session, current.requests(), lambda task, index: index == 0)
@@ -67,7 +67,7 @@ async def teach(session, weight):
 
 async def test_each_round_starts_from_the_last_ones_policy_on_images_that_none_before_it_saw(session):
     assert len(list_rounds(session)) == 1
-    policies = [await teach(session, weight) for weight in (2.0, 3.0)]
+    policies = [await train_policy(session, weight) for weight in (2.0, 3.0)]
     rounds = list_rounds(session)
     assert [current.start.ref.name for current in rounds] == ["base", *(p.ref.name for p in policies)]
     assert [current.job.base.digest for current in rounds[:2]] == [session.base.ref.digest, policies[0].ref.digest]
@@ -81,7 +81,7 @@ async def test_each_round_starts_from_the_last_ones_policy_on_images_that_none_b
 async def test_more_pairs_than_asked_for_are_left_out_and_fewer_are_said(session, capsys, num, said):
     section = session.run.recipe.pairs.model_copy(update={"num": num})
     object.__setattr__(session.run, "recipe", session.run.recipe.model_copy(update={"pairs": section}))
-    await teach(session, 2.0)
+    await train_policy(session, 2.0)
     pairs = list_rounds(session)[0].pairs
     assert len(pairs.train) + len(pairs.validation) == pairs.pair_set.count.ok == min(num, 12)
     assert said in capsys.readouterr().err
@@ -90,7 +90,7 @@ async def test_more_pairs_than_asked_for_are_left_out_and_fewer_are_said(session
 
 
 async def test_a_round_that_was_begun_is_gone_on_with(session):
-    await teach(session, 2.0)
+    await train_policy(session, 2.0)
     current = list_rounds(session)[-1]
     answer(session, list(current.requests())[:5], lambda task, index: index == 0)
     assert list_rounds(session)[-1].number == 2
@@ -102,7 +102,7 @@ async def test_the_reference_is_the_last_policy_or_the_seed(session, reference):
     rounds = session.run.recipe.rounds.model_copy(update={"reference": reference})
     recipe = session.run.recipe.model_copy(update={"rounds": rounds})
     object.__setattr__(session.run, "recipe", recipe)
-    first, _ = list_rounds(session)[0], await teach(session, 2.0)
+    first, _ = list_rounds(session)[0], await train_policy(session, 2.0)
     assert (first.reference, list_rounds(session)[0].job.reference) == (session.base, None)
     second = list_rounds(session)[1]
     answer(session, second.requests(), lambda task, index: index == 0)
@@ -118,7 +118,7 @@ async def test_the_reference_is_the_last_policy_or_the_seed(session, reference):
 
 async def test_a_leak_is_not_taken_for_a_round_without_a_policy(session):
     """Else a trained run whose evaluation split was changed to train shows a table of the base alone."""
-    await teach(session, 2.0)
+    await train_policy(session, 2.0)
     asked = replace(session.questions("test"), tasks=list_rounds(session)[0].tasks)
     session.asked["test"] = asked
     with pytest.raises(DataError, match="is in the evaluation set too"):
@@ -127,7 +127,7 @@ async def test_a_leak_is_not_taken_for_a_round_without_a_policy(session):
 
 async def test_nothing_is_asked_of_a_policy_before_how_it_is_served_was_compared(session, capsys):
     """This one has no probe, which the comparison says; what would be asked is answered already, so no server is needed."""
-    policy = await teach(session, 2.0)
+    policy = await train_policy(session, 2.0)
     current, asked = list_rounds(session)[-1], session.questions("test").requests(policy.ref)
     answer(session, [*current.requests(), *asked], lambda task, index: True)
     for stage in (sample_stage(current), eval_stage(session, [policy], "test")):
@@ -147,7 +147,7 @@ async def test_pairs_on_an_image_of_the_evaluation_are_refused(session, split):
 
 
 async def test_validation_chooses_the_round_and_the_test_split_is_not_asked(session):
-    policies = [await teach(session, weight) for weight in (2.0, 3.0, 4.0)]
+    policies = [await train_policy(session, weight) for weight in (2.0, 3.0, 4.0)]
     shares = {session.base.ref.name: 3, **{p.ref.name: n for p, n in zip(policies, (4, 8, 6), strict=True)}}
     with pytest.raises(InputError, match="run `vcot eval` first"):
         choose_round(session, list_rounds(session))
@@ -166,7 +166,7 @@ async def test_validation_chooses_the_round_and_the_test_split_is_not_asked(sess
 
 
 async def test_of_rounds_that_are_equally_good_the_earlier_is_chosen(session):
-    policies = [await teach(session, weight) for weight in (2.0, 3.0, 4.0)]
+    policies = [await train_policy(session, weight) for weight in (2.0, 3.0, 4.0)]
     for checkpoint in (session.base, *policies):
         num_right = 2 if checkpoint is session.base else 6
         right = {task.id for task in session.questions("validation").tasks[:num_right]}

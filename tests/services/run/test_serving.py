@@ -19,13 +19,13 @@ from bench.engine import children
 from pipeline.client import ChatClient
 from pipeline.errors import CheckpointError, MachineError, RequestError, ServerError
 from pipeline.records import SamplingParams
-from pipeline.run import Run, open_run
 from services.checkpoints.registry import Checkpoint
 from services.cli import commands
 from services.cli.terminal import Terminal
 from services.gateway.admin import fetch_state, live_checkpoint, register, rest, retire, swap_to, try_out
 from services.gateway.http import heap
 from services.gateway.swap import rollout
+from services.run.directory import Run, open_run
 from services.run.rounds import list_rounds
 from services.run.serving import Serving, _only_gateway, _persist, _serve, is_served, running_gateway
 from services.run.session import Session
@@ -345,7 +345,7 @@ async def test_the_steps_of_a_run_bear_its_key(run: Run, monkeypatch: pytest.Mon
 
 async def test_a_gateway_ends_with_a_parent_that_is_killed(run: Run) -> None:
     code = (
-        "import asyncio, sys\nfrom pathlib import Path\nfrom pipeline.run import open_run\n"
+        "import asyncio, sys\nfrom pathlib import Path\nfrom services.run.directory import open_run\n"
         "from services.run.serving import running_gateway\n"
         "async def main():\n"
         "    with open_run(Path(sys.argv[1])) as run:\n"

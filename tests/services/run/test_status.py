@@ -8,8 +8,8 @@ import pytest
 
 from pipeline.records import Response
 from pipeline.report import Began, Progress
-from pipeline.run import RECIPE, open_run
 from services.cli.terminal import Terminal
+from services.run.directory import RECIPE, open_run
 from services.run.live import recording
 from services.run.rounds import list_rounds
 from services.run.session import Session

@@ -7,8 +7,8 @@ import pytest
 
 from pipeline.errors import ServerError, UnreachableError
 from pipeline.files import write_record
-from pipeline.run import open_run
 from services.gateway import admin
+from services.run.directory import open_run
 from services.run.serving import Serving, is_served, running_gateway
 from tests.services.gateway.test_strangers import answering
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import os
 import re
 import sqlite3
 import subprocess
@@ -16,13 +17,15 @@ from pipeline.ledger import Ledger
 from pipeline.pairs import build_pairs
 from pipeline.records import Judgment, Response
 from pipeline.report import ignore
-from pipeline.run import RECIPE, open_run
 from services.engine.lifeline import keeper_command
+from services.run.directory import RECIPE, open_run
 from services.run.rounds import list_rounds, make_judge
 from services.run.session import Session
-from services.run.status import RunStatus, look_at_run
+from services.run.stages import RunStatus
+from services.run.status import look_at_run
 from services.run.steps import judge_stage
 from services.view.index import FOLDER, INDEX, Facets
+from services.view.indexing import index_once
 from services.view.queries import Filter, read_filter
 from tests.services.view.view_run import HOSTILE, K, made, own, prepared, respond
 
@@ -133,6 +136,11 @@ def test_neighbours_are_those_of_the_list(made, sort, down):
     assert values == sorted(values, reverse=down) or sort == "spread"
 
 
+@pytest.mark.parametrize("mark", ["order|best", "scores", "scored", "part|train"])
+def test_a_mark_that_an_address_makes_up_lets_nothing_through(made, mark):
+    assert made.shown().finder.find(Filter(mark=mark)).total == 0
+
+
 def test_the_account_is_that_of_vcot_status(made):
     status = made.shown().index.read("status", RunStatus)
 
@@ -192,6 +200,39 @@ def test_an_index_that_was_stopped_goes_on(own):
     assert own.shown().index.progress() == (21, 21)
     assert index.execute("SELECT count(*) FROM items WHERE num_good = 99").fetchone() == (0,)
     assert own.shown().finder.find(Filter(text="null")).total == 1
+
+
+def test_a_run_that_is_as_it_was_is_not_gone_through_again(own):
+    def is_touched():
+        return index.execute("SELECT count(*) FROM items WHERE num_good = 99").fetchone() != (21,)
+
+    folder = own.directory / FOLDER
+    index_once(own.directory, folder)
+    index = sqlite3.connect(folder / INDEX, isolation_level=None)
+    index.execute("UPDATE items SET due = 1, num_good = 99")
+    index_once(own.directory, folder)
+    assert not is_touched()
+
+    def go_on(session):
+        request = list(list_rounds(session)[0].requests())[2]
+        session.run.ledger.put([respond(request, index, "Anew. <R> The answer is (A).") for index in range(K)])
+
+    own.change(go_on)
+    index_once(own.directory, folder)
+    assert is_touched()
+
+
+def test_what_could_not_be_read_is_looked_at_again_by_the_next(own):
+    ledger, folder = own.directory / "ledger.sqlite", own.directory / FOLDER
+    kept, stat = ledger.read_bytes(), ledger.stat()
+    ledger.write_bytes(b"no ledger at all" * (len(kept) // 16))
+    os.utime(ledger, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    index_once(own.directory, folder)
+    assert "is not a ledger" in own.shown().find_pulse().problem
+    ledger.write_bytes(kept)
+    os.utime(ledger, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    index_once(own.directory, folder)
+    assert own.shown().find_pulse().problem is None
 
 
 @pytest.mark.parametrize("spoil", ["version", "recipe", "file"])

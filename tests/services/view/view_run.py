@@ -12,8 +12,8 @@ from starlette.testclient import TestClient
 from pipeline.prompts import split_thought
 from pipeline.records import Response, Usage
 from pipeline.report import ignore
-from pipeline.run import open_run
 from services.checkpoints.registry import Checkpoint
+from services.run.directory import open_run
 from services.run.rounds import list_rounds
 from services.run.session import Session
 from services.run.steps import judge_stage

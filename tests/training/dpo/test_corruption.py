@@ -11,8 +11,8 @@ from datasets import Dataset, Features, Image, List
 from PIL import Image as Pillow
 
 from pipeline.errors import DataError
-from pipeline.sections import Corruption
 from training.dpo.corruption import OTHER_IMAGES, add_other_images, corrupt, draw_crop
+from training.protocol.train_sections import Corruption
 
 
 def picture(seed, size=(60, 40)):

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pipeline.errors import MachineError, ServerError
-from pipeline.recipe import load_recipe
+from services.recipes.recipe import load_recipe
 from training.dpo import fit
 from training.protocol.job import ADAPTER, PROGRESS
 

@@ -15,7 +15,7 @@ from trl import DPOConfig
 
 from pipeline.errors import RecipeError, ServerError
 from pipeline.open_lists import TRL_LOSSES
-from pipeline.recipe import load_recipe
+from services.recipes.recipe import load_recipe
 from training.dpo import fit
 from training.dpo.losses import start_loss
 from training.dpo.objective import anchor_loss, conditional_loss

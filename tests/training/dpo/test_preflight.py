@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from pipeline.errors import MachineError
-from pipeline.recipe import load_recipe
 from pipeline.records import CheckpointRef
+from services.recipes.recipe import load_recipe
 from tests.nvidia import install_nvidia_smi
 from training.dpo.preflight import CheckedPairs, available_gib, check_job
 from training.protocol.job import PREFLIGHT, PairSummary, Preflight, TrainJob, read_record

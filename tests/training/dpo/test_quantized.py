@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline.errors import CheckpointError, MachineError
-from pipeline.recipe import load_recipe
+from services.recipes.recipe import load_recipe
 from training.model.loading import compute_in_float32, load_model
 from training.protocol import agreement, launch
 from training.protocol.job import ADAPTER, MERGE_REPORT, REFERENCE, MergeReport, read_record

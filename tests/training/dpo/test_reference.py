@@ -11,7 +11,7 @@ from datasets import concatenate_datasets
 from trl import DPOTrainer
 
 from pipeline.errors import InputError, ServerError
-from pipeline.recipe import load_recipe
+from services.recipes.recipe import load_recipe
 from training.dpo import fit
 from training.dpo.objective import PreferenceTrainer
 from training.dpo.reference import ReferenceCache, deal, row_keys

@@ -1,4 +1,4 @@
-"""The chat template: BOS and EOS where the model was taught to see them, in training and in serving."""
+"""The chat template: BOS and EOS where the model was trained to see them, in training and in serving."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_what_stands_behind_eos_is_known(processor):
     [
         (lambda t: t.replace("{{ bos_token }}", ""), "does not begin with <s>"),
         (lambda t: t.replace("{{ bos_token }}", "{{ bos_token + bos_token }}"), "writes <s> 2 times"),
-        (lambda t: t.replace(" + eos_token", ""), "stopping is never taught"),
+        (lambda t: t.replace(" + eos_token", ""), "never learns to stop"),
         (lambda t: t.replace("{{ 'ASSISTANT:' }}", "{{ 'ASSISTANT: <R>' }}"), "does not begin with"),
         (
             lambda t: "{{ bos_token }}{% for m in messages %}{{ m['content'] }}{% endfor %}",

@@ -13,7 +13,7 @@ from pipeline.errors import CheckpointError
 from pipeline.identity import verify_checkpoint
 from pipeline.prompts import render_prompt
 from pipeline.records import ImageRef
-from pipeline.sources.nano.questions import FAMILIES, TAUGHT_PROMPTS, build_task, make_question, render_target
+from pipeline.sources.nano.questions import FAMILIES, TRAINED_PROMPTS, build_task, make_question, render_target
 from training.nano.architecture import NUM_IMAGE_TOKENS, build_tokenizer
 from training.nano.batches import IGNORED, MEAN, STD, build_corpus, draw_conversations, draw_lookups
 from training.nano.building import ARCHITECTURES, Build, build_nano
@@ -83,7 +83,7 @@ def test_letters_and_the_separator_are_one_ordinary_piece(processor):
         assert processor.tokenizer.decode(encode(processor, text), skip_special_tokens=True) == text
 
 
-@pytest.mark.parametrize("prompt", TAUGHT_PROMPTS)
+@pytest.mark.parametrize("prompt", TRAINED_PROMPTS)
 def test_prompt_and_response_tokenize_apart_as_they_do_together(processor, architecture, prompt):
     rng = random.Random(1)
     for family in FAMILIES:

@@ -7,7 +7,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 
 from pipeline.errors import InputError, MachineError, ServerError
 from pipeline.files import write_record
-from pipeline.recipe import load_recipe
+from services.recipes.recipe import load_recipe
 from training.protocol import launch
 from training.protocol.job import TrainStatus, tell_fault
 

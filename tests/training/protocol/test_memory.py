@@ -8,7 +8,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForImageTextToText, LlamaConfig, LlamaForCausalLM
 
 from pipeline.errors import CheckpointError
-from pipeline.recipe import load_recipe
+from services.recipes.recipe import load_recipe
 from training.protocol.memory import estimate_memory, kept_per_token
 from training.protocol.shape import Stack, find_shape, parse_shape, read_shape
 

@@ -7,8 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import RecipeError, StageError
-from pipeline.recipe import load_recipe
-from pipeline.sections import SweepSection
+from services.recipes.recipe import load_recipe
 from training.dpo.fit import count_steps, evaluation_steps
 from training.protocol.job import TrainProgress
 from training.protocol.search import (
@@ -25,6 +24,7 @@ from training.protocol.search import (
     read_settings,
     summarise,
 )
+from training.protocol.train_sections import SweepSection
 
 SETTINGS = Settings(epochs=2, learning_rate=1e-5, lora_dropout=0.1, lora_alpha=128)
 PAPER = load_recipe("paper")

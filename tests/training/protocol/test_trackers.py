@@ -7,7 +7,7 @@ from contextlib import nullcontext
 import pytest
 
 from pipeline.errors import MachineError
-from pipeline.recipe import load_recipe
+from services.recipes.recipe import load_recipe
 from training.protocol.job import JOB, STATUS, TrainJob, TrainStatus, read_record
 from training.protocol.launch import check_installed
 from training.worker import jobs

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from pipeline.errors import ServerError, SwapError
-from pipeline.sections import ServeSection
 from services.checkpoints.registry import Registry
 from services.cli.terminal import Terminal
+from services.engine.serve_section import ServeSection
 from services.gateway.admin import Rested, Wanted, named_error
 from services.gateway.fleet import rest
 from services.gateway.fleet.admission import Admission

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import CheckpointError
-from pipeline.sections import ServeSection
+from services.engine.serve_section import ServeSection
 from services.gateway.fleet.roster import Roster
 from tests.services.bench_fleet import Bench
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -225,6 +226,18 @@ async def test_what_is_published_is_what_was_registered(bench: Bench) -> None:
     with pytest.raises(CheckpointError, match="is not what was registered"):
         bench.replica.plan.publish(light)
     assert list(bench.registry.served_folder.glob("*")) == []
+
+
+async def test_replicas_that_start_at_once_publish_an_adapter_once(bench: Bench) -> None:
+    """Each in a thread: one emptied the half-made copy that another was writing."""
+    light, plan = bench.registry.resolve("light"), bench.replica.plan
+    for number in range(40):
+        (light.directory / f"{number}.txt").write_text("x" * 1000)  # so that a copy takes a while
+    for _ in range(10):
+        shutil.rmtree(bench.registry.served_folder, ignore_errors=True)
+        published = await asyncio.gather(*(asyncio.to_thread(plan.publish, light) for _ in range(6)))
+        assert len(set(published)) == 1
+        assert sorted(entry.name for entry in bench.registry.served_folder.iterdir()) == [published[0].name]
 
 
 def spoil(bench: Bench, tensors: dict[str, tuple[int, ...]] | None = None, **config: Any) -> None:

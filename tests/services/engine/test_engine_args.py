@@ -1,8 +1,8 @@
 import pytest
 
-from pipeline.engine_args import check_engine_args
 from pipeline.errors import RecipeError
-from pipeline.recipe import load_recipe
+from services.engine.engine_args import check_engine_args
+from services.recipes.recipe import load_recipe
 
 
 @pytest.mark.parametrize(

@@ -9,28 +9,29 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, Self, get_args
+from typing import Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ValidationError, model_validator
 
+from eval.eval_section import EvalSection
 from pipeline.errors import RecipeError
-from pipeline.fields import Section
+from pipeline.fields import Count, Section
 from pipeline.files import read_text
 from pipeline.markdown import UNSEEN
+from pipeline.public import public_name
 from pipeline.records import Split
-from pipeline.sections import (
-    EvalSection,
-    JudgeSection,
-    MergeSection,
-    ModelSection,
-    PairsSection,
-    RoundsSection,
-    SampleSection,
-    ServeSection,
-    SweepSection,
-    TasksSection,
-    TrainSection,
-)  # fmt: skip
+from pipeline.sections import JudgeSection, ModelSection, PairsSection, SampleSection, TasksSection
+from services.engine.serve_section import ServeSection
+from training.protocol.train_sections import MergeSection, SweepSection, TrainSection
+
+
+class RoundsSection(Section):
+    """Iterated rounds (Wu et al. 2024): each samples, judges, pairs and trains on, from the last one's policy."""
+
+    num: Count = 1
+    """How many; each takes `tasks.num_tasks` fresh tasks, about images that no earlier round saw."""
+    reference: Literal["previous", "seed"] = "previous"
+    """What training pulls towards: the policy that the round starts from, or the base model."""
 
 
 class Recipe(Section):
@@ -58,7 +59,8 @@ class Recipe(Section):
             )
         if self.rounds.num > 1 and self.eval.split == "validation":
             raise ValueError("rounds are chosen on the validation split, so eval.split must be another")
-        if any(each in ("blank", "other") for each in _list_images(self.judge)):
+        judges = (self.judge, *([self.eval.judge] if self.eval.judge else []))
+        if any(each in ("blank", "other") for judge in judges for each in _list_images(judge)):
             raise ValueError(
                 "judge.image is own or none; blank and other are controls, which `vcot judge --audit` shows"
             )
@@ -82,7 +84,7 @@ def _list_images(judge: JudgeSection) -> list[str]:
 
 def list_recipes() -> list[str]:
     """Names of the recipes that come with vcot."""
-    folder = resources.files("pipeline").joinpath("recipes")
+    folder = resources.files("services").joinpath("recipes")
     return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
 
 
@@ -93,7 +95,7 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     """
     path = Path(name)
     if name in list_recipes():
-        text = resources.files("pipeline").joinpath("recipes", f"{name}.toml").read_text("utf-8")
+        text = resources.files("services").joinpath("recipes", f"{name}.toml").read_text("utf-8")
     elif path.suffix == ".toml" and path.is_file():
         text = read_text(path)
     elif path.suffix == ".toml":
@@ -226,19 +228,12 @@ def _publish(value: object, section_name: str) -> object:
         case tuple():
             return tuple(_publish(item, section_name) for item in value)
         case BaseModel():
-            private = {name for name in type(value).model_fields if f"{section_name}.{name}" in _PRIVATE}
+            own = "judge" if isinstance(value, JudgeSection) else section_name
+            private = {name for name in type(value).model_fields if f"{own}.{name}" in _PRIVATE}
             fields = value.model_dump(exclude=private, exclude_defaults=True)
             return {name: _publish(getattr(value, name), section_name) for name in fields}
         case _:
             return value
-
-
-def public_name(value: str) -> str:
-    """A model, a file or a name as others may know it: of a path on this machine its last name, of an address nothing."""
-    if "://" in value:
-        return "(an address)"
-    is_path = value.startswith(("/", "~", ".")) or "\\" in value or value.count("/") > 1
-    return re.split(r"[/\\]", value.rstrip("/\\"))[-1] if is_path else value
 
 
 def _toml(value: object) -> str:

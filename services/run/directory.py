@@ -32,7 +32,7 @@ from pipeline.errors import InputError, RecipeError
 from pipeline.files import PARTIAL, read_text, write_kept
 from pipeline.images import ImageStore
 from pipeline.ledger import Ledger
-from pipeline.recipe import Recipe, load_recipe, parse_recipe, render_recipe
+from services.recipes.recipe import Recipe, load_recipe, parse_recipe, render_recipe
 
 RECIPE = "recipe.toml"
 _WRITTEN_ALONE = ("images", "tasks", "pairs", "batches", "report")

@@ -4,8 +4,8 @@ import pytest
 
 from pipeline.errors import RecipeError
 from pipeline.fields import Section
-from pipeline.recipe import Recipe, list_recipes, load_recipe, parse_recipe, render_recipe
-from pipeline.run import RECIPE, open_run
+from services.recipes.recipe import Recipe, list_recipes, load_recipe, parse_recipe, render_recipe
+from services.run.directory import RECIPE, open_run
 
 
 @pytest.mark.parametrize("name", list_recipes())

@@ -1,0 +1,1 @@
+"""What a whole run is told, and the recipes that come with vcot."""

@@ -1,0 +1,68 @@
+"""Scoring the answers of an evaluation by a judge (`eval.judge`), whose report card is made of them first."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from eval.evaluate import Questions
+from eval.report_card import ReportCard
+from eval.scorer import is_known_right
+from pipeline.errors import StageError
+from pipeline.judges import Judge
+from pipeline.judging import find_standing, find_unjudged_fault
+from pipeline.report import Began, Warned
+from pipeline.sample import Group
+from services.checkpoints.registry import Checkpoint
+from services.run.asking import ask_judge
+from services.run.auditing import audit, check_auc, choose_sample, read_card
+from services.run.session import Session
+
+_OF = "eval"
+"""Whose answers the card is about: the same judge may have another one as the run's."""
+
+
+async def grade_stage(session: Session, checkpoints: Sequence[Checkpoint], questions: Questions) -> None:
+    """Judge the answers of `checkpoints` that have no verdict yet, where the recipe names a judge for that.
+
+    Raises StageError where its report card shows less than `min_auc`, or where it gave no verdict on more than it may.
+    """
+    judge, ledger = questions.judge, session.run.ledger
+    if judge is None:
+        return
+    groups = list(questions.answers([checkpoint.ref for checkpoint in checkpoints], ledger))
+    card = read_card(session, judge, _OF) or await _audit(session, judge, groups)
+    if card is not None:
+        check_auc(card, judge.section)
+    session.report(Began("grade", f"the answers to {len(groups)} questions, by {judge.name}"))
+    for each in judge.walk():
+        count = await ask_judge(session, each, groups, find_standing(each, groups, ledger, each.section))
+        session.account(count.model_copy(update={"stage": "grade"}))
+        if (fault := find_unjudged_fault(count, each.section)) is not None:
+            raise StageError(fault)
+
+
+async def _audit(session: Session, judge: Judge, groups: Sequence[Group]) -> ReportCard | None:
+    """On questions to which one answer is right by the benchmark's own words, and another is none of them."""
+    sample = choose_sample(groups, judge.section.num_audited, is_known_right)
+    if sample:
+        return await audit(session, judge, sample, of=_OF)
+    session.report(
+        Warned(
+            f"judge {judge.name} cannot be audited: no question has both an answer that says the gold one and an answer "
+            "that does not; ask more questions (eval.num_tasks), or hotter (eval.temperatures)"
+        )
+    )
+    return None
+
+
+def describe_grader(session: Session, questions: Questions) -> list[str]:
+    """Sentences below a table: which judge scored its answers, and what is known of it; none without a judge."""
+    judge = questions.judge
+    if judge is None:
+        return []
+    low, high = judge.scale
+    told = f"Answers are scored by the judge {judge.name}, from {low:g} to {high:g}; figures are shares of that scale."
+    card = read_card(session, judge, _OF)
+    if card is None:
+        return [told, "Nobody has audited this judge."]
+    return [told, f"Its report card, on {card.num_tasks} questions with known answers:", *card.verdicts]
