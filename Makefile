@@ -8,10 +8,12 @@ READY        := $(VENV)/.ready-$(REQUIREMENTS)
 HARNESS      := .venv-harness
 OLDER        := .venv-older
 SMOLLM       := .venv-smollm
-PEERS        := plain distilabel curator
+GENERATORS   := plain distilabel curator
+HARNESSES    := inspect lmms
+PEERS        := $(GENERATORS) $(HARNESSES)
 export PYTHONUNBUFFERED = 1
 
-.PHONY: help demo test test-slow test-fast test-compose test-harness test-older test-rehearsal smollm parity bench-gateway bench-swap bench-swap-mutations bench-serving bench-ledger bench-sample bench-peers-generation bench-score bench-steps bench-train bench-view soak experiment mutation mutation-sample lint format setup lock clean
+.PHONY: help demo test test-slow test-fast test-compose test-harness test-older test-rehearsal smollm parity bench-gateway bench-swap bench-swap-mutations bench-serving bench-ledger bench-sample bench-eval bench-peers-generation bench-peers-evaluation bench-score bench-steps bench-train bench-view soak experiment mutation mutation-sample lint format setup lock clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -80,11 +82,17 @@ bench-ledger: setup ## disk, memory and speed of the ledger, beside its former l
 bench-sample: setup ## sampling through gateway and ledger, beside vLLM's engine without a server
 	$(BIN)/python -m bench.sampling $(ARGS)
 
+bench-eval: setup ## an evaluation through gateway and ledger, beside vLLM's engine without a server
+	$(BIN)/python -m bench.evaluation $(ARGS)
+
 bench-score: setup ## a million logged responses under all rules: seconds and memory
 	$(BIN)/python -m bench.score $(ARGS)
 
-bench-peers-generation: setup $(PEERS:%=bench/peers/.venv-%/.ready) ## k responses a task, and kill -9 half-way, beside distilabel, curator and a plain loop
+bench-peers-generation: setup $(GENERATORS:%=bench/peers/.venv-%/.ready) ## k responses a task, and kill -9 half-way, beside distilabel, curator and a plain loop
 	$(BIN)/python -m bench.peers.generation $(ARGS)
+
+bench-peers-evaluation: setup $(HARNESSES:%=bench/peers/.venv-%/.ready) ## the same evaluation by vcot, inspect_ai and lmms-eval
+	$(BIN)/python -m bench.peers.evaluation $(ARGS)
 
 bench/peers/.venv-%/.ready: bench/peers/requirements/%.txt | setup
 	$(UV) venv --quiet --python $(BIN)/python --allow-existing $(@D)

@@ -1,12 +1,14 @@
-"""What bench/swap.py and bench/serving.py share: nano, its images and questions, and the real vLLM below a real gateway."""
+"""What the measurements of servers share: nano, its images and questions, and the real vLLM below a real gateway."""
 
 from __future__ import annotations
 
 import base64
 import io
+import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -114,18 +116,36 @@ async def chat_streamed(
 
 
 def vllm_socket(gateway_pid: int) -> Path:
-    """The unix socket of the vLLM below that gateway, from its command line."""
-    parents, deadline = {gateway_pid}, time.monotonic() + 10
-    while parents and time.monotonic() < deadline:
-        parents = {child for pid in parents for child in children(pid)}
-        for pid in parents:
-            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-            if b"--uds" in words:
-                return Path(words[words.index(b"--uds") + 1].decode())
+    """The unix socket of the vLLM below that gateway, from its command line. Raises ServerError."""
+    words = _command_line(vllm_process(gateway_pid))
+    return Path(words[words.index(b"--uds") + 1].decode())
+
+
+def vllm_process(gateway_pid: int) -> int:
+    """The API server of the vLLM below that gateway, by its command line. Raises ServerError."""
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        if found := [pid for pid in descendants(gateway_pid) if b"--uds" in _command_line(pid)]:
+            return found[-1]  # behind whoever keeps it
     raise ServerError(f"no vLLM below process {gateway_pid}")
+
+
+def _command_line(pid: int) -> list[bytes]:
+    return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
 
 
 def children(pid: int) -> list[int]:
     """Processes that it started."""
     tasks = Path(f"/proc/{pid}/task").iterdir()
     return [int(child) for task in tasks for child in (task / "children").read_text().split()]
+
+
+def descendants(pid: int) -> list[int]:
+    """Processes that it started, those that these started, and so on."""
+    return [each for child in children(pid) for each in (child, *descendants(child))]
+
+
+def cpu_seconds(pids: Iterable[int]) -> float:
+    """Processor time that these processes have used so far, in the kernel, too."""
+    stats = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in pids]
+    return sum(int(fields[11]) + int(fields[12]) for fields in stats) / os.sysconf("SC_CLK_TCK")  # proc(5): 14 and 15

@@ -4,10 +4,10 @@
 
 Measured, on the real vLLM: responses a second at k=8 on the same nano prompts, images, seeds and temperature, (a) by
 `pipeline.sample.sample` through a real gateway into a ledger, (b) the same into a ledger that holds `--rows` responses to
-other requests, (c) by `LLM.chat` in a process of its own, without a server. Each round asks each way once, in an order that
-turns, with seeds of its own; the other engine idles meanwhile. `vs_offline` is the median over rounds of (a) over (c),
-`with_full_ledger` of (b) over (a); both are also given for the best rounds, since a machine that is shared only makes a
-round slower.
+other requests, (c) by `LLM.chat` without a server, in the server's own environment and with as many threads
+(bench/offline.py). Each round asks each way once, in an order that turns, with seeds of its own; the other engine idles
+meanwhile. `vs_offline` is the median over rounds of (a) over (c), `with_full_ledger` of (b) over (a); both are also given
+for the best rounds, since a machine that is shared only makes a round slower.
 
 Limits: nano on a CPU, where client, gateway and ledger take turns with the engine on the same cores.
 """
@@ -18,19 +18,17 @@ import argparse
 import asyncio
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import orjson
 import uvloop
 
-from bench.engine import NANO, say
-from pipeline.client import ChatClient, user_message
+from bench.engine import say
+from bench.offline import Offline
+from pipeline.client import ChatClient
 from pipeline.images import ImageStore
 from pipeline.ledger import Ledger
 from pipeline.records import CheckpointRef, Response, SamplingParams, Task, content_key
@@ -38,71 +36,12 @@ from pipeline.sample import Plan, sample
 from pipeline.sources.nano.questions import generate_nano
 from pipeline.stage import batched
 from services.gateway.admin import live_checkpoint
-from services.run.directory import Run, open_run
+from services.run.directory import open_run
 from services.run.serving import running_gateway
 
 _K = 8
 _PROMPT = "thought_specific"
 _CEILING = 64
-# In a process of its own: vLLM stays out of this one. A line of JSON in, the seconds and the responses out.
-_OFFLINE = """
-import json, sys, time
-from vllm import LLM, SamplingParams
-serve = json.loads(sys.argv[2])
-llm = LLM(sys.argv[1], disable_log_stats=True, **serve)
-print("ready", flush=True)
-for line in sys.stdin:
-    asked = json.loads(line)
-    params = [SamplingParams(**one) for one in asked["params"]]
-    began = time.perf_counter()
-    answers = llm.chat(asked["messages"], params, use_tqdm=False)
-    took = time.perf_counter() - began
-    print(json.dumps([took, sum(len(one.outputs) for one in answers)]), flush=True)
-"""
-
-
-class Offline:
-    """vLLM's engine without a server."""
-
-    def __init__(self, run: Run, log: Path) -> None:
-        serve = run.recipe.serve
-        options: dict[str, Any] = {"dtype": serve.dtype, "max_model_len": serve.max_model_len, "enforce_eager": True}
-        options |= {
-            "max_num_batched_tokens": serve.max_model_len * serve.max_in_flight,
-            "enable_chunked_prefill": False,
-        }
-        options |= {"kv_cache_memory_bytes": int(serve.kv_cache_gib * 2**30)}
-        options |= {"limit_mm_per_prompt": {"image": 1, "video": 0}, "generation_config": "vllm"}
-        environment = os.environ | {"VLLM_LOGGING_LEVEL": "ERROR"}
-        command = [sys.executable, "-c", _OFFLINE, str(NANO), orjson.dumps(options).decode()]
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log.open("wb"), env=environment, text=True
-        )
-        self._until("ready")
-
-    def _until(self, start: str) -> str:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            if line.startswith(start):
-                return line
-        raise RuntimeError("vLLM's engine ended; see its log")
-
-    def responses_per_s(self, plan: Plan, images: ImageStore) -> float:
-        """Of all requests of the plan in one call."""
-        messages, params = [], []
-        for request in plan:
-            messages.append([user_message(request.text, images.read_all(request.task.images))])
-            params.append(request.sampling.model_dump())
-        assert self._process.stdin is not None
-        self._process.stdin.write(orjson.dumps({"messages": messages, "params": params}).decode() + "\n")
-        self._process.stdin.flush()
-        took_s, num = orjson.loads(self._until("["))
-        return float(num / took_s)
-
-    def close(self) -> None:
-        """End the process."""
-        self._process.terminate()
-        self._process.wait()
 
 
 async def sampled_per_s(plan: Plan, client: ChatClient, ledger: Ledger, images: ImageStore) -> float:
@@ -178,7 +117,8 @@ async def main(num_rounds: int, num_tasks: int, num_rows: int) -> None:
                         plan, turn = Plan(tasks, _PROMPT, live, make_sampling(number)), {}
                         for way in ways[number % 3 :] + ways[: number % 3]:
                             if way == "offline":
-                                turn[way] = await asyncio.to_thread(offline.responses_per_s, plan, run.images)
+                                answered = await asyncio.to_thread(offline.answer, plan, run.images)
+                                turn[way] = answered.num_responses / answered.took_s
                             else:
                                 turn[way] = await sampled_per_s(plan, client, ledgers[way], run.images)
                         say(f"round {number}: " + ", ".join(f"{way} {turn[way]:.0f} responses/s" for way in ways))

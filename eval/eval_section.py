@@ -48,8 +48,8 @@ class EvalSection(Section):
     """Scores each answer in place of the benchmark's rule: {kind = "pointwise", model = "gpt-4o-mini", gold = true}, say."""
     hint: bool = False
     """Whether ScienceQA's hint stands before a question that has one; the paper's figures have none."""
-    max_concurrency: Count = 16
-    """Requests in flight, at most, as in sample."""
+    max_concurrency: Count = 128
+    """Requests in flight, at most, as in sample; of one response each, so a server takes more of them."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -1,9 +1,10 @@
 """The client of an OpenAI-compatible API, with the checks that make an answer a record.
 
-The openai SDK does the talking, over aiohttp (a request carries 100 KB of image; httpx spends several times the CPU on
-it). Its own retries are off: `pipeline.concurrency.with_retry` is the one retry layer. An answer is refused unless it
-holds exactly the choices that were asked for, each finished, and is stamped with the weights that were asked for. What a
-fault means is decided in pipeline/faults.py.
+Address, keys and headers are the openai SDK's; requests go out on its HTTP client as they are, over aiohttp, since the
+SDK's own models of a request and its answer take five times the processor time of all else (docs/sampling.md).
+`pipeline.concurrency.with_retry` is the one retry layer. An answer is refused unless it holds exactly the choices that
+were asked for, each finished, and is stamped with the weights that were asked for. What a fault means is decided in
+pipeline/faults.py.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
+import orjson
+
 from pipeline.errors import BadAnswer, RequestError, Scope, WrongCheckpoint
 from pipeline.faults import explain_status, explain_text, quote
 from pipeline.hosts import is_this_machine
@@ -28,7 +31,6 @@ from pipeline.records import ImageRef, SamplingParams, Usage
 
 if TYPE_CHECKING:
     import httpx2
-    from openai.types.chat import ChatCompletion
 
 DIGEST_HEADER = "x-vcot-digest"
 EXPECT_HEADER = "x-vcot-expect"
@@ -37,6 +39,8 @@ MAX_REFUSED_S = 15.0
 """So long nothing may listen at an address, as while a gateway is started anew."""
 _MAX_TOKENS = 10**9
 _OPENAI_URL = "https://api.openai.com/v1"
+Body = dict[str, Any]
+"""Of a request, or of an answer, as its JSON has it."""
 
 
 @dataclass(frozen=True)
@@ -118,14 +122,16 @@ class ChatClient:
         limits = httpx2.Limits(max_connections=max_connections, max_keepalive_connections=max_connections)
         timeout = httpx2.Timeout(_TIMEOUT_S, connect=10.0)
         self._proxy = None if is_own else find_proxy(base_url or _OPENAI_URL)
-        http_client = (
+        self._http = (
             openai.DefaultAioHttpClient(limits=limits, timeout=timeout, trust_env=self._proxy is not None)
             if transport is None
             else httpx2.AsyncClient(transport=transport, timeout=timeout)
         )
         self._openai = openai.AsyncOpenAI(
-            base_url=base_url, api_key=api_key, max_retries=0, timeout=timeout, http_client=http_client
+            base_url=base_url, api_key=api_key, max_retries=0, timeout=timeout, http_client=self._http
         )
+        headers = {**self._openai.default_headers, **self._openai.auth_headers}
+        self._headers = {name: value for name, value in headers.items() if isinstance(value, str)}
         self._gate = gate
         self._unsupported: set[str] = set()
         """Fields that the server said it does not take."""
@@ -162,7 +168,7 @@ class ChatClient:
         BadAnswer for an incomplete answer.
         """
         started = time.monotonic()
-        request = {"model": model, "messages": messages, **params.model_dump(), "extra_body": extra_body}
+        request = {"model": model, "messages": messages, **params.model_dump(), **(extra_body or {})}
         if response_format is not None:
             request["response_format"] = response_format
         if top_logprobs:
@@ -199,14 +205,13 @@ class ChatClient:
     ) -> dict[str, Any]:
         """What vLLM tells of the tokens of a prompt, beside the one token that must be asked for."""
         request = {"model": model, "messages": messages, "max_tokens": 1, "temperature": 0.0}
-        answer = await self._create(request | {"extra_body": {"return_token_ids": True, **extra}}, expect)
-        return answer.model_extra or {}
+        return await self._create(request | {"return_token_ids": True, **extra}, expect)
 
     def _no_logprobs(self) -> BadAnswer:
         message = f"{self._openai.base_url} gives no log-prob for each token of a prompt; only vLLM's are compared"
         return BadAnswer(message, scope="account", reason="parameter")
 
-    async def _create(self, request: dict[str, Any], expect: str | None) -> ChatCompletion:
+    async def _create(self, request: dict[str, Any], expect: str | None) -> Body:
         """The answer, with `expect`'s stamp. Raises RequestError.
 
         A judge's model that refuses `max_tokens` or a temperature is asked the same again in its own way, from then on
@@ -222,41 +227,41 @@ class ChatClient:
                 told.add(error.param)
                 self._unsupported.add(error.param)
 
-    async def _send(self, request: dict[str, Any], expect: str | None) -> ChatCompletion:
+    async def _send(self, request: dict[str, Any], expect: str | None) -> Body:
         """One request, at the gate's pace."""
         async with self._gate.passing(float(request["max_tokens"])) if self._gate else nullcontext() as ticket:
             answer = await self._exchange(fit_request(request, self._unsupported), expect)
             if self._gate and ticket:
-                usage = answer.completion.usage if answer.completion else None
-                self._gate.note(ticket, answer.headers, usage.total_tokens or 0 if usage else 0, answer.fault)
+                num_tokens = _count(answer.completion or {}, "total_tokens")
+                self._gate.note(ticket, answer.headers, num_tokens, answer.fault)
         if answer.completion is None:
             raise answer.fault or AssertionError("an answer is a completion or a fault")
         return answer.completion
 
     async def _exchange(self, request: dict[str, Any], expect: str | None) -> _Answer:
-        import openai
+        import aiohttp
+        import httpx2
 
         where = str(self._openai.base_url)
-        headers = {EXPECT_HEADER: expect} if expect else None
+        headers = self._headers | ({EXPECT_HEADER: expect} if expect else {})
         try:
-            raw = await self._openai.chat.completions.with_raw_response.create(**request, extra_headers=headers)
-        except openai.APIStatusError as error:
-            self._refused_since = None
-            fault = explain_status(error.status_code, error.body, error.response.headers, where)
-            if error.status_code == 409 and expect is not None:
-                fault = _wrong_checkpoint(str(fault))
-            return _Answer(error.response.headers, fault=fault)
-        except openai.APIConnectionError as error:
-            return _Answer({}, fault=self._explain_silence(error.__cause__ or error, where))
+            response = await self._http.post(f"{where}chat/completions", content=orjson.dumps(request), headers=headers)
+        except (httpx2.HTTPError, aiohttp.ClientError, OSError) as error:
+            return _Answer({}, fault=self._explain_silence(error, where))
         self._refused_since = None
-        completion = _read_body(raw, where)
+        if not response.is_success:
+            fault = explain_status(response.status_code, _read_error(response), response.headers, where)
+            if response.status_code == 409 and expect is not None:
+                fault = _wrong_checkpoint(str(fault))
+            return _Answer(response.headers, fault=fault)
+        completion = _read_body(response, where)
         if isinstance(completion, RequestError):
-            return _Answer(raw.headers, fault=completion)
-        if expect is not None and (stamp := raw.headers.get(DIGEST_HEADER)) != expect:
+            return _Answer(response.headers, fault=completion)
+        if expect is not None and (stamp := response.headers.get(DIGEST_HEADER)) != expect:
             stamped = stamp or "not at all"
             fault = _wrong_checkpoint(f"asked for weights {expect[:19]}, but the answer is stamped {stamped}")
-            return _Answer(raw.headers, fault=fault)
-        return _Answer(raw.headers, completion)
+            return _Answer(response.headers, fault=fault)
+        return _Answer(response.headers, completion)
 
     def _explain_silence(self, cause: BaseException, where: str) -> RequestError:
         """No answer: of the attempt, or of every request where nothing has listened for so long that nothing will."""
@@ -278,7 +283,7 @@ class _Answer:
     """What came of one request: a completion, or the fault that came instead."""
 
     headers: Mapping[str, str]
-    completion: ChatCompletion | None = None
+    completion: Body | None = None
     fault: RequestError | None = None
 
 
@@ -294,54 +299,68 @@ def _wrong_checkpoint(message: str) -> WrongCheckpoint:
     return WrongCheckpoint(message, scope="account", reason="checkpoint", status=409)
 
 
-def _read_body(raw: Any, where: str) -> ChatCompletion | RequestError:
+def _read_error(response: httpx2.Response) -> object:
+    """The error object of an answer's JSON, or its text where it is no JSON."""
+    try:
+        body = response.json()
+    except (ValueError, RecursionError):
+        return response.text.strip()
+    return body.get("error", body) if isinstance(body, dict) else body
+
+
+def _read_body(response: httpx2.Response, where: str) -> Body | RequestError:
     """The completion in an answer with status 200, or what is wrong with the body."""
     try:
-        completion = raw.parse()
+        completion = response.json()
     except (ValueError, RecursionError):
-        return explain_text(raw.text, raw.headers.get("content-type", ""), where)
-    if isinstance(completion, str):
-        return explain_text(completion, raw.headers.get("content-type", ""), where)
-    error = (getattr(completion, "model_extra", None) or {}).get("error")
+        return explain_text(response.text, response.headers.get("content-type", ""), where)
+    error = completion.get("error") if isinstance(completion, dict) else None
     if isinstance(error, dict):  # as some proxies of several providers answer
         status = error.get("code")
-        return explain_status(status if isinstance(status, int) else 502, error, raw.headers, where)
-    if not isinstance(getattr(completion, "choices", None), list):
-        message = f"{where} answered with JSON that is no completion: {quote(raw.text)}"
+        return explain_status(status if isinstance(status, int) else 502, error, response.headers, where)
+    if not isinstance(completion, dict) or not isinstance(completion.get("choices"), list):
+        message = f"{where} answered with JSON that is no completion: {quote(response.text)}"
         return BadAnswer(message, scope="attempt", reason="incomplete", status=200)
-    return completion  # type: ignore[no-any-return]
+    return completion
 
 
-def _check(completion: ChatCompletion, n: int, latency_s: float) -> Completion:
+def _check(completion: Body, n: int, latency_s: float) -> Completion:
     """The completion as ours. Raises BadAnswer unless all n choices are there and finished."""
     usage = _read_usage(completion)
     try:
-        choices = sorted(completion.choices, key=lambda choice: choice.index)
+        choices = sorted(completion["choices"], key=lambda choice: choice["index"])
         if len(choices) != n:
             scope: Scope = "attempt" if len(choices) < n else "item"
             message = f"asked for {n} choices, the answer holds {len(choices)}"
             raise BadAnswer(message, scope=scope, reason="incomplete", usage=usage)
         read = tuple(_read_choice(choice, usage) for choice in choices)
-    except (AttributeError, TypeError) as error:
-        message = f"the answer is no completion ({error})"
+    except (AttributeError, KeyError, TypeError) as error:
+        message = f"the answer is no completion ({error!r})"
         raise BadAnswer(message, scope="attempt", reason="incomplete", usage=usage) from None
     return Completion(choices=read, usage=usage, latency_s=latency_s)
 
 
-def _read_usage(completion: ChatCompletion) -> Usage:
+def _read_usage(completion: Body) -> Usage:
     """What was billed; 0 for what the server does not say, or says as no server can mean it."""
-    counts = (getattr(completion.usage, name, 0) for name in ("prompt_tokens", "completion_tokens"))
-    prompt, answer = (n if isinstance(n, int) and 0 <= n < _MAX_TOKENS else 0 for n in counts)
-    return Usage(prompt_tokens=prompt, completion_tokens=answer)
+    return Usage(
+        prompt_tokens=_count(completion, "prompt_tokens"), completion_tokens=_count(completion, "completion_tokens")
+    )
 
 
-def _read_choice(choice: Any, usage: Usage) -> Choice:
+def _count(completion: Body, name: str) -> int:
+    usage = completion.get("usage")
+    count = usage.get(name) if isinstance(usage, dict) else None
+    return count if isinstance(count, int) and 0 <= count < _MAX_TOKENS else 0
+
+
+def _read_choice(choice: dict[str, Any], usage: Usage) -> Choice:
     """A choice with a text. Raises BadAnswer with what the model or its provider did instead of answering."""
-    text, finish = _read_text(choice.message.content), choice.finish_reason
+    message = choice["message"]
+    text, finish = _read_text(message.get("content")), choice["finish_reason"]
     scope: Scope = "item"
     if finish == "content_filter":
         reason, said = "content_filter", "the provider's filter stopped the answer"
-    elif refusal := getattr(choice.message, "refusal", None):
+    elif refusal := message.get("refusal"):
         reason, said = "refusal", f"the model refused: {quote(str(refusal))}"
     elif finish == "length" and text is None:
         reason, said = "cut_by_length", "max_tokens were used up before the answer began"
@@ -351,17 +370,17 @@ def _read_choice(choice: Any, usage: Usage) -> Choice:
         reason, said = "empty", f"the answer ended with {finish!r} and no text"
     else:
         return Choice(text, finish, _read_steps(choice))
-    raise BadAnswer(f"choice {choice.index}: {said}", scope=scope, reason=reason, usage=usage)
+    raise BadAnswer(f"choice {choice['index']}: {said}", scope=scope, reason=reason, usage=usage)
 
 
-def _read_steps(choice: Any) -> tuple[Step, ...]:
+def _read_steps(choice: dict[str, Any]) -> tuple[Step, ...]:
     """The positions of a choice; none where the server tells no log-probs."""
     try:
         return tuple(
-            Step(position.token, {each.token: float(each.logprob) for each in position.top_logprobs})
-            for position in choice.logprobs.content
+            Step(position["token"], {each["token"]: float(each["logprob"]) for each in position["top_logprobs"]})
+            for position in choice["logprobs"]["content"]
         )
-    except (AttributeError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError):
         return ()
 
 

@@ -43,7 +43,6 @@ from pipeline.stage import QUEUED, OnProgress
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
     from openai.types import Batch
-    from openai.types.chat import ChatCompletion
 
 MAX_REQUESTS, MAX_BYTES = 50_000, 190_000_000
 """Of one batch; the API takes 50,000 and 200 MB."""
@@ -193,12 +192,8 @@ class BatchClient(ChatClient):
         super().__init__(base_url, api_key, **options)
         self.batches = batches
 
-    async def _send(self, request: dict[str, Any], expect: str | None) -> ChatCompletion:
-        from openai.types.chat import ChatCompletion
-
-        body = fit_request(request, self._unsupported)
-        body |= body.pop("extra_body") or {}
-        return ChatCompletion.construct(**self.batches.take(body, str(self._openai.base_url)))
+    async def _send(self, request: dict[str, Any], expect: str | None) -> dict[str, Any]:
+        return self.batches.take(fit_request(request, self._unsupported), str(self._openai.base_url))
 
     async def work_off_queue(
         self,

@@ -14,6 +14,7 @@ import asyncio
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
+from math import ceil
 from typing import Any
 
 from pipeline.client import ChatClient, Completion, user_message
@@ -38,6 +39,8 @@ from pipeline.saturation import Saturation
 from pipeline.stage import OnProgress, Tally, batched, work_off
 
 _NO_ROOM = (429, 503)
+_FIRST_RESPONSES = 64
+"""In flight to begin with, however many a request asks for: a server generates so many at once with any model."""
 GATEWAY = Place(key_env="VCOT_API_KEY", model_field="model.name", url_field="serve.url")
 
 
@@ -171,14 +174,15 @@ async def sample(
     Requests are gone through twice, and none is held: what is there already is counted, and the others are asked. As many
     are in flight as keep the server busy (pipeline/saturation.py), and never more than `max_concurrency`.
     """
-    tally = Tally("sample", total=0)
+    tally, most = Tally("sample", total=0), 1
     for request, is_done in look(requests, ledger):
         tally.total += request.sampling.n
+        most = max(most, request.sampling.n)
         tally.cached += request.sampling.n if is_done else _count_kept(request, ledger)
     owed = (request for request, is_done in look(requests, ledger) if not is_done)
 
-    upstream = _Upstream(client, ledger, images, Saturation(max_concurrency))
-    limit = upstream.saturation
+    limit = Saturation(max_concurrency, first=ceil(_FIRST_RESPONSES / most))
+    upstream = _Upstream(client, ledger, images, limit)
     return await work_off(
         owed, upstream.answer, tally, limit=lambda: limit.limit, place=GATEWAY, on_progress=on_progress
     )

@@ -7,8 +7,9 @@ From then on it is tried GROWTH times higher, and kept where that gives at least
 From time to time a lower one is tried, and kept where it costs at most LOSS, and then a higher one again, since servers and
 their other clients change. At 429 and 503 it shrinks at once.
 
-Bounds: with a server that answers no more beyond a knee of K requests, at most 2.7 K + 2 (and 16) are in flight while it is
-looked for. Requests should be alike; those of one stage are. A paid API is kept to its pace by pipeline/pacing.py.
+Bounds: with a server that answers no more beyond a knee of K requests, at most 2.7 K + 2 (and twice the first limit) are in
+flight while it is looked for. Requests should be alike; those of one stage are. A paid API is kept to its pace by
+pipeline/pacing.py.
 
 Pure: times are handed in.
 """
@@ -29,7 +30,6 @@ _CLIMB = 2.0
 _NEARLY = 1.5
 """What it must give to be doubled again, and to need fewer requests to be measured."""
 _SHRINK = 0.7
-_FIRST = 8
 _MIN_MEASURED = 24
 _MIN_CLIMBING = 8
 _NUM_HELD = 16
@@ -41,6 +41,8 @@ class Saturation:
     """How many may be in flight. Mutated by the stage that made it."""
 
     ceiling: int
+    first: int = 8
+    """The limit to begin with."""
     limit: int = field(init=False)
     _since: float = float("-inf")
     """When the limit was set: requests that began before say nothing of it."""
@@ -56,7 +58,7 @@ class Saturation:
     _is_climbing: bool = True
 
     def __post_init__(self) -> None:
-        self.limit = min(_FIRST, self.ceiling)
+        self.limit = min(self.first, self.ceiling)
 
     def note(self, began: float, ended: float) -> None:
         """A request was answered."""

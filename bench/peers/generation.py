@@ -43,7 +43,7 @@ import uvloop
 
 from bench.engine import say
 from bench.peers.meter import Meter, identify
-from bench.peers.ways import HERE, WAYS, Settings, Way
+from bench.peers.ways import HERE, WAYS, Command, Settings, Way
 from pipeline.client import user_message
 from pipeline.errors import VcotError
 from pipeline.prompts import render_prompt
@@ -106,9 +106,9 @@ def write_tasks(run: Run, num_tasks: int, path: Path) -> set[str]:
 
 
 async def follow(
-    way: Way, settings: Settings, meter: Meter, limit_s: float, *, kill_after_s: float | None = None
+    command: Command, settings: Settings, meter: Meter, limit_s: float, *, kill_after_s: float | None = None
 ) -> Course:
-    """Run the way's command to its end, or until kill -9 of all its processes: so long after its first request, or in all.
+    """Run the command to its end, or until kill -9 of all its processes: so long after its first request, or in all.
 
     Raises PeerError where it fails by itself.
     """
@@ -117,7 +117,7 @@ async def follow(
     with log.open("ab") as file:
         began = time.perf_counter()
         process = await asyncio.create_subprocess_exec(
-            *way.command(settings), stdout=file, stderr=file, env=_environment(settings), start_new_session=True
+            *command(settings), stdout=file, stderr=file, env=_environment(settings), start_new_session=True
         )
         await _until_end(process, meter, limit_s, kill_after_s)
         seconds = time.perf_counter() - began
@@ -164,13 +164,13 @@ def _environment(settings: Settings) -> dict[str, str]:
 async def measure(way: Way, settings: Settings, meter: Meter, limit_s: float) -> Outcome:
     """All figures of one way, in two new folders of `settings.out`. Raises PeerError."""
     whole, half = _in_folder(settings, "whole"), _in_folder(settings, "half")
-    full = await follow(way, whole, meter, limit_s)
+    full = await follow(way.command, whole, meter, limit_s)
     if not full.has_ended:
         raise PeerError(f"it did not end within {limit_s:g} s")
     kept = await asyncio.to_thread(way.kept, whole.out)
-    cut = await follow(way, half, meter, limit_s, kill_after_s=(full.seconds - full.start_s) / 2)
+    cut = await follow(way.command, half, meter, limit_s, kill_after_s=(full.seconds - full.start_s) / 2)
     left = await asyncio.to_thread(way.left, half.out)
-    again = await follow(way, half, meter, _PATIENCE * full.seconds)
+    again = await follow(way.command, half, meter, _PATIENCE * full.seconds)
     return Outcome(
         seconds=full.seconds,
         start_s=full.start_s,
@@ -234,7 +234,7 @@ async def main(num_rounds: int, num_tasks: int, limit_s: float) -> None:
         async with running_gateway(run, say) as gateway, meter.serve(gateway.url) as url:
             settings = Settings(tasks=few, out=Path(name) / "warm", base_url=f"{url}/v1")
             for way in WAYS:  # the first start of each compiles its libraries
-                await follow(WAYS[way], _in_folder(settings, way), meter, limit_s)
+                await follow(WAYS[way].command, _in_folder(settings, way), meter, limit_s)
             for number in range(num_rounds):
                 turn: dict[str, Outcome] = {}
                 shift = number % len(WAYS)

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,10 +25,17 @@ def identify(content: list[dict[str, Any]]) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
+def identify_text(content: list[dict[str, Any]]) -> str:
+    """The same for clients that write an image's file anew: its texts alone."""
+    return identify([part for part in content if part["type"] == "text"])
+
+
 @dataclass
 class Meter:
     """Counts by task; `serve` adds to them, `reset` begins anew."""
 
+    identify: Callable[[list[dict[str, Any]]], str] = identify
+    """What names a task."""
     asked: Counter[str] = field(default_factory=Counter)
     """Requests."""
     answered: Counter[str] = field(default_factory=Counter)
@@ -37,6 +44,8 @@ class Meter:
     """Of those responses."""
     first_at: float | None = None
     """When the first request came, by `time.perf_counter`."""
+    last_at: float | None = None
+    """When the last response was handed over."""
     has_begun: asyncio.Event = field(default_factory=asyncio.Event)
     """Set from then on."""
 
@@ -45,7 +54,7 @@ class Meter:
         self.asked.clear()
         self.answered.clear()
         self.num_tokens = 0
-        self.first_at = None
+        self.first_at = self.last_at = None
         self.has_begun.clear()
 
     @asynccontextmanager
@@ -71,7 +80,7 @@ class Meter:
 
     async def _pass_on(self, request: web.Request, session: aiohttp.ClientSession) -> web.Response:
         body = await request.read()
-        task = _read_task(body) if request.path.endswith("/chat/completions") else None
+        task = self._read_task(body) if request.path.endswith("/chat/completions") else None
         if task is not None:
             self.asked[task] += 1
             self.first_at = self.first_at or time.perf_counter()
@@ -83,15 +92,15 @@ class Meter:
             await passed.prepare(request)
             await passed.write_eof()
             completion = orjson.loads(text)
+            self.last_at = time.perf_counter()
             self.answered[task] += len(completion["choices"])
             self.num_tokens += completion["usage"]["completion_tokens"]
         return passed
 
-
-def _read_task(body: bytes) -> str | None:
-    """None for a request without messages, which curator sends once to read its limits from the headers."""
-    messages = orjson.loads(body)["messages"]
-    return identify(messages[-1]["content"]) if messages else None
+    def _read_task(self, body: bytes) -> str | None:
+        """None for a request without messages, which curator sends once to read its limits from the headers."""
+        messages = orjson.loads(body)["messages"]
+        return self.identify(messages[-1]["content"]) if messages else None
 
 
 def _keep(message: web.Request | aiohttp.ClientResponse) -> dict[str, str]:

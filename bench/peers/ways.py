@@ -31,11 +31,15 @@ class Settings(BaseModel):
     concurrency: int = 16
 
 
+Command = Callable[[Settings], list[str]]
+"""A command line, from what it is told."""
+
+
 @dataclass(frozen=True)
 class Way:
     """One of them."""
 
-    command: Callable[[Settings], list[str]]
+    command: Command
     """The same command begins and goes on."""
     kept: Callable[[Path], int]
     """Of the folder that the way wrote to: responses in its finished data set."""
@@ -43,7 +47,7 @@ class Way:
     """Responses on disk at any moment, finished or not, that its own command finds again."""
 
 
-def run_script(name: str, python: Path | None = None) -> Callable[[Settings], list[str]]:
+def run_script(name: str, python: Path | None = None) -> Command:
     """Of generate_<name>.py, by its own environment's interpreter or by `python`."""
 
     def command(settings: Settings) -> list[str]:

@@ -7,8 +7,8 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from pipeline.client import ChatClient, find_proxy
-from pipeline.errors import RequestError
+from pipeline.client import EXPECT_HEADER, ChatClient, find_proxy
+from pipeline.errors import RequestError, WrongCheckpoint
 from pipeline.records import SamplingParams
 
 PARAMS = SamplingParams(temperature=0.0, max_tokens=8, seed=0)
@@ -17,16 +17,16 @@ COMPLETION = {"id": "x", "object": "chat.completion", "created": 0, "model": "m"
 
 
 @asynccontextmanager
-async def listening():
-    """A server that answers every request, and the first lines of what it was asked."""
+async def listening(answer=None):
+    """A server that answers every request with a completion, or with those bytes, and the heads of what it was asked."""
     asked = []
 
     async def handle(reader, writer):
         head = await reader.readuntil(b"\r\n\r\n")
-        asked.append(head.partition(b"\r\n")[0].decode())
+        asked.append(head.decode())
         body = json.dumps(COMPLETION).encode()
         head = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\nconnection: close\r\n"
-        writer.write(head + b"content-length: %d\r\n\r\n" % len(body) + body)
+        writer.write(head + b"content-length: %d\r\n\r\n" % len(body) + body if answer is None else answer)
         await writer.drain()
         writer.close()
 
@@ -41,9 +41,9 @@ def no_proxies(monkeypatch):
         monkeypatch.delenv(f"{name.upper()}_PROXY", raising=False)
 
 
-async def ask(url, **options):
+async def ask(url, expect=None, **options):
     async with ChatClient(url, "key", max_connections=1, **options) as client:
-        return await client.complete("m", [{"role": "user", "content": "?"}], PARAMS)
+        return await client.complete("m", [{"role": "user", "content": "?"}], PARAMS, expect=expect)
 
 
 @pytest.mark.parametrize("variable", ["HTTP_PROXY", "http_proxy", "ALL_PROXY"])
@@ -63,7 +63,9 @@ async def test_a_judge_elsewhere_is_asked_through_the_proxy(monkeypatch):
     async with listening() as (proxy, through_proxy):
         monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{proxy}")
         await ask("http://judge.invalid/v1")
-        assert through_proxy == ["POST http://judge.invalid/v1/chat/completions HTTP/1.1"]
+        assert [head.partition("\r\n")[0] for head in through_proxy] == [
+            "POST http://judge.invalid/v1/chat/completions HTTP/1.1"
+        ]
     with pytest.raises(
         RequestError, match=r"no answer from http://judge.invalid/v1/, asked through the proxy of HTTP_PROXY"
     ):
@@ -85,3 +87,35 @@ def test_what_does_not_leave_this_machine_goes_around_a_proxy(monkeypatch):
         assert find_proxy(f"http://{host}:8000/v1") is None, host
     for host in ("10.0.0.1", "localhost.example", "127.example", "128.1"):
         assert find_proxy(f"http://{host}:8000/v1") == "ALL_PROXY", host
+
+
+async def test_a_request_bears_the_key_the_account_and_the_weights_that_are_expected(monkeypatch):
+    monkeypatch.setenv("OPENAI_ORG_ID", "org-1")
+    async with listening() as (port, asked):
+        with pytest.raises(WrongCheckpoint, match="not at all"):
+            await ask(f"http://127.0.0.1:{port}/v1", expect="sha256:1")
+    sent = dict(line.lower().split(": ", 1) for line in asked[0].split("\r\n")[1:] if line)
+    assert (sent["authorization"], sent["openai-organization"], sent[EXPECT_HEADER]) == (
+        "bearer key",
+        "org-1",
+        "sha256:1",
+    )
+    assert sent["content-type"] == "application/json"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"",
+        b"no HTTP at all\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nhalf",
+        b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nxyz\r\n",
+        b"HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\ncontent-length: 4\r\n\r\nhalf",
+        b"HTTP/1.1 200 OK\r\nbad header\x00: 1\r\n\r\n",
+    ],
+)
+async def test_what_breaks_off_or_is_no_http_is_a_fault_of_the_attempt(answer):
+    async with listening(answer) as (port, _):
+        with pytest.raises(RequestError, match=f"no answer from http://127.0.0.1:{port}/v1/: ") as raised:
+            await ask(f"http://127.0.0.1:{port}/v1")
+    assert (raised.value.scope, raised.value.reason) == ("attempt", "connection")

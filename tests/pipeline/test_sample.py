@@ -333,6 +333,30 @@ async def test_a_response_that_was_cut_off_says_so(tasks, ledger, store):
     assert {response.finish_reason for response in responses.values()} == {"length"}
 
 
+EIGHT = SAMPLING.model_copy(update={"n": 8})
+
+
+@pytest.mark.parametrize(("n", "most"), [(1, 64), (8, 8), (128, 1)])
+async def test_it_begins_with_as_many_responses_in_flight_however_many_a_request_asks_for(
+    tasks, ledger, store, n, most
+):
+    """What was sent before the first answer came, and so before anything was measured."""
+    num_asked, num_before, plain = 0, 0, Upstream()
+
+    async def upstream(request):
+        nonlocal num_asked, num_before
+        num_asked += 1
+        await asyncio.sleep(5)
+        num_before = num_before or num_asked
+        return await plain(request)
+
+    many = [tasks[0].model_copy(update={"id": f"t{i}"}) for i in range(70)]
+    plan = Plan(many, "thought_specific", CHECKPOINT, SAMPLING.model_copy(update={"n": n}))
+    async with ChatClient("http://x/v1", "k", max_connections=99, transport=httpx2.MockTransport(upstream)) as client:
+        assert (await sample(plan, client, ledger, store, max_concurrency=99)).ok == 70 * n
+    assert num_before == most
+
+
 async def test_as_many_are_in_flight_as_the_server_has_room_for_and_no_more_than_the_ceiling(tasks, ledger, store):
     """The server answers six at a time, whatever waits."""
     many = [tasks[0].model_copy(update={"id": f"t{i}"}) for i in range(900)]
@@ -350,11 +374,11 @@ async def test_as_many_are_in_flight_as_the_server_has_room_for_and_no_more_than
 
     transport = httpx2.MockTransport(upstream)
     async with ChatClient("http://fake/v1", "key", max_connections=300, transport=transport) as client:
-        plan = Plan(many, "thought_specific", CHECKPOINT, SAMPLING)
+        plan = Plan(many, "thought_specific", CHECKPOINT, EIGHT)
         began = asyncio.get_running_loop().time()
         count = await sample(plan, client, ledger, store, max_concurrency=300)
         took_s = asyncio.get_running_loop().time() - began
-    assert count.ok == 1800
+    assert count.ok == 7200
     assert took_s < 1.25 * 900 / 6, "what it takes to find out, and to write, included"
     assert peak <= 6 * 4, "request times are noisy: what the ledger takes to write is in them"
 
@@ -375,6 +399,6 @@ async def test_a_server_that_has_no_room_is_asked_for_less(tasks, ledger, store)
 
     transport = httpx2.MockTransport(upstream)
     async with ChatClient("http://fake/v1", "key", max_connections=300, transport=transport) as client:
-        count = await sample(Plan(many, "thought_specific", CHECKPOINT, SAMPLING), client, ledger, store)
-    assert count.ok >= 390
+        count = await sample(Plan(many, "thought_specific", CHECKPOINT, EIGHT), client, ledger, store)
+    assert count.ok >= 1560
     assert num_refused < 60, "64 in flight would be refused some hundred times"

@@ -93,9 +93,9 @@ async def test_a_command_that_fails_says_why_and_one_that_hangs_is_ended(tmp_pat
     settings = ways.Settings(tasks=tasks, out=tmp_path, base_url="http://127.0.0.1:1/v1")
     failing = ways.Way(lambda _: ["sh", "-c", "echo no model; exit 3"], lambda out: 0, lambda out: 0)
     with pytest.raises(PeerError, match=r"(?s)ended with 3.*no model"):
-        await follow(failing, settings, Meter(), 20)
+        await follow(failing.command, settings, Meter(), 20)
     hanging = ways.Way(lambda _: ["sleep", "60"], lambda out: 0, lambda out: 0)
-    course = await follow(hanging, settings, Meter(), 0.5)
+    course = await follow(hanging.command, settings, Meter(), 0.5)
     assert not course.has_ended
     assert course.seconds < 30
     with pytest.raises(PeerError, match="did not end"):
