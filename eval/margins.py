@@ -81,13 +81,18 @@ def _build_row(
     return row.model_copy(update={"lost": interval, "p_value": p_value})
 
 
+def list_right(task: Task) -> list[bool]:
+    """Whether each option is right: the gold one, and those that say the same."""
+    return [task.is_right(chr(ord("A") + place)) for place in range(len(task.choices))]
+
+
 def _read_margins(
     scores: Sequence[OptionScores], asked: Mapping[str, Task], checkpoint: CheckpointRef
 ) -> tuple[dict[str, float], int]:
     """The margin of each question that the server told of, and how many there are of the others."""
     own = [each for each in scores if each.checkpoint == checkpoint.digest]
     told = [each for each in own if each.error is None]
-    return {each.task: each.margin(asked[each.task].answer or 0) for each in told}, len(own) - len(told)
+    return {each.task: each.margin(list_right(asked[each.task])) for each in told}, len(own) - len(told)
 
 
 def describe_margins(rows: Sequence[Margin]) -> list[str]:

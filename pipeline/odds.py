@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Self
 
 from pydantic import model_validator
@@ -26,6 +27,12 @@ class OptionScores(Answered):
             raise ValueError("options have either log-probabilities or an error")
         return self
 
-    def margin(self, answer: int) -> float:
-        """How much likelier option `answer` is than the likeliest of the others, in nats. Raises ValueError of an error."""
-        return self.logps[answer] - max(logp for place, logp in enumerate(self.logps) if place != answer)
+    def margin(self, is_right: Sequence[bool]) -> float:
+        """By how much the likeliest right option is ahead of the likeliest other, in nats.
+
+        `is_right` says which are: several where options say the same. Raises ValueError of an error, or where none is wrong.
+        """
+        right, wrong = [
+            [logp for logp, is_so in zip(self.logps, is_right, strict=True) if is_so == so] for so in (True, False)
+        ]
+        return max(right) - max(wrong)

@@ -58,7 +58,8 @@ def test_a_log_probability_that_is_no_number_is_no_margin(odd):
 
 def test_a_margin_is_over_the_best_of_the_wrong_ones():
     told = OptionScores(key="k", task="t", checkpoint="c", logps=(-3.0, -1.0, -1.5))
-    assert [told.margin(answer) for answer in range(3)] == [-2.0, 0.5, -0.5]
+    assert [told.margin([place == answer for place in range(3)]) for answer in range(3)] == [-2.0, 0.5, -0.5]
+    assert told.margin([True, False, True]) == -0.5, "of options that say the same, the likelier one"
     for wrong in ({}, {"logps": (-1.0, -2.0), "error": "no"}):
         with pytest.raises(ValueError, match="either log-probabilities or an error"):
             OptionScores(key="k", task="t", checkpoint="c", **wrong)

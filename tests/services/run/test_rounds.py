@@ -221,6 +221,9 @@ async def test_margins_are_of_what_the_run_holds_and_nothing_is_asked_for_them_a
 async def test_margins_of_questions_without_options_are_refused(session):
     questions = session.questions("test")
     tasks = [task.model_copy(update={"choices": (), "answer": None, "gold": "x"}) for task in questions.tasks]
+    alike = questions.tasks[0].model_copy(update={"choices": ("x", "x"), "answer": 0})
+    asked = replace(questions, tasks=[alike, *questions.tasks[1:]]).option_requests(session.base.ref, "true")
+    assert len(asked) == len(questions.tasks) - 1, "all its options are right"
     with pytest.raises(RecipeError, match=r"eval\.margins asks how likely each option is"):
         replace(questions, tasks=tasks).option_requests(session.base.ref, "true")
 
