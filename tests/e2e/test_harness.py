@@ -44,7 +44,7 @@ async def test_it_finds_the_accuracy_that_we_find(inspect: Path, tmp_path: Path)
         rows = [
             {
                 "id": task.id,
-                "image": str(run.directory / task.image.path),
+                "image": str(run.directory / task.images[0].path),
                 "prompt": render_prompt("zero_shot", task),
                 "target": task.answer_letter,
             }
