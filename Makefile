@@ -117,7 +117,7 @@ experiment: setup ## base, DPO and mDPO over seeds on nano: accuracy, margins, i
 mutation: setup ## how many small changes of the deciding code the tests notice; ARGS="FILE ..." for some
 	$(BIN)/python -m bench.mutation $(ARGS)
 
-mutation-sample: setup ## a part of that, for CI: under two minutes
+mutation-sample: setup ## a part of that, for CI: five minutes
 	$(BIN)/python -m bench.mutation --share 0.1 --at-least 0.75 $(QUICK)
 
 QUICK = pipeline/parsers.py pipeline/pairs.py eval/statistics.py pipeline/judges/verdict.py services/gateway/fleet/breaker.py
