@@ -20,7 +20,7 @@ from eval.breakdown import PartRow, build_breakdown, render_breakdown
 from eval.eval_section import EvalSection
 from eval.findings import Difference, EvalResult
 from eval.image_reliance import Reliance, ask_instead, build_reliance, render_reliance
-from eval.margins import Margin, Margins, list_right, render_margins
+from eval.margins import Margin, Margins, render_margins
 from eval.matrix import Matrix
 from eval.published import PaperRow, compare_published, load_published, render_published
 from eval.repeats import Repeats, build_repeats, render_repeats
@@ -82,7 +82,7 @@ class Questions:
 
     def option_requests(self, checkpoint: CheckpointRef, shown: ShownImage) -> list[SampleRequest]:
         """What is asked of each question with a wrong option. Raises RecipeError where none has any."""
-        tasks = [task for task in self.tasks if {*list_right(task)} == {True, False}]
+        tasks = [task for task in self.tasks if {*task.right_options} == {True, False}]
         if not tasks:
             raise RecipeError(
                 f"eval.margins asks how likely each option is, and no question of {self.benchmark.name} has options; leave "

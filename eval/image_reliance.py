@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Literal
 
 from PIL import Image
@@ -24,7 +24,17 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from eval.statistics import adjust_holm, chance_level, compare_paired, estimate_accuracy
-from eval.table import LEVEL, Setting, format_p, list_phrases, list_settings, new_table, question_shares, select_scores
+from eval.table import (
+    LEVEL,
+    Setting,
+    fill_by_checkpoint,
+    format_p_cell,
+    list_phrases,
+    list_settings,
+    new_table,
+    question_shares,
+    select_scores,
+)
 from pipeline.errors import DataError
 from pipeline.images import ImageStore
 from pipeline.records import CheckpointRef, ImageRef, Interval, PromptName, Record, Score, ShownImage, Task
@@ -243,15 +253,16 @@ def render_reliance(rows: Sequence[Reliance]) -> list[RenderableType]:
         f"p is corrected (Holm) for all {len(rows)} rows together.",
         ("true", "shown", "lost", "95 % interval", "p", "unread", "differ"),
     )
-    for checkpoint in dict.fromkeys(row.checkpoint for row in rows):
-        table.add_row(Text(checkpoint.name, style="bold"))
-        for row in rows:
-            if row.checkpoint == checkpoint:
-                interval = f"{100 * row.reliance.low:+.1f} to {100 * row.reliance.high:+.1f}"
-                p_value = format_p(row.p_holm).removeprefix("p ").removeprefix("= ")
-                figures = (f"{100 * row.true.value:.1f}", f"{100 * row.accuracy.value:.1f}")
-                lost = f"{100 * row.reliance.value:+.1f}"
-                changed = f"{100 * row.changed.value:.0f} %"
-                name = f" {row.prompt} {row.temperature:g} {_SHORT.get(row.shown, row.shown)}"
-                table.add_row(name, *figures, lost, interval, p_value, f"{100 * row.no_answer:.0f} %", changed)
+    fill_by_checkpoint(table, rows, _list_cells)
     return [table, *(Text(f"\n{text}") for text in describe_reliance(rows))]
+
+
+def _list_cells(row: Reliance) -> Iterable[str]:
+    yield f" {row.prompt} {row.temperature:g} {_SHORT.get(row.shown, row.shown)}"
+    yield f"{100 * row.true.value:.1f}"
+    yield f"{100 * row.accuracy.value:.1f}"
+    yield f"{100 * row.reliance.value:+.1f}"
+    yield f"{100 * row.reliance.low:+.1f} to {100 * row.reliance.high:+.1f}"
+    yield format_p_cell(row.p_holm)
+    yield f"{100 * row.no_answer:.0f} %"
+    yield f"{100 * row.changed.value:.0f} %"

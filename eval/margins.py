@@ -14,7 +14,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from eval.statistics import adjust_holm, estimate_accuracy, estimate_mean
-from eval.table import LEVEL, format_p, list_phrases, new_table
+from eval.table import LEVEL, fill_by_checkpoint, format_p_cell, list_phrases, new_table
 from pipeline.odds import OptionScores
 from pipeline.records import CheckpointRef, Interval, Record, ShownImage, Task
 
@@ -81,18 +81,13 @@ def _build_row(
     return row.model_copy(update={"lost": interval, "p_value": p_value})
 
 
-def list_right(task: Task) -> list[bool]:
-    """Whether each option is right: the gold one, and those that say the same."""
-    return [task.is_right(chr(ord("A") + place)) for place in range(len(task.choices))]
-
-
 def _read_margins(
     scores: Sequence[OptionScores], asked: Mapping[str, Task], checkpoint: CheckpointRef
 ) -> tuple[dict[str, float], int]:
     """The margin of each question that the server told of, and how many there are of the others."""
     own = [each for each in scores if each.checkpoint == checkpoint.digest]
     told = [each for each in own if each.error is None]
-    return {each.task: each.margin(list_right(asked[each.task])) for each in told}, len(own) - len(told)
+    return {each.task: each.margin(asked[each.task].right_options) for each in told}, len(own) - len(told)
 
 
 def describe_margins(rows: Sequence[Margin]) -> list[str]:
@@ -133,15 +128,12 @@ def render_margins(rows: Sequence[Margin]) -> list[RenderableType]:
         f"p is corrected (Holm) for all {sum(row.lost is not None for row in rows)} comparisons together.",
         ("margin", "95 % interval", "right", "lost", "95 % interval", "p", "questions"),
     )
-    for checkpoint in dict.fromkeys(row.checkpoint for row in rows):
-        table.add_row(Text(checkpoint.name, style="bold"))
-        for row in rows:
-            if row.checkpoint == checkpoint:
-                table.add_row(f" {row.shown}", *_list_cells(row))
+    fill_by_checkpoint(table, rows, _list_cells)
     return [table, *(Text(f"\n{text}") for text in describe_margins(rows))]
 
 
 def _list_cells(row: Margin) -> Iterator[str]:
+    yield f" {row.shown}"
     yield f"{row.margin.value:+.2f}"
     yield f"{row.margin.low:+.2f} to {row.margin.high:+.2f}"
     yield f"{100 * row.right.value:.1f}"
@@ -150,5 +142,5 @@ def _list_cells(row: Margin) -> Iterator[str]:
     else:
         yield f"{row.lost.value:+.2f}"
         yield f"{row.lost.low:+.2f} to {row.lost.high:+.2f}"
-        yield format_p(row.p_holm).removeprefix("p ").removeprefix("= ")
+        yield format_p_cell(row.p_holm)
     yield f"{row.num_questions}" + (f", {row.num_failed} failed" if row.num_failed else "")

@@ -119,7 +119,7 @@ def build_gold(tasks: Sequence[Task], benchmark: Benchmark) -> Gold:
     clusters: dict[str, int] = {}
     right = np.zeros((len(tasks), 26))
     for number, task in enumerate(tasks):
-        right[number, : len(task.choices)] = [task.is_right(chr(ord("A") + i)) for i in range(len(task.choices))]
+        right[number, : len(task.choices)] = task.right_options
     images = [task.picture or task.id for task in tasks]
     return Gold(
         columns=benchmark.columns,

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from eval.matrix import LogDifference, Matrix
 from eval.rules import OWN, UNREAD
-from eval.table import LEVEL, OVERALL, format_estimate, format_p, format_range, list_phrases, new_table
+from eval.table import LEVEL, OVERALL, format_estimate, format_p, format_p_cell, format_range, list_phrases, new_table
 
 
 def render_matrix(found: Matrix, columns: Sequence[str]) -> list[RenderableType]:
@@ -63,7 +63,7 @@ def _render_differences(differences: Sequence[LogDifference]) -> Table:
         for d in differences:
             if (d.log, d.base) == (log, base):
                 interval = f"{100 * d.accuracy.low:+.1f} to {100 * d.accuracy.high:+.1f}"
-                p_value = format_p(d.p_holm).removeprefix("p ").removeprefix("= ")
+                p_value = format_p_cell(d.p_holm)
                 figures = (f"{100 * d.accuracy.value:+.1f}", interval, p_value, f"{100 * d.mde:.1f}")
                 table.add_row(f"  {d.rule}", *figures, f"{100 * d.no_answer:+.1f}", str(d.num_questions))
     return table

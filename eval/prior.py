@@ -7,15 +7,23 @@ shows how often the model recognises the drawing at all: a prior's answer means 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from rich.console import RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from eval.findings import Difference
 from eval.statistics import chance_level, estimate_accuracy
-from eval.table import LEVEL, build_differences, format_estimate, format_p, list_settings, new_table, select_scores
+from eval.table import (
+    LEVEL,
+    build_differences,
+    fill_by_checkpoint,
+    format_estimate,
+    format_p,
+    list_settings,
+    new_table,
+    select_scores,
+)
 from pipeline.records import CheckpointRef, Interval, PromptName, Record, Score
 
 
@@ -129,14 +137,10 @@ def render_prior(report: PriorReport) -> list[RenderableType]:
         "usual: right about the usual drawings. ±: half of the 95 % interval. other, unread: wrong, unreadable.",
         ("usual", "as seen", "the prior", "other", "unread", "failed"),
     )
-    return [_fill(table, report.rows), Text(f"\n{describe_prior(report)}")]
+    return [fill_by_checkpoint(table, report.rows, _list_cells), Text(f"\n{describe_prior(report)}")]
 
 
-def _fill(table: Table, rows: Sequence[PriorRow]) -> Table:
-    for checkpoint in dict.fromkeys(row.checkpoint for row in rows):
-        table.add_row(Text(checkpoint.name, style="bold"))
-        for row in (row for row in rows if row.checkpoint == checkpoint):
-            shares = [format_estimate(interval, 4) for interval in (row.usual, row.seen, row.prior)]
-            rest = [f"{100 * row.other:.1f}", f"{100 * row.no_answer:.1f}", str(row.num_failed)]
-            table.add_row(f"  {row.prompt} {row.temperature:g}", *shares, *rest)
-    return table
+def _list_cells(row: PriorRow) -> Iterable[str]:
+    shares = [format_estimate(interval, 4) for interval in (row.usual, row.seen, row.prior)]
+    rest = [f"{100 * row.other:.1f}", f"{100 * row.no_answer:.1f}", str(row.num_failed)]
+    return f"  {row.prompt} {row.temperature:g}", *shares, *rest

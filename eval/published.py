@@ -11,17 +11,16 @@ these weights on these questions lie up to ten points apart.
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib import resources
 
 from rich.console import RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from eval.eval_section import EvalSection
 from eval.findings import EvalResult
 from eval.statistics import compare_unpaired
-from eval.table import OVERALL, format_range, list_phrases, new_table
+from eval.table import OVERALL, fill_by_checkpoint, format_range, list_phrases, new_table
 from pipeline.records import CheckpointRef, Interval, PromptName, Record, Split
 
 
@@ -127,14 +126,10 @@ def render_published(rows: Sequence[PaperRow]) -> list[RenderableType]:
         "unpaired: the paper gives no answers. detectable: with 80 % power at 5 %.",
         ("ours", "paper", "difference", "95 % interval", "detectable"),
     )
-    return [_fill(table, rows), Text(f"\n{describe_published(rows)}")]
+    return [fill_by_checkpoint(table, rows, _list_cells), Text(f"\n{describe_published(rows)}")]
 
 
-def _fill(table: Table, rows: Sequence[PaperRow]) -> Table:
-    for checkpoint in dict.fromkeys(row.checkpoint for row in rows):
-        table.add_row(Text(checkpoint.name, style="bold"))
-        for row in (row for row in rows if row.checkpoint == checkpoint):
-            interval = f"{100 * row.difference.low:+.1f} to {100 * row.difference.high:+.1f}"
-            figures = (f"{100 * row.ours.value:.1f}", f"{100 * row.paper:.1f}", f"{100 * row.difference.value:+.1f}")
-            table.add_row(f"  {row.prompt} {row.temperature:g}", *figures, interval, f"{100 * row.mde:.1f}")
-    return table
+def _list_cells(row: PaperRow) -> Iterable[str]:
+    interval = f"{100 * row.difference.low:+.1f} to {100 * row.difference.high:+.1f}"
+    figures = (f"{100 * row.ours.value:.1f}", f"{100 * row.paper:.1f}", f"{100 * row.difference.value:+.1f}")
+    return f"  {row.prompt} {row.temperature:g}", *figures, interval, f"{100 * row.mde:.1f}"

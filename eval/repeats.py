@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from rich.console import RenderableType
 from rich.text import Text
 
 from eval.statistics import Variances, clustered_error, estimate_accuracy, split_variance
-from eval.table import format_estimate, list_settings, new_table, select_scores
+from eval.table import fill_by_checkpoint, format_estimate, list_settings, new_table, select_scores
 from pipeline.records import CheckpointRef, Interval, PromptName, Record, Score
 
 Groups = Mapping[str, Sequence[Score]]
@@ -159,11 +159,12 @@ def render_repeats(rows: Sequence[Repeats]) -> list[RenderableType]:
         "one: of a single response. vote: of the commonest answer. alike: correlation of two responses to a question.",
         ("one", "vote", *(f"pass@{k}" for k in shown), "alike"),
     )
-    for checkpoint in dict.fromkeys(row.checkpoint for row in rows):
-        table.add_row(Text(checkpoint.name, style="bold"))
-        for row in (row for row in rows if row.checkpoint == checkpoint):
-            found = {each.k: format_estimate(each.share) for each in row.pass_at}
-            passes = [found.get(k, "") for k in shown]
-            figures = (format_estimate(row.accuracy), format_estimate(row.vote), *passes, f"{row.correlation:.2f}")
-            table.add_row(f"  {row.prompt} {row.temperature:g}", *figures)
+
+    def list_cells(row: Repeats) -> Iterable[str]:
+        found = {each.k: format_estimate(each.share) for each in row.pass_at}
+        passes = [found.get(k, "") for k in shown]
+        figures = (format_estimate(row.accuracy), format_estimate(row.vote), *passes, f"{row.correlation:.2f}")
+        return f"  {row.prompt} {row.temperature:g}", *figures
+
+    fill_by_checkpoint(table, rows, list_cells)
     return [table, *(Text(f"\n{text}") for text in describe_repeats(rows))]

@@ -7,8 +7,9 @@ an answer that could not be read, or that was cut off, counts as not correct, an
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import combinations
+from typing import Protocol, TypeVar
 
 import numpy as np
 from rich.box import SIMPLE_HEAD
@@ -255,14 +256,13 @@ def _render_accuracy(results: Sequence[EvalResult], chance: dict[str, float], co
         "unread: in %, no readable answer (cut: cut off), counts as not correct. failed: in no figure.",
         (*columns, "unread", "cut", "failed", "n"),
     )
-    for checkpoint in dict.fromkeys(row.checkpoint for row in results):
-        table.add_row(Text(checkpoint.name, style="bold"))
-        for row in results:
-            if row.checkpoint == checkpoint:
-                cells = [_cell(row, column) for column in columns]
-                shares = (f"{100 * row.no_answer:.1f}", f"{100 * row.cut:.1f}")
-                tail = (*shares, str(row.num_failed), str(row.num_scored))
-                table.add_row(f"  {row.prompt} {row.temperature:g}", *cells, *tail)
+
+    def list_cells(row: EvalResult) -> Iterable[str]:
+        cells = [_cell(row, column) for column in columns]
+        shares = (f"{100 * row.no_answer:.1f}", f"{100 * row.cut:.1f}")
+        return f"  {row.prompt} {row.temperature:g}", *cells, *shares, str(row.num_failed), str(row.num_scored)
+
+    fill_by_checkpoint(table, results, list_cells)
     levels = [f"{100 * chance[column]:.1f}{' ' * 5}" if column in chance else "" for column in columns]
     table.add_row("chance", *levels, style="dim")
     return table
@@ -286,11 +286,11 @@ def _render_differences(differences: Sequence[Difference]) -> Table:
         for d in differences:
             if (d.policy.name, d.base.name) == side:
                 interval = f"{100 * d.accuracy.low:+.1f} to {100 * d.accuracy.high:+.1f}"
-                exact = "" if d.p_exact is None else _format_cell(d.p_exact)
+                exact = "" if d.p_exact is None else format_p_cell(d.p_exact)
                 figures = (
                     f"{100 * d.accuracy.value:+.1f}",
                     interval,
-                    _format_cell(d.p_holm),
+                    format_p_cell(d.p_holm),
                     exact,
                     f"{100 * d.mde:.1f}",
                 )
@@ -299,9 +299,27 @@ def _render_differences(differences: Sequence[Difference]) -> Table:
     return table
 
 
-def _format_cell(p_value: float) -> str:
+def format_p_cell(p_value: float) -> str:
     """`0.03`, or `< 0.001`."""
     return format_p(p_value).removeprefix("p ").removeprefix("= ")
+
+
+class _OfCheckpoint(Protocol):
+    @property
+    def checkpoint(self) -> CheckpointRef: ...
+
+
+_R = TypeVar("_R", bound=_OfCheckpoint)
+
+
+def fill_by_checkpoint(table: Table, rows: Sequence[_R], list_cells: Callable[[_R], Iterable[str]]) -> Table:
+    """The table with a line for each of `rows`, name first, below the name of its checkpoint."""
+    for checkpoint in dict.fromkeys(row.checkpoint for row in rows):
+        table.add_row(Text(checkpoint.name, style="bold"))
+        for row in rows:
+            if row.checkpoint == checkpoint:
+                table.add_row(*list_cells(row))
+    return table
 
 
 def new_table(title: str, caption: str, figures: Sequence[str]) -> Table:

@@ -71,7 +71,7 @@ def list_candidates(task: Task, judged: Sequence[Judged], section: PairsSection)
 
 def list_owed(candidates: Iterable[Judged]) -> list[Judged]:
     """Those whose gain was not asked, or failed."""
-    return [one for one in candidates if one.gain is None or (one.gain.error is not None and not one.gain.refused)]
+    return [one for one in candidates if one.gain is None or not one.gain.is_final]
 
 
 def count_gains(candidates: Iterable[Sequence[Judged]]) -> Tally:
@@ -79,10 +79,8 @@ def count_gains(candidates: Iterable[Sequence[Judged]]) -> Tally:
     tally = Tally("gain", total=0)
     for one in chain.from_iterable(candidates):
         tally.total += 1
-        if one.gain is not None and one.gain.error is None:
-            tally.add("cached")
-        elif one.gain is not None and one.gain.refused:
-            tally.add("refused", reason=one.gain.reason)
+        if one.gain is not None and one.gain.is_final:
+            tally.add_kept(one.gain)
     return tally
 
 

@@ -42,12 +42,10 @@ def list_owed_options(requests: Sequence[SampleRequest], ledger: Ledger) -> tupl
     owed = []
     for request in requests:
         kept = found.get(key_options(request))
-        if kept is None or (kept.error is not None and not kept.refused):
+        if kept is None or not kept.is_final:
             owed.append(request)
-        elif kept.error is None:
-            tally.add("cached")
         else:
-            tally.add("refused", reason=kept.reason)
+            tally.add_kept(kept)
     return owed, tally
 
 

@@ -130,6 +130,11 @@ class Task(Record):
         """Whether an option's letter is the gold one, or that of an option that says the same."""
         return self.answer is not None and is_same_option(self.choices, ord(letter) - ord("A"), self.answer)
 
+    @property
+    def right_options(self) -> list[bool]:
+        """Whether each option is right: the gold one, and those that say the same."""
+        return [self.is_right(chr(ord("A") + place)) for place in range(len(self.choices))]
+
 
 def is_same_option(choices: Sequence[str], one: int, other: int) -> bool:
     """Whether two options say the same, so that whoever names either is right (A-OKVQA holds some such questions)."""
@@ -230,6 +235,11 @@ class Answered(Record):
     """The error in one word, as `refusal`, for accounts."""
     refused: bool = False
     """The judge answered, and not with what can be read: it is not asked for ever."""
+
+    @property
+    def is_final(self) -> bool:
+        """Whether it is not asked again: answered, or refused for good."""
+        return self.error is None or self.refused
 
 
 class Verdict(Answered):

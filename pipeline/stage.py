@@ -48,6 +48,10 @@ class Tally:
         if outcome in ("failed", "refused"):
             self.reasons[reason or "unknown"] += num
 
+    def add_kept(self, record: Kept) -> None:
+        """Count what an earlier command was told, for good."""
+        self.add("refused" if record.error is not None else "cached", reason=record.reason)
+
     @property
     def finished(self) -> int:
         """Items with an outcome."""

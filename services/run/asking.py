@@ -4,16 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from pipeline.errors import StageError
 from pipeline.judge_batches import BatchClient, Batches, judge_in_batches
 from pipeline.judges import Judge
 from pipeline.judges.cost import Meter
 from pipeline.judges.model import ModelJudge
-from pipeline.judging import Standing, judge_responses
+from pipeline.judging import Standing, find_unjudged_fault, judge_responses
 from pipeline.records import StageCount
 from pipeline.report import Said, progress, tracking
 from pipeline.sample import Group, Groups
 from services.run.billing import read_meter, say_estimate, test_judge
 from services.run.session import Session
+
+
+async def judge_groups(
+    session: Session, judge: Judge, groups: Groups | Sequence[Group], standing: Standing, *, stage: str = "judge"
+) -> None:
+    """Judge what is owed, and account for it as `stage`.
+
+    Raises as `ask_judge`, and StageError where the judge gave no verdict on more than the recipe tolerates.
+    """
+    count = await ask_judge(session, judge, groups, standing)
+    session.account(count.model_copy(update={"stage": stage}))
+    if (fault := find_unjudged_fault(count, judge.section)) is not None:
+        raise StageError(fault)
 
 
 async def ask_judge(

@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from eval.evaluate import Questions
 from eval.report_card import ReportCard
 from eval.scorer import is_known_right
-from pipeline.errors import StageError
 from pipeline.judges import Judge
-from pipeline.judging import find_standing, find_unjudged_fault
+from pipeline.judging import find_standing
 from pipeline.report import Began, Warned
 from pipeline.sample import Group
 from services.checkpoints.registry import Checkpoint
-from services.run.asking import ask_judge
+from services.run.asking import judge_groups
 from services.run.auditing import audit, check_auc, choose_sample, read_card
 from services.run.session import Session
 
@@ -35,10 +34,7 @@ async def grade_stage(session: Session, checkpoints: Sequence[Checkpoint], quest
         check_auc(card, judge.section)
     session.report(Began("grade", f"the answers to {len(groups)} questions, by {judge.name}"))
     for each in judge.walk():
-        count = await ask_judge(session, each, groups, find_standing(each, groups, ledger, each.section))
-        session.account(count.model_copy(update={"stage": "grade"}))
-        if (fault := find_unjudged_fault(count, each.section)) is not None:
-            raise StageError(fault)
+        await judge_groups(session, each, groups, find_standing(each, groups, ledger, each.section), stage="grade")
 
 
 async def _audit(session: Session, judge: Judge, groups: Sequence[Group]) -> ReportCard | None:

@@ -16,7 +16,7 @@ from eval.evaluate import Evaluation, Scores, evaluate, render_evaluation
 from eval.margins import build_margins
 from pipeline.contamination import Contamination
 from pipeline.files import write_record
-from pipeline.records import Response, StageCount
+from pipeline.records import CheckpointRef, Response, StageCount
 from pipeline.sample import Requests
 from pipeline.stage import Tally, batched
 from services.checkpoints.registry import Checkpoint
@@ -63,17 +63,23 @@ def evaluate_scores(
 
     `named` are the checkpoints where a user chose them, and not the run.
     """
-    run, refs = session.run, [checkpoint.ref for checkpoint in checkpoints]
-    recipe, questions = run.recipe, session.questions(run.recipe.eval.split)
+    evaluation = build_evaluation(session, scores, [checkpoint.ref for checkpoint in checkpoints], trend)
+    write_record(results.claim_folder(session.run, named) / results.RESULTS, evaluation)
+    return evaluation
+
+
+def build_evaluation(
+    session: Session, scores: Scores, refs: Sequence[CheckpointRef], trend: Sequence[TrendRow] = ()
+) -> RunEvaluation:
+    """The same, and nothing kept."""
+    recipe, questions = session.run.recipe, session.questions(session.run.recipe.eval.split)
     notes = describe_grader(session, questions)
     found = evaluate(scores, refs, session.benchmark, recipe.eval, model=recipe.model.source, notes=notes)
     more = {
-        "margins": build_margins(questions.margins(refs, run.ledger), questions.tasks, refs),
+        "margins": build_margins(questions.margins(refs, session.run.ledger), questions.tasks, refs),
         "matrix": score_run(session, refs),
     }
-    evaluation = RunEvaluation(**dict(found) | more, trend=tuple(trend))
-    write_record(results.claim_folder(run, named) / results.RESULTS, evaluation)
-    return evaluation
+    return RunEvaluation(**dict(found) | more, trend=tuple(trend))
 
 
 def write_run_report(session: Session, rounds: Sequence[Round], shown: Round, evaluation: RunEvaluation) -> Path:

@@ -15,11 +15,10 @@ from eval.image_reliance import choose_images
 from eval.report_card import render_markdown
 from pipeline.client import ChatClient
 from pipeline.data_card import render_card
-from pipeline.errors import DataError, StageError
+from pipeline.errors import DataError
 from pipeline.gain import count_gains, list_owed
 from pipeline.image_gains import GainAsk, measure_gains
 from pipeline.judges import Judge
-from pipeline.judging import find_unjudged_fault
 from pipeline.option_scores import list_owed_options, score_options
 from pipeline.pairs import Couple, needs_gains
 from pipeline.prompts import PROMPTS
@@ -34,7 +33,7 @@ from services.checkpoints.registry import Checkpoint
 from services.engine.serve_section import ServeSection
 from services.gateway.admin import swap_to
 from services.recipes.recipe import render_recipe
-from services.run.asking import ask_judge
+from services.run.asking import judge_groups
 from services.run.auditing import audit_stage, check_auc, find_card
 from services.run.billing import read_cost
 from services.run.grading import grade_stage
@@ -115,10 +114,7 @@ async def _judge(current: Round, judge: Judge) -> None:
     session.report(
         Began("judge", f"{len(current.tasks)} tasks x {session.run.recipe.sample.k} responses, by {judge.name}")
     )
-    count = await ask_judge(session, judge, current.groups, current.standing(judge))
-    session.account(count)
-    if (fault := find_unjudged_fault(count, judge.section)) is not None:
-        raise StageError(fault)
+    await judge_groups(session, judge, current.groups, current.standing(judge))
 
 
 async def gain_stage(current: Round) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from eval.evaluate import Scores, evaluate
+from eval.evaluate import Scores
 from eval.table import OVERALL
 from pipeline.errors import OwedError
 from pipeline.files import read_record
@@ -22,11 +22,9 @@ from services.report.data import ReportData
 from services.report.environment import make_environment
 from services.report.figures import standalone
 from services.report.page import Figure, list_fields
-from services.run.grading import describe_grader
 from services.run.live import find_holder, read_live
-from services.run.reporting import RunEvaluation, list_findings
+from services.run.reporting import RunEvaluation, build_evaluation, list_findings
 from services.run.results import RESULTS, find_folder
-from services.run.scoring import score_run
 from services.run.session import Session
 from services.run.stages import RunStatus
 from services.run.status import look_at_run
@@ -100,11 +98,9 @@ def _evaluate_so_far(session: Session) -> RunEvaluation:
         answered.append(ref)
     if not answered:
         return RunEvaluation(results=(), differences=(), chance={})
-    recipe = session.run.recipe
-    scores: Scores = {shown: [score for own in scored for score in own[shown]] for shown in recipe.eval.images}
-    notes = describe_grader(session, questions)
-    found = evaluate(scores, answered, session.benchmark, recipe.eval, model=recipe.model.source, notes=notes)
-    return RunEvaluation(**dict(found) | {"matrix": score_run(session, answered)})
+    shown = session.run.recipe.eval.images
+    scores: Scores = {each: [score for own in scored for score in own[each]] for each in shown}
+    return build_evaluation(session, scores, answered)
 
 
 def _find_training(directory: Path) -> Path | None:
