@@ -9,50 +9,71 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from eval.evaluate import Questions
 from pipeline.client import ChatClient
 from pipeline.records import StageCount
 from pipeline.report import Said, tracking_several, waiting
-from pipeline.sample import SampleRequest, is_owed, sample
+from pipeline.sample import Requests, is_owed, sample
 from services.checkpoints.registry import Checkpoint
 from services.run.session import Session
+
+
+@dataclass(frozen=True)
+class Asking:
+    """What is asked of one checkpoint, and what the account of it is called."""
+
+    stage: str
+    checkpoint: Checkpoint
+    requests: Requests
+
+    @property
+    def digest(self) -> str:
+        """The checkpoint's."""
+        return self.checkpoint.ref.digest
 
 
 async def ask_checkpoints(
     session: Session, stage: str, checkpoints: Sequence[Checkpoint], questions: Questions
 ) -> None:
-    """Ask each what it has not answered yet. Raises StageError where something is still owed then."""
-    requests = {each.ref.digest: questions.requests_by_task(each.ref) for each in checkpoints}
+    """Ask each what it has not answered yet, as `ask_all` does."""
+    asks = [Asking(f"{stage} {each.ref.name}", each, questions.requests_by_task(each.ref)) for each in checkpoints]
+    await ask_all(session, asks, questions.section.max_concurrency)
+
+
+async def ask_all(session: Session, asks: Sequence[Asking], max_concurrency: int) -> None:
+    """Ask what is owed, and account for all; no server is needed where nothing is.
+
+    Raises StageError where something is still owed then.
+    """
     with waiting(session.report, "looking for what is not answered yet"):
-        owed = [each for each in checkpoints if is_owed(requests[each.ref.digest], session.run.ledger)]
+        owed = [each for each in asks if is_owed(each.requests, session.run.ledger)]
     counts: dict[str, StageCount] = {}
     while owed:
-        counts |= await _ask_turn(session, owed, requests, questions.section.max_concurrency)
-        owed = [each for each in owed if each.ref.digest not in counts]
-    for each in checkpoints:
-        total = sum(request.sampling.n for request in requests[each.ref.digest])
-        count = counts.get(each.ref.digest) or StageCount(stage=stage, requested=total, cached=total)
-        session.account(count.model_copy(update={"stage": f"{stage} {each.ref.name}"}))
+        counts |= await _ask_turn(session, owed, max_concurrency)
+        owed = [each for each in owed if each.digest not in counts]
+    for each in asks:
+        total = sum(request.sampling.n for request in each.requests)
+        count = counts.get(each.digest) or StageCount(stage=each.stage, requested=total, cached=total)
+        session.account(count.model_copy(update={"stage": each.stage}))
 
 
-async def _ask_turn(
-    session: Session, owed: Sequence[Checkpoint], requests: dict[str, list[SampleRequest]], max_concurrency: int
-) -> dict[str, StageCount]:
+async def _ask_turn(session: Session, owed: Sequence[Asking], max_concurrency: int) -> dict[str, StageCount]:
     """The account of those that were asked, by digest: at least one."""
     run, served = session.run, await session.trials.list_served()
-    tried = next((each for each in owed if each.ref.digest not in served), owed[0])
+    tried = next((each for each in owed if each.digest not in served), owed[0])
 
     async def ask(client: ChatClient) -> dict[str, StageCount]:
         beside = await session.trials.list_served()
-        turn = [each for each in owed if each is tried or each.ref.digest in beside]
+        turn = [each for each in owed if each is tried or each.digest in beside]
         if len(turn) > 1:
-            session.report(Said(f"{', '.join(each.ref.name for each in turn)} are served side by side"))
+            session.report(Said(f"{', '.join(each.checkpoint.ref.name for each in turn)} are served side by side"))
         with tracking_several(session.report, "responses") as track:
             asking = [
                 asyncio.ensure_future(
                     sample(
-                        requests[each.ref.digest],
+                        each.requests,
                         client,
                         run.ledger,
                         run.images,
@@ -68,6 +89,6 @@ async def _ask_turn(
                 for task in asking:
                     task.cancel()
                 await asyncio.gather(*asking, return_exceptions=True)
-        return {each.ref.digest: count for each, count in zip(turn, counts, strict=True)}
+        return {each.digest: count for each, count in zip(turn, counts, strict=True)}
 
-    return await session.measure(tried, ask)
+    return await session.measure(tried.checkpoint, ask)

@@ -24,8 +24,7 @@ from pipeline.pairs import Couple, needs_gains
 from pipeline.prompts import PROMPTS
 from pipeline.publish import name_judge, publish_pairs
 from pipeline.records import Split, StageCount, Task
-from pipeline.report import Began, Said, Warned, tracking, waiting
-from pipeline.sample import Requests, is_owed, sample
+from pipeline.report import Began, Said, Warned, tracking
 from pipeline.sections import POLICY_ALIAS
 from pipeline.sources import name_sources
 from pipeline.sources.census import count_sources
@@ -41,7 +40,7 @@ from services.run.overlap_gate import check_overlap, read_overlap
 from services.run.parity_gate import parity_stage
 from services.run.rounds import Round, make_judge, reading_texts
 from services.run.session import Session
-from services.run.side_by_side import ask_checkpoints
+from services.run.side_by_side import Asking, ask_all, ask_checkpoints
 
 
 async def sample_stage(current: Round) -> None:
@@ -62,7 +61,7 @@ async def sample_stage(current: Round) -> None:
     for count in count_sources(current.tasks):
         session.report(Said(count.summary))
     _check_images(current.tasks, recipe.serve)
-    await _ask(session, "sample", current.start, current.requests(), recipe.sample.max_concurrency)
+    await ask_all(session, [Asking("sample", current.start, current.requests())], recipe.sample.max_concurrency)
 
 
 def _check_images(tasks: Iterable[Task], serve: ServeSection) -> None:
@@ -74,26 +73,6 @@ def _check_images(tasks: Iterable[Task], serve: ServeSection) -> None:
                 f"task {task.id} has {len(task.images)} images, and serve.max_images is {serve.max_images}; raise it, and "
                 "serve.max_model_len by their tokens"
             )
-
-
-async def _ask(session: Session, stage: str, checkpoint: Checkpoint, requests: Requests, max_concurrency: int) -> None:
-    """Ask what is owed of `requests`, all of one checkpoint; no server is needed where nothing is."""
-    ledger, images = session.run.ledger, session.run.images
-    with waiting(session.report, "looking for what is not answered yet"):
-        is_any_owed = is_owed(requests, ledger)
-    if not is_any_owed:
-        total = sum(request.sampling.n for request in requests)
-        session.account(StageCount(stage=stage, requested=total, cached=total))
-        return
-
-    async def ask(client: ChatClient) -> StageCount:
-        with tracking(session.report, "responses") as on_progress:
-            return await sample(
-                requests, client, ledger, images, max_concurrency=max_concurrency, on_progress=on_progress
-            )
-
-    count = await session.measure(checkpoint, ask)
-    session.account(count.model_copy(update={"stage": stage}))
 
 
 async def judge_stage(current: Round) -> None:
