@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.files import replacing_folder
 from pipeline.images import ImageStore
 from pipeline.pairs import PreferencePair
 from pipeline.public import public_name
@@ -77,15 +77,12 @@ def publish_pairs(
     """
     if directory.is_dir():
         return
-    partial = directory.with_name(f".{directory.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    sizes = {
-        name: _write_parquet(partial / f"{name}.parquet", pairs, images)
-        for name, pairs in zip(_SPLITS, (train, validation), strict=True)
-    }
-    (partial / "README.md").write_text(card(sizes), "utf-8")
-    partial.replace(directory)
+    with replacing_folder(directory) as folder:
+        sizes = {
+            name: _write_parquet(folder / f"{name}.parquet", pairs, images)
+            for name, pairs in zip(_SPLITS, (train, validation), strict=True)
+        }
+        (folder / "README.md").write_text(card(sizes), "utf-8")
 
 
 def _write_parquet(path: Path, pairs: Iterable[PreferencePair], images: ImageStore) -> SplitSize:

@@ -8,7 +8,6 @@ name decides: the same run gives the same tasks, and a rare kind is not crowded 
 from __future__ import annotations
 
 import hashlib
-import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from typing import Any
 from jinja2 import Environment
 
 from pipeline.errors import InputError
-from pipeline.files import write_record
+from pipeline.files import replacing_folder, write_record
 from pipeline.records import Record
 from services.view.arrays import Mask, Numbers, read_mask, read_numbers
 from services.view.examples import ViewedTask, compare_texts
@@ -80,18 +79,11 @@ def _check(out: Path) -> None:
 @contextmanager
 def _replacing(out: Path) -> Iterator[Path]:
     """A new folder, which takes the place of `out` when it is whole. Raises InputError where it cannot be written."""
-    partial_folder = out.with_name(f".{out.name}.partial")
     try:
-        shutil.rmtree(partial_folder, ignore_errors=True)
-        partial_folder.mkdir(parents=True)
-        yield partial_folder
-        if out.exists():
-            shutil.rmtree(out)
-        partial_folder.replace(out)
+        with replacing_folder(out) as folder:
+            yield folder
     except OSError as error:
         raise InputError(f"{out} cannot be written ({error.strerror}); choose another folder") from None
-    finally:
-        shutil.rmtree(partial_folder, ignore_errors=True)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.errors import CheckpointError
+from pipeline.files import replacing_folder
 from pipeline.identity import compute_digest
 from services.checkpoints.registry import BASE_ALIAS, Checkpoint, Registry
 
@@ -71,10 +72,8 @@ class Plan:
         folder = self.registry.served_folder / adapter.ref.digest.removeprefix("sha256:")
         with self.registry.publishing():
             if not folder.is_dir():
-                partial = folder.with_name(f".{folder.name}.partial")
-                shutil.rmtree(partial, ignore_errors=True)
-                shutil.copytree(adapter.directory, partial)
-                partial.replace(folder)
+                with replacing_folder(folder) as whole:
+                    shutil.copytree(adapter.directory, whole, dirs_exist_ok=True)
             if compute_digest(folder) != adapter.ref.digest:
                 shutil.rmtree(folder)
                 raise CheckpointError(
