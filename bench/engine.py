@@ -16,8 +16,8 @@ import aiohttp
 import orjson
 from PIL import Image, ImageDraw
 
-from pipeline.errors import ServerError
-from services.engine.vllm import Endpoint
+from vcot.pipeline.errors import ServerError
+from vcot.services.engine.vllm import Endpoint
 
 NANO = Path(__file__).parents[1] / "training" / "checkpoints" / "nano"
 _COLOURS = ("red", "green", "blue", "yellow")
@@ -62,7 +62,14 @@ def make_variant(directory: Path, name: str, scale: float) -> Path:
     """A copy of nano with noise on every weight, and the manifest that the training side writes for it."""
     target = directory / name
     subprocess.run([sys.executable, "-c", _VARIANT, str(NANO), str(target), str(scale)], check=True)
-    command = [sys.executable, "-m", "training.model.canary", str(target), "--out", str(target / "checkpoint.json")]
+    command = [
+        sys.executable,
+        "-m",
+        "vcot.training.model.canary",
+        str(target),
+        "--out",
+        str(target / "checkpoint.json"),
+    ]
     subprocess.run([*command, "--name", name], check=True, stdout=subprocess.DEVNULL)
     return target
 

@@ -3,7 +3,7 @@
     make bench-eval        (python -m bench.evaluation [--rounds N] [--questions N] [--set SECTION.FIELD=VALUE ...])
 
 Measured, on the real vLLM: responses a second to the same nano questions under both prompts at both temperatures, one
-response each, with the same images, seeds and limits, (a) by `Questions.requests_by_task` and `pipeline.sample.sample`
+response each, with the same images, seeds and limits, (a) by `Questions.requests_by_task` and `vcot.pipeline.sample.sample`
 through a real gateway into a ledger, (b) by `LLM.chat` without a server, in the server's own environment and with as many
 threads (bench/offline.py). Each round has questions that neither has seen, so that every image is decoded and prepared by
 both, and asks each way once, in an order that turns; the other engine idles meanwhile. `vs_offline` is the median over
@@ -34,13 +34,13 @@ import uvloop
 
 from bench.engine import cpu_seconds, descendants, say, vllm_process
 from bench.offline import Offline
-from eval.evaluate import Questions, load_questions
-from pipeline.client import ChatClient
-from pipeline.ledger import Ledger
-from pipeline.sample import SampleRequest, sample
-from services.gateway.admin import fetch_state, live_checkpoint
-from services.run.directory import Run, open_run
-from services.run.serving import running_gateway
+from vcot.eval.evaluate import Questions, load_questions
+from vcot.pipeline.client import ChatClient
+from vcot.pipeline.ledger import Ledger
+from vcot.pipeline.sample import SampleRequest, sample
+from vcot.services.gateway.admin import fetch_state, live_checkpoint
+from vcot.services.run.directory import Run, open_run
+from vcot.services.run.serving import running_gateway
 
 
 @dataclasses.dataclass

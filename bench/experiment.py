@@ -24,18 +24,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from eval.evaluate import Scores
-from eval.statistics import adjust_holm, compare_paired, estimate_accuracy
-from eval.table import Setting, format_estimate, format_p, list_settings, question_shares, select_scores
-from pipeline.records import Interval, Record, Score, ShownImage
-from services.cli.commands import run_all
-from services.cli.terminal import Terminal
-from services.jobs.trainer import read_progress
-from services.run.directory import open_run
-from services.run.rounds import list_rounds
-from services.run.serving import running_gateway
-from services.run.session import Session
-from services.run.steps import load_scores
+from vcot.eval.evaluate import Scores
+from vcot.eval.statistics import adjust_holm, compare_paired, estimate_accuracy
+from vcot.eval.table import Setting, format_estimate, format_p, list_settings, question_shares, select_scores
+from vcot.pipeline.records import Interval, Record, Score, ShownImage
+from vcot.services.cli.commands import run_all
+from vcot.services.cli.terminal import Terminal
+from vcot.services.jobs.trainer import read_progress
+from vcot.services.run.directory import open_run
+from vcot.services.run.rounds import list_rounds
+from vcot.services.run.serving import running_gateway
+from vcot.services.run.session import Session
+from vcot.services.run.steps import load_scores
 
 DOCS = Path(__file__).parents[1] / "docs"
 IMAGES: tuple[ShownImage, ...] = ("true", "blank", "other")

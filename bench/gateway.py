@@ -133,16 +133,16 @@ async def is_answering(port: int, body: bytes, child: subprocess.Popen[bytes]) -
 
 def serve_gateway(folder: Path, port: int, upstream_port: int) -> None:
     """Be the gateway: `vcot serve`, but for the server that it starts. Imported here: only the child needs it."""
-    from pipeline.errors import ServerError
-    from pipeline.identity import read_manifest, write_manifest
-    from pipeline.sections import ModelSection
-    from services.checkpoints.registry import Checkpoint, Registry
-    from services.engine.serve_section import ServeSection
-    from services.engine.vllm import Endpoint
-    from services.gateway.fleet.group import Fleet
-    from services.gateway.fleet.roster import Roster
-    from services.gateway.http.app import build_app
-    from services.run import serving
+    from vcot.pipeline.errors import ServerError
+    from vcot.pipeline.identity import read_manifest, write_manifest
+    from vcot.pipeline.sections import ModelSection
+    from vcot.services.checkpoints.registry import Checkpoint, Registry
+    from vcot.services.engine.serve_section import ServeSection
+    from vcot.services.engine.vllm import Endpoint
+    from vcot.services.gateway.fleet.group import Fleet
+    from vcot.services.gateway.fleet.roster import Roster
+    from vcot.services.gateway.http.app import build_app
+    from vcot.services.run import serving
 
     class InstantServer:
         """The upstream, which runs already."""

@@ -29,9 +29,9 @@ from typing import Any
 
 import orjson
 
-from pipeline.ledger import Ledger
-from pipeline.records import CheckpointRef, Judgment, Response, SamplingParams, Usage, content_key
-from pipeline.stage import batched
+from vcot.pipeline.ledger import Ledger
+from vcot.pipeline.records import CheckpointRef, Judgment, Response, SamplingParams, Usage, content_key
+from vcot.pipeline.stage import batched
 
 _WORDS = (
     "the", "a", "image", "shows", "table", "red", "blue", "dog", "cat", "on", "beside", "under", "behind", "person", "old",

@@ -32,8 +32,10 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent
 SPEC = ROOT / "bench" / "mutation.toml"
-PACKAGES = ("pipeline", "eval", "services", "training")
-BESIDE = ("bench", "tests", "pyproject.toml", "Makefile", "README.md", "CONTRIBUTING.md", "docs")
+BESIDE = (
+    *("pipeline", "eval", "services", "training", "bench", "tests", "docs"),
+    *("pyproject.toml", "Makefile", "README.md", "CONTRIBUTING.md"),
+)
 LIFTED = {"property", "contextmanager", "lru_cache"}
 _ORIGINAL = "__mutmut_orig"
 
@@ -123,7 +125,7 @@ def _without_words(source: str) -> str:
 def list_mutants(file: str, mutated: str, names: Sequence[str]) -> Iterator[Mutant]:
     """Those mutants of `file` that change more than words. `mutated` is mutmut's code of all of them."""
     functions = _functions(mutated)
-    module = file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+    module = f"vcot/{file}".removesuffix(".py").removesuffix("/__init__").replace("/", ".")
     for name in names:
         original = name.partition("__mutmut_")[0] + _ORIGINAL
         before, after = functions[original].replace(original, "f"), functions[name].replace(name, "f")
@@ -146,14 +148,13 @@ def _functions(source: str) -> dict[str, str]:
 
 def lay_out(directory: Path, file: str, tests: Sequence[str]) -> None:
     """A place for mutmut to work in, with its settings."""
-    for name in PACKAGES:
-        shutil.copytree(ROOT / name, directory / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "vcot", directory / "vcot", ignore=shutil.ignore_patterns("__pycache__"))
     for name in BESIDE:
         (directory / name).symlink_to(ROOT / name)
-    (directory / file).write_text(lift_decorators((ROOT / file).read_text("utf-8")), "utf-8")
+    (directory / "vcot" / file).write_text(lift_decorators((ROOT / file).read_text("utf-8")), "utf-8")
     settings = {
-        "source_paths": "\n    ".join(["", *PACKAGES]),
-        "only_mutate": file,
+        "source_paths": "vcot",
+        "only_mutate": f"vcot/{file}",
         "also_copy": "\n    ".join(["", *BESIDE]),
         "pytest_add_cli_args_test_selection": "\n    ".join(["", *tests]),
         "pytest_add_cli_args": "-m\n    not e2e and not compose and not rehearsal\n    -p\n    no:cacheprovider",
@@ -173,7 +174,7 @@ def find_mutants(directory: Path, file: str) -> list[Mutant]:
 
     with chdir(directory):
         reset_config()
-        mutated = mutate_file_contents(file, (directory / file).read_text("utf-8"))
+        mutated = mutate_file_contents(f"vcot/{file}", (directory / "vcot" / file).read_text("utf-8"))
     return list(list_mutants(file, mutated.code, mutated.mutant_names))
 
 
@@ -190,7 +191,7 @@ def run_mutants(directory: Path, file: str, mutants: Sequence[Mutant]) -> dict[s
     if done.returncode:
         said = "\n".join(line.rpartition("\r")[2] for line in (done.stdout + done.stderr).split("\n"))
         raise SystemExit(f"mutmut failed on {file}:\n{said}")
-    codes = json.loads((directory / "mutants" / f"{file}.meta").read_text("utf-8"))["exit_code_by_key"]
+    codes = json.loads((directory / "mutants" / "vcot" / f"{file}.meta").read_text("utf-8"))["exit_code_by_key"]
     return {mutant.name: status_by_exit_code[codes[mutant.name]] for mutant in mutants}
 
 

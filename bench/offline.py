@@ -18,11 +18,11 @@ from typing import Any, NamedTuple
 import orjson
 
 from bench.engine import NANO
-from pipeline.client import user_message
-from pipeline.images import ImageStore
-from pipeline.sample import SampleRequest
-from services.engine.command import find_build, server_environment
-from services.run.directory import Run
+from vcot.pipeline.client import user_message
+from vcot.pipeline.images import ImageStore
+from vcot.pipeline.sample import SampleRequest
+from vcot.services.engine.command import find_build, server_environment
+from vcot.services.run.directory import Run
 
 # vLLM stays out of the benchmark's process. A line of JSON in, the seconds and the responses out.
 _OFFLINE = """

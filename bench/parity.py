@@ -27,25 +27,25 @@ from typing import Any, get_args
 import orjson
 
 from bench.engine import NANO, say
-from pipeline.client import ChatClient
-from pipeline.errors import VcotError
-from pipeline.identity import read_manifest, write_manifest
-from pipeline.images import ImageStore
-from pipeline.pairs import PreferencePair
-from pipeline.prompts import render_prompt
-from pipeline.publish import publish_pairs
-from pipeline.records import CheckpointRef, content_key
-from pipeline.sources.nano.questions import generate_nano, render_target
-from services.gateway.admin import swap_to, try_out
-from services.jobs import trainer
-from services.recipes.recipe import load_recipe
-from services.run.directory import open_run
-from services.run.parity import ask_served
-from services.run.serving import running_gateway
-from training.merge.build import Build
-from training.protocol.agreement import Answers, Probe, compare_served, read_probe
-from training.protocol.job import ADAPTER, Retention, TrainJob
-from training.protocol.train_sections import Dtype
+from vcot.pipeline.client import ChatClient
+from vcot.pipeline.errors import VcotError
+from vcot.pipeline.identity import read_manifest, write_manifest
+from vcot.pipeline.images import ImageStore
+from vcot.pipeline.pairs import PreferencePair
+from vcot.pipeline.prompts import render_prompt
+from vcot.pipeline.publish import publish_pairs
+from vcot.pipeline.records import CheckpointRef, content_key
+from vcot.pipeline.sources.nano.questions import generate_nano, render_target
+from vcot.services.gateway.admin import swap_to, try_out
+from vcot.services.jobs import trainer
+from vcot.services.recipes.recipe import load_recipe
+from vcot.services.run.directory import open_run
+from vcot.services.run.parity import ask_served
+from vcot.services.run.serving import running_gateway
+from vcot.training.merge.build import Build
+from vcot.training.protocol.agreement import Answers, Probe, compare_served, read_probe
+from vcot.training.protocol.job import ADAPTER, Retention, TrainJob
+from vcot.training.protocol.train_sections import Dtype
 
 _NUM_TRAIN, _NUM_VALIDATION = 96, 16
 _FIXED = ("train.target_modules=language-model", "serve.port=0")

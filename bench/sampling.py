@@ -3,11 +3,11 @@
     make bench-sample        (python -m bench.sampling [--rounds N] [--tasks N] [--rows N])
 
 Measured, on the real vLLM: responses a second at k=8 on the same nano prompts, images, seeds and temperature, (a) by
-`pipeline.sample.sample` through a real gateway into a ledger, (b) the same into a ledger that holds `--rows` responses to
-other requests, (c) by `LLM.chat` without a server, in the server's own environment and with as many threads
-(bench/offline.py). Each round asks each way once, in an order that turns, with seeds of its own; the other engine idles
-meanwhile. `vs_offline` is the median over rounds of (a) over (c), `with_full_ledger` of (b) over (a); both are also given
-for the best rounds, since a machine that is shared only makes a round slower.
+`vcot.sample` through a real gateway into a ledger, (b) the same into a ledger that holds `--rows` responses to other
+requests, (c) by `LLM.chat` without a server, in the server's own environment and with as many threads
+(bench/offline.py). Each round asks each way once, in an order that turns, with seeds of its own; the other engine
+idles meanwhile. `vs_offline` is the median over rounds of (a) over (c), `with_full_ledger` of (b) over (a); both are
+also given for the best rounds, since a machine that is shared only makes a round slower.
 
 Limits: nano on a CPU, where client, gateway and ledger take turns with the engine on the same cores.
 """
@@ -28,16 +28,16 @@ import uvloop
 
 from bench.engine import say
 from bench.offline import Offline
-from pipeline.client import ChatClient
-from pipeline.images import ImageStore
-from pipeline.ledger import Ledger
-from pipeline.records import CheckpointRef, Response, SamplingParams, Task, content_key
-from pipeline.sample import Plan, sample
-from pipeline.sources.nano.questions import generate_nano
-from pipeline.stage import batched
-from services.gateway.admin import live_checkpoint
-from services.run.directory import open_run
-from services.run.serving import running_gateway
+from vcot.pipeline.client import ChatClient
+from vcot.pipeline.images import ImageStore
+from vcot.pipeline.ledger import Ledger
+from vcot.pipeline.records import CheckpointRef, Response, SamplingParams, Task, content_key
+from vcot.pipeline.sample import Plan, sample
+from vcot.pipeline.sources.nano.questions import generate_nano
+from vcot.pipeline.stage import batched
+from vcot.services.gateway.admin import live_checkpoint
+from vcot.services.run.directory import open_run
+from vcot.services.run.serving import running_gateway
 
 _K = 8
 _PROMPT = "thought_specific"

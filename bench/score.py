@@ -28,7 +28,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from eval.rules import RULES
+from vcot.eval.rules import RULES
 
 _NUM_QUESTIONS = 2017
 _WORDS = (
@@ -99,7 +99,7 @@ def main() -> None:
         command = [
             sys.executable,
             "-m",
-            "services.cli",
+            "vcot.services.cli",
             "score",
             str(folder / "answers.jsonl"),
             "--benchmark",

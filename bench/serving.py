@@ -27,12 +27,12 @@ import orjson
 import uvloop
 
 from bench.engine import chat, open_session, question, say, vllm_socket
-from pipeline.errors import ServerError
-from services.engine.command import SERVED_NAME
-from services.engine.vllm import Endpoint
-from services.gateway.admin import fetch_state
-from services.run.directory import open_run
-from services.run.serving import running_gateway
+from vcot.pipeline.errors import ServerError
+from vcot.services.engine.command import SERVED_NAME
+from vcot.services.engine.vllm import Endpoint
+from vcot.services.gateway.admin import fetch_state
+from vcot.services.run.directory import open_run
+from vcot.services.run.serving import running_gateway
 
 _K = 8
 _MAX_TOKENS = 64

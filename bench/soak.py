@@ -38,12 +38,12 @@ import uvloop
 
 from bench.engine import children, make_variant, open_session, question, say
 from bench.hostile import CHAT, attacks
-from pipeline.errors import VcotError
-from services.engine.vllm import Endpoint
-from services.gateway.admin import fetch_state, register, swap_to, try_out
-from services.gateway.http.keys import API_KEYS_ENV
-from services.run.directory import open_run
-from services.run.serving import running_gateway
+from vcot.pipeline.errors import VcotError
+from vcot.services.engine.vllm import Endpoint
+from vcot.services.gateway.admin import fetch_state, register, swap_to, try_out
+from vcot.services.gateway.http.keys import API_KEYS_ENV
+from vcot.services.run.directory import open_run
+from vcot.services.run.serving import running_gateway
 
 _MAX_TRIES = 20
 _MAX_ATTACKS = 24

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import aiohttp
 
 from bench.engine import chat, question, say
-from pipeline.errors import ServerError
+from vcot.pipeline.errors import ServerError
 
 QUESTIONS = [question(number) for number in range(16)]
 

@@ -37,20 +37,20 @@ import orjson
 from PIL import Image
 
 from bench.ledger import MADE, make_group
-from pipeline.gain import key_gain, read_gains
-from pipeline.images import ImageStore
-from pipeline.judges import Judge, find_judge, judgment_keys
-from pipeline.judges.model import ModelJudge
-from pipeline.judging import find_standing, judge_responses, read_judged
-from pipeline.ledger import Ledger
-from pipeline.open_lists import JUDGE_NAMES, PAIR_POLICY_NAMES
-from pipeline.pair_preview import Previewing
-from pipeline.pairs import build_pairs, needs_gains, read_pairs, split_pairs
-from pipeline.publish import pairs_digest, publish_pairs
-from pipeline.records import ImageGain, ImageRef, Judgment, Response, SamplingParams, Task, Verdict
-from pipeline.sample import Groups, Plan
-from pipeline.sections import JudgeSection, PairsSection
-from pipeline.stage import batched
+from vcot.pipeline.gain import key_gain, read_gains
+from vcot.pipeline.images import ImageStore
+from vcot.pipeline.judges import Judge, find_judge, judgment_keys
+from vcot.pipeline.judges.model import ModelJudge
+from vcot.pipeline.judging import find_standing, judge_responses, read_judged
+from vcot.pipeline.ledger import Ledger
+from vcot.pipeline.open_lists import JUDGE_NAMES, PAIR_POLICY_NAMES
+from vcot.pipeline.pair_preview import Previewing
+from vcot.pipeline.pairs import build_pairs, needs_gains, read_pairs, split_pairs
+from vcot.pipeline.publish import pairs_digest, publish_pairs
+from vcot.pipeline.records import ImageGain, ImageRef, Judgment, Response, SamplingParams, Task, Verdict
+from vcot.pipeline.sample import Groups, Plan
+from vcot.pipeline.sections import JudgeSection, PairsSection
+from vcot.pipeline.stage import batched
 
 SECTION = JudgeSection(max_concurrency=64)
 _NUM_IMAGES = 1000

@@ -36,13 +36,13 @@ import orjson
 import uvloop
 
 from bench.engine import chat, chat_streamed, make_variant, open_session, question, say
-from pipeline.errors import ServerError
-from services.checkpoints.registry import Registry
-from services.engine.command import SERVED_NAME
-from services.engine.vllm import Endpoint, VllmServer
-from services.gateway.admin import live_checkpoint, register, swap_to
-from services.run.directory import Run, open_run
-from services.run.serving import running_gateway
+from vcot.pipeline.errors import ServerError
+from vcot.services.checkpoints.registry import Registry
+from vcot.services.engine.command import SERVED_NAME
+from vcot.services.engine.vllm import Endpoint, VllmServer
+from vcot.services.gateway.admin import live_checkpoint, register, swap_to
+from vcot.services.run.directory import Run, open_run
+from vcot.services.run.serving import running_gateway
 
 _NUM_QUESTIONS = 32
 _QUESTIONS = [question(number) for number in range(_NUM_QUESTIONS)]

@@ -48,13 +48,13 @@ from bench.engine import NANO, make_variant, open_session, say
 from bench.mutations import Score, Target, mutations
 from bench.stamped_load import QUESTIONS, Tally, answer, learn, load
 from bench.swapped_checkpoints import make_adapter, retemplated, sort_out
-from pipeline.errors import VcotError
-from pipeline.identity import read_manifest
-from services.checkpoints.registry import Checkpoint
-from services.engine.vllm import Endpoint, VllmServer
-from services.gateway.admin import GatewayState, fetch_state, register, swap_to
-from services.run.directory import Run, open_run
-from services.run.serving import running_gateway
+from vcot.pipeline.errors import VcotError
+from vcot.pipeline.identity import read_manifest
+from vcot.services.checkpoints.registry import Checkpoint
+from vcot.services.engine.vllm import Endpoint, VllmServer
+from vcot.services.gateway.admin import GatewayState, fetch_state, register, swap_to
+from vcot.services.run.directory import Run, open_run
+from vcot.services.run.serving import running_gateway
 
 _MAX_RECOVERY_S = 8.0
 """A gateway that can load the right weights again has done so by then."""

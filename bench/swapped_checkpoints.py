@@ -15,18 +15,18 @@ from safetensors.numpy import load_file
 
 from bench.engine import NANO
 from bench.mutations import Score, Target
-from pipeline.identity import compute_digest, read_manifest, write_manifest
+from vcot.pipeline.identity import compute_digest, read_manifest, write_manifest
 
 _ADAPTER = """
 import sys
 from pathlib import Path
 import torch
 from peft import LoraConfig, get_peft_model
-from pipeline.identity import compute_digest, read_manifest, write_manifest
-from pipeline.manifest import CheckpointManifest
-from pipeline.records import CheckpointRef
-from training.model.canary import build_canary
-from training.model.loading import load_model, load_processor, quiet_libraries
+from vcot.pipeline.identity import compute_digest, read_manifest, write_manifest
+from vcot.pipeline.manifest import CheckpointManifest
+from vcot.pipeline.records import CheckpointRef
+from vcot.training.model.canary import build_canary
+from vcot.training.model.loading import load_model, load_processor, quiet_libraries
 quiet_libraries()
 nano, out = Path(sys.argv[1]), Path(sys.argv[2])
 torch.manual_seed(0)
@@ -41,8 +41,8 @@ _SAME = """
 import json, sys
 from pathlib import Path
 import torch
-from training.model.canary import _image_side, _prompt_batch, draw_canary
-from training.model.loading import load_model, load_processor, quiet_libraries
+from vcot.training.model.canary import _image_side, _prompt_batch, draw_canary
+from vcot.training.model.loading import load_model, load_processor, quiet_libraries
 quiet_libraries()
 right, wrongs = Path(sys.argv[1]), [Path(path) for path in sys.argv[2:]]
 processor, _ = load_processor(right)

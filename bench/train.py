@@ -52,18 +52,18 @@ from transformers import (
 )
 from trl import DPOTrainer
 
-from pipeline.images import ImageStore
-from pipeline.pairs import PreferencePair
-from pipeline.prompts import render_prompt
-from pipeline.publish import publish_pairs
-from pipeline.sources.nano.questions import generate_nano, render_target
-from services.recipes.recipe import load_recipe
-from training.dpo.fit import adapt_model, lora_config, training_arguments
-from training.dpo.reference import attach_reference
-from training.dpo.rows import PairCollator, check_pairs, load_pairs
-from training.model.loading import free_memory, load_model, load_processor, quiet_libraries
-from training.model.template import Processor
-from training.protocol.train_sections import TrainSection
+from vcot.pipeline.images import ImageStore
+from vcot.pipeline.pairs import PreferencePair
+from vcot.pipeline.prompts import render_prompt
+from vcot.pipeline.publish import publish_pairs
+from vcot.pipeline.sources.nano.questions import generate_nano, render_target
+from vcot.services.recipes.recipe import load_recipe
+from vcot.training.dpo.fit import adapt_model, lora_config, training_arguments
+from vcot.training.dpo.reference import attach_reference
+from vcot.training.dpo.rows import PairCollator, check_pairs, load_pairs
+from vcot.training.model.loading import free_memory, load_model, load_processor, quiet_libraries
+from vcot.training.model.template import Processor
+from vcot.training.protocol.train_sections import TrainSection
 
 NANO = Path(__file__).parents[1] / "training" / "checkpoints" / "nano"
 WAYS = ("trl", "cached", "shared")

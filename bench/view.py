@@ -39,16 +39,16 @@ import httpx
 import orjson
 from PIL import Image
 
-from pipeline.judges import judgment_keys
-from pipeline.prompts import split_thought
-from pipeline.records import ImageRef, Judgment, Response, Task, Usage
-from pipeline.report import ignore
-from pipeline.sample import Plan, SampleRequest
-from pipeline.sources.source import key_tasks
-from pipeline.stage import batched
-from services.run.directory import Run, open_run
-from services.run.rounds import make_judge
-from services.run.session import Session
+from vcot.pipeline.judges import judgment_keys
+from vcot.pipeline.prompts import split_thought
+from vcot.pipeline.records import ImageRef, Judgment, Response, Task, Usage
+from vcot.pipeline.report import ignore
+from vcot.pipeline.sample import Plan, SampleRequest
+from vcot.pipeline.sources.source import key_tasks
+from vcot.pipeline.stage import batched
+from vcot.services.run.directory import Run, open_run
+from vcot.services.run.rounds import make_judge
+from vcot.services.run.session import Session
 
 _WORDS = [
     *(
@@ -142,7 +142,7 @@ def _answer(request: SampleRequest, draw: random.Random) -> list[Response]:
 
 @contextmanager
 def viewing(directory: Path) -> Iterator[tuple[httpx.Client, subprocess.Popen[str]]]:
-    command = [sys.executable, "-m", "services.cli", "view", str(directory)]
+    command = [sys.executable, "-m", "vcot.services.cli", "view", str(directory)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     try:
@@ -210,7 +210,7 @@ def measure_report(directory: Path) -> dict[str, Any]:
         run.ledger.close()
     began, before = time.perf_counter(), os.times()
     subprocess.run(
-        [sys.executable, "-m", "services.cli", "report", "--run", str(directory)], check=True, capture_output=True
+        [sys.executable, "-m", "vcot.services.cli", "report", "--run", str(directory)], check=True, capture_output=True
     )
     took, after = time.perf_counter() - began, os.times()
     cpu = after.children_user + after.children_system - before.children_user - before.children_system

@@ -13,16 +13,16 @@ from operator import attrgetter
 
 from pydantic import ValidationError
 
-from eval.eval_section import EvalSection
-from eval.scorer import score_choice
-from eval.table import OVERALL
-from pipeline.errors import RecipeError
-from pipeline.files import explain
-from pipeline.open_lists import BENCHMARK_NAMES
-from pipeline.plugins import Plugins
-from pipeline.records import PromptName, Response, Score, Split, Task
-from pipeline.sections import TasksSection
-from pipeline.sources.source import find_source
+from vcot.eval.eval_section import EvalSection
+from vcot.eval.scorer import score_choice
+from vcot.eval.table import OVERALL
+from vcot.pipeline.errors import RecipeError
+from vcot.pipeline.files import explain
+from vcot.pipeline.open_lists import BENCHMARK_NAMES
+from vcot.pipeline.plugins import Plugins
+from vcot.pipeline.records import PromptName, Response, Score, Split, Task
+from vcot.pipeline.sections import TasksSection
+from vcot.pipeline.sources.source import find_source
 
 _ALL: tuple[Split, ...] = ("train", "validation", "test")
 
@@ -95,9 +95,7 @@ class Benchmark:
         )
 
 
-BENCHMARKS: Plugins[Benchmark] = BENCHMARK_NAMES.of_kind(
-    lambda found: isinstance(found, Benchmark), "an eval.benchmark.Benchmark"
-)
+BENCHMARKS: Plugins[Benchmark] = BENCHMARK_NAMES.of_kind(lambda found: isinstance(found, Benchmark), "a vcot.Benchmark")
 
 
 def find_benchmark(section: EvalSection) -> Benchmark:

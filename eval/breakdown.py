@@ -11,9 +11,9 @@ from collections.abc import Iterable, Sequence
 from rich.table import Table
 from rich.text import Text
 
-from eval.statistics import chance_level, estimate_accuracy
-from eval.table import format_estimate, list_settings, new_table, select_scores
-from pipeline.records import CheckpointRef, Interval, PromptName, Record, Score
+from vcot.eval.statistics import chance_level, estimate_accuracy
+from vcot.eval.table import format_estimate, list_settings, new_table, select_scores
+from vcot.pipeline.records import CheckpointRef, Interval, PromptName, Record, Score
 
 
 class PartRow(Record):

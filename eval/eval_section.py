@@ -6,11 +6,11 @@ from typing import Annotated, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from pipeline.data_sections import ColumnsSection
-from pipeline.fields import Count, Section
-from pipeline.open_lists import BENCHMARK_NAMES
-from pipeline.records import SamplingParams, ShownImage, Split
-from pipeline.sections import JudgeSection, PromptName
+from vcot.pipeline.data_sections import ColumnsSection
+from vcot.pipeline.fields import Count, Section
+from vcot.pipeline.open_lists import BENCHMARK_NAMES
+from vcot.pipeline.records import SamplingParams, ShownImage, Split
+from vcot.pipeline.sections import JudgeSection, PromptName
 
 
 class EvalSection(Section):

@@ -1,6 +1,6 @@
 """An evaluation: what a benchmark asks of each checkpoint, the scores of the responses, and what they show.
 
-Whoever evaluates asks `Questions.requests` with `pipeline.sample.sample`, which keeps each response in a ledger, reads them
+Whoever evaluates asks `Questions.requests` with `vcot.sample`, which keeps each response in a ledger, reads them
 back with `Questions.scores`, and gives the scores to `evaluate`. Nothing here talks to a server.
 """
 
@@ -15,27 +15,27 @@ from pathlib import Path
 from rich.console import RenderableType
 from rich.text import Text
 
-from eval.benchmark import Benchmark, find_benchmark
-from eval.breakdown import PartRow, build_breakdown, render_breakdown
-from eval.eval_section import EvalSection
-from eval.findings import Difference, EvalResult
-from eval.image_reliance import Reliance, ask_instead, build_reliance, render_reliance
-from eval.margins import Margin, Margins, render_margins
-from eval.matrix import Matrix
-from eval.published import PaperRow, compare_published, load_published, render_published
-from eval.repeats import Repeats, build_repeats, render_repeats
-from eval.scorer import score_judged
-from eval.table import build_chance, build_differences, build_results, render_results
-from pipeline.errors import DataError, OwedError, RecipeError
-from pipeline.images import ImageStore
-from pipeline.judges import Judge, find_judge
-from pipeline.judging import look_at_judgments
-from pipeline.ledger import Ledger
-from pipeline.odds import OptionScores
-from pipeline.option_scores import NOT_DRAWN, OPTION_PROMPT, key_options
-from pipeline.records import CheckpointRef, Record, Response, Score, ShownImage, Split, Task
-from pipeline.sample import Group, Plan, SampleRequest
-from pipeline.sources import load_tasks
+from vcot.eval.benchmark import Benchmark, find_benchmark
+from vcot.eval.breakdown import PartRow, build_breakdown, render_breakdown
+from vcot.eval.eval_section import EvalSection
+from vcot.eval.findings import Difference, EvalResult
+from vcot.eval.image_reliance import Reliance, ask_instead, build_reliance, render_reliance
+from vcot.eval.margins import Margin, Margins, render_margins
+from vcot.eval.matrix import Matrix
+from vcot.eval.published import PaperRow, compare_published, load_published, render_published
+from vcot.eval.repeats import Repeats, build_repeats, render_repeats
+from vcot.eval.scorer import score_judged
+from vcot.eval.table import build_chance, build_differences, build_results, render_results
+from vcot.pipeline.errors import DataError, OwedError, RecipeError
+from vcot.pipeline.images import ImageStore
+from vcot.pipeline.judges import Judge, find_judge
+from vcot.pipeline.judging import look_at_judgments
+from vcot.pipeline.ledger import Ledger
+from vcot.pipeline.odds import OptionScores
+from vcot.pipeline.option_scores import NOT_DRAWN, OPTION_PROMPT, key_options
+from vcot.pipeline.records import CheckpointRef, Record, Response, Score, ShownImage, Split, Task
+from vcot.pipeline.sample import Group, Plan, SampleRequest
+from vcot.pipeline.sources import load_tasks
 
 _log = logging.getLogger(__name__)
 Scores = dict[ShownImage, list[Score]]

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from pipeline.records import CheckpointRef, Interval, PromptName, Record
+from vcot.pipeline.records import CheckpointRef, Interval, PromptName, Record
 
 
 class EvalResult(Record):

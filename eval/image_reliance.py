@@ -23,8 +23,8 @@ from PIL import Image
 from rich.console import RenderableType
 from rich.text import Text
 
-from eval.statistics import adjust_holm, chance_level, compare_paired, estimate_accuracy
-from eval.table import (
+from vcot.eval.statistics import adjust_holm, chance_level, compare_paired, estimate_accuracy
+from vcot.eval.table import (
     LEVEL,
     Setting,
     fill_by_checkpoint,
@@ -35,10 +35,10 @@ from eval.table import (
     question_shares,
     select_scores,
 )
-from pipeline.errors import DataError
-from pipeline.images import ImageStore
-from pipeline.records import CheckpointRef, ImageRef, Interval, PromptName, Record, Score, ShownImage, Task
-from pipeline.sample import SampleRequest, show_images, withhold_question
+from vcot.pipeline.errors import DataError
+from vcot.pipeline.images import ImageStore
+from vcot.pipeline.records import CheckpointRef, ImageRef, Interval, PromptName, Record, Score, ShownImage, Task
+from vcot.pipeline.sample import SampleRequest, show_images, withhold_question
 
 Images = tuple[ImageRef, ...]
 AnImage = Literal["true", "blank", "other", "cropped"]

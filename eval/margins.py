@@ -13,10 +13,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from rich.console import RenderableType
 from rich.text import Text
 
-from eval.statistics import adjust_holm, estimate_accuracy, estimate_mean
-from eval.table import LEVEL, fill_by_checkpoint, format_p_cell, list_phrases, new_table
-from pipeline.odds import OptionScores
-from pipeline.records import CheckpointRef, Interval, Record, ShownImage, Task
+from vcot.eval.statistics import adjust_holm, estimate_accuracy, estimate_mean
+from vcot.eval.table import LEVEL, fill_by_checkpoint, format_p_cell, list_phrases, new_table
+from vcot.pipeline.odds import OptionScores
+from vcot.pipeline.records import CheckpointRef, Interval, Record, ShownImage, Task
 
 Margins = Mapping[ShownImage, Sequence[OptionScores]]
 """By the image that was shown; errors included."""

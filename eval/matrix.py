@@ -14,12 +14,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.benchmark import Benchmark
-from eval.logged.readings import Readings
-from eval.rules import RULES
-from eval.statistics import adjust_holm, compare_paired, estimate_accuracy
-from eval.table import OVERALL
-from pipeline.records import Interval, Record, StageCount, Task
+from vcot.eval.benchmark import Benchmark
+from vcot.eval.logged.readings import Readings
+from vcot.eval.rules import RULES
+from vcot.eval.statistics import adjust_holm, compare_paired, estimate_accuracy
+from vcot.eval.table import OVERALL
+from vcot.pipeline.records import Interval, Record, StageCount, Task
 
 Shares = NDArray[np.float64]
 

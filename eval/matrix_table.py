@@ -8,9 +8,18 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from eval.matrix import LogDifference, Matrix
-from eval.rules import OWN, UNREAD
-from eval.table import LEVEL, OVERALL, format_estimate, format_p, format_p_cell, format_range, list_phrases, new_table
+from vcot.eval.matrix import LogDifference, Matrix
+from vcot.eval.rules import OWN, UNREAD
+from vcot.eval.table import (
+    LEVEL,
+    OVERALL,
+    format_estimate,
+    format_p,
+    format_p_cell,
+    format_range,
+    list_phrases,
+    new_table,
+)
 
 
 def render_matrix(found: Matrix, columns: Sequence[str]) -> list[RenderableType]:

@@ -12,9 +12,9 @@ from collections.abc import Iterable, Sequence
 from rich.console import RenderableType
 from rich.text import Text
 
-from eval.findings import Difference
-from eval.statistics import chance_level, estimate_accuracy
-from eval.table import (
+from vcot.eval.findings import Difference
+from vcot.eval.statistics import chance_level, estimate_accuracy
+from vcot.eval.table import (
     LEVEL,
     build_differences,
     fill_by_checkpoint,
@@ -24,7 +24,7 @@ from eval.table import (
     new_table,
     select_scores,
 )
-from pipeline.records import CheckpointRef, Interval, PromptName, Record, Score
+from vcot.pipeline.records import CheckpointRef, Interval, PromptName, Record, Score
 
 
 class PriorRow(Record):

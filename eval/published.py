@@ -17,11 +17,11 @@ from importlib import resources
 from rich.console import RenderableType
 from rich.text import Text
 
-from eval.eval_section import EvalSection
-from eval.findings import EvalResult
-from eval.statistics import compare_unpaired
-from eval.table import OVERALL, fill_by_checkpoint, format_range, list_phrases, new_table
-from pipeline.records import CheckpointRef, Interval, PromptName, Record, Split
+from vcot.eval.eval_section import EvalSection
+from vcot.eval.findings import EvalResult
+from vcot.eval.statistics import compare_unpaired
+from vcot.eval.table import OVERALL, fill_by_checkpoint, format_range, list_phrases, new_table
+from vcot.pipeline.records import CheckpointRef, Interval, PromptName, Record, Split
 
 
 class PublishedAccuracy(Record):

@@ -18,9 +18,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from rich.console import RenderableType
 from rich.text import Text
 
-from eval.statistics import Variances, clustered_error, estimate_accuracy, split_variance
-from eval.table import fill_by_checkpoint, format_estimate, list_settings, new_table, select_scores
-from pipeline.records import CheckpointRef, Interval, PromptName, Record, Score
+from vcot.eval.statistics import Variances, clustered_error, estimate_accuracy, split_variance
+from vcot.eval.table import fill_by_checkpoint, format_estimate, list_settings, new_table, select_scores
+from vcot.pipeline.records import CheckpointRef, Interval, PromptName, Record, Score
 
 Groups = Mapping[str, Sequence[Score]]
 """A question's scores that are no errors, by task."""

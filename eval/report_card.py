@@ -27,9 +27,9 @@ from typing import Any
 import numpy as np
 from rich.text import Text
 
-from eval.statistics import compare_paired, estimate_accuracy, estimate_slope
-from eval.table import new_table
-from pipeline.records import Interval, Record
+from vcot.eval.statistics import compare_paired, estimate_accuracy, estimate_slope
+from vcot.eval.table import new_table
+from vcot.pipeline.records import Interval, Record
 
 CHANCE = 0.5
 _GOOD, _STEADY, _LONG = 0.75, 0.9, 0.1

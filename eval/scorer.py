@@ -8,11 +8,11 @@ from __future__ import annotations
 import re
 import string
 
-from pipeline.errors import DataError
-from pipeline.judges import Judge
-from pipeline.parsers import parse_choice
-from pipeline.prompts import PROMPTS
-from pipeline.records import Judgment, Response, Score, Task
+from vcot.pipeline.errors import DataError
+from vcot.pipeline.judges import Judge
+from vcot.pipeline.parsers import parse_choice
+from vcot.pipeline.prompts import PROMPTS
+from vcot.pipeline.records import Judgment, Response, Score, Task
 
 
 def score_choice(task: Task, response: Response) -> Score:

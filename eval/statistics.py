@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from pipeline.records import Interval
+from vcot.pipeline.records import Interval
 
 CONFIDENCE = 0.95
 POWER = 0.8

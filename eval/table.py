@@ -17,9 +17,9 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from eval.findings import Difference, EvalResult
-from eval.statistics import adjust_holm, chance_level, compare_paired, compare_signs, estimate_accuracy
-from pipeline.records import CheckpointRef, Interval, PromptName, Score
+from vcot.eval.findings import Difference, EvalResult
+from vcot.eval.statistics import adjust_holm, chance_level, compare_paired, compare_signs, estimate_accuracy
+from vcot.pipeline.records import CheckpointRef, Interval, PromptName, Score
 
 OVERALL = "Avg"
 """The column of all questions; a benchmark names the others."""

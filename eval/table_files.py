@@ -18,12 +18,12 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from eval.evaluate import Evaluation
-from eval.findings import Difference, EvalResult
-from eval.matrix import Matrix, RuleResult
-from eval.table import LEVEL, OVERALL, describe_family, format_half
-from pipeline.markdown import plain
-from pipeline.records import Interval, Record
+from vcot.eval.evaluate import Evaluation
+from vcot.eval.findings import Difference, EvalResult
+from vcot.eval.matrix import Matrix, RuleResult
+from vcot.eval.table import LEVEL, OVERALL, describe_family, format_half
+from vcot.pipeline.markdown import plain
+from vcot.pipeline.records import Interval, Record
 
 Row = dict[str, Any]
 _LATEX = str.maketrans(

@@ -2,7 +2,7 @@
 
 Address, keys and headers are the openai SDK's; requests go out on its HTTP client as they are, over aiohttp, since the
 SDK's own models of a request and its answer take five times the processor time of all else (docs/sampling.md).
-`pipeline.concurrency.with_retry` is the one retry layer. An answer is refused unless it holds exactly the choices that
+`vcot.pipeline.concurrency.with_retry` is the one retry layer. An answer is refused unless it holds exactly the choices that
 were asked for, each finished, and is stamped with the weights that were asked for. What a fault means is decided in
 pipeline/faults.py.
 """
@@ -22,12 +22,12 @@ from urllib.request import getproxies, proxy_bypass
 
 import orjson
 
-from pipeline.errors import BadAnswer, RequestError, Scope, WrongCheckpoint
-from pipeline.faults import explain_status, explain_text, quote
-from pipeline.hosts import is_this_machine
-from pipeline.images import media_type
-from pipeline.pacing import Gate
-from pipeline.records import ImageRef, SamplingParams, Usage
+from vcot.pipeline.errors import BadAnswer, RequestError, Scope, WrongCheckpoint
+from vcot.pipeline.faults import explain_status, explain_text, quote
+from vcot.pipeline.hosts import is_this_machine
+from vcot.pipeline.images import media_type
+from vcot.pipeline.pacing import Gate
+from vcot.pipeline.records import ImageRef, SamplingParams, Usage
 
 if TYPE_CHECKING:
     import httpx2

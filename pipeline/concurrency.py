@@ -10,7 +10,7 @@ import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import TypeVar
 
-from pipeline.errors import RequestError
+from vcot.pipeline.errors import RequestError
 
 T = TypeVar("T")
 R = TypeVar("R")

@@ -18,7 +18,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
-from pipeline.records import ImageRef, Record, Task
+from vcot.pipeline.records import ImageRef, Record, Task
 
 MAX_DISTANCE = 4
 MAX_SHOWN = 8

@@ -11,16 +11,16 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from pipeline.contamination import Contamination
-from pipeline.judges.cost import Cost
-from pipeline.markdown import UNSEEN, plain
-from pipeline.pairs import Couple
-from pipeline.public import public_name
-from pipeline.publish import SplitSize, name_judge
-from pipeline.records import StageCount, Task
-from pipeline.sections import TasksSection
-from pipeline.sources.census import count_sources
-from pipeline.sources.source import SOURCES, Source, list_parts
+from vcot.pipeline.contamination import Contamination
+from vcot.pipeline.judges.cost import Cost
+from vcot.pipeline.markdown import UNSEEN, plain
+from vcot.pipeline.pairs import Couple
+from vcot.pipeline.public import public_name
+from vcot.pipeline.publish import SplitSize, name_judge
+from vcot.pipeline.records import StageCount, Task
+from vcot.pipeline.sections import TasksSection
+from vcot.pipeline.sources.census import count_sources
+from vcot.pipeline.sources.source import SOURCES, Source, list_parts
 
 _SIZES = (1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M")
 """The hub's size categories, below each number of rows."""

@@ -6,9 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from pipeline.fields import Count, Section
-from pipeline.open_lists import SOURCE_NAMES
-from pipeline.records import Split
+from vcot.pipeline.fields import Count, Section
+from vcot.pipeline.open_lists import SOURCE_NAMES
+from vcot.pipeline.records import Split
 
 
 class ColumnsSection(Section):

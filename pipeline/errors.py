@@ -26,7 +26,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from pipeline.records import Usage
+    from vcot.pipeline.records import Usage
 
 Scope = Literal["attempt", "item", "account", "later"]
 """What a fault is about: this attempt (the same request may succeed), this item (never will), every request, or the moment

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.errors import RequestError, Scope
+from vcot.pipeline.errors import RequestError, Scope
 
 MAX_WAIT_S = 300.0
 """A server that asks for a longer pause than this (a limit by the day, say) has no more to give today."""

@@ -21,8 +21,8 @@ from typing import TypeVar
 
 from pydantic import ValidationError
 
-from pipeline.errors import InputError, VcotError
-from pipeline.records import Record
+from vcot.pipeline.errors import InputError, VcotError
+from vcot.pipeline.records import Record
 
 _R = TypeVar("_R", bound=Record)
 _PREVIOUS = ".previous"

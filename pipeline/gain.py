@@ -17,14 +17,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 
-from pipeline.client import Scored
-from pipeline.errors import BadAnswer
-from pipeline.ledger import Ledger
-from pipeline.pair_policies import rank_image_driven
-from pipeline.pairs import Judged, list_choosable
-from pipeline.records import ImageGain, Response, Task, content_key
-from pipeline.sections import PairsSection
-from pipeline.stage import Tally, batched
+from vcot.pipeline.client import Scored
+from vcot.pipeline.errors import BadAnswer
+from vcot.pipeline.ledger import Ledger
+from vcot.pipeline.pair_policies import rank_image_driven
+from vcot.pipeline.pairs import Judged, list_choosable
+from vcot.pipeline.records import ImageGain, Response, Task, content_key
+from vcot.pipeline.sections import PairsSection
+from vcot.pipeline.stage import Tally, batched
 
 
 @dataclass(frozen=True)

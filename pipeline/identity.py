@@ -11,9 +11,9 @@ import hashlib
 import json
 from pathlib import Path
 
-from pipeline.errors import CheckpointError
-from pipeline.files import read_record, write_record
-from pipeline.manifest import CheckpointManifest
+from vcot.pipeline.errors import CheckpointError
+from vcot.pipeline.files import read_record, write_record
+from vcot.pipeline.manifest import CheckpointManifest
 
 MANIFEST = "checkpoint.json"
 _IDENTITY_PATTERNS = (

@@ -12,16 +12,16 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from pipeline.client import ChatClient, user_message
-from pipeline.concurrency import with_retry
-from pipeline.errors import RequestError
-from pipeline.gain import compare_images, key_gain
-from pipeline.images import ImageStore
-from pipeline.ledger import Ledger
-from pipeline.prompts import render_prompt
-from pipeline.records import ImageGain, ImageRef, Response, StageCount, Task, Usage
-from pipeline.sample import GATEWAY
-from pipeline.stage import OnProgress, Tally, work_off
+from vcot.pipeline.client import ChatClient, user_message
+from vcot.pipeline.concurrency import with_retry
+from vcot.pipeline.errors import RequestError
+from vcot.pipeline.gain import compare_images, key_gain
+from vcot.pipeline.images import ImageStore
+from vcot.pipeline.ledger import Ledger
+from vcot.pipeline.prompts import render_prompt
+from vcot.pipeline.records import ImageGain, ImageRef, Response, StageCount, Task, Usage
+from vcot.pipeline.sample import GATEWAY
+from vcot.pipeline.stage import OnProgress, Tally, work_off
 
 T = TypeVar("T")
 

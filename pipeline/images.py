@@ -15,9 +15,9 @@ from pathlib import Path
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from pipeline.errors import DataError
-from pipeline.files import replace_file
-from pipeline.records import ImageRef
+from vcot.pipeline.errors import DataError
+from vcot.pipeline.files import replace_file
+from vcot.pipeline.records import ImageRef
 
 _EXIF_ORIENTATION = 0x0112
 _SUFFIXES = {"PNG": ".png", "JPEG": ".jpg"}

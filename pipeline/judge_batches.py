@@ -26,19 +26,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pipeline.client import ChatClient, fit_request
-from pipeline.concurrency import with_retry
-from pipeline.errors import AccountError, RequestError
-from pipeline.faults import explain_status
-from pipeline.files import read_record, replace_file, write_record
-from pipeline.judges import Judge
-from pipeline.judges.cost import Meter
-from pipeline.judging import judge_responses
-from pipeline.ledger import Ledger
-from pipeline.records import Record, StageCount, canonical_json
-from pipeline.sample import Group, Groups
-from pipeline.sections import JudgeSection
-from pipeline.stage import QUEUED, OnProgress
+from vcot.pipeline.client import ChatClient, fit_request
+from vcot.pipeline.concurrency import with_retry
+from vcot.pipeline.errors import AccountError, RequestError
+from vcot.pipeline.faults import explain_status
+from vcot.pipeline.files import read_record, replace_file, write_record
+from vcot.pipeline.judges import Judge
+from vcot.pipeline.judges.cost import Meter
+from vcot.pipeline.judging import judge_responses
+from vcot.pipeline.ledger import Ledger
+from vcot.pipeline.records import Record, StageCount, canonical_json
+from vcot.pipeline.sample import Group, Groups
+from vcot.pipeline.sections import JudgeSection
+from vcot.pipeline.stage import QUEUED, OnProgress
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI

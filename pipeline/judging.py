@@ -10,14 +10,14 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from pipeline.judges import Judge, judgment_keys
-from pipeline.judges.cost import Meter, open_meter
-from pipeline.ledger import Ledger
-from pipeline.pairs import Judged
-from pipeline.records import Judgment, Response, StageCount, Task, Verdict, add_usages
-from pipeline.sample import Group, Groups
-from pipeline.sections import JudgeSection
-from pipeline.stage import QUEUED, OnProgress, Tally, batched, work_off
+from vcot.pipeline.judges import Judge, judgment_keys
+from vcot.pipeline.judges.cost import Meter, open_meter
+from vcot.pipeline.ledger import Ledger
+from vcot.pipeline.pairs import Judged
+from vcot.pipeline.records import Judgment, Response, StageCount, Task, Verdict, add_usages
+from vcot.pipeline.sample import Group, Groups
+from vcot.pipeline.sections import JudgeSection
+from vcot.pipeline.stage import QUEUED, OnProgress, Tally, batched, work_off
 
 
 @dataclass(frozen=True)

@@ -33,9 +33,9 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from pipeline.errors import InputError, StageError
-from pipeline.files import explain
-from pipeline.ledger_layout import (
+from vcot.pipeline.errors import InputError, StageError
+from vcot.pipeline.files import explain
+from vcot.pipeline.ledger_layout import (
     ADDED,
     FLAT,
     LATER_TABLES,
@@ -49,9 +49,9 @@ from pipeline.ledger_layout import (
     encode_key,
     encode_member,
 )
-from pipeline.odds import OptionScores
-from pipeline.records import CheckpointRef, ImageGain, Judgment, Reply, Response, Usage
-from pipeline.stage import batched
+from vcot.pipeline.odds import OptionScores
+from vcot.pipeline.records import CheckpointRef, ImageGain, Judgment, Reply, Response, Usage
+from vcot.pipeline.stage import batched
 
 LedgerRecord = Response | Judgment | Reply | ImageGain | OptionScores
 R = TypeVar("R", Response, Judgment, Reply, ImageGain, OptionScores)

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.odds import OptionScores
-from pipeline.records import ImageGain, Judgment, Record, Reply, Response
+from vcot.pipeline.odds import OptionScores
+from vcot.pipeline.records import ImageGain, Judgment, Record, Reply, Response
 
 LATER_TABLES = {
     "image_gains": """

@@ -6,7 +6,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from pipeline.records import CheckpointRef, Record
+from vcot.pipeline.records import CheckpointRef, Record
 
 
 class Canary(Record):

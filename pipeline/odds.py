@@ -7,7 +7,7 @@ from typing import Self
 
 from pydantic import model_validator
 
-from pipeline.records import Answered
+from vcot.pipeline.records import Answered
 
 
 class OptionScores(Answered):

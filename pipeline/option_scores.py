@@ -14,15 +14,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.client import ChatClient, Scored, user_message
-from pipeline.concurrency import with_retry
-from pipeline.errors import BadAnswer, RequestError
-from pipeline.images import ImageStore
-from pipeline.ledger import Ledger
-from pipeline.odds import OptionScores
-from pipeline.records import SamplingParams, StageCount, Usage, content_key
-from pipeline.sample import GATEWAY, SampleRequest
-from pipeline.stage import OnProgress, Tally, work_off
+from vcot.pipeline.client import ChatClient, Scored, user_message
+from vcot.pipeline.concurrency import with_retry
+from vcot.pipeline.errors import BadAnswer, RequestError
+from vcot.pipeline.images import ImageStore
+from vcot.pipeline.ledger import Ledger
+from vcot.pipeline.odds import OptionScores
+from vcot.pipeline.records import SamplingParams, StageCount, Usage, content_key
+from vcot.pipeline.sample import GATEWAY, SampleRequest
+from vcot.pipeline.stage import OnProgress, Tally, work_off
 
 OPTION_PROMPT = "zero_shot"
 """The paper's prompt that asks for the answer alone; after `cot` a model would have to answer before it has thought."""

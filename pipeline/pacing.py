@@ -14,8 +14,8 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from pipeline.errors import RequestError
-from pipeline.faults import read_reset
+from vcot.pipeline.errors import RequestError
+from vcot.pipeline.faults import read_reset
 
 _MAX_RESET_S = 24 * 3600.0
 _SOON_S = 0.001

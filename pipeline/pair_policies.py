@@ -1,6 +1,6 @@
 """The pair policies that are built in: which of a task's judged responses make pairs, and in one word why there are none.
 
-Each is a function as pipeline.pairs.PairPolicy says, and pure. Where scores are alike the first response by index is taken,
+Each is a function as vcot.PairPolicy says, and pure. Where scores are alike the first response by index is taken,
 so that the same records always give the same pairs. A judge's score decides what is better in all of them: where it
 contradicts a policy, there is no pair. docs/pairs.md has the sources and the formulas.
 """
@@ -10,10 +10,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from pipeline.pairs import TIE, Judged, Picked, going_by_gains
-from pipeline.parsers import parse_choice
-from pipeline.records import Response, Task
-from pipeline.sections import PairsSection
+from vcot.pipeline.pairs import TIE, Judged, Picked, going_by_gains
+from vcot.pipeline.parsers import parse_choice
+from vcot.pipeline.records import Response, Task
+from vcot.pipeline.sections import PairsSection
 
 Pair = tuple[Judged, Judged]
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from pipeline.open_lists import PAIR_POLICY_NAMES
-from pipeline.pair_policies import is_response_right
-from pipeline.pairs import PAIR_POLICIES, Judged, PairPolicy, count_picked
-from pipeline.records import Record, StageCount, Task
-from pipeline.sections import PairsSection
-from pipeline.stage import Tally
+from vcot.pipeline.open_lists import PAIR_POLICY_NAMES
+from vcot.pipeline.pair_policies import is_response_right
+from vcot.pipeline.pairs import PAIR_POLICIES, Judged, PairPolicy, count_picked
+from vcot.pipeline.records import Record, StageCount, Task
+from vcot.pipeline.sections import PairsSection
+from vcot.pipeline.stage import Tally
 
 MAX_EXAMPLES = 10
 

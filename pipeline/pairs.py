@@ -16,14 +16,14 @@ from typing import Any, Self
 
 from pydantic import model_validator
 
-from pipeline.errors import DataError
-from pipeline.ledger import Ledger
-from pipeline.open_lists import PAIR_POLICY_NAMES
-from pipeline.plugins import Plugins
-from pipeline.prompts import render_prompt
-from pipeline.records import ImageGain, ImageRef, Record, Response, StageCount, Task
-from pipeline.sections import PairsSection
-from pipeline.stage import Tally, batched
+from vcot.pipeline.errors import DataError
+from vcot.pipeline.ledger import Ledger
+from vcot.pipeline.open_lists import PAIR_POLICY_NAMES
+from vcot.pipeline.plugins import Plugins
+from vcot.pipeline.prompts import render_prompt
+from vcot.pipeline.records import ImageGain, ImageRef, Record, Response, StageCount, Task
+from vcot.pipeline.sections import PairsSection
+from vcot.pipeline.stage import Tally, batched
 
 TIE = "tie"
 """Why a task gives no pair whose responses score alike, or say the same."""
@@ -131,7 +131,7 @@ It is given the task, those of its judged responses that may be chosen (at least
 the order of their index, and the recipe's section. In each pair the chosen one must score higher than the rejected one,
 and say something else. Of many pairs the first `pairs.max_per_task` are kept.
 """
-PAIR_POLICIES: Plugins[PairPolicy] = PAIR_POLICY_NAMES.of_kind(callable, "a function (pipeline.pairs.PairPolicy)")
+PAIR_POLICIES: Plugins[PairPolicy] = PAIR_POLICY_NAMES.of_kind(callable, "a function (vcot.PairPolicy)")
 _DEFAULTS = PairsSection()
 
 

@@ -24,9 +24,9 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Literal
 
-from pipeline.plain import plain_answer, simplify
-from pipeline.records import is_same_option
-from pipeline.statements import end_statements, find_headings, say_claims
+from vcot.pipeline.plain import plain_answer, simplify
+from vcot.pipeline.records import is_same_option
+from vcot.pipeline.statements import end_statements, find_headings, say_claims
 
 Unread = Literal["none", "two", "off_list"]
 """Why a text names no option: no option is stated, several are, or one that the question does not have."""

@@ -20,7 +20,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from pipeline.errors import RecipeError
+from vcot.pipeline.errors import RecipeError
 
 T = TypeVar("T")
 _REMEDY = "install it, or put its folder into PYTHONPATH"
@@ -40,7 +40,7 @@ class Plugins(Generic[T]):
     is_one: Callable[[object], bool] = lambda _: True
     """Whether an object can be one of them; by default, any can."""
     must_be: str = ""
-    """What it must be, for messages: `a subclass of pipeline.judges.Judge`."""
+    """What it must be, for messages: `a subclass of vcot.Judge`."""
 
     def of_kind(self, is_one: Callable[[object], bool], must_be: str) -> Plugins[Any]:
         """The same list, by those who know what its objects are."""

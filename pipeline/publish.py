@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.files import replacing_folder
-from pipeline.images import ImageStore
-from pipeline.pairs import PreferencePair
-from pipeline.public import public_name
-from pipeline.records import canonical_json
-from pipeline.stage import batched
+from vcot.pipeline.files import replacing_folder
+from vcot.pipeline.images import ImageStore
+from vcot.pipeline.pairs import PreferencePair
+from vcot.pipeline.public import public_name
+from vcot.pipeline.records import canonical_json
+from vcot.pipeline.stage import batched
 
 if TYPE_CHECKING:
     import pyarrow

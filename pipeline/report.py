@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from pipeline.records import Record, StageCount
-from pipeline.stage import OnProgress, Tally
+from vcot.pipeline.records import Record, StageCount
+from vcot.pipeline.stage import OnProgress, Tally
 
 
 @dataclass(frozen=True)

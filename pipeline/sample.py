@@ -17,14 +17,14 @@ from itertools import chain
 from math import ceil
 from typing import Any
 
-from pipeline.client import ChatClient, Completion, user_message
-from pipeline.concurrency import map_bounded, with_retry
-from pipeline.errors import RequestError
-from pipeline.faults import Place
-from pipeline.images import ImageStore
-from pipeline.ledger import Ledger
-from pipeline.prompts import PROMPTS, join_turns, render_prompt, render_second, split_thought
-from pipeline.records import (
+from vcot.pipeline.client import ChatClient, Completion, user_message
+from vcot.pipeline.concurrency import map_bounded, with_retry
+from vcot.pipeline.errors import RequestError
+from vcot.pipeline.faults import Place
+from vcot.pipeline.images import ImageStore
+from vcot.pipeline.ledger import Ledger
+from vcot.pipeline.prompts import PROMPTS, join_turns, render_prompt, render_second, split_thought
+from vcot.pipeline.records import (
     CheckpointRef,
     ImageRef,
     PromptName,
@@ -35,8 +35,8 @@ from pipeline.records import (
     add_usages,
     content_key,
 )
-from pipeline.saturation import Saturation
-from pipeline.stage import OnProgress, Tally, batched, work_off
+from vcot.pipeline.saturation import Saturation
+from vcot.pipeline.stage import OnProgress, Tally, batched, work_off
 
 _NO_ROOM = (429, 503)
 _FIRST_RESPONSES = 64

@@ -11,10 +11,10 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from pipeline.data_sections import PartSection, WeightedSection
-from pipeline.fields import Count, Fraction, Section
-from pipeline.open_lists import JUDGE_NAMES, PAIR_POLICY_NAMES, PROMPT_NAMES
-from pipeline.records import SamplingParams
+from vcot.pipeline.data_sections import PartSection, WeightedSection
+from vcot.pipeline.fields import Count, Fraction, Section
+from vcot.pipeline.open_lists import JUDGE_NAMES, PAIR_POLICY_NAMES, PROMPT_NAMES
+from vcot.pipeline.records import SamplingParams
 
 POLICY_ALIAS = "policy"
 """What a swap moves, and no checkpoint's own name."""

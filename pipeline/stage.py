@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Literal, TypeVar
 
-from pipeline.concurrency import Limit, map_bounded
-from pipeline.errors import AccountError, RequestError, StageError
-from pipeline.faults import Place, find_remedy
-from pipeline.odds import OptionScores
-from pipeline.records import ImageGain, Judgment, Response, StageCount
+from vcot.pipeline.concurrency import Limit, map_bounded
+from vcot.pipeline.errors import AccountError, RequestError, StageError
+from vcot.pipeline.faults import Place, find_remedy
+from vcot.pipeline.odds import OptionScores
+from vcot.pipeline.records import ImageGain, Judgment, Response, StageCount
 
 T = TypeVar("T")
 Kept = Response | Judgment | ImageGain | OptionScores

@@ -10,17 +10,17 @@ from typing import Any
 
 import pytest
 
-from pipeline.files import write_record
-from pipeline.identity import compute_digest
-from pipeline.images import ImageStore
-from pipeline.pairs import PreferencePair
-from pipeline.prompts import render_prompt
-from pipeline.publish import pairs_digest, publish_pairs
-from pipeline.records import CheckpointRef
-from pipeline.sources.nano.questions import generate_nano, render_target
-from services.recipes.recipe import load_recipe
 from tests.hurried import HurriedLoop
-from training.protocol.job import JOB, TrainJob, digest_losses
+from vcot.pipeline.files import write_record
+from vcot.pipeline.identity import compute_digest
+from vcot.pipeline.images import ImageStore
+from vcot.pipeline.pairs import PreferencePair
+from vcot.pipeline.prompts import render_prompt
+from vcot.pipeline.publish import pairs_digest, publish_pairs
+from vcot.pipeline.records import CheckpointRef
+from vcot.pipeline.sources.nano.questions import generate_nano, render_target
+from vcot.services.recipes.recipe import load_recipe
+from vcot.training.protocol.job import JOB, TrainJob, digest_losses
 
 CORPUS = ("The circle is red. The square is blue. So the answer is (A) red.", "USER: ASSISTANT:", "user\nassistant\n")
 
@@ -40,7 +40,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def save_tiny(architecture: Any, directory: Path) -> Path:
     import torch
 
-    from training.nano.architecture import build_tokenizer
+    from vcot.training.nano.architecture import build_tokenizer
 
     torch.manual_seed(0)
     torch.set_num_threads(1)
@@ -52,14 +52,14 @@ def save_tiny(architecture: Any, directory: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from training.nano.llava import Llava
+    from vcot.training.nano.llava import Llava
 
     return save_tiny(Llava(), tmp_path_factory.mktemp("checkpoint") / "tiny")
 
 
 @pytest.fixture(scope="session")
 def qwen_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from training.nano.qwen import Qwen
+    from vcot.training.nano.qwen import Qwen
 
     return save_tiny(Qwen(), tmp_path_factory.mktemp("checkpoint") / "tiny-qwen")
 

@@ -4,8 +4,8 @@ import sqlite3
 from pathlib import Path
 from typing import TypeVar
 
-from pipeline.ledger import Ledger
-from pipeline.records import Judgment, Response
+from vcot.pipeline.ledger import Ledger
+from vcot.pipeline.records import Judgment, Response
 
 R = TypeVar("R", Response, Judgment)
 

@@ -26,9 +26,18 @@ def test_no_module_is_longer_than_a_reader_holds():
     assert not {name: length for name, length in lengths.items() if length > MAX_LINES}
 
 
+def test_the_api_is_for_others():
+    """A module that asked `vcot` for a name would import past the contracts, which see only who imports which module."""
+    assert not [
+        path
+        for path in MODULES
+        if re.search(r"^\s*(import vcot$|from vcot import )", path.read_text("utf-8"), re.MULTILINE)
+    ]
+
+
 # Tests assert behaviour
 
-OURS = {"pipeline", "training", "eval", "services", "bench", "tests"}
+OURS = {"vcot", "bench", "tests"}
 LEFT: dict[str, tuple[str, ...]] = {
     # A wait that is a constant of a command or a job, made short.
     "tests/bench/test_soak.py": ("patch hostile _SLOW_S",),
@@ -117,7 +126,7 @@ def _is_private(name: str) -> bool:
 
 
 def _told(arguments: list[ast.expr]) -> str:
-    """What `setattr(steps, "x", ...)` or `setattr("services.run.steps.x", ...)` patches."""
+    """What `setattr(steps, "x", ...)` or `setattr("vcot.services.run.steps.x", ...)` patches."""
     names = arguments[:1] if isinstance(arguments[0], ast.Constant) else arguments[:2]
     return " ".join(ast.unparse(name).strip("'") for name in names)
 
@@ -131,9 +140,9 @@ def test_no_test_patches_a_name_of_ours_or_reads_a_private_one_anew():
 @pytest.mark.parametrize(
     ("source", "found"),
     [
-        ("from services.run import steps\nmonkeypatch.setattr(steps, 'x', 1)", "patch steps x"),
-        ("monkeypatch.setattr('services.run.steps.x', 1)", "patch services.run.steps.x"),
-        ("from services.run.steps import _x", "read _x"),
+        ("from vcot.services.run import steps\nmonkeypatch.setattr(steps, 'x', 1)", "patch steps x"),
+        ("monkeypatch.setattr('vcot.services.run.steps.x', 1)", "patch vcot.services.run.steps.x"),
+        ("from vcot.services.run.steps import _x", "read _x"),
         ("run()._x", "read _x"),
         ("import os\nmonkeypatch.setattr(os, 'fsync', 1)\nmonkeypatch.setenv('A', 'b')\nself._x = 1", ""),
     ],

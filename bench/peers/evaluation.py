@@ -39,10 +39,10 @@ from bench.peers.generation import PeerError, follow
 from bench.peers.harnesses import HARNESSES, PROMPT
 from bench.peers.meter import Meter, identify_text
 from bench.peers.ways import Command, Settings
-from pipeline.prompts import render_prompt
-from pipeline.sources.nano.questions import generate_nano
-from services.run.directory import Run, open_run
-from services.run.serving import running_gateway
+from vcot.pipeline.prompts import render_prompt
+from vcot.pipeline.sources.nano.questions import generate_nano
+from vcot.services.run.directory import Run, open_run
+from vcot.services.run.serving import running_gateway
 
 _IS_BETTER_HIGH = frozenset(("answers_per_s",))
 

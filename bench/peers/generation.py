@@ -44,12 +44,12 @@ import uvloop
 from bench.engine import say
 from bench.peers.meter import Meter, identify
 from bench.peers.ways import HERE, WAYS, Command, Settings, Way
-from pipeline.client import user_message
-from pipeline.errors import VcotError
-from pipeline.prompts import render_prompt
-from pipeline.sources.nano.questions import generate_nano
-from services.run.directory import Run, open_run
-from services.run.serving import running_gateway
+from vcot.pipeline.client import user_message
+from vcot.pipeline.errors import VcotError
+from vcot.pipeline.prompts import render_prompt
+from vcot.pipeline.sources.nano.questions import generate_nano
+from vcot.services.run.directory import Run, open_run
+from vcot.services.run.serving import running_gateway
 
 _PROMPT = "thought_specific"
 _PATIENCE = 3

@@ -1,1 +1,1 @@
-"""The benchmarks that come with vcot, a file each; `pipeline.open_lists.BENCHMARK_NAMES` lists them."""
+"""The benchmarks that come with vcot, a file each; `vcot.pipeline.open_lists.BENCHMARK_NAMES` lists them."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from operator import attrgetter
 
-from eval.benchmark import Benchmark
+from vcot.eval.benchmark import Benchmark
 
 ABSENT = Benchmark(
     name="absent",

@@ -7,9 +7,9 @@ left out, as there. They compare character by character; here case, spaces and a
 
 from __future__ import annotations
 
-from eval.benchmark import Benchmark
-from eval.scorer import build_score, read_final_part
-from pipeline.records import Response, Score, Task
+from vcot.eval.benchmark import Benchmark
+from vcot.eval.scorer import build_score, read_final_part
+from vcot.pipeline.records import Response, Score, Task
 
 _NEEDED = 3
 

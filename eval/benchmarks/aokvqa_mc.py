@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from eval.benchmark import Benchmark
+from vcot.eval.benchmark import Benchmark
 
 AOKVQA = Benchmark(name="aokvqa", source="aokvqa", splits=("train", "validation"))

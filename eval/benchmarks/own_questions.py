@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from eval.benchmark import Benchmark
-from eval.scorer import score_by_kind
+from vcot.eval.benchmark import Benchmark
+from vcot.eval.scorer import score_by_kind
 
 TABLE = Benchmark(name="table", source="table", scorer=score_by_kind)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from eval.benchmark import Benchmark
-from eval.eval_section import EvalSection
-from pipeline.records import Task
+from vcot.eval.benchmark import Benchmark
+from vcot.eval.eval_section import EvalSection
+from vcot.pipeline.records import Task
 
 _LAST_OF_PRIMARY = 6
 

@@ -5,8 +5,8 @@ The 4,241 of test are 2,252 of natural, 889 of social and 1,100 of language scie
 
 from __future__ import annotations
 
-from eval.benchmark import Benchmark
-from eval.benchmarks.scienceqa_img import describe_hint, list_labels
+from vcot.eval.benchmark import Benchmark
+from vcot.eval.benchmarks.scienceqa_img import describe_hint, list_labels
 
 SCIENCEQA_ALL = Benchmark(
     name="scienceqa_all",

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from eval.benchmark import Benchmark
+from vcot.eval.benchmark import Benchmark
 
 UNUSUAL = Benchmark(name="unusual", source="unusual", splits=("test",))

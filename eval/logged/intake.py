@@ -6,13 +6,13 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from eval.logged.layouts import Logged
-from eval.logged.log_rows import Fault
-from eval.logged.matching import REASONS, Matcher
-from eval.logged.readings import Said
-from eval.matrix import LogAccount
-from pipeline.records import Task
-from pipeline.stage import Tally
+from vcot.eval.logged.layouts import Logged
+from vcot.eval.logged.log_rows import Fault
+from vcot.eval.logged.matching import REASONS, Matcher
+from vcot.eval.logged.readings import Said
+from vcot.eval.matrix import LogAccount
+from vcot.pipeline.records import Task
+from vcot.pipeline.stage import Tally
 
 _NUM_EXAMPLES = 5
 Rows = Iterable[Logged | tuple[str, Fault]]

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from eval.logged.log_rows import Fault, Row, read_rows
-from pipeline.errors import InputError
+from vcot.eval.logged.log_rows import Fault, Row, read_rows
+from vcot.pipeline.errors import InputError
 
 _IDS = ("id", "question_id", "task_id", "task", "sample_id", "qid", "pid")
 _TEXTS = ("text", "response", "prediction", "output", "completion", "generated_text", "model_output", "responses")

@@ -20,7 +20,7 @@ from typing import Any
 
 import orjson
 
-from pipeline.errors import InputError
+from vcot.pipeline.errors import InputError
 
 _MARKS = (
     (codecs.BOM_UTF32_LE, "utf-32"),

@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from eval.logged.layouts import Asked, Logged
-from pipeline.records import Task
+from vcot.eval.logged.layouts import Asked, Logged
+from vcot.pipeline.records import Task
 
 REASONS = {
     "unknown": "the benchmark has no such question: see --benchmark, --split and, for ScienceQA's pids, --path",

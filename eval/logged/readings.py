@@ -18,8 +18,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.rules import RULES, Rule
-from pipeline.stage import batched
+from vcot.eval.rules import RULES, Rule
+from vcot.pipeline.stage import batched
 
 _BATCH = 2000
 _NUM_OWN = 2

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from pipeline.open_lists import RULE_NAMES
-from pipeline.plugins import Plugins
+from vcot.pipeline.open_lists import RULE_NAMES
+from vcot.pipeline.plugins import Plugins
 
 UNREAD = "none"
 """The reason where a rule does not say why."""
@@ -41,6 +41,6 @@ class Rule:
         return index if 0 <= index < len(choices) else OFF_LIST
 
 
-RULES: Plugins[Rule] = RULE_NAMES.of_kind(lambda found: isinstance(found, Rule), "an eval.rules.Rule")
+RULES: Plugins[Rule] = RULE_NAMES.of_kind(lambda found: isinstance(found, Rule), "a vcot.Rule")
 OWN = "vcot"
 """Our rule, which is the default."""

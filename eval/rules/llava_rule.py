@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from eval.rules import Rule
-from eval.rules.scienceqa_rule import STATED
+from vcot.eval.rules import Rule
+from vcot.eval.rules.scienceqa_rule import STATED
 
 _LETTERS = ("A", "B", "C", "D", "E")
 

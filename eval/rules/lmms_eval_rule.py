@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from eval.rules import Rule
+from vcot.eval.rules import Rule
 
 
 def read_exact(text: str, choices: Sequence[str]) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from eval.rules import Rule
-from pipeline.parsers import parse_or_explain
+from vcot.eval.rules import Rule
+from vcot.pipeline.parsers import parse_or_explain
 
 VCOT = Rule(parse_or_explain, minds_cut=True)

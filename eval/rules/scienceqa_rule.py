@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from eval.rules import Rule
+from vcot.eval.rules import Rule
 
 STATED = re.compile(r"The answer is ([A-Z]).")
 

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from string import ascii_uppercase
 
-from eval.rules import Rule
+from vcot.eval.rules import Rule
 
 _FAILED = "Failed to obtain answer via API"
 _REFUSALS = (

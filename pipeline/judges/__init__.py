@@ -11,15 +11,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import ClassVar, Self
 
-from pipeline.errors import RecipeError
-from pipeline.faults import Place
-from pipeline.images import ImageStore
-from pipeline.judges.cost import Meter
-from pipeline.ledger import Ledger
-from pipeline.open_lists import JUDGE_NAMES
-from pipeline.plugins import Plugins
-from pipeline.records import Response, Task, Verdict, content_key
-from pipeline.sections import JudgeSection
+from vcot.pipeline.errors import RecipeError
+from vcot.pipeline.faults import Place
+from vcot.pipeline.images import ImageStore
+from vcot.pipeline.judges.cost import Meter
+from vcot.pipeline.ledger import Ledger
+from vcot.pipeline.open_lists import JUDGE_NAMES
+from vcot.pipeline.plugins import Plugins
+from vcot.pipeline.records import Response, Task, Verdict, content_key
+from vcot.pipeline.sections import JudgeSection
 
 _OF_SOME = ("members", "image", "sees", "gold", "num_samples", "temperature", "seed", "schedule", "max_meta", "batch")
 """Fields of the section that mean something to some judges only."""
@@ -127,7 +127,7 @@ class GroupJudge(Judge):
 
 
 JUDGES: Plugins[type[Judge]] = JUDGE_NAMES.of_kind(
-    lambda found: isinstance(found, type) and issubclass(found, Judge), "a subclass of pipeline.judges.Judge"
+    lambda found: isinstance(found, type) and issubclass(found, Judge), "a subclass of vcot.Judge"
 )
 
 

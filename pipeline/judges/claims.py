@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from importlib import resources
 from typing import Any
 
-from pipeline.judges.model import ModelJudge, await_all
-from pipeline.judges.trial import TEST_TASK
-from pipeline.judges.verdict import Unreadable, build_format, clean, read_object
-from pipeline.plain import after_reasoning
-from pipeline.records import Reply, Response, Task, Verdict
-from pipeline.sections import JudgeSection
+from vcot.pipeline.judges.model import ModelJudge, await_all
+from vcot.pipeline.judges.trial import TEST_TASK
+from vcot.pipeline.judges.verdict import Unreadable, build_format, clean, read_object
+from vcot.pipeline.plain import after_reasoning
+from vcot.pipeline.records import Reply, Response, Task, Verdict
+from vcot.pipeline.sections import JudgeSection
 
 MAX_CLAIMS = 32
 _USUAL_CLAIMS = 7

@@ -9,12 +9,12 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar
 
-from pipeline.images import ImageStore
-from pipeline.judges import GroupJudge, Judge, find_judge, judgment_keys
-from pipeline.judges.cost import Meter
-from pipeline.ledger import Ledger
-from pipeline.records import Judgment, Response, Task, Verdict, content_key
-from pipeline.sections import JudgeSection
+from vcot.pipeline.images import ImageStore
+from vcot.pipeline.judges import GroupJudge, Judge, find_judge, judgment_keys
+from vcot.pipeline.judges.cost import Meter
+from vcot.pipeline.ledger import Ledger
+from vcot.pipeline.records import Judgment, Response, Task, Verdict, content_key
+from vcot.pipeline.sections import JudgeSection
 
 
 class CombinedJudge(GroupJudge):

@@ -10,9 +10,9 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from pipeline.errors import RecipeError, RequestError
-from pipeline.records import Record, Usage
-from pipeline.sections import JudgeSection
+from vcot.pipeline.errors import RecipeError, RequestError
+from vcot.pipeline.records import Record, Usage
+from vcot.pipeline.sections import JudgeSection
 
 PRICES_AS_OF = "June 2026"
 NUM_TEXT_TOKENS = 350

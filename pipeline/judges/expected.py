@@ -15,11 +15,11 @@ from collections.abc import Mapping
 from importlib import resources
 from typing import Any, ClassVar
 
-from pipeline.client import Choice
-from pipeline.errors import RequestError
-from pipeline.judges.model import ModelJudge
-from pipeline.judges.verdict import Unreadable, build_format
-from pipeline.records import Verdict
+from vcot.pipeline.client import Choice
+from vcot.pipeline.errors import RequestError
+from vcot.pipeline.judges.model import ModelJudge
+from vcot.pipeline.judges.verdict import Unreadable, build_format
+from vcot.pipeline.records import Verdict
 
 _DIGITS = frozenset("123456789")
 _DIGIT = re.compile(r"(?<!\d)[1-9](?!\d)")

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pipeline.errors import RecipeError
-from pipeline.images import ImageStore
-from pipeline.judges.combined import CombinedJudge, find_shares
-from pipeline.parsers import parse_choice
-from pipeline.records import Judgment, Response, Task, Verdict
-from pipeline.sections import JudgeSection
+from vcot.pipeline.errors import RecipeError
+from vcot.pipeline.images import ImageStore
+from vcot.pipeline.judges.combined import CombinedJudge, find_shares
+from vcot.pipeline.parsers import parse_choice
+from vcot.pipeline.records import Judgment, Response, Task, Verdict
+from vcot.pipeline.sections import JudgeSection
 
 
 class GatedJudge(CombinedJudge):

@@ -17,21 +17,31 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 from weakref import WeakValueDictionary
 
-from pipeline.client import ChatClient, Choice, Completion, user_message
-from pipeline.concurrency import with_retry
-from pipeline.errors import MachineError, RecipeError, RequestError
-from pipeline.faults import Place
-from pipeline.images import ImageStore
-from pipeline.judges import Judge
-from pipeline.judges.cost import Meter
-from pipeline.judges.trial import TEST_IMAGE, TEST_RESPONSE, TEST_TASK, draw_test_image
-from pipeline.judges.verdict import Unreadable
-from pipeline.ledger import Ledger
-from pipeline.pacing import Gate
-from pipeline.prompts import render_options
-from pipeline.records import ImageRef, Reply, Response, SamplingParams, Task, Usage, Verdict, add_usages, content_key
-from pipeline.sections import JudgeSection
-from pipeline.stage import QUEUED
+from vcot.pipeline.client import ChatClient, Choice, Completion, user_message
+from vcot.pipeline.concurrency import with_retry
+from vcot.pipeline.errors import MachineError, RecipeError, RequestError
+from vcot.pipeline.faults import Place
+from vcot.pipeline.images import ImageStore
+from vcot.pipeline.judges import Judge
+from vcot.pipeline.judges.cost import Meter
+from vcot.pipeline.judges.trial import TEST_IMAGE, TEST_RESPONSE, TEST_TASK, draw_test_image
+from vcot.pipeline.judges.verdict import Unreadable
+from vcot.pipeline.ledger import Ledger
+from vcot.pipeline.pacing import Gate
+from vcot.pipeline.prompts import render_options
+from vcot.pipeline.records import (
+    ImageRef,
+    Reply,
+    Response,
+    SamplingParams,
+    Task,
+    Usage,
+    Verdict,
+    add_usages,
+    content_key,
+)
+from vcot.pipeline.sections import JudgeSection
+from vcot.pipeline.stage import QUEUED
 
 if TYPE_CHECKING:
     import httpx2

@@ -16,13 +16,13 @@ from dataclasses import dataclass, replace
 from importlib import resources
 from typing import Any, ClassVar
 
-from pipeline.judges import GroupJudge
-from pipeline.judges.model import ModelJudge, Shown, await_all
-from pipeline.judges.trial import TEST_RESPONSE, TEST_TASK
-from pipeline.judges.verdict import Unreadable, build_format, read_object, read_rationale
-from pipeline.ranking import Game, Rating, count_swiss_rounds, list_all, pair_swiss, rate
-from pipeline.records import Reply, Response, Task, Verdict
-from pipeline.sections import JudgeSection
+from vcot.pipeline.judges import GroupJudge
+from vcot.pipeline.judges.model import ModelJudge, Shown, await_all
+from vcot.pipeline.judges.trial import TEST_RESPONSE, TEST_TASK
+from vcot.pipeline.judges.verdict import Unreadable, build_format, read_object, read_rationale
+from vcot.pipeline.ranking import Game, Rating, count_swiss_rounds, list_all, pair_swiss, rate
+from vcot.pipeline.records import Reply, Response, Task, Verdict
+from vcot.pipeline.sections import JudgeSection
 
 _META = resources.files(__package__).joinpath("meta.txt").read_text("utf-8").strip()
 _WORDS = {"a": 1.0, "tie": 0.5, "b": 0.0}

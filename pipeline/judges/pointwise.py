@@ -9,9 +9,9 @@ from __future__ import annotations
 from importlib import resources
 from typing import Any, ClassVar
 
-from pipeline.judges.model import ModelJudge
-from pipeline.judges.verdict import MAX_SCORE, MIN_SCORE, build_format, read_verdict
-from pipeline.records import Verdict
+from vcot.pipeline.judges.model import ModelJudge
+from vcot.pipeline.judges.verdict import MAX_SCORE, MIN_SCORE, build_format, read_verdict
+from vcot.pipeline.records import Verdict
 
 _PROPERTIES = {
     "rationale": {"type": "string"},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 
-from pipeline.records import ImageRef, Task
+from vcot.pipeline.records import ImageRef, Task
 
 _TEST_SIZE = (640, 480)
 TEST_TASK = Task(

@@ -14,8 +14,8 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline.plain import after_reasoning
-from pipeline.records import Verdict
+from vcot.pipeline.plain import after_reasoning
+from vcot.pipeline.records import Verdict
 
 MIN_SCORE, MAX_SCORE = 1, 10
 _WHOLE = re.compile(r"\s*\+?(\d+)(?:\.0+)?\s*(?:(?:/|out\s+of)\s*10\s*)?")

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import re
 
-from pipeline.judges import Judge
-from pipeline.parsers import parse_choice
-from pipeline.records import Response, Task, Verdict, content_key
+from vcot.pipeline.judges import Judge
+from vcot.pipeline.parsers import parse_choice
+from vcot.pipeline.records import Response, Task, Verdict, content_key
 
 _SENTENCE_END = re.compile(r"[.!?\n]+")
 

@@ -17,10 +17,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import resources
 
-from pipeline.errors import RecipeError
-from pipeline.open_lists import PROMPT_NAMES
-from pipeline.plugins import Plugins
-from pipeline.records import PromptName, Task
+from vcot.pipeline.errors import RecipeError
+from vcot.pipeline.open_lists import PROMPT_NAMES
+from vcot.pipeline.plugins import Plugins
+from vcot.pipeline.records import PromptName, Task
 
 _FIELD = re.compile(r"<question>|<options>|<first>|\{user instruction\}")
 _QUESTION = re.compile(r"<question>|\{user instruction\}")
@@ -71,7 +71,7 @@ class Prompt:
             )
 
 
-PROMPTS: Plugins[Prompt] = PROMPT_NAMES.of_kind(lambda found: isinstance(found, Prompt), "a pipeline.prompts.Prompt")
+PROMPTS: Plugins[Prompt] = PROMPT_NAMES.of_kind(lambda found: isinstance(found, Prompt), "a vcot.Prompt")
 
 
 def split_at(separator: str, *, leave_out: str = "") -> Callable[[str], Parts]:

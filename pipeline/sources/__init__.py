@@ -12,13 +12,13 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from pipeline.errors import DataError, OwedError, RecipeError
-from pipeline.files import replace_file
-from pipeline.images import ImageStore
-from pipeline.records import Task
-from pipeline.sections import TasksSection
-from pipeline.sources.drafts import explain
-from pipeline.sources.source import find_source, keeps, key_tasks, list_parts
+from vcot.pipeline.errors import DataError, OwedError, RecipeError
+from vcot.pipeline.files import replace_file
+from vcot.pipeline.images import ImageStore
+from vcot.pipeline.records import Task
+from vcot.pipeline.sections import TasksSection
+from vcot.pipeline.sources.drafts import explain
+from vcot.pipeline.sources.source import find_source, keeps, key_tasks, list_parts
 
 _log = logging.getLogger(__name__)
 

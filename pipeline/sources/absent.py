@@ -12,11 +12,11 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 
-from pipeline.records import Task
-from pipeline.sources.nano.questions import PngStore
-from pipeline.sources.pen import render
-from pipeline.sources.source import Source
-from pipeline.sources.unusual import THINGS, UNUSUAL_VERSION, Thing, load_whole
+from vcot.pipeline.records import Task
+from vcot.pipeline.sources.nano.questions import PngStore
+from vcot.pipeline.sources.pen import render
+from vcot.pipeline.sources.source import Source
+from vcot.pipeline.sources.unusual import THINGS, UNUSUAL_VERSION, Thing, load_whole
 
 _VERSION = f"absent/1 of {UNUSUAL_VERSION}"
 """Raise it with any change of a question or of what is shown with it."""

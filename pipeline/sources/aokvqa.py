@@ -19,13 +19,13 @@ from pathlib import Path
 
 from pydantic import Field, field_validator
 
-from pipeline.errors import DataError
-from pipeline.images import ImageStore
-from pipeline.records import ImageRef, Split
-from pipeline.sections import TasksSection
-from pipeline.sources.drafts import Draft, Row, StoreImage, digest_files, read_json, read_row
-from pipeline.sources.hub import hub_key, iterate_hub
-from pipeline.sources.source import Source, draw_from, find_path
+from vcot.pipeline.errors import DataError
+from vcot.pipeline.images import ImageStore
+from vcot.pipeline.records import ImageRef, Split
+from vcot.pipeline.sections import TasksSection
+from vcot.pipeline.sources.drafts import Draft, Row, StoreImage, digest_files, read_json, read_row
+from vcot.pipeline.sources.hub import hub_key, iterate_hub
+from vcot.pipeline.sources.source import Source, draw_from, find_path
 
 _HUB_NAME = "HuggingFaceM4/A-OKVQA"
 _log = logging.getLogger(__name__)

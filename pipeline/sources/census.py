@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from pipeline.records import Record, Task
+from vcot.pipeline.records import Record, Task
 
 
 class SourceCount(Record):

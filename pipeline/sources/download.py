@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.errors import DataError
+from vcot.pipeline.errors import DataError
 
 _MAX_BYTES = 64 * 2**20
 _TIMEOUT_S = 30.0

@@ -19,9 +19,9 @@ from typing import Any, TypeVar
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from pipeline.errors import DataError
-from pipeline.images import ImageStore
-from pipeline.records import ImageRef, Split, Task
+from vcot.pipeline.errors import DataError
+from vcot.pipeline.images import ImageStore
+from vcot.pipeline.records import ImageRef, Split, Task
 
 
 class Row(BaseModel):

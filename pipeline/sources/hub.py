@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline.errors import DataError
-from pipeline.images import ImageStore
-from pipeline.records import ImageRef, Split
-from pipeline.sources.drafts import StoreImage
+from vcot.pipeline.errors import DataError
+from vcot.pipeline.images import ImageStore
+from vcot.pipeline.records import ImageRef, Split
+from vcot.pipeline.sources.drafts import StoreImage
 
 _REMEDY = "check the network, or set path to a copy of the official files"
 

@@ -10,11 +10,11 @@ import logging
 from collections import Counter
 from collections.abc import Iterator
 
-from pipeline.errors import DataError, RecipeError
-from pipeline.images import ImageStore
-from pipeline.records import Task, content_key
-from pipeline.sections import TasksSection
-from pipeline.sources.source import Source, find_source, key_tasks, list_parts
+from vcot.pipeline.errors import DataError, RecipeError
+from vcot.pipeline.images import ImageStore
+from vcot.pipeline.records import Task, content_key
+from vcot.pipeline.sections import TasksSection
+from vcot.pipeline.sources.source import Source, find_source, key_tasks, list_parts
 
 _log = logging.getLogger(__name__)
 

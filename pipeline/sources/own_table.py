@@ -14,14 +14,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline.data_sections import ColumnsSection
-from pipeline.errors import DataError, RecipeError
-from pipeline.records import content_key
-from pipeline.sections import TasksSection
-from pipeline.sources.download import download_image
-from pipeline.sources.drafts import Draft, StoreImage, digest_files, tell_apart
-from pipeline.sources.hub import HubRow, hub_key, iterate_hub, iterate_table, open_table
-from pipeline.sources.source import Source, draw_from, need_path
+from vcot.pipeline.data_sections import ColumnsSection
+from vcot.pipeline.errors import DataError, RecipeError
+from vcot.pipeline.records import content_key
+from vcot.pipeline.sections import TasksSection
+from vcot.pipeline.sources.download import download_image
+from vcot.pipeline.sources.drafts import Draft, StoreImage, digest_files, tell_apart
+from vcot.pipeline.sources.hub import HubRow, hub_key, iterate_hub, iterate_table, open_table
+from vcot.pipeline.sources.source import Source, draw_from, need_path
 
 _log = logging.getLogger(__name__)
 _KINDS: Mapping[str, Literal["parquet", "json"]] = {".parquet": "parquet", ".jsonl": "json"}

@@ -20,10 +20,10 @@ from typing import Literal
 
 from pydantic import Field
 
-from pipeline.errors import DataError
-from pipeline.records import Split, content_key
-from pipeline.sections import TasksSection
-from pipeline.sources.drafts import (
+from vcot.pipeline.errors import DataError
+from vcot.pipeline.records import Split, content_key
+from vcot.pipeline.sections import TasksSection
+from vcot.pipeline.sources.drafts import (
     Draft,
     Row,
     StoreImage,
@@ -34,8 +34,8 @@ from pipeline.sources.drafts import (
     read_row,
     tell_apart,
 )
-from pipeline.sources.hub import hub_key, iterate_hub
-from pipeline.sources.source import Source, draw_from, find_path
+from vcot.pipeline.sources.hub import hub_key, iterate_hub
+from vcot.pipeline.sources.source import Source, draw_from, find_path
 
 _HUB_NAME = "derek-thomas/ScienceQA"
 _SUBJECTS = {"natural science": "NAT", "social science": "SOC", "language science": "LAN"}

@@ -11,14 +11,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from pipeline.data_sections import FilterSection, PartSection
-from pipeline.errors import DataError, RecipeError
-from pipeline.images import ImageStore
-from pipeline.open_lists import SOURCE_NAMES
-from pipeline.plugins import Plugins
-from pipeline.records import Split, Task, content_key
-from pipeline.sections import TasksSection
-from pipeline.sources.drafts import Draft, draw
+from vcot.pipeline.data_sections import FilterSection, PartSection
+from vcot.pipeline.errors import DataError, RecipeError
+from vcot.pipeline.images import ImageStore
+from vcot.pipeline.open_lists import SOURCE_NAMES
+from vcot.pipeline.plugins import Plugins
+from vcot.pipeline.records import Split, Task, content_key
+from vcot.pipeline.sections import TasksSection
+from vcot.pipeline.sources.drafts import Draft, draw
 
 NO_FILTER = FilterSection()
 Load = Callable[[TasksSection, ImageStore], Iterable[Task]]
@@ -48,9 +48,7 @@ class Source:
     """Of a usual image; for estimates."""
 
 
-SOURCES: Plugins[Source] = SOURCE_NAMES.of_kind(
-    lambda found: isinstance(found, Source), "a pipeline.sources.source.Source"
-)
+SOURCES: Plugins[Source] = SOURCE_NAMES.of_kind(lambda found: isinstance(found, Source), "a vcot.Source")
 
 
 def find_source(section: TasksSection) -> Source:

@@ -15,14 +15,14 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from pipeline.errors import DataError
-from pipeline.images import ImageStore
-from pipeline.records import Task
-from pipeline.sections import TasksSection
-from pipeline.sources import unusual_drawings as drawings
-from pipeline.sources.nano.questions import PngStore
-from pipeline.sources.pen import Drawing, render
-from pipeline.sources.source import Load, Source
+from vcot.pipeline.errors import DataError
+from vcot.pipeline.images import ImageStore
+from vcot.pipeline.records import Task
+from vcot.pipeline.sections import TasksSection
+from vcot.pipeline.sources import unusual_drawings as drawings
+from vcot.pipeline.sources.nano.questions import PngStore
+from vcot.pipeline.sources.pen import Drawing, render
+from vcot.pipeline.sources.source import Load, Source
 
 UNUSUAL_VERSION = "unusual/1"
 """Raise it with any change of a drawing or a question."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 
-from pipeline.sources.pen import SIZE, Colour, Pen, Point, around
+from vcot.pipeline.sources.pen import SIZE, Colour, Pen, Point, around
 
 _INK, _SKY, _LAWN = (40, 40, 46), (196, 224, 244), (120, 176, 92)
 _WOOD, _GREY, _WHITE, _LEAF = (134, 88, 52), (150, 152, 158), (252, 252, 252), (58, 140, 62)

@@ -15,13 +15,13 @@ from pathlib import Path
 
 from pydantic import Field
 
-from pipeline.errors import DataError
-from pipeline.images import ImageStore
-from pipeline.records import ImageRef
-from pipeline.sections import TasksSection
-from pipeline.sources.drafts import Draft, Row, StoreImage, digest_files, read_json, read_row
-from pipeline.sources.hub import iterate_table, open_table
-from pipeline.sources.source import Source, draw_from, need_path
+from vcot.pipeline.errors import DataError
+from vcot.pipeline.images import ImageStore
+from vcot.pipeline.records import ImageRef
+from vcot.pipeline.sections import TasksSection
+from vcot.pipeline.sources.drafts import Draft, Row, StoreImage, digest_files, read_json, read_row
+from vcot.pipeline.sources.hub import iterate_table, open_table
+from vcot.pipeline.sources.source import Source, draw_from, need_path
 
 _FOLDERS = ("VG_100K", "VG_100K_2", "images", "images/VG_100K", "images/VG_100K_2", "images2/VG_100K_2", ".")
 _LIST = "question_answers.json"

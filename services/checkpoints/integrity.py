@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.errors import CheckpointError
-from pipeline.identity import MANIFEST, compute_digest
-from pipeline.records import CheckpointRef
+from vcot.pipeline.errors import CheckpointError
+from vcot.pipeline.identity import MANIFEST, compute_digest
+from vcot.pipeline.records import CheckpointRef
 
 FileState = tuple[tuple[str, int, int], ...]
 """Of each file its name, size and the time of its last change (ns)."""

@@ -6,9 +6,10 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from pipeline.errors import CheckpointError
-from pipeline.sections import ModelSection
-from services.checkpoints.naming import is_name
+import vcot.training
+from vcot.pipeline.errors import CheckpointError
+from vcot.pipeline.sections import ModelSection
+from vcot.services.checkpoints.naming import is_name
 
 _HUB_FILES = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt", "README.md")
 
@@ -45,9 +46,7 @@ def _find_local(model: ModelSection) -> Path | None:
 
 
 def _bundled_folder() -> Path:
-    import training  # only where it lies; the package itself imports nothing
-
-    return Path(training.__path__[0]) / "checkpoints"
+    return Path(vcot.training.__path__[0]) / "checkpoints"
 
 
 def _download(model: ModelSection) -> Path:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 from rich.table import Table
 
-from pipeline.errors import InputError, MachineError, ServerError
+from vcot.pipeline.errors import InputError, MachineError, ServerError
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi

@@ -24,15 +24,15 @@ from pathlib import Path
 
 from pydantic import Field
 
-from pipeline.errors import CheckpointError
-from pipeline.files import read_record, write_kept_record
-from pipeline.identity import MANIFEST, read_manifest
-from pipeline.manifest import CheckpointManifest
-from pipeline.records import CheckpointRef, Record
-from pipeline.sections import POLICY_ALIAS, ModelSection
-from services.checkpoints.integrity import FileState, check_digest, stat_files
-from services.checkpoints.model_source import find_model
-from services.checkpoints.naming import check_name, is_name
+from vcot.pipeline.errors import CheckpointError
+from vcot.pipeline.files import read_record, write_kept_record
+from vcot.pipeline.identity import MANIFEST, read_manifest
+from vcot.pipeline.manifest import CheckpointManifest
+from vcot.pipeline.records import CheckpointRef, Record
+from vcot.pipeline.sections import POLICY_ALIAS, ModelSection
+from vcot.services.checkpoints.integrity import FileState, check_digest, stat_files
+from vcot.services.checkpoints.model_source import find_model
+from vcot.services.checkpoints.naming import check_name, is_name
 
 BASE_ALIAS = "base"
 _TEMPLATE = "chat_template.jinja"
@@ -307,7 +307,7 @@ class Registry:
         folder = self._folder / name
         if not (folder / MANIFEST).is_file():
             progress(f"asking {directory.name} the canary")
-            command = [sys.executable, "-P", "-m", "training.model.canary", str(directory)]
+            command = [sys.executable, "-P", "-m", "vcot.training.model.canary", str(directory)]
             command += ["--out", str(folder / MANIFEST), "--name", name]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:

@@ -1,6 +1,6 @@
-"""`python -m services.cli`: the vcot command."""
+"""`python -m vcot.services.cli`: the vcot command."""
 
-from services.cli.start import main
+from vcot.services.cli.start import main
 
 if __name__ == "__main__":
     main()

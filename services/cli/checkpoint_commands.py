@@ -6,13 +6,13 @@ from pathlib import Path
 
 from rich.table import Table
 
-from pipeline.errors import InputError, OwedError
-from pipeline.report import Began, Found, Said
-from services.checkpoints.push import Destination, Parcel, pack, push, render_parcel
-from services.cli.terminal import Terminal
-from services.run.parity_gate import parity_stage
-from services.run.rounds import list_rounds
-from services.run.session import Session
+from vcot.pipeline.errors import InputError, OwedError
+from vcot.pipeline.report import Began, Found, Said
+from vcot.services.checkpoints.push import Destination, Parcel, pack, push, render_parcel
+from vcot.services.cli.terminal import Terminal
+from vcot.services.run.parity_gate import parity_stage
+from vcot.services.run.rounds import list_rounds
+from vcot.services.run.session import Session
 
 
 async def checkpoints(session: Session) -> None:

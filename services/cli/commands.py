@@ -7,26 +7,26 @@ from pathlib import Path
 
 from rich.table import Table
 
-from eval.prior import render_prior
-from eval.report_card import render_card
-from pipeline.pairs import PAIR_POLICIES
-from pipeline.report import Began, Completed, Found, Said, Warned, tell
-from services.checkpoints.registry import Checkpoint
-from services.planning.machine import check_machine
-from services.report.exports import write_exports
-from services.run import results, serving
-from services.run import sweep as search
-from services.run.auditing import audit_stage
-from services.run.billing import read_cost, test_judges
-from services.run.parity_gate import parity_stage
-from services.run.probing import probe_priors
-from services.run.reporting import RunEvaluation, evaluate_scores, render, write_run_report
-from services.run.rounds import Round, list_rounds
-from services.run.session import Session
-from services.run.steps import eval_stage, judge_stage, load_scores, pair_stage, sample_stage, swap_stage
-from services.run.training_steps import merge_stage, servers_at_rest, train_stage
-from services.run.trend import ChosenRound, choose_round
-from training.protocol.launch import check_installed
+from vcot.eval.prior import render_prior
+from vcot.eval.report_card import render_card
+from vcot.pipeline.pairs import PAIR_POLICIES
+from vcot.pipeline.report import Began, Completed, Found, Said, Warned, tell
+from vcot.services.checkpoints.registry import Checkpoint
+from vcot.services.planning.machine import check_machine
+from vcot.services.report.exports import write_exports
+from vcot.services.run import results, serving
+from vcot.services.run import sweep as search
+from vcot.services.run.auditing import audit_stage
+from vcot.services.run.billing import read_cost, test_judges
+from vcot.services.run.parity_gate import parity_stage
+from vcot.services.run.probing import probe_priors
+from vcot.services.run.reporting import RunEvaluation, evaluate_scores, render, write_run_report
+from vcot.services.run.rounds import Round, list_rounds
+from vcot.services.run.session import Session
+from vcot.services.run.steps import eval_stage, judge_stage, load_scores, pair_stage, sample_stage, swap_stage
+from vcot.services.run.training_steps import merge_stage, servers_at_rest, train_stage
+from vcot.services.run.trend import ChosenRound, choose_round
+from vcot.training.protocol.launch import check_installed
 
 
 async def audit(current: Round) -> None:

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pipeline.errors import InputError
-from pipeline.report import Report, tell
-from services.checkpoints.model_source import is_bundled
-from services.cli import opening
-from services.cli.target import Target, run_directory
-from services.cli.terminal import Terminal
-from services.planning.eval_plan import Known, plan_evaluation, render_plan
-from services.planning.machine import find_recipe_shape
-from services.recipes.recipe import Recipe, load_recipe
-from services.run.directory import RECIPE
-from services.run.foresight import look_ahead
-from services.run.rounds import list_rounds
-from services.run.session import Session
+from vcot.pipeline.errors import InputError
+from vcot.pipeline.report import Report, tell
+from vcot.services.checkpoints.model_source import is_bundled
+from vcot.services.cli import opening
+from vcot.services.cli.target import Target, run_directory
+from vcot.services.cli.terminal import Terminal
+from vcot.services.planning.eval_plan import Known, plan_evaluation, render_plan
+from vcot.services.planning.machine import find_recipe_shape
+from vcot.services.recipes.recipe import Recipe, load_recipe
+from vcot.services.run.directory import RECIPE
+from vcot.services.run.foresight import look_ahead
+from vcot.services.run.rounds import list_rounds
+from vcot.services.run.session import Session
 
 _BASE_AND_POLICY = 2
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.errors import OwedError
-from pipeline.report import Said, Warned
-from services.run.exporting import Format, write_table
-from services.run.frames import LoadedRun
-from services.run.session import Session
+from vcot.pipeline.errors import OwedError
+from vcot.pipeline.report import Said, Warned
+from vcot.services.run.exporting import Format, write_table
+from vcot.services.run.frames import LoadedRun
+from vcot.services.run.session import Session
 
 
 async def export(session: Session, out: Path, kind: Format) -> None:

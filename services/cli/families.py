@@ -9,8 +9,8 @@ from typing import Annotated
 
 from cyclopts import App, Group, Parameter
 
-from services.cli.flags import Json
-from services.cli.target import DEFAULT, Target
+from vcot.services.cli.flags import Json
+from vcot.services.cli.target import DEFAULT, Target
 
 TOOLS = Group("Tools", sort_key=3)
 
@@ -24,7 +24,7 @@ replicas = App(name="replicas", help="The servers behind the running gateway (al
 @checkpoints.command(name="list")
 def list_checkpoints(target: Target = DEFAULT, *, json: Json = False) -> None:
     """List the run's registered checkpoints."""
-    from services.cli import checkpoint_commands, opening
+    from vcot.services.cli import checkpoint_commands, opening
 
     opening.execute("checkpoints list", target, checkpoint_commands.checkpoints, as_json=json)
 
@@ -39,7 +39,7 @@ def show_checkpoint(name: str, *, target: Target = DEFAULT, json: Json = False) 
         Its name, or an alias.
 
     """
-    from services.cli import checkpoint_commands, opening
+    from vcot.services.cli import checkpoint_commands, opening
 
     opening.execute(
         "checkpoints show", target, lambda session: checkpoint_commands.show_checkpoint(session, name), as_json=json
@@ -56,7 +56,7 @@ def add_checkpoint(directory: Path, *, target: Target = DEFAULT) -> None:
         Holds weights and their manifest, checkpoint.json.
 
     """
-    from services.cli import checkpoint_commands, opening
+    from vcot.services.cli import checkpoint_commands, opening
 
     opening.execute("checkpoints add", target, lambda session: checkpoint_commands.add_checkpoint(session, directory))
 
@@ -71,7 +71,7 @@ def retire_checkpoint(name: str, *, target: Target = DEFAULT) -> None:
         Its name.
 
     """
-    from services.cli import checkpoint_commands, opening
+    from vcot.services.cli import checkpoint_commands, opening
 
     opening.execute("checkpoints retire", target, lambda session: checkpoint_commands.retire_checkpoint(session, name))
 
@@ -80,7 +80,7 @@ def retire_checkpoint(name: str, *, target: Target = DEFAULT) -> None:
 @replicas.command(name="list")
 def list_replicas(target: Target = DEFAULT, *, json: Json = False) -> None:
     """List the servers behind the running gateway."""
-    from services.cli import gateway_commands, opening
+    from vcot.services.cli import gateway_commands, opening
 
     opening.execute("replicas list", target, gateway_commands.replicas, as_json=json)
 
@@ -95,7 +95,7 @@ def add_replica(url: str | None = None, *, target: Target = DEFAULT) -> None:
         Of a vLLM server that runs already, as http://host:port.
 
     """
-    from services.cli import gateway_commands, opening
+    from vcot.services.cli import gateway_commands, opening
 
     opening.execute("replicas add", target, lambda session: gateway_commands.add_replica(session, url))
 
@@ -110,7 +110,7 @@ def remove_replica(name: str, *, target: Target = DEFAULT) -> None:
         As `vcot replicas` lists it.
 
     """
-    from services.cli import gateway_commands, opening
+    from vcot.services.cli import gateway_commands, opening
 
     opening.execute("replicas remove", target, lambda session: gateway_commands.remove_replica(session, name))
 
@@ -141,8 +141,8 @@ def push_pairs(repo: str, *, sending: Sending = _SENDING, target: Target = DEFAU
         Where it goes, as USER/NAME; it is made if it does not exist.
 
     """
-    from services.checkpoints.push import Destination
-    from services.cli import checkpoint_commands, opening
+    from vcot.services.checkpoints.push import Destination
+    from vcot.services.cli import checkpoint_commands, opening
 
     place = Destination(repo, sending.revision, sending.public)
     step = partial(checkpoint_commands.push_pairs, place=place, dry_run=sending.dry_run)
@@ -163,8 +163,8 @@ def push_checkpoint(
         Its name (default: the recipe's policy).
 
     """
-    from services.checkpoints.push import Destination
-    from services.cli import checkpoint_commands, opening
+    from vcot.services.checkpoints.push import Destination
+    from vcot.services.cli import checkpoint_commands, opening
 
     place = Destination(repo, sending.revision, sending.public)
     step = partial(checkpoint_commands.push_checkpoint, place=place, name=checkpoint, dry_run=sending.dry_run)
@@ -183,6 +183,6 @@ def build(out: Path = Path("runs/nano-checkpoint"), *, architecture: str = "llav
         `llava` (LLaVA-1.5's classes) or `qwen` (Qwen3-VL's).
 
     """
-    from services.cli import machine_commands
+    from vcot.services.cli import machine_commands
 
     machine_commands.build_nano(out, architecture)

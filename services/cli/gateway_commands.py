@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from rich.table import Table
 
-from pipeline.errors import InputError
-from pipeline.report import Found, Said
-from services.gateway import admin
-from services.gateway.admin import fetch_state, swap_to
-from services.run import serving
-from services.run.session import Session
+from vcot.pipeline.errors import InputError
+from vcot.pipeline.report import Found, Said
+from vcot.services.gateway import admin
+from vcot.services.gateway.admin import fetch_state, swap_to
+from vcot.services.run import serving
+from vcot.services.run.session import Session
 
 
 async def swap(session: Session, alias: str, name: str) -> None:

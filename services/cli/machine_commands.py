@@ -6,12 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-from pipeline.errors import InputError
-from services.cli.target import Target, run_directory
-from services.cli.terminal import Terminal
-from services.planning.doctor import examine
-from services.recipes.recipe import load_recipe
-from services.run.directory import RECIPE
+from vcot.pipeline.errors import InputError
+from vcot.services.cli.target import Target, run_directory
+from vcot.services.cli.terminal import Terminal
+from vcot.services.planning.doctor import examine
+from vcot.services.recipes.recipe import load_recipe
+from vcot.services.run.directory import RECIPE
 
 
 def doctor(target: Target, *, as_json: bool = False) -> bool:
@@ -26,7 +26,7 @@ def doctor(target: Target, *, as_json: bool = False) -> bool:
 
 def build_nano(out: Path, architecture: str) -> None:
     """`vcot nano build`: the builder in this terminal, as a process of its own."""
-    command = [sys.executable, "-P", "-m", "training.nano", "--out", str(out), "--architecture", architecture]
+    command = [sys.executable, "-P", "-m", "vcot.training.nano", "--out", str(out), "--architecture", architecture]
     done = subprocess.run(command, check=False)
     if done.returncode:
         raise SystemExit(done.returncode)

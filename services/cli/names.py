@@ -8,9 +8,9 @@ from typing import Annotated, Literal
 
 from cyclopts import App, Group, Parameter
 
-from services.cli.families import TOOLS, checkpoints, nano, push, replicas
-from services.cli.flags import Audit, Bundle, CardJson, FileFormat, Flag, Json, MaxCost, NumBundled, Tables, Wandb
-from services.cli.target import DEFAULT, Target, as_cap, as_source, as_tracker
+from vcot.services.cli.families import TOOLS, checkpoints, nano, push, replicas
+from vcot.services.cli.flags import Audit, Bundle, CardJson, FileFormat, Flag, Json, MaxCost, NumBundled, Tables, Wandb
+from vcot.services.cli.target import DEFAULT, Target, as_cap, as_source, as_tracker
 
 _STEPS = Group("The steps of a run", sort_key=1)
 _RUNS = Group("Whole runs", sort_key=0)
@@ -45,7 +45,7 @@ def demo(target: Target = DEFAULT) -> None:
 @app.command(name="run", group=_RUNS)
 def run(target: Target = DEFAULT, *, wandb: Wandb = False, max_cost: MaxCost = None) -> None:
     """Run every step: sample, judge, pair, train, merge, evaluate, swap, report. What is done is not done again."""
-    from services.cli import commands, opening
+    from vcot.services.cli import commands, opening
 
     opening.execute("run", target, commands.run_all, (*as_tracker(wandb), *as_cap(max_cost)))
 
@@ -60,7 +60,7 @@ def rounds(target: Target = DEFAULT, *, num: int | None = None) -> None:
         How many rounds in all (short for --set rounds.num=...).
 
     """
-    from services.cli import commands, opening
+    from vcot.services.cli import commands, opening
 
     overrides = () if num is None else (f"rounds.num={num}",)
     opening.execute("rounds", target, commands.run_all, overrides)
@@ -69,7 +69,7 @@ def rounds(target: Target = DEFAULT, *, num: int | None = None) -> None:
 @app.command(group=_STEPS, sort_key=0)
 def serve(target: Target = DEFAULT) -> None:
     """Serve the run's model behind one OpenAI-compatible URL, until Ctrl-C."""
-    from services.cli import server_commands
+    from vcot.services.cli import server_commands
 
     server_commands.serve(target)
 
@@ -77,7 +77,7 @@ def serve(target: Target = DEFAULT) -> None:
 @app.command(group=_SERVICES)
 def prepare(target: Target = DEFAULT) -> None:
     """Begin a run and fetch its model, with what identifies its answers: what its servers start from."""
-    from services.cli import server_commands
+    from vcot.services.cli import server_commands
 
     server_commands.prepare(target)
 
@@ -106,7 +106,7 @@ def engine(
         Which of several it is, from 0: it takes the GPUs of that place in serve.devices.
 
     """
-    from services.cli import server_commands
+    from vcot.services.cli import server_commands
 
     server_commands.engine(run, host, port, number)
 
@@ -121,7 +121,7 @@ def worker(runs: Path = Path("runs")) -> None:
         The folder that holds the runs' directories.
 
     """
-    from services.cli import server_commands
+    from vcot.services.cli import server_commands
 
     server_commands.work(runs)
 
@@ -138,8 +138,8 @@ def sample(target: Target = DEFAULT, *, source: str | None = None, path: Path | 
         The data set's official on-disk layout (short for --set tasks.path=...).
 
     """
-    from services.cli import opening
-    from services.run import steps
+    from vcot.services.cli import opening
+    from vcot.services.run import steps
 
     opening.execute("sample", target, opening.on_last_round(steps.sample_stage), as_source(source, path))
 
@@ -147,8 +147,8 @@ def sample(target: Target = DEFAULT, *, source: str | None = None, path: Path | 
 @app.command(group=_STEPS, sort_key=2)
 def judge(target: Target = DEFAULT, *, audit: Audit = False, max_cost: MaxCost = None, json: CardJson = False) -> None:
     """Score every response, or find out first whether the judge can be trusted."""
-    from services.cli import commands, opening
-    from services.run import steps
+    from vcot.services.cli import commands, opening
+    from vcot.services.run import steps
 
     step = commands.audit if audit else steps.judge_stage
     opening.execute("judge", target, opening.on_last_round(step), as_cap(max_cost), as_json=json)
@@ -164,8 +164,8 @@ def pair(target: Target = DEFAULT, *, preview: Flag = False, json: Json = False)
         Show what every pair policy would make of them, with ten pairs of the recipe's; nothing is written.
 
     """
-    from services.cli import opening, pair_commands
-    from services.run import steps
+    from vcot.services.cli import opening, pair_commands
+    from vcot.services.run import steps
 
     if preview or json:
         opening.execute("pair --preview", target, pair_commands.preview, as_json=json)
@@ -176,7 +176,7 @@ def pair(target: Target = DEFAULT, *, preview: Flag = False, json: Json = False)
 @app.command(group=_STEPS, sort_key=4)
 def train(target: Target = DEFAULT, *, wandb: Wandb = False) -> None:
     """Train the policy on the pairs, in a process of its own."""
-    from services.cli import commands, opening
+    from vcot.services.cli import commands, opening
 
     opening.execute("train", target, commands.train, as_tracker(wandb))
 
@@ -184,7 +184,7 @@ def train(target: Target = DEFAULT, *, wandb: Wandb = False) -> None:
 @app.command(group=_RUNS)
 def sweep(target: Target = DEFAULT, *, json: Json = False) -> None:
     """Search for training settings on a part of the pairs (recipe section sweep), and print the chosen ones as flags."""
-    from services.cli import commands, opening
+    from vcot.services.cli import commands, opening
 
     opening.execute("sweep", target, commands.sweep, as_json=json)
 
@@ -199,7 +199,7 @@ def merge(target: Target = DEFAULT, *, adapter: bool = False) -> None:
         Write the adapter alone instead, under the names that vLLM's LoRA loader takes.
 
     """
-    from services.cli import commands, opening
+    from vcot.services.cli import commands, opening
 
     opening.execute("merge", target, lambda session: commands.merge(session, adapter=adapter))
 
@@ -214,7 +214,7 @@ def parity(*checkpoints: str, target: Target = DEFAULT, json: Json = False) -> N
         Names of registered checkpoints (default: the recipe's policy).
 
     """
-    from services.cli import commands, opening
+    from vcot.services.cli import commands, opening
 
     opening.execute("parity", target, lambda session: commands.parity(session, checkpoints), as_json=json)
 
@@ -231,7 +231,7 @@ def swap(alias: str, checkpoint: str, *, target: Target = DEFAULT) -> None:
         The name of a registered checkpoint, for example base.
 
     """
-    from services.cli import gateway_commands, opening
+    from vcot.services.cli import gateway_commands, opening
 
     opening.execute("swap", target, lambda session: gateway_commands.swap(session, alias, checkpoint))
 
@@ -250,7 +250,7 @@ def evaluate(
         Only say what it will take (requests, tokens, time, cost) and the smallest difference that it could see.
 
     """
-    from services.cli import commands, eval_commands, opening
+    from vcot.services.cli import commands, eval_commands, opening
 
     if plan:
         eval_commands.plan(target, checkpoints, as_json=json)
@@ -295,7 +295,7 @@ def score(
         Print it as one JSON object.
 
     """
-    from services.cli import score_command
+    from vcot.services.cli import score_command
 
     place = None if path is None else str(path.expanduser().absolute())
     score_command.show(
@@ -313,7 +313,7 @@ def probe(*checkpoints: str, target: Target = DEFAULT, json: Json = False) -> No
         Names of registered checkpoints (default: the base and the recipe's policy, if it is trained).
 
     """
-    from services.cli import commands, opening
+    from vcot.services.cli import commands, opening
 
     opening.execute("probe", target, lambda session: commands.probe(session, checkpoints), as_json=json)
 
@@ -321,7 +321,7 @@ def probe(*checkpoints: str, target: Target = DEFAULT, json: Json = False) -> No
 @app.command(group=_STEPS, sort_key=9)
 def report(target: Target = DEFAULT, *, tables: Tables = None, json: Json = False) -> None:
     """Write the report page and print the table."""
-    from services.cli import commands, opening
+    from vcot.services.cli import commands, opening
 
     opening.execute("report", target, lambda session: commands.report(session, tables), as_json=json)
 
@@ -329,7 +329,7 @@ def report(target: Target = DEFAULT, *, tables: Tables = None, json: Json = Fals
 @app.command(group=_RUNS)
 def status(target: Target = DEFAULT, *, json: Json = False) -> None:
     """Say how far a run is, what it took, and which command works on it; works beside that command, and only reads."""
-    from services.cli import status_command
+    from vcot.services.cli import status_command
 
     status_command.show(target, as_json=json)
 
@@ -348,7 +348,7 @@ def export(run: Path | None = None, *, out: Path, kind: FileFormat = "parquet") 
         Of the files: parquet, jsonl or csv.
 
     """
-    from services.cli import export_command, opening
+    from vcot.services.cli import export_command, opening
 
     opening.execute("export", Target(run=run), lambda session: export_command.export(session, out, kind))
 
@@ -365,7 +365,7 @@ def view(*runs: Path, port: int = 0, bundle: Bundle = None, tasks: NumBundled = 
         Where it answers, on this machine only (default: any that is free).
 
     """
-    from services.cli import view_command
+    from vcot.services.cli import view_command
 
     view_command.view(runs, port, bundle, tasks)
 
@@ -373,7 +373,7 @@ def view(*runs: Path, port: int = 0, bundle: Bundle = None, tasks: NumBundled = 
 @app.command(group=TOOLS)
 def doctor(target: Target = DEFAULT, *, json: Json = False) -> None:
     """Say what this machine can run, and what is missing for a recipe."""
-    from services.cli import machine_commands
+    from vcot.services.cli import machine_commands
 
     if not machine_commands.doctor(target, as_json=json):
         sys.exit(2)
@@ -391,6 +391,6 @@ def recipe(name: str = "nano", *, set: tuple[str, ...] = ()) -> None:  # noqa: A
         Overrides, as section.field=value.
 
     """
-    from services.recipes.recipe import load_recipe, render_recipe
+    from vcot.services.recipes.recipe import load_recipe, render_recipe
 
     sys.stdout.write(render_recipe(load_recipe(name, set)))

@@ -6,14 +6,14 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
-from pipeline.report import Report
-from services.cli.stop import Terminated, cancel_at_sigterm
-from services.cli.target import Target, run_directory
-from services.cli.terminal import Terminal
-from services.run.directory import RECIPE, Access, Run, open_run
-from services.run.live import recording
-from services.run.rounds import Round, list_rounds
-from services.run.session import Session
+from vcot.pipeline.report import Report
+from vcot.services.cli.stop import Terminated, cancel_at_sigterm
+from vcot.services.cli.target import Target, run_directory
+from vcot.services.cli.terminal import Terminal
+from vcot.services.run.directory import RECIPE, Access, Run, open_run
+from vcot.services.run.live import recording
+from vcot.services.run.rounds import Round, list_rounds
+from vcot.services.run.session import Session
 
 Step = Callable[[Session], Awaitable[None]]
 

@@ -7,9 +7,9 @@ import sys
 
 from cyclopts import CycloptsError
 
-from pipeline.printable import printable
-from services.cli.names import app
-from services.cli.stop import SAID, Terminated, ignore_signals, stop_in_order
+from vcot.pipeline.printable import printable
+from vcot.services.cli.names import app
+from vcot.services.cli.stop import SAID, Terminated, ignore_signals, stop_in_order
 
 
 def main() -> None:
@@ -29,7 +29,7 @@ def main() -> None:
         _say(f"{said}, and the same command goes on where it was")
         sys.exit(1)
     except Exception as error:
-        from pipeline.errors import VcotError
+        from vcot.pipeline.errors import VcotError
 
         if not isinstance(error, VcotError):
             raise

@@ -6,10 +6,10 @@ import textwrap
 
 from rich.table import Table
 
-from pipeline.pair_preview import PairExample, PairsPreview
-from pipeline.report import Began, tell
-from services.run.rounds import list_rounds
-from services.run.session import Session
+from vcot.pipeline.pair_preview import PairExample, PairsPreview
+from vcot.pipeline.report import Began, tell
+from vcot.services.run.rounds import list_rounds
+from vcot.services.run.session import Session
 
 _MAX_LINES, _WIDTH = 4, 110
 """Of a response's text."""

@@ -9,18 +9,18 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from eval.eval_section import EvalSection
-from eval.logged.layouts import Fields
-from eval.matrix_table import render_matrix
-from eval.rules import RULES
-from pipeline.errors import InputError
-from pipeline.files import explain
-from pipeline.records import Split
-from pipeline.report import Found, Said
-from services.cli.terminal import Terminal
-from services.report.exports import write_matrix
-from services.run.scoring import Scoring
-from services.run.scoring import score as score_logs
+from vcot.eval.eval_section import EvalSection
+from vcot.eval.logged.layouts import Fields
+from vcot.eval.matrix_table import render_matrix
+from vcot.eval.rules import RULES
+from vcot.pipeline.errors import InputError
+from vcot.pipeline.files import explain
+from vcot.pipeline.records import Split
+from vcot.pipeline.report import Found, Said
+from vcot.services.cli.terminal import Terminal
+from vcot.services.report.exports import write_matrix
+from vcot.services.run.scoring import Scoring
+from vcot.services.run.scoring import score as score_logs
 
 ALL = "all"
 

@@ -6,17 +6,17 @@ import asyncio
 from pathlib import Path
 from typing import NoReturn
 
-from pipeline.errors import CheckpointError
-from services.checkpoints.registry import Registry
-from services.cli.opening import open_target
-from services.cli.stop import Terminated, cancel_at_sigterm
-from services.cli.target import Target, run_directory
-from services.cli.terminal import Terminal
-from services.engine.command import Address
-from services.engine.vllm import become_server
-from services.jobs import submitted
-from services.run import serving
-from services.run.directory import open_run
+from vcot.pipeline.errors import CheckpointError
+from vcot.services.checkpoints.registry import Registry
+from vcot.services.cli.opening import open_target
+from vcot.services.cli.stop import Terminated, cancel_at_sigterm
+from vcot.services.cli.target import Target, run_directory
+from vcot.services.cli.terminal import Terminal
+from vcot.services.engine.command import Address
+from vcot.services.engine.vllm import become_server
+from vcot.services.jobs import submitted
+from vcot.services.run import serving
+from vcot.services.run.directory import open_run
 
 
 def prepare(target: Target) -> None:

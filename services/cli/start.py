@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from services.cli.stop import stop_at_once
+from vcot.services.cli.stop import stop_at_once
 
 
 def main() -> None:
     """The entry point."""
     stop_at_once()
-    from services.cli.outcome import main as run
+    from vcot.services.cli.outcome import main as run
 
     run()

@@ -8,16 +8,16 @@ import time
 from rich.console import RenderableType
 from rich.table import Column, Table
 
-from pipeline.errors import InputError
-from pipeline.judges.cost import describe_tokens
-from pipeline.report import ignore, tell
-from services.cli.target import Target, run_directory
-from services.cli.terminal import Terminal
-from services.run.directory import RECIPE, open_run
-from services.run.live import Live, find_holder, read_live, say_span
-from services.run.session import Session
-from services.run.stages import RunStatus
-from services.run.status import look_at_run
+from vcot.pipeline.errors import InputError
+from vcot.pipeline.judges.cost import describe_tokens
+from vcot.pipeline.report import ignore, tell
+from vcot.services.cli.target import Target, run_directory
+from vcot.services.cli.terminal import Terminal
+from vcot.services.run.directory import RECIPE, open_run
+from vcot.services.run.live import Live, find_holder, read_live, say_span
+from vcot.services.run.session import Session
+from vcot.services.run.stages import RunStatus
+from vcot.services.run.status import look_at_run
 
 
 def show(target: Target, *, as_json: bool) -> None:

@@ -19,9 +19,9 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.printable import printable
-from pipeline.records import Record, StageCount
-from pipeline.report import Accounted, Began, Completed, Ended, Event, Found, Progress, Said, Waiting, Warned
+from vcot.pipeline.printable import printable
+from vcot.pipeline.records import Record, StageCount
+from vcot.pipeline.report import Accounted, Began, Completed, Ended, Event, Found, Progress, Said, Waiting, Warned
 
 _LINE_EVERY_S = 5.0
 _MAX_WIDTH = 1000

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import uvicorn
 
-from pipeline.errors import InputError
-from services.cli.stop import Terminated, cancel_at_sigterm
-from services.cli.target import run_directory
-from services.cli.terminal import Terminal
-from services.gateway.http.server import UnsignalledServer
-from services.view.entry import TOKEN
-from services.view.shown import ViewedRun
-from services.view.viewer import create_app
+from vcot.pipeline.errors import InputError
+from vcot.services.cli.stop import Terminated, cancel_at_sigterm
+from vcot.services.cli.target import run_directory
+from vcot.services.cli.terminal import Terminal
+from vcot.services.gateway.http.server import UnsignalledServer
+from vcot.services.view.entry import TOKEN
+from vcot.services.view.shown import ViewedRun
+from vcot.services.view.viewer import create_app
 
 HOST = "127.0.0.1"
 _GRACE_S = 1
@@ -44,7 +44,7 @@ def view(runs: Sequence[Path], port: int, bundle: Path | None, tasks: int | None
 
 
 def _write(directories: Sequence[Path], port: int, out: Path, num_tasks: int) -> None:
-    from services.view.bundle import write_bundle  # with what makes an index, which a viewer does without
+    from vcot.services.view.bundle import write_bundle  # with what makes an index, which a viewer does without
 
     if len(directories) > 1:
         raise InputError("a bundle is of one run; write one for each")

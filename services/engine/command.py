@@ -13,9 +13,9 @@ from importlib import metadata, util
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from pipeline.errors import MachineError
-from services.checkpoints.registry import Checkpoint
-from services.engine.serve_section import ServeSection
+from vcot.pipeline.errors import MachineError
+from vcot.services.checkpoints.registry import Checkpoint
+from vcot.services.engine.serve_section import ServeSection
 
 Build = Literal["cpu", "cuda"]
 

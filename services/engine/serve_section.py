@@ -6,10 +6,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from pipeline.addresses import UpstreamUrl
-from pipeline.fields import Count, Fraction, Section
-from services.engine.engine_args import check_engine_args
-from training.protocol.train_sections import Dtype
+from vcot.pipeline.addresses import UpstreamUrl
+from vcot.pipeline.fields import Count, Fraction, Section
+from vcot.services.engine.engine_args import check_engine_args
+from vcot.training.protocol.train_sections import Dtype
 
 
 class ServeSection(Section):

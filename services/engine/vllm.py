@@ -26,12 +26,12 @@ from typing import NoReturn
 
 import httpx
 
-from pipeline.errors import MachineError, ServerError
-from services.checkpoints.registry import Checkpoint
-from services.engine.command import Address, find_build, server_command, server_environment
-from services.engine.lifeline import keeper_command
-from services.engine.logs import bound
-from services.engine.serve_section import ServeSection
+from vcot.pipeline.errors import MachineError, ServerError
+from vcot.services.checkpoints.registry import Checkpoint
+from vcot.services.engine.command import Address, find_build, server_command, server_environment
+from vcot.services.engine.lifeline import keeper_command
+from vcot.services.engine.logs import bound
+from vcot.services.engine.serve_section import ServeSection
 
 Progress = Callable[[str], None]
 

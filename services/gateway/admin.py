@@ -13,11 +13,11 @@ from urllib.parse import quote
 import httpx
 from pydantic import Field, ValidationError, model_validator
 
-from pipeline import errors
-from pipeline.addresses import UpstreamUrl
-from pipeline.errors import ServerError, UnreachableError, VcotError
-from pipeline.records import CheckpointRef, Record
-from services.checkpoints.registry import CheckpointInfo
+from vcot.pipeline import errors
+from vcot.pipeline.addresses import UpstreamUrl
+from vcot.pipeline.errors import ServerError, UnreachableError, VcotError
+from vcot.pipeline.records import CheckpointRef, Record
+from vcot.services.checkpoints.registry import CheckpointInfo
 
 Wanted = Literal["auto", "sleep", "stop"]
 """How servers are to rest: `auto` is `sleep` where they can, else not at all."""
@@ -284,6 +284,6 @@ def told(response: httpx.Response) -> str:
 
 
 def named_error(kind: str, message: str) -> VcotError:
-    """The exception of that name in pipeline.errors; a ServerError for any other name."""
+    """The exception of that name in vcot.pipeline.errors; a ServerError for any other name."""
     known = getattr(errors, kind, None)
     return known(message) if isinstance(known, type) and issubclass(known, VcotError) else ServerError(message)

@@ -17,10 +17,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import NoReturn
 
-from pipeline.errors import BusyError, InputError
-from pipeline.files import write_record
-from services.jobs.trainer import job_process
-from training.protocol.job import ENDED, JOB, STATUS, TrainJob, TrainStatus, exclusive, read_record, read_status
+from vcot.pipeline.errors import BusyError, InputError
+from vcot.pipeline.files import write_record
+from vcot.services.jobs.trainer import job_process
+from vcot.training.protocol.job import ENDED, JOB, STATUS, TrainJob, TrainStatus, exclusive, read_record, read_status
 
 Say = Callable[[str], None]
 _POLL_S = 1.0

@@ -17,12 +17,12 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from pipeline.errors import InputError, ServerError
-from pipeline.files import write_record
-from pipeline.report import OnSteps
-from services.engine.lifeline import keeper_command
-from services.engine.logs import bound
-from training.protocol.job import (
+from vcot.pipeline.errors import InputError, ServerError
+from vcot.pipeline.files import write_record
+from vcot.pipeline.report import OnSteps
+from vcot.services.engine.lifeline import keeper_command
+from vcot.services.engine.logs import bound
+from vcot.training.protocol.job import (
     ADAPTER,
     ENDED,
     JOB,
@@ -91,7 +91,7 @@ def job_process(
 ) -> contextlib.AbstractAsyncContextManager[asyncio.subprocess.Process]:
     """The process that works on a submitted job; it ends with the block, and with this process."""
     arguments: list[Path | str] = [directory, "--merge-into", merge_into] if merge_into else [directory]
-    return _worker("training.worker", arguments, directory / "worker.log")
+    return _worker("vcot.training.worker", arguments, directory / "worker.log")
 
 
 async def train_all(jobs: Mapping[Path, TrainJob], log: Path, on_poll: Callable[[], None]) -> None:
@@ -104,7 +104,7 @@ async def train_all(jobs: Mapping[Path, TrainJob], log: Path, on_poll: Callable[
         directory.mkdir(parents=True, exist_ok=True)
         write_record(directory / JOB, job)
         (directory / STATUS).unlink(missing_ok=True)
-    async with _worker("training.worker", list(jobs), log) as process:
+    async with _worker("vcot.training.worker", list(jobs), log) as process:
         while process.returncode is None:
             on_poll()
             with contextlib.suppress(TimeoutError):
@@ -118,7 +118,7 @@ async def merge(job: TrainJob, directory: Path, out: Path) -> None:
     """Make the checkpoint of the trained job in `directory` at `out`, with manifest, probe and canary."""
     write_record(directory / JOB, job)  # its merge settings may be others than when it was trained
     log = directory / "merge.log"
-    async with _worker("training.merge", [directory, out], log) as process:
+    async with _worker("vcot.training.merge", [directory, out], log) as process:
         await process.wait()
     _check(process.returncode, log, None)
 

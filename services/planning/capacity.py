@@ -25,10 +25,10 @@ from dataclasses import dataclass
 from functools import reduce
 from typing import Literal
 
-from services.engine.serve_section import ServeSection
-from services.recipes.recipe import Recipe
-from training.protocol.memory import BYTES, GIB, MemoryEstimate, estimate_memory
-from training.protocol.shape import Shape
+from vcot.services.engine.serve_section import ServeSection
+from vcot.services.recipes.recipe import Recipe
+from vcot.training.protocol.memory import BYTES, GIB, MemoryEstimate, estimate_memory
+from vcot.training.protocol.shape import Shape
 
 EngineState = Literal["kept", "asleep", "stopped"]
 ASLEEP_GIB = 2.0

@@ -15,27 +15,27 @@ from typing import Literal
 from rich.table import Table
 from rich.text import Text
 
-from eval.benchmark import find_benchmark
-from eval.eval_section import EvalSection
-from pipeline.errors import CheckpointError, InputError, MachineError, RecipeError
-from pipeline.identity import check_layout
-from pipeline.judges import JUDGES, list_sections
-from pipeline.records import Record
-from pipeline.report import Report, tell
-from pipeline.sections import JudgeSection, TasksSection
-from pipeline.sources.source import find_source, list_parts
-from services.checkpoints.model_source import find_model, is_bundled, is_hub_id
-from services.planning.capacity import Cards, engine_state, find_fit, make_plan
-from services.planning.estimate import count_work, estimate_disk
-from services.planning.machine import MINIMUM_DRIVERS, cards_of, cuda_of_torch, driver_fault, find_recipe_shape
-from services.planning.outlook import render_costs, render_fits
-from services.recipes.recipe import Recipe
-from training.protocol import memory
-from training.protocol.gpus import Gpus, list_gpus
-from training.protocol.launch import check_installed
-from training.protocol.memory import BYTES, GIB
-from training.protocol.shape import Shape
-from training.protocol.train_sections import TrainSection
+from vcot.eval.benchmark import find_benchmark
+from vcot.eval.eval_section import EvalSection
+from vcot.pipeline.errors import CheckpointError, InputError, MachineError, RecipeError
+from vcot.pipeline.identity import check_layout
+from vcot.pipeline.judges import JUDGES, list_sections
+from vcot.pipeline.records import Record
+from vcot.pipeline.report import Report, tell
+from vcot.pipeline.sections import JudgeSection, TasksSection
+from vcot.pipeline.sources.source import find_source, list_parts
+from vcot.services.checkpoints.model_source import find_model, is_bundled, is_hub_id
+from vcot.services.planning.capacity import Cards, engine_state, find_fit, make_plan
+from vcot.services.planning.estimate import count_work, estimate_disk
+from vcot.services.planning.machine import MINIMUM_DRIVERS, cards_of, cuda_of_torch, driver_fault, find_recipe_shape
+from vcot.services.planning.outlook import render_costs, render_fits
+from vcot.services.recipes.recipe import Recipe
+from vcot.training.protocol import memory
+from vcot.training.protocol.gpus import Gpus, list_gpus
+from vcot.training.protocol.launch import check_installed
+from vcot.training.protocol.memory import BYTES, GIB
+from vcot.training.protocol.shape import Shape
+from vcot.training.protocol.train_sections import TrainSection
 
 Verdict = Literal["ok", "missing", "note"]
 _BASE_MEMORY_GIB = 6.0

@@ -19,14 +19,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from eval.benchmark import find_benchmark
-from pipeline.judges import count_requests, list_sections
-from pipeline.judges.cost import estimate_cost, find_prices, guess_prompt_tokens
-from pipeline.prompts import PROMPTS
-from pipeline.records import PromptName
-from pipeline.sections import JudgeSection, TasksSection
-from pipeline.sources.source import NO_FILTER, SOURCES, list_parts
-from services.planning.assumptions import (
+from vcot.eval.benchmark import find_benchmark
+from vcot.pipeline.judges import count_requests, list_sections
+from vcot.pipeline.judges.cost import estimate_cost, find_prices, guess_prompt_tokens
+from vcot.pipeline.prompts import PROMPTS
+from vcot.pipeline.records import PromptName
+from vcot.pipeline.sections import JudgeSection, TasksSection
+from vcot.pipeline.sources.source import NO_FILTER, SOURCES, list_parts
+from vcot.services.planning.assumptions import (
     CHECKPOINTS_KEPT,
     DECODE_EFFICIENCY,
     DISK_BYTES_S,
@@ -52,11 +52,11 @@ from services.planning.assumptions import (
     CardKind,
     Span,
 )
-from services.planning.capacity import Cards, MemoryPlan, engine_state, make_plan
-from services.planning.workload import Workload, cut_tokens
-from services.recipes.recipe import Recipe
-from training.protocol.memory import BYTES, GIB
-from training.protocol.shape import Shape
+from vcot.services.planning.capacity import Cards, MemoryPlan, engine_state, make_plan
+from vcot.services.planning.workload import Workload, cut_tokens
+from vcot.services.recipes.recipe import Recipe
+from vcot.training.protocol.memory import BYTES, GIB
+from vcot.training.protocol.shape import Shape
 
 
 @dataclass(frozen=True)

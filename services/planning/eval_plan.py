@@ -15,19 +15,19 @@ from typing import Literal
 from rich.console import RenderableType
 from rich.table import Table
 
-from eval.benchmark import find_benchmark
-from eval.image_reliance import TEXT_ONLY
-from eval.statistics import Noise, plan_effect
-from eval.table import format_range
-from pipeline.errors import InputError
-from pipeline.judges.cost import describe_tokens
-from pipeline.records import PromptName, Record
-from services.planning.assumptions import ACCURACY, ALIKE, CORRELATION, KINDS, NANO_RESPONSES_S, Span
-from services.planning.estimate import count_tasks, evaluation_hours, list_evaluation
-from services.planning.outlook import format_span
-from services.planning.workload import Workload
-from services.recipes.recipe import Recipe
-from training.protocol.shape import Shape
+from vcot.eval.benchmark import find_benchmark
+from vcot.eval.image_reliance import TEXT_ONLY
+from vcot.eval.statistics import Noise, plan_effect
+from vcot.eval.table import format_range
+from vcot.pipeline.errors import InputError
+from vcot.pipeline.judges.cost import describe_tokens
+from vcot.pipeline.records import PromptName, Record
+from vcot.services.planning.assumptions import ACCURACY, ALIKE, CORRELATION, KINDS, NANO_RESPONSES_S, Span
+from vcot.services.planning.estimate import count_tasks, evaluation_hours, list_evaluation
+from vcot.services.planning.outlook import format_span
+from vcot.services.planning.workload import Workload
+from vcot.services.recipes.recipe import Recipe
+from vcot.training.protocol.shape import Shape
 
 
 class Likely(Record):

@@ -10,13 +10,13 @@ from collections.abc import Mapping
 from importlib import util
 from pathlib import Path
 
-from pipeline.errors import CheckpointError, MachineError
-from pipeline.sections import ModelSection
-from services.checkpoints.model_source import find_model, is_bundled, is_hub_id
-from services.planning.capacity import Cards, find_fit, make_plan
-from services.recipes.recipe import Recipe
-from training.protocol.gpus import Gpus, list_gpus
-from training.protocol.shape import Shape, find_shape, read_shape
+from vcot.pipeline.errors import CheckpointError, MachineError
+from vcot.pipeline.sections import ModelSection
+from vcot.services.checkpoints.model_source import find_model, is_bundled, is_hub_id
+from vcot.services.planning.capacity import Cards, find_fit, make_plan
+from vcot.services.recipes.recipe import Recipe
+from vcot.training.protocol.gpus import Gpus, list_gpus
+from vcot.training.protocol.shape import Shape, find_shape, read_shape
 
 MINIMUM_DRIVERS: Mapping[int, int] = {11: 450, 12: 525, 13: 580}
 """The oldest Linux driver for each major version of CUDA (NVIDIA, CUDA Compatibility, minor version compatibility)."""

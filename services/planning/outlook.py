@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pipeline.judges import list_sections
-from services.planning.assumptions import KINDS, SIZES, THOUGHT_TOKENS, Span
-from services.planning.capacity import Cards, make_plan
-from services.planning.estimate import (
+from vcot.pipeline.judges import list_sections
+from vcot.services.planning.assumptions import KINDS, SIZES, THOUGHT_TOKENS, Span
+from vcot.services.planning.capacity import Cards, make_plan
+from vcot.services.planning.estimate import (
     Counts,
     RunEstimate,
     count_work,
@@ -16,8 +16,8 @@ from services.planning.estimate import (
     estimate_run,
     judge_hours,
 )
-from services.recipes.recipe import Recipe
-from training.protocol.shape import Shape
+from vcot.services.recipes.recipe import Recipe
+from vcot.training.protocol.shape import Shape
 
 NUMS = (1, 2, 4, 8)
 _STAGES = ("prepare", "sample", "judge", "train", "merge", "evaluate")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pipeline.prompts import PROMPTS
-from pipeline.records import PromptName
-from services.planning.assumptions import ANSWER_TOKENS, THOUGHT_TOKENS, Span
+from vcot.pipeline.prompts import PROMPTS
+from vcot.pipeline.records import PromptName
+from vcot.services.planning.assumptions import ANSWER_TOKENS, THOUGHT_TOKENS, Span
 
 
 @dataclass(frozen=True)

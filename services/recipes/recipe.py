@@ -13,16 +13,16 @@ from typing import Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ValidationError, model_validator
 
-from eval.eval_section import EvalSection
-from pipeline.errors import RecipeError
-from pipeline.fields import Count, Section
-from pipeline.files import read_text
-from pipeline.markdown import UNSEEN
-from pipeline.public import public_name
-from pipeline.records import Split
-from pipeline.sections import JudgeSection, ModelSection, PairsSection, SampleSection, TasksSection
-from services.engine.serve_section import ServeSection
-from training.protocol.train_sections import MergeSection, SweepSection, TrainSection
+from vcot.eval.eval_section import EvalSection
+from vcot.pipeline.errors import RecipeError
+from vcot.pipeline.fields import Count, Section
+from vcot.pipeline.files import read_text
+from vcot.pipeline.markdown import UNSEEN
+from vcot.pipeline.public import public_name
+from vcot.pipeline.records import Split
+from vcot.pipeline.sections import JudgeSection, ModelSection, PairsSection, SampleSection, TasksSection
+from vcot.services.engine.serve_section import ServeSection
+from vcot.training.protocol.train_sections import MergeSection, SweepSection, TrainSection
 
 
 class RoundsSection(Section):
@@ -84,7 +84,7 @@ def _list_images(judge: JudgeSection) -> list[str]:
 
 def list_recipes() -> list[str]:
     """Names of the recipes that come with vcot."""
-    folder = resources.files("services").joinpath("recipes")
+    folder = resources.files("vcot.services").joinpath("recipes")
     return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
 
 
@@ -95,7 +95,7 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     """
     path = Path(name)
     if name in list_recipes():
-        text = resources.files("services").joinpath("recipes", f"{name}.toml").read_text("utf-8")
+        text = resources.files("vcot.services").joinpath("recipes", f"{name}.toml").read_text("utf-8")
     elif path.suffix == ".toml" and path.is_file():
         text = read_text(path)
     elif path.suffix == ".toml":

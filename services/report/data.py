@@ -5,24 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from eval.benchmark import Benchmark
-from eval.breakdown import PartRow
-from eval.findings import Difference, EvalResult
-from eval.image_reliance import Reliance
-from eval.margins import Margin
-from eval.matrix import Matrix
-from eval.prior import PriorReport
-from eval.published import PaperRow
-from eval.repeats import Repeats
-from eval.report_card import ReportCard
-from pipeline.contamination import Contamination, Match
-from pipeline.judges.cost import Cost
-from pipeline.pairs import PreferencePair
-from pipeline.records import CheckpointRef, Record, StageCount, Task
-from services.recipes.recipe import Recipe
-from services.run.parity import ParityReport
-from training.protocol.job import TrainProgress, TrainStatus
-from training.protocol.search import Sweep
+from vcot.eval.benchmark import Benchmark
+from vcot.eval.breakdown import PartRow
+from vcot.eval.findings import Difference, EvalResult
+from vcot.eval.image_reliance import Reliance
+from vcot.eval.margins import Margin
+from vcot.eval.matrix import Matrix
+from vcot.eval.prior import PriorReport
+from vcot.eval.published import PaperRow
+from vcot.eval.repeats import Repeats
+from vcot.eval.report_card import ReportCard
+from vcot.pipeline.contamination import Contamination, Match
+from vcot.pipeline.judges.cost import Cost
+from vcot.pipeline.pairs import PreferencePair
+from vcot.pipeline.records import CheckpointRef, Record, StageCount, Task
+from vcot.services.recipes.recipe import Recipe
+from vcot.services.run.parity import ParityReport
+from vcot.training.protocol.job import TrainProgress, TrainStatus
+from vcot.training.protocol.search import Sweep
 
 
 @dataclass(frozen=True)

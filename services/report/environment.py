@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
-from eval.table import format_half, format_p
+from vcot.eval.table import format_half, format_p
 
 
 def make_environment(*packages: str) -> Environment:
     """What renders the report's templates, after those of other packages; all that is filled in is escaped."""
     environment = Environment(
-        loader=ChoiceLoader([PackageLoader(package) for package in (*packages, "services.report")]),
+        loader=ChoiceLoader([PackageLoader(package) for package in (*packages, "vcot.services.report")]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from rich.console import RenderableType
 
-from eval.evaluate import Evaluation
-from eval.matrix import Matrix
-from eval.matrix_table import render_matrix
-from eval.table import OVERALL
-from eval.table_files import (
+from vcot.eval.evaluate import Evaluation
+from vcot.eval.matrix import Matrix
+from vcot.eval.matrix_table import render_matrix
+from vcot.eval.table import OVERALL
+from vcot.eval.table_files import (
     Row,
     list_matrix,
     list_rows,
@@ -21,8 +21,8 @@ from eval.table_files import (
     write_matrix_latex,
     write_parquet,
 )
-from pipeline.files import replace_file
-from services.report import figures
+from vcot.pipeline.files import replace_file
+from vcot.services.report import figures
 
 
 def write_exports(

@@ -13,14 +13,14 @@ from collections.abc import Callable, Sequence
 from importlib import resources
 from typing import TYPE_CHECKING
 
-from eval.findings import Difference, EvalResult
-from eval.image_reliance import Reliance
-from eval.margins import Margin
-from eval.table import OVERALL
-from pipeline.records import Interval
-from services.report.data import TrendRow
-from training.protocol.job import TrainProgress
-from training.protocol.search import VARIED, Sweep, SweepPoint
+from vcot.eval.findings import Difference, EvalResult
+from vcot.eval.image_reliance import Reliance
+from vcot.eval.margins import Margin
+from vcot.eval.table import OVERALL
+from vcot.pipeline.records import Interval
+from vcot.services.report.data import TrendRow
+from vcot.training.protocol.job import TrainProgress
+from vcot.training.protocol.search import VARIED, Sweep, SweepPoint
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -238,7 +238,7 @@ def draw_gap(progress: Sequence[TrainProgress]) -> str:
 
 def standalone(svg: str) -> str:
     """A figure as a document of its own, which follows the viewer's light or dark scheme as the page does."""
-    style = resources.files("services.report").joinpath("templates", "style.css").read_text("utf-8")
+    style = resources.files("vcot.services.report").joinpath("templates", "style.css").read_text("utf-8")
     colours = style[: style.index("* {")]  # the variables of both schemes stand first
     tag, inside = svg.split(">", 1)
     namespaces = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'

@@ -17,25 +17,25 @@ from typing import Any
 
 from markupsafe import Markup
 
-from eval.image_reliance import describe_reliance
-from eval.margins import describe_margins
-from eval.matrix import Matrix
-from eval.matrix_table import describe_logs, describe_reasons
-from eval.prior import describe_prior
-from eval.published import describe_published
-from eval.repeats import describe_repeats
-from eval.report_card import list_figures
-from eval.table import LEVEL, OVERALL, describe_differences, describe_family
-from pipeline.contamination import Match
-from pipeline.files import replace_file
-from pipeline.images import media_type
-from pipeline.judges.verifier import normalise_statement
-from pipeline.prompts import split_thought
-from pipeline.records import ImageRef, PromptName, Task
-from services.recipes.recipe import render_recipe
-from services.report import figures
-from services.report.data import Example, Lookalikes, ReportData
-from services.report.environment import make_environment
+from vcot.eval.image_reliance import describe_reliance
+from vcot.eval.margins import describe_margins
+from vcot.eval.matrix import Matrix
+from vcot.eval.matrix_table import describe_logs, describe_reasons
+from vcot.eval.prior import describe_prior
+from vcot.eval.published import describe_published
+from vcot.eval.repeats import describe_repeats
+from vcot.eval.report_card import list_figures
+from vcot.eval.table import LEVEL, OVERALL, describe_differences, describe_family
+from vcot.pipeline.contamination import Match
+from vcot.pipeline.files import replace_file
+from vcot.pipeline.images import media_type
+from vcot.pipeline.judges.verifier import normalise_statement
+from vcot.pipeline.prompts import split_thought
+from vcot.pipeline.records import ImageRef, PromptName, Task
+from vcot.services.recipes.recipe import render_recipe
+from vcot.services.report import figures
+from vcot.services.report.data import Example, Lookalikes, ReportData
+from vcot.services.report.environment import make_environment
 
 _SENTENCE_BREAK = re.compile(r"(?<=[.!?])\s+|\n+")
 

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pipeline.errors import StageError
-from pipeline.judge_batches import BatchClient, Batches, judge_in_batches
-from pipeline.judges import Judge
-from pipeline.judges.cost import Meter
-from pipeline.judges.model import ModelJudge
-from pipeline.judging import Standing, find_unjudged_fault, judge_responses
-from pipeline.records import StageCount
-from pipeline.report import Said, progress, tracking
-from pipeline.sample import Group, Groups
-from services.run.billing import read_meter, say_estimate, test_judge
-from services.run.session import Session
+from vcot.pipeline.errors import StageError
+from vcot.pipeline.judge_batches import BatchClient, Batches, judge_in_batches
+from vcot.pipeline.judges import Judge
+from vcot.pipeline.judges.cost import Meter
+from vcot.pipeline.judges.model import ModelJudge
+from vcot.pipeline.judging import Standing, find_unjudged_fault, judge_responses
+from vcot.pipeline.records import StageCount
+from vcot.pipeline.report import Said, progress, tracking
+from vcot.pipeline.sample import Group, Groups
+from vcot.services.run.billing import read_meter, say_estimate, test_judge
+from vcot.services.run.session import Session
 
 
 async def judge_groups(

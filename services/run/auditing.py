@@ -11,25 +11,25 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import replace
 from typing import Any, Literal
 
-from eval.image_reliance import choose_images
-from eval.report_card import Duel, ReportCard, build_card
-from pipeline.errors import DataError, OwedError, StageError
-from pipeline.files import write_record
-from pipeline.images import ImageStore
-from pipeline.judges import Judge, find_judge
-from pipeline.judges.combined import find_shares
-from pipeline.judges.pairwise import count_hanging
-from pipeline.judging import find_standing, look_at_judgments
-from pipeline.ledger import Ledger
-from pipeline.pair_policies import is_response_right
-from pipeline.records import CheckpointRef, Judgment, Response, Task, content_key
-from pipeline.report import Began
-from pipeline.sample import Group, Groups
-from pipeline.sections import JudgeSection
-from services.run.asking import ask_judge
-from services.run.rounds import Round, make_judge
-from services.run.session import Session
-from training.protocol.job import read_record
+from vcot.eval.image_reliance import choose_images
+from vcot.eval.report_card import Duel, ReportCard, build_card
+from vcot.pipeline.errors import DataError, OwedError, StageError
+from vcot.pipeline.files import write_record
+from vcot.pipeline.images import ImageStore
+from vcot.pipeline.judges import Judge, find_judge
+from vcot.pipeline.judges.combined import find_shares
+from vcot.pipeline.judges.pairwise import count_hanging
+from vcot.pipeline.judging import find_standing, look_at_judgments
+from vcot.pipeline.ledger import Ledger
+from vcot.pipeline.pair_policies import is_response_right
+from vcot.pipeline.records import CheckpointRef, Judgment, Response, Task, content_key
+from vcot.pipeline.report import Began
+from vcot.pipeline.sample import Group, Groups
+from vcot.pipeline.sections import JudgeSection
+from vcot.services.run.asking import ask_judge
+from vcot.services.run.rounds import Round, make_judge
+from vcot.services.run.session import Session
+from vcot.training.protocol.job import read_record
 
 Way = Literal["own", "again", "none", "blank", "other"]
 """How the judge is asked: as the recipe says, with another seed, and with another image or none."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pipeline.errors import AccountError, RecipeError, RequestError, StageError
-from pipeline.faults import find_remedy
-from pipeline.judges import Judge
-from pipeline.judges.cost import PRICES_AS_OF, Cost, Meter, open_meter
-from pipeline.report import Began, Said, Warned
-from services.run.rounds import list_rounds, make_judge
-from services.run.session import Session
+from vcot.pipeline.errors import AccountError, RecipeError, RequestError, StageError
+from vcot.pipeline.faults import find_remedy
+from vcot.pipeline.judges import Judge
+from vcot.pipeline.judges.cost import PRICES_AS_OF, Cost, Meter, open_meter
+from vcot.pipeline.report import Began, Said, Warned
+from vcot.services.run.rounds import list_rounds, make_judge
+from vcot.services.run.session import Session
 
 
 def read_meter(session: Session, judge: Judge) -> Meter:

@@ -28,11 +28,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal, TextIO
 
-from pipeline.errors import InputError, RecipeError
-from pipeline.files import PARTIAL, read_text, write_kept
-from pipeline.images import ImageStore
-from pipeline.ledger import Ledger
-from services.recipes.recipe import Recipe, load_recipe, parse_recipe, render_recipe
+from vcot.pipeline.errors import InputError, RecipeError
+from vcot.pipeline.files import PARTIAL, read_text, write_kept
+from vcot.pipeline.images import ImageStore
+from vcot.pipeline.ledger import Ledger
+from vcot.services.recipes.recipe import Recipe, load_recipe, parse_recipe, render_recipe
 
 RECIPE = "recipe.toml"
 _WRITTEN_ALONE = ("images", "tasks", "pairs", "batches", "report")

@@ -12,8 +12,8 @@ from typing import Literal
 
 import orjson
 
-from pipeline.errors import InputError
-from services.run.frames import Cells, Rows
+from vcot.pipeline.errors import InputError
+from vcot.services.run.frames import Cells, Rows
 
 Format = Literal["parquet", "jsonl", "csv"]
 

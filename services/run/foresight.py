@@ -6,20 +6,20 @@ from collections import Counter
 from collections.abc import Sequence
 from statistics import fmean
 
-from eval.evaluate import Questions
-from eval.findings import Difference
-from eval.statistics import Noise, measure_correlation
-from eval.table import OVERALL
-from pipeline.errors import OwedError
-from pipeline.records import CheckpointRef, Response
-from pipeline.stage import batched
-from services.planning.assumptions import ALIKE
-from services.planning.eval_plan import Known
-from services.run import results
-from services.run.directory import Run
-from services.run.reporting import RunEvaluation
-from services.run.session import Session
-from training.protocol.job import read_record
+from vcot.eval.evaluate import Questions
+from vcot.eval.findings import Difference
+from vcot.eval.statistics import Noise, measure_correlation
+from vcot.eval.table import OVERALL
+from vcot.pipeline.errors import OwedError
+from vcot.pipeline.records import CheckpointRef, Response
+from vcot.pipeline.stage import batched
+from vcot.services.planning.assumptions import ALIKE
+from vcot.services.planning.eval_plan import Known
+from vcot.services.run import results
+from vcot.services.run.directory import Run
+from vcot.services.run.reporting import RunEvaluation
+from vcot.services.run.session import Session
+from vcot.training.protocol.job import read_record
 
 
 def look_ahead(session: Session, checkpoints: Sequence[CheckpointRef], num_untrained: int) -> Known:

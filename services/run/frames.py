@@ -15,14 +15,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.judging import Seen, look_at_judgments
-from pipeline.pairs import Couple
-from pipeline.records import Response, Task
-from pipeline.report import ignore
-from pipeline.stage import batched
-from services.run.directory import open_run
-from services.run.rounds import Round, list_rounds, make_judge
-from services.run.session import Session
+from vcot.pipeline.judging import Seen, look_at_judgments
+from vcot.pipeline.pairs import Couple
+from vcot.pipeline.records import Response, Task
+from vcot.pipeline.report import ignore
+from vcot.pipeline.stage import batched
+from vcot.services.run.directory import open_run
+from vcot.services.run.rounds import Round, list_rounds, make_judge
+from vcot.services.run.session import Session
 
 if TYPE_CHECKING:
     import pandas as pd

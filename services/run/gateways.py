@@ -13,15 +13,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from pipeline.errors import ServerError
-from pipeline.records import CheckpointRef
-from pipeline.report import Report, Said, Warned, aside, waiting
-from pipeline.sections import POLICY_ALIAS
-from services.checkpoints.registry import Checkpoint, CheckpointInfo, Registry
-from services.gateway import admin
-from services.gateway.admin import Wanted
-from services.run.directory import Run
-from services.run.serving import GatewayHandle, find_gateway, is_served, running_gateway
+from vcot.pipeline.errors import ServerError
+from vcot.pipeline.records import CheckpointRef
+from vcot.pipeline.report import Report, Said, Warned, aside, waiting
+from vcot.pipeline.sections import POLICY_ALIAS
+from vcot.services.checkpoints.registry import Checkpoint, CheckpointInfo, Registry
+from vcot.services.gateway import admin
+from vcot.services.gateway.admin import Wanted
+from vcot.services.run.directory import Run
+from vcot.services.run.serving import GatewayHandle, find_gateway, is_served, running_gateway
 
 
 class Gateway(Protocol):

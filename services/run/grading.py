@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from eval.evaluate import Questions
-from eval.report_card import ReportCard
-from eval.scorer import is_known_right
-from pipeline.judges import Judge
-from pipeline.judging import find_standing
-from pipeline.report import Began, Warned
-from pipeline.sample import Group
-from services.checkpoints.registry import Checkpoint
-from services.run.asking import judge_groups
-from services.run.auditing import audit, check_auc, choose_sample, read_card
-from services.run.session import Session
+from vcot.eval.evaluate import Questions
+from vcot.eval.report_card import ReportCard
+from vcot.eval.scorer import is_known_right
+from vcot.pipeline.judges import Judge
+from vcot.pipeline.judging import find_standing
+from vcot.pipeline.report import Began, Warned
+from vcot.pipeline.sample import Group
+from vcot.services.checkpoints.registry import Checkpoint
+from vcot.services.run.asking import judge_groups
+from vcot.services.run.auditing import audit, check_auc, choose_sample, read_card
+from vcot.services.run.session import Session
 
 _OF = "eval"
 """Whose answers the card is about: the same judge may have another one as the run's."""

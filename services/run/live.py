@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from pipeline.errors import InputError, VcotError
-from pipeline.files import PARTIAL, read_record, write_record
-from pipeline.records import Record, StageCount
-from pipeline.report import Accounted, Began, Ended, Event, Progress, Report, Waiting
+from vcot.pipeline.errors import InputError, VcotError
+from vcot.pipeline.files import PARTIAL, read_record, write_record
+from vcot.pipeline.records import Record, StageCount
+from vcot.pipeline.report import Accounted, Began, Ended, Event, Progress, Report, Waiting
 
 LIVE = "running.json"
 _EVERY_S = 1.0

@@ -10,13 +10,13 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from pipeline.client import ChatClient
-from pipeline.errors import CheckpointError, OnTrialError, RequestError, StageError, VcotError
-from pipeline.report import Report, Said, Warned
-from services.checkpoints.registry import Checkpoint, Registry
-from services.gateway.admin import end_trial, fetch_state, try_out
-from services.recipes.recipe import Recipe
-from services.run.gateways import Gateway
+from vcot.pipeline.client import ChatClient
+from vcot.pipeline.errors import CheckpointError, OnTrialError, RequestError, StageError, VcotError
+from vcot.pipeline.report import Report, Said, Warned
+from vcot.services.checkpoints.registry import Checkpoint, Registry
+from vcot.services.gateway.admin import end_trial, fetch_state, try_out
+from vcot.services.recipes.recipe import Recipe
+from vcot.services.run.gateways import Gateway
 
 T = TypeVar("T")
 _MAX_TRIALS = 5

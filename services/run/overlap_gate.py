@@ -9,15 +9,15 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from pipeline.contamination import Contamination, find_contamination, hash_picture
-from pipeline.errors import DataError
-from pipeline.files import read_record, write_record
-from pipeline.records import ImageRef, Record, Task
-from pipeline.report import Said, Warned, progress
-from pipeline.sources.source import SOURCES, list_parts
-from pipeline.stage import batched
-from services.run.rounds import Round
-from services.run.session import Session
+from vcot.pipeline.contamination import Contamination, find_contamination, hash_picture
+from vcot.pipeline.errors import DataError
+from vcot.pipeline.files import read_record, write_record
+from vcot.pipeline.records import ImageRef, Record, Task
+from vcot.pipeline.report import Said, Warned, progress
+from vcot.pipeline.sources.source import SOURCES, list_parts
+from vcot.pipeline.stage import batched
+from vcot.services.run.rounds import Round
+from vcot.services.run.session import Session
 
 _KEPT = "pictures.json"
 _BATCH = 1024

@@ -11,13 +11,20 @@ from collections.abc import Mapping
 from itertools import zip_longest
 from typing import Any
 
-from pipeline.client import ChatClient, Scored
-from pipeline.concurrency import map_bounded, with_retry
-from pipeline.errors import SwapError
-from pipeline.records import CheckpointRef, Record, SamplingParams
-from training.protocol.agreement import FORCED_TOLERANCES, Answers, Probe, ProbePair, compare_served, find_served_fault
-from training.protocol.job import Retention
-from training.protocol.train_sections import Dtype
+from vcot.pipeline.client import ChatClient, Scored
+from vcot.pipeline.concurrency import map_bounded, with_retry
+from vcot.pipeline.errors import SwapError
+from vcot.pipeline.records import CheckpointRef, Record, SamplingParams
+from vcot.training.protocol.agreement import (
+    FORCED_TOLERANCES,
+    Answers,
+    Probe,
+    ProbePair,
+    compare_served,
+    find_served_fault,
+)
+from vcot.training.protocol.job import Retention
+from vcot.training.protocol.train_sections import Dtype
 
 _NEUTRAL = {
     "top_k": 0,

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NoReturn
 
-from pipeline.client import ChatClient
-from pipeline.errors import CheckpointError, SwapError
-from pipeline.files import write_record
-from pipeline.report import Began, Said, Warned
-from services.checkpoints.registry import Checkpoint
-from services.run.parity import ParityReport, ask_served, check_defaults, verify
-from services.run.session import Session
-from training.protocol.agreement import PROBE, Answers, Probe, read_probe
-from training.protocol.job import read_record
+from vcot.pipeline.client import ChatClient
+from vcot.pipeline.errors import CheckpointError, SwapError
+from vcot.pipeline.files import write_record
+from vcot.pipeline.report import Began, Said, Warned
+from vcot.services.checkpoints.registry import Checkpoint
+from vcot.services.run.parity import ParityReport, ask_served, check_defaults, verify
+from vcot.services.run.session import Session
+from vcot.training.protocol.agreement import PROBE, Answers, Probe, read_probe
+from vcot.training.protocol.job import read_record
 
 
 async def parity_stage(session: Session, checkpoints: Sequence[Checkpoint]) -> list[ParityReport]:

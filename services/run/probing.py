@@ -6,19 +6,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from eval.benchmarks.unusual_things import UNUSUAL
-from eval.evaluate import Questions
-from eval.prior import PriorReport, build_prior
-from pipeline.files import write_record
-from pipeline.report import Began
-from pipeline.sections import TasksSection
-from pipeline.sources import load_tasks
-from services.checkpoints.registry import Checkpoint
-from services.run import results
-from services.run.parity_gate import parity_stage
-from services.run.session import Session
-from services.run.side_by_side import ask_checkpoints
-from training.protocol.job import read_record
+from vcot.eval.benchmarks.unusual_things import UNUSUAL
+from vcot.eval.evaluate import Questions
+from vcot.eval.prior import PriorReport, build_prior
+from vcot.pipeline.files import write_record
+from vcot.pipeline.report import Began
+from vcot.pipeline.sections import TasksSection
+from vcot.pipeline.sources import load_tasks
+from vcot.services.checkpoints.registry import Checkpoint
+from vcot.services.run import results
+from vcot.services.run.parity_gate import parity_stage
+from vcot.services.run.session import Session
+from vcot.services.run.side_by_side import ask_checkpoints
+from vcot.training.protocol.job import read_record
 
 
 async def probe_priors(

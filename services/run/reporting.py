@@ -11,31 +11,31 @@ from typing import Any
 
 from rich.console import RenderableType
 
-from eval.benchmark import Benchmark
-from eval.evaluate import Evaluation, Scores, evaluate, render_evaluation
-from eval.margins import build_margins
-from pipeline.contamination import Contamination
-from pipeline.files import write_record
-from pipeline.records import CheckpointRef, Response, StageCount
-from pipeline.sample import Requests
-from pipeline.stage import Tally, batched
-from services.checkpoints.registry import Checkpoint
-from services.jobs.trainer import read_progress
-from services.report.data import Example, Lookalikes, ReportData, TrendRow
-from services.report.page import write_report
-from services.run import results
-from services.run.auditing import find_card
-from services.run.billing import read_cost
-from services.run.grading import describe_grader
-from services.run.overlap_gate import read_overlap
-from services.run.parity import ParityReport
-from services.run.probing import load_prior
-from services.run.rounds import Round, make_judge
-from services.run.scoring import score_run
-from services.run.session import Session
-from services.run.sweep import load_sweep
-from services.run.trend import render_trend
-from training.protocol.job import read_record, read_status
+from vcot.eval.benchmark import Benchmark
+from vcot.eval.evaluate import Evaluation, Scores, evaluate, render_evaluation
+from vcot.eval.margins import build_margins
+from vcot.pipeline.contamination import Contamination
+from vcot.pipeline.files import write_record
+from vcot.pipeline.records import CheckpointRef, Response, StageCount
+from vcot.pipeline.sample import Requests
+from vcot.pipeline.stage import Tally, batched
+from vcot.services.checkpoints.registry import Checkpoint
+from vcot.services.jobs.trainer import read_progress
+from vcot.services.report.data import Example, Lookalikes, ReportData, TrendRow
+from vcot.services.report.page import write_report
+from vcot.services.run import results
+from vcot.services.run.auditing import find_card
+from vcot.services.run.billing import read_cost
+from vcot.services.run.grading import describe_grader
+from vcot.services.run.overlap_gate import read_overlap
+from vcot.services.run.parity import ParityReport
+from vcot.services.run.probing import load_prior
+from vcot.services.run.rounds import Round, make_judge
+from vcot.services.run.scoring import score_run
+from vcot.services.run.session import Session
+from vcot.services.run.sweep import load_sweep
+from vcot.services.run.trend import render_trend
+from vcot.training.protocol.job import read_record, read_status
 
 MAX_EXAMPLES = 6
 

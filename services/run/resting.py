@@ -10,11 +10,11 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
-from pipeline.errors import VcotError
-from pipeline.report import Report, Said, aside
-from services.gateway import admin
-from services.gateway.admin import Wanted
-from services.run.gateways import Gateway
+from vcot.pipeline.errors import VcotError
+from vcot.pipeline.report import Report, Said, aside
+from vcot.services.gateway import admin
+from vcot.services.gateway.admin import Wanted
+from vcot.services.run.gateways import Gateway
 
 _RENEWALS = 4
 """In the time of a lease, so that one that is lost does no harm."""

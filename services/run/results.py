@@ -14,12 +14,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pipeline.files import write_record
-from pipeline.records import Record, content_key
-from services.checkpoints.registry import Checkpoint
-from services.recipes.recipe import Recipe
-from services.run.directory import Run
-from training.protocol.job import read_record
+from vcot.pipeline.files import write_record
+from vcot.pipeline.records import Record, content_key
+from vcot.services.checkpoints.registry import Checkpoint
+from vcot.services.recipes.recipe import Recipe
+from vcot.services.run.directory import Run
+from vcot.training.protocol.job import read_record
 
 RESULTS = "results.json"
 PRIOR = "prior.json"

@@ -14,12 +14,12 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from pipeline.errors import DataError, OwedError
-from pipeline.gain import list_candidates, list_owed, read_gains
-from pipeline.judges import Judge, find_judge
-from pipeline.judging import Counting, Standing, find_standing, find_unjudged_fault, list_judged, look_at_judgments
-from pipeline.pair_preview import PairsPreview, Previewing
-from pipeline.pairs import (
+from vcot.pipeline.errors import DataError, OwedError
+from vcot.pipeline.gain import list_candidates, list_owed, read_gains
+from vcot.pipeline.judges import Judge, find_judge
+from vcot.pipeline.judging import Counting, Standing, find_standing, find_unjudged_fault, list_judged, look_at_judgments
+from vcot.pipeline.pair_preview import PairsPreview, Previewing
+from vcot.pipeline.pairs import (
     Couple,
     Judged,
     PairSet,
@@ -30,14 +30,14 @@ from pipeline.pairs import (
     read_pairs,
     split_pairs,
 )
-from pipeline.publish import pairs_digest
-from pipeline.records import StageCount, Task
-from pipeline.report import OnSteps, Report, Warned, progress
-from pipeline.sample import Group, Groups, Plan
-from pipeline.sources import load_round
-from services.checkpoints.registry import Checkpoint
-from services.run.session import Session
-from training.protocol.job import REFERENCE, TrainJob, digest_losses
+from vcot.pipeline.publish import pairs_digest
+from vcot.pipeline.records import StageCount, Task
+from vcot.pipeline.report import OnSteps, Report, Warned, progress
+from vcot.pipeline.sample import Group, Groups, Plan
+from vcot.pipeline.sources import load_round
+from vcot.services.checkpoints.registry import Checkpoint
+from vcot.services.run.session import Session
+from vcot.training.protocol.job import REFERENCE, TrainJob, digest_losses
 
 
 def list_rounds(session: Session) -> list[Round]:

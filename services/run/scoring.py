@@ -12,14 +12,14 @@ from contextlib import AsyncExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from eval.benchmark import Benchmark
-from eval.eval_section import EvalSection
-from eval.evaluate import Questions, load_questions
-from eval.logged.intake import Intake, Rows, describe_account
-from eval.logged.layouts import Fields, Logged, read_log
-from eval.logged.matching import Matcher
-from eval.logged.readings import Reader, Readings
-from eval.matrix import (
+from vcot.eval.benchmark import Benchmark
+from vcot.eval.eval_section import EvalSection
+from vcot.eval.evaluate import Questions, load_questions
+from vcot.eval.logged.intake import Intake, Rows, describe_account
+from vcot.eval.logged.layouts import Fields, Logged, read_log
+from vcot.eval.logged.matching import Matcher
+from vcot.eval.logged.readings import Reader, Readings
+from vcot.eval.matrix import (
     LogAccount,
     Matrix,
     Pair,
@@ -31,17 +31,17 @@ from eval.matrix import (
     build_result,
     mark,
 )
-from eval.rules import RULES
-from eval.scorer import read_final_part
-from pipeline.errors import InputError, OwedError
-from pipeline.images import ImageStore
-from pipeline.records import CheckpointRef, Response
-from pipeline.report import Accounted, Began, Report, Warned, ignore, progress
-from pipeline.sample import SampleRequest
-from pipeline.sources.source import find_source
-from pipeline.stage import batched
-from services.run.directory import RECIPE, open_run
-from services.run.session import Session
+from vcot.eval.rules import RULES
+from vcot.eval.scorer import read_final_part
+from vcot.pipeline.errors import InputError, OwedError
+from vcot.pipeline.images import ImageStore
+from vcot.pipeline.records import CheckpointRef, Response
+from vcot.pipeline.report import Accounted, Began, Report, Warned, ignore, progress
+from vcot.pipeline.sample import SampleRequest
+from vcot.pipeline.sources.source import find_source
+from vcot.pipeline.stage import batched
+from vcot.services.run.directory import RECIPE, open_run
+from vcot.services.run.session import Session
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ Model: one process is the gateway (uvicorn) and supervises the vLLM servers belo
 `<run>/serving.json` says where, and as which process. A command that needs the gateway uses the one that serves the run
 already, or starts
 
-    python -m services.run.serving RUN [section.field=value ...]
+    python -m vcot.services.run.serving RUN [section.field=value ...]
 
 as a child of its own, which ends with the command, however that ends.
 
@@ -31,22 +31,22 @@ from typing import IO, TYPE_CHECKING
 
 from pydantic import ValidationError
 
-from pipeline.errors import MachineError, ServerError, UnreachableError, VcotError
-from pipeline.files import write_record
-from pipeline.printable import printable
-from pipeline.records import Record
-from services.checkpoints.registry import Checkpoint, Registry
-from services.engine.lifeline import keeper_command
-from services.engine.logs import bound, keep_bounded
-from services.engine.serve_section import ServeSection
-from services.gateway.admin import fetch_state, named_error, wake
-from services.recipes.recipe import Recipe
-from services.run.directory import Run, open_run
+from vcot.pipeline.errors import MachineError, ServerError, UnreachableError, VcotError
+from vcot.pipeline.files import write_record
+from vcot.pipeline.printable import printable
+from vcot.pipeline.records import Record
+from vcot.services.checkpoints.registry import Checkpoint, Registry
+from vcot.services.engine.lifeline import keeper_command
+from vcot.services.engine.logs import bound, keep_bounded
+from vcot.services.engine.serve_section import ServeSection
+from vcot.services.gateway.admin import fetch_state, named_error, wake
+from vcot.services.recipes.recipe import Recipe
+from vcot.services.run.directory import Run, open_run
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
-    from services.gateway.fleet.group import Fleet
+    from vcot.services.gateway.fleet.group import Fleet
 
 Progress = Callable[[str], None]
 """Takes one short line on what is being waited for."""
@@ -81,7 +81,7 @@ class Failure(Record):
     """What a gateway that could not serve says on its standard output."""
 
     kind: str
-    """Name of the exception, in pipeline.errors."""
+    """Name of the exception, in vcot.pipeline.errors."""
     message: str
 
 
@@ -97,13 +97,15 @@ def serve(run: Run, progress: Progress) -> None:
 
 
 async def _serve(run: Run, progress: Progress) -> None:
-    from services.engine.command import can_sleep, find_build
-    from services.engine.vllm import VllmServer
-    from services.gateway.fleet.group import Fleet
-    from services.gateway.fleet.roster import Roster
-    from services.gateway.http import keys
-    from services.gateway.http.app import build_app  # with uvicorn a third of a second that other commands need not pay
-    from services.gateway.swap.claim import find_owner
+    from vcot.services.engine.command import can_sleep, find_build
+    from vcot.services.engine.vllm import VllmServer
+    from vcot.services.gateway.fleet.group import Fleet
+    from vcot.services.gateway.fleet.roster import Roster
+    from vcot.services.gateway.http import keys
+    from vcot.services.gateway.http.app import (
+        build_app,  # with uvicorn a third of a second that other commands need not pay
+    )
+    from vcot.services.gateway.swap.claim import find_owner
 
     settings = run.recipe.serve
     with _only_gateway(run), _listening(settings) as listener, _announced(run, _url(listener)) as url:
@@ -141,11 +143,11 @@ async def _serve_until_stopped(fleet: Fleet, app: ASGIApp, listener: socket.sock
     """Until a signal, or until the fleet gives up, whose error is raised."""
     import uvicorn
 
-    from services.gateway.fleet.rest import end_forgotten_rests
-    from services.gateway.http import heap
-    from services.gateway.http.connection import KEEP_ALIVE_S, ClientConnection
-    from services.gateway.http.server import UnsignalledServer
-    from services.gateway.swap.rollout import end_forgotten_trials
+    from vcot.services.gateway.fleet.rest import end_forgotten_rests
+    from vcot.services.gateway.http import heap
+    from vcot.services.gateway.http.connection import KEEP_ALIVE_S, ClientConnection
+    from vcot.services.gateway.http.server import UnsignalledServer
+    from vcot.services.gateway.swap.rollout import end_forgotten_trials
 
     config = uvicorn.Config(
         app,
@@ -205,7 +207,7 @@ async def running_gateway(run: Run, progress: Progress) -> AsyncIterator[Gateway
     if is_served(run):
         yield GatewayHandle(await _until_live(run, progress, None), started_here=False)
         return
-    command = [sys.executable, "-P", "-m", "services.run.serving", str(run.directory.absolute()), *run.overrides]
+    command = [sys.executable, "-P", "-m", "vcot.services.run.serving", str(run.directory.absolute()), *run.overrides]
     path = run.path("logs", "gateway.log")
     bound(path)
     with path.open("ab") as log:
@@ -349,7 +351,7 @@ def _read_serving(run: Run) -> Serving | None:
 
 
 def main(arguments: list[str]) -> int:
-    """`python -m services.run.serving RUN`: what `running_gateway` starts."""
+    """`python -m vcot.services.run.serving RUN`: what `running_gateway` starts."""
 
     def say(message: str) -> None:
         with contextlib.suppress(OSError):  # a full disk stops the log, and nothing else

@@ -10,18 +10,18 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
 
-from eval.benchmark import Benchmark, find_benchmark
-from eval.evaluate import Questions, load_questions
-from pipeline.client import ChatClient
-from pipeline.errors import OwedError, StageError
-from pipeline.records import CheckpointRef, Split, StageCount, Usage
-from pipeline.report import Accounted, Report, Said
-from services.checkpoints.registry import Checkpoint, Registry
-from services.run.directory import Run
-from services.run.gateways import Gateway, make_gateway
-from services.run.measuring import Trials
-from services.run.resting import at_rest
-from training.protocol.job import TrainJob
+from vcot.eval.benchmark import Benchmark, find_benchmark
+from vcot.eval.evaluate import Questions, load_questions
+from vcot.pipeline.client import ChatClient
+from vcot.pipeline.errors import OwedError, StageError
+from vcot.pipeline.records import CheckpointRef, Split, StageCount, Usage
+from vcot.pipeline.report import Accounted, Report, Said
+from vcot.services.checkpoints.registry import Checkpoint, Registry
+from vcot.services.run.directory import Run
+from vcot.services.run.gateways import Gateway, make_gateway
+from vcot.services.run.measuring import Trials
+from vcot.services.run.resting import at_rest
+from vcot.training.protocol.job import TrainJob
 
 T = TypeVar("T")
 

@@ -11,13 +11,13 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from eval.evaluate import Questions
-from pipeline.client import ChatClient
-from pipeline.records import StageCount
-from pipeline.report import Said, tracking_several, waiting
-from pipeline.sample import Requests, is_owed, sample
-from services.checkpoints.registry import Checkpoint
-from services.run.session import Session
+from vcot.eval.evaluate import Questions
+from vcot.pipeline.client import ChatClient
+from vcot.pipeline.records import StageCount
+from vcot.pipeline.report import Said, tracking_several, waiting
+from vcot.pipeline.sample import Requests, is_owed, sample
+from vcot.services.checkpoints.registry import Checkpoint
+from vcot.services.run.session import Session
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from typing import Self
 
 from pydantic import model_validator
 
-from pipeline.judges.cost import Cost
-from pipeline.records import Record, Usage
-from services.run.live import Live
+from vcot.pipeline.judges.cost import Cost
+from vcot.pipeline.records import Record, Usage
+from vcot.services.run.live import Live
 
 
 class StageStatus(Record):

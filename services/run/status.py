@@ -12,24 +12,24 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
-from pipeline.errors import OwedError, VcotError
-from pipeline.gain import count_gains
-from pipeline.judges import Judge
-from pipeline.judges.cost import Cost
-from pipeline.judging import find_standing
-from pipeline.ledger import Ledger
-from pipeline.pairs import needs_gains
-from pipeline.records import Response, Usage
-from pipeline.sample import SampleRequest
-from pipeline.stage import batched
-from services.checkpoints.registry import Checkpoint
-from services.jobs.trainer import read_progress
-from services.run.billing import read_cost
-from services.run.live import Live
-from services.run.rounds import Round, list_rounds, make_judge
-from services.run.session import Session
-from services.run.stages import RunStatus, StageStatus
-from training.protocol.job import JOB, read_status
+from vcot.pipeline.errors import OwedError, VcotError
+from vcot.pipeline.gain import count_gains
+from vcot.pipeline.judges import Judge
+from vcot.pipeline.judges.cost import Cost
+from vcot.pipeline.judging import find_standing
+from vcot.pipeline.ledger import Ledger
+from vcot.pipeline.pairs import needs_gains
+from vcot.pipeline.records import Response, Usage
+from vcot.pipeline.sample import SampleRequest
+from vcot.pipeline.stage import batched
+from vcot.services.checkpoints.registry import Checkpoint
+from vcot.services.jobs.trainer import read_progress
+from vcot.services.run.billing import read_cost
+from vcot.services.run.live import Live
+from vcot.services.run.rounds import Round, list_rounds, make_judge
+from vcot.services.run.session import Session
+from vcot.services.run.stages import RunStatus, StageStatus
+from vcot.training.protocol.job import JOB, read_status
 
 
 class _Survey:

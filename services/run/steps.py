@@ -10,37 +10,37 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from eval.evaluate import Questions, Scores
-from eval.image_reliance import choose_images
-from eval.report_card import render_markdown
-from pipeline.client import ChatClient
-from pipeline.data_card import render_card
-from pipeline.errors import DataError
-from pipeline.gain import count_gains, list_owed
-from pipeline.image_gains import GainAsk, measure_gains
-from pipeline.judges import Judge
-from pipeline.option_scores import list_owed_options, score_options
-from pipeline.pairs import Couple, needs_gains
-from pipeline.prompts import PROMPTS
-from pipeline.publish import name_judge, publish_pairs
-from pipeline.records import Split, StageCount, Task
-from pipeline.report import Began, Said, Warned, tracking
-from pipeline.sections import POLICY_ALIAS
-from pipeline.sources import name_sources
-from pipeline.sources.census import count_sources
-from services.checkpoints.registry import Checkpoint
-from services.engine.serve_section import ServeSection
-from services.gateway.admin import swap_to
-from services.recipes.recipe import render_recipe
-from services.run.asking import judge_groups
-from services.run.auditing import audit_stage, check_auc, find_card
-from services.run.billing import read_cost
-from services.run.grading import grade_stage
-from services.run.overlap_gate import check_overlap, read_overlap
-from services.run.parity_gate import parity_stage
-from services.run.rounds import Round, make_judge, reading_texts
-from services.run.session import Session
-from services.run.side_by_side import Asking, ask_all, ask_checkpoints
+from vcot.eval.evaluate import Questions, Scores
+from vcot.eval.image_reliance import choose_images
+from vcot.eval.report_card import render_markdown
+from vcot.pipeline.client import ChatClient
+from vcot.pipeline.data_card import render_card
+from vcot.pipeline.errors import DataError
+from vcot.pipeline.gain import count_gains, list_owed
+from vcot.pipeline.image_gains import GainAsk, measure_gains
+from vcot.pipeline.judges import Judge
+from vcot.pipeline.option_scores import list_owed_options, score_options
+from vcot.pipeline.pairs import Couple, needs_gains
+from vcot.pipeline.prompts import PROMPTS
+from vcot.pipeline.publish import name_judge, publish_pairs
+from vcot.pipeline.records import Split, StageCount, Task
+from vcot.pipeline.report import Began, Said, Warned, tracking
+from vcot.pipeline.sections import POLICY_ALIAS
+from vcot.pipeline.sources import name_sources
+from vcot.pipeline.sources.census import count_sources
+from vcot.services.checkpoints.registry import Checkpoint
+from vcot.services.engine.serve_section import ServeSection
+from vcot.services.gateway.admin import swap_to
+from vcot.services.recipes.recipe import render_recipe
+from vcot.services.run.asking import judge_groups
+from vcot.services.run.auditing import audit_stage, check_auc, find_card
+from vcot.services.run.billing import read_cost
+from vcot.services.run.grading import grade_stage
+from vcot.services.run.overlap_gate import check_overlap, read_overlap
+from vcot.services.run.parity_gate import parity_stage
+from vcot.services.run.rounds import Round, make_judge, reading_texts
+from vcot.services.run.session import Session
+from vcot.services.run.side_by_side import Asking, ask_all, ask_checkpoints
 
 
 async def sample_stage(current: Round) -> None:

@@ -21,21 +21,21 @@ from pathlib import Path
 
 from rich.table import Table
 
-from pipeline.errors import StageError
-from pipeline.files import replace_file, write_record
-from pipeline.pairs import draw_pairs
-from pipeline.publish import pairs_digest
-from pipeline.records import StageCount
-from pipeline.report import Began, Found, OnSteps, Said, Warned, progress
-from services.jobs import trainer
-from services.jobs.trainer import read_progress
-from services.report.figures import draw_sweep, standalone
-from services.run.results import find_sweep_folder
-from services.run.rounds import Round
-from services.run.session import Session
-from services.run.steps import publish_splits
-from training.protocol.job import ADAPTER, ENDED, TrainJob, read_record, read_status
-from training.protocol.search import (
+from vcot.pipeline.errors import StageError
+from vcot.pipeline.files import replace_file, write_record
+from vcot.pipeline.pairs import draw_pairs
+from vcot.pipeline.publish import pairs_digest
+from vcot.pipeline.records import StageCount
+from vcot.pipeline.report import Began, Found, OnSteps, Said, Warned, progress
+from vcot.services.jobs import trainer
+from vcot.services.jobs.trainer import read_progress
+from vcot.services.report.figures import draw_sweep, standalone
+from vcot.services.run.results import find_sweep_folder
+from vcot.services.run.rounds import Round
+from vcot.services.run.session import Session
+from vcot.services.run.steps import publish_splits
+from vcot.training.protocol.job import ADAPTER, ENDED, TrainJob, read_record, read_status
+from vcot.training.protocol.search import (
     Settings,
     Sweep,
     SweepPoint,

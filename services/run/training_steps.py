@@ -5,12 +5,12 @@ from __future__ import annotations
 from contextlib import AbstractAsyncContextManager, nullcontext
 from pathlib import Path
 
-from pipeline.errors import InputError
-from pipeline.report import Began, Report, Said, Warned, progress
-from services.checkpoints.registry import Checkpoint
-from services.jobs import trainer
-from services.run.rounds import Round
-from training.protocol.job import (
+from vcot.pipeline.errors import InputError
+from vcot.pipeline.report import Began, Report, Said, Warned, progress
+from vcot.services.checkpoints.registry import Checkpoint
+from vcot.services.jobs import trainer
+from vcot.services.run.rounds import Round
+from vcot.training.protocol.job import (
     ADAPTER,
     MERGE_REPORT,
     PREFLIGHT,

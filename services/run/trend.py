@@ -11,16 +11,16 @@ from dataclasses import dataclass
 from rich.table import Table
 from rich.text import Text
 
-from eval.findings import EvalResult
-from eval.image_reliance import build_reliance
-from eval.table import OVERALL, build_results, format_estimate, new_table
-from pipeline.records import Score
-from services.checkpoints.registry import Checkpoint
-from services.jobs.trainer import read_progress
-from services.report.data import Lesson, TrendRow
-from services.run.rounds import Round
-from services.run.session import Session
-from services.run.steps import load_scores
+from vcot.eval.findings import EvalResult
+from vcot.eval.image_reliance import build_reliance
+from vcot.eval.table import OVERALL, build_results, format_estimate, new_table
+from vcot.pipeline.records import Score
+from vcot.services.checkpoints.registry import Checkpoint
+from vcot.services.jobs.trainer import read_progress
+from vcot.services.report.data import Lesson, TrendRow
+from vcot.services.run.rounds import Round
+from vcot.services.run.session import Session
+from vcot.services.run.steps import load_scores
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from services.view.index import Facets, Index, Part, note
+from vcot.services.view.index import Facets, Index, Part, note
 
 Mask = NDArray[np.bool_]
 Numbers = NDArray[np.int32]

@@ -18,18 +18,18 @@ from typing import Any
 
 from jinja2 import Environment
 
-from pipeline.errors import InputError
-from pipeline.files import replacing_folder, write_record
-from pipeline.records import Record
-from services.view.arrays import Mask, Numbers, read_mask, read_numbers
-from services.view.examples import ViewedTask, compare_texts
-from services.view.index import Index, Item
-from services.view.indexing import index_once
-from services.view.labels import say_agreement
-from services.view.queries import Filter
-from services.view.shown import ViewedRun
-from services.view.summary import LIVE_PLACE
-from services.view.viewer import OUTCOMES, make_pages, read_style
+from vcot.pipeline.errors import InputError
+from vcot.pipeline.files import replacing_folder, write_record
+from vcot.pipeline.records import Record
+from vcot.services.view.arrays import Mask, Numbers, read_mask, read_numbers
+from vcot.services.view.examples import ViewedTask, compare_texts
+from vcot.services.view.index import Index, Item
+from vcot.services.view.indexing import index_once
+from vcot.services.view.labels import say_agreement
+from vcot.services.view.queries import Filter
+from vcot.services.view.shown import ViewedRun
+from vcot.services.view.summary import LIVE_PLACE
+from vcot.services.view.viewer import OUTCOMES, make_pages, read_style
 
 MANIFEST = "bundle.json"
 """By which a folder is known as an earlier bundle, that may be replaced."""
@@ -117,7 +117,7 @@ class _Writer:
         return bundled
 
     def _write_static(self) -> None:
-        own = resources.files("services.view").joinpath("static")
+        own = resources.files("vcot.services.view").joinpath("static")
         texts = {name: own.joinpath(name).read_text("utf-8") for name in ("view.css", "icon.svg")}
         for name, text in (texts | {"style.css": read_style()}).items():
             self._put(f"static/{name}", text.encode())

@@ -9,10 +9,10 @@ from difflib import SequenceMatcher
 from itertools import combinations, groupby
 from typing import Literal
 
-from pipeline.ledger import Ledger
-from pipeline.printable import printable
-from pipeline.records import Judgment, Response, Task
-from services.view.index import IndexedAnswer, IndexedRequest, Item, Sheet
+from vcot.pipeline.ledger import Ledger
+from vcot.pipeline.printable import printable
+from vcot.pipeline.records import Judgment, Response, Task
+from vcot.services.view.index import IndexedAnswer, IndexedRequest, Item, Sheet
 
 _TOKEN = re.compile(r"\s*\w+|\s*[^\w\s]|\s+")
 _MAX_DIFF = 4000

@@ -29,7 +29,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from pipeline.records import Outcome, Record, Task
+from vcot.pipeline.records import Outcome, Record, Task
 
 FOLDER = "view"
 INDEX = "index.sqlite"

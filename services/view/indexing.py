@@ -23,17 +23,17 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from pipeline.errors import InputError, OwedError, VcotError
-from pipeline.records import Task, content_key
-from pipeline.report import ignore
-from pipeline.stage import batched
-from services.checkpoints.registry import BASE_ALIAS
-from services.run.directory import RECIPE, Run, open_run
-from services.run.live import LIVE
-from services.run.rounds import list_rounds, make_judge
-from services.run.session import Session
-from services.view.arrays import write_columns
-from services.view.index import (
+from vcot.pipeline.errors import InputError, OwedError, VcotError
+from vcot.pipeline.records import Task, content_key
+from vcot.pipeline.report import ignore
+from vcot.pipeline.stage import batched
+from vcot.services.checkpoints.registry import BASE_ALIAS
+from vcot.services.run.directory import RECIPE, Run, open_run
+from vcot.services.run.live import LIVE
+from vcot.services.run.rounds import list_rounds, make_judge
+from vcot.services.run.session import Session
+from vcot.services.view.arrays import write_columns
+from vcot.services.view.index import (
     INDEX,
     SHIFT,
     VERSION,
@@ -45,8 +45,8 @@ from services.view.index import (
     number_marks,
     open_index,
 )
-from services.view.items import Evaluated, Look, Sampled, Shelf
-from services.view.overview import write_overview
+from vcot.services.view.items import Evaluated, Look, Sampled, Shelf
+from vcot.services.view.overview import write_overview
 
 _EVERY_S = 1.0
 _REST = 4

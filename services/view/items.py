@@ -8,18 +8,18 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Protocol
 
-from eval.evaluate import Questions
-from eval.scorer import score_choice
-from pipeline.gain import list_candidates, list_owed, read_gains
-from pipeline.judges import Judge
-from pipeline.judging import Seen, list_judged, look_at_judgments
-from pipeline.ledger import Ledger
-from pipeline.pairs import PAIR_POLICIES, count_picked, needs_gains
-from pipeline.records import CheckpointRef, Response, Score, Task
-from pipeline.sample import Group, Groups, SampleRequest
-from pipeline.stage import Tally
-from services.run.rounds import Round
-from services.view.index import IndexedAnswer, IndexedRequest
+from vcot.eval.evaluate import Questions
+from vcot.eval.scorer import score_choice
+from vcot.pipeline.gain import list_candidates, list_owed, read_gains
+from vcot.pipeline.judges import Judge
+from vcot.pipeline.judging import Seen, list_judged, look_at_judgments
+from vcot.pipeline.ledger import Ledger
+from vcot.pipeline.pairs import PAIR_POLICIES, count_picked, needs_gains
+from vcot.pipeline.records import CheckpointRef, Response, Score, Task
+from vcot.pipeline.sample import Group, Groups, SampleRequest
+from vcot.pipeline.stage import Tally
+from vcot.services.run.rounds import Round
+from vcot.services.view.index import IndexedAnswer, IndexedRequest
 
 ANY = "*"
 """In a mark: whichever checkpoint, or setting."""

@@ -19,10 +19,10 @@ from typing import Literal, Self, TypeVar
 
 from pydantic import ValidationError, model_validator
 
-from eval.report_card import Duel
-from eval.statistics import estimate_accuracy
-from pipeline.errors import InputError
-from pipeline.records import Interval, Record
+from vcot.eval.report_card import Duel
+from vcot.eval.statistics import estimate_accuracy
+from vcot.pipeline.errors import InputError
+from vcot.pipeline.records import Interval, Record
 
 LABELS = "labels.jsonl"
 K = TypeVar("K")

@@ -14,23 +14,23 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from eval.evaluate import Scores
-from eval.table import OVERALL
-from pipeline.errors import OwedError
-from pipeline.files import read_record
-from services.report.data import ReportData
-from services.report.environment import make_environment
-from services.report.figures import standalone
-from services.report.page import Figure, list_fields
-from services.run.live import find_holder, read_live
-from services.run.reporting import RunEvaluation, build_evaluation, list_findings
-from services.run.results import RESULTS, find_folder
-from services.run.session import Session
-from services.run.stages import RunStatus
-from services.run.status import look_at_run
-from services.view.index import note
-from services.view.summary import Accuracy, Summary
-from training.protocol.job import JOB
+from vcot.eval.evaluate import Scores
+from vcot.eval.table import OVERALL
+from vcot.pipeline.errors import OwedError
+from vcot.pipeline.files import read_record
+from vcot.services.report.data import ReportData
+from vcot.services.report.environment import make_environment
+from vcot.services.report.figures import standalone
+from vcot.services.report.page import Figure, list_fields
+from vcot.services.run.live import find_holder, read_live
+from vcot.services.run.reporting import RunEvaluation, build_evaluation, list_findings
+from vcot.services.run.results import RESULTS, find_folder
+from vcot.services.run.session import Session
+from vcot.services.run.stages import RunStatus
+from vcot.services.run.status import look_at_run
+from vcot.services.view.index import note
+from vcot.services.view.summary import Accuracy, Summary
+from vcot.training.protocol.job import JOB
 
 _DRAWN = ("results_figures", "training_figures", "judge_figures")
 
@@ -45,7 +45,7 @@ async def write_overview(session: Session, connection: sqlite3.Connection, *, wi
     for kind in _DRAWN:
         fields[kind] = [_link(connection, figure, f"{kind}-{number}.svg") for number, figure in enumerate(fields[kind])]
     fields["name"] = session.run.directory.absolute().name
-    environment = make_environment("services.view")
+    environment = make_environment("vcot.services.view")
     for name in ("overview", "bundle_overview"):
         note(connection, name, environment.get_template(f"{name}.html").render(fields))
     note(connection, "summary", _summarise(data).model_dump_json())

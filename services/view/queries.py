@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 
-from pipeline.errors import InputError
-from pipeline.files import explain
-from pipeline.records import Record
-from services.view.arrays import Mask, Numbers, as_mask, parse_numbers, read_mask, read_numbers, read_scored
-from services.view.index import ITEM, SHIFT, Index, Item
+from vcot.pipeline.errors import InputError
+from vcot.pipeline.files import explain
+from vcot.pipeline.records import Record
+from vcot.services.view.arrays import Mask, Numbers, as_mask, parse_numbers, read_mask, read_numbers, read_scored
+from vcot.services.view.index import ITEM, SHIFT, Index, Item
 
 PAGE_SIZE = 50
 _MAX_KEPT = 64

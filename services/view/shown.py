@@ -11,18 +11,18 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from pipeline.errors import InputError
-from pipeline.images import ImageStore, media_type
-from pipeline.ledger import Ledger
-from services.engine.lifeline import keeper_command
-from services.run.directory import RECIPE
-from services.run.live import Live, find_holder, read_live
-from services.run.stages import RunStatus
-from services.view.examples import ViewedTask, build_example
-from services.view.index import FOLDER, INDEX, Facets, Index
-from services.view.labels import LABELS, Agreement, Label, Labels, keep_label, measure_agreement, read_labels
-from services.view.queries import Finder, Kept
-from services.view.summary import Summary
+from vcot.pipeline.errors import InputError
+from vcot.pipeline.images import ImageStore, media_type
+from vcot.pipeline.ledger import Ledger
+from vcot.services.engine.lifeline import keeper_command
+from vcot.services.run.directory import RECIPE
+from vcot.services.run.live import Live, find_holder, read_live
+from vcot.services.run.stages import RunStatus
+from vcot.services.view.examples import ViewedTask, build_example
+from vcot.services.view.index import FOLDER, INDEX, Facets, Index
+from vcot.services.view.labels import LABELS, Agreement, Label, Labels, keep_label, measure_agreement, read_labels
+from vcot.services.view.queries import Finder, Kept
+from vcot.services.view.summary import Summary
 
 _GRACE_S = 2.0
 
@@ -58,7 +58,13 @@ class ViewedRun:
 
     def start(self) -> None:
         """Have the index kept up to date, until `stop` or this process's end."""
-        command = [sys.executable, "-m", "services.view.indexing", str(self.directory.absolute()), str(self.folder)]
+        command = [
+            sys.executable,
+            "-m",
+            "vcot.services.view.indexing",
+            str(self.directory.absolute()),
+            str(self.folder),
+        ]
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / "indexing.log").open("wb") as log:
             self._keeper = subprocess.Popen(

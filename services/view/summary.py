@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.records import Interval, Record
+from vcot.pipeline.records import Interval, Record
 
 LIVE_PLACE = "<!--live-->"
 """Where the viewer puts what changes from one second to the next; no text of others can say it, since `<` is escaped."""

@@ -30,18 +30,18 @@ from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Re
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from pipeline.errors import InputError, VcotError
-from pipeline.files import explain
-from pipeline.printable import printable
-from services.report.environment import make_environment
-from services.run.live import say_span
-from services.view.entry import Doorkeeper
-from services.view.examples import compare_texts
-from services.view.index import Item
-from services.view.labels import Label, say_agreement
-from services.view.queries import PAGE_SIZE, Filter, Listed, read_filter
-from services.view.shown import ViewedRun
-from services.view.summary import LIVE_PLACE
+from vcot.pipeline.errors import InputError, VcotError
+from vcot.pipeline.files import explain
+from vcot.pipeline.printable import printable
+from vcot.services.report.environment import make_environment
+from vcot.services.run.live import say_span
+from vcot.services.view.entry import Doorkeeper
+from vcot.services.view.examples import compare_texts
+from vcot.services.view.index import Item
+from vcot.services.view.labels import Label, say_agreement
+from vcot.services.view.queries import PAGE_SIZE, Filter, Listed, read_filter
+from vcot.services.view.shown import ViewedRun
+from vcot.services.view.summary import LIVE_PLACE
 
 _MAX_BODY = 10_000
 OUTCOMES = {
@@ -82,7 +82,7 @@ def create_app(runs: Sequence[ViewedRun], token: str) -> Starlette:
         Route("/runs/{number:int}/labels", pages.show_labels),
         Route("/runs/{number:int}/labels", pages.add_label, methods=["POST"]),
         Route("/static/style.css", show_palette),
-        Mount("/static", StaticFiles(packages=[("services.view", "static")])),
+        Mount("/static", StaticFiles(packages=[("vcot.services.view", "static")])),
     ]
     faults: Mapping[Any, Any] = {HTTPException: pages.show_fault, VcotError: pages.show_fault}
     return Starlette(routes=routes, middleware=[Middleware(Doorkeeper, token=token)], exception_handlers=faults)
@@ -90,7 +90,7 @@ def create_app(runs: Sequence[ViewedRun], token: str) -> Starlette:
 
 def make_pages() -> Environment:
     """What renders the viewer's templates."""
-    environment = make_environment("services.view")
+    environment = make_environment("vcot.services.view")
     environment.filters |= {"clean": printable, "span": say_span, "query": urlencode, **_FILTERS}
     return environment
 
@@ -103,7 +103,7 @@ def show_palette(_: Request) -> Response:
 @lru_cache
 def read_style() -> str:
     """Its text."""
-    return resources.files("services.report").joinpath("templates", "style.css").read_text("utf-8")
+    return resources.files("vcot.services.report").joinpath("templates", "style.css").read_text("utf-8")
 
 
 class Pages:

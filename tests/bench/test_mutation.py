@@ -54,5 +54,5 @@ def test_words_for_people_do_not_count(was, becomes, is_counted):
     mutated = f"def x_f__mutmut_orig(size):\n    {was}\n\ndef x_f__mutmut_1(size):\n    {becomes}\n"
     found = list(list_mutants("eval/table.py", mutated, ["x_f__mutmut_1"]))
     assert [(mutant.name, mutant.key) for mutant in found] == (
-        [("eval.table.x_f__mutmut_1", ("eval/table.py", was, becomes))] if is_counted else []
+        [("vcot.eval.table.x_f__mutmut_1", ("eval/table.py", was, becomes))] if is_counted else []
     )

@@ -8,10 +8,10 @@ import pytest
 
 from bench import hostile, soak
 from bench.engine import question, say
-from services.gateway.admin import fetch_state
-from services.run.directory import open_run
-from services.run.serving import running_gateway
 from tests.services.fake_vllm import install_stub, write_checkpoint
+from vcot.services.gateway.admin import fetch_state
+from vcot.services.run.directory import open_run
+from vcot.services.run.serving import running_gateway
 
 DIGESTS = {"base": "sha256:" + "a" * 64, "moved": "sha256:" + "b" * 64}
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from services.view.bundle import write_bundle
 from tests.browser.chromium import CHROMIUM, browsing
 from tests.services.view.view_run import HOSTILE, made, prepared
+from vcot.services.view.bundle import write_bundle
 
 __all__ = ["made", "prepared"]
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium is installed")

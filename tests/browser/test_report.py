@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from services.report.page import write_report
+from vcot.services.report.page import write_report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium is installed")

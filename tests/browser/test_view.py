@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import uvicorn
 
-from services.view.labels import read_labels
-from services.view.viewer import create_app
 from tests.browser.chromium import CHROMIUM, browsing
 from tests.services.view.view_run import HOSTILE, TOKEN, made, prepared
+from vcot.services.view.labels import read_labels
+from vcot.services.view.viewer import create_app
 
 __all__ = ["made", "prepared"]
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium is installed")

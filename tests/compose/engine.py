@@ -69,7 +69,7 @@ class Project:
 
     def vcot(self, *arguments: str) -> str:
         """A vcot command on the host; what it printed."""
-        command = [sys.executable, "-m", "services.cli", *arguments]
+        command = [sys.executable, "-m", "vcot.services.cli", *arguments]
         done = subprocess.run(command, env=self.environment, cwd=ROOT, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout + done.stderr

@@ -178,7 +178,7 @@ def test_the_admin_routes_want_the_key(project: Project, tmp_path: Path) -> None
     command = [
         sys.executable,
         "-m",
-        "services.cli",
+        "vcot.services.cli",
         "swap",
         "policy",
         "base",

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
-from services.recipes.recipe import load_recipe
 from tests.compose.engine import ROOT, compose_clients
+from vcot.services.recipes.recipe import load_recipe
 
 IMAGES = sorted((ROOT / "services/images").glob("*.Dockerfile"))
 COMPOSE = yaml.safe_load((ROOT / "compose.yaml").read_text("utf-8"))

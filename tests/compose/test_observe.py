@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 import yaml
 
-from services.gateway.http.limits import Places
-from services.gateway.http.metrics import Metrics
 from tests.compose.engine import ROOT
 from tests.compose.test_compose_file import SERVICES
 from tests.services.gateway.test_gateway import Bench
+from vcot.services.gateway.http.limits import Places
+from vcot.services.gateway.http.metrics import Metrics
 
 FOLDER = ROOT / "services" / "observe"
 PANELS: list[dict[str, Any]] = json.loads((FOLDER / "dashboard.json").read_text("utf-8"))["panels"]

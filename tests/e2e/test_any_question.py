@@ -12,8 +12,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.images import ImageStore
-from pipeline.sources.nano.questions import generate_nano
+from vcot.pipeline.images import ImageStore
+from vcot.pipeline.sources.nano.questions import generate_nano
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(600)]
 ROOT = Path(__file__).parents[2]
@@ -33,7 +33,7 @@ def write_table(folder, number=90):
 
 
 def vcot(command, run, *settings, expect=0):
-    line = [sys.executable, "-m", "services.cli", command, "--run", str(run), "--recipe", "nano"]
+    line = [sys.executable, "-m", "vcot.services.cli", command, "--run", str(run), "--recipe", "nano"]
     line += [part for setting in settings for part in ("--set", setting)]
     environment = os.environ | {"NO_COLOR": "1", "COLUMNS": "300", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(line, env=environment, capture_output=True, text=True, check=False, timeout=500)

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.records import Response
 from tests.ledgers import count_good
+from vcot.pipeline.records import Response
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
@@ -28,10 +28,10 @@ SMALL = [
     "train.num_evaluations=2",
 ]
 DATA = Path(__file__).parents[3] / "shared" / "data"
-VCOT = [sys.executable, "-m", "services.cli"]
+VCOT = [sys.executable, "-m", "vcot.services.cli"]
 MEASURED = """
 import pathlib, re
-from services.cli import outcome
+from vcot.services.cli import outcome
 try:
     outcome.main()
 finally:

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from training.protocol.job import ADAPTER, PROGRESS, STATUS, STEPS, TrainProgress, TrainStatus, read_record
-from training.protocol.resume import MARKER
+from vcot.training.protocol.job import ADAPTER, PROGRESS, STATUS, STEPS, TrainProgress, TrainStatus, read_record
+from vcot.training.protocol.resume import MARKER
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(900)]
 SAME = ("train.lora_dropout=0", "train.epochs=2", "train.learning_rate=1e-3", "train.num_evaluations=3")
@@ -23,19 +23,19 @@ SPREADS = ("ddp", "fsdp", *(pytest.param(name, marks=WITH_DEEPSPEED) for name in
 # The ranks, saving more often than every ten seconds.
 QUICK_RANK = """
 import sys; from pathlib import Path
-import training.dpo.fit; training.dpo.fit.MIN_SAVE_INTERVAL_S = 0.2
-from training.worker.rank import main
+import vcot.training.dpo.fit; vcot.training.dpo.fit.MIN_SAVE_INTERVAL_S = 0.2
+from vcot.training.worker.rank import main
 if __name__ == "__main__": sys.exit(main(Path(sys.argv[1])))
 """
 WORKER = (
-    "import sys; from training.protocol import launch; from training.worker import jobs; "
+    "import sys; from vcot.training.protocol import launch; from vcot.training.worker import jobs; "
     "launch.RANK_MODULE = 'quick_rank'; sys.exit(jobs.main())"
 )
 
 
 def run(job: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "training.worker", str(job)], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "vcot.training.worker", str(job)], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
 

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from bench.engine import NANO, make_variant
-from pipeline.errors import SwapError
-from services.gateway.admin import GatewayState, fetch_state, register, swap_to
-from services.run.directory import open_run
-from services.run.serving import GatewayHandle, running_gateway
 from tests.e2e.test_serving import ask, client, descendants
+from vcot.pipeline.errors import SwapError
+from vcot.services.gateway.admin import GatewayState, fetch_state, register, swap_to
+from vcot.services.run.directory import open_run
+from vcot.services.run.serving import GatewayHandle, running_gateway
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.asyncio(loop_scope="module")]
 
@@ -29,13 +29,13 @@ from pathlib import Path
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from pipeline.identity import compute_digest, read_manifest, write_manifest
-from pipeline.manifest import CheckpointManifest
-from pipeline.records import CheckpointRef
+from vcot.pipeline.identity import compute_digest, read_manifest, write_manifest
+from vcot.pipeline.manifest import CheckpointManifest
+from vcot.pipeline.records import CheckpointRef
 from tests.e2e.test_serving import question
-from training.model.canary import build_canary
-from training.model.loading import load_model, load_processor, quiet_libraries
-from training.model.template import render
+from vcot.training.model.canary import build_canary
+from vcot.training.model.loading import load_model, load_processor, quiet_libraries
+from vcot.training.model.template import render
 
 nano, out, num_questions = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 quiet_libraries()
@@ -172,7 +172,7 @@ async def test_a_replica_that_is_lost_costs_no_request_and_comes_back_with_what_
 async def test_a_checkpoint_of_another_shape_takes_a_server_of_its_own(
     gateway: GatewayHandle, made: tuple[Path, dict[str, list[str]]]
 ) -> None:
-    from services.gateway.admin import remove_replica
+    from vcot.services.gateway.admin import remove_replica
 
     await remove_replica(gateway.url, "vllm-1")
     swapped = await swap_to(gateway.url, "policy", "shallow")

@@ -11,17 +11,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from eval.scorer import score_choice
-from eval.statistics import clustered_error
-from pipeline.client import ChatClient
-from pipeline.ledger import Ledger
-from pipeline.prompts import render_prompt
-from pipeline.records import Response, SamplingParams
-from pipeline.sample import Plan, sample
-from pipeline.sources.nano.questions import generate_nano
-from services.gateway.admin import live_checkpoint
-from services.run.directory import open_run
-from services.run.serving import running_gateway
+from vcot.eval.scorer import score_choice
+from vcot.eval.statistics import clustered_error
+from vcot.pipeline.client import ChatClient
+from vcot.pipeline.ledger import Ledger
+from vcot.pipeline.prompts import render_prompt
+from vcot.pipeline.records import Response, SamplingParams
+from vcot.pipeline.sample import Plan, sample
+from vcot.pipeline.sources.nano.questions import generate_nano
+from vcot.services.gateway.admin import live_checkpoint
+from vcot.services.run.directory import open_run
+from vcot.services.run.serving import running_gateway
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 TASK = Path(__file__).with_name("harness_task.py")

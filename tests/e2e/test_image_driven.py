@@ -10,18 +10,18 @@ import torch
 from PIL import Image
 from transformers import AutoProcessor
 
-from eval.image_reliance import choose_images
-from pipeline.errors import OwedError
-from pipeline.pairs import Judged
-from pipeline.prompts import render_prompt
-from pipeline.records import ImageRef, Task
-from services.cli.terminal import Terminal
-from services.run.directory import open_run
-from services.run.rounds import list_rounds
-from services.run.session import Session
-from services.run.steps import judge_stage, pair_stage, sample_stage
-from training.model.loading import completion_logprobs, load_model
-from training.model.template import render
+from vcot.eval.image_reliance import choose_images
+from vcot.pipeline.errors import OwedError
+from vcot.pipeline.pairs import Judged
+from vcot.pipeline.prompts import render_prompt
+from vcot.pipeline.records import ImageRef, Task
+from vcot.services.cli.terminal import Terminal
+from vcot.services.run.directory import open_run
+from vcot.services.run.rounds import list_rounds
+from vcot.services.run.session import Session
+from vcot.services.run.steps import judge_stage, pair_stage, sample_stage
+from vcot.training.model.loading import completion_logprobs, load_model
+from vcot.training.model.template import render
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.asyncio(loop_scope="module")]
 SIZES = ("tasks.num_tasks=24", "sample.k=4", "eval.num_tasks=9", "serve.port=0", "pairs.policy=image_driven")

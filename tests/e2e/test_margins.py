@@ -10,17 +10,17 @@ import torch
 from PIL import Image
 from transformers import AutoProcessor
 
-from eval.margins import Margin
-from pipeline.odds import OptionScores
-from pipeline.option_scores import key_options
-from pipeline.sample import SampleRequest
-from services.cli.terminal import Terminal
-from services.run.directory import open_run
-from services.run.reporting import evaluate_scores
-from services.run.session import Session
-from services.run.steps import eval_stage, load_scores
-from training.model.loading import completion_logprobs, load_model
-from training.model.template import render
+from vcot.eval.margins import Margin
+from vcot.pipeline.odds import OptionScores
+from vcot.pipeline.option_scores import key_options
+from vcot.pipeline.sample import SampleRequest
+from vcot.services.cli.terminal import Terminal
+from vcot.services.run.directory import open_run
+from vcot.services.run.reporting import evaluate_scores
+from vcot.services.run.session import Session
+from vcot.services.run.steps import eval_stage, load_scores
+from vcot.training.model.loading import completion_logprobs, load_model
+from vcot.training.model.template import render
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(600)]
 SIZES = (

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.identity import read_manifest
-from services.checkpoints.registry import Checkpoint
-from services.engine.command import SERVED_NAME
-from services.engine.vllm import VllmServer
-from services.gateway.swap.canary_check import canary_request, explain_difference, parse_canary
-from services.recipes.recipe import load_recipe
-from training.protocol.agreement import TOLERANCES
+from vcot.pipeline.identity import read_manifest
+from vcot.services.checkpoints.registry import Checkpoint
+from vcot.services.engine.command import SERVED_NAME
+from vcot.services.engine.vllm import VllmServer
+from vcot.services.gateway.swap.canary_check import canary_request, explain_difference, parse_canary
+from vcot.services.recipes.recipe import load_recipe
+from vcot.training.protocol.agreement import TOLERANCES
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -32,7 +32,16 @@ def whole_logs(monkeypatch):
 
 
 def test_the_loop_with_the_nano_qwen(tmp_path):
-    command = [sys.executable, "-m", "services.cli", "run", "--recipe", "nano-qwen", "--run", str(tmp_path / "run")]
+    command = [
+        sys.executable,
+        "-m",
+        "vcot.services.cli",
+        "run",
+        "--recipe",
+        "nano-qwen",
+        "--run",
+        str(tmp_path / "run"),
+    ]
     done = subprocess.run([*command, "--set", *SMALL, *SHORT], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "192 requested = 192 ok" in done.stderr

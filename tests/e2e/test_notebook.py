@@ -38,7 +38,7 @@ def test_it_runs_as_it_stands_and_again_for_nothing(tmp_path):
     port = free_port()
     (tmp_path / "notebook.py").write_text(CODE.replace(":8100", f":{port}"))
     environment = os.environ | {"PYTHONPATH": str(ROOT), "NO_COLOR": "1", "COLUMNS": "200"}
-    command = [sys.executable, "-m", "services.cli", "serve", "--run", "served", "--recipe", "nano"]
+    command = [sys.executable, "-m", "vcot.services.cli", "serve", "--run", "served", "--recipe", "nano"]
     with (tmp_path / "serve.log").open("wb") as log:
         server = subprocess.Popen(
             [*command, "--set", f"serve.port={port}"], cwd=tmp_path, env=environment, stdout=log, stderr=log

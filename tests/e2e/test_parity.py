@@ -14,24 +14,24 @@ import httpx2
 import pytest
 
 from bench.parity import draw_pairs, train
-from pipeline.client import DIGEST_HEADER, ChatClient
-from pipeline.errors import RequestError, SwapError
-from pipeline.identity import compute_digest, read_manifest
-from pipeline.records import CheckpointRef
-from services.checkpoints.registry import Checkpoint
-from services.cli.terminal import Terminal
-from services.engine import vllm
-from services.engine.command import SERVED_NAME
-from services.engine.vllm import VllmServer
-from services.gateway.admin import fetch_state, swap_to
-from services.run import parity_gate
-from services.run.directory import open_run
-from services.run.parity import ask_served, check_defaults
-from services.run.parity_gate import parity_stage
-from services.run.session import Session
-from training.merge.merging import merge_job
-from training.protocol.agreement import read_probe
-from training.protocol.job import TrainJob
+from vcot.pipeline.client import DIGEST_HEADER, ChatClient
+from vcot.pipeline.errors import RequestError, SwapError
+from vcot.pipeline.identity import compute_digest, read_manifest
+from vcot.pipeline.records import CheckpointRef
+from vcot.services.checkpoints.registry import Checkpoint
+from vcot.services.cli.terminal import Terminal
+from vcot.services.engine import vllm
+from vcot.services.engine.command import SERVED_NAME
+from vcot.services.engine.vllm import VllmServer
+from vcot.services.gateway.admin import fetch_state, swap_to
+from vcot.services.run import parity_gate
+from vcot.services.run.directory import open_run
+from vcot.services.run.parity import ask_served, check_defaults
+from vcot.services.run.parity_gate import parity_stage
+from vcot.services.run.session import Session
+from vcot.training.merge.merging import merge_job
+from vcot.training.protocol.agreement import read_probe
+from vcot.training.protocol.job import TrainJob
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.asyncio(loop_scope="module")]
 RECIPE = ("train.target_modules=language-model", "serve.port=0")

@@ -7,11 +7,11 @@ from pathlib import Path
 import openai
 import pytest
 
-from services.gateway.admin import fetch_state, swap_to
-from services.run.directory import open_run
-from services.run.serving import GatewayHandle, running_gateway
 from tests.e2e.test_serving import ask, client, descendants
-from training.protocol.job import STATUS, TrainStatus, read_record
+from vcot.services.gateway.admin import fetch_state, swap_to
+from vcot.services.run.directory import open_run
+from vcot.services.run.serving import GatewayHandle, running_gateway
+from vcot.training.protocol.job import STATUS, TrainStatus, read_record
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -53,7 +53,7 @@ async def test_one_machine_serves_and_trains_in_turn(tmp_path: Path) -> None:
         async with running_gateway(run, lambda _: None) as gateway, client(gateway) as api:
             before = await ask(api, model="base")
             assert descendants(await fetch_state(gateway.url), ENGINE)
-            command = [sys.executable, "-m", "services.cli", "run", "--run", str(run.directory)]
+            command = [sys.executable, "-m", "vcot.services.cli", "run", "--run", str(run.directory)]
             process = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.PIPE)
             assert process.stderr is not None
             reading = asyncio.create_task(process.stderr.read())

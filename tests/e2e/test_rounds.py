@@ -13,13 +13,13 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.records import Response
 from tests.ledgers import read_responses
-from training.protocol.job import ADAPTER, JOB, PROGRESS, REFERENCE, TrainJob, TrainProgress, read_record
+from vcot.pipeline.records import Response
+from vcot.training.protocol.job import ADAPTER, JOB, PROGRESS, REFERENCE, TrainJob, TrainProgress, read_record
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(600)]
 
-COMMAND = [sys.executable, "-m", "services.cli", "rounds", "--num", "2"]
+COMMAND = [sys.executable, "-m", "vcot.services.cli", "rounds", "--num", "2"]
 NUM_TASKS, K, NUM_QUESTIONS = 24, 8, 18
 SMALL = [
     "serve.port=0",

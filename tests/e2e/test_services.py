@@ -23,13 +23,13 @@ import pytest
 import yaml
 
 from bench.engine import make_variant
-from services.engine.lifeline import keeper_command
 from tests.compose.engine import until
 from tests.compose.test_observe import FOLDER, PANELS
-from training.protocol.job import JOB, PROGRESS, TrainJob, read_record, read_status
+from vcot.services.engine.lifeline import keeper_command
+from vcot.training.protocol.job import JOB, PROGRESS, TrainJob, read_record, read_status
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(900)]
-VCOT = (sys.executable, "-m", "services.cli")
+VCOT = (sys.executable, "-m", "vcot.services.cli")
 KEYS = {"VCOT_API_KEYS": "a-key", "VCOT_API_KEY": "a-key", "VCOT_ADMIN_KEY": "another"}
 QUIET = {"Refused by reason", "Retries and faults", "Swaps and their pause", "Prefix cache of vLLM"}
 """Panels that may have nothing to show: nothing was refused, retried, swapped or asked twice."""

@@ -18,11 +18,11 @@ import pytest
 from PIL import Image
 
 from bench.engine import make_variant
-from pipeline.errors import SwapError
-from services.gateway.admin import GatewayState, fetch_state, live_checkpoint, register, swap_to
-from services.run.directory import open_run
-from services.run.serving import GatewayHandle, running_gateway
 from tests.services.run.test_serving import gone
+from vcot.pipeline.errors import SwapError
+from vcot.services.gateway.admin import GatewayState, fetch_state, live_checkpoint, register, swap_to
+from vcot.services.run.directory import open_run
+from vcot.services.run.serving import GatewayHandle, running_gateway
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600), pytest.mark.asyncio(loop_scope="module")]
 

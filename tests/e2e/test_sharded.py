@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from transformers import AutoProcessor
 
 from tests.training import families
-from training.nano.llava import Llava
-from training.protocol.job import ADAPTER, STATUS, TrainStatus, read_record
+from vcot.training.nano.llava import Llava
+from vcot.training.protocol.job import ADAPTER, STATUS, TrainStatus, read_record
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(600)]
 MIB = 2**20
@@ -26,9 +26,9 @@ COMPARING_RANK = """
 import sys; from pathlib import Path
 import torch; from accelerate import PartialState; from torch.distributed.tensor import DTensor
 from tests.training.dpo.test_rows import make_row
-from training.model.loading import load_model, load_processor
-from training.dpo.rows import PairCollator
-from training.model.sharded import load_sharded
+from vcot.training.model.loading import load_model, load_processor
+from vcot.training.dpo.rows import PairCollator
+from vcot.training.model.sharded import load_sharded
 def fail(*_):
     raise RuntimeError("in the midst of a pass")
 state = PartialState(cpu=True)
@@ -62,7 +62,7 @@ state.destroy_process_group()
 # files, such as the checkpoint's, are not counted: they are not held.
 LIMITED_RANK = """
 import os, signal, sys, time; from pathlib import Path
-import torch._dynamo, training.dpo.fit, training.dpo.reference, training.worker.rank as rank
+import torch._dynamo, vcot.training.dpo.fit, vcot.training.dpo.reference, vcot.training.worker.rank as rank
 def held(pid):
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 1024
@@ -85,7 +85,7 @@ rank.fit = limited
 if __name__ == "__main__": sys.exit(rank.main(Path(sys.argv[1])))
 """
 WORKER = (
-    "import sys; from training.protocol import launch; from training.worker import jobs; "
+    "import sys; from vcot.training.protocol import launch; from vcot.training.worker import jobs; "
     "launch.RANK_MODULE = 'limited_rank'; sys.exit(jobs.main())"
 )
 

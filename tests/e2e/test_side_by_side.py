@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 
 from bench.engine import make_variant
-from pipeline.client import ChatClient
-from pipeline.records import Response
-from pipeline.report import Event, Said
-from pipeline.sample import sample
-from services.gateway.admin import fetch_state
-from services.run.directory import open_run
-from services.run.serving import running_gateway
-from services.run.session import Session
-from services.run.side_by_side import ask_checkpoints
+from vcot.pipeline.client import ChatClient
+from vcot.pipeline.records import Response
+from vcot.pipeline.report import Event, Said
+from vcot.pipeline.sample import sample
+from vcot.services.gateway.admin import fetch_state
+from vcot.services.run.directory import open_run
+from vcot.services.run.serving import running_gateway
+from vcot.services.run.session import Session
+from vcot.services.run.side_by_side import ask_checkpoints
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(600)]
 SIZES = ("eval.num_tasks=30", "eval.temperatures=[0]", 'eval.prompts=["zero_shot"]', "serve.port=0")

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from services.cli.stop import SAID
 from tests.compose.engine import until
+from vcot.services.cli.stop import SAID
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(1200)]
 ROOT = Path(__file__).parents[2]
@@ -32,7 +32,7 @@ STEPS = {
 
 
 def start(command, run, output=subprocess.PIPE):
-    line = [sys.executable, "-m", "services.cli", command, "--run", str(run), "--recipe", "nano"]
+    line = [sys.executable, "-m", "vcot.services.cli", command, "--run", str(run), "--recipe", "nano"]
     line += [part for setting in SETTINGS for part in ("--set", setting)]
     environment = os.environ | {"NO_COLOR": "1", "COLUMNS": "300", "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(line, env=environment, stdout=output, stderr=subprocess.STDOUT, text=True)

@@ -8,18 +8,18 @@ import re
 
 import pytest
 
-from pipeline.pairs import PairSet
-from pipeline.publish import pairs_digest
-from pipeline.records import StageCount
-from services.cli.terminal import Terminal
-from services.jobs import trainer
-from services.run.directory import open_run
-from services.run.rounds import Pairs, Round
-from services.run.session import Session
-from services.run.steps import publish_splits
-from services.run.sweep import RECORD, sweep
-from training.protocol.job import ADAPTER
-from training.protocol.search import Sweep
+from vcot.pipeline.pairs import PairSet
+from vcot.pipeline.publish import pairs_digest
+from vcot.pipeline.records import StageCount
+from vcot.services.cli.terminal import Terminal
+from vcot.services.jobs import trainer
+from vcot.services.run.directory import open_run
+from vcot.services.run.rounds import Pairs, Round
+from vcot.services.run.session import Session
+from vcot.services.run.steps import publish_splits
+from vcot.services.run.sweep import RECORD, sweep
+from vcot.training.protocol.job import ADAPTER
+from vcot.training.protocol.search import Sweep
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(600)]
 GRID = (

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.identity import verify_checkpoint
-from training.protocol.job import (
+from vcot.pipeline.identity import verify_checkpoint
+from vcot.training.protocol.job import (
     ADAPTER,
     JOB,
     MERGE_REPORT,
@@ -26,14 +26,14 @@ from training.protocol.job import (
     TrainStatus,
     read_record,
 )
-from training.protocol.resume import MARKER
+from vcot.training.protocol.resume import MARKER
 
 pytestmark = pytest.mark.e2e
 OVERRIDES = ("train.epochs=4", "train.learning_rate=1e-3")
 METHODS = ("train.method=dpo", "train.method=mdpo")
 # The worker itself, saving more often than its ten seconds.
 WORKER = (
-    "import sys; from training.dpo import fit; from training.worker import jobs; "
+    "import sys; from vcot.training.dpo import fit; from vcot.training.worker import jobs; "
     "fit.MIN_SAVE_INTERVAL_S = 0.2; sys.exit(jobs.main())"
 )
 
@@ -49,7 +49,7 @@ def curve(job: Path) -> list[dict[str, Any]]:
 
 
 def run_worker(job: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "training.worker", str(job)]
+    command = [sys.executable, "-m", "vcot.training.worker", str(job)]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 

@@ -63,7 +63,7 @@ def run(tmp_path_factory):
 
 
 def vcot(command, directory, *arguments, expect=0):
-    line = [sys.executable, "-m", "services.cli", command, "--run", str(directory), *arguments]
+    line = [sys.executable, "-m", "vcot.services.cli", command, "--run", str(directory), *arguments]
     environment = os.environ | {"NO_COLOR": "1", "COLUMNS": "300", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(line, env=environment, capture_output=True, text=True, check=False, timeout=600)
     assert done.returncode == expect, done.stdout + done.stderr

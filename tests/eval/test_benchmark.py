@@ -4,14 +4,14 @@ from collections import Counter
 
 import pytest
 
-from eval.benchmark import BENCHMARKS, Benchmark, find_benchmark
-from eval.benchmarks.scienceqa_img import SCIENCEQA
-from eval.eval_section import EvalSection
-from eval.table import build_results
-from pipeline.errors import RecipeError
-from pipeline.open_lists import BENCHMARK_NAMES
-from pipeline.records import CheckpointRef, Response, SamplingParams, Task
-from services.recipes.recipe import load_recipe
+from vcot.eval.benchmark import BENCHMARKS, Benchmark, find_benchmark
+from vcot.eval.benchmarks.scienceqa_img import SCIENCEQA
+from vcot.eval.eval_section import EvalSection
+from vcot.eval.table import build_results
+from vcot.pipeline.errors import RecipeError
+from vcot.pipeline.open_lists import BENCHMARK_NAMES
+from vcot.pipeline.records import CheckpointRef, Response, SamplingParams, Task
+from vcot.services.recipes.recipe import load_recipe
 
 BASE = CheckpointRef(name="base", digest="sha256:00", kind="base")
 
@@ -65,7 +65,7 @@ def test_an_accuracy_is_the_mean_of_what_was_earned():
 
 def test_what_is_no_benchmark_is_said():
     with pytest.raises(
-        RecipeError, match=r"benchmark string:digits is an object of type str, and must be an eval\.bench"
+        RecipeError, match=r"benchmark string:digits is an object of type str, and must be a vcot\.Bench"
     ):
         find_benchmark(EvalSection(benchmark="string:digits"))
 

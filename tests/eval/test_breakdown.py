@@ -5,10 +5,10 @@ import io
 import pytest
 from rich.console import Console
 
-from eval.benchmark import BENCHMARKS
-from eval.breakdown import build_breakdown, render_breakdown
 from tests.eval.test_benchmark import task
 from tests.eval.test_table import BASE, POLICY, score
+from vcot.eval.benchmark import BENCHMARKS
+from vcot.eval.breakdown import build_breakdown, render_breakdown
 
 
 @pytest.mark.parametrize(

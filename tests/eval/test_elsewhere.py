@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from eval.statistics import (
+from vcot.eval.statistics import (
     adjust_holm,
     clustered_error,
     compare_paired,

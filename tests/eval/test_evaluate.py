@@ -7,14 +7,14 @@ import logging
 import httpx2
 import pytest
 
-from eval.evaluate import evaluate, load_questions
-from pipeline.client import DIGEST_HEADER, ChatClient
-from pipeline.errors import DataError, OwedError
-from pipeline.images import ImageStore
-from pipeline.ledger import Ledger
-from pipeline.records import CheckpointRef, ImageRef, Response, Task
-from pipeline.sample import sample
-from services.recipes.recipe import load_recipe
+from vcot.eval.evaluate import evaluate, load_questions
+from vcot.pipeline.client import DIGEST_HEADER, ChatClient
+from vcot.pipeline.errors import DataError, OwedError
+from vcot.pipeline.images import ImageStore
+from vcot.pipeline.ledger import Ledger
+from vcot.pipeline.records import CheckpointRef, ImageRef, Response, Task
+from vcot.pipeline.sample import sample
+from vcot.services.recipes.recipe import load_recipe
 
 BASE = CheckpointRef(name="base", digest="sha256:" + "a" * 64, kind="base")
 FIRST = "a933660e1c84ad4e1e2044d90f20960a100f5f73f8abdfb05ea8811b3b8b76e8"

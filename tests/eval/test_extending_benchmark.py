@@ -7,15 +7,15 @@ import httpx2
 import pytest
 from PIL import Image
 
-from pipeline.client import DIGEST_HEADER, EXPECT_HEADER, ChatClient
-from pipeline.sample import sample
-from services.cli import commands
-from services.cli.terminal import Terminal
-from services.run import results
-from services.run.directory import open_run
-from services.run.session import Session
 from tests.pages import read_block
 from tests.services.fake_vllm import write_checkpoint
+from vcot.pipeline.client import DIGEST_HEADER, EXPECT_HEADER, ChatClient
+from vcot.pipeline.sample import sample
+from vcot.services.cli import commands
+from vcot.services.cli.terminal import Terminal
+from vcot.services.run import results
+from vcot.services.run.directory import open_run
+from vcot.services.run.session import Session
 
 SAID = {"What time is it?": "The answer is (ten past two).", "What does the sign say?": "The answer is (B)"}
 

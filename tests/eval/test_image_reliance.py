@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from eval.image_reliance import (
+from vcot.eval.image_reliance import (
     ask_instead,
     build_reliance,
     choose_images,
@@ -16,10 +16,10 @@ from eval.image_reliance import (
     describe_reliance,
     render_reliance,
 )
-from pipeline.errors import DataError
-from pipeline.images import ImageStore
-from pipeline.records import CheckpointRef, ImageRef, SamplingParams, Score, Task
-from pipeline.sample import Plan, show_images
+from vcot.pipeline.errors import DataError
+from vcot.pipeline.images import ImageStore
+from vcot.pipeline.records import CheckpointRef, ImageRef, SamplingParams, Score, Task
+from vcot.pipeline.sample import Plan, show_images
 
 BASE = CheckpointRef(name="base", digest="sha256:aa", kind="base")
 

@@ -3,11 +3,11 @@
 import pytest
 from scipy import stats
 
-from eval.margins import build_margins, describe_margins, render_margins
-from eval.statistics import estimate_mean
-from eval.table_files import write_markdown
-from pipeline.odds import OptionScores
-from pipeline.records import CheckpointRef, ImageRef, Task
+from vcot.eval.margins import build_margins, describe_margins, render_margins
+from vcot.eval.statistics import estimate_mean
+from vcot.eval.table_files import write_markdown
+from vcot.pipeline.odds import OptionScores
+from vcot.pipeline.records import CheckpointRef, ImageRef, Task
 
 BASE = CheckpointRef(name="base", digest="sha256:aa", kind="base")
 POLICY = CheckpointRef(name="policy", digest="sha256:bb", kind="merged")

@@ -6,15 +6,15 @@ from contextlib import closing
 import numpy as np
 import pytest
 
-from eval.benchmark import Benchmark
-from eval.logged.readings import CUT, Reader, Readings, Said
-from eval.matrix import Matrix, Pair, build_chance, build_differences, build_gold, build_result, mark
-from eval.matrix_table import render_matrix
-from eval.rules import RULES
-from eval.table import build_chance as chance_of_scores
-from eval.table import build_differences as differences_of_scores
-from eval.table import build_results
-from pipeline.records import CheckpointRef, ImageRef, Response, SamplingParams, Task
+from vcot.eval.benchmark import Benchmark
+from vcot.eval.logged.readings import CUT, Reader, Readings, Said
+from vcot.eval.matrix import Matrix, Pair, build_chance, build_differences, build_gold, build_result, mark
+from vcot.eval.matrix_table import render_matrix
+from vcot.eval.rules import RULES
+from vcot.eval.table import build_chance as chance_of_scores
+from vcot.eval.table import build_differences as differences_of_scores
+from vcot.eval.table import build_results
+from vcot.pipeline.records import CheckpointRef, ImageRef, Response, SamplingParams, Task
 
 SUBJECTS = ("NAT", "SOC")
 BENCHMARK = Benchmark(name="mine", source="nano", columns=SUBJECTS)

@@ -2,8 +2,8 @@
 
 import pytest
 
-from eval.prior import build_prior, describe_prior
-from pipeline.records import CheckpointRef, Score
+from vcot.eval.prior import build_prior, describe_prior
+from vcot.pipeline.records import CheckpointRef, Score
 
 BASE = CheckpointRef(name="base", digest="sha256:aa", kind="base")
 POLICY = CheckpointRef(name="dpo-1", digest="sha256:bb", kind="merged", parent="sha256:aa")

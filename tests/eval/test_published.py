@@ -5,11 +5,11 @@ import io
 import pytest
 from rich.console import Console
 
-from eval.published import compare_published, describe_published, load_published, render_published
-from eval.statistics import compare_unpaired, estimate_accuracy
-from eval.table import build_results
-from pipeline.records import CheckpointRef, Interval, Score
-from services.recipes.recipe import load_recipe
+from vcot.eval.published import compare_published, describe_published, load_published, render_published
+from vcot.eval.statistics import compare_unpaired, estimate_accuracy
+from vcot.eval.table import build_results
+from vcot.pipeline.records import CheckpointRef, Interval, Score
+from vcot.services.recipes.recipe import load_recipe
 
 PAPER = load_recipe("paper")
 BASE = CheckpointRef(name="base", digest="sha256:aa", kind="base")

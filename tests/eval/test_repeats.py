@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from eval.repeats import build_repeats, describe_repeats, pass_at_k, render_repeats, vote_share
-from eval.statistics import estimate_accuracy
-from pipeline.records import CheckpointRef, Score
+from vcot.eval.repeats import build_repeats, describe_repeats, pass_at_k, render_repeats, vote_share
+from vcot.eval.statistics import estimate_accuracy
+from vcot.pipeline.records import CheckpointRef, Score
 
 BASE = CheckpointRef(name="base", digest="sha256:aa", kind="base")
 

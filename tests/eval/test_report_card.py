@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy.stats import linregress
 
-from eval.report_card import Duel, build_card, estimate_alpha, list_figures, render_card, render_markdown
-from eval.statistics import estimate_slope
+from vcot.eval.report_card import Duel, build_card, estimate_alpha, list_figures, render_card, render_markdown
+from vcot.eval.statistics import estimate_slope
 
 NUM = 200
 

@@ -2,13 +2,13 @@
 
 import pytest
 
-from eval.scorer import is_known_right, score_by_kind, score_choice, score_exact, score_judged
-from pipeline.errors import DataError
-from pipeline.images import ImageStore
-from pipeline.judges import find_judge
-from pipeline.prompts import split_thought
-from pipeline.records import CheckpointRef, ImageRef, Judgment, Response, SamplingParams, Task
-from pipeline.sections import JudgeSection
+from vcot.eval.scorer import is_known_right, score_by_kind, score_choice, score_exact, score_judged
+from vcot.pipeline.errors import DataError
+from vcot.pipeline.images import ImageStore
+from vcot.pipeline.judges import find_judge
+from vcot.pipeline.prompts import split_thought
+from vcot.pipeline.records import CheckpointRef, ImageRef, Judgment, Response, SamplingParams, Task
+from vcot.pipeline.sections import JudgeSection
 
 BASE = CheckpointRef(name="base", digest="sha256:00", kind="base")
 TASK = Task(

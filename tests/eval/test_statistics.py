@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from eval.statistics import (
+from vcot.eval.statistics import (
     Noise,
     PairedDifference,
     adjust_holm,
@@ -24,7 +24,7 @@ from eval.statistics import (
     split_variance,
     wilson_interval,
 )
-from pipeline.records import Interval
+from vcot.pipeline.records import Interval
 
 
 def bits(correct, n):

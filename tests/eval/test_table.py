@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from eval.table import (
+from vcot.eval.table import (
     build_chance,
     build_differences,
     build_results,
@@ -14,7 +14,7 @@ from eval.table import (
     format_p,
     render_results,
 )
-from pipeline.records import CheckpointRef, Score
+from vcot.pipeline.records import CheckpointRef, Score
 
 BASE = CheckpointRef(name="base", digest="sha256:aa", kind="base")
 POLICY = CheckpointRef(name="dpo-1", digest="sha256:bb", kind="merged", parent="sha256:aa")

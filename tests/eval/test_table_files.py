@@ -6,13 +6,16 @@ import io
 import pytest
 from pyarrow import parquet
 
-from eval.evaluate import Evaluation, render_evaluation
-from eval.image_reliance import build_reliance
-from eval.margins import build_margins
-from eval.matrix import Matrix, RuleResult
-from eval.repeats import build_repeats
-from eval.table import build_chance, build_differences, build_results
-from eval.table_files import (
+from tests.eval.test_evaluate import load, store
+from tests.eval.test_margins import BLANK, TASKS, TRUE, tell
+from tests.eval.test_table import BASE, POLICY, SUBJECTS, outcomes
+from vcot.eval.evaluate import Evaluation, render_evaluation
+from vcot.eval.image_reliance import build_reliance
+from vcot.eval.margins import build_margins
+from vcot.eval.matrix import Matrix, RuleResult
+from vcot.eval.repeats import build_repeats
+from vcot.eval.table import build_chance, build_differences, build_results
+from vcot.eval.table_files import (
     flatten,
     list_rows,
     write_csv,
@@ -21,10 +24,7 @@ from eval.table_files import (
     write_matrix_latex,
     write_parquet,
 )
-from pipeline.records import Interval
-from tests.eval.test_evaluate import load, store
-from tests.eval.test_margins import BLANK, TASKS, TRUE, tell
-from tests.eval.test_table import BASE, POLICY, SUBJECTS, outcomes
+from vcot.pipeline.records import Interval
 
 __all__ = ["store"]
 HOSTILE = POLICY.model_copy(update={"name": "a|b & <i>_%\\x"})

@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 from datasets import load_dataset
 
-from pipeline.identity import read_manifest
-from training.merge import merging
-from training.protocol.job import ADAPTER, JOB, TrainJob, read_record, write_record
-from training.worker import jobs
+from vcot.pipeline.identity import read_manifest
+from vcot.training.merge import merging
+from vcot.training.protocol.job import ADAPTER, JOB, TrainJob, read_record, write_record
+from vcot.training.worker import jobs
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 HERE = Path(__file__).parent

@@ -12,14 +12,14 @@ import httpx2
 import pytest
 from PIL import Image
 
-from pipeline.concurrency import MAX_ATTEMPTS
-from pipeline.errors import DataError, StageError
-from pipeline.images import ImageStore
-from pipeline.pairs import Judged, build_pairs
-from pipeline.records import Response
-from pipeline.sections import PairsSection
 from tests.pipeline.test_judging import Bench, complete
 from tests.pipeline.test_sample import CHECKPOINT, SAMPLING, Upstream, draw, ledger, store, tasks
+from vcot.pipeline.concurrency import MAX_ATTEMPTS
+from vcot.pipeline.errors import DataError, StageError
+from vcot.pipeline.images import ImageStore
+from vcot.pipeline.pairs import Judged, build_pairs
+from vcot.pipeline.records import Response
+from vcot.pipeline.sections import PairsSection
 
 __all__ = ["ledger", "store", "tasks"]
 pytestmark = pytest.mark.hurried

@@ -7,9 +7,9 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from pipeline.client import EXPECT_HEADER, ChatClient, find_proxy
-from pipeline.errors import RequestError, WrongCheckpoint
-from pipeline.records import SamplingParams
+from vcot.pipeline.client import EXPECT_HEADER, ChatClient, find_proxy
+from vcot.pipeline.errors import RequestError, WrongCheckpoint
+from vcot.pipeline.records import SamplingParams
 
 PARAMS = SamplingParams(temperature=0.0, max_tokens=8, seed=0)
 CHOICE = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": "yes"}}

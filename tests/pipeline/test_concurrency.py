@@ -3,8 +3,8 @@ import random
 
 import pytest
 
-from pipeline.concurrency import MAX_ATTEMPTS, MAX_PATIENCE_S, map_bounded, retry_delay_s, with_retry
-from pipeline.errors import RequestError
+from vcot.pipeline.concurrency import MAX_ATTEMPTS, MAX_PATIENCE_S, map_bounded, retry_delay_s, with_retry
+from vcot.pipeline.errors import RequestError
 
 
 async def test_at_most_limit_run_and_items_are_drawn_when_there_is_room():

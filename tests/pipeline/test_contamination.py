@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.contamination import MAX_DISTANCE, MAX_SHOWN, find_contamination, hash_picture
-from pipeline.records import ImageRef, Task
+from vcot.pipeline.contamination import MAX_DISTANCE, MAX_SHOWN, find_contamination, hash_picture
+from vcot.pipeline.records import ImageRef, Task
 
 LONG = "Which of the two dogs that lie on the porch looks older than the other"
 

@@ -6,15 +6,15 @@ from html import unescape
 import pytest
 from huggingface_hub import DatasetCard
 
-from pipeline.contamination import KINDS, Contamination
-from pipeline.images import ImageStore
-from pipeline.judges import find_judge
-from pipeline.judges.cost import Cost
-from pipeline.publish import SplitSize
-from pipeline.records import Usage
-from pipeline.sections import JudgeSection
-from services.recipes.recipe import load_recipe
 from tests.pipeline.test_pairs import make_card, make_pair, make_task
+from vcot.pipeline.contamination import KINDS, Contamination
+from vcot.pipeline.images import ImageStore
+from vcot.pipeline.judges import find_judge
+from vcot.pipeline.judges.cost import Cost
+from vcot.pipeline.publish import SplitSize
+from vcot.pipeline.records import Usage
+from vcot.pipeline.sections import JudgeSection
+from vcot.services.recipes.recipe import load_recipe
 
 PAIRS = [
     make_pair(make_task(f"t{i}")).model_copy(update={"chosen_score": 4.0 + i, "rejected_score": 0.0}) for i in range(5)

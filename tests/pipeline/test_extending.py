@@ -9,25 +9,25 @@ import httpx2
 import pytest
 from PIL import Image
 
-from pipeline.client import DIGEST_HEADER, EXPECT_HEADER, ChatClient
-from pipeline.errors import DataError, RecipeError
-from pipeline.images import ImageStore
-from pipeline.judges import find_judge, judgment_keys
-from pipeline.judges.model import ModelJudge
-from pipeline.ledger import Ledger
-from pipeline.pairs import Judged, build_pairs
-from pipeline.prompts import render_prompt, render_second
-from pipeline.records import CheckpointRef, Response, SamplingParams, Task
-from pipeline.sample import Plan, sample
-from pipeline.sections import JudgeSection, PairsSection, TasksSection
-from pipeline.sources import key_tasks, load_tasks
-from services.recipes.recipe import load_recipe
-from services.run.directory import open_run
-from services.run.rounds import list_rounds
-from services.run.session import Session
-from services.run.steps import judge_stage, pair_stage
 from tests.pages import list_blocks, read_block
 from tests.services.fake_vllm import write_checkpoint
+from vcot.pipeline.client import DIGEST_HEADER, EXPECT_HEADER, ChatClient
+from vcot.pipeline.errors import DataError, RecipeError
+from vcot.pipeline.images import ImageStore
+from vcot.pipeline.judges import find_judge, judgment_keys
+from vcot.pipeline.judges.model import ModelJudge
+from vcot.pipeline.ledger import Ledger
+from vcot.pipeline.pairs import Judged, build_pairs
+from vcot.pipeline.prompts import render_prompt, render_second
+from vcot.pipeline.records import CheckpointRef, Response, SamplingParams, Task
+from vcot.pipeline.sample import Plan, sample
+from vcot.pipeline.sections import JudgeSection, PairsSection, TasksSection
+from vcot.pipeline.sources import key_tasks, load_tasks
+from vcot.services.recipes.recipe import load_recipe
+from vcot.services.run.directory import open_run
+from vcot.services.run.rounds import list_rounds
+from vcot.services.run.session import Session
+from vcot.services.run.steps import judge_stage, pair_stage
 
 TASK = Task(id="t", question="q?", choices=("a", "b"), answer=0, source="s", split="train")
 HEADINGS = ("A data set", "A prompt", "A judge", "A pair policy")
@@ -278,12 +278,12 @@ def test_a_policy_that_finds_no_pair_is_counted_by_its_reason(folder, monkeypatc
 @pytest.mark.parametrize(
     ("module", "code", "found", "said"),
     [
-        ("nameless", "from pipeline.judges import Judge\nclass J(Judge):\n    async def score(self, *_, **__): ...\n",
+        ("nameless", "from vcot.pipeline.judges import Judge\nclass J(Judge):\n    async def score(self, *_, **__): ...\n",
          lambda store: find_judge(JudgeSection(kind="nameless:J"), store), "judge nameless:J has no name"),
-        ("textless", "from pipeline.prompts import Prompt\nP = Prompt(template='Answer.', split=str)\n",
+        ("textless", "from vcot.pipeline.prompts import Prompt\nP = Prompt(template='Answer.', split=str)\n",
          lambda store: render_prompt("textless:P", TASK), "has no place for the question; write <question> there"),
         ("odd", "S = 3\n", lambda store, folder=Path("run"): load_tasks(TasksSection(source="odd:S"), folder, store),
-         r"source odd:S is an object of type int, and must be a pipeline\.sources\.source\.Source"),
+         r"source odd:S is an object of type int, and must be a vcot\.Source"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_used_is_said(folder, tmp_path, module, code, found, said):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.faults import Place, explain_status, explain_text, find_remedy, read_reset, read_retry_after
+from vcot.pipeline.faults import Place, explain_status, explain_text, find_remedy, read_reset, read_retry_after
 
 PLACE = Place(key_env="MY_KEY", model_field="judge.model", url_field="judge.base_url")
 

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from pipeline.errors import CheckpointError, InputError
-from pipeline.files import previous_of, read_record, replace_file, write_kept_record, write_record
-from pipeline.manifest import Canary, CheckpointManifest
-from pipeline.records import CheckpointRef, Record, SamplingParams
-from services.recipes.recipe import load_recipe
-from services.run.directory import open_run
+from vcot.pipeline.errors import CheckpointError, InputError
+from vcot.pipeline.files import previous_of, read_record, replace_file, write_kept_record, write_record
+from vcot.pipeline.manifest import Canary, CheckpointManifest
+from vcot.pipeline.records import CheckpointRef, Record, SamplingParams
+from vcot.services.recipes.recipe import load_recipe
+from vcot.services.run.directory import open_run
 
 
 class Pair(Record):
@@ -94,8 +94,8 @@ def test_a_folder_is_one_sentence_and_nothing_is_none(tmp_path: Path) -> None:
 
 
 def test_a_manifest_with_a_nan_is_refused_before_it_is_registered(tmp_path: Path) -> None:
-    from services.checkpoints.registry import Registry
     from tests.services.fake_vllm import write_checkpoint
+    from vcot.services.checkpoints.registry import Registry
 
     registry = Registry(tmp_path / "run")
     registry.register(write_checkpoint(tmp_path / "good", "good", 1.0))
@@ -109,8 +109,8 @@ def test_a_manifest_with_a_nan_is_refused_before_it_is_registered(tmp_path: Path
 
 
 def test_a_damaged_registry_offers_its_last_good_copy(tmp_path: Path) -> None:
-    from services.checkpoints.registry import Registry
     from tests.services.fake_vllm import write_checkpoint
+    from vcot.services.checkpoints.registry import Registry
 
     registry = Registry(tmp_path / "run")
     for name in ("a", "b"):
@@ -173,7 +173,7 @@ def test_a_run_that_cannot_be_written_to_its_end_is_a_sentence(tmp_path):
     """Under `ulimit -f` no writer is told by an exception of its own that the file is too large."""
     code = (
         "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000)); "
-        "from services.cli.outcome import main; "
+        "from vcot.services.cli.outcome import main; "
         "sys.argv = ['vcot', 'judge', '--recipe', 'nano', '--run', sys.argv[1]]; main()"
     )
     out = subprocess.run(

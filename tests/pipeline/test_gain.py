@@ -9,15 +9,15 @@ import httpx2
 import pytest
 from PIL import Image
 
-from pipeline.client import DIGEST_HEADER, ChatClient, Scored
-from pipeline.errors import AccountError, BadAnswer
-from pipeline.gain import compare_images, count_gains, key_gain, list_candidates, list_owed, read_gains
-from pipeline.image_gains import GainAsk, measure_gains
-from pipeline.images import ImageStore
-from pipeline.ledger import Ledger
-from pipeline.pairs import Judged, needs_gains
-from pipeline.records import CheckpointRef, ImageGain, Response, SamplingParams, Task, Usage
-from pipeline.sections import PairsSection
+from vcot.pipeline.client import DIGEST_HEADER, ChatClient, Scored
+from vcot.pipeline.errors import AccountError, BadAnswer
+from vcot.pipeline.gain import compare_images, count_gains, key_gain, list_candidates, list_owed, read_gains
+from vcot.pipeline.image_gains import GainAsk, measure_gains
+from vcot.pipeline.images import ImageStore
+from vcot.pipeline.ledger import Ledger
+from vcot.pipeline.pairs import Judged, needs_gains
+from vcot.pipeline.records import CheckpointRef, ImageGain, Response, SamplingParams, Task, Usage
+from vcot.pipeline.sections import PairsSection
 
 pytestmark = pytest.mark.hurried
 REF = CheckpointRef(name="base", digest="sha256:aa", kind="base")
@@ -116,7 +116,7 @@ def test_a_policy_says_that_it_goes_by_gains(tmp_path, monkeypatch):
     assert needs_gains(SECTION)
     assert not needs_gains(PairsSection())
     lines = [
-        "from pipeline.pairs import going_by_gains",
+        "from vcot.pipeline.pairs import going_by_gains",
         "pick = lambda *_: 'none'",
         "own = going_by_gains(lambda *_: [])",
     ]
@@ -165,7 +165,7 @@ def refuse(status, message="no", **fields):
 
 @pytest.fixture
 def server(store, task):
-    from pipeline.client import user_message
+    from vcot.pipeline.client import user_message
 
     server = Vllm()
     shown = store.read_all(task.images)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.errors import DataError
-from pipeline.images import ImageStore, media_type, normalise
+from vcot.pipeline.errors import DataError
+from vcot.pipeline.images import ImageStore, media_type, normalise
 
 ORIENTATION = 0x0112
 

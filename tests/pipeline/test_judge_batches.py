@@ -6,19 +6,19 @@ import httpx2
 import pytest
 from PIL import Image
 
-from pipeline.errors import AccountError
-from pipeline.images import ImageStore
-from pipeline.judge_batches import BatchClient, Batches, judge_in_batches
-from pipeline.judges import judgment_keys
-from pipeline.judges.cost import open_meter
-from pipeline.judges.pairwise import PairwiseJudge
-from pipeline.judges.pointwise import PointwiseJudge
-from pipeline.ledger import Ledger
-from pipeline.records import Judgment, Task
-from pipeline.sample import Group
-from pipeline.sections import JudgeSection
 from tests.pipeline.judges.model_api import make_response
 from tests.rehearsal.openai_api import Settings, create_app
+from vcot.pipeline.errors import AccountError
+from vcot.pipeline.images import ImageStore
+from vcot.pipeline.judge_batches import BatchClient, Batches, judge_in_batches
+from vcot.pipeline.judges import judgment_keys
+from vcot.pipeline.judges.cost import open_meter
+from vcot.pipeline.judges.pairwise import PairwiseJudge
+from vcot.pipeline.judges.pointwise import PointwiseJudge
+from vcot.pipeline.ledger import Ledger
+from vcot.pipeline.records import Judgment, Task
+from vcot.pipeline.sample import Group
+from vcot.pipeline.sections import JudgeSection
 
 pytestmark = pytest.mark.hurried
 NUM = 30
@@ -90,7 +90,7 @@ def make_app(**settings):
 
 async def score_one_by_one(tmp_path):
     """The scores that the API gives without batches."""
-    from pipeline.judging import judge_responses
+    from vcot.pipeline.judging import judge_responses
 
     bench = Bench(tmp_path)
     judge = PointwiseJudge(bench.section, bench.images, transport=httpx2.ASGITransport(app=make_app()[0]))

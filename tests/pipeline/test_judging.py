@@ -7,17 +7,17 @@ import httpx2
 import pytest
 from PIL import Image
 
-from pipeline.errors import AccountError, StageError
-from pipeline.images import ImageStore
-from pipeline.judges import judgment_keys
-from pipeline.judges.cost import open_meter
-from pipeline.judges.pointwise import PointwiseJudge
-from pipeline.judging import find_standing, find_unjudged_fault, judge_responses
-from pipeline.ledger import Ledger
-from pipeline.records import CheckpointRef, Judgment, Response, SamplingParams, Task, Usage
-from pipeline.sample import Group
-from pipeline.sections import JudgeSection
 from tests.rehearsal.openai_api import Settings, create_app
+from vcot.pipeline.errors import AccountError, StageError
+from vcot.pipeline.images import ImageStore
+from vcot.pipeline.judges import judgment_keys
+from vcot.pipeline.judges.cost import open_meter
+from vcot.pipeline.judges.pointwise import PointwiseJudge
+from vcot.pipeline.judging import find_standing, find_unjudged_fault, judge_responses
+from vcot.pipeline.ledger import Ledger
+from vcot.pipeline.records import CheckpointRef, Judgment, Response, SamplingParams, Task, Usage
+from vcot.pipeline.sample import Group
+from vcot.pipeline.sections import JudgeSection
 
 pytestmark = pytest.mark.hurried
 CHECKPOINT = CheckpointRef(name="base", digest="sha256:aa", kind="base")

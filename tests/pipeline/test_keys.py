@@ -2,12 +2,12 @@
 
 import pytest
 
-from pipeline.images import ImageStore
-from pipeline.judges import find_judge, judgment_keys
-from pipeline.records import CheckpointRef, ImageRef, Response, SamplingParams, Task
-from pipeline.sample import Plan
-from pipeline.sections import JudgeSection, TasksSection
-from pipeline.sources import key_tasks
+from vcot.pipeline.images import ImageStore
+from vcot.pipeline.judges import find_judge, judgment_keys
+from vcot.pipeline.records import CheckpointRef, ImageRef, Response, SamplingParams, Task
+from vcot.pipeline.sample import Plan
+from vcot.pipeline.sections import JudgeSection, TasksSection
+from vcot.pipeline.sources import key_tasks
 
 CHECKPOINT = CheckpointRef(name="base", digest="sha256:aa", kind="base")
 SAMPLING = SamplingParams(temperature=0.5, max_tokens=8, n=2, seed=3)

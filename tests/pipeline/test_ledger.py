@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.errors import InputError, StageError
-from pipeline.ledger import Ledger
-from pipeline.records import CheckpointRef, Judgment, Reply, Response, SamplingParams, Usage, content_key
+from vcot.pipeline.errors import InputError, StageError
+from vcot.pipeline.ledger import Ledger
+from vcot.pipeline.records import CheckpointRef, Judgment, Reply, Response, SamplingParams, Usage, content_key
 
 
 def judgment(key, score=1.0, error=None):
@@ -241,8 +241,8 @@ def test_closing_waits_for_a_thread_that_writes(tmp_path):
     """In a process of its own: without the lock it ends by a segmentation fault."""
     code = f"""
 import pathlib, sqlite3, threading
-from pipeline.ledger import Ledger
-from pipeline.records import Judgment, Usage
+from vcot.pipeline.ledger import Ledger
+from vcot.pipeline.records import Judgment, Usage
 def write(ledger, number):
     try:
         for i in range(100):
@@ -266,8 +266,8 @@ def test_what_was_put_survives_kill_9(tmp_path):
     path = tmp_path / "l.sqlite"
     code = f"""
 import os, pathlib
-from pipeline.ledger import Ledger
-from pipeline.records import Judgment, Usage
+from vcot.pipeline.ledger import Ledger
+from vcot.pipeline.records import Judgment, Usage
 ledger = Ledger(pathlib.Path({str(path)!r}))
 for i in range(50):
     ledger.put([Judgment(key=str(i), response="r", task="t", judge="j", score=1.0)])

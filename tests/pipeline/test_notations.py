@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from pipeline.parsers import parse_choice
+from vcot.pipeline.parsers import parse_choice
 
 COLOURS = ("red", "blue", "dark blue", "green")
 

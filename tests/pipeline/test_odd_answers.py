@@ -7,9 +7,9 @@ from contextlib import suppress
 import httpx2
 import pytest
 
-from pipeline.client import ChatClient, user_message
-from pipeline.errors import RequestError
-from pipeline.records import SamplingParams
+from vcot.pipeline.client import ChatClient, user_message
+from vcot.pipeline.errors import RequestError
+from vcot.pipeline.records import SamplingParams
 
 PARAMS = SamplingParams(temperature=0.0, max_tokens=8, seed=0)
 MESSAGE = {"role": "assistant", "content": "yes"}

@@ -8,12 +8,12 @@ import httpx2
 import pytest
 from PIL import Image
 
-from pipeline.client import DIGEST_HEADER, ChatClient, Scored
-from pipeline.errors import AccountError, BadAnswer
-from pipeline.images import ImageStore
-from pipeline.ledger import Ledger
-from pipeline.odds import OptionScores
-from pipeline.option_scores import (
+from vcot.pipeline.client import DIGEST_HEADER, ChatClient, Scored
+from vcot.pipeline.errors import AccountError, BadAnswer
+from vcot.pipeline.images import ImageStore
+from vcot.pipeline.ledger import Ledger
+from vcot.pipeline.odds import OptionScores
+from vcot.pipeline.option_scores import (
     NOT_DRAWN,
     OPTION_PROMPT,
     compare_options,
@@ -21,8 +21,8 @@ from pipeline.option_scores import (
     list_owed_options,
     score_options,
 )
-from pipeline.records import CheckpointRef, ImageGain, Task
-from pipeline.sample import Plan, show_images
+from vcot.pipeline.records import CheckpointRef, ImageGain, Task
+from vcot.pipeline.sample import Plan, show_images
 
 pytestmark = pytest.mark.hurried
 REF = CheckpointRef(name="base", digest="sha256:aa", kind="base")

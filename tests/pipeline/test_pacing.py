@@ -6,12 +6,12 @@ import itertools
 import httpx2
 import pytest
 
-from pipeline.client import ChatClient, user_message
-from pipeline.concurrency import map_bounded, with_retry
-from pipeline.errors import RequestError
-from pipeline.pacing import Gate, Pacer
-from pipeline.records import SamplingParams
 from tests.rehearsal.openai_api import Settings, create_app
+from vcot.pipeline.client import ChatClient, user_message
+from vcot.pipeline.concurrency import map_bounded, with_retry
+from vcot.pipeline.errors import RequestError
+from vcot.pipeline.pacing import Gate, Pacer
+from vcot.pipeline.records import SamplingParams
 
 PARAMS = SamplingParams(temperature=0.0, max_tokens=100, seed=0)
 

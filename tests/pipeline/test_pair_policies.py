@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.open_lists import PAIR_POLICY_NAMES
-from pipeline.pairs import Judged, build_pairs
-from pipeline.records import CheckpointRef, ImageGain, ImageRef, Response, SamplingParams, Task
-from pipeline.sections import PairsSection
+from vcot.pipeline.open_lists import PAIR_POLICY_NAMES
+from vcot.pipeline.pairs import Judged, build_pairs
+from vcot.pipeline.records import CheckpointRef, ImageGain, ImageRef, Response, SamplingParams, Task
+from vcot.pipeline.sections import PairsSection
 
 CHECKPOINT = CheckpointRef(name="base", digest="sha256:aa", kind="base")
 SAMPLING = SamplingParams(temperature=0.5, max_tokens=8, n=8, seed=0)

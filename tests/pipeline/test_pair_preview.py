@@ -2,12 +2,12 @@
 
 import pytest
 
-from pipeline.errors import RecipeError
-from pipeline.open_lists import PAIR_POLICY_NAMES
-from pipeline.pair_preview import MAX_EXAMPLES, Previewing
-from pipeline.pairs import build_pairs
-from pipeline.sections import PairsSection
 from tests.pipeline.test_pair_policies import TASK, judge
+from vcot.pipeline.errors import RecipeError
+from vcot.pipeline.open_lists import PAIR_POLICY_NAMES
+from vcot.pipeline.pair_preview import MAX_EXAMPLES, Previewing
+from vcot.pipeline.pairs import build_pairs
+from vcot.pipeline.sections import PairsSection
 
 
 def make_groups():

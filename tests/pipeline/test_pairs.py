@@ -13,15 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline.data_card import render_card
-from pipeline.errors import DataError
-from pipeline.fields import Section
-from pipeline.images import ImageStore
-from pipeline.pairs import Judged, PreferencePair, limit_pairs, read_pairs, split_pairs
-from pipeline.pairs import build_pairs as build_couples
-from pipeline.public import public_name
-from pipeline.publish import SplitSize, pairs_digest, publish_pairs
-from pipeline.records import (
+from vcot.pipeline.data_card import render_card
+from vcot.pipeline.errors import DataError
+from vcot.pipeline.fields import Section
+from vcot.pipeline.images import ImageStore
+from vcot.pipeline.pairs import Judged, PreferencePair, limit_pairs, read_pairs, split_pairs
+from vcot.pipeline.pairs import build_pairs as build_couples
+from vcot.pipeline.public import public_name
+from vcot.pipeline.publish import SplitSize, pairs_digest, publish_pairs
+from vcot.pipeline.records import (
     CheckpointRef,
     ImageRef,
     Judgment,
@@ -31,8 +31,8 @@ from pipeline.records import (
     Task,
     content_key,
 )
-from pipeline.sections import PairsSection
-from services.recipes.recipe import load_recipe, render_recipe
+from vcot.pipeline.sections import PairsSection
+from vcot.services.recipes.recipe import load_recipe, render_recipe
 
 CHECKPOINT = CheckpointRef(name="base", digest="sha256:aa", kind="base")
 SAMPLING = SamplingParams(temperature=0.5, max_tokens=8, n=8, seed=0)

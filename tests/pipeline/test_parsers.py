@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.parsers import parse_choice
+from vcot.pipeline.parsers import parse_choice
 
 COLOURS = ("red", "blue", "dark blue", "green")
 
@@ -185,7 +185,7 @@ def test_not_read(text):
         ("hello", ("Hello.", "Hello!"), None),
         (".", ("?", "stop"), None),
         ("?", ("?", "!"), None),
-        ("same", ("same", "other", "same"), "A"),  # whoever names either is right: pipeline.records.is_same_option
+        ("same", ("same", "other", "same"), "A"),  # whoever names either is right: vcot.pipeline.records.is_same_option
         ("(C) same", ("same", "other", "same"), "C"),
         ("yes, it turns", ("no", "yes"), "B"),
         ('"B" - No.', ("yes", "no"), "B"),

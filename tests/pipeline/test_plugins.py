@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import RecipeError
-from pipeline.plugins import Plugins
+from vcot.pipeline.errors import RecipeError
+from vcot.pipeline.plugins import Plugins
 
 COUNTERS: Plugins[type[Counter]] = Plugins(
     what="counter",

@@ -1,8 +1,8 @@
 import pytest
 
-from pipeline.errors import RecipeError
-from pipeline.prompts import PROMPTS, render_options, render_prompt, split_thought
-from pipeline.records import Task
+from vcot.pipeline.errors import RecipeError
+from vcot.pipeline.prompts import PROMPTS, render_options, render_prompt, split_thought
+from vcot.pipeline.records import Task
 
 TASK = Task(
     id="t",

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 
-from pipeline.ranking import Game, count_swiss_rounds, is_connected, list_all, pair_swiss, rate
+from vcot.pipeline.ranking import Game, count_swiss_rounds, is_connected, list_all, pair_swiss, rate
 
 GAMES = st.integers(2, 6).flatmap(
     lambda num: st.tuples(

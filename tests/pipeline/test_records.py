@@ -1,8 +1,8 @@
 import pytest
 from pydantic import ValidationError
 
-from pipeline.pairs import PreferencePair
-from pipeline.records import (
+from vcot.pipeline.pairs import PreferencePair
+from vcot.pipeline.records import (
     CheckpointRef,
     Judgment,
     Response,

@@ -2,8 +2,8 @@
 
 import pytest
 
-from pipeline.report import Began, Ended, Progress, Waiting, aside, progress, tracking, tracking_several, waiting
-from pipeline.stage import Tally
+from vcot.pipeline.report import Began, Ended, Progress, Waiting, aside, progress, tracking, tracking_several, waiting
+from vcot.pipeline.stage import Tally
 
 
 def test_progress_is_told_by_the_tally_with_its_troubles():

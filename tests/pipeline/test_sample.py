@@ -9,14 +9,14 @@ import httpx2
 import pytest
 from PIL import Image
 
-from pipeline.client import DIGEST_HEADER, EXPECT_HEADER, MAX_REFUSED_S, ChatClient
-from pipeline.concurrency import MAX_ATTEMPTS, MAX_DELAY_S
-from pipeline.errors import AccountError, RequestError, StageError
-from pipeline.images import ImageStore
-from pipeline.ledger import Ledger
-from pipeline.prompts import render_prompt
-from pipeline.records import CheckpointRef, Response, SamplingParams, Task
-from pipeline.sample import Plan, sample
+from vcot.pipeline.client import DIGEST_HEADER, EXPECT_HEADER, MAX_REFUSED_S, ChatClient
+from vcot.pipeline.concurrency import MAX_ATTEMPTS, MAX_DELAY_S
+from vcot.pipeline.errors import AccountError, RequestError, StageError
+from vcot.pipeline.images import ImageStore
+from vcot.pipeline.ledger import Ledger
+from vcot.pipeline.prompts import render_prompt
+from vcot.pipeline.records import CheckpointRef, Response, SamplingParams, Task
+from vcot.pipeline.sample import Plan, sample
 
 pytestmark = pytest.mark.hurried
 DIGEST = "sha256:" + "a" * 64

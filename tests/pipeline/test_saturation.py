@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from pipeline.saturation import GROWTH, Saturation
+from vcot.pipeline.saturation import GROWTH, Saturation
 
 
 class Server:

@@ -9,13 +9,13 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from pipeline.errors import StageError
-from pipeline.judges import Judge, judgment_keys
-from pipeline.judging import find_standing, judge_responses, read_judged
-from pipeline.ledger import Ledger
-from pipeline.pairs import build_pairs, read_pairs, split_pairs
-from pipeline.publish import pairs_digest
-from pipeline.records import (
+from vcot.pipeline.errors import StageError
+from vcot.pipeline.judges import Judge, judgment_keys
+from vcot.pipeline.judging import find_standing, judge_responses, read_judged
+from vcot.pipeline.ledger import Ledger
+from vcot.pipeline.pairs import build_pairs, read_pairs, split_pairs
+from vcot.pipeline.publish import pairs_digest
+from vcot.pipeline.records import (
     CheckpointRef,
     ImageRef,
     Judgment,
@@ -27,8 +27,8 @@ from pipeline.records import (
     Verdict,
     content_key,
 )  # fmt: skip
-from pipeline.sample import Groups, Plan, is_owed, look
-from pipeline.sections import JudgeSection
+from vcot.pipeline.sample import Groups, Plan, is_owed, look
+from vcot.pipeline.sections import JudgeSection
 
 BASE = CheckpointRef(name="base", digest="sha256:aa", kind="base")
 K = 3

@@ -7,14 +7,14 @@ import httpx2
 import pytest
 from PIL import Image
 
-from pipeline.client import DIGEST_HEADER, ChatClient
-from pipeline.concurrency import MAX_ATTEMPTS
-from pipeline.errors import AccountError
-from pipeline.images import ImageStore
-from pipeline.ledger import Ledger
-from pipeline.prompts import Prompt, render_prompt, render_second, split_at_last, split_thought
-from pipeline.records import CheckpointRef, Response, SamplingParams, Task
-from pipeline.sample import Plan, sample, show_images
+from vcot.pipeline.client import DIGEST_HEADER, ChatClient
+from vcot.pipeline.concurrency import MAX_ATTEMPTS
+from vcot.pipeline.errors import AccountError
+from vcot.pipeline.images import ImageStore
+from vcot.pipeline.ledger import Ledger
+from vcot.pipeline.prompts import Prompt, render_prompt, render_second, split_at_last, split_thought
+from vcot.pipeline.records import CheckpointRef, Response, SamplingParams, Task
+from vcot.pipeline.sample import Plan, sample, show_images
 
 pytestmark = pytest.mark.hurried
 DIGEST = "sha256:" + "a" * 64

@@ -28,16 +28,16 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from eval.benchmark import find_benchmark
-from pipeline.identity import verify_checkpoint
-from pipeline.images import ImageStore
-from pipeline.records import Judgment, Response
-from pipeline.sources import load_tasks
-from pipeline.sources.aokvqa import AOKVQA
-from pipeline.sources.scienceqa import SCIENCEQA
-from services.recipes.recipe import load_recipe
 from tests.hub_cache import write_snapshot
 from tests.ledgers import count_good, read_responses
+from vcot.eval.benchmark import find_benchmark
+from vcot.pipeline.identity import verify_checkpoint
+from vcot.pipeline.images import ImageStore
+from vcot.pipeline.records import Judgment, Response
+from vcot.pipeline.sources import load_tasks
+from vcot.pipeline.sources.aokvqa import AOKVQA
+from vcot.pipeline.sources.scienceqa import SCIENCEQA
+from vcot.services.recipes.recipe import load_recipe
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 HERE = Path(__file__).parent
@@ -85,7 +85,7 @@ class World:
 
     def command(self, run: Path, more: Sequence[str], api: str = "") -> list[str]:
         overrides = [*(override.format(api=api or self.api) for override in SHORTENED), *more]
-        line = [sys.executable, "-m", "services.cli", "run", "--recipe", "paper", "--run", str(run)]
+        line = [sys.executable, "-m", "vcot.services.cli", "run", "--recipe", "paper", "--run", str(run)]
         return [*line, "--set", *overrides]
 
     def run(self, run: Path, *more: str) -> str:

@@ -8,20 +8,20 @@ from typing import Any
 
 import httpx
 
-from pipeline.errors import ServerError
-from pipeline.sections import ModelSection
-from services.checkpoints.registry import Checkpoint, Registry
-from services.engine.serve_section import ServeSection
-from services.gateway.admin import Swapped
-from services.gateway.fleet.admission import Admission, Phase
-from services.gateway.fleet.group import Fleet
-from services.gateway.fleet.replica import Replica, Supervision
-from services.gateway.fleet.roster import Roster
-from services.gateway.http.app import build_app
-from services.gateway.swap import rollout
-from services.gateway.swap.claim import Owner
-from services.gateway.swap.verified import SwapLimits
 from tests.services.fake_vllm import FakeVllm, make_canary, write_adapter, write_checkpoint
+from vcot.pipeline.errors import ServerError
+from vcot.pipeline.sections import ModelSection
+from vcot.services.checkpoints.registry import Checkpoint, Registry
+from vcot.services.engine.serve_section import ServeSection
+from vcot.services.gateway.admin import Swapped
+from vcot.services.gateway.fleet.admission import Admission, Phase
+from vcot.services.gateway.fleet.group import Fleet
+from vcot.services.gateway.fleet.replica import Replica, Supervision
+from vcot.services.gateway.fleet.roster import Roster
+from vcot.services.gateway.http.app import build_app
+from vcot.services.gateway.swap import rollout
+from vcot.services.gateway.swap.claim import Owner
+from vcot.services.gateway.swap.verified import SwapLimits
 
 BASE, TUNED = 1.0, 2.0
 ASK = {"model": "policy", "messages": [{"role": "user", "content": "hello"}], "logprobs": True}

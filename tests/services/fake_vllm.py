@@ -23,12 +23,12 @@ from typing import Any
 
 from aiohttp import web
 
-from pipeline.errors import ServerError
-from pipeline.identity import compute_digest, write_manifest
-from pipeline.manifest import Canary, CheckpointManifest
-from pipeline.records import CheckpointRef
-from services.checkpoints.registry import Checkpoint
-from services.engine.vllm import Endpoint
+from vcot.pipeline.errors import ServerError
+from vcot.pipeline.identity import compute_digest, write_manifest
+from vcot.pipeline.manifest import Canary, CheckpointManifest
+from vcot.pipeline.records import CheckpointRef
+from vcot.services.checkpoints.registry import Checkpoint
+from vcot.services.engine.vllm import Endpoint
 
 CANARY_PROMPT = "What is it?"
 CANARY_IMAGE = "aW1hZ2U="
@@ -124,7 +124,7 @@ def _logprob(prefix: float, image: float, weight: float) -> float:
 
 @dataclass
 class FakeVllm:
-    """One life of a server; implements services.gateway.fleet.replica.Server."""
+    """One life of a server; implements vcot.services.gateway.fleet.replica.Server."""
 
     checkpoint: Checkpoint | None
     fail_start: str | Exception = ""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pipeline.identity import compute_digest
-from services.recipes.recipe import load_recipe
+from vcot.pipeline.identity import compute_digest
+from vcot.services.recipes.recipe import load_recipe
 
 SMALL = ("train.batch_size=4", "train.lora_r=4", "train.lora_alpha=8", "train.num_evaluations=2")
 
@@ -16,7 +16,7 @@ def rows(pairs_of, checkpoint):
     """Ten training and four validation rows, and the processor."""
     from transformers import AutoProcessor
 
-    from training.dpo.rows import check_pairs, load_pairs
+    from vcot.training.dpo.rows import check_pairs, load_pairs
 
     directory, _ = pairs_of(10, 4)
     processor = AutoProcessor.from_pretrained(checkpoint)
@@ -30,9 +30,9 @@ def rows(pairs_of, checkpoint):
 @pytest.fixture
 def build(rows, checkpoint, tmp_path):
     """Makes a trainer that is ready to train, and its recipe; of the small checkpoint, unless `base` is another."""
-    from training.dpo import fit
-    from training.dpo.reference import attach_reference
-    from training.model.loading import load_processor
+    from vcot.training.dpo import fit
+    from vcot.training.dpo.reference import attach_reference
+    from vcot.training.model.loading import load_processor
 
     def make(
         *overrides, base=None, validation=None, reference=tmp_path / "reference", on_pairs=lambda done, total: None

@@ -13,7 +13,7 @@ import torch
 import transformers as hf
 
 from tests.conftest import CORPUS
-from training.nano.architecture import Tokens, build_tokenizer
+from vcot.training.nano.architecture import Tokens, build_tokenizer
 
 WIDTH = 32
 CHATML = (

@@ -11,15 +11,15 @@ import pytest
 import torch
 from torch.nn.functional import logsigmoid
 
-from pipeline.errors import InputError, RecipeError, ServerError
-from pipeline.files import write_record
-from services.jobs import trainer as worker
-from services.recipes.recipe import load_recipe
 from tests.pages import read_block
-from training.dpo import fit
-from training.protocol.job import ADAPTER, JOB, PROGRESS, TrainJob, digest_losses, read_record
-from training.protocol.launch import check_installed
-from training.worker import jobs
+from vcot.pipeline.errors import InputError, RecipeError, ServerError
+from vcot.pipeline.files import write_record
+from vcot.services.jobs import trainer as worker
+from vcot.services.recipes.recipe import load_recipe
+from vcot.training.dpo import fit
+from vcot.training.protocol.job import ADAPTER, JOB, PROGRESS, TrainJob, digest_losses, read_record
+from vcot.training.protocol.launch import check_installed
+from vcot.training.worker import jobs
 
 ROOT = Path(__file__).parents[2]
 START = math.log(2)

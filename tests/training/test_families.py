@@ -8,14 +8,14 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoProcessor
 
-from pipeline.errors import VcotError
-from pipeline.identity import verify_checkpoint
 from tests.training import families
 from tests.training.dpo.test_rows import Rows, make_row, refusal, text
-from training.dpo import fit
-from training.dpo.rows import PairCollator, check_pairs
-from training.protocol.job import JOB, MERGE_REPORT, PREFLIGHT, MergeReport, Preflight, TrainJob, read_record
-from training.worker import jobs
+from vcot.pipeline.errors import VcotError
+from vcot.pipeline.identity import verify_checkpoint
+from vcot.training.dpo import fit
+from vcot.training.dpo.rows import PairCollator, check_pairs
+from vcot.training.protocol.job import JOB, MERGE_REPORT, PREFLIGHT, MergeReport, Preflight, TrainJob, read_record
+from vcot.training.worker import jobs
 
 
 @pytest.fixture
@@ -106,7 +106,7 @@ def test_markers_in_a_text_are_refused(qwen, marker):
 def test_target_modules(qwen, qwen_checkpoint, targets, parts, tmp_path):
     from datasets import Dataset
 
-    from services.recipes.recipe import load_recipe
+    from vcot.services.recipes.recipe import load_recipe
 
     recipe = load_recipe("nano-qwen", [f"train.target_modules={targets}", "train.lora_r=4"]).train
     rows = Dataset.from_list([make_row()])

@@ -23,8 +23,8 @@ import numpy as np
 from datasets import Dataset, concatenate_datasets
 from PIL import Image as Pillow
 
-from pipeline.errors import DataError
-from training.protocol.train_sections import Corruption
+from vcot.pipeline.errors import DataError
+from vcot.training.protocol.train_sections import Corruption
 
 OTHER_IMAGES = "other_images"
 """The column of `add_other_images`."""

@@ -27,20 +27,20 @@ from peft import LoraConfig
 from transformers import PrinterCallback, TrainerCallback
 from trl import DPOConfig
 
-from pipeline.errors import MachineError, ServerError
-from pipeline.open_lists import TRL_LOSSES
-from training.dpo.corruption import add_other_images
-from training.dpo.losses import find_own_losses, start_loss, weigh_losses, weigh_unforeseen
-from training.dpo.objective import GAP, TERM, PreferenceTrainer
-from training.dpo.rows import PairCollator
-from training.model.loading import DTYPES, Model, device, load_model
-from training.model.model_card import find_hub_id
-from training.model.sharded import load_sharded
-from training.model.template import Processor
-from training.protocol.job import ADAPTER, PROGRESS, STEPS, TrainProgress, fresh_directory, publish_directory
-from training.protocol.resume import find_last_complete, mark_complete, step_of, truncate_progress
-from training.protocol.trackers import PROJECT
-from training.protocol.train_sections import Dtype, TrainSection
+from vcot.pipeline.errors import MachineError, ServerError
+from vcot.pipeline.open_lists import TRL_LOSSES
+from vcot.training.dpo.corruption import add_other_images
+from vcot.training.dpo.losses import find_own_losses, start_loss, weigh_losses, weigh_unforeseen
+from vcot.training.dpo.objective import GAP, TERM, PreferenceTrainer
+from vcot.training.dpo.rows import PairCollator
+from vcot.training.model.loading import DTYPES, Model, device, load_model
+from vcot.training.model.model_card import find_hub_id
+from vcot.training.model.sharded import load_sharded
+from vcot.training.model.template import Processor
+from vcot.training.protocol.job import ADAPTER, PROGRESS, STEPS, TrainProgress, fresh_directory, publish_directory
+from vcot.training.protocol.resume import find_last_complete, mark_complete, step_of, truncate_progress
+from vcot.training.protocol.trackers import PROJECT
+from vcot.training.protocol.train_sections import Dtype, TrainSection
 
 START_TOLERANCES: dict[Dtype, float] = {"float32": 1e-3, "float16": 2e-3, "bfloat16": 1e-2}
 """For a loss of 1, and in proportion for one that starts higher. The reference's log-probs may come from another batch,
@@ -82,7 +82,7 @@ def build_trainer(
     run_name: str,
 ) -> PreferenceTrainer:
     """TRL's trainer for the checked rows, its adapter not yet trained; the rows still need the reference's log-probs
-    (`training.dpo.reference.attach_reference`).
+    (`vcot.training.dpo.reference.attach_reference`).
 
     Raises MachineError for a dtype that this machine cannot train in, CheckpointError for a base that cannot be loaded.
     """

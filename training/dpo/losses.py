@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import torch
 
-from pipeline.errors import RecipeError
-from pipeline.open_lists import LOSSES, TRL_LOSSES
-from training.protocol.train_sections import TrainSection
+from vcot.pipeline.errors import RecipeError
+from vcot.pipeline.open_lists import LOSSES, TRL_LOSSES
+from vcot.training.protocol.train_sections import TrainSection
 
 PairLoss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, float], torch.Tensor]
 """Takes the log-probs of chosen and rejected responses, (pairs,) each, the reference's of both, and beta; gives (pairs,)."""

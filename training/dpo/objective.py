@@ -28,11 +28,11 @@ from trl import DPOTrainer
 from trl.models.utils import disable_gradient_checkpointing, prepare_deepspeed
 from trl.trainer.utils import use_adapter
 
-from training.dpo.losses import OwnLoss
-from training.dpo.rows import REFERENCE_COLUMNS
-from training.dpo.sharing import TokenScores, find_fault, score, score_shared
-from training.model.loading import Batch, Model
-from training.protocol.train_sections import Dtype
+from vcot.training.dpo.losses import OwnLoss
+from vcot.training.dpo.rows import REFERENCE_COLUMNS
+from vcot.training.dpo.sharing import TokenScores, find_fault, score, score_shared
+from vcot.training.model.loading import Batch, Model
+from vcot.training.protocol.train_sections import Dtype
 
 GAP = "eval_gap"
 """What the gap between evaluation and training loss is logged as."""

@@ -16,18 +16,18 @@ from pathlib import Path
 import torch
 from datasets import Dataset
 
-from pipeline.errors import DataError, MachineError
-from pipeline.files import write_record
-from pipeline.records import Record, content_key
-from training.dpo.rows import check_pairs, keep_rows, load_pairs
-from training.model.loading import device
-from training.model.template import Processor
-from training.protocol.gpus import list_gpus
-from training.protocol.job import PREFLIGHT, PairSummary, Preflight, TrainJob, read_record
-from training.protocol.launch import is_distributed
-from training.protocol.memory import GIB, MemoryEstimate, estimate_memory
-from training.protocol.shape import read_shape
-from training.protocol.train_sections import TrainSection
+from vcot.pipeline.errors import DataError, MachineError
+from vcot.pipeline.files import write_record
+from vcot.pipeline.records import Record, content_key
+from vcot.training.dpo.rows import check_pairs, keep_rows, load_pairs
+from vcot.training.model.loading import device
+from vcot.training.model.template import Processor
+from vcot.training.protocol.gpus import list_gpus
+from vcot.training.protocol.job import PREFLIGHT, PairSummary, Preflight, TrainJob, read_record
+from vcot.training.protocol.launch import is_distributed
+from vcot.training.protocol.memory import GIB, MemoryEstimate, estimate_memory
+from vcot.training.protocol.shape import read_shape
+from vcot.training.protocol.train_sections import TrainSection
 
 CHECKED = "preflight"
 OnMessage = Callable[[str], None]

@@ -12,12 +12,12 @@ from typing import Any
 from datasets import Dataset
 from PIL import Image as Pillow
 
-from pipeline.errors import DataError
-from training.dpo.rows import PairCollator, Row, check_pairs, load_pairs, read_messages, scale_images
-from training.model.loading import Batch, Model, completion_logprobs
-from training.model.template import Processor
-from training.protocol.agreement import Answers, ProbePair, ProbeRow
-from training.protocol.train_sections import TrainSection
+from vcot.pipeline.errors import DataError
+from vcot.training.dpo.rows import PairCollator, Row, check_pairs, load_pairs, read_messages, scale_images
+from vcot.training.model.loading import Batch, Model, completion_logprobs
+from vcot.training.model.template import Processor
+from vcot.training.protocol.agreement import Answers, ProbePair, ProbeRow
+from vcot.training.protocol.train_sections import TrainSection
 
 NUM_PAIRS = 16
 _BATCH_PAIRS, _BATCH_BYTES = 4, 2 * 2**30

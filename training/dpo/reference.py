@@ -20,13 +20,13 @@ from pathlib import Path
 
 from datasets import Dataset
 
-from pipeline.errors import InputError
-from pipeline.records import content_key
-from training.dpo.corruption import OTHER_IMAGES, digest_images
-from training.dpo.objective import PreferenceTrainer
-from training.dpo.rows import COLUMNS, REFERENCE_COLUMNS, render_pair
-from training.model.template import Processor
-from training.protocol.train_sections import TrainSection
+from vcot.pipeline.errors import InputError
+from vcot.pipeline.records import content_key
+from vcot.training.dpo.corruption import OTHER_IMAGES, digest_images
+from vcot.training.dpo.objective import PreferenceTrainer
+from vcot.training.dpo.rows import COLUMNS, REFERENCE_COLUMNS, render_pair
+from vcot.training.model.template import Processor
+from vcot.training.protocol.train_sections import TrainSection
 
 OnPairs = Callable[[int, int], None]
 """Takes pairs done and pairs in all."""

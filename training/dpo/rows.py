@@ -19,12 +19,12 @@ from datasets import Dataset, Features, Image, List
 from datasets.table import InMemoryTable
 from PIL import Image as Pillow
 
-from pipeline.errors import DataError
-from training.dpo.corruption import OTHER_IMAGES, corrupt
-from training.model.loading import Batch
-from training.model.template import Messages, Processor, render
-from training.protocol.job import PairSummary
-from training.protocol.train_sections import Corruption
+from vcot.pipeline.errors import DataError
+from vcot.training.dpo.corruption import OTHER_IMAGES, corrupt
+from vcot.training.model.loading import Batch
+from vcot.training.model.template import Messages, Processor, render
+from vcot.training.protocol.job import PairSummary
+from vcot.training.protocol.train_sections import Corruption
 
 COLUMNS = ("images", "prompt", "chosen", "rejected")
 REFERENCE_COLUMNS = ("ref_chosen_logps", "ref_rejected_logps", "ref_conditional_logps")

@@ -19,9 +19,9 @@ from dataclasses import dataclass
 import torch
 from accelerate.utils import extract_model_from_parallel
 
-from training.model.loading import Batch, Model
-from training.protocol.agreement import TOLERANCES
-from training.protocol.train_sections import Dtype
+from vcot.training.model.loading import Batch, Model
+from vcot.training.protocol.agreement import TOLERANCES
+from vcot.training.protocol.train_sections import Dtype
 
 NOT_FOR_MODEL = ("completion_mask", "ref_chosen_logps", "ref_rejected_logps", "ref_conditional_logps")
 """Keys of a batch that the model's forward does not take."""

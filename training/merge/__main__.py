@@ -1,8 +1,8 @@
-"""`python -m training.merge`: merges a trained job into a checkpoint."""
+"""`python -m vcot.training.merge`: merges a trained job into a checkpoint."""
 
 import sys
 
-from training.merge.merging import main
+from vcot.training.merge.merging import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import torch
 
-from pipeline.identity import compute_digest
-from pipeline.manifest import CheckpointManifest
-from pipeline.records import CheckpointRef
-from training.dpo.probe import ask, load_questions
-from training.merge.export import (
+from vcot.pipeline.identity import compute_digest
+from vcot.pipeline.manifest import CheckpointManifest
+from vcot.pipeline.records import CheckpointRef
+from vcot.training.dpo.probe import ask, load_questions
+from vcot.training.merge.export import (
     attach_adapter,
     is_served_exactly,
     read_adapter,
@@ -26,8 +26,8 @@ from training.merge.export import (
     write_merged,
     write_rounded,
 )
-from training.model.canary import build_canary
-from training.model.loading import (
+from vcot.training.model.canary import build_canary
+from vcot.training.model.loading import (
     DTYPES,
     Model,
     compute_in_float32,
@@ -36,11 +36,11 @@ from training.model.loading import (
     load_processor,
     quiet_libraries,
 )
-from training.model.template import closing_tokens
-from training.model.weights import Cast, narrowest, stored_dtypes
-from training.protocol.agreement import Answers, Probe, check_merge, compare_margins, loses, write_probe
-from training.protocol.job import MergeReport, Retention, TrainJob, fresh_directory
-from training.protocol.train_sections import Dtype
+from vcot.training.model.template import closing_tokens
+from vcot.training.model.weights import Cast, narrowest, stored_dtypes
+from vcot.training.protocol.agreement import Answers, Probe, check_merge, compare_margins, loses, write_probe
+from vcot.training.protocol.job import MergeReport, Retention, TrainJob, fresh_directory
+from vcot.training.protocol.train_sections import Dtype
 
 _ROUNDED = "rounded"
 """A folder in the checkpoint's, for as long as rounded weights are asked."""

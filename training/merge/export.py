@@ -25,12 +25,12 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 from transformers.core_model_loading import revert_weight_conversion
 
-from pipeline.errors import CheckpointError
-from pipeline.identity import MANIFEST
-from training.model.loading import Model, load_model
-from training.model.weights import Cast, rewrite_weights, tensor_shapes, write_tensors
-from training.protocol.agreement import PROBE
-from training.protocol.job import MERGE_REPORT
+from vcot.pipeline.errors import CheckpointError
+from vcot.pipeline.identity import MANIFEST
+from vcot.training.model.loading import Model, load_model
+from vcot.training.model.weights import Cast, rewrite_weights, tensor_shapes, write_tensors
+from vcot.training.protocol.agreement import PROBE
+from vcot.training.protocol.job import MERGE_REPORT
 
 _CONFIG, _WEIGHTS, _GENERATION = "adapter_config.json", "adapter_model.safetensors", "generation_config.json"
 _PREFIX = "base_model.model."

@@ -1,6 +1,6 @@
 """Adapter -> servable checkpoint, and the gate that it passes before it exists.
 
-    python -m training.merge JOB_DIR OUT_DIR
+    python -m vcot.training.merge JOB_DIR OUT_DIR
 
 Base and adapter are added in float32, tensor by tensor, and written in the recipe's dtype into files like the base's own
 (vLLM loads their names and silently drops others); processor, tokenizer and chat template are the base's, the generation
@@ -17,11 +17,11 @@ import logging
 import sys
 from pathlib import Path
 
-from pipeline.errors import CheckpointError, VcotError
-from pipeline.files import write_record
-from pipeline.identity import MANIFEST, compute_digest, read_manifest, verify_checkpoint, write_manifest
-from pipeline.manifest import CheckpointManifest
-from training.protocol.job import (
+from vcot.pipeline.errors import CheckpointError, VcotError
+from vcot.pipeline.files import write_record
+from vcot.pipeline.identity import MANIFEST, compute_digest, read_manifest, verify_checkpoint, write_manifest
+from vcot.pipeline.manifest import CheckpointManifest
+from vcot.training.protocol.job import (
     ADAPTER,
     JOB,
     MERGE_REPORT,
@@ -61,7 +61,7 @@ def merge_job(job: TrainJob, job_directory: Path, out: Path) -> CheckpointManife
     adapter = job_directory / ADAPTER
     if not (adapter / "adapter_config.json").is_file():
         raise CheckpointError(
-            f"job {job_directory} has no trained adapter; run `python -m training.worker` on it first"
+            f"job {job_directory} has no trained adapter; run `python -m vcot.training.worker` on it first"
         )
     if adapter.resolve() in (out.resolve(), *out.resolve().parents):
         raise CheckpointError(
@@ -71,8 +71,8 @@ def merge_job(job: TrainJob, job_directory: Path, out: Path) -> CheckpointManife
         raise CheckpointError(f"base {job.base_path} is not the one that the adapter was trained on; restore it")
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = fresh_directory(out.with_name(f".{out.name}.partial"))
-    from training.merge.build import build_checkpoint  # torch, only where there is work to do
-    from training.model.model_card import write_checkpoint_card
+    from vcot.training.merge.build import build_checkpoint  # torch, only where there is work to do
+    from vcot.training.model.model_card import write_checkpoint_card
 
     manifest, report = build_checkpoint(job, adapter, partial)
     write_checkpoint_card(job, report, partial)
@@ -85,7 +85,7 @@ def merge_job(job: TrainJob, job_directory: Path, out: Path) -> CheckpointManife
 
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns its exit code."""
-    parser = argparse.ArgumentParser(prog="training.merge", description="Merge a trained job into a checkpoint.")
+    parser = argparse.ArgumentParser(prog="vcot.training.merge", description="Merge a trained job into a checkpoint.")
     parser.add_argument("job", type=Path, help="the job's directory")
     parser.add_argument("out", type=Path, help="the checkpoint directory to make")
     options = parser.parse_args(arguments)

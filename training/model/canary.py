@@ -4,7 +4,7 @@ The image is drawn here, in code; the question is one that a small and a large m
 log-probs are computed in float32 from the checkpoint's stored weights, so that they do not depend on what serves it. What
 is written down are token ids: how one decodes by itself depends on the tokenizer and on who decodes.
 
-    python -m training.model.canary CHECKPOINT_DIR --out FILE [--name base]
+    python -m vcot.training.model.canary CHECKPOINT_DIR --out FILE [--name base]
 
 writes a base checkpoint's manifest, and beside it `chat_template.jinja` where the checkpoint's own had to be mended.
 """
@@ -23,13 +23,13 @@ import torch
 from PIL import Image, ImageDraw
 from transformers import GenerationConfig
 
-from pipeline.errors import VcotError
-from pipeline.files import replace_file, write_record
-from pipeline.identity import compute_digest
-from pipeline.manifest import Canary, CheckpointManifest
-from pipeline.records import CheckpointRef
-from training.model.loading import Batch, Model, load_model, load_processor, quiet_libraries
-from training.model.template import Processor, render
+from vcot.pipeline.errors import VcotError
+from vcot.pipeline.files import replace_file, write_record
+from vcot.pipeline.identity import compute_digest
+from vcot.pipeline.manifest import Canary, CheckpointManifest
+from vcot.pipeline.records import CheckpointRef
+from vcot.training.model.loading import Batch, Model, load_model, load_processor, quiet_libraries
+from vcot.training.model.template import Processor, render
 
 PROMPT = (
     "Please select the correct answer from one of the following options based on the question and the image.\n"
@@ -129,7 +129,9 @@ def describe_base(directory: Path, name: str) -> tuple[CheckpointManifest, str |
 
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns its exit code."""
-    parser = argparse.ArgumentParser(prog="training.model.canary", description="Write a base checkpoint's manifest.")
+    parser = argparse.ArgumentParser(
+        prog="vcot.training.model.canary", description="Write a base checkpoint's manifest."
+    )
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--name", default="base")

@@ -12,10 +12,10 @@ from safetensors import SafetensorError
 from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig
 from transformers.utils import logging
 
-from pipeline.errors import CheckpointError, MachineError
-from pipeline.identity import check_layout
-from training.model.template import Processor, ensure_template
-from training.protocol.train_sections import BaseWeights, Dtype
+from vcot.pipeline.errors import CheckpointError, MachineError
+from vcot.pipeline.identity import check_layout
+from vcot.training.model.template import Processor, ensure_template
+from vcot.training.protocol.train_sections import BaseWeights, Dtype
 
 Model: TypeAlias = Any
 """A transformers or PEFT model; neither library ships types."""

@@ -10,8 +10,8 @@ import yaml
 from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.repocard import metadata_load
 
-from pipeline.markdown import plain
-from training.protocol.job import MergeReport, TrainJob
+from vcot.pipeline.markdown import plain
+from vcot.training.protocol.job import MergeReport, TrainJob
 
 CARD = "README.md"
 _SHOWN = (

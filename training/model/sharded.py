@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 from transformers.distributed import DistributedConfig
 
-from pipeline.errors import ServerError
-from training.model.loading import Model, read_weights
+from vcot.pipeline.errors import ServerError
+from vcot.training.model.loading import Model, read_weights
 
 
 def load_sharded(directory: Path, dtype: torch.dtype, num_processes: int) -> Model:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
-from pipeline.errors import CheckpointError
+from vcot.pipeline.errors import CheckpointError
 
 Processor: TypeAlias = Any
 """A transformers processor; the library ships no types."""

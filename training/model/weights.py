@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 import torch
 from safetensors import safe_open
 
-from training.protocol.train_sections import Dtype
+from vcot.training.protocol.train_sections import Dtype
 
 FLOATS: dict[str, Dtype] = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 """As safetensors calls them."""

@@ -1,1 +1,1 @@
-"""The nano models, built from scratch: `python -m training.nano --out DIR`."""
+"""The nano models, built from scratch: `python -m vcot.training.nano --out DIR`."""

@@ -1,6 +1,6 @@
-"""`python -m training.nano`: builds a nano model."""
+"""`python -m vcot.training.nano`: builds a nano model."""
 
-from training.nano.building import main
+from vcot.training.nano.building import main
 
 if __name__ == "__main__":
     main()

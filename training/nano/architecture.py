@@ -24,11 +24,11 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 
-from pipeline.prompts import PROMPTS
-from pipeline.sources.nano.questions import TRAINED_PROMPTS
-from pipeline.sources.nano.scene import CELL, CHOICE_WORDS, IMAGE_SIZE
-from training.model.loading import Model
-from training.model.template import Processor
+from vcot.pipeline.prompts import PROMPTS
+from vcot.pipeline.sources.nano.questions import TRAINED_PROMPTS
+from vcot.pipeline.sources.nano.scene import CELL, CHOICE_WORDS, IMAGE_SIZE
+from vcot.training.model.loading import Model
+from vcot.training.model.template import Processor
 
 NUM_IMAGE_TOKENS = (IMAGE_SIZE // CELL) ** 2
 """Of a scene: one for each cell, in every architecture."""

@@ -16,9 +16,9 @@ import torch
 from PIL import Image
 from transformers import PreTrainedTokenizerFast
 
-from pipeline.prompts import render_prompt
-from pipeline.records import ImageRef, PromptName
-from pipeline.sources.nano.questions import (
+from vcot.pipeline.prompts import render_prompt
+from vcot.pipeline.records import ImageRef, PromptName
+from vcot.pipeline.sources.nano.questions import (
     FAMILIES,
     TRAINED_PROMPTS,
     Question,
@@ -26,7 +26,7 @@ from pipeline.sources.nano.questions import (
     make_question,
     render_response,
 )
-from pipeline.sources.nano.scene import (
+from vcot.pipeline.sources.nano.scene import (
     CHOICE_WORDS,
     COLOURS,
     DIRECTIONS,
@@ -44,7 +44,7 @@ from pipeline.sources.nano.scene import (
     list_facts,
     neighbour,
 )
-from training.nano.architecture import Architecture, Turns
+from vcot.training.nano.architecture import Architecture, Turns
 
 IGNORED = -100
 """The label of a position without loss."""

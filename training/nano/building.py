@@ -1,4 +1,4 @@
-"""Builds a nano model from scratch on one core: `python -m training.nano [--architecture qwen] --out DIR`.
+"""Builds a nano model from scratch on one core: `python -m vcot.training.nano [--architecture qwen] --out DIR`.
 
 Five stages. *tower*: the vision tower and its projector learn to name what is in each cell (without it the whole model
 learns the text and stays blind). *lookup*: the language model learns to bind an option's word to its letter. *describe*:
@@ -28,12 +28,12 @@ from torch import nn
 from torch.nn import functional
 from transformers import PreTrainedTokenizerFast
 
-from pipeline.errors import CheckpointError
-from pipeline.identity import write_manifest
-from training.model.canary import describe_base
-from training.model.loading import Model
-from training.nano.architecture import Architecture, Features, build_tokenizer
-from training.nano.batches import (
+from vcot.pipeline.errors import CheckpointError
+from vcot.pipeline.identity import write_manifest
+from vcot.training.model.canary import describe_base
+from vcot.training.model.loading import Model
+from vcot.training.nano.architecture import Architecture, Features, build_tokenizer
+from vcot.training.nano.batches import (
     CELL_WORDS,
     IGNORED,
     Batch,
@@ -42,11 +42,11 @@ from training.nano.batches import (
     draw_descriptions,
     draw_lookups,
 )
-from training.nano.llava import Llava
-from training.nano.quiz import draw_examples, measure_accuracy, measure_nano, sample_responses
-from training.nano.qwen import Qwen
-from training.nano.readme import write_card
-from training.nano.schedule import PROMPT_SHARES, STAGES, ArchitectureName, NanoPlan, make_plan
+from vcot.training.nano.llava import Llava
+from vcot.training.nano.quiz import draw_examples, measure_accuracy, measure_nano, sample_responses
+from vcot.training.nano.qwen import Qwen
+from vcot.training.nano.readme import write_card
+from vcot.training.nano.schedule import PROMPT_SHARES, STAGES, ArchitectureName, NanoPlan, make_plan
 
 ARCHITECTURES: Mapping[ArchitectureName, Architecture] = {"llava": Llava(), "qwen": Qwen()}
 
@@ -236,7 +236,7 @@ def _report_accuracy(build: Build, step: int, report: Callable[[str], None]) -> 
 
 
 def main() -> None:
-    """`python -m training.nano --out DIR [--architecture NAME] [--work DIR] [--seed N]`."""
+    """`python -m vcot.training.nano --out DIR [--architecture NAME] [--work DIR] [--seed N]`."""
     parser = argparse.ArgumentParser(description="Build a nano model from scratch.")
     parser.add_argument("--out", type=Path, required=True, help="where the checkpoint goes")
     parser.add_argument("--architecture", choices=get_args(ArchitectureName), default="llava")

@@ -18,10 +18,10 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from pipeline.sources.nano.scene import CELL, IMAGE_SIZE
-from training.model.loading import Model
-from training.model.template import Processor
-from training.nano.architecture import NUM_IMAGE_TOKENS, Architecture, Features, Tokens, Turns, initialise
+from vcot.pipeline.sources.nano.scene import CELL, IMAGE_SIZE
+from vcot.training.model.loading import Model
+from vcot.training.model.template import Processor
+from vcot.training.nano.architecture import NUM_IMAGE_TOKENS, Architecture, Features, Tokens, Turns, initialise
 
 
 class Llava(Architecture):

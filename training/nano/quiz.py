@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from PIL import Image
 
-from pipeline.prompts import render_prompt
-from pipeline.records import ImageRef, PromptName, Split, Task
-from pipeline.sources.nano.questions import FAMILIES, build_task, make_question
-from pipeline.sources.nano.scene import IMAGE_SIZE, draw_scene
-from training.model.loading import Model
-from training.model.template import Processor
+from vcot.pipeline.prompts import render_prompt
+from vcot.pipeline.records import ImageRef, PromptName, Split, Task
+from vcot.pipeline.sources.nano.questions import FAMILIES, build_task, make_question
+from vcot.pipeline.sources.nano.scene import IMAGE_SIZE, draw_scene
+from vcot.training.model.loading import Model
+from vcot.training.model.template import Processor
 
 _ANSWER = re.compile(r"The answer is \(?([A-Z])\)?")
 

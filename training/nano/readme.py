@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from pipeline.sources.nano.questions import FAMILIES, SUBJECTS
-from training.nano.architecture import Architecture
-from training.nano.quiz import Measurement
-from training.nano.schedule import NanoPlan
+from vcot.pipeline.sources.nano.questions import FAMILIES, SUBJECTS
+from vcot.training.nano.architecture import Architecture
+from vcot.training.nano.quiz import Measurement
+from vcot.training.nano.schedule import NanoPlan
 
 _CARD = """---
 license: apache-2.0
@@ -84,7 +84,7 @@ def _render_card(checkpoint: Path, measured: Measurement, plan: NanoPlan, archit
         model_type=config["model_type"],
         model_class=config["architectures"][0],
         architecture=architecture.describe(config),
-        command=f"python -m training.nano {choice}--out DIR",
+        command=f"python -m vcot.training.nano {choice}--out DIR",
         vocabulary=len(vocabulary),
         seed=plan.seed,
         steps=plan.steps,

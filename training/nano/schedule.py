@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from pipeline.records import PromptName
+from vcot.pipeline.records import PromptName
 
 ArchitectureName = Literal["llava", "qwen"]
 STAGES = ("tower", "lookup", "describe", "joint", "careless")

@@ -23,11 +23,11 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import ValidationError
 
-from pipeline.errors import CheckpointError
-from pipeline.files import write_record
-from pipeline.records import CheckpointRef, Record
-from training.protocol.job import MergeReport, Retention
-from training.protocol.train_sections import Dtype
+from vcot.pipeline.errors import CheckpointError
+from vcot.pipeline.files import write_record
+from vcot.pipeline.records import CheckpointRef, Record
+from vcot.training.protocol.job import MergeReport, Retention
+from vcot.training.protocol.train_sections import Dtype
 
 PROBE = "probe.json"
 TOLERANCES: dict[Dtype, float] = {"float32": 1e-3, "float16": 0.02, "bfloat16": 0.15}

@@ -14,7 +14,7 @@ import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from training.protocol.memory import GIB
+from vcot.training.protocol.memory import GIB
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 _FIELDS = "index,uuid,name,driver_version,memory.total,memory.free,mig.mode.current"

@@ -29,13 +29,13 @@ from typing import Literal, TypeVar
 
 from pydantic import ConfigDict, Field
 
-from pipeline import files
-from pipeline.errors import BusyError, InputError, VcotError
-from pipeline.files import write_record
-from pipeline.open_lists import LOSSES, TRL_LOSSES
-from pipeline.records import CheckpointRef, Record, content_key
-from training.protocol.memory import MemoryEstimate
-from training.protocol.train_sections import Dtype, MergeSection, TrainSection
+from vcot.pipeline import files
+from vcot.pipeline.errors import BusyError, InputError, VcotError
+from vcot.pipeline.files import write_record
+from vcot.pipeline.open_lists import LOSSES, TRL_LOSSES
+from vcot.pipeline.records import CheckpointRef, Record, content_key
+from vcot.training.protocol.memory import MemoryEstimate
+from vcot.training.protocol.train_sections import Dtype, MergeSection, TrainSection
 
 JOB, PREFLIGHT, PROGRESS, STATUS = "job.json", "preflight.json", "progress.jsonl", "status.json"
 STEPS, REFERENCE, ADAPTER, MERGE_REPORT = "steps", "reference", "adapter", "merge.json"

@@ -17,12 +17,12 @@ import sys
 from importlib import resources
 from pathlib import Path
 
-from pipeline.errors import InputError, MachineError, ServerError
-from training.protocol.job import digest_losses, read_status
-from training.protocol.trackers import check_account
-from training.protocol.train_sections import TrainSection
+from vcot.pipeline.errors import InputError, MachineError, ServerError
+from vcot.training.protocol.job import digest_losses, read_status
+from vcot.training.protocol.trackers import check_account
+from vcot.training.protocol.train_sections import TrainSection
 
-RANK_MODULE = "training.worker.rank"
+RANK_MODULE = "vcot.training.worker.rank"
 _BUNDLED = ("ddp", "fsdp", "zero2", "zero3")
 _OF_RANKS = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo", "PYTHONSAFEPATH": "1"}
 """The ranks of one machine need not be heard elsewhere, and import nothing from the folder that they are started in."""
@@ -35,7 +35,7 @@ def is_distributed(recipe: TrainSection) -> bool:
 
 def find_config(name: str) -> Path:
     """The accelerate config file of a bundled name, or at a path. Raises InputError."""
-    bundled = Path(str(resources.files("training").joinpath("accelerate", f"{name}.yaml")))
+    bundled = Path(str(resources.files("vcot.training").joinpath("accelerate", f"{name}.yaml")))
     found = next((path for path in (bundled, Path(name).expanduser()) if path.is_file()), None)
     if found is None:
         names = ", ".join(sorted(path.stem for path in bundled.parent.glob("*.yaml")))

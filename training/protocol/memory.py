@@ -30,9 +30,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from pipeline.records import Record
-from training.protocol.shape import Shape, Stack
-from training.protocol.train_sections import BaseWeights, Dtype, TrainSection
+from vcot.pipeline.records import Record
+from vcot.training.protocol.shape import Shape, Stack
+from vcot.training.protocol.train_sections import BaseWeights, Dtype, TrainSection
 
 GIB = 2**30
 BYTES: Mapping[Dtype, int] = {"float32": 4, "bfloat16": 2, "float16": 2}

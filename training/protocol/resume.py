@@ -13,8 +13,8 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from pipeline.files import replace_file
-from training.protocol.job import TrainProgress
+from vcot.pipeline.files import replace_file
+from vcot.training.protocol.job import TrainProgress
 
 MARKER = "complete.json"
 _PREFIX = "checkpoint-"

@@ -19,10 +19,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from pipeline.errors import StageError
-from pipeline.records import Record
-from training.protocol.job import TrainProgress
-from training.protocol.train_sections import SearchMode, SweepSection, TrainSection
+from vcot.pipeline.errors import StageError
+from vcot.pipeline.records import Record
+from vcot.training.protocol.job import TrainProgress
+from vcot.training.protocol.train_sections import SearchMode, SweepSection, TrainSection
 
 Varied = Literal["epochs", "learning_rate", "lora_dropout", "lora_alpha"]
 VARIED: tuple[Varied, ...] = get_args(Varied)

@@ -14,7 +14,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import CheckpointError
+from vcot.pipeline.errors import CheckpointError
 
 _LLAMA = {
     "hidden_size": 4096,
@@ -128,7 +128,7 @@ def _size(linears: Linears) -> int:
 
 def find_shape(hub_id: str) -> Path | None:
     """What the config.json of a model on the hub says of its shape, for those that come with vcot: no network is asked."""
-    path = Path(str(resources.files("training").joinpath("shapes", f"{hub_id.replace('/', '--')}.json")))
+    path = Path(str(resources.files("vcot.training").joinpath("shapes", f"{hub_id.replace('/', '--')}.json")))
     return path if path.is_file() else None
 
 

@@ -15,8 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlparse
 
-from pipeline.errors import MachineError
-from training.protocol.job import TrainJob
+from vcot.pipeline.errors import MachineError
+from vcot.training.protocol.job import TrainJob
 
 PROJECT = "vcot"
 

@@ -6,8 +6,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from pipeline.fields import Count, Section
-from pipeline.open_lists import LOSSES
+from vcot.pipeline.fields import Count, Section
+from vcot.pipeline.open_lists import LOSSES
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 BaseWeights = Literal["full", "nf4"]

@@ -1,1 +1,1 @@
-"""The process that does training jobs: `python -m training.worker JOB_DIR ...`."""
+"""The process that does training jobs: `python -m vcot.training.worker JOB_DIR ...`."""

@@ -1,8 +1,8 @@
-"""`python -m training.worker`: does training jobs."""
+"""`python -m vcot.training.worker`: does training jobs."""
 
 import sys
 
-from training.worker.jobs import main
+from vcot.training.worker.jobs import main
 
 if __name__ == "__main__":
     sys.exit(main())

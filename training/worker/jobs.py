@@ -1,7 +1,7 @@
 """The trainer worker: one process that does one job after another, and goes on where it was after any end.
 
-    python -m training.worker JOB_DIR [--merge-into OUT_DIR]
-    python -m training.worker JOB_DIR JOB_DIR ...
+    python -m vcot.training.worker JOB_DIR [--merge-into OUT_DIR]
+    python -m vcot.training.worker JOB_DIR JOB_DIR ...
 
 reads `job.json`, looks at every row, trains, and puts `adapter/` into place; with `--merge-into` it then merges, which
 spares a second start of Python with torch in it, as do several jobs, the points of a sweep. The same command again resumes
@@ -22,11 +22,11 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.errors import CheckpointError, RecipeError, VcotError
-from pipeline.identity import compute_digest
-from pipeline.records import CheckpointRef
-from training.merge.merging import find_merged, merge_job
-from training.protocol.job import (
+from vcot.pipeline.errors import CheckpointError, RecipeError, VcotError
+from vcot.pipeline.identity import compute_digest
+from vcot.pipeline.records import CheckpointRef
+from vcot.training.merge.merging import find_merged, merge_job
+from vcot.training.protocol.job import (
     ADAPTER,
     JOB,
     REFERENCE,
@@ -38,11 +38,11 @@ from training.protocol.job import (
     tell,
     tell_fault,
 )
-from training.protocol.launch import check_installed, check_machine, is_distributed, launch
+from vcot.training.protocol.launch import check_installed, check_machine, is_distributed, launch
 
 if TYPE_CHECKING:
-    from training.dpo.preflight import Pairs
-    from training.model.template import Processor
+    from vcot.training.dpo.preflight import Pairs
+    from vcot.training.model.template import Processor
 
 _log = logging.getLogger(__name__)
 
@@ -108,8 +108,8 @@ def _train(job: TrainJob, job_directory: Path) -> None:
     check_installed(job.train)
     _check_losses(job)
     tell(job_directory, "preparing", "loading the libraries")
-    from training.dpo.preflight import available_gib, check_job, open_pairs
-    from training.model.loading import load_processor, num_gpus, quiet_libraries
+    from vcot.training.dpo.preflight import available_gib, check_job, open_pairs
+    from vcot.training.model.loading import load_processor, num_gpus, quiet_libraries
 
     quiet_libraries()
     tell(job_directory, "preparing", "looking at every pair")
@@ -127,11 +127,11 @@ def _train(job: TrainJob, job_directory: Path) -> None:
 
 def fit(job: TrainJob, job_directory: Path, processor: Processor, pairs: Pairs) -> None:
     """Train the checked pairs to the end, alone or as one of several ranks, each of which calls this."""
-    from training.dpo.fit import build_trainer, count_steps, measure, run_training
-    from training.dpo.reference import attach_reference
-    from training.model.loading import free_memory
-    from training.model.model_card import write_adapter_card
-    from training.protocol.trackers import tracking
+    from vcot.training.dpo.fit import build_trainer, count_steps, measure, run_training
+    from vcot.training.dpo.reference import attach_reference
+    from vcot.training.model.loading import free_memory
+    from vcot.training.model.model_card import write_adapter_card
+    from vcot.training.protocol.trackers import tracking
 
     trainer, *reference = [
         build_trainer(
@@ -175,7 +175,7 @@ def fit(job: TrainJob, job_directory: Path, processor: Processor, pairs: Pairs) 
 
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns its exit code: 0 done, 2 for input that the user can mend, 1 for anything else."""
-    parser = argparse.ArgumentParser(prog="training.worker", description="Train jobs, resuming where they were.")
+    parser = argparse.ArgumentParser(prog="vcot.training.worker", description="Train jobs, resuming where they were.")
     parser.add_argument("jobs", type=Path, nargs="+", metavar="JOB", help="a job's directory")
     parser.add_argument("--merge-into", type=Path, help="merge the one job's adapter into this directory afterwards")
     options = parser.parse_args(arguments)

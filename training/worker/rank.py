@@ -1,4 +1,4 @@
-"""One of the processes that train together: `accelerate launch --module training.worker.rank JOB_DIR`, called by the worker.
+"""One of the processes that train together; the worker calls `accelerate launch --module vcot.training.worker.rank JOB_DIR`.
 
 The first rank holds the job's rank.lock while it trains: should a killed worker have left ranks behind, the next worker's
 do not write beside them.
@@ -15,11 +15,11 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 
-from pipeline.errors import VcotError
-from training.dpo.preflight import open_pairs
-from training.model.loading import load_processor, quiet_libraries
-from training.protocol.job import JOB, RANK_LOCK, TrainJob, exclusive, read_record, tell_fault
-from training.worker.jobs import fit, set_up_process
+from vcot.pipeline.errors import VcotError
+from vcot.training.dpo.preflight import open_pairs
+from vcot.training.model.loading import load_processor, quiet_libraries
+from vcot.training.protocol.job import JOB, RANK_LOCK, TrainJob, exclusive, read_record, tell_fault
+from vcot.training.worker.jobs import fit, set_up_process
 
 _TIMEOUT = timedelta(days=1)
 """How long a rank waits for the others: the first computes the reference's log-probs alone. A dead one ends all at once."""

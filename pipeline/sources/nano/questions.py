@@ -15,11 +15,11 @@ from typing import Protocol
 
 from PIL import Image
 
-from pipeline.errors import DataError
-from pipeline.images import ImageStore
-from pipeline.records import ImageRef, PromptName, Split, Task, content_key
-from pipeline.sections import TasksSection
-from pipeline.sources.nano.scene import (
+from vcot.pipeline.errors import DataError
+from vcot.pipeline.images import ImageStore
+from vcot.pipeline.records import ImageRef, PromptName, Split, Task, content_key
+from vcot.pipeline.sections import TasksSection
+from vcot.pipeline.sources.nano.scene import (
     COLOUR_PAIRS,
     COLOURS,
     DIRECTIONS,
@@ -40,11 +40,11 @@ from pipeline.sources.nano.scene import (
     name_price,
     neighbour,
 )
-from pipeline.sources.source import Source
+from vcot.pipeline.sources.source import Source
 
 
 class PngStore(Protocol):
-    """Where the drawings go; `pipeline.images.ImageStore` is one."""
+    """Where the drawings go; `vcot.pipeline.images.ImageStore` is one."""
 
     def put_png(self, image: Image.Image) -> ImageRef:
         """Store a decoded RGB image losslessly."""

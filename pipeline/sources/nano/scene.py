@@ -17,7 +17,7 @@ from typing import Literal
 
 from PIL import Image, ImageDraw
 
-from pipeline.records import Split
+from vcot.pipeline.records import Split
 
 IMAGE_SIZE = 56
 """Pixels, both sides."""

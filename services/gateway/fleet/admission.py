@@ -23,7 +23,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from services.checkpoints.registry import Checkpoint
+from vcot.services.checkpoints.registry import Checkpoint
 
 Phase = Literal["loading", "live", "draining", "swapping", "resting", "dead"]
 

@@ -11,10 +11,10 @@ import asyncio
 import time
 from collections.abc import Callable, Iterable
 
-from pipeline.errors import ServerError, SwapError
-from services.checkpoints.registry import Checkpoint
-from services.gateway.fleet.admission import Admission, Phase
-from services.gateway.fleet.line import Line
+from vcot.pipeline.errors import ServerError, SwapError
+from vcot.services.checkpoints.registry import Checkpoint
+from vcot.services.gateway.fleet.admission import Admission, Phase
+from vcot.services.gateway.fleet.line import Line
 
 MAX_RAMP_S = 5.0
 """Long answers tell late that an engine has got its caches back; it is not held back for longer."""

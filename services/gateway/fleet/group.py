@@ -20,21 +20,21 @@ import uuid
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from pipeline.errors import CheckpointError, ServerError, SwapError, VcotError
-from pipeline.records import CheckpointRef
-from services.checkpoints.registry import Checkpoint, Registry
-from services.engine.serve_section import ServeSection
-from services.engine.vllm import Progress
-from services.gateway.fleet.gate import Changes
-from services.gateway.fleet.lease import Lease
-from services.gateway.fleet.remote import RemoteServer
-from services.gateway.fleet.replica import Replica, Server, Supervision
-from services.gateway.fleet.roster import Roster
-from services.gateway.fleet.routing import choose
-from services.gateway.swap.calibration import Calibration
-from services.gateway.swap.claim import Owner
-from services.gateway.swap.plan import Plan
-from services.gateway.swap.verified import SwapLimits
+from vcot.pipeline.errors import CheckpointError, ServerError, SwapError, VcotError
+from vcot.pipeline.records import CheckpointRef
+from vcot.services.checkpoints.registry import Checkpoint, Registry
+from vcot.services.engine.serve_section import ServeSection
+from vcot.services.engine.vllm import Progress
+from vcot.services.gateway.fleet.gate import Changes
+from vcot.services.gateway.fleet.lease import Lease
+from vcot.services.gateway.fleet.remote import RemoteServer
+from vcot.services.gateway.fleet.replica import Replica, Server, Supervision
+from vcot.services.gateway.fleet.roster import Roster
+from vcot.services.gateway.fleet.routing import choose
+from vcot.services.gateway.swap.calibration import Calibration
+from vcot.services.gateway.swap.claim import Owner
+from vcot.services.gateway.swap.plan import Plan
+from vcot.services.gateway.swap.verified import SwapLimits
 
 ImageKey = Callable[[], int | None]
 """Of a request's first image (routing.py)."""

@@ -15,9 +15,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from pipeline.errors import ServerError
-from services.gateway.fleet.upstream import Pulse, Upstream
-from services.gateway.swap.claim import DisownedError
+from vcot.pipeline.errors import ServerError
+from vcot.services.gateway.fleet.upstream import Pulse, Upstream
+from vcot.services.gateway.swap.claim import DisownedError
 
 HEALTH_INTERVAL_S = 5.0
 _MAX_SILENT = 3

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pipeline.errors import SwapError
-from services.gateway.admin import RestWay, Wanted
+from vcot.pipeline.errors import SwapError
+from vcot.services.gateway.admin import RestWay, Wanted
 
 
 @dataclass

@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 
 import httptools
 
-from services.engine.vllm import Endpoint
+from vcot.services.engine.vllm import Endpoint
 
 KEEP_ALIVE_S = 2.0
 """Below vLLM's 5 s, so that no request meets a connection that vLLM is closing."""

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 
 import httpx
 
-from pipeline.errors import ServerError
-from services.engine.vllm import HEALTH_TIMEOUT_S, Endpoint, Progress
-from services.gateway.admin import PROXY_STATUSES, is_absent, told
-from services.gateway.http.answers import REQUEST_ID
+from vcot.pipeline.errors import ServerError
+from vcot.services.engine.vllm import HEALTH_TIMEOUT_S, Endpoint, Progress
+from vcot.services.gateway.admin import PROXY_STATUSES, is_absent, told
+from vcot.services.gateway.http.answers import REQUEST_ID
 
 _POLL_S = 0.5
 _SAY_EVERY_S = 10.0
@@ -28,7 +28,7 @@ _REMEDY = "take it away, and give the address of vLLM itself (serve.upstreams, `
 
 @dataclass(frozen=True)
 class RemoteServer:
-    """Implements services.gateway.fleet.replica.Server."""
+    """Implements vcot.services.gateway.fleet.replica.Server."""
 
     url: str
     start_timeout_s: float

@@ -17,21 +17,21 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, TypeVar
 
-from pipeline.errors import CheckpointError, ServerError, SwapError, VcotError
-from services.checkpoints.registry import Checkpoint
-from services.engine.vllm import Endpoint, Progress
-from services.gateway.admin import ReplicaState
-from services.gateway.fleet.admission import Phase
-from services.gateway.fleet.breaker import Breaker
-from services.gateway.fleet.gate import MAX_RAMP_S, Changes, Gate
-from services.gateway.fleet.health import HEALTH_INTERVAL_S, Health, watch
-from services.gateway.fleet.upstream import PULSE_TIMEOUT_S, EngineFault, Upstream
-from services.gateway.swap.calibration import Calibration
-from services.gateway.swap.claim import Owner
-from services.gateway.swap.fingerprint import Fingerprint, read_fingerprint
-from services.gateway.swap.plan import Plan
-from services.gateway.swap.verified import put_adapter, verify_held
-from services.gateway.swap.ways import check_reloadable
+from vcot.pipeline.errors import CheckpointError, ServerError, SwapError, VcotError
+from vcot.services.checkpoints.registry import Checkpoint
+from vcot.services.engine.vllm import Endpoint, Progress
+from vcot.services.gateway.admin import ReplicaState
+from vcot.services.gateway.fleet.admission import Phase
+from vcot.services.gateway.fleet.breaker import Breaker
+from vcot.services.gateway.fleet.gate import MAX_RAMP_S, Changes, Gate
+from vcot.services.gateway.fleet.health import HEALTH_INTERVAL_S, Health, watch
+from vcot.services.gateway.fleet.upstream import PULSE_TIMEOUT_S, EngineFault, Upstream
+from vcot.services.gateway.swap.calibration import Calibration
+from vcot.services.gateway.swap.claim import Owner
+from vcot.services.gateway.swap.fingerprint import Fingerprint, read_fingerprint
+from vcot.services.gateway.swap.plan import Plan
+from vcot.services.gateway.swap.verified import put_adapter, verify_held
+from vcot.services.gateway.swap.ways import check_reloadable
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -39,7 +39,7 @@ _MAX_BACKOFF_S = 60.0
 
 
 class Server(Protocol):
-    """What is supervised: services.engine.vllm.VllmServer, remote.RemoteServer, or another in tests."""
+    """What is supervised: vcot.services.engine.vllm.VllmServer, remote.RemoteServer, or another in tests."""
 
     @property
     def endpoint(self) -> Endpoint:

@@ -15,10 +15,10 @@ from __future__ import annotations
 import asyncio
 import time
 
-from pipeline.errors import ServerError, VcotError
-from services.gateway.admin import RestWay, Wanted
-from services.gateway.fleet.group import Fleet
-from services.gateway.fleet.lease import Lease, choose_rest
+from vcot.pipeline.errors import ServerError, VcotError
+from vcot.services.gateway.admin import RestWay, Wanted
+from vcot.services.gateway.fleet.group import Fleet
+from vcot.services.gateway.fleet.lease import Lease, choose_rest
 
 
 async def rest(fleet: Fleet, wanted: Wanted, lease_s: float) -> dict[str, RestWay]:

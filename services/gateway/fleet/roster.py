@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.addresses import UpstreamUrl
-from pipeline.errors import CheckpointError
-from pipeline.files import read_record, write_kept_record
-from pipeline.records import Record
-from services.engine.serve_section import ServeSection
+from vcot.pipeline.addresses import UpstreamUrl
+from vcot.pipeline.errors import CheckpointError
+from vcot.pipeline.files import read_record, write_kept_record
+from vcot.pipeline.records import Record
+from vcot.services.engine.serve_section import ServeSection
 
 _FILE = "replicas.json"
 

@@ -12,15 +12,15 @@ from typing import Any, Self
 import httpx
 import orjson
 
-from pipeline.errors import ServerError
-from pipeline.manifest import Canary
-from services.engine.command import SERVED_NAME
-from services.engine.vllm import Endpoint
-from services.gateway.fleet.pool import Pool, Post
-from services.gateway.swap.calibration import Calibration
-from services.gateway.swap.canary_check import CanaryAnswer, canary_request, long_request, parse_canary
-from services.gateway.swap.claim import Claim, Owner
-from services.gateway.swap.fingerprint import Fingerprint
+from vcot.pipeline.errors import ServerError
+from vcot.pipeline.manifest import Canary
+from vcot.services.engine.command import SERVED_NAME
+from vcot.services.engine.vllm import Endpoint
+from vcot.services.gateway.fleet.pool import Pool, Post
+from vcot.services.gateway.swap.calibration import Calibration
+from vcot.services.gateway.swap.canary_check import CanaryAnswer, canary_request, long_request, parse_canary
+from vcot.services.gateway.swap.claim import Claim, Owner
+from vcot.services.gateway.swap.fingerprint import Fingerprint
 
 _JSON = {"content-type": "application/json"}
 _CONTROL_TIMEOUT = httpx.Timeout(600.0, connect=10.0)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import orjson
 from starlette.types import Scope, Send
 
-from services.gateway.http.exchange import exchange_of
+from vcot.services.gateway.http.exchange import exchange_of
 
 CHECKPOINT_HEADER = "x-vcot-checkpoint"
 REQUEST_ID = "x-request-id"

@@ -19,10 +19,10 @@ from starlette.responses import Response
 from starlette.routing import Mount, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from pipeline.errors import CheckpointError, SwapError, VcotError
-from pipeline.records import Record
-from services.engine.serve_section import ServeSection
-from services.gateway.admin import (
+from vcot.pipeline.errors import CheckpointError, SwapError, VcotError
+from vcot.pipeline.records import Record
+from vcot.services.engine.serve_section import ServeSection
+from vcot.services.gateway.admin import (
     AddRequest,
     CheckpointList,
     GatewayState,
@@ -34,16 +34,16 @@ from services.gateway.admin import (
     SwapRequest,
     TrialRequest,
 )
-from services.gateway.fleet import rest
-from services.gateway.fleet.group import Fleet, stamp
-from services.gateway.http.answers import Refusal, error_body, send_refusal
-from services.gateway.http.bodies import read_body
-from services.gateway.http.keys import ADMIN, INFERENCE, Guarded
-from services.gateway.http.limits import Limits, Slots
-from services.gateway.http.metrics import CONTENT_TYPE, Metrics
-from services.gateway.http.observe import Observed, Write, write_to_stderr
-from services.gateway.http.proxy import Proxy
-from services.gateway.swap import rollout
+from vcot.services.gateway.fleet import rest
+from vcot.services.gateway.fleet.group import Fleet, stamp
+from vcot.services.gateway.http.answers import Refusal, error_body, send_refusal
+from vcot.services.gateway.http.bodies import read_body
+from vcot.services.gateway.http.keys import ADMIN, INFERENCE, Guarded
+from vcot.services.gateway.http.limits import Limits, Slots
+from vcot.services.gateway.http.metrics import CONTENT_TYPE, Metrics
+from vcot.services.gateway.http.observe import Observed, Write, write_to_stderr
+from vcot.services.gateway.http.proxy import Proxy
+from vcot.services.gateway.swap import rollout
 
 _INFERENCE = ("/v1/chat/completions", "/v1/completions")
 _ROUTES = frozenset(

@@ -7,8 +7,8 @@ from typing import Any, TypeVar
 
 from starlette.requests import Request
 
-from pipeline.records import Record
-from services.gateway.http.answers import Refusal
+from vcot.pipeline.records import Record
+from vcot.services.gateway.http.answers import Refusal
 
 MAX_BYTES = 64 * 1024
 """A path and two names are less."""

@@ -16,8 +16,8 @@ from typing import Any
 
 import orjson
 
-from services.gateway.http.answers import Refusal
-from services.gateway.http.patterns import MAX_DEPTH, Cost, TooDeepError, cost_of
+from vcot.services.gateway.http.answers import Refusal
+from vcot.services.gateway.http.patterns import MAX_DEPTH, Cost, TooDeepError, cost_of
 
 MAX_PATTERN = 8_192
 """Characters of one regular expression."""

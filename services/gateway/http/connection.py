@@ -16,8 +16,8 @@ from typing import Any, cast
 from starlette.types import Scope
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from services.gateway.http.answers import error_body
-from services.gateway.http.exchange import exchange_of
+from vcot.services.gateway.http.answers import error_body
+from vcot.services.gateway.http.exchange import exchange_of
 
 MAX_HEAD_BYTES = 64 * 1024
 MAX_HEADERS = 100

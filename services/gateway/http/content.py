@@ -28,8 +28,8 @@ from typing import Any
 
 from PIL import Image
 
-from services.gateway.http.answers import Refusal
-from services.gateway.http.compiled import check_compiled
+from vcot.services.gateway.http.answers import Refusal
+from vcot.services.gateway.http.compiled import check_compiled
 
 MAX_CHOICES = 128
 """Of one request, as at OpenAI; each makes everyone wait while the engine takes it in."""

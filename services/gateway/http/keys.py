@@ -16,9 +16,9 @@ from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from pipeline.hosts import is_loopback
-from services.gateway.admin import ADMIN_KEY_ENV
-from services.gateway.http.answers import Refusal, header_value, send_refusal
+from vcot.pipeline.hosts import is_loopback
+from vcot.services.gateway.admin import ADMIN_KEY_ENV
+from vcot.services.gateway.http.answers import Refusal, header_value, send_refusal
 
 API_KEYS_ENV = "VCOT_API_KEYS"
 

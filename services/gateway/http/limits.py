@@ -22,7 +22,7 @@ from types import TracebackType
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from services.gateway.http.answers import Refusal, error_event, header_value, send_refusal
+from vcot.services.gateway.http.answers import Refusal, error_event, header_value, send_refusal
 
 DEADLINE_HEADER = "x-vcot-deadline-s"
 _RETRY_AFTER_S = 2

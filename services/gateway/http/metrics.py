@@ -23,10 +23,10 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
-from services.gateway.fleet.breaker import BreakerState
-from services.gateway.fleet.group import Fleet
-from services.gateway.http.exchange import Exchange
-from services.gateway.http.limits import Places
+from vcot.services.gateway.fleet.breaker import BreakerState
+from vcot.services.gateway.fleet.group import Fleet
+from vcot.services.gateway.http.exchange import Exchange
+from vcot.services.gateway.http.limits import Places
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)

@@ -15,9 +15,9 @@ from collections.abc import Callable, Collection
 import orjson
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from services.gateway.http.answers import CHECKPOINT_HEADER, REQUEST_ID, header_value
-from services.gateway.http.exchange import Exchange, choose_request_id, exchange_of
-from services.gateway.http.metrics import Metrics
+from vcot.services.gateway.http.answers import CHECKPOINT_HEADER, REQUEST_ID, header_value
+from vcot.services.gateway.http.exchange import Exchange, choose_request_id, exchange_of
+from vcot.services.gateway.http.metrics import Metrics
 
 _CHECKPOINT = CHECKPOINT_HEADER.encode()
 _POLLED = ("/health", "/metrics", "/admin/state")

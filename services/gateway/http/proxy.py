@@ -30,17 +30,17 @@ import jiter
 import orjson
 from starlette.types import Receive, Scope, Send
 
-from pipeline.client import DIGEST_HEADER, EXPECT_HEADER
-from pipeline.errors import ServerError
-from pipeline.records import CheckpointRef
-from services.checkpoints.registry import Checkpoint
-from services.engine.serve_section import ServeSection
-from services.gateway.fleet.group import Fleet, ImageKey, NotServedError, RestingError, Wish, stamp
-from services.gateway.fleet.pool import Answer, LostError
-from services.gateway.fleet.replica import Replica
-from services.gateway.fleet.routing import image_key
-from services.gateway.fleet.upstream import EngineFault, Upstream
-from services.gateway.http.answers import (
+from vcot.pipeline.client import DIGEST_HEADER, EXPECT_HEADER
+from vcot.pipeline.errors import ServerError
+from vcot.pipeline.records import CheckpointRef
+from vcot.services.checkpoints.registry import Checkpoint
+from vcot.services.engine.serve_section import ServeSection
+from vcot.services.gateway.fleet.group import Fleet, ImageKey, NotServedError, RestingError, Wish, stamp
+from vcot.services.gateway.fleet.pool import Answer, LostError
+from vcot.services.gateway.fleet.replica import Replica
+from vcot.services.gateway.fleet.routing import image_key
+from vcot.services.gateway.fleet.upstream import EngineFault, Upstream
+from vcot.services.gateway.http.answers import (
     CHECKPOINT_HEADER,
     REQUEST_ID,
     Refusal,
@@ -49,11 +49,11 @@ from services.gateway.http.answers import (
     send_json,
     send_refusal,
 )
-from services.gateway.http.content import check_content, check_size
-from services.gateway.http.exchange import exchange_of
-from services.gateway.http.metrics import Metrics
-from services.gateway.http.suspects import Suspects
-from services.gateway.swap.verified import served_name
+from vcot.services.gateway.http.content import check_content, check_size
+from vcot.services.gateway.http.exchange import exchange_of
+from vcot.services.gateway.http.metrics import Metrics
+from vcot.services.gateway.http.suspects import Suspects
+from vcot.services.gateway.swap.verified import served_name
 
 _RETRY_AFTER_S = 5
 _REST_RETRY_AFTER_S = 60

@@ -21,7 +21,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from hashlib import blake2b
 
-from services.gateway.http.answers import Refusal
+from vcot.services.gateway.http.answers import Refusal
 
 MAX_DEATHS = 3
 _REMEMBERED_S = 600.0

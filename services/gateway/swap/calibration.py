@@ -12,9 +12,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from services.gateway.swap.fingerprint import Layout
-from training.protocol.agreement import TOLERANCES
-from training.protocol.train_sections import Dtype
+from vcot.services.gateway.swap.fingerprint import Layout
+from vcot.training.protocol.agreement import TOLERANCES
+from vcot.training.protocol.train_sections import Dtype
 
 _FACTOR = 4.0
 """The worst log-prob of a canary of nano was off by 1e-7 to 3.1e-6; one matrix rounded to bfloat16 moves it by 2.4e-5."""

@@ -22,8 +22,8 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
 
-from pipeline.errors import ServerError
-from pipeline.manifest import Canary
+from vcot.pipeline.errors import ServerError
+from vcot.pipeline.manifest import Canary
 
 _MIN_LONG = 280
 """Tokens of text: two blocks of a CPU's prefix cache, and some."""

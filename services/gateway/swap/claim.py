@@ -34,9 +34,9 @@ from typing import Protocol
 
 from pydantic import ValidationError
 
-from pipeline.errors import CheckpointError, ServerError
-from pipeline.files import read_record, write_record
-from pipeline.records import Record
+from vcot.pipeline.errors import CheckpointError, ServerError
+from vcot.pipeline.files import read_record, write_record
+from vcot.pipeline.records import Record
 
 _FREE = "default"
 _OWNER_FILE = "gateway.json"
@@ -82,7 +82,7 @@ class Owner:
 
 
 class Engine(Protocol):
-    """The calls that it takes; services.gateway.fleet.upstream.Upstream has them. Both raise ServerError."""
+    """The calls that it takes; vcot.services.gateway.fleet.upstream.Upstream has them. Both raise ServerError."""
 
     async def version(self) -> str:
         """The weight version."""

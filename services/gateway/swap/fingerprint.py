@@ -22,10 +22,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.errors import CheckpointError
-from services.checkpoints.integrity import FileState, check_digest, stat_files
-from services.checkpoints.registry import Checkpoint
-from training.protocol.train_sections import Dtype
+from vcot.pipeline.errors import CheckpointError
+from vcot.services.checkpoints.integrity import FileState, check_digest, stat_files
+from vcot.services.checkpoints.registry import Checkpoint
+from vcot.training.protocol.train_sections import Dtype
 
 _EMPTY = hashlib.sha256().hexdigest()
 _FUSED = {".q_proj.": (".qkv_proj.", (".q_proj.", ".k_proj.", ".v_proj."))} | {

@@ -10,10 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipeline.errors import CheckpointError
-from pipeline.files import replacing_folder
-from pipeline.identity import compute_digest
-from services.checkpoints.registry import BASE_ALIAS, Checkpoint, Registry
+from vcot.pipeline.errors import CheckpointError
+from vcot.pipeline.files import replacing_folder
+from vcot.pipeline.identity import compute_digest
+from vcot.services.checkpoints.registry import BASE_ALIAS, Checkpoint, Registry
 
 
 @dataclass

@@ -22,15 +22,15 @@ import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from pipeline.errors import OnTrialError, ServerError, SwapError, VcotError
-from services.checkpoints.registry import Checkpoint
-from services.gateway.admin import Swapped
-from services.gateway.fleet.group import Fleet
-from services.gateway.fleet.replica import Replica
-from services.gateway.fleet.rest import end_rest
-from services.gateway.swap.fingerprint import Fingerprint, read_fingerprint
-from services.gateway.swap.verified import RollbackError, forget_adapter, load_adapter, reload_weights
-from services.gateway.swap.ways import Way, check_adapter, choose_way
+from vcot.pipeline.errors import OnTrialError, ServerError, SwapError, VcotError
+from vcot.services.checkpoints.registry import Checkpoint
+from vcot.services.gateway.admin import Swapped
+from vcot.services.gateway.fleet.group import Fleet
+from vcot.services.gateway.fleet.replica import Replica
+from vcot.services.gateway.fleet.rest import end_rest
+from vcot.services.gateway.swap.fingerprint import Fingerprint, read_fingerprint
+from vcot.services.gateway.swap.verified import RollbackError, forget_adapter, load_adapter, reload_weights
+from vcot.services.gateway.swap.ways import Way, check_adapter, choose_way
 
 FORGOTTEN_S = 60.0
 """A trial of which nothing was asked for so long has lost its client."""

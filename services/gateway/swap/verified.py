@@ -28,17 +28,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.errors import ServerError, SwapError, VcotError
-from pipeline.manifest import Canary
-from pipeline.records import CheckpointRef
-from services.checkpoints.integrity import check_digest
-from services.checkpoints.registry import Checkpoint
-from services.engine.command import SERVED_NAME
-from services.gateway.fleet.gate import Gate
-from services.gateway.fleet.upstream import Upstream
-from services.gateway.swap.canary_check import CanaryAnswer, agree, distance, explain_difference
-from services.gateway.swap.claim import DisownedError
-from services.gateway.swap.fingerprint import Fingerprint, check_unchanged
+from vcot.pipeline.errors import ServerError, SwapError, VcotError
+from vcot.pipeline.manifest import Canary
+from vcot.pipeline.records import CheckpointRef
+from vcot.services.checkpoints.integrity import check_digest
+from vcot.services.checkpoints.registry import Checkpoint
+from vcot.services.engine.command import SERVED_NAME
+from vcot.services.gateway.fleet.gate import Gate
+from vcot.services.gateway.fleet.upstream import Upstream
+from vcot.services.gateway.swap.canary_check import CanaryAnswer, agree, distance, explain_difference
+from vcot.services.gateway.swap.claim import DisownedError
+from vcot.services.gateway.swap.fingerprint import Fingerprint, check_unchanged
 
 Asked = tuple[Canary, CanaryAnswer]
 """A canary and what was answered."""

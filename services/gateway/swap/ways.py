@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline.errors import SwapError
-from services.checkpoints.registry import Checkpoint
+from vcot.pipeline.errors import SwapError
+from vcot.services.checkpoints.registry import Checkpoint
 
 Way = Literal["adapter", "reload", "replica"]
 

@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from eval.logged.layouts import Asked, Fields, Logged, read_log
-from pipeline.errors import InputError
+from vcot.eval.logged.layouts import Asked, Fields, Logged, read_log
+from vcot.pipeline.errors import InputError
 
 CHOICES = ("this", "that")
 ASKED = Asked("Which?", CHOICES, "B")

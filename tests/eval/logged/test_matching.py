@@ -2,9 +2,9 @@
 
 import pytest
 
-from eval.logged.layouts import Asked, Logged
-from eval.logged.matching import Matcher
-from pipeline.records import ImageRef, Task
+from vcot.eval.logged.layouts import Asked, Logged
+from vcot.eval.logged.matching import Matcher
+from vcot.pipeline.records import ImageRef, Task
 
 
 def make_task(name, question="Which?", choices=("this", "that"), answer=1):

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from eval.rules import RULES, Rule
-from pipeline.errors import RecipeError
+from vcot.eval.rules import RULES, Rule
+from vcot.pipeline.errors import RecipeError
 
 COLOURS = ("red", "blue", "green")
 RULE_NAMES = tuple(RULES.built_ins)
@@ -118,7 +118,7 @@ def test_long_texts_are_read_in_time(name, text):
 
 def test_a_rule_of_ones_own_is_a_function(tmp_path, monkeypatch):
     (tmp_path / "letter_at_end.py").write_text(
-        "from eval.rules import Rule\nLAST = Rule(lambda text, choices: text[-1:] or None)\n"
+        "from vcot.eval.rules import Rule\nLAST = Rule(lambda text, choices: text[-1:] or None)\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     rule = RULES.resolve("letter_at_end:LAST")

@@ -6,13 +6,13 @@ from dataclasses import dataclass, field
 import httpx2
 from PIL import Image
 
-from pipeline.images import ImageStore
-from pipeline.judges import judgment_keys
-from pipeline.judges.cost import Meter
-from pipeline.judging import find_standing, judge_responses
-from pipeline.ledger import Ledger
-from pipeline.records import CheckpointRef, Judgment, Response, SamplingParams, Task, Usage
-from pipeline.sample import Group
+from vcot.pipeline.images import ImageStore
+from vcot.pipeline.judges import judgment_keys
+from vcot.pipeline.judges.cost import Meter
+from vcot.pipeline.judging import find_standing, judge_responses
+from vcot.pipeline.ledger import Ledger
+from vcot.pipeline.records import CheckpointRef, Judgment, Response, SamplingParams, Task, Usage
+from vcot.pipeline.sample import Group
 
 CHECKPOINT = CheckpointRef(name="base", digest="sha256:aa", kind="base")
 SAMPLING = SamplingParams(temperature=0.5, max_tokens=8, n=8, seed=0)

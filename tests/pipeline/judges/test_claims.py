@@ -5,10 +5,10 @@ import json
 import httpx2
 import pytest
 
-from pipeline.judges.claims import MAX_CLAIMS, ClaimsJudge, read_claims
-from pipeline.judges.verdict import Unreadable
-from pipeline.sections import JudgeSection
 from tests.pipeline.judges.model_api import Table
+from vcot.pipeline.judges.claims import MAX_CLAIMS, ClaimsJudge, read_claims
+from vcot.pipeline.judges.verdict import Unreadable
+from vcot.pipeline.sections import JudgeSection
 
 pytestmark = pytest.mark.hurried
 SECTION = JudgeSection(kind="claims", model="gpt-4o-mini")

@@ -4,14 +4,14 @@ import json
 
 import pytest
 
-from pipeline.errors import RecipeError
-from pipeline.judges import find_judge, list_sections
-from pipeline.judges.combined import find_shares
-from pipeline.judges.ensemble import EnsembleJudge
-from pipeline.judges.gated import GatedJudge
-from pipeline.judges.pointwise import PointwiseJudge
-from pipeline.sections import JudgeSection
 from tests.pipeline.judges.model_api import Table
+from vcot.pipeline.errors import RecipeError
+from vcot.pipeline.judges import find_judge, list_sections
+from vcot.pipeline.judges.combined import find_shares
+from vcot.pipeline.judges.ensemble import EnsembleJudge
+from vcot.pipeline.judges.gated import GatedJudge
+from vcot.pipeline.judges.pointwise import PointwiseJudge
+from vcot.pipeline.sections import JudgeSection
 
 pytestmark = pytest.mark.hurried
 RIGHT, WRONG = "The answer is (A).", "The answer is (B)."

@@ -2,8 +2,8 @@
 
 import pytest
 
-from pipeline.errors import RecipeError, RequestError
-from pipeline.judges.cost import (
+from vcot.pipeline.errors import RecipeError, RequestError
+from vcot.pipeline.judges.cost import (
     Prices,
     describe_tokens,
     describe_usd,
@@ -12,9 +12,9 @@ from pipeline.judges.cost import (
     guess_prompt_tokens,
     open_meter,
 )
-from pipeline.records import Usage
-from pipeline.sections import JudgeSection
-from services.recipes.recipe import load_recipe
+from vcot.pipeline.records import Usage
+from vcot.pipeline.sections import JudgeSection
+from vcot.services.recipes.recipe import load_recipe
 
 ONE_CENT = Prices(input_usd=10.0, output_usd=0.0)
 NOTHING = Usage(prompt_tokens=0, completion_tokens=0)

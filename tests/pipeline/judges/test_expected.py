@@ -4,10 +4,10 @@ import math
 
 import pytest
 
-from pipeline.errors import AccountError
-from pipeline.judges.expected import ExpectedJudge, read_shares
-from pipeline.sections import JudgeSection
 from tests.pipeline.judges.model_api import Table, make_choice
+from vcot.pipeline.errors import AccountError
+from vcot.pipeline.judges.expected import ExpectedJudge, read_shares
+from vcot.pipeline.sections import JudgeSection
 
 pytestmark = pytest.mark.hurried
 SECTION = JudgeSection(kind="expected", model="gpt-4o-mini")

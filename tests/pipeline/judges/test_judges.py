@@ -6,16 +6,16 @@ import httpx2
 import pytest
 from PIL import Image, ImageChops
 
-from pipeline.errors import MachineError, RecipeError
-from pipeline.images import ImageStore
-from pipeline.judges import find_judge, judgment_keys
-from pipeline.judges.pointwise import PointwiseJudge
-from pipeline.judges.verifier import verify
-from pipeline.judging import find_standing, judge_responses
-from pipeline.ledger import Ledger
-from pipeline.records import CheckpointRef, Judgment, Response, SamplingParams, Task
-from pipeline.sample import Group
-from pipeline.sections import JudgeSection
+from vcot.pipeline.errors import MachineError, RecipeError
+from vcot.pipeline.images import ImageStore
+from vcot.pipeline.judges import find_judge, judgment_keys
+from vcot.pipeline.judges.pointwise import PointwiseJudge
+from vcot.pipeline.judges.verifier import verify
+from vcot.pipeline.judging import find_standing, judge_responses
+from vcot.pipeline.ledger import Ledger
+from vcot.pipeline.records import CheckpointRef, Judgment, Response, SamplingParams, Task
+from vcot.pipeline.sample import Group
+from vcot.pipeline.sections import JudgeSection
 
 pytestmark = pytest.mark.hurried
 CHECKPOINT = CheckpointRef(name="base", digest="sha256:aa", kind="base")

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.images import ImageStore
-from pipeline.judges import count_requests, find_judge
-from pipeline.open_lists import JUDGE_NAMES
-from pipeline.sections import JudgeSection
-from services.recipes.recipe import load_recipe, parse_recipe, render_recipe
 from tests.pages import list_blocks
+from vcot.pipeline.images import ImageStore
+from vcot.pipeline.judges import count_requests, find_judge
+from vcot.pipeline.open_lists import JUDGE_NAMES
+from vcot.pipeline.sections import JudgeSection
+from vcot.services.recipes.recipe import load_recipe, parse_recipe, render_recipe
 
 PAGE = (Path(__file__).parents[3] / "docs" / "judges.md").read_text("utf-8")
 

@@ -7,11 +7,11 @@ import re
 import httpx2
 import pytest
 
-from pipeline.errors import AccountError, RecipeError
-from pipeline.judges.pairwise import PairwiseJudge
-from pipeline.records import Usage
-from pipeline.sections import JudgeSection
 from tests.pipeline.judges.model_api import Table
+from vcot.pipeline.errors import AccountError, RecipeError
+from vcot.pipeline.judges.pairwise import PairwiseJudge
+from vcot.pipeline.records import Usage
+from vcot.pipeline.sections import JudgeSection
 
 pytestmark = pytest.mark.hurried
 TEXTS = tuple(f"It is worth {worth}. <R> The answer is (A)." for worth in (3, 9, 1, 5))

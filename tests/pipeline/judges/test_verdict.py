@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from pipeline.judges.verdict import Unreadable, read_verdict
+from vcot.pipeline.judges.verdict import Unreadable, read_verdict
 
 PLAIN = '{"rationale": "fine", "score": 8}'
 

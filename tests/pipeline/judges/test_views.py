@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from pipeline.judges import judgment_keys
-from pipeline.judges.pointwise import PointwiseJudge
-from pipeline.sections import JudgeSection
 from tests.pipeline.judges.model_api import Table, make_choice
+from vcot.pipeline.judges import judgment_keys
+from vcot.pipeline.judges.pointwise import PointwiseJudge
+from vcot.pipeline.sections import JudgeSection
 
 pytestmark = pytest.mark.hurried
 LIKED = json.dumps({"rationale": "fine", "score": 7})

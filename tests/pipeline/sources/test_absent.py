@@ -2,13 +2,13 @@
 
 import pytest
 
-from eval.benchmark import BENCHMARKS
-from pipeline.errors import DataError
-from pipeline.images import ImageStore
-from pipeline.sections import TasksSection
-from pipeline.sources import load_tasks
-from pipeline.sources.absent import ABSENT, THERE, generate_absent
 from tests.eval.test_benchmark import respond
+from vcot.eval.benchmark import BENCHMARKS
+from vcot.pipeline.errors import DataError
+from vcot.pipeline.images import ImageStore
+from vcot.pipeline.sections import TasksSection
+from vcot.pipeline.sources import load_tasks
+from vcot.pipeline.sources.absent import ABSENT, THERE, generate_absent
 
 
 @pytest.fixture

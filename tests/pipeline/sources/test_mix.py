@@ -5,13 +5,13 @@ from collections import Counter
 
 import pytest
 
-from pipeline.errors import DataError, RecipeError
-from pipeline.images import ImageStore
-from pipeline.records import Task
-from pipeline.sections import TasksSection
-from pipeline.sources import key_tasks, load_round, load_tasks, name_sources
-from pipeline.sources.source import Source
-from services.recipes.recipe import load_recipe
+from vcot.pipeline.errors import DataError, RecipeError
+from vcot.pipeline.images import ImageStore
+from vcot.pipeline.records import Task
+from vcot.pipeline.sections import TasksSection
+from vcot.pipeline.sources import key_tasks, load_round, load_tasks, name_sources
+from vcot.pipeline.sources.source import Source
+from vcot.services.recipes.recipe import load_recipe
 
 
 def write_table(path, number, **fields):

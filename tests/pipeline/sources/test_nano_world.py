@@ -9,10 +9,10 @@ from dataclasses import replace
 import pytest
 from PIL import Image
 
-from pipeline.prompts import split_thought
-from pipeline.records import ImageRef
-from pipeline.sources.nano.questions import FAMILIES, SUBJECTS, generate_nano, make_question, render_target
-from pipeline.sources.nano.scene import Cell, Scene, assign_split, draw_scene, list_facts
+from vcot.pipeline.prompts import split_thought
+from vcot.pipeline.records import ImageRef
+from vcot.pipeline.sources.nano.questions import FAMILIES, SUBJECTS, generate_nano, make_question, render_target
+from vcot.pipeline.sources.nano.scene import Cell, Scene, assign_split, draw_scene, list_facts
 
 SPLITS = ("train", "validation", "test")
 

@@ -11,15 +11,15 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipeline.data_sections import ColumnsSection
-from pipeline.errors import DataError, RecipeError
-from pipeline.images import ImageStore
-from pipeline.sections import TasksSection
-from pipeline.sources import key_tasks, load_tasks
-from pipeline.sources.own_table import find_index
-from services.recipes.recipe import load_recipe, parse_recipe, render_recipe
 from tests.hub_cache import write_snapshot
 from tests.pages import list_blocks
+from vcot.pipeline.data_sections import ColumnsSection
+from vcot.pipeline.errors import DataError, RecipeError
+from vcot.pipeline.images import ImageStore
+from vcot.pipeline.sections import TasksSection
+from vcot.pipeline.sources import key_tasks, load_tasks
+from vcot.pipeline.sources.own_table import find_index
+from vcot.services.recipes.recipe import load_recipe, parse_recipe, render_recipe
 
 
 def png(colour="red"):

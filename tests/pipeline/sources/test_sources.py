@@ -9,13 +9,13 @@ import huggingface_hub
 import pytest
 from PIL import Image
 
-from pipeline.errors import DataError, RecipeError
-from pipeline.images import ImageStore
-from pipeline.sections import TasksSection
-from pipeline.sources import load_tasks
-from pipeline.sources.aokvqa import AOKVQA, list_direct
-from pipeline.sources.scienceqa import SCIENCEQA
 from tests.hub_cache import write_snapshot
+from vcot.pipeline.errors import DataError, RecipeError
+from vcot.pipeline.images import ImageStore
+from vcot.pipeline.sections import TasksSection
+from vcot.pipeline.sources import load_tasks
+from vcot.pipeline.sources.aokvqa import AOKVQA, list_direct
+from vcot.pipeline.sources.scienceqa import SCIENCEQA
 
 SHARED = Path(__file__).parents[4] / "shared" / "data"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="../shared/data (real extracts) is absent")

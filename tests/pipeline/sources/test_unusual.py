@@ -6,11 +6,11 @@ from collections import Counter
 import pytest
 from PIL import Image, ImageChops
 
-from pipeline.errors import DataError
-from pipeline.images import ImageStore
-from pipeline.sections import TasksSection
-from pipeline.sources import load_tasks
-from pipeline.sources.unusual import THINGS, UNUSUAL, USUAL, generate_unusual
+from vcot.pipeline.errors import DataError
+from vcot.pipeline.images import ImageStore
+from vcot.pipeline.sections import TasksSection
+from vcot.pipeline.sources import load_tasks
+from vcot.pipeline.sources.unusual import THINGS, UNUSUAL, USUAL, generate_unusual
 
 SECTION = TasksSection(source="unusual", split="test")
 

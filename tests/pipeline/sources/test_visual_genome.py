@@ -8,10 +8,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipeline.errors import DataError
-from pipeline.images import ImageStore
-from pipeline.sections import TasksSection
-from pipeline.sources import load_tasks
+from vcot.pipeline.errors import DataError
+from vcot.pipeline.images import ImageStore
+from vcot.pipeline.sections import TasksSection
+from vcot.pipeline.sources import load_tasks
 
 QAS = {
     1: [

@@ -2,10 +2,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import CheckpointError
-from pipeline.sections import ModelSection
-from services.checkpoints.model_source import find_model
 from tests.hub_cache import write_snapshot
+from vcot.pipeline.errors import CheckpointError
+from vcot.pipeline.sections import ModelSection
+from vcot.services.checkpoints.model_source import find_model
 
 
 @pytest.mark.parametrize("source", ["nowhere", "./nowhere", "/nowhere/at/all", "a/b/c"])

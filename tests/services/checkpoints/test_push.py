@@ -11,13 +11,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import huggingface_hub.constants
 import pytest
 
-from pipeline.errors import CheckpointError, InputError, MachineError, ServerError
-from services.checkpoints.push import Destination, pack, push
-from services.cli.checkpoint_commands import push_checkpoint, push_pairs
-from services.cli.terminal import Terminal
-from services.run.directory import open_run
-from services.run.session import Session
 from tests.services.fake_vllm import write_checkpoint
+from vcot.pipeline.errors import CheckpointError, InputError, MachineError, ServerError
+from vcot.services.checkpoints.push import Destination, pack, push
+from vcot.services.cli.checkpoint_commands import push_checkpoint, push_pairs
+from vcot.services.cli.terminal import Terminal
+from vcot.services.run.directory import open_run
+from vcot.services.run.session import Session
 
 PLACE = Destination("me/pairs", None, is_public=False)
 

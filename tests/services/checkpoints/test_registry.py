@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import CheckpointError
-from pipeline.identity import MANIFEST, compute_digest
-from pipeline.manifest import CheckpointManifest
-from pipeline.records import CheckpointRef
-from pipeline.sections import ModelSection
-from services.checkpoints import integrity
-from services.checkpoints.registry import Registry
 from tests.services.fake_vllm import make_canary, write_checkpoint
+from vcot.pipeline.errors import CheckpointError
+from vcot.pipeline.identity import MANIFEST, compute_digest
+from vcot.pipeline.manifest import CheckpointManifest
+from vcot.pipeline.records import CheckpointRef
+from vcot.pipeline.sections import ModelSection
+from vcot.services.checkpoints import integrity
+from vcot.services.checkpoints.registry import Registry
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from services.cli import outcome
-from services.run.directory import RECIPE
 from tests.services.fake_vllm import write_checkpoint
+from vcot.services.cli import outcome
+from vcot.services.run.directory import RECIPE
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ HEAVY = (
 )
 SHOW_HELP = f"""
 import sys
-from services.cli.start import main
+from vcot.services.cli.start import main
 main()
 sys.exit(sorted(set({HEAVY}) & set(sys.modules)) or 0)
 """

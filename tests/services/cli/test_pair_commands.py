@@ -4,21 +4,21 @@ import json
 
 import pytest
 
-from pipeline.errors import DataError, OwedError
-from pipeline.gain import key_gain
-from pipeline.prompts import split_thought
-from pipeline.records import ImageGain, Response
-from pipeline.report import Found, Progress
-from pipeline.sources.nano.questions import render_target
-from services.cli.pair_commands import preview
-from services.cli.terminal import Terminal
-from services.run.directory import open_run
-from services.run.rounds import list_rounds
-from services.run.session import Session
-from services.run.status import look_at_run
-from services.run.steps import judge_stage, pair_stage
 from tests.services.fake_vllm import write_checkpoint
 from tests.services.run.test_rounds import answer
+from vcot.pipeline.errors import DataError, OwedError
+from vcot.pipeline.gain import key_gain
+from vcot.pipeline.prompts import split_thought
+from vcot.pipeline.records import ImageGain, Response
+from vcot.pipeline.report import Found, Progress
+from vcot.pipeline.sources.nano.questions import render_target
+from vcot.services.cli.pair_commands import preview
+from vcot.services.cli.terminal import Terminal
+from vcot.services.run.directory import open_run
+from vcot.services.run.rounds import list_rounds
+from vcot.services.run.session import Session
+from vcot.services.run.status import look_at_run
+from vcot.services.run.steps import judge_stage, pair_stage
 
 SIZES = ("tasks.num_tasks=12", "sample.k=2", "eval.num_tasks=9")
 

@@ -7,16 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from eval.logged.matching import REASONS
-from eval.rules import RULES
-from pipeline.records import Response
-from services.cli.terminal import Terminal
-from services.run.directory import open_run
-from services.run.session import Session
 from tests.pages import list_blocks
 from tests.pipeline.sources.test_sources import ScienceQA
 from tests.services.cli.test_cli import vcot  # noqa: F401 - a fixture
 from tests.services.fake_vllm import write_checkpoint
+from vcot.eval.logged.matching import REASONS
+from vcot.eval.rules import RULES
+from vcot.pipeline.records import Response
+from vcot.services.cli.terminal import Terminal
+from vcot.services.run.directory import open_run
+from vcot.services.run.session import Session
 
 
 @pytest.fixture(autouse=True)

@@ -8,11 +8,11 @@ import time
 
 import pytest
 
-from services.cli.stop import SAID
+from vcot.services.cli.stop import SAID
 
 WAITING = """
 import sys, time
-from services.cli import opening, outcome
+from vcot.services.cli import opening, outcome
 def wait(*_):
     print("working", flush=True)
     time.sleep(60)
@@ -22,7 +22,7 @@ outcome.main()
 """
 IMPORTING = """
 import builtins, sys, time
-from services.cli import start
+from vcot.services.cli import start
 real = builtins.__import__
 def slow(name, *rest):
     if name == "cyclopts":

@@ -8,10 +8,10 @@ import pytest
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.report import progress, waiting
-from services.cli.terminal import Terminal
-from services.run.training_steps import tell_preflight
 from tests.services.cli.test_cli import vcot  # noqa: F401 - a fixture
+from vcot.pipeline.report import progress, waiting
+from vcot.services.cli.terminal import Terminal
+from vcot.services.run.training_steps import tell_preflight
 
 
 def test_a_table_in_a_pipe_is_not_cut(capsys):

@@ -17,7 +17,7 @@ __all__ = ["own", "prepared", "vcot"]
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_it_prints_a_link_serves_and_ends_when_told(own, number, code):
-    command = [sys.executable, "-m", "services.cli", "view", str(own.directory)]
+    command = [sys.executable, "-m", "vcot.services.cli", "view", str(own.directory)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         try:
             link = next(found[0] for line in process.stderr if (found := re.search(r"http://127\S+", line)))
@@ -29,7 +29,7 @@ def test_it_prints_a_link_serves_and_ends_when_told(own, number, code):
         finally:
             process.send_signal(number)
         assert process.wait(timeout=30) == code
-    assert not re.search(f"services.view.indexing {own.directory} ", list_commands()), (
+    assert not re.search(f"vcot.services.view.indexing {own.directory} ", list_commands()), (
         "the index's process went with it"
     )
 

@@ -1,8 +1,8 @@
 import pytest
 
-from pipeline.errors import RecipeError
-from services.engine.engine_args import check_engine_args
-from services.recipes.recipe import load_recipe
+from vcot.pipeline.errors import RecipeError
+from vcot.services.engine.engine_args import check_engine_args
+from vcot.services.recipes.recipe import load_recipe
 
 
 @pytest.mark.parametrize(

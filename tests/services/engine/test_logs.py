@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from services.engine.logs import MAX_LOG_BYTES, bound, keep_bounded
+from vcot.services.engine.logs import MAX_LOG_BYTES, bound, keep_bounded
 
 WRITER = """
 import sys, time

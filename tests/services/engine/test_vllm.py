@@ -13,16 +13,16 @@ from typing import Any, Literal
 
 import pytest
 
-from pipeline.errors import CheckpointError, MachineError, ServerError
-from services.checkpoints.registry import Checkpoint, Registry
-from services.cli import server_commands
-from services.engine import vllm
-from services.engine.command import Address, find_build, server_command, server_environment
-from services.engine.lifeline import keeper_command
-from services.engine.serve_section import ServeSection
-from services.engine.vllm import Endpoint, VllmServer
-from services.run.directory import open_run
 from tests.services.fake_vllm import install_stub, write_checkpoint
+from vcot.pipeline.errors import CheckpointError, MachineError, ServerError
+from vcot.services.checkpoints.registry import Checkpoint, Registry
+from vcot.services.cli import server_commands
+from vcot.services.engine import vllm
+from vcot.services.engine.command import Address, find_build, server_command, server_environment
+from vcot.services.engine.lifeline import keeper_command
+from vcot.services.engine.serve_section import ServeSection
+from vcot.services.engine.vllm import Endpoint, VllmServer
+from vcot.services.run.directory import open_run
 
 
 @pytest.fixture

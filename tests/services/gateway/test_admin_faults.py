@@ -14,11 +14,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from pipeline.addresses import UpstreamUrl
-from pipeline.errors import RecipeError, ServerError
-from services.recipes.recipe import load_recipe
 from tests.services.bench_fleet import Bench
 from tests.services.fake_vllm import write_checkpoint
+from vcot.pipeline.addresses import UpstreamUrl
+from vcot.pipeline.errors import RecipeError, ServerError
+from vcot.services.recipes.recipe import load_recipe
 
 JSON = {"content-type": "application/json"}
 ROUTES = ("checkpoints", "swap", "trial", "rest", "replicas")
@@ -246,8 +246,8 @@ def test_what_is_kept_every_client_takes(url: str) -> None:
 
 
 async def test_a_gateway_is_no_vllm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from services.engine.vllm import Endpoint
-    from services.gateway.fleet.remote import RemoteServer
+    from vcot.services.engine.vllm import Endpoint
+    from vcot.services.gateway.fleet.remote import RemoteServer
 
     bench = Bench(tmp_path)
     async with bench.running():

@@ -3,12 +3,12 @@
 import re
 from pathlib import Path
 
-from pipeline import concurrency, faults
-from pipeline.judges import cost
-from pipeline.sections import JudgeSection
-from services.gateway.http import content, keys, limits
-from services.gateway.http.metrics import Metrics
 from tests.services.bench_fleet import Bench
+from vcot.pipeline import concurrency, faults
+from vcot.pipeline.judges import cost
+from vcot.pipeline.sections import JudgeSection
+from vcot.services.gateway.http import content, keys, limits
+from vcot.services.gateway.http.metrics import Metrics
 
 DOCS = Path(__file__).parents[3] / "docs"
 PAGE = (DOCS / "serving.md").read_text("utf-8")

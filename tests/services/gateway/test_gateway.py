@@ -8,13 +8,13 @@ from typing import Any, NoReturn
 import httpx
 import pytest
 
-from pipeline.errors import CheckpointError, SwapError
-from pipeline.records import CheckpointRef
-from services.gateway.admin import named_error
-from services.gateway.fleet.upstream import EngineFault
-from services.gateway.http.proxy import _Call
 from tests.services.bench_fleet import ASK, Bench
 from tests.services.fake_vllm import make_canary, write_checkpoint
+from vcot.pipeline.errors import CheckpointError, SwapError
+from vcot.pipeline.records import CheckpointRef
+from vcot.services.gateway.admin import named_error
+from vcot.services.gateway.fleet.upstream import EngineFault
+from vcot.services.gateway.http.proxy import _Call
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ from contextlib import asynccontextmanager
 import pytest
 from aiohttp import web
 
-from pipeline.errors import ServerError, UnreachableError
-from services.gateway.admin import fetch_state, list_checkpoints
-from services.gateway.fleet.remote import RemoteServer
+from vcot.pipeline.errors import ServerError, UnreachableError
+from vcot.services.gateway.admin import fetch_state, list_checkpoints
+from vcot.services.gateway.fleet.remote import RemoteServer
 
 PATIENCE_S = 30.0
 """Longer than any of these tests may take."""

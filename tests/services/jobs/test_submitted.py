@@ -6,12 +6,12 @@ from typing import Literal
 
 import pytest
 
-from pipeline.errors import InputError, ServerError
-from pipeline.files import write_record
-from pipeline.records import CheckpointRef
-from services.jobs import submitted, trainer
-from services.recipes.recipe import load_recipe
-from training.protocol.job import ADAPTER, JOB, STATUS, TrainJob, TrainStatus, exclusive, read_status
+from vcot.pipeline.errors import InputError, ServerError
+from vcot.pipeline.files import write_record
+from vcot.pipeline.records import CheckpointRef
+from vcot.services.jobs import submitted, trainer
+from vcot.services.recipes.recipe import load_recipe
+from vcot.training.protocol.job import ADAPTER, JOB, STATUS, TrainJob, TrainStatus, exclusive, read_status
 
 
 def make_job(where: Literal["local", "remote"] = "remote", base_path: str = "nothing-here") -> TrainJob:

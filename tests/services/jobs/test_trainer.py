@@ -5,12 +5,12 @@ import json
 
 import pytest
 
-from pipeline.errors import InputError, ServerError
-from pipeline.files import write_record
-from pipeline.records import CheckpointRef
-from services.jobs import trainer
-from services.recipes.recipe import load_recipe
-from training.protocol.job import ADAPTER, PROGRESS, STATUS, TrainJob, TrainProgress, TrainStatus, read_status
+from vcot.pipeline.errors import InputError, ServerError
+from vcot.pipeline.files import write_record
+from vcot.pipeline.records import CheckpointRef
+from vcot.services.jobs import trainer
+from vcot.services.recipes.recipe import load_recipe
+from vcot.training.protocol.job import ADAPTER, PROGRESS, STATUS, TrainJob, TrainProgress, TrainStatus, read_status
 
 
 def make_job(base_path):

@@ -4,10 +4,10 @@ import shlex
 
 import pytest
 
-from services.planning.assumptions import SIZES
-from services.planning.capacity import ASLEEP_GIB, Cards, estimate_serving, find_fit, make_plan
-from services.recipes.recipe import load_recipe
-from training.protocol.shape import find_shape, read_shape
+from vcot.services.planning.assumptions import SIZES
+from vcot.services.planning.capacity import ASLEEP_GIB, Cards, estimate_serving, find_fit, make_plan
+from vcot.services.recipes.recipe import load_recipe
+from vcot.training.protocol.shape import find_shape, read_shape
 
 SEVEN, THIRTEEN, LARGE = (
     read_shape(find_shape(name))

@@ -5,15 +5,15 @@ import sys
 
 import pytest
 
-from pipeline.errors import MachineError
-from services.cli import commands
-from services.planning import doctor, machine
-from services.planning.doctor import inspect_machine
-from services.planning.machine import check_machine, cuda_of_torch, driver_fault
-from services.recipes.recipe import load_recipe
-from services.run.session import Session
 from tests.nvidia import install_nvidia_smi
 from tests.services.cli.test_cli import vcot  # noqa: F401 - a fixture
+from vcot.pipeline.errors import MachineError
+from vcot.services.cli import commands
+from vcot.services.planning import doctor, machine
+from vcot.services.planning.doctor import inspect_machine
+from vcot.services.planning.machine import check_machine, cuda_of_torch, driver_fault
+from vcot.services.recipes.recipe import load_recipe
+from vcot.services.run.session import Session
 
 
 @pytest.fixture
@@ -104,7 +104,7 @@ def test_the_tables_say_what_fits_where_and_what_the_run_takes(gpus, vcot):  # n
 
 def test_the_doctor_imports_no_torch(tmp_path):
     code = (
-        "import sys; from services.cli import machine_commands, target; "
+        "import sys; from vcot.services.cli import machine_commands, target; "
         "machine_commands.doctor(target.Target(recipe='paper')); "
         "sys.exit(sorted({'torch', 'transformers', 'datasets'} & set(sys.modules)) or 0)"
     )

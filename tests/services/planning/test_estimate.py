@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.ledger import Ledger
-from pipeline.prompts import PROMPTS, render_options, render_prompt
-from pipeline.records import CheckpointRef, Judgment, Response, SamplingParams, Task, Usage, content_key
-from services.planning import assumptions
-from services.planning.assumptions import A100_80, H100_80, KINDS, THOUGHT_TOKENS, TRAIN_EFFICIENCY, Span
-from services.planning.estimate import count_work, estimate_disk, estimate_judge, estimate_run, judge_hours
-from services.recipes.recipe import load_recipe
-from training.protocol.shape import find_shape, read_shape
+from vcot.pipeline.ledger import Ledger
+from vcot.pipeline.prompts import PROMPTS, render_options, render_prompt
+from vcot.pipeline.records import CheckpointRef, Judgment, Response, SamplingParams, Task, Usage, content_key
+from vcot.services.planning import assumptions
+from vcot.services.planning.assumptions import A100_80, H100_80, KINDS, THOUGHT_TOKENS, TRAIN_EFFICIENCY, Span
+from vcot.services.planning.estimate import count_work, estimate_disk, estimate_judge, estimate_run, judge_hours
+from vcot.services.recipes.recipe import load_recipe
+from vcot.training.protocol.shape import find_shape, read_shape
 
 SHAPE = read_shape(find_shape("llava-hf/llava-1.5-7b-hf"))
 DATA = Path(__file__).parents[4] / "shared" / "data"

@@ -5,14 +5,14 @@ import json
 
 import pytest
 
-from eval.statistics import Noise
-from pipeline.errors import InputError
-from services.planning.assumptions import ANSWER_TOKENS, NANO_RESPONSES_S, THOUGHT_TOKENS
-from services.planning.eval_plan import Known, describe_plan, plan_evaluation
-from services.recipes.recipe import load_recipe
 from tests.services.cli.test_cli import vcot
 from tests.services.planning.test_estimate import SHAPE
 from tests.services.run.test_results import finish
+from vcot.eval.statistics import Noise
+from vcot.pipeline.errors import InputError
+from vcot.services.planning.assumptions import ANSWER_TOKENS, NANO_RESPONSES_S, THOUGHT_TOKENS
+from vcot.services.planning.eval_plan import Known, describe_plan, plan_evaluation
+from vcot.services.recipes.recipe import load_recipe
 
 __all__ = ["vcot"]
 

@@ -4,11 +4,11 @@ import re
 import shlex
 from pathlib import Path
 
-from services.planning.doctor import needed_memory
-from services.planning.machine import MINIMUM_DRIVERS
-from services.planning.outlook import render_costs, render_fits
-from services.recipes.recipe import load_recipe
-from training.protocol.shape import find_shape, read_shape
+from vcot.services.planning.doctor import needed_memory
+from vcot.services.planning.machine import MINIMUM_DRIVERS
+from vcot.services.planning.outlook import render_costs, render_fits
+from vcot.services.recipes.recipe import load_recipe
+from vcot.training.protocol.shape import find_shape, read_shape
 
 PAGE = (Path(__file__).parents[3] / "docs" / "paper-run.md").read_text("utf-8")
 RECIPE = load_recipe("paper")

@@ -2,10 +2,10 @@ import re
 
 import pytest
 
-from pipeline.errors import RecipeError
-from pipeline.fields import Section
-from services.recipes.recipe import Recipe, list_recipes, load_recipe, parse_recipe, render_recipe
-from services.run.directory import RECIPE, open_run
+from vcot.pipeline.errors import RecipeError
+from vcot.pipeline.fields import Section
+from vcot.services.recipes.recipe import Recipe, list_recipes, load_recipe, parse_recipe, render_recipe
+from vcot.services.run.directory import RECIPE, open_run
 
 
 @pytest.mark.parametrize("name", list_recipes())

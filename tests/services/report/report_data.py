@@ -7,19 +7,19 @@ from dataclasses import replace
 
 from PIL import Image, ImageDraw
 
-from eval.benchmarks.nano_world import NANO
-from eval.breakdown import build_breakdown
-from eval.image_reliance import build_reliance
-from eval.margins import build_margins
-from eval.repeats import build_repeats
-from eval.table import build_chance, build_differences, build_results
-from pipeline.odds import OptionScores
-from pipeline.pairs import PreferencePair
-from pipeline.records import CheckpointRef, ImageRef, Score, StageCount, Task
-from services.recipes.recipe import load_recipe
-from services.report.data import Example, Lesson, ReportData, TrendRow
-from services.run.parity import ParityReport
-from training.protocol.job import Retention, TrainProgress, TrainStatus
+from vcot.eval.benchmarks.nano_world import NANO
+from vcot.eval.breakdown import build_breakdown
+from vcot.eval.image_reliance import build_reliance
+from vcot.eval.margins import build_margins
+from vcot.eval.repeats import build_repeats
+from vcot.eval.table import build_chance, build_differences, build_results
+from vcot.pipeline.odds import OptionScores
+from vcot.pipeline.pairs import PreferencePair
+from vcot.pipeline.records import CheckpointRef, ImageRef, Score, StageCount, Task
+from vcot.services.recipes.recipe import load_recipe
+from vcot.services.report.data import Example, Lesson, ReportData, TrendRow
+from vcot.services.run.parity import ParityReport
+from vcot.training.protocol.job import Retention, TrainProgress, TrainStatus
 
 BASE = CheckpointRef(name="base", digest="sha256:3f1c" + "a7" * 30, kind="base")
 POLICY = CheckpointRef(name="dpo-3fa29b01cc", digest="sha256:9be0" + "c4" * 30, kind="merged", parent=BASE.digest)

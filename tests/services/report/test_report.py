@@ -8,16 +8,16 @@ from xml.etree import ElementTree
 
 import pytest
 
-from eval.prior import PriorReport, PriorRow
-from eval.published import PaperRow
-from pipeline.contamination import Contamination, Match
-from pipeline.judges.cost import Cost
-from pipeline.records import Interval, Usage
-from services.recipes.recipe import load_recipe
-from services.report import figures
-from services.report.data import Lookalikes
-from services.report.page import write_report
-from training.protocol.search import Settings, Sweep, SweepPoint
+from vcot.eval.prior import PriorReport, PriorRow
+from vcot.eval.published import PaperRow
+from vcot.pipeline.contamination import Contamination, Match
+from vcot.pipeline.judges.cost import Cost
+from vcot.pipeline.records import Interval, Usage
+from vcot.services.recipes.recipe import load_recipe
+from vcot.services.report import figures
+from vcot.services.report.data import Lookalikes
+from vcot.services.report.page import write_report
+from vcot.training.protocol.search import Settings, Sweep, SweepPoint
 
 run = runpy.run_path(str(Path(__file__).with_name("report_data.py")))
 make_data, make_example = run["make_data"], run["make_example"]

@@ -1,6 +1,6 @@
 """The pointwise judge with a transport that a test chooses; a recipe names it as one of one's own."""
 
-from pipeline.judges.pointwise import PointwiseJudge
+from vcot.pipeline.judges.pointwise import PointwiseJudge
 
 TRANSPORTS = []
 """The last one is used; the network where there is none."""

@@ -6,17 +6,17 @@ from dataclasses import replace
 import httpx2
 import pytest
 
-from pipeline.errors import OwedError, StageError
-from pipeline.records import Response
-from services.cli import commands
-from services.cli.terminal import Terminal
-from services.run.auditing import audit_stage, find_card
-from services.run.directory import open_run
-from services.run.rounds import list_rounds
-from services.run.session import Session
-from services.run.steps import judge_stage, pair_stage
 from tests.services.fake_vllm import write_checkpoint
 from tests.services.run.simulated_judge import KIND, TRANSPORTS
+from vcot.pipeline.errors import OwedError, StageError
+from vcot.pipeline.records import Response
+from vcot.services.cli import commands
+from vcot.services.cli.terminal import Terminal
+from vcot.services.run.auditing import audit_stage, find_card
+from vcot.services.run.directory import open_run
+from vcot.services.run.rounds import list_rounds
+from vcot.services.run.session import Session
+from vcot.services.run.steps import judge_stage, pair_stage
 
 pytestmark = pytest.mark.hurried
 SIZES = ("tasks.num_tasks=24", "sample.k=2", "eval.num_tasks=9")

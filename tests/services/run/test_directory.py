@@ -3,9 +3,9 @@ import sys
 
 import pytest
 
-from pipeline.errors import DataError, InputError, RecipeError
-from pipeline.records import Judgment
-from services.run.directory import RECIPE, open_run
+from vcot.pipeline.errors import DataError, InputError, RecipeError
+from vcot.pipeline.records import Judgment
+from vcot.services.run.directory import RECIPE, open_run
 
 
 def recipe_of(directory, recipe=None, overrides=()):
@@ -117,7 +117,7 @@ def test_a_directory_that_cannot_be_made_is_said(tmp_path):
 def test_one_writer_at_a_time_and_the_lock_goes_with_its_process(tmp_path):
     recipe_of(tmp_path, "nano")
     code = (
-        "import pathlib, sys; from services.run.directory import *\n"
+        "import pathlib, sys; from vcot.services.run.directory import *\n"
         f"with open_run(pathlib.Path({str(tmp_path)!r}), access='alone'):\n"
         "    print('held', flush=True); sys.stdin.read()"
     )

@@ -8,13 +8,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.errors import InputError
-from services.run.directory import open_run
-from services.run.exporting import write_table
-from services.run.frames import Rows, load
 from tests.pages import read_block
 from tests.services.cli.test_cli import vcot
 from tests.services.view.view_run import HOSTILE, K, own, prepared
+from vcot.pipeline.errors import InputError
+from vcot.services.run.directory import open_run
+from vcot.services.run.exporting import write_table
+from vcot.services.run.frames import Rows, load
 
 __all__ = ["own", "prepared", "vcot"]
 TABLES = ["tasks", "responses", "judgments", "pairs", "evaluations"]

@@ -2,13 +2,13 @@
 
 import pytest
 
-from pipeline.report import Warned
-from services.checkpoints.registry import Registry
-from services.run.directory import open_run
-from services.run.gateways import GatewayElsewhere, OwnGateway, make_gateway
-from services.run.session import Session
-from services.run.steps import swap_stage
 from tests.services.fake_vllm import write_checkpoint
+from vcot.pipeline.report import Warned
+from vcot.services.checkpoints.registry import Registry
+from vcot.services.run.directory import open_run
+from vcot.services.run.gateways import GatewayElsewhere, OwnGateway, make_gateway
+from vcot.services.run.session import Session
+from vcot.services.run.steps import swap_stage
 
 
 @pytest.fixture

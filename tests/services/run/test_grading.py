@@ -5,16 +5,16 @@ import json
 import httpx2
 import pytest
 
-from pipeline.errors import RecipeError, StageError
-from pipeline.records import Response
-from services.cli import commands
-from services.cli.terminal import Terminal
-from services.recipes.recipe import load_recipe, render_recipe
-from services.run.directory import open_run
-from services.run.session import Session
-from services.run.steps import load_scores
 from tests.services.fake_vllm import write_checkpoint
 from tests.services.run.simulated_judge import KIND, TRANSPORTS
+from vcot.pipeline.errors import RecipeError, StageError
+from vcot.pipeline.records import Response
+from vcot.services.cli import commands
+from vcot.services.cli.terminal import Terminal
+from vcot.services.recipes.recipe import load_recipe, render_recipe
+from vcot.services.run.directory import open_run
+from vcot.services.run.session import Session
+from vcot.services.run.steps import load_scores
 
 pytestmark = pytest.mark.hurried
 ANSWERS = {"a cab": 10, "a taxi, I think": 7, "A boat.": 1}

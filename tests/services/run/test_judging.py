@@ -5,20 +5,20 @@ import re
 import httpx2
 import pytest
 
-from pipeline.errors import AccountError, InputError, RecipeError, StageError
-from pipeline.prompts import PROMPTS
-from pipeline.records import Response
-from pipeline.report import Began
-from services.cli.commands import run_all
-from services.cli.terminal import Terminal
-from services.run.billing import count_owed, read_cost, test_judge
-from services.run.directory import open_run
-from services.run.rounds import list_rounds, make_judge
-from services.run.session import Session
-from services.run.steps import judge_stage, pair_stage
 from tests.rehearsal.openai_api import Settings, create_app
 from tests.services.fake_vllm import write_checkpoint
 from tests.services.run.simulated_judge import KIND, TRANSPORTS
+from vcot.pipeline.errors import AccountError, InputError, RecipeError, StageError
+from vcot.pipeline.prompts import PROMPTS
+from vcot.pipeline.records import Response
+from vcot.pipeline.report import Began
+from vcot.services.cli.commands import run_all
+from vcot.services.cli.terminal import Terminal
+from vcot.services.run.billing import count_owed, read_cost, test_judge
+from vcot.services.run.directory import open_run
+from vcot.services.run.rounds import list_rounds, make_judge
+from vcot.services.run.session import Session
+from vcot.services.run.steps import judge_stage, pair_stage
 
 pytestmark = pytest.mark.hurried
 ask_once = test_judge

@@ -5,10 +5,10 @@ import os
 
 import pytest
 
-from pipeline.errors import InputError, StageError
-from pipeline.records import StageCount
-from pipeline.report import Accounted, Began, Ended, Progress, Waiting
-from services.run.live import LIVE, find_holder, read_live, recording
+from vcot.pipeline.errors import InputError, StageError
+from vcot.pipeline.records import StageCount
+from vcot.pipeline.report import Accounted, Began, Ended, Progress, Waiting
+from vcot.services.run.live import LIVE, find_holder, read_live, recording
 
 
 class Clock:

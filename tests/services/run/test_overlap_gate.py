@@ -5,21 +5,21 @@ import sys
 
 import pytest
 
-from pipeline.errors import DataError
-from pipeline.report import Said, Warned
-from services.run.directory import open_run
-from services.run.overlap_gate import check_overlap, read_overlap
-from services.run.rounds import list_rounds
-from services.run.session import Session
-from services.run.steps import judge_stage, pair_stage, sample_stage
 from tests.pipeline.test_contamination import encode, make_photo
 from tests.services.fake_vllm import write_checkpoint
 from tests.services.run.test_rounds import answer
+from vcot.pipeline.errors import DataError
+from vcot.pipeline.report import Said, Warned
+from vcot.services.run.directory import open_run
+from vcot.services.run.overlap_gate import check_overlap, read_overlap
+from vcot.services.run.rounds import list_rounds
+from vcot.services.run.session import Session
+from vcot.services.run.steps import judge_stage, pair_stage, sample_stage
 
 SOURCE = """
-from eval.benchmark import Benchmark
-from pipeline.sources.drafts import Draft, Row, digest_files, file_image, read_json, read_row
-from pipeline.sources.source import Source, draw_from, need_path
+from vcot.eval.benchmark import Benchmark
+from vcot.pipeline.sources.drafts import Draft, Row, digest_files, file_image, read_json, read_row
+from vcot.pipeline.sources.source import Source, draw_from, need_path
 
 class Question(Row):
     id: str

@@ -16,15 +16,15 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoProcessor
 
-from pipeline.client import DIGEST_HEADER, ChatClient
-from pipeline.errors import SwapError
-from services.run.parity import ask_served, check_defaults, verify
-from training.merge.export import attach_adapter
-from training.model.loading import completion_logprobs, load_model
-from training.model.template import render
-from training.protocol.agreement import read_probe
-from training.protocol.job import ADAPTER
-from training.worker import jobs
+from vcot.pipeline.client import DIGEST_HEADER, ChatClient
+from vcot.pipeline.errors import SwapError
+from vcot.services.run.parity import ask_served, check_defaults, verify
+from vcot.training.merge.export import attach_adapter
+from vcot.training.model.loading import completion_logprobs, load_model
+from vcot.training.model.template import render
+from vcot.training.protocol.agreement import read_probe
+from vcot.training.protocol.job import ADAPTER
+from vcot.training.worker import jobs
 
 
 @pytest.fixture(scope="module")

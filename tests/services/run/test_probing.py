@@ -2,12 +2,12 @@
 
 import pytest
 
-from pipeline.records import Response
-from services.cli.terminal import Terminal
-from services.run.directory import open_run
-from services.run.probing import load_drawings, load_prior, probe_priors
-from services.run.session import Session
 from tests.services.fake_vllm import write_checkpoint
+from vcot.pipeline.records import Response
+from vcot.services.cli.terminal import Terminal
+from vcot.services.run.directory import open_run
+from vcot.services.run.probing import load_drawings, load_prior, probe_priors
+from vcot.services.run.session import Session
 
 
 @pytest.fixture

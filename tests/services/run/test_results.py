@@ -7,20 +7,20 @@ from xml.etree import ElementTree
 
 import pytest
 
-from eval.rules import RULES
-from pipeline.ledger import Ledger
-from pipeline.records import Judgment, content_key
-from services.checkpoints.registry import Registry
-from services.cli import commands, opening
-from services.cli import names as cli
-from services.cli.terminal import Terminal
-from services.run import results
-from services.run.directory import RECIPE, open_run
-from services.run.rounds import list_rounds
-from services.run.session import Session
 from tests.services.cli.test_cli import vcot
 from tests.services.fake_vllm import write_checkpoint
 from tests.services.run.test_rounds import answer, train_policy
+from vcot.eval.rules import RULES
+from vcot.pipeline.ledger import Ledger
+from vcot.pipeline.records import Judgment, content_key
+from vcot.services.checkpoints.registry import Registry
+from vcot.services.cli import commands, opening
+from vcot.services.cli import names as cli
+from vcot.services.cli.terminal import Terminal
+from vcot.services.run import results
+from vcot.services.run.directory import RECIPE, open_run
+from vcot.services.run.rounds import list_rounds
+from vcot.services.run.session import Session
 
 __all__ = ["vcot"]
 NOT_DECIDING = {

@@ -4,25 +4,25 @@ from dataclasses import replace
 
 import pytest
 
-from eval.image_reliance import Reliance
-from pipeline.errors import DataError, InputError, OwedError, RecipeError
-from pipeline.images import ImageStore
-from pipeline.odds import OptionScores
-from pipeline.option_scores import key_options
-from pipeline.prompts import split_thought
-from pipeline.records import Response, Usage
-from pipeline.sections import TasksSection
-from pipeline.sources import key_tasks, load_round, load_tasks
-from pipeline.sources.nano.questions import render_response, render_target
-from services.cli.terminal import Terminal
-from services.recipes.recipe import load_recipe
-from services.run.directory import open_run
-from services.run.reporting import evaluate_scores
-from services.run.rounds import list_rounds, make_judge
-from services.run.session import Session
-from services.run.steps import ask_options, eval_stage, judge_stage, load_scores, pair_stage, sample_stage
-from services.run.trend import choose_round, render_trend
 from tests.services.fake_vllm import write_checkpoint
+from vcot.eval.image_reliance import Reliance
+from vcot.pipeline.errors import DataError, InputError, OwedError, RecipeError
+from vcot.pipeline.images import ImageStore
+from vcot.pipeline.odds import OptionScores
+from vcot.pipeline.option_scores import key_options
+from vcot.pipeline.prompts import split_thought
+from vcot.pipeline.records import Response, Usage
+from vcot.pipeline.sections import TasksSection
+from vcot.pipeline.sources import key_tasks, load_round, load_tasks
+from vcot.pipeline.sources.nano.questions import render_response, render_target
+from vcot.services.cli.terminal import Terminal
+from vcot.services.recipes.recipe import load_recipe
+from vcot.services.run.directory import open_run
+from vcot.services.run.reporting import evaluate_scores
+from vcot.services.run.rounds import list_rounds, make_judge
+from vcot.services.run.session import Session
+from vcot.services.run.steps import ask_options, eval_stage, judge_stage, load_scores, pair_stage, sample_stage
+from vcot.services.run.trend import choose_round, render_trend
 
 SIZES = ("tasks.num_tasks=12", "sample.k=2", "eval.num_tasks=9", "eval.temperatures=[0.4]", "rounds.num=3")
 

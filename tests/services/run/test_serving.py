@@ -16,23 +16,23 @@ import httpx
 import pytest
 
 from bench.engine import children
-from pipeline.client import ChatClient
-from pipeline.errors import CheckpointError, MachineError, RequestError, ServerError
-from pipeline.records import SamplingParams
-from pipeline.report import Said
-from services.checkpoints.registry import Checkpoint
-from services.cli import commands
-from services.cli.terminal import Terminal
-from services.gateway.admin import fetch_state, live_checkpoint, register, rest, retire, swap_to, try_out
-from services.gateway.http import heap
-from services.gateway.swap import rollout
-from services.run.directory import Run, open_run
-from services.run.rounds import list_rounds
-from services.run.serving import Serving, _only_gateway, _persist, _serve, is_served, running_gateway
-from services.run.session import Session
-from services.run.steps import eval_stage, load_scores, sample_stage, swap_stage
 from tests.services.engine.test_vllm import processes
 from tests.services.fake_vllm import install_stub, write_checkpoint
+from vcot.pipeline.client import ChatClient
+from vcot.pipeline.errors import CheckpointError, MachineError, RequestError, ServerError
+from vcot.pipeline.records import SamplingParams
+from vcot.pipeline.report import Said
+from vcot.services.checkpoints.registry import Checkpoint
+from vcot.services.cli import commands
+from vcot.services.cli.terminal import Terminal
+from vcot.services.gateway.admin import fetch_state, live_checkpoint, register, rest, retire, swap_to, try_out
+from vcot.services.gateway.http import heap
+from vcot.services.gateway.swap import rollout
+from vcot.services.run.directory import Run, open_run
+from vcot.services.run.rounds import list_rounds
+from vcot.services.run.serving import Serving, _only_gateway, _persist, _serve, is_served, running_gateway
+from vcot.services.run.session import Session
+from vcot.services.run.steps import eval_stage, load_scores, sample_stage, swap_stage
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ async def gone(pid: int) -> bool:
 
 
 async def expect_second_refused(run: Run, url: str) -> None:
-    command = [sys.executable, "-m", "services.run.serving", str(run.directory)]
+    command = [sys.executable, "-m", "vcot.services.run.serving", str(run.directory)]
     second = await asyncio.create_subprocess_exec(*command, stdout=-1, stderr=-1)
     out, _ = await second.communicate()
     assert second.returncode == 2
@@ -367,8 +367,8 @@ async def test_the_steps_of_a_run_bear_its_key(run: Run, monkeypatch: pytest.Mon
 
 async def test_a_gateway_ends_with_a_parent_that_is_killed(run: Run) -> None:
     code = (
-        "import asyncio, sys\nfrom pathlib import Path\nfrom services.run.directory import open_run\n"
-        "from services.run.serving import running_gateway\n"
+        "import asyncio, sys\nfrom pathlib import Path\nfrom vcot.services.run.directory import open_run\n"
+        "from vcot.services.run.serving import running_gateway\n"
         "async def main():\n"
         "    with open_run(Path(sys.argv[1])) as run:\n"
         "        async with running_gateway(run, lambda _: None) as gateway:\n"

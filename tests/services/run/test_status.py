@@ -6,18 +6,18 @@ import os
 
 import pytest
 
-from pipeline.records import Response
-from pipeline.report import Began, Progress
-from services.cli.terminal import Terminal
-from services.run.directory import RECIPE, open_run
-from services.run.live import recording
-from services.run.rounds import list_rounds
-from services.run.session import Session
-from services.run.steps import judge_stage
 from tests.services.cli.test_cli import vcot
 from tests.services.fake_vllm import write_checkpoint
 from tests.services.run.test_results import finish
 from tests.services.run.test_rounds import answer
+from vcot.pipeline.records import Response
+from vcot.pipeline.report import Began, Progress
+from vcot.services.cli.terminal import Terminal
+from vcot.services.run.directory import RECIPE, open_run
+from vcot.services.run.live import recording
+from vcot.services.run.rounds import list_rounds
+from vcot.services.run.session import Session
+from vcot.services.run.steps import judge_stage
 
 __all__ = ["vcot"]
 SIZES = ("tasks.num_tasks=12", "sample.k=2", "eval.num_tasks=9", "eval.temperatures=[0.4]")

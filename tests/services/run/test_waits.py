@@ -5,12 +5,12 @@ from contextlib import contextmanager
 
 import pytest
 
-from pipeline.errors import ServerError, UnreachableError
-from pipeline.files import write_record
-from services.gateway import admin
-from services.run.directory import open_run
-from services.run.serving import Serving, is_served, running_gateway
 from tests.services.gateway.test_strangers import answering
+from vcot.pipeline.errors import ServerError, UnreachableError
+from vcot.pipeline.files import write_record
+from vcot.services.gateway import admin
+from vcot.services.run.directory import open_run
+from vcot.services.run.serving import Serving, is_served, running_gateway
 
 NOBODY = "http://127.0.0.1:1"
 REFUSED = '{"error": {"message": "send a key", "type": "t", "param": null, "code": "invalid_api_key"}}'

@@ -4,8 +4,8 @@ from contextlib import closing
 
 import pytest
 
-from services.view.arrays import read_mask, read_numbers, read_scored, write_columns
-from services.view.index import Facets, Index, Part, open_index
+from vcot.services.view.arrays import read_mask, read_numbers, read_scored, write_columns
+from vcot.services.view.index import Facets, Index, Part, open_index
 
 SCORES = {1: [0.0, 0.5], 2: [0.5], 3: [1.0], 4: []}
 

@@ -9,13 +9,13 @@ from urllib.parse import urljoin, urlsplit
 import numpy as np
 import pytest
 
-from pipeline.errors import InputError
-from services.view.bundle import MANIFEST, choose, write_bundle
-from services.view.index import FOLDER
-from services.view.labels import Label, keep_label
-from services.view.queries import Filter
 from tests.services.cli.test_cli import vcot
 from tests.services.view.view_run import HOSTILE, TOKEN, made, own, prepared
+from vcot.pipeline.errors import InputError
+from vcot.services.view.bundle import MANIFEST, choose, write_bundle
+from vcot.services.view.index import FOLDER
+from vcot.services.view.labels import Label, keep_label
+from vcot.services.view.queries import Filter
 
 __all__ = ["made", "own", "prepared", "vcot"]
 NUM = 9

@@ -7,7 +7,7 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
-from services.view.entry import POLICY, Doorkeeper
+from vcot.services.view.entry import POLICY, Doorkeeper
 
 TOKEN = "a-long-token"
 

@@ -11,23 +11,23 @@ import time
 
 import pytest
 
-from pipeline.errors import InputError
-from pipeline.judging import list_judged, look_at_judgments
-from pipeline.ledger import Ledger
-from pipeline.pairs import build_pairs
-from pipeline.records import Judgment, Response
-from pipeline.report import ignore
-from services.engine.lifeline import keeper_command
-from services.run.directory import RECIPE, open_run
-from services.run.rounds import list_rounds, make_judge
-from services.run.session import Session
-from services.run.stages import RunStatus
-from services.run.status import look_at_run
-from services.run.steps import judge_stage
-from services.view.index import FOLDER, INDEX, Facets
-from services.view.indexing import index_once
-from services.view.queries import Filter, read_filter
 from tests.services.view.view_run import HOSTILE, K, made, own, prepared, respond
+from vcot.pipeline.errors import InputError
+from vcot.pipeline.judging import list_judged, look_at_judgments
+from vcot.pipeline.ledger import Ledger
+from vcot.pipeline.pairs import build_pairs
+from vcot.pipeline.records import Judgment, Response
+from vcot.pipeline.report import ignore
+from vcot.services.engine.lifeline import keeper_command
+from vcot.services.run.directory import RECIPE, open_run
+from vcot.services.run.rounds import list_rounds, make_judge
+from vcot.services.run.session import Session
+from vcot.services.run.stages import RunStatus
+from vcot.services.run.status import look_at_run
+from vcot.services.run.steps import judge_stage
+from vcot.services.view.index import FOLDER, INDEX, Facets
+from vcot.services.view.indexing import index_once
+from vcot.services.view.queries import Filter, read_filter
 
 __all__ = ["made", "own", "prepared"]
 
@@ -264,7 +264,7 @@ def test_the_ledger_is_only_read_while_a_command_writes(own):
 
 
 def test_the_process_that_keeps_it_ends_with_the_viewer(own):
-    command = [sys.executable, "-m", "services.view.indexing", str(own.directory), str(own.directory / FOLDER)]
+    command = [sys.executable, "-m", "vcot.services.view.indexing", str(own.directory), str(own.directory / FOLDER)]
     process = subprocess.Popen(keeper_command(command, 1.0), stdin=subprocess.PIPE, start_new_session=True)
     end, shown = time.monotonic() + 60, own.shown()
     while not shown.index.progress()[0] and time.monotonic() < end:

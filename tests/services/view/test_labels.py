@@ -6,9 +6,9 @@ from itertools import count
 import pytest
 from pydantic import ValidationError
 
-from eval.statistics import estimate_accuracy
-from pipeline.errors import InputError
-from services.view.labels import Label, keep_label, measure_agreement, read_labels, say_agreement
+from vcot.eval.statistics import estimate_accuracy
+from vcot.pipeline.errors import InputError
+from vcot.services.view.labels import Label, keep_label, measure_agreement, read_labels, say_agreement
 
 CLOCK = count()
 

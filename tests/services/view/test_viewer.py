@@ -7,10 +7,10 @@ from html.parser import HTMLParser
 
 import pytest
 
-from pipeline.records import Response
-from services.run.live import LIVE
-from services.view.labels import read_labels
 from tests.services.view.view_run import HOST, HOSTILE, K, made, own, prepared
+from vcot.pipeline.records import Response
+from vcot.services.run.live import LIVE
+from vcot.services.view.labels import read_labels
 
 __all__ = ["made", "own", "prepared"]
 POST = {"origin": HOST}
@@ -232,7 +232,7 @@ def test_what_is_shown_is_what_the_ledger_holds(made):
     """Every response of the run is on its task's page, with its own text."""
 
     def read(session):
-        from services.run.rounds import list_rounds
+        from vcot.services.run.rounds import list_rounds
 
         return {g.task.id: [r for r in g.found if r.text] for g in list_rounds(session)[0].groups}
 

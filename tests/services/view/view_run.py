@@ -9,20 +9,20 @@ from pathlib import Path
 import pytest
 from starlette.testclient import TestClient
 
-from pipeline.prompts import split_thought
-from pipeline.records import Response, Usage
-from pipeline.report import ignore
-from services.checkpoints.registry import Checkpoint
-from services.run.directory import open_run
-from services.run.rounds import list_rounds
-from services.run.session import Session
-from services.run.steps import judge_stage
-from services.view.index import FOLDER
-from services.view.indexing import bring_up_to_date, refresh_overview
-from services.view.shown import ViewedRun
-from services.view.viewer import create_app
 from tests.services.fake_vllm import write_checkpoint
 from tests.services.run.test_rounds import answer
+from vcot.pipeline.prompts import split_thought
+from vcot.pipeline.records import Response, Usage
+from vcot.pipeline.report import ignore
+from vcot.services.checkpoints.registry import Checkpoint
+from vcot.services.run.directory import open_run
+from vcot.services.run.rounds import list_rounds
+from vcot.services.run.session import Session
+from vcot.services.run.steps import judge_stage
+from vcot.services.view.index import FOLDER
+from vcot.services.view.indexing import bring_up_to_date, refresh_overview
+from vcot.services.view.shown import ViewedRun
+from vcot.services.view.viewer import create_app
 
 HOST = "http://127.0.0.1:8400"
 TOKEN = "let-me-in"

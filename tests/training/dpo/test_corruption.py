@@ -10,9 +10,9 @@ import pytest
 from datasets import Dataset, Features, Image, List
 from PIL import Image as Pillow
 
-from pipeline.errors import DataError
-from training.dpo.corruption import OTHER_IMAGES, add_other_images, corrupt, draw_crop
-from training.protocol.train_sections import Corruption
+from vcot.pipeline.errors import DataError
+from vcot.training.dpo.corruption import OTHER_IMAGES, add_other_images, corrupt, draw_crop
+from vcot.training.protocol.train_sections import Corruption
 
 
 def picture(seed, size=(60, 40)):

@@ -8,10 +8,10 @@ import math
 import pytest
 import torch
 
-from pipeline.errors import MachineError, ServerError
-from services.recipes.recipe import load_recipe
-from training.dpo import fit
-from training.protocol.job import ADAPTER, PROGRESS
+from vcot.pipeline.errors import MachineError, ServerError
+from vcot.services.recipes.recipe import load_recipe
+from vcot.training.dpo import fit
+from vcot.training.protocol.job import ADAPTER, PROGRESS
 
 START = math.log(2)
 

@@ -10,15 +10,15 @@ import pytest
 import torch
 from torch.nn.functional import logsigmoid
 
-from pipeline.errors import CheckpointError, ServerError
-from pipeline.files import write_record
-from pipeline.identity import compute_digest
-from pipeline.records import CheckpointRef
-from training.dpo import fit
-from training.dpo.rows import PairCollator, load_pairs
-from training.model.loading import completion_logprobs, load_model, load_processor
-from training.protocol.job import JOB, PROGRESS, TrainJob, TrainProgress, read_record
-from training.worker.jobs import work
+from vcot.pipeline.errors import CheckpointError, ServerError
+from vcot.pipeline.files import write_record
+from vcot.pipeline.identity import compute_digest
+from vcot.pipeline.records import CheckpointRef
+from vcot.training.dpo import fit
+from vcot.training.dpo.rows import PairCollator, load_pairs
+from vcot.training.model.loading import completion_logprobs, load_model, load_processor
+from vcot.training.protocol.job import JOB, PROGRESS, TrainJob, TrainProgress, read_record
+from vcot.training.worker.jobs import work
 
 
 @pytest.fixture(scope="module")

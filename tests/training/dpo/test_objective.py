@@ -13,15 +13,15 @@ import torch
 from transformers import TrainerCallback
 from trl import DPOConfig
 
-from pipeline.errors import RecipeError, ServerError
-from pipeline.open_lists import TRL_LOSSES
-from services.recipes.recipe import load_recipe
-from training.dpo import fit
-from training.dpo.losses import start_loss
-from training.dpo.objective import anchor_loss, conditional_loss
-from training.dpo.sharing import score
-from training.protocol.job import ADAPTER, PROGRESS, STEPS
-from training.protocol.resume import find_last_complete
+from vcot.pipeline.errors import RecipeError, ServerError
+from vcot.pipeline.open_lists import TRL_LOSSES
+from vcot.services.recipes.recipe import load_recipe
+from vcot.training.dpo import fit
+from vcot.training.dpo.losses import start_loss
+from vcot.training.dpo.objective import anchor_loss, conditional_loss
+from vcot.training.dpo.sharing import score
+from vcot.training.protocol.job import ADAPTER, PROGRESS, STEPS
+from vcot.training.protocol.resume import find_last_complete
 
 NANO = Path(fit.__file__).parents[1] / "checkpoints" / "nano"
 START = math.log(2)

@@ -5,13 +5,13 @@ import shutil
 import pytest
 import torch
 
-from pipeline.errors import MachineError
-from pipeline.records import CheckpointRef
-from services.recipes.recipe import load_recipe
 from tests.nvidia import install_nvidia_smi
-from training.dpo.preflight import CheckedPairs, available_gib, check_job
-from training.protocol.job import PREFLIGHT, PairSummary, Preflight, TrainJob, read_record
-from training.protocol.shape import find_shape
+from vcot.pipeline.errors import MachineError
+from vcot.pipeline.records import CheckpointRef
+from vcot.services.recipes.recipe import load_recipe
+from vcot.training.dpo.preflight import CheckedPairs, available_gib, check_job
+from vcot.training.protocol.job import PREFLIGHT, PairSummary, Preflight, TrainJob, read_record
+from vcot.training.protocol.shape import find_shape
 
 ROWS = PairSummary(
     num_rows=2,

@@ -8,14 +8,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipeline.errors import CheckpointError, MachineError
-from services.recipes.recipe import load_recipe
-from training.model.loading import compute_in_float32, load_model
-from training.protocol import agreement, launch
-from training.protocol.job import ADAPTER, MERGE_REPORT, REFERENCE, MergeReport, read_record
-from training.protocol.memory import estimate_memory, weight_bytes
-from training.protocol.shape import find_shape, read_shape
-from training.worker import jobs
+from vcot.pipeline.errors import CheckpointError, MachineError
+from vcot.services.recipes.recipe import load_recipe
+from vcot.training.model.loading import compute_in_float32, load_model
+from vcot.training.protocol import agreement, launch
+from vcot.training.protocol.job import ADAPTER, MERGE_REPORT, REFERENCE, MergeReport, read_record
+from vcot.training.protocol.memory import estimate_memory, weight_bytes
+from vcot.training.protocol.shape import find_shape, read_shape
+from vcot.training.worker import jobs
 
 NF4 = "train.base_weights=nf4"
 needs_bitsandbytes = pytest.mark.skipif(

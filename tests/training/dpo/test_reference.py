@@ -10,13 +10,13 @@ import torch
 from datasets import concatenate_datasets
 from trl import DPOTrainer
 
-from pipeline.errors import InputError, ServerError
-from services.recipes.recipe import load_recipe
-from training.dpo import fit
-from training.dpo.objective import PreferenceTrainer
-from training.dpo.reference import ReferenceCache, deal, row_keys
-from training.dpo.rows import REFERENCE_COLUMNS, PairCollator
-from training.model.loading import load_model
+from vcot.pipeline.errors import InputError, ServerError
+from vcot.services.recipes.recipe import load_recipe
+from vcot.training.dpo import fit
+from vcot.training.dpo.objective import PreferenceTrainer
+from vcot.training.dpo.reference import ReferenceCache, deal, row_keys
+from vcot.training.dpo.rows import REFERENCE_COLUMNS, PairCollator
+from vcot.training.model.loading import load_model
 
 MDPO = "train.method=mdpo"
 

@@ -14,10 +14,10 @@ from PIL import Image
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from pipeline.errors import DataError
-from training.dpo.rows import PairCollator, check_pairs, load_pairs, render_pair, scale_images
-from training.model.loading import completion_logprobs, load_model
-from training.nano.architecture import NUM_IMAGE_TOKENS
+from vcot.pipeline.errors import DataError
+from vcot.training.dpo.rows import PairCollator, check_pairs, load_pairs, render_pair, scale_images
+from vcot.training.model.loading import completion_logprobs, load_model
+from vcot.training.nano.architecture import NUM_IMAGE_TOKENS
 
 LIMITS = {"max_length": 512, "max_image_side": 336}
 
@@ -56,7 +56,7 @@ def refusal(processor, row, **limits):
 
 
 def test_published_pairs_pass_whole(processor, make_job):
-    from training.protocol.job import JOB, TrainJob, read_record
+    from vcot.training.protocol.job import JOB, TrainJob, read_record
 
     job = read_record(make_job() / JOB, TrainJob)
     rows = load_pairs(f"{job.pairs_path}/train.parquet")

@@ -6,9 +6,9 @@ import pytest
 import torch
 from trl.trainer import utils
 
-from training.dpo import fit
-from training.dpo.sharing import Packing, find_fault, plan_packing, score, score_shared
-from training.model.loading import completion_logprobs
+from vcot.training.dpo import fit
+from vcot.training.dpo.sharing import Packing, find_fault, plan_packing, score, score_shared
+from vcot.training.model.loading import completion_logprobs
 
 EXACT = "train.lora_dropout=0"
 

@@ -15,16 +15,16 @@ import torch
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 
-from pipeline.errors import CheckpointError, MachineError
-from pipeline.files import write_record
-from pipeline.identity import compute_digest, verify_checkpoint
-from pipeline.records import CheckpointRef
-from training.dpo import probe
-from training.merge import build, merging
-from training.model import loading
-from training.model.model_card import find_hub_id, write_adapter_card
-from training.protocol.agreement import Answers, read_probe
-from training.protocol.job import (
+from vcot.pipeline.errors import CheckpointError, MachineError
+from vcot.pipeline.files import write_record
+from vcot.pipeline.identity import compute_digest, verify_checkpoint
+from vcot.pipeline.records import CheckpointRef
+from vcot.training.dpo import probe
+from vcot.training.merge import build, merging
+from vcot.training.model import loading
+from vcot.training.model.model_card import find_hub_id, write_adapter_card
+from vcot.training.protocol.agreement import Answers, read_probe
+from vcot.training.protocol.job import (
     ADAPTER,
     JOB,
     MERGE_REPORT,
@@ -36,7 +36,7 @@ from training.protocol.job import (
     TrainStatus,
     read_record,
 )
-from training.worker import jobs
+from vcot.training.worker import jobs
 
 WEIGHTS = "adapter_model.safetensors"
 UMASK = 0o027
@@ -202,7 +202,7 @@ def test_stock_template_is_mended_for_training_and_saved(make_job, checkpoint, s
 
 def test_done_already(trained, monkeypatch):
     directory, out = trained
-    monkeypatch.setitem(sys.modules, "training.merge.merging.build", None)
+    monkeypatch.setitem(sys.modules, "vcot.training.merge.merging.build", None)
     assert merging.main([str(directory), str(out)]) == 0
     monkeypatch.setattr(jobs, "exclusive", None)
     jobs.work(directory, out)

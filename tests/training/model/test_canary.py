@@ -13,10 +13,10 @@ import torch
 from PIL import Image
 from transformers import GenerationConfig
 
-from pipeline.identity import compute_digest
-from pipeline.manifest import CheckpointManifest
-from training.model import canary
-from training.model.loading import load_model, load_processor
+from vcot.pipeline.identity import compute_digest
+from vcot.pipeline.manifest import CheckpointManifest
+from vcot.training.model import canary
+from vcot.training.model.loading import load_model, load_processor
 
 LLAVA = Path(__file__).parents[4] / "shared" / "data" / "llava-1.5-7b-hf"
 needs_shared = pytest.mark.skipif(

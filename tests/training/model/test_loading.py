@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.errors import CheckpointError
-from training.model.loading import load_model, load_processor
+from vcot.pipeline.errors import CheckpointError
+from vcot.training.model.loading import load_model, load_processor
 
 NANO = Path(__file__).parents[3] / "training" / "checkpoints" / "nano"
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from pipeline.errors import ServerError
-from training.model.sharded import check_filled
+from vcot.pipeline.errors import ServerError
+from vcot.training.model.sharded import check_filled
 
 
 def test_weights_and_buffers_that_were_not_loaded_are_found():

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.errors import CheckpointError
-from training.model.template import closing_tokens, ensure_template, find_fault, render
+from vcot.pipeline.errors import CheckpointError
+from vcot.training.model.template import closing_tokens, ensure_template, find_fault, render
 
 USER = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Which?"}]}
 ASSISTANT = {"role": "assistant", "content": [{"type": "text", "text": "This."}]}

@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from training.model.weights import Cast, rewrite_weights, stored_dtypes, tensor_shapes, write_tensors
+from vcot.training.model.weights import Cast, rewrite_weights, stored_dtypes, tensor_shapes, write_tensors
 
 TENSORS = {
     "b.weight": torch.arange(6.0).reshape(2, 3),
@@ -70,8 +70,8 @@ MERGE = """
 import resource, sys
 from pathlib import Path
 import torch
-from training.merge.export import read_adapter, write_merged
-from training.model.weights import Cast
+from vcot.training.merge.export import read_adapter, write_merged
+from vcot.training.model.weights import Cast
 
 torch.set_num_threads(1)
 base, adapter, out = map(Path, sys.argv[1:])

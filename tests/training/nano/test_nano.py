@@ -9,16 +9,16 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from pipeline.errors import CheckpointError
-from pipeline.identity import verify_checkpoint
-from pipeline.prompts import render_prompt
-from pipeline.records import ImageRef
-from pipeline.sources.nano.questions import FAMILIES, TRAINED_PROMPTS, build_task, make_question, render_target
-from training.nano.architecture import NUM_IMAGE_TOKENS, build_tokenizer
-from training.nano.batches import IGNORED, MEAN, STD, build_corpus, draw_conversations, draw_lookups
-from training.nano.building import ARCHITECTURES, Build, build_nano
-from training.nano.quiz import draw_examples, measure_accuracy, sample_responses
-from training.nano.schedule import STAGES, NanoPlan, make_plan
+from vcot.pipeline.errors import CheckpointError
+from vcot.pipeline.identity import verify_checkpoint
+from vcot.pipeline.prompts import render_prompt
+from vcot.pipeline.records import ImageRef
+from vcot.pipeline.sources.nano.questions import FAMILIES, TRAINED_PROMPTS, build_task, make_question, render_target
+from vcot.training.nano.architecture import NUM_IMAGE_TOKENS, build_tokenizer
+from vcot.training.nano.batches import IGNORED, MEAN, STD, build_corpus, draw_conversations, draw_lookups
+from vcot.training.nano.building import ARCHITECTURES, Build, build_nano
+from vcot.training.nano.quiz import draw_examples, measure_accuracy, sample_responses
+from vcot.training.nano.schedule import STAGES, NanoPlan, make_plan
 
 SHIPPED = Path(__file__).parents[3] / "training/checkpoints"
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipeline.errors import CheckpointError
-from pipeline.records import CheckpointRef
-from training.protocol.agreement import NO_NUMBER, Answers, Probe, check_merge, compare_margins, find_served_fault
-from training.protocol.job import MergeReport, Retention
+from vcot.pipeline.errors import CheckpointError
+from vcot.pipeline.records import CheckpointRef
+from vcot.training.protocol.agreement import NO_NUMBER, Answers, Probe, check_merge, compare_margins, find_served_fault
+from vcot.training.protocol.job import MergeReport, Retention
 
 
 def answers(*logprobs):

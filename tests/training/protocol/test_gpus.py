@@ -4,7 +4,7 @@ import stat
 
 import pytest
 
-from training.protocol.gpus import list_gpus
+from vcot.training.protocol.gpus import list_gpus
 
 TWO = """\
 0, GPU-aaaa, NVIDIA A100-SXM4-80GB, 580.65.06, 81920, 81153, Disabled

@@ -5,11 +5,11 @@ import importlib.util
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 
-from pipeline.errors import InputError, MachineError, ServerError
-from pipeline.files import write_record
-from services.recipes.recipe import load_recipe
-from training.protocol import launch
-from training.protocol.job import TrainStatus, tell_fault
+from vcot.pipeline.errors import InputError, MachineError, ServerError
+from vcot.pipeline.files import write_record
+from vcot.services.recipes.recipe import load_recipe
+from vcot.training.protocol import launch
+from vcot.training.protocol.job import TrainStatus, tell_fault
 
 
 def make_recipe(**settings):

@@ -7,10 +7,10 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForImageTextToText, LlamaConfig, LlamaForCausalLM
 
-from pipeline.errors import CheckpointError
-from services.recipes.recipe import load_recipe
-from training.protocol.memory import estimate_memory, kept_per_token
-from training.protocol.shape import Stack, find_shape, parse_shape, read_shape
+from vcot.pipeline.errors import CheckpointError
+from vcot.services.recipes.recipe import load_recipe
+from vcot.training.protocol.memory import estimate_memory, kept_per_token
+from vcot.training.protocol.shape import Stack, find_shape, parse_shape, read_shape
 
 LLAVA_7B = json.loads(find_shape("llava-hf/llava-1.5-7b-hf").read_text())
 QWEN_72B = json.loads(find_shape("Qwen/Qwen2.5-VL-72B-Instruct").read_text())

@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.errors import RecipeError, StageError
-from services.recipes.recipe import load_recipe
-from training.dpo.fit import count_steps, evaluation_steps
-from training.protocol.job import TrainProgress
-from training.protocol.search import (
+from vcot.pipeline.errors import RecipeError, StageError
+from vcot.services.recipes.recipe import load_recipe
+from vcot.training.dpo.fit import count_steps, evaluation_steps
+from vcot.training.protocol.job import TrainProgress
+from vcot.training.protocol.search import (
     Settings,
     Sweep,
     SweepPoint,
@@ -24,7 +24,7 @@ from training.protocol.search import (
     read_settings,
     summarise,
 )
-from training.protocol.train_sections import SweepSection
+from vcot.training.protocol.train_sections import SweepSection
 
 SETTINGS = Settings(epochs=2, learning_rate=1e-5, lora_dropout=0.1, lora_alpha=128)
 PAPER = load_recipe("paper")

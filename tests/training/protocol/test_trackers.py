@@ -6,11 +6,11 @@ from contextlib import nullcontext
 
 import pytest
 
-from pipeline.errors import MachineError
-from services.recipes.recipe import load_recipe
-from training.protocol.job import JOB, STATUS, TrainJob, TrainStatus, read_record
-from training.protocol.launch import check_installed
-from training.worker import jobs
+from vcot.pipeline.errors import MachineError
+from vcot.services.recipes.recipe import load_recipe
+from vcot.training.protocol.job import JOB, STATUS, TrainJob, TrainStatus, read_record
+from vcot.training.protocol.launch import check_installed
+from vcot.training.worker import jobs
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the trackers' own
 

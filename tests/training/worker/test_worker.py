@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import InputError
-from pipeline.files import write_record
-from training.protocol.job import (
+from vcot.pipeline.errors import InputError
+from vcot.pipeline.files import write_record
+from vcot.training.protocol.job import (
     ADAPTER,
     JOB,
     PREFLIGHT,
@@ -27,8 +27,8 @@ from training.protocol.job import (
     publish_directory,
     read_record,
 )
-from training.protocol.resume import MARKER, find_last_complete, mark_complete, step_of, truncate_progress
-from training.worker import jobs
+from vcot.training.protocol.resume import MARKER, find_last_complete, mark_complete, step_of, truncate_progress
+from vcot.training.worker import jobs
 
 FILES = ("adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json")
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.manifest import CheckpointManifest
-from pipeline.records import CheckpointRef
-from services.checkpoints.registry import Checkpoint
-from services.gateway.fleet.admission import Admission
+from vcot.pipeline.manifest import CheckpointManifest
+from vcot.pipeline.records import CheckpointRef
+from vcot.services.checkpoints.registry import Checkpoint
+from vcot.services.gateway.fleet.admission import Admission
 
 
 def make_checkpoint(name: str, kind: str = "merged") -> Checkpoint:

@@ -10,16 +10,16 @@ from typing import Any
 import httpx
 import pytest
 
-from pipeline.errors import CheckpointError, ServerError, SwapError
-from services.engine.vllm import Endpoint
-from services.gateway.fleet import replica
-from services.gateway.fleet.replica import Supervision
-from services.gateway.fleet.upstream import Upstream
-from services.gateway.swap.calibration import Calibration
-from services.gateway.swap.claim import Owner
 from tests.services.bench_fleet import BASE, TUNED, Bench, answer_of
 from tests.services.fake_vllm import FakeVllm, write_checkpoint
 from tests.services.gateway.test_gateway import events
+from vcot.pipeline.errors import CheckpointError, ServerError, SwapError
+from vcot.services.engine.vllm import Endpoint
+from vcot.services.gateway.fleet import replica
+from vcot.services.gateway.fleet.replica import Supervision
+from vcot.services.gateway.fleet.upstream import Upstream
+from vcot.services.gateway.swap.calibration import Calibration
+from vcot.services.gateway.swap.claim import Owner
 
 BROKEN = ("reset", "half", "half-json", "500", "502", "503", "wrong-model")
 
@@ -464,7 +464,7 @@ async def test_a_server_of_its_own_that_does_not_pass_changes_nothing(pair: Benc
 async def test_what_a_server_reads_at_its_start_only_cannot_be_reloaded(
     tmp_path: Path, change: Callable[[Path], object], message: str
 ) -> None:
-    from services.gateway.swap.ways import check_reloadable
+    from vcot.services.gateway.swap.ways import check_reloadable
 
     bench = Bench(tmp_path)
     directories = [bench.base.directory, bench.tuned.directory]

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from services.gateway.fleet.line import Line
+from vcot.services.gateway.fleet.line import Line
 
 
 async def test_a_line_lets_in_one_after_the_other_and_wakes_nobody_else() -> None:

@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.engine.vllm import Endpoint
-from services.gateway.fleet.pool import HIGH_WATER, Answer, LostError, Pool
+from vcot.services.engine.vllm import Endpoint
+from vcot.services.gateway.fleet.pool import HIGH_WATER, Answer, LostError, Pool
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 OK = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\ncontent-length: 2\r\n\r\n{}"

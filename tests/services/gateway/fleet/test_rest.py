@@ -9,21 +9,21 @@ from typing import Any
 
 import pytest
 
-from pipeline.errors import ServerError, SwapError
-from services.checkpoints.registry import Registry
-from services.cli.terminal import Terminal
-from services.engine.serve_section import ServeSection
-from services.gateway.admin import Rested, Wanted, named_error
-from services.gateway.fleet import rest
-from services.gateway.fleet.admission import Admission
-from services.gateway.fleet.lease import Lease, choose_rest
-from services.gateway.fleet.replica import Supervision
-from services.gateway.swap import rollout
-from services.gateway.swap.verified import SwapLimits
-from services.run import resting as command_side
-from services.run.gateways import make_gateway
 from tests.services.bench_fleet import BASE, TUNED, Bench, answer_of
 from tests.services.fake_vllm import FakeVllm, write_checkpoint
+from vcot.pipeline.errors import ServerError, SwapError
+from vcot.services.checkpoints.registry import Registry
+from vcot.services.cli.terminal import Terminal
+from vcot.services.engine.serve_section import ServeSection
+from vcot.services.gateway.admin import Rested, Wanted, named_error
+from vcot.services.gateway.fleet import rest
+from vcot.services.gateway.fleet.admission import Admission
+from vcot.services.gateway.fleet.lease import Lease, choose_rest
+from vcot.services.gateway.fleet.replica import Supervision
+from vcot.services.gateway.swap import rollout
+from vcot.services.gateway.swap.verified import SwapLimits
+from vcot.services.run import resting as command_side
+from vcot.services.run.gateways import make_gateway
 
 LEASE_S = 30.0
 

@@ -3,10 +3,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import CheckpointError
-from services.engine.serve_section import ServeSection
-from services.gateway.fleet.roster import Roster
 from tests.services.bench_fleet import Bench
+from vcot.pipeline.errors import CheckpointError
+from vcot.services.engine.serve_section import ServeSection
+from vcot.services.gateway.fleet.roster import Roster
 
 URL = "http://127.0.0.1:7"
 

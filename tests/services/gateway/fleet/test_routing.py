@@ -3,10 +3,10 @@
 from collections import Counter
 from dataclasses import dataclass
 
-from services.gateway.fleet.breaker import Breaker
-from services.gateway.fleet.health import Health
-from services.gateway.fleet.routing import choose, image_key
-from services.gateway.fleet.upstream import Pulse, parse_pulse
+from vcot.services.gateway.fleet.breaker import Breaker
+from vcot.services.gateway.fleet.health import Health
+from vcot.services.gateway.fleet.routing import choose, image_key
+from vcot.services.gateway.fleet.upstream import Pulse, parse_pulse
 
 
 @dataclass

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.gateway.http.answers import Refusal
-from services.gateway.http.content import check_content
-from services.gateway.http.patterns import TooDeepError, cost_of
 from tests.services.bench_fleet import Bench
+from vcot.services.gateway.http.answers import Refusal
+from vcot.services.gateway.http.content import check_content
+from vcot.services.gateway.http.patterns import TooDeepError, cost_of
 
 SLOW = "(.{0,40}){25}"
 VERDICT = {

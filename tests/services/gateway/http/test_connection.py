@@ -10,10 +10,10 @@ import pytest
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from services.gateway.http.connection import ClientConnection
-from services.gateway.http.exchange import Exchange, exchange_of
-from services.gateway.http.limits import Limits, Slots
 from tests.services.gateway.http.test_limits import Work
+from vcot.services.gateway.http.connection import ClientConnection
+from vcot.services.gateway.http.exchange import Exchange, exchange_of
+from vcot.services.gateway.http.limits import Limits, Slots
 
 HEAD = b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 1\r\n\r\n"
 

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from services.gateway.http.answers import Refusal
-from services.gateway.http.content import OPENAI_FIELDS, VLLM_FIELDS, check_content, check_size
 from tests.services.bench_fleet import Bench
+from vcot.services.gateway.http.answers import Refusal
+from vcot.services.gateway.http.content import OPENAI_FIELDS, VLLM_FIELDS, check_content, check_size
 
 DATA = "data:image/png;base64,aW1hZ2U="
 WEB = "http://169.254.169.254/latest/meta-data"

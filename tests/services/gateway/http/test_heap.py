@@ -6,7 +6,7 @@ import pytest
 
 PROGRAM = """
 import resource, sys
-from services.gateway.http import heap
+from vcot.services.gateway.http import heap
 if "settled" in sys.argv:
     heap.settle()
 def faults():

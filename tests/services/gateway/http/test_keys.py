@@ -6,8 +6,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from services.gateway.http.keys import is_bearer, is_local, warnings
 from tests.services.bench_fleet import ASK, Bench
+from vcot.services.gateway.http.keys import is_bearer, is_local, warnings
 
 STRANGER = "192.0.2.7"
 

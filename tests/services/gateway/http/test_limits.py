@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
-from services.gateway.http import limits
-from services.gateway.http.limits import Limits, Slots, parse_deadline
 from tests.services.bench_fleet import Bench
+from vcot.services.gateway.http import limits
+from vcot.services.gateway.http.limits import Limits, Slots, parse_deadline
 
 REQUEST = {"type": "http.request", "body": b"x", "more_body": False}
 

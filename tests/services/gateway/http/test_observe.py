@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from services.gateway.http.exchange import choose_request_id
-from services.gateway.http.observe import write_to_stderr
 from tests.services.bench_fleet import Bench
 from tests.services.gateway.http.test_limits import Client
+from vcot.services.gateway.http.exchange import choose_request_id
+from vcot.services.gateway.http.observe import write_to_stderr
 
 
 async def scrape(bench: Bench) -> dict[tuple[str, ...], float]:

@@ -7,10 +7,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from services.gateway.fleet.replica import Supervision
-from services.gateway.http.answers import Refusal
-from services.gateway.http.suspects import Suspects
 from tests.services.bench_fleet import Bench
+from vcot.services.gateway.fleet.replica import Supervision
+from vcot.services.gateway.http.answers import Refusal
+from vcot.services.gateway.http.suspects import Suspects
 
 KILLER, OTHER = b"killer", b"other"
 

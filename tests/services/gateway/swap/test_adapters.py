@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from pipeline.errors import CheckpointError, SwapError
-from services.engine.command import SERVED_NAME
-from services.gateway.fleet.replica import Supervision
-from services.gateway.swap.verified import served_name
-from services.gateway.swap.ways import check_adapter, choose_way
 from tests.services.bench_fleet import BASE, TUNED, Bench, answer_of
 from tests.services.fake_vllm import write_adapter, write_tensors
+from vcot.pipeline.errors import CheckpointError, SwapError
+from vcot.services.engine.command import SERVED_NAME
+from vcot.services.gateway.fleet.replica import Supervision
+from vcot.services.gateway.swap.verified import served_name
+from vcot.services.gateway.swap.ways import check_adapter, choose_way
 
 DELTA = 0.5
 MODULE = "base_model.model.model.language_model.layers.0.self_attn.q_proj"

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from pipeline.errors import CheckpointError, ServerError, SwapError
-from services.gateway.fleet.replica import Supervision
-from services.gateway.swap.claim import Claim, DisownedError, Held, Owner, find_owner, parse_version
 from tests.services.bench_fleet import BASE, TUNED, Bench, answer_of
 from tests.services.fake_vllm import FakeVllm
 from tests.services.virtual_time import in_virtual_time
+from vcot.pipeline.errors import CheckpointError, ServerError, SwapError
+from vcot.services.gateway.fleet.replica import Supervision
+from vcot.services.gateway.swap.claim import Claim, DisownedError, Held, Owner, find_owner, parse_version
 
 LEASE_S = 3.0
 

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from pipeline.errors import CheckpointError, SwapError
-from pipeline.identity import compute_digest
-from pipeline.manifest import CheckpointManifest
-from pipeline.records import CheckpointRef
-from services.checkpoints.registry import Checkpoint, Registry
-from services.gateway.swap.calibration import Calibration
-from services.gateway.swap.fingerprint import Fingerprint, Layout, Tensor, check_unchanged, read_fingerprint
 from tests.services.bench_fleet import BASE, TUNED, Bench, answer_of
 from tests.services.fake_vllm import FakeVllm, read_weight, write_checkpoint
+from vcot.pipeline.errors import CheckpointError, SwapError
+from vcot.pipeline.identity import compute_digest
+from vcot.pipeline.manifest import CheckpointManifest
+from vcot.pipeline.records import CheckpointRef
+from vcot.services.checkpoints.registry import Checkpoint, Registry
+from vcot.services.gateway.swap.calibration import Calibration
+from vcot.services.gateway.swap.fingerprint import Fingerprint, Layout, Tensor, check_unchanged, read_fingerprint
 
 
 @pytest.fixture

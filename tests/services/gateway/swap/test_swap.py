@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import ServerError, SwapError, VcotError
-from services.checkpoints.registry import Registry
-from services.gateway.fleet.admission import Admission
-from services.gateway.swap.canary_check import CanaryAnswer, canary_request, explain_difference, parse_canary
-from services.gateway.swap.verified import SwapLimits
-from services.gateway.swap.ways import check_reloadable
 from tests.services.bench_fleet import BASE, TUNED, Bench, answer_of
 from tests.services.fake_vllm import FAR, FakeVllm, make_canary, write_checkpoint
+from vcot.pipeline.errors import ServerError, SwapError, VcotError
+from vcot.services.checkpoints.registry import Registry
+from vcot.services.gateway.fleet.admission import Admission
+from vcot.services.gateway.swap.canary_check import CanaryAnswer, canary_request, explain_difference, parse_canary
+from vcot.services.gateway.swap.verified import SwapLimits
+from vcot.services.gateway.swap.ways import check_reloadable
 
 
 @pytest.fixture

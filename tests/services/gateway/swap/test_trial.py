@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import CheckpointError, OnTrialError, SwapError
-from services.checkpoints.registry import Checkpoint, Registry
-from services.gateway.admin import Swapped, named_error
-from services.gateway.swap import rollout
-from services.gateway.swap.plan import Plan
 from tests.services.bench_fleet import BASE, TUNED, Bench, answer_of
 from tests.services.fake_vllm import write_adapter, write_checkpoint
+from vcot.pipeline.errors import CheckpointError, OnTrialError, SwapError
+from vcot.services.checkpoints.registry import Checkpoint, Registry
+from vcot.services.gateway.admin import Swapped, named_error
+from vcot.services.gateway.swap import rollout
+from vcot.services.gateway.swap.plan import Plan
 
 WEIGHT = 3.0
 

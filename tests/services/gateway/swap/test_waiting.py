@@ -8,13 +8,13 @@ from typing import Any
 import httpx
 import pytest
 
-from pipeline.errors import SwapError
-from services.gateway.fleet import rest
-from services.gateway.fleet.replica import Supervision
-from services.gateway.swap.verified import SwapLimits
 from tests.services.bench_fleet import BASE, TUNED, Bench, answer_of
 from tests.services.fake_vllm import write_checkpoint
 from tests.services.gateway.test_gateway import events
+from vcot.pipeline.errors import SwapError
+from vcot.services.gateway.fleet import rest
+from vcot.services.gateway.fleet.replica import Supervision
+from vcot.services.gateway.swap.verified import SwapLimits
 
 
 @pytest.fixture
