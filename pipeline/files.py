@@ -33,14 +33,14 @@ PARTIAL = "*.partial"
 def replace_file(path: Path, content: str | bytes) -> None:
     """Replace a file in one step: a reader sees the old one or the new one, and it is on disk before this returns.
 
-    Raises OSError, with nothing left behind.
+    Raises OSError, which names the file, with nothing left behind.
     """
     data = content.encode() if isinstance(content, str) else content
     partial = path.with_name(
         f".{path.name}"[:200] + f".{secrets.token_hex(8)}.partial"
     )  # no other writer's, in any process
     try:
-        with partial.open("wb") as file:
+        with naming(path), partial.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -51,16 +51,27 @@ def replace_file(path: Path, content: str | bytes) -> None:
 
 
 @contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Have an OSError say where: one of a write to an open file, as on a full disk, names none. Raises it."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
+@contextmanager
 def replacing_folder(folder: Path) -> Iterator[Path]:
     """A new folder, which takes the place of `folder` when it is whole. For one writer at a time.
 
-    Raises OSError, with nothing left behind.
+    Raises OSError, which names the folder or a file in it, with nothing left behind.
     """
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)  # a killed command's
     try:
-        partial.mkdir(parents=True)
-        yield partial
+        with naming(folder):
+            partial.mkdir(parents=True)
+            yield partial
         if folder.exists():
             shutil.rmtree(folder)
         partial.replace(folder)

@@ -30,7 +30,7 @@ from vcot.pipeline.client import ChatClient, fit_request
 from vcot.pipeline.concurrency import with_retry
 from vcot.pipeline.errors import AccountError, RequestError
 from vcot.pipeline.faults import explain_status
-from vcot.pipeline.files import read_record, replace_file, write_record
+from vcot.pipeline.files import naming, read_record, replace_file, write_record
 from vcot.pipeline.judges import Judge
 from vcot.pipeline.judges.cost import Meter
 from vcot.pipeline.judging import judge_responses
@@ -130,7 +130,7 @@ class Batches:
         if key not in self._queued:
             self._queued.add(key)
             line = {"custom_id": key.hex(), "method": "POST", "url": "/v1/chat/completions", "body": body}
-            with self._queue.open("ab") as file:
+            with naming(self._queue), self._queue.open("ab") as file:
                 file.write(canonical_json(line) + b"\n")
         return RequestError("it waits for a batch", scope="later", reason=QUEUED)
 

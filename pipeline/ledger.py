@@ -310,10 +310,12 @@ class Ledger:
             with self._lock:
                 yield
         except sqlite3.Error as error:
-            raise StageError(
-                f"the ledger {self._path} cannot be used ({error}); see that its disk has room and is sound, and what was "
-                "answered before is kept: the same command goes on"
-            ) from None
+            raise StageError(f"the ledger {self._path} cannot be used ({error}); {self._mend(error)}") from None
+
+    def _mend(self, error: sqlite3.Error) -> str:
+        if type(error) is not sqlite3.DatabaseError:  # a damaged file is no operation that failed
+            return "see that its disk has room and is sound, and what was answered before is kept: the same command goes on"
+        return "it is damaged: put a copy in its place, or move it away, and the same command asks everything again"
 
 
 def _connect(path: Path) -> sqlite3.Connection:

@@ -1,7 +1,8 @@
 r"""Which option a response chose: pure rules that read what a person reads at once, and never guess.
 
 1. What is not the answer is left out first: reasoning inside `<think>` and its like, what follows the end of the model's
-   turn (pipeline/plain.py), and a further question that it invents after its answer, with whatever it answers to that.
+   turn (pipeline/plain.py), and a further question that it invents after its answer ("1. What else?"), with whatever it
+   answers to that.
 2. The last statement of an answer counts, whatever stands before it, since a chain of thought holds a draft answer first:
    "The answer is", "B is the correct option", "I choose", `\boxed{B}`, `<answer>B</answer>`. If what follows the last one
    cannot be read, the response has no answer; an earlier one is never used. "Answer:" counts only where it can be read.
@@ -12,7 +13,12 @@ r"""Which option a response chose: pure rules that read what a person reads at o
 4. Without a statement the beginning of the response counts: a letter that is all of the first line, or that its own
    option's text follows (`B. red`), "B is ...", or a first line that is an option's text.
 5. A contradiction is no answer: a letter beyond the options, two letters (`(A) or (B)`, `(A)? No, (B)`), a letter with
-   another option's text, or a list of the options.
+   another option's text, a list of the options, or an explanation of another option than the one before it.
+6. Nor is an answer that is taken back ("Just kidding."), shared ("since B is right, too") or conditional ("A (if red)"):
+   pipeline/hedges.py.
+7. A letter counts in any style, width or bracket: bold, in a circle, full-width. Statements are read in English only. A
+   letter of another alphabet is none of the options' letters, however alike it looks, and words of another script right
+   behind an answer leave it unread, for they may deny it.
 
 Compare ScienceQA's own scorer, which draws a random option where it cannot read, and LLaVA's, which knows letters only.
 """
@@ -22,8 +28,10 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import islice
 from typing import Literal
 
+from vcot.pipeline.hedges import is_all_right, is_taken_back, is_unsettled, list_joined, may_share, skip_aside
 from vcot.pipeline.plain import plain_answer, simplify
 from vcot.pipeline.records import is_same_option
 from vcot.pipeline.statements import end_statements, find_headings, say_claims
@@ -40,6 +48,13 @@ _NEXT_QUESTION = re.compile(
     r"|\bplease\s+answer\s+the\s+(?:following|next)\b|\bplease\s+select\s+the\s+correct\s+answer\b)",
     re.IGNORECASE | re.MULTILINE,
 )
+_NUMBERED = re.compile(
+    r"(?:^[^\w\n]{0,9}|(?<=[.!?)])[ \t]{1,3})\d{1,2}[.):][ \t]{1,3}(?=[A-Z])[^.?!\n]{1,200}\?", re.MULTILINE
+)
+"""A question with a number, which another one only is behind an answer."""
+_MAX_NUMBERED = 8
+"""So many of them are looked at."""
+_EXPLANATION = re.compile(r"(?:(?<=[\w.!)\]\"'])[ \t]{1,3}|^)(?=Explanation[ \t]{0,3}[:.])", re.MULTILINE)
 _FILLER = re.compile(
     r"(?:most\s+likely|likely|(?:most\s+)?probably|clearly|obviously|indeed|definitely|simply|actually|therefore|thus|hence"
     r"|in\s+my\s+opinion|in\s+fact|of\s+course|i\s+(?:think|believe))\b[\s,:]*",
@@ -67,30 +82,32 @@ _SMALL = 5
 """That of a lower-case letter, which must end its line or stand before its option's text."""
 _LINE_END = re.compile(r"[^\w\n?]*(?:\n|$)")
 _AFTER_BARE = re.compile(
-    r"[^\S\n]*\n|\s*(?:$|[.:](?!\w)|[^\w\s.:'+#%\u00b0@=<>~^*-]|[-\u2013\u2014](?!\w)|'(?!\w))"
+    r"[^\S\n]*\n|\s*(?:$|[.:](?!\w)|[^\w\s.:'+#%\u00b0@=<>~^*\u0300-\u036f-]|[-\u2013\u2014](?!\w)|'(?!\w))"
     r"|\s+(?:because|since|as|which|or|nor|and|but|due\s+to|based\s+on|according\s+to|rather\s+than|instead\s+of|not|so|for|here"
     r"|in\s+(?:this|the|that))\b(?!-)"
 )
-_NAMED = re.compile(r"(?<![\w'])([A-Z])(?![\w']|\s[a-z]{3})")
+_NAMED = re.compile(r"(?<![\w'])([A-Z])(?![\w']|\s(?!(?:and|because|since|are)\b)[a-z]{3})")
 """A capital that stands alone, and is no article."""
 _FOREIGN = re.compile(r"(?i:option\s+)?[(\[]?[A-Z](?:[)\]]|[.:,](?!\w)|\s*$)")
 """A letter as an answer gives it."""
 _LETTER_IS = re.compile(
     r"([A-Z])\s+is\s+(?!(?:[\w-]+\s+){0,2}(?:not|never|incorrect|wrong|false|unlikely|no|neither|out|impossible|worst|eliminated|excluded|distractor)\b"
-    r"|(?:also|possible|plausible|tempting|close|too|one\s+of|what|for)\b|[^.\n]*(?:\?|\bif\b|\bbut\b))"
+    r"|(?:also|possible|plausible|tempting|close|too|one\s+of|what|for|unclear|unknown)\b"
+    r"|[^.\n]*(?:\?|\b(?:if|but|letter|alphabet|vowel|consonant|article)\b|\b(?:to|than|as|like|from)\s+[(\[]?[A-Z](?![\w'])))"
 )
-_NOT_WRONG = r"(?!\s+(?:is|are)\s+(?:not|wrong|incorrect|false)\b)"
+_NOT_WRONG = r"(?!\s+(?:is|are)\s+(?:also\s+)?(?:not|wrong|incorrect|false)\b)"
 _OTHER_LETTER = re.compile(
     rf"(?i:option|choice|letter)\s+[(\[{{]?([A-Za-z])(?![\w']){_NOT_WRONG}|[(\[{{]([A-Za-z])[)\]}}]{_NOT_WRONG}"
-    r"|([A-Z])(?=\s*(?:$|[;)\n]|\.\s*(?:$|\n)))|([a-z])(?=\s*(?:$|\n))"
+    r"|(?:[^\W\d_]{1,12}\s{0,3},\s{0,3})?([A-Z])(?=\s*(?:$|[;)\n]|\.\s*(?:$|\n)))|([a-z])(?=\s*(?:$|\n))"
 )
 _ALTERNATIVE = re.compile(
     rf"""[\s"'()\[\]}}-]*(?:\?|(?i:or|nor|vs|versus)\b|[/|\\]|;\s*[(\[]?[A-Z][)\]]?\s*(?:$|[.;])"""
     rf"""|(?:,\s*(?i:and\b)?|&|(?i:and)\b)(?:\s+(?i:also))?\s*(?:(?i:or)\b|[(\[]\w[)\]]{_NOT_WRONG}|[A-HJ-Z](?![\w']){_NOT_WRONG}))"""
     r"""|[\s.,;:!"')-]*(?i:no|nope|wait|sorry|correction|not|or\s+rather|i\s+mean)\s*[,.:!]"""
+    r"""|[\s.,;:!"')-]*(?i:or\s+is\s+it\b|(?:(?:or|hm+)[,.]?\s+)?(?:maybe|perhaps|probably)\s+not\b|not\s+really\b|well,?\s+no\b)"""
     r"""|[\s.,;:"')-]*(?i:but|however|plus|then|as\s+is|as\s+well\s+as|along\s+with|together\s+with|followed\s+by)\s+(?i:option\s+)?(?:[(\[]\w[)\]]|[A-HJ-Z](?![\w']))(?!\s+(?:is|are|was)\s+(?:not|wrong|incorrect|false)\b)"""
-    r"""|[\s.,;:!"')-]*(?i:(?:and|but|however),?\s+)?(?i:option\s+)?(?:[(\[]\w[)\]]|[A-HJ-Z](?![\w']))\s+(?:is|may\s+be|could\s+be)\s+(?:also|too|as\s+well|better|equally|possible)\b"""
-    r"""|[\s.,;:!"')-]*(?i:actually|on\s+second\s+thoughts?|or\s+rather|i\s+mean|no|wait|hm+|oh|oops|or|alternatively|perhaps|maybe|possibly)[,:.]?\s+(?:it's\s+|it\s+is\s+)?(?:[(\[]\w[)\]]|[A-HJ-Z](?![\w']))"""
+    r"""|[\s.,;:!"'()-]*(?i:(?:and|but|however),?\s+)?(?i:option\s+)?(?:[(\[]\w[)\]]|[A-HJ-Z](?![\w']))\s+(?:is|may\s+be|could\s+be)\s+(?:also|too|as\s+well|better|equally|possible)\b(?!\s+(?:wrong|incorrect|false|not)\b)"""
+    r"""|[\s.,;:!"'()-]*(?i:actually|on\s+second\s+thoughts?|or\s+rather|i\s+mean|no|wait|hm+|oh|oops|or|alternatively|perhaps|maybe|possibly)[,:.]?\s+(?:it's\s+|it\s+is\s+)?(?:[(\[]\w[)\]]|[A-HJ-Z](?![\w']))"""
     r"""|[\s.,;:!"')-]*(?i:but\s+(?:it\s+|(?:option\s+)?[(\[]?[a-z][)\]]?\s+)?(?:could|might|may|is\s+also)|(?:this|that|it)\s+is\s+(?:wrong|incorrect|not\s+(?:right|correct)))\b"""
 )
 _CLAUSE_END = re.compile(
@@ -103,6 +120,7 @@ _OWN_ARTICLE = re.compile(r"(?:the|an|a)\s+(?=\S)", re.IGNORECASE)
 _EDGE = " \t\r\n.,;:!?\"'"
 _BETWEEN = _EDGE + ")]}-\u2013\u2014=>$"
 """What may stand between "The answer is", a letter, and the option's text."""
+_MIN_HEDGE = len("A. jk")
 _MAX_KEPT = 8192
 """Questions whose options are kept prepared: more than a benchmark asks."""
 
@@ -112,20 +130,20 @@ def parse_choice(text: str, choices: Sequence[str]) -> str | None:
 
     A text that several options share names the first of them.
     """
-    index = _read(*_prepare(text, choices))
+    index, _ = _read(*_prepare(text, choices))
     return None if index is None else chr(ord("A") + index)
 
 
 def parse_or_explain(text: str, choices: Sequence[str]) -> str:
     """The letter that `parse_choice` reads, or in a word of `Unread` why it reads none."""
     plain, options = _prepare(text, choices)
-    index = _read(plain, options)
-    return _explain(plain, options) if index is None else chr(ord("A") + index)
+    index, begin = _read(plain, options)
+    return _explain(plain[begin:], options) if index is None else chr(ord("A") + index)
 
 
-def _explain(plain: str, options: tuple[str, ...]) -> Unread:
-    """Why nothing is read: what the last statement says, or else the first line."""
-    stated = plain[max(end_statements(plain), default=0) :].strip().partition("\n")[0]
+def _explain(said: str, options: tuple[str, ...]) -> Unread:
+    """Why nothing is read in the first line of what is stated last."""
+    stated = said.strip().partition("\n")[0]
     named = {_index_of(letter, options) for letter in _NAMED.findall(stated)} - {None}
     named |= {index for index, option in enumerate(_patterns(options)) if option and option.search(stated)}
     if len(named) > 1:
@@ -136,7 +154,9 @@ def _explain(plain: str, options: tuple[str, ...]) -> Unread:
 def _prepare(text: str, choices: Sequence[str]) -> tuple[str, tuple[str, ...]]:
     """The text up to where another question begins, and the options, both in plain signs."""
     options = _simplify(tuple(choices))
-    return _cut_next_question(say_claims(plain_answer(text)), options), options
+    plain = plain_answer(text)
+    plain = _EXPLANATION.sub("\n", plain) if "Explanation" in plain else plain
+    return _cut_numbered(_cut_next_question(say_claims(plain), options), options), options
 
 
 @lru_cache(maxsize=_MAX_KEPT)
@@ -157,21 +177,57 @@ def _cut_next_question(plain: str, options: tuple[str, ...]) -> str:
     return plain[: first.start()] if first else plain
 
 
+def _cut_numbered(plain: str, options: tuple[str, ...]) -> str:
+    """The text up to the first question with a number that stands behind an answer."""
+    numbered = islice(_NUMBERED.finditer(plain), _MAX_NUMBERED) if "?" in plain else ()
+    return next(
+        (plain[: match.start()] for match in numbered if _read(plain[: match.start()], options)[0] is not None), plain
+    )
+
+
 def _may_ask(plain: str) -> bool:
     """Whether a further question is possible at all: on a line of its own, or with one of three words."""
     lower = plain.lower()
     return "\n" in plain or "user:" in lower or "given" in lower or "please" in lower or not plain.isascii()
 
 
-def _read(plain: str, options: tuple[str, ...]) -> int | None:
-    """The option that the last statement names, or else the beginning."""
+def _read(plain: str, options: tuple[str, ...]) -> tuple[int | None, int]:
+    """The option that is stated last, unless what follows takes it back or explains another one, and where it is stated."""
+    index, begin = _read_last(plain, options)
+    if index is None or _is_hedged(plain[begin:], index, options):
+        return None, begin
+    explained = _EXPLANATION.search(plain) if "Explanation" in plain else None
+    before = None if explained is None else _read_last(plain[: explained.start()], options)[0]
+    return (index if before is None or is_same_option(options, before, index) else None), begin
+
+
+def _read_last(plain: str, options: tuple[str, ...]) -> tuple[int | None, int]:
+    """The option that the last statement names, or else the beginning, and where in the text."""
     statements = end_statements(plain)
     begin = statements[-1] if statements else 0
-    readings = [_read_statement(plain[match.end() :], options) for match in find_headings(plain, begin)]
-    headed = next((index for index in reversed(readings) if index is not None), None)
-    if headed is not None:
-        return headed
-    return _read_statement(plain[begin:], options) if statements else _read_opening(plain, options)
+    for heading in reversed(find_headings(plain, begin)):
+        headed = _read_statement(plain[heading.end() :], options)
+        if headed is not None:
+            return headed, heading.end()
+    return (_read_statement(plain[begin:], options) if statements else _read_opening(plain, options)), begin
+
+
+def _is_hedged(said: str, index: int, options: tuple[str, ...]) -> bool:
+    """Whether the words from an answer on take it back, or say that another option is right, too."""
+    if len(said) < _MIN_HEDGE:
+        return False
+    if is_taken_back(said, chr(ord("A") + index)):
+        return True
+    if not may_share(said):
+        return False
+    return is_all_right(said, options[index]) or any(_shares(index, names, options) for names in list_joined(said))
+
+
+def _shares(index: int, names: tuple[str, ...], options: tuple[str, ...]) -> bool:
+    """Whether what is said to be right together is this option and another, or one alone that is another."""
+    named = {_read_statement(name, options) for name in names}
+    others = [other for other in named if other is not None and not is_same_option(options, other, index)]
+    return bool(others) and (len(names) == 1 or len(others) < len(named))
 
 
 def _read_statement(said: str, options: tuple[str, ...], max_depth: int = 3) -> int | None:
@@ -254,14 +310,21 @@ def _index_of(letter: str, options: tuple[str, ...]) -> int | None:
 
 
 def _turns(rest: str, index: int, options: tuple[str, ...]) -> bool:
-    """Whether what follows an option names another one, or takes it back."""
+    """Whether what follows an option names another one, takes it back or is a condition; brackets may come between."""
+    aside = skip_aside(rest)
+    return _turns_at_once(rest, index, options) or (bool(aside) and _turns_at_once(aside, index, options))
+
+
+def _turns_at_once(rest: str, index: int, options: tuple[str, ...]) -> bool:
     following = _skip(rest)
     named, after = _find_text(following.removeprefix("("), options)
     if named is not None:
-        return not is_same_option(options, named, index) or bool(_ALTERNATIVE.match(after))
+        if not is_same_option(options, named, index):
+            return True
+        rest, following = after, _skip(after)
     letter = _OTHER_LETTER.match(following)
     other = _index_of(next(filter(None, letter.groups())), options) if letter else index
-    return bool(_ALTERNATIVE.match(rest)) or other not in (None, index)
+    return bool(_ALTERNATIVE.match(rest)) or other not in (None, index) or is_unsettled(rest)
 
 
 def _find_text(said: str, options: tuple[str, ...], *, may_skip: bool = True) -> tuple[int | None, str]:

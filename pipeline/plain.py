@@ -46,15 +46,28 @@ _NOTED = re.compile(r"""[<\[\\"']""")
 _MARK = re.compile("[-*_`#>\u2022]")
 """A sign of a notation, and one of markup, which are found fast."""
 _SIGNS = {ord(sign): "'" for sign in "\u2018\u2019\u201a\u2032"} | {
-    ord(sign): '"' for sign in "\u201c\u201d\u201e\u00ab\u00bb\u300c\u300d\u300e\u300f"
+    ord(sign): '"' for sign in "\u201c\u201d\u201e\u00ab\u00bb\u300c\u300d\u300e\u300f\u300a\u300b\u3008\u3009"
 }
 _SPACES = {ord(space): " " for space in "\u00a0\u2002\u2003\u2007\u2009\u202f\u3000"}
-_NOTHING = dict.fromkeys(map(ord, "\u200b\u200c\u200d\u2060\ufeff"))
+_NOTHING = dict.fromkeys(
+    map(
+        ord,
+        "\u00ad\u200b\u200c\u200d\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2060\u2066\u2067\u2068\u2069\ufe0e\ufe0f\ufeff",
+    )
+)
+"""What is not seen: joiners, directions of writing, variants."""
 _FULL_WIDTH = {0xFEE0 + code: chr(code) for code in range(0x21, 0x7F)}
+_STYLED = {
+    code: unicodedata.normalize("NFKC", chr(code))
+    for code in (*range(0x1D400, 0x1D6A4), *range(0x249C, 0x24EA), *range(0x1F110, 0x1F12A))
+    if unicodedata.normalize("NFKC", chr(code)).isascii()
+}
+"""Letters in bold, in a circle or in brackets."""
+_BRACKETS = dict.fromkeys(map(ord, "\u3010\u3014\u3016\ufe59\ufe5d"), "(") | dict.fromkeys(
+    map(ord, "\u3011\u3015\u3017\ufe5a\ufe5e"), ")"
+)
+_STOPS = {ord(other): stop for other, stop in zip("\u3002\uff61\u3001\u060c\u061b\u061f\ufe56", "..,,;??", strict=True)}
 _OTHERS = {
-    ord("\u3010"): "(",
-    ord("\u3011"): ")",
-    ord("\u3002"): ".",
     ord("\u2192"): "=",
     ord("\u2212"): "-",
     ord("\u25c1"): "<",
@@ -63,7 +76,7 @@ _OTHERS = {
     ord("\r"): "\n",
     ord("\u2028"): "\n",
 }
-_TRANSLATION = _SIGNS | _SPACES | _NOTHING | _FULL_WIDTH | _OTHERS
+_TRANSLATION = _SIGNS | _SPACES | _NOTHING | _FULL_WIDTH | _STYLED | _BRACKETS | _STOPS | _OTHERS
 
 
 def simplify(text: str) -> str:

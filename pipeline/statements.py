@@ -43,7 +43,7 @@ _MAX_BEFORE = 140
 _CLAIM = re.compile(
     r"(?:^|[.!?:\n]\s{0,3}|\b(?:[Ss]o|[Tt]hus|[Hh]ence|[Tt]herefore)\b,?\s+|\b(?:[Bb]ased\s+on|[Aa]ccording\s+to)[\w\s]{1,40},\s+)"
     r"""(?:[Oo]nly\s+)?(?:[Tt]he\s+(?=\w+\s+[A-Z]\b))?(?:(?i:option|choice|letter)\s+)?[(\["']*([A-Z])[)\]"']*"""
-    r"\s+is\s+(?:therefore\s+|thus\s+|clearly\s+)?(?:the\s+)?(?:most\s+)?(?:correct|right|best|final)\b(?:\s+(?:answer|option|choice|one)\b)?+(?!\s+if\b|[^.\n]{0,40}\?)"
+    r"\s+is\s+(?:therefore\s+|thus\s+|clearly\s+)?(?:the\s+)?(?:most\s+)?(?:correct|right|best|final)\b(?:\s+(?:answer|option|choice|one)\b)?+(?!\s+(?:if|too|also|as\s+well)\b|[^.\n]{0,40}\?)"
 )
 """An option that is said to be right, by its letter."""
 _CLAIMED = re.compile(r"[A-Z][)\]\"']*\s+is\b")
@@ -87,5 +87,5 @@ def _is_anothers(plain: str, statement: re.Match[str]) -> bool:
 
 def find_headings(plain: str, begin: int = 0) -> list[re.Match[str]]:
     """Each "Answer:" from there on; without one of these signs there is none."""
-    is_possible = any(sign in plain for sign in ":=\n-")
+    is_possible = any(map(plain.__contains__, ":=\n-"))
     return list(_HEADING.finditer(plain, begin)) if is_possible else []

@@ -90,6 +90,36 @@ def test_the_table_has_no_comparison_for_the_true_image():
     assert "0.0" in lines[1]
 
 
+def test_each_cell_is_the_rows_figure():
+    true, blank = build_margins({"true": tell([None, *TRUE[1:]]), "blank": tell(BLANK)}, TASKS, [BASE])
+    [table, *_] = render_margins([true, blank])
+    cells = {
+        name: [cell.strip() for cell in line.strip("| ").split("|")]
+        for line in write_markdown([table]).splitlines()
+        for name in ("true", "blank", "margin")
+        if line.startswith("|") and f" {name} " in line
+    }
+    assert cells["true"][1:4] == [
+        f"{true.margin.value:+.2f}", f"{true.margin.low:+.2f} to {true.margin.high:+.2f}", f"{100 * true.right.value:.1f}",
+    ]  # fmt: skip
+    assert cells["true"][4:] == ["", "", "", "11, 1 failed"]
+    assert cells["blank"][4] == f"{blank.lost.value:+.2f}"
+    assert cells["blank"][5] == f"{blank.lost.low:+.2f} to {blank.lost.high:+.2f}"
+    assert cells["blank"][7] == "12"
+    assert cells["margin"][-7:] == ["margin", "95 % interval", "right", "lost", "95 % interval", "p", "questions"]
+    assert "nats" in str(table.title)
+    assert "1 comparisons" in str(table.caption)
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (-1.0, 0.0)])
+def test_an_interval_that_ends_at_zero_could_be_noise(low, high):
+    [row] = build_margins({"true": tell(TRUE)}, TASKS, [BASE])
+    edge = row.model_copy(update={"margin": row.margin.model_copy(update={"value": 0.5, "low": low, "high": high})})
+    [said] = describe_margins([edge])
+    assert "0.50 nats likelier" in said
+    assert "which could be noise" in said
+
+
 def test_the_mean_is_scipys_where_each_question_has_an_image():
     values = [margin - 1 for margin in TRUE]
     found, p_value = estimate_mean(values, range(12))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from vcot.eval.repeats import build_repeats, describe_repeats, pass_at_k, render_repeats, vote_share
-from vcot.eval.statistics import estimate_accuracy
+from vcot.eval.statistics import clustered_error, estimate_accuracy
 from vcot.pipeline.records import CheckpointRef, Score
 
 BASE = CheckpointRef(name="base", digest="sha256:aa", kind="base")
@@ -132,3 +132,45 @@ def test_the_sentence_and_the_table():
     assert "cot 0.8 50.0" in text
     assert "pass@2" in text
     assert "…" not in text
+
+
+def test_one_image_has_no_standard_error_and_two_have():
+    [alone] = build_repeats(question(1, "AB", image="one") + question(2, "AA", image="one"), [BASE])
+    assert alone.error == 1.0
+    [two] = build_repeats(question(1, "AB", image="one") + question(2, "AA", image="two"), [BASE])
+    assert two.error == clustered_error([1, 0, 1, 1], ["one", "one", "two", "two"])
+
+
+def test_pass_at_is_told_for_powers_of_two_and_for_all_responses():
+    [row] = build_repeats(question(1, "ABBBBBBB") + question(2, "BBBBBBBB"), [BASE])
+    assert [each.k for each in row.pass_at] == [1, 2, 4, 8]
+    [row] = build_repeats(question(1, "ABB") + question(2, "BBB"), [BASE])
+    assert [each.k for each in row.pass_at] == [1, 2, 3]
+    assert row.pass_at[1].share == estimate_accuracy([pass_at_k(1, 3, 2), pass_at_k(0, 3, 2)], ["1", "2"], num_behind=1)
+
+
+def test_the_sentence_is_of_the_setting_that_gains_most():
+    [row] = build_repeats(question(1, "AB") + question(2, "BB"), [BASE])
+    little = row.model_copy(update={"error": 0.10, "least_error": 0.099})
+    much = row.model_copy(update={"error": 0.06, "least_error": 0.01, "temperature": 0.2})
+    [said] = describe_repeats([little, much])
+    assert said.startswith("base: ")
+    assert "from 6.00 points to 1.00 at best (cot at 0.2" in said
+
+
+def test_the_table_has_the_largest_ks_and_nothing_where_there_were_fewer_responses():
+    scores = [s for task in range(4) for s in question(task, "A" + "B" * 15)]
+    scores += [s for task in range(4) for s in question(task, "AABB", temperature=0.2)]
+    [table, *_] = render_repeats(build_repeats(scores, [BASE]))
+    console = Console(file=io.StringIO(), width=120)
+    console.print(table)
+    text = console.file.getvalue()
+    header = next(line.split() for line in text.splitlines() if "alike" in line)
+    assert header == ["one", "vote", "pass@4", "pass@8", "pass@16", "alike"]
+    many = next(line.split() for line in text.splitlines() if "cot 0.8" in line)
+    few = next(line.split() for line in text.splitlines() if "cot 0.2" in line)
+    assert [cell for cell in many if cell in ("25.0", "50.0", "100.0")] == ["25.0", "50.0", "100.0"]
+    assert few.count("100.0") == 1
+    assert len(few) < len(many)
+    assert "Several responses" in str(table.title)
+    assert "commonest" in str(table.caption)

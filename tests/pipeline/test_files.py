@@ -7,11 +7,20 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 from pydantic import ValidationError
 
 from vcot.pipeline.errors import CheckpointError, InputError
-from vcot.pipeline.files import previous_of, read_record, replace_file, write_kept_record, write_record
+from vcot.pipeline.files import (
+    previous_of,
+    read_record,
+    replace_file,
+    replacing_folder,
+    write_kept_record,
+    write_record,
+)
 from vcot.pipeline.manifest import Canary, CheckpointManifest
 from vcot.pipeline.records import CheckpointRef, Record, SamplingParams
 from vcot.services.recipes.recipe import load_recipe
@@ -135,12 +144,34 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
     try:
-        with pytest.raises(OSError, match="File too large"):
+        with pytest.raises(OSError, match="File too large") as caught:
             replace_file(path, b"x" * 2000)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert [entry.name for entry in tmp_path.iterdir()] == ["kept"]
     assert path.read_text() == "old"
+    assert caught.value.filename == str(path)
+
+
+def fill(path: Path) -> None:
+    path.write_bytes(b"x" * 2000)
+
+
+def fill_by_arrow(path: Path) -> None:
+    parquet.write_table(pa.table({"x": list(range(10_000))}), path)
+
+
+@pytest.mark.parametrize("write", [fill, fill_by_arrow])
+def test_a_folder_that_cannot_be_written_to_its_end_is_named(tmp_path, write):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as caught, replacing_folder(tmp_path / "pairs") as folder:
+            write(folder / "train.parquet")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert caught.value.filename == str(tmp_path / "pairs")
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_a_killed_writer_left_goes_with_the_next_writer_of_the_run(tmp_path):

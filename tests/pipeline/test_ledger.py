@@ -315,8 +315,10 @@ def test_a_damaged_page_is_a_sentence(tmp_path):
     with path.open("r+b") as file:
         file.seek(8_192)
         file.write(b"\xff" * 40_000)
-    with pytest.raises(StageError, match=r"l\.sqlite cannot be used"):
+    with pytest.raises(StageError, match=r"l\.sqlite cannot be used .* damaged: put a copy .*, or move it away"):
         Ledger(path).get(Judgment, [str(i) for i in range(2_000)])
+    path.rename(tmp_path / "damaged")
+    assert Ledger(path).done(Judgment, ["0"]) == set()
 
 
 def test_a_record_is_on_disk_before_it_counts(tmp_path):

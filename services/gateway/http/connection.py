@@ -74,8 +74,10 @@ class ClientConnection(HttpToolsProtocol, asyncio.BufferedProtocol):
 
     def data_received(self, data: Any) -> None:
         """A part of a request; most come whole, and need no timer."""
-        begun, body = self._num_begun, self._num_body_bytes
+        begun, body, was_receiving = self._num_begun, self._num_body_bytes, self._is_receiving
         super().data_received(data)
+        if self._num_begun == begun + 1 and not was_receiving and not self._has_head:
+            begun, body = self._num_begun, 0  # all that was read is the beginning of its head
         if self._num_begun == begun and self._is_receiving:  # else at most one read, counted field by field
             self._num_other_bytes += len(data) - (self._num_body_bytes - body)
             if self._num_other_bytes > MAX_HEAD_BYTES + _BYTES_AROUND_A_BODY_BYTE * self._num_body_bytes:

@@ -103,12 +103,25 @@ CHUNKED = LINE + b"transfer-encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n"
     [
         (LINE, *[b"x-a: " + b"a" * 9_000 + b"\r\n"] * 12),
         (LINE + b"x-a: ", *[b"a" * 60_000] * 6),
+        (LINE + b"x-a: " + b"a" * 80_000,),
+        (LINE + b"x-b: b\r\nx-a: " + b"a" * 80_000,),
+        (b"POST /" + b"a" * 80_000,),
         (LINE + b"x-a: " + b"a" * 70_000 + b"\r\n\r\n",),
         (LINE + b"x-a: a\r\n" * 101 + b"\r\n",),
         (b"POST /", *[b"a" * 60_000] * 6),
         (CHUNKED + b"x-a: ", *[b"a" * 60_000] * 6),
     ],
-    ids=["many long fields", "one field", "one field, whole", "many fields", "path", "trailer"],
+    ids=[
+        "many long fields",
+        "one field",
+        "one write",
+        "one write, second field",
+        "path in one write",
+        "one field, whole",
+        "many fields",
+        "path",
+        "trailer",
+    ],
 )
 async def test_headers_without_end_get_431(parts: tuple[bytes, ...]) -> None:
     watched = answering()
