@@ -28,7 +28,7 @@ from vcot.eval.scorer import score_judged
 from vcot.eval.table import build_chance, build_differences, build_results, render_results
 from vcot.pipeline.errors import DataError, OwedError, RecipeError
 from vcot.pipeline.images import ImageStore
-from vcot.pipeline.judges import Judge, find_judge
+from vcot.pipeline.judges import JUDGES, Judge, find_judge
 from vcot.pipeline.judging import look_at_judgments
 from vcot.pipeline.ledger import Ledger
 from vcot.pipeline.odds import OptionScores
@@ -63,6 +63,11 @@ class Questions:
             + (f", images {', '.join(images)}" if len(images) > 1 else "")
         )
 
+    @property
+    def are_in_words(self) -> bool:
+        """Whether some are answered in words, so that no rule which reads options applies."""
+        return any(not task.choices for task in self.tasks)
+
     def requests(self, checkpoint: CheckpointRef, images: Sequence[ShownImage] = ()) -> list[SampleRequest]:
         """Every prompt at every temperature about every kind of image: those of the recipe, or `images` only."""
         own = [
@@ -72,38 +77,48 @@ class Questions:
             for turn in range(self.section.num_seeds)
             for request in Plan(self.tasks, prompt, checkpoint, self.section.params(temperature, turn))
         ]
+        return self._show(own, images)
+
+    def _show(self, own: list[SampleRequest], images: Sequence[ShownImage]) -> list[SampleRequest]:
+        """The requests about each kind of image: those of the recipe, or `images` only."""
         asked: list[SampleRequest] = []
         for name in images or self.section.images:
-            if name == "true":
-                asked += own
-                continue
-            asked += ask_instead(own, self.tasks, name, self.images)
+            asked += own if name == "true" else ask_instead(own, self.tasks, name, self.images)
         return asked
 
-    def option_requests(self, checkpoint: CheckpointRef, shown: ShownImage) -> list[SampleRequest]:
-        """What is asked of each question with a wrong option. Raises RecipeError where none has any."""
+    def option_requests(self, checkpoint: CheckpointRef, images: Sequence[ShownImage] = ()) -> list[SampleRequest]:
+        """What is asked of each question with a wrong option, about each kind of image as in `requests`.
+
+        Raises RecipeError where none has any.
+        """
         tasks = [task for task in self.tasks if {*task.right_options} == {True, False}]
         if not tasks:
             raise RecipeError(
                 f"eval.margins asks how likely each option is, and no question of {self.benchmark.name} has options; leave "
                 "it out"
             )
-        own = list(Plan(tasks, OPTION_PROMPT, checkpoint, NOT_DRAWN))
-        return own if shown == "true" else ask_instead(own, self.tasks, shown, self.images)
+        return self._show(list(Plan(tasks, OPTION_PROMPT, checkpoint, NOT_DRAWN)), images)
 
-    def margins(self, checkpoints: Sequence[CheckpointRef], ledger: Ledger) -> Margins:
-        """What was told of the options, where the recipe asks. Raises OwedError where a checkpoint lacks it."""
+    def margins(self, checkpoints: Sequence[CheckpointRef], ledger: Ledger, *, is_done: bool = True) -> Margins:
+        """What was told of the options, where the recipe asks.
+
+        Raises OwedError where a checkpoint lacks it, unless the evaluation goes on, and is not done.
+        """
         if not self.section.margins:
             return {}
         return {
-            shown: [told for checkpoint in checkpoints for told in self._read_options(checkpoint, shown, ledger)]
+            shown: [
+                told for checkpoint in checkpoints for told in self._read_options(checkpoint, shown, ledger, is_done)
+            ]
             for shown in self.section.images
         }
 
-    def _read_options(self, checkpoint: CheckpointRef, shown: ShownImage, ledger: Ledger) -> list[OptionScores]:
-        keys = [key_options(request) for request in self.option_requests(checkpoint, shown)]
+    def _read_options(
+        self, checkpoint: CheckpointRef, shown: ShownImage, ledger: Ledger, is_done: bool
+    ) -> list[OptionScores]:
+        keys = [key_options(request) for request in self.option_requests(checkpoint, [shown])]
         found = ledger.get(OptionScores, keys)
-        if keys and not found:
+        if keys and not found and is_done:
             raise OwedError(
                 f"the run does not hold how likely {checkpoint.name} finds the options on {self.split} with the {shown} "
                 "image; run `vcot eval` first"
@@ -153,16 +168,8 @@ class Questions:
     @cached_property
     def judge(self) -> Judge | None:
         """Who scores the answers in place of the benchmark's rule. Raises RecipeError for one that cannot."""
-        section = self.section.judge
-        if section is None:
-            return None
-        judge = find_judge(section, self.images)
-        if judge.compares:
-            raise RecipeError(
-                f"eval.judge.kind = {section.kind} scores an answer by the others to its question, so that no figure of one "
-                "checkpoint would stand by itself; take a judge that scores each answer alone, such as pointwise"
-            )
-        return judge
+        check_grader(self.section)
+        return None if self.section.judge is None else find_judge(self.section.judge, self.images)
 
     def answers(self, checkpoints: Iterable[CheckpointRef], ledger: Ledger) -> Iterator[Group]:
         """What the judge is to score: of each question, the answers of `checkpoints` that came to an end."""
@@ -177,6 +184,15 @@ class Questions:
                 yield Group(task, by_task[task.id])
 
 
+def check_grader(section: EvalSection) -> None:
+    """Raise RecipeError where the section's judge does not score each answer alone."""
+    if section.judge is not None and JUDGES.resolve(section.judge.kind).compares:
+        raise RecipeError(
+            f"eval.judge.kind = {section.judge.kind} scores an answer by the others to its question, so that no figure of "
+            "one checkpoint would stand by itself; take a judge that scores each answer alone, such as pointwise"
+        )
+
+
 def load_questions(
     section: EvalSection, split: Split, run_directory: Path, images: ImageStore, *, is_read: bool = False
 ) -> Questions:
@@ -188,7 +204,11 @@ def load_questions(
     tasks = load_tasks(benchmark.tasks(section, split), run_directory, None if is_read else images)
     secret = next((task.id for task in tasks if task.answer is None and not task.gold), None)
     if secret is not None:
-        raise DataError(f"task {secret} of {benchmark.name} has no gold answer; evaluate another split")
+        raise DataError(
+            f"task {secret} of {benchmark.name} has no gold answer, so that only a judge could score it; "
+            "evaluate another split, name the column that holds the answer (eval.columns), or make it a task of a run and "
+            "`vcot judge` it"
+        )
     if section.num_tasks is None and (warning := benchmark.compare_official(split, tasks)):
         _log.warning(warning)
     return Questions(benchmark, section, split, tasks, images)

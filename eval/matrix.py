@@ -85,6 +85,8 @@ class Matrix(Record):
     accounts: tuple[LogAccount, ...]
     results: tuple[RuleResult, ...]
     differences: tuple[LogDifference, ...]
+    notes: tuple[str, ...] = ()
+    """Sentences on how the answers were scored."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ class Read:
 
 
 def build_gold(tasks: Sequence[Task], benchmark: Benchmark) -> Gold:
-    """The arrays of a benchmark's questions, each with options and a gold one."""
+    """The arrays of a benchmark's questions, each with a gold answer; one without options cannot be guessed."""
     clusters: dict[str, int] = {}
     right = np.zeros((len(tasks), 26))
     for number, task in enumerate(tasks):
@@ -126,13 +128,17 @@ def build_gold(tasks: Sequence[Task], benchmark: Benchmark) -> Gold:
         column_of=np.array([benchmark.column_of(task) or "" for task in tasks]),
         clusters=np.array([clusters.setdefault(image, len(clusters)) for image in images], dtype=np.intp),
         right=right,
-        chance=np.array([1 / len(task.choices) for task in tasks]),
+        chance=np.array([1 / len(task.choices) if task.choices else 0.0 for task in tasks]),
     )
 
 
 def mark(readings: Readings, rule: str, gold: Gold) -> Read:
     """What the responses of a log are worth under a rule."""
-    tasks, picks = np.concatenate(readings.tasks), np.concatenate(readings.picks[rule])
+    tasks = np.concatenate(readings.tasks)
+    if readings.points:
+        points = np.concatenate(readings.points)
+        return Read(tasks, np.nan_to_num(points, nan=0.0), ~np.isnan(points))
+    picks = np.concatenate(readings.picks[rule])
     is_read = picks >= 0
     unread = gold.chance[tasks] if RULES.resolve(rule).guesses else 0.0
     return Read(tasks, np.where(is_read, gold.right[tasks, picks], unread), is_read)

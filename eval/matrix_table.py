@@ -25,7 +25,7 @@ from vcot.eval.table import (
 def render_matrix(found: Matrix, columns: Sequence[str]) -> list[RenderableType]:
     """Tables and sentences."""
     parts: list[RenderableType] = [_render_results(found, (OVERALL, *columns))]
-    parts += [Text(text) for text in describe_reasons(found)]
+    parts += [Text(text) for text in (*found.notes, *describe_reasons(found))]
     if found.differences:
         parts += [_render_differences(found.differences), *(Text(f"\n{text}") for text in describe_logs(found))]
     return parts

@@ -48,6 +48,7 @@ from vcot.pipeline.ledger_layout import (
     encode_flat,
     encode_key,
     encode_member,
+    select_tokens,
 )
 from vcot.pipeline.odds import OptionScores
 from vcot.pipeline.records import CheckpointRef, ImageGain, Judgment, Reply, Response, Usage
@@ -267,23 +268,24 @@ class Ledger:
     def sampled(self) -> Usage:
         """The tokens of all responses, whichever recipe asked for them."""
         query = """
-            SELECT sum(json_extract(value, '$.usage.prompt_tokens')), sum(json_extract(value, '$.usage.completion_tokens'))
+            SELECT json_extract(value, '$.usage.prompt_tokens') AS p, json_extract(value, '$.usage.completion_tokens') AS c
             FROM groups, json_each(groups.members) WHERE json_extract(value, '$.is_first_turn') IS NULL
         """
-        with self._using():
-            ((prompt_tokens, completion_tokens),) = self._connection.execute(query).fetchall()
-        return Usage(prompt_tokens=prompt_tokens or 0, completion_tokens=completion_tokens or 0)
+        return self._sum_tokens(query)[1]
 
     def spent(self, judge: str) -> tuple[int, Usage]:
         """How many of a judge's requests were billed, and for how many tokens, whatever became of them."""
-        billed = " UNION ALL ".join(
-            f"SELECT prompt_tokens, completion_tokens FROM {flat.table} WHERE judge = :judge"  # noqa: S608 - only names
-            for flat in FLAT.values()
-            if "judge" in flat.columns
-        )
-        query = f"SELECT count(prompt_tokens), sum(prompt_tokens), sum(completion_tokens) FROM ({billed})"  # noqa: S608
+        return self._sum_tokens(select_tokens("judge", "WHERE judge = :judge"), judge=judge)
+
+    def scored(self) -> Usage:
+        """The tokens of what checkpoints were asked about given texts: image gains, and how likely options are."""
+        return self._sum_tokens(select_tokens("checkpoint"))[1]
+
+    def _sum_tokens(self, query: str, **values: str) -> tuple[int, Usage]:
+        """How many of the rows, of tokens `p` and `c`, have some, and their sums."""
         with self._using():
-            ((num, prompt_tokens, completion_tokens),) = self._connection.execute(query, {"judge": judge}).fetchall()
+            found = self._connection.execute(f"SELECT count(p), sum(p), sum(c) FROM ({query})", values)  # noqa: S608
+            ((num, prompt_tokens, completion_tokens),) = found.fetchall()
         return num, Usage(prompt_tokens=prompt_tokens or 0, completion_tokens=completion_tokens or 0)
 
     def read_news(self, since: tuple[int, int]) -> tuple[tuple[int, int], set[str]]:

@@ -149,6 +149,12 @@ _LISTS = {"logps"}
 _HASH = re.compile(r"[0-9a-f]{64}")
 
 
+def select_tokens(column: str, where: str = "") -> str:
+    """The tokens of the rows of every table that has the column."""
+    tables = [flat.table for flat in FLAT.values() if column in flat.columns]
+    return " UNION ALL ".join(f"SELECT prompt_tokens AS p, completion_tokens AS c FROM {t} {where}" for t in tables)  # noqa: S608
+
+
 def encode_key(key: str) -> bytes | str:
     """A hash as its bytes; any other text as it is."""
     return bytes.fromhex(key) if _HASH.fullmatch(key) else key

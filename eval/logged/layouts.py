@@ -32,6 +32,7 @@ class Asked(NamedTuple):
 
     question: str
     choices: tuple[str, ...]
+    """None where the row holds no options, which the question may have all the same."""
     answer: str
     """The gold option's letter; empty where the row does not say."""
 
@@ -187,12 +188,12 @@ def _read_said(said: Any) -> str | None:
 
 
 def _read_inspect(where: str, row: Mapping[str, Any]) -> Iterator[Logged]:
-    asked = None
+    said = row.get("input")
+    question = said if isinstance(said, str | None) else _read_said(said[-1]["content"])
+    asked = Asked(question, (), "") if question else None
     if row.get("choices"):
-        said = row["input"]
-        question = said if isinstance(said, str) else _read_said(said[-1]["content"]) or ""
         target = row["target"] if isinstance(row["target"], str) else "".join(row["target"])
-        asked = Asked(question, tuple(row["choices"]), target)
+        asked = Asked(question or "", tuple(row["choices"]), target)
     name, epoch, choices = str(row["id"]), str(row["epoch"]), row["output"].get("choices") or []
     if row.get("error") or not choices:
         yield Logged(where, name, None, epoch, asked=asked)
@@ -225,15 +226,13 @@ def _read_vlmevalkit(where: str, row: Mapping[str, Any]) -> Iterator[Logged]:
 
 
 def _find_asked(row: Mapping[str, Any], answer: Any) -> Asked | None:
-    """The question and its options, as a list or under letters; None where the row does not hold both."""
+    """The question and its options, as a list or under letters, if any; None where the row does not hold the question."""
     if not isinstance(row.get("question"), str):
         return None
     choices = row.get("choices") or row.get("options")
     if not isinstance(choices, list):
         choices = [row[letter] for letter in _LETTERS if row.get(letter) not in (None, "")]
-    if not choices:
-        return None
-    return Asked(row["question"], tuple(map(str, choices)), _as_letter(answer))
+    return Asked(row["question"], tuple(map(str, choices)), _as_letter(answer) if choices else "")
 
 
 def _as_letter(answer: Any) -> str:

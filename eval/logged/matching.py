@@ -1,6 +1,7 @@
 """Which of a benchmark's questions a logged response answers. Pure.
 
-What was asked decides where a row holds it: question, options and their order, and the gold letter. Else the id does: the
+What was asked decides where a row holds it: question, options and their order, and the gold letter; of a question that is
+answered in words, the question. Else the id does: the
 task's, with or without the data set's name before it, or what the data set's own files call the question (ScienceQA's pid).
 Questions that ask the same with the same gold option, about different images, are dealt to such rows in the order of their
 ids in the log: no figure of one log depends on which is which.
@@ -57,13 +58,14 @@ class Matcher:
         if alike is not None:
             return self._deal(alike, logged.asked, own, logged.id)
         if own is None:
-            return "other_options" if _squeeze(logged.asked.question) in self._questions else "unknown"
+            is_asked = logged.asked.choices and _squeeze(logged.asked.question) in self._questions
+            return "other_options" if is_asked else "unknown"
         return self._check(own, logged.asked)
 
     def _check(self, own: int, asked: Asked) -> int | str:
-        """The question with that id, which a row words in its own way, if the options are the same."""
+        """The question with that id, which a row words in its own way, if the options that it says are the same."""
         task = self.tasks[own]
-        if _content("", asked.choices) != _content("", task.choices):
+        if asked.choices and _content("", asked.choices) != _content("", task.choices):
             return "other_options"
         return own if asked.answer in ("", task.answer_letter) else "other_gold"
 
@@ -72,7 +74,7 @@ class Matcher:
         fitting = [number for number in alike if asked.answer in ("", self.tasks[number].answer_letter)]
         if own in fitting or not fitting:
             return own if own in fitting else "other_gold"
-        if len({self.tasks[number].answer for number in fitting}) > 1:
+        if len({(task.answer, task.gold, task.accepted) for task in map(self.tasks.__getitem__, fitting)}) > 1:
             return "unknown"
         dealt = self._dealt.setdefault(tuple(fitting), {})
         return dealt.setdefault(name, fitting[min(len(dealt), len(fitting) - 1)])

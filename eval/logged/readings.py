@@ -45,6 +45,8 @@ class Readings:
     """By rule, which option each response names; -1 for none."""
     reasons: dict[str, Counter[str]] = field(default_factory=dict)
     """By rule, why none was read, and how often."""
+    points: list[NDArray[np.float64]] = field(default_factory=list)
+    """Of answers in words, instead of `picks`: what each earns by the benchmark's own rule, in [0, 1]; NaN for no answer."""
 
     @property
     def num_read(self) -> int:

@@ -61,7 +61,8 @@ def _need_columns(section: TasksSection) -> ColumnsSection:
     """Raises RecipeError where the recipe does not say which columns hold what."""
     if section.columns is None:
         raise RecipeError(
-            'tasks.source = table needs tasks.columns, for example {question = "question", image = "image"}'
+            "source table needs to know your columns: set tasks.columns, eval.columns or --columns, for example "
+            'question = "question", image = "image"'
         )
     return section.columns
 

@@ -17,7 +17,7 @@ from vcot.services.report.exports import write_exports
 from vcot.services.run import results, serving
 from vcot.services.run import sweep as search
 from vcot.services.run.auditing import audit_stage
-from vcot.services.run.billing import read_cost, test_judges
+from vcot.services.run.billing import read_whole_cost, test_judges
 from vcot.services.run.parity_gate import parity_stage
 from vcot.services.run.probing import probe_priors
 from vcot.services.run.reporting import RunEvaluation, evaluate_scores, render, write_run_report
@@ -163,7 +163,7 @@ async def run_all(session: Session) -> None:
     await eval_stage(session, choice.checkpoints, session.run.recipe.eval.split)
     await swap_stage(session, choice.checkpoints[-1])
     _report(session, rounds, choice)
-    if (cost := read_cost(session)) is not None:
+    if (cost := read_whole_cost(session)) is not None:
         session.report(Said(f"judging took {cost.summary}"))
     session.report(Completed())
 

@@ -37,21 +37,21 @@ for family in (nano, checkpoints, push, replicas):
 
 
 @app.command(group=_RUNS)
-def demo(target: Target = DEFAULT) -> None:
+def demo(target: Target = DEFAULT, *, json: Json = False) -> None:
     """Run the whole mission in miniature on two CPU cores, with real parts, and print the table."""
-    run(target)
+    run(target, json=json)
 
 
 @app.command(name="run", group=_RUNS)
-def run(target: Target = DEFAULT, *, wandb: Wandb = False, max_cost: MaxCost = None) -> None:
+def run(target: Target = DEFAULT, *, wandb: Wandb = False, max_cost: MaxCost = None, json: Json = False) -> None:
     """Run every step: sample, judge, pair, train, merge, evaluate, swap, report. What is done is not done again."""
     from vcot.services.cli import commands, opening
 
-    opening.execute("run", target, commands.run_all, (*as_tracker(wandb), *as_cap(max_cost)))
+    opening.execute("run", target, commands.run_all, (*as_tracker(wandb), *as_cap(max_cost)), as_json=json)
 
 
 @app.command(group=_RUNS)
-def rounds(target: Target = DEFAULT, *, num: int | None = None) -> None:
+def rounds(target: Target = DEFAULT, *, num: int | None = None, json: Json = False) -> None:
     """Run the loop several times: each round on fresh tasks, from the last one's policy. The same as run, with a number.
 
     Parameters
@@ -63,7 +63,7 @@ def rounds(target: Target = DEFAULT, *, num: int | None = None) -> None:
     from vcot.services.cli import commands, opening
 
     overrides = () if num is None else (f"rounds.num={num}",)
-    opening.execute("rounds", target, commands.run_all, overrides)
+    opening.execute("rounds", target, commands.run_all, overrides, as_json=json)
 
 
 @app.command(group=_STEPS, sort_key=0)
@@ -264,6 +264,7 @@ def score(
     benchmark: str | None = None,
     split: Literal["train", "validation", "test"] = "test",
     path: Path | None = None,
+    columns: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative=())] = (),
     rules: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative=())] = ("vcot",),
     id: str | None = None,  # noqa: A002 - the flag's name
     text: str | None = None,
@@ -283,24 +284,24 @@ def score(
         The benchmark's split.
     path
         The data set's official on-disk layout; without it, the hub's copy is read.
+    columns
+        For --benchmark table: which column of your file holds what, as question=q choices= answer=a.
     rules
-        How answers are read: all, or some of vcot, scienceqa, llava, lmms_eval, vlmevalkit, inspect, or one of your own.
+        How options are read: all, or some of vcot, scienceqa, llava, lmms_eval, vlmevalkit, inspect, or one of your own;
+        answers in words are scored by the benchmark's own rule.
     id
         The field with the question's id, where it has no usual name; a dot goes into nested ones.
     text
         The field with the response.
     repeated
         Rows with the same id are several responses to the question; else the first of them counts.
-    json
-        Print it as one JSON object.
 
     """
     from vcot.services.cli import score_command
 
-    place = None if path is None else str(path.expanduser().absolute())
-    score_command.show(
-        files, benchmark, split, place, rules, (id, text), is_repeated=repeated, tables=tables, as_json=json
-    )
+    place = None if path is None else path.expanduser().absolute()
+    asked = score_command.Asked(benchmark, split, place, columns)
+    score_command.show(files, asked, rules, (id, text), is_repeated=repeated, tables=tables, as_json=json)
 
 
 @app.command(group=TOOLS)

@@ -64,6 +64,8 @@ def render_status(status: RunStatus) -> list[RenderableType]:
         parts.append(_tabulate(status))
     if status.sampled and status.sampled.num_tokens:
         parts.append(f"all responses: {describe_tokens(status.sampled.num_tokens)}")
+    if status.scored and status.scored.num_tokens:
+        parts.append(f"image gains and options: {describe_tokens(status.scored.num_tokens)}")
     if status.judged:
         parts.append(f"judging: {status.judged.summary}")
     return [*parts, *(f"cannot be read: {problem}" for problem in status.problems)]

@@ -83,6 +83,10 @@ NF4_EFFICIENCY = 0.7
 """Of a training on a base in 4 bits, against one in 16: each product unpacks its weights first. A guess."""
 PAIR_SHARE = Span(0.6, 0.8, 0.95)
 """Tasks whose best and worst response differ in score, where pairs.num does not bind. A guess."""
+CANDIDATE_SHARE = Span(0.25, 0.5, 0.8)
+"""Of the responses, those whose image gain decides whether they are chosen: right, and above another. A guess."""
+OPTIONS = 4
+"""Of a question, before the questions are read: A-OKVQA's and most of nano's have 4, ScienceQA's 2 to 5."""
 JUDGE_CALL_S = Span(1.5, 3.0, 6.0)
 """One verdict of gpt-4o-mini, image included. A guess."""
 JUDGE_TOKENS_PER_MINUTE = Span(10e6, 2e6, 0.2e6)

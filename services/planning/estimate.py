@@ -9,7 +9,8 @@ so that a figure never stands without its range.
     training      6 x parameters x tokens with gradient checkpointing (forward, forward again, gradients of activations; LoRA
                   needs none of the weights'), 4 x without; the reference's log-probs and the validations are forwards, 2 x
     merging       the weights are read and written several times, and asked in float32, streamed past the GPU
-    evaluation    as sampling
+    image gains   the prompt's part alone, twice for each response that may be chosen, and once for each task
+    evaluation    as sampling; how likely options are is the prompt's part alone, for each option and image
 
 Limits: an estimate. No GPU has confirmed it, how long a model's thoughts are is a guess, and prices move.
 """
@@ -17,29 +18,26 @@ Limits: an estimate. No GPU has confirmed it, how long a model's thoughts are is
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vcot.eval.benchmark import find_benchmark
-from vcot.pipeline.judges import count_requests, list_sections
-from vcot.pipeline.judges.cost import estimate_cost, find_prices, guess_prompt_tokens
-from vcot.pipeline.prompts import PROMPTS
-from vcot.pipeline.records import PromptName
-from vcot.pipeline.sections import JudgeSection, TasksSection
+from vcot.eval.eval_section import EvalSection
+from vcot.pipeline.option_scores import OPTION_PROMPT
+from vcot.pipeline.pairs import needs_gains
+from vcot.pipeline.sections import TasksSection
 from vcot.pipeline.sources.source import NO_FILTER, SOURCES, list_parts
 from vcot.services.planning.assumptions import (
+    CANDIDATE_SHARE,
     CHECKPOINTS_KEPT,
     DECODE_EFFICIENCY,
     DISK_BYTES_S,
     DOWNLOAD_BYTES_S,
     ENGINE_START_S,
     GATE_FORWARDS,
-    JUDGE_CALL_S,
-    JUDGE_TEXT_TOKENS,
-    JUDGE_TOKENS_PER_MINUTE,
-    JUDGE_VERDICT_TOKENS,
     JUDGMENT_BYTES,
     MAX_SEQUENCES,
     NF4_EFFICIENCY,
+    OPTIONS,
     PAIR_SHARE,
     PARALLEL_EFFICIENCY,
     PREFILL_EFFICIENCY,
@@ -53,7 +51,8 @@ from vcot.services.planning.assumptions import (
     Span,
 )
 from vcot.services.planning.capacity import Cards, MemoryPlan, engine_state, make_plan
-from vcot.services.planning.workload import Workload, cut_tokens
+from vcot.services.planning.judge_estimate import JudgeEstimate, estimate_grading, estimate_judge, judge_hours
+from vcot.services.planning.workload import Workload
 from vcot.services.recipes.recipe import Recipe
 from vcot.training.protocol.memory import BYTES, GIB
 from vcot.training.protocol.shape import Shape
@@ -87,26 +86,6 @@ class RunEstimate:
 
 
 @dataclass(frozen=True)
-class JudgeEstimate:
-    """What the judge will be asked, and what that costs."""
-
-    num_requests: int
-    input_tokens: Span
-    output_tokens: Span
-    dollars: Span | None
-    """None where a model's price is not known here."""
-
-    def __add__(self, other: JudgeEstimate) -> JudgeEstimate:
-        """Of both."""
-        return JudgeEstimate(
-            self.num_requests + other.num_requests,
-            self.input_tokens + other.input_tokens,
-            self.output_tokens + other.output_tokens,
-            None if self.dollars is None or other.dollars is None else self.dollars + other.dollars,
-        )
-
-
-@dataclass(frozen=True)
 class Counts:
     """How much of everything the recipe asks for."""
 
@@ -115,6 +94,8 @@ class Counts:
     num_pairs: Span
     num_eval_tasks: int
     num_eval_responses: int
+    num_option_requests: int
+    """How often an evaluation asks how likely an option is."""
 
     @property
     def num_judgments(self) -> int:
@@ -139,7 +120,13 @@ def count_work(recipe: Recipe) -> Counts | None:
         num_pairs=pairs * rounds,
         num_eval_tasks=num_eval_tasks,
         num_eval_responses=2 * num_eval_tasks * asked,
+        num_option_requests=2 * count_options(section, num_eval_tasks),
     )
+
+
+def count_options(section: EvalSection, num_tasks: int) -> int:
+    """How often one checkpoint is asked how likely an option is, before the questions' options are counted."""
+    return num_tasks * OPTIONS * len(section.images) if section.margins else 0
 
 
 def count_tasks(section: TasksSection) -> int | None:
@@ -165,61 +152,43 @@ def estimate_run(recipe: Recipe, shape: Shape, kind: CardKind, num_cards: int) -
     plan = make_plan(recipe, shape, Cards(num_cards, kind.usable_gib, kind.usable_gib))
     machine, section = _Machine(plan, shape, kind, num_cards), recipe.eval
     times = 2 * len(section.temperatures) * section.num_seeds * len(section.images)
-    work = list_evaluation(recipe, counts.num_eval_tasks * times)
+    work = list_evaluation(recipe, counts.num_eval_tasks * times, counts.num_option_requests)
+    judge = estimate_run_judge(recipe, counts)
+    gains = [StageEstimate("gain", "what images add to responses", machine.gain(counts))]
     stages = (
         StageEstimate("prepare", "model and data fetched, base's canary", machine.prepare(counts)),
         StageEstimate("sample", f"{counts.num_responses:,} responses", machine.sample(counts)),
-        StageEstimate("judge", f"{counts.num_judgments:,} judgments", judge_hours(recipe, counts)),
+        StageEstimate("judge", f"{counts.num_judgments:,} judgments", judge_hours(recipe.judge, judge)),
+        *(gains if needs_gains(recipe.pairs) else ()),
         StageEstimate(
             "train", f"{counts.num_pairs.likely:,.0f} pairs, {recipe.train.epochs:g} epochs", machine.train(counts)
         ),
         StageEstimate("merge", "adapter into weights, gate, parity", machine.merge()),
-        StageEstimate("evaluate", f"{counts.num_eval_responses:,} responses", machine.evaluate(work)),
+        StageEstimate(
+            "evaluate",
+            f"{counts.num_eval_responses:,} responses",
+            machine.evaluate(work) + grading_hours(recipe, estimate_run_grading(recipe, counts)),
+        ),
     )
     return RunEstimate(
         plan, stages, machine.tokens_per_s(_sampling(recipe), DECODE_EFFICIENCY.likely, THOUGHT_TOKENS.likely)
     )
 
 
-def estimate_judge(recipe: Recipe, counts: Counts) -> JudgeEstimate:
-    """The tokens and dollars of the judge and its members; nothing of one that is a program."""
-    nothing = Span(0, 0, 0)
-    total = JudgeEstimate(0, nothing, nothing, nothing)
-    for section in list_sections(recipe.judge):
-        num_requests = counts.num_tasks * count_requests(section, recipe.sample.k)
-        if num_requests and section.model is not None:
-            total += _estimate_requests(section, section.model, num_requests, recipe.sample.max_tokens)
-    return total
+def estimate_run_judge(recipe: Recipe, counts: Counts) -> JudgeEstimate:
+    """What the judge of the sampled responses will be asked, and its members."""
+    return estimate_judge(recipe.judge, counts.num_tasks, recipe.sample.k, recipe.sample.max_tokens)
 
 
-def _estimate_requests(section: JudgeSection, model: str, num_requests: int, max_tokens: int) -> JudgeEstimate:
-    read = [
-        guess_prompt_tokens(model, section.image_detail, num_text_tokens=JUDGE_TEXT_TOKENS + int(tokens))
-        for tokens in cut_tokens(THOUGHT_TOKENS, max_tokens)
-    ]
-    prices = find_prices(section)
-    costs = [
-        estimate_cost(num_requests, inputs, outputs, prices)
-        for inputs, outputs in zip(read, cut_tokens(JUDGE_VERDICT_TOKENS, section.max_tokens), strict=True)
-    ]
-    dollars = [cost.usd for cost in costs if cost.usd is not None]
-    return JudgeEstimate(
-        num_requests,
-        Span(*(cost.usage.prompt_tokens for cost in costs)),
-        Span(*(cost.usage.completion_tokens for cost in costs)),
-        Span(*dollars) if dollars else None,
-    )
+def estimate_run_grading(recipe: Recipe, counts: Counts) -> JudgeEstimate | None:
+    """What the judge of the evaluation's answers will be asked; None without one."""
+    return estimate_grading(recipe.eval, counts.num_eval_tasks, counts.num_eval_responses // counts.num_eval_tasks)
 
 
-def judge_hours(recipe: Recipe, counts: Counts) -> Span:
-    """By the calls in flight, or by OpenAI's tokens a minute."""
-    judge = estimate_judge(recipe, counts)
-    calls = JUDGE_CALL_S * (judge.num_requests / recipe.judge.max_concurrency / 3600)
-    if recipe.judge.base_url is not None:
-        return calls
-    tokens = judge.input_tokens + judge.output_tokens
-    by_limit = Span(*(amount / rate / 60 for amount, rate in tokens.each(JUDGE_TOKENS_PER_MINUTE)))
-    return Span(*(max(pair) for pair in calls.each(by_limit)))
+def grading_hours(recipe: Recipe, judge: JudgeEstimate | None) -> Span:
+    """Of the judge that scores an evaluation's answers."""
+    section = recipe.eval.judge
+    return Span(0, 0, 0) if section is None or judge is None else judge_hours(section, judge)
 
 
 def estimate_disk(recipe: Recipe, shape: Shape, counts: Counts) -> dict[str, float]:
@@ -243,14 +212,17 @@ def estimate_disk(recipe: Recipe, shape: Shape, counts: Counts) -> dict[str, flo
     }
 
 
-def list_evaluation(recipe: Recipe, num_requests: int) -> list[tuple[Workload, int]]:
-    """By prompt: what a request of the evaluation is, and how many there are where each prompt has `num_requests`."""
+def list_evaluation(recipe: Recipe, num_requests: int, num_option_requests: int) -> list[tuple[Workload, int]]:
+    """By prompt: what a request of the evaluation is, and how many there are where each prompt has `num_requests`; last, the
+    requests that ask how likely an option is.
+    """
     section = recipe.eval
     prompts = find_benchmark(section).list_prompts(section)
-    return [
+    asked = [
         (Workload(prompt, section.num_samples, section.max_concurrency, section.max_tokens), num_requests)
         for prompt in prompts
     ]
+    return [*asked, (Workload(OPTION_PROMPT, 1, section.max_concurrency, 1), num_option_requests)]
 
 
 def evaluation_hours(
@@ -289,6 +261,14 @@ class _Machine:
         """The engine's start, and k responses to each task."""
         return ENGINE_START_S * (1 / 3600) + self._answer(_sampling(self.recipe), counts.num_tasks)
 
+    def gain(self, counts: Counts) -> Span:
+        """Both conversations of each response that may be chosen, and each task's prompt."""
+        section = self.recipe.sample
+        prompt = Workload(section.prompt, 1, section.max_concurrency, 1)
+        said = round(min(THOUGHT_TOKENS.likely, section.max_tokens))
+        both = self._answer(replace(prompt, said_tokens=said), 2 * counts.num_responses).times(CANDIDATE_SHARE)
+        return both + self._answer(prompt, counts.num_tasks)
+
     def evaluate(self, work: Sequence[tuple[Workload, int]]) -> Span:
         """So many requests of each kind."""
         restarts = 2 if engine_state(self.recipe.serve) == "stopped" else 1
@@ -302,7 +282,7 @@ class _Machine:
         cases = zip(
             _three(requests.response_tokens), _three(DECODE_EFFICIENCY), _three(PREFILL_EFFICIENCY), strict=True
         )
-        prompt_flops = requests.num_prompts_read * self._forward_flops(self._prompt_tokens(requests.prompt))
+        prompt_flops = requests.num_prompts_read * self._forward_flops(self._prompt_tokens(requests))
         power = self.kind.flops * self.num_cards * self._parallel_efficiency
         return Span(
             *(
@@ -317,8 +297,8 @@ class _Machine:
         """Tokens a second over all servers, with as many sequences at once as there are, or as their keys and values fit."""
         serving = self.plan.fit.serving
         servers = max(1, self.num_cards // serving.tensor_parallel)
-        context = self._prompt_tokens(requests.prompt) + response_tokens / 2
-        held = self._prompt_tokens(requests.prompt) / requests.n + response_tokens / 2  # the n share their prompt
+        context = self._prompt_tokens(requests) + response_tokens / 2
+        held = self._prompt_tokens(requests) / requests.n + response_tokens / 2  # the n share their prompt
         asked = requests.n * requests.max_concurrency / servers
         sequences = max(1.0, min(asked, MAX_SEQUENCES, serving.kv_tokens / held))
         read = serving.weights * GIB + sequences * context * serving.kv_bytes_per_token
@@ -350,7 +330,7 @@ class _Machine:
 
     def _pair_flops(self, response_tokens: float, *, shared: bool) -> float:
         """One forward of a pair: its prompt once where the model allows that (not a Qwen-VL), or with each response."""
-        prompt, rows = self._prompt_tokens(self.recipe.sample.prompt), 3 if self.recipe.train.method == "mdpo" else 2
+        prompt, rows = self._prompt_tokens(_sampling(self.recipe)), 3 if self.recipe.train.method == "mdpo" else 2
         num_prompts = rows - 1 if shared and self.shape.image_side is not None else rows
         tokens = num_prompts * prompt + rows * min(response_tokens, self.recipe.sample.max_tokens)
         return self._forward_flops(tokens, num_images=num_prompts)
@@ -371,8 +351,8 @@ class _Machine:
         )  # float32, without tensor cores
         return Span(*(num_forwards * outside / rate / 3600 + computed for rate in _three(STREAM_BYTES_S)))
 
-    def _prompt_tokens(self, prompt: PromptName) -> float:
-        return self.shape.num_image_tokens(self.recipe.train.max_image_side) + PROMPTS.resolve(prompt).num_tokens
+    def _prompt_tokens(self, requests: Workload) -> float:
+        return self.shape.num_image_tokens(self.recipe.train.max_image_side) + requests.text_tokens
 
     def _forward_flops(self, tokens: float, num_images: int = 1) -> float:
         """2 x parameters x tokens, of the decoder and of the tower."""

@@ -10,20 +10,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from rich.console import RenderableType
 from rich.table import Table
 
 from vcot.eval.benchmark import find_benchmark
+from vcot.eval.eval_section import EvalSection
+from vcot.eval.evaluate import check_grader
 from vcot.eval.image_reliance import TEXT_ONLY
 from vcot.eval.statistics import Noise, plan_effect
 from vcot.eval.table import format_range
 from vcot.pipeline.errors import InputError
-from vcot.pipeline.judges.cost import describe_tokens
+from vcot.pipeline.judges.cost import describe_tokens, describe_usd
 from vcot.pipeline.records import PromptName, Record
-from vcot.services.planning.assumptions import ACCURACY, ALIKE, CORRELATION, KINDS, NANO_RESPONSES_S, Span
-from vcot.services.planning.estimate import count_tasks, evaluation_hours, list_evaluation
+from vcot.services.planning.assumptions import ACCURACY, ALIKE, CORRELATION, KINDS, NANO_RESPONSES_S, OPTIONS, Span
+from vcot.services.planning.estimate import count_options, count_tasks, evaluation_hours, list_evaluation
+from vcot.services.planning.judge_estimate import estimate_grading, estimate_requests, judge_hours
 from vcot.services.planning.outlook import format_span
 from vcot.services.planning.workload import Workload
 from vcot.services.recipes.recipe import Recipe
@@ -45,6 +48,23 @@ class TimeOn(Record):
     hours: Likely
 
 
+class Grading(Record):
+    """What the judge that scores the answers will be asked (eval.judge)."""
+
+    model: str
+    num_requests: int
+    """At most: answers to a question that say the same are judged once. Its report card is in it."""
+    num_answered: int
+    """Those of them that the run holds a verdict to, or that it need not ask."""
+    prompt_tokens: Likely
+    """As the next two, of the requests that are owed."""
+    completion_tokens: Likely
+    hours: Likely
+    """By the provider's limits and eval.judge.max_concurrency."""
+    usd: Likely | None
+    """None where the price of its model is not known."""
+
+
 class EvalPlan(Record):
     """An evaluation before it is made."""
 
@@ -59,6 +79,11 @@ class EvalPlan(Record):
     num_responses: int
     """To a question, with one prompt, temperature and image."""
     num_requests: int
+    """To the checkpoints."""
+    num_option_requests: int
+    """Those of them that ask how likely an option is (eval.margins): one for each option and image."""
+    are_options_counted: bool
+    """Whether the run's own questions were read for that, or a usual number of options is assumed."""
     num_answered: int
     """Those of them that the run holds an answer to: they are not asked again."""
     prompt_tokens: int | None
@@ -68,8 +93,8 @@ class EvalPlan(Record):
     times: tuple[TimeOn, ...]
     num_rounds: int = 1
     """Of several, one is chosen by the validation split, whose requests are not in these figures."""
-    usd: float | None = None
-    """None: the model is served by oneself, so that it costs what the machine costs."""
+    grading: Grading | None = None
+    """The judge's part, where one scores the answers; checkpoints are served by oneself, and cost what the machine costs."""
     detectable: Likely
     """The smallest true difference of two checkpoints that would be found four times in five, as a share."""
     detectable_corrected: float
@@ -81,6 +106,13 @@ class EvalPlan(Record):
     """Where accuracy and correlation are from; `measured` is in an earlier evaluation of the run."""
 
 
+class Owed(NamedTuple):
+    """Requests of a kind."""
+
+    num: int
+    num_owed: int
+
+
 @dataclass(frozen=True)
 class Known:
     """What a run tells about an evaluation before it is made; nothing where there is no run."""
@@ -88,6 +120,10 @@ class Known:
     num_questions: int | None = None
     owed: Mapping[PromptName, int] | None = None
     """Requests that have no answer yet, by prompt."""
+    options: Owed | None = None
+    """Requests that ask how likely an option is."""
+    num_owed_judge: int | None = None
+    """Requests to the judge that scores the answers, its report card's included."""
     noise: Noise | None = None
 
 
@@ -96,9 +132,11 @@ def plan_evaluation(
 ) -> EvalPlan:
     """The plan of asking the recipe's evaluation split of so many checkpoints.
 
-    Raises InputError where nothing says how many questions there are, or where there is but one.
+    Raises InputError where nothing says how many questions there are, or where there is but one, and RecipeError as
+    `check_grader` does.
     """
     section, benchmark = recipe.eval, find_benchmark(recipe.eval)
+    check_grader(section)
     num_questions = known.num_questions or count_tasks(benchmark.tasks(section, section.split))
     if num_questions is None or num_questions < 2:
         raise InputError(
@@ -107,8 +145,9 @@ def plan_evaluation(
         )
     prompts, num_images = benchmark.list_prompts(section), len(section.images)
     per_prompt = num_questions * len(section.temperatures) * section.num_seeds * num_images * num_checkpoints
-    owed = dict.fromkeys(prompts, per_prompt) if known.owed is None else known.owed
-    work = [(each, owed.get(each.prompt, 0)) for each, _ in list_evaluation(recipe, per_prompt)]
+    options = known.options or Owed(*[num_checkpoints * count_options(section, num_questions)] * 2)
+    work = _list_owed(recipe, per_prompt, known.owed, options)
+    num_requests = per_prompt * len(prompts) + options.num
     num_settings = len(prompts) * len(section.temperatures)
     num_responses = section.num_samples * section.num_seeds
     cases = _list_noise(known.noise)
@@ -124,19 +163,50 @@ def plan_evaluation(
         num_settings=num_settings,
         num_images=num_images,
         num_responses=num_responses,
-        num_requests=per_prompt * len(prompts),
-        num_answered=per_prompt * len(prompts) - sum(num for _, num in work),
+        num_requests=num_requests,
+        num_option_requests=options.num,
+        are_options_counted=known.options is not None,
+        num_answered=num_requests - sum(num for _, num in work),
         prompt_tokens=None if image is None else _count_prompts(work, share * image, with_text=True),
         image_tokens=None if image is None else _count_prompts(work, share * image, with_text=False),
         completion_tokens=_likely(_count_completions(work)),
         num_rounds=recipe.rounds.num,
         times=tuple(_list_times(recipe, shape, work, is_nano=is_nano)),
+        grading=_plan_grading(
+            section, num_questions, num_settings * num_images * num_responses * num_checkpoints, known.num_owed_judge
+        ),
         detectable=Likely(low=min(effects), likely=effects[1], high=max(effects)),
         detectable_corrected=plan_effect(cases[1], num_questions, num_responses, max(1, num_tests)),
         accuracy=cases[1].accuracy,
         correlation=cases[1].correlation,
         alike=cases[1].alike,
         noise="assumed" if known.noise is None else "measured",
+    )
+
+
+def _list_owed(
+    recipe: Recipe, per_prompt: int, owed: Mapping[PromptName, int] | None, options: Owed
+) -> list[tuple[Workload, int]]:
+    """What the checkpoints are still to be asked: by prompt, and how likely options are."""
+    *asked, (of_options, _) = list_evaluation(recipe, per_prompt, options.num_owed)
+    owed = {each.prompt: num for each, num in asked} if owed is None else owed
+    return [*((each, owed.get(each.prompt, 0)) for each, _ in asked), (of_options, options.num_owed)]
+
+
+def _plan_grading(section: EvalSection, num_questions: int, num_responses: int, num_owed: int | None) -> Grading | None:
+    """What the section's judge will be asked about so many answers to each question; None without one that is a model."""
+    judge, whole = section.judge, estimate_grading(section, num_questions, num_responses)
+    if judge is None or judge.model is None or whole is None:
+        return None
+    owed = whole if num_owed is None else estimate_requests(judge, num_owed, section.max_tokens)
+    return Grading(
+        model=judge.model,
+        num_requests=whole.num_requests,
+        num_answered=max(0, whole.num_requests - owed.num_requests),
+        prompt_tokens=_likely(owed.input_tokens),
+        completion_tokens=_likely(owed.output_tokens),
+        hours=_likely(judge_hours(judge, owed)),
+        usd=None if owed.dollars is None else _likely(owed.dollars),
     )
 
 
@@ -186,10 +256,12 @@ def describe_plan(plan: EvalPlan) -> str:
     """What it takes and what it could see, in plain sentences."""
     owed = plan.num_requests - plan.num_answered
     kept = f" The run has answered {plan.num_answered:,} of them." if plan.num_answered else ""
-    said = f"This evaluation asks {plan.num_requests:,} requests.{kept}"
+    said = f"This evaluation asks {plan.num_requests:,} requests of the checkpoints.{kept}"
     if plan.times:
         first = plan.times[0]
         said += f" The {owed:,} that are owed take about {_say_hours(first.hours)} on {first.hardware}."
+    if plan.grading is not None:
+        said += f" {_describe_grading(plan.grading)}"
     if plan.num_rounds > 1:
         said += f" The validation split is asked, too, of the base and {plan.num_rounds} policies; that is not counted here."
     if plan.num_checkpoints < 2:
@@ -200,6 +272,17 @@ def describe_plan(plan: EvalPlan) -> str:
         f"level; a smaller one would mostly be missed. With Holm's correction for all differences of the table it is "
         f"{100 * plan.detectable_corrected:.1f} points. The correlation of the checkpoints' answers is {plan.noise}: "
         f"{plan.correlation:.2f}. Four times as many questions halve these figures."
+    )
+
+
+def _describe_grading(grading: Grading) -> str:
+    owed = grading.num_requests - grading.num_answered
+    if not owed:
+        return f"The judge {grading.model} has scored all answers."
+    price = "a price that is not known here" if grading.usd is None else f"about {_say_usd(grading.usd)}"
+    return (
+        f"The judge {grading.model} is owed up to {owed:,} requests, its report card's included, for {price}, in "
+        f"{_say_hours(grading.hours)}."
     )
 
 
@@ -220,6 +303,9 @@ def _list_rows(plan: EvalPlan) -> Iterator[tuple[str, str]]:
     yield "kinds of image", f"{plan.num_images}"
     yield "responses to a question", f"{plan.num_responses}"
     yield "requests", f"{plan.num_requests:,}, {plan.num_answered:,} of them answered already"
+    if plan.num_option_requests:
+        how = "" if plan.are_options_counted else f", if a question has {OPTIONS} options"
+        yield "  of them for margins", f"{plan.num_option_requests:,}{how}"
     if plan.prompt_tokens is None or plan.image_tokens is None:
         yield "prompts", "not known: the model's config.json is not here"
     else:
@@ -230,9 +316,35 @@ def _list_rows(plan: EvalPlan) -> Iterator[tuple[str, str]]:
     yield "completions", _say_span(plan.completion_tokens)
     for each in plan.times:
         yield f"time on {each.hardware}", _say_hours(each.hours)
-    yield "cost", "that of your own machine" if plan.usd is None else f"${plan.usd:,.2f}"
+    if plan.grading is not None:
+        yield from _list_grading(plan.grading)
+    yield "cost", f"that of your own machine{_add_price(plan.grading)}"
     if plan.num_checkpoints > 1:
         yield "detectable difference", f"{format_range([plan.detectable.low, plan.detectable.high])} points"
+
+
+def _list_grading(grading: Grading) -> Iterator[tuple[str, str]]:
+    yield (
+        f"requests to {grading.model}",
+        f"up to {grading.num_requests:,}, {grading.num_answered:,} of them answered already or not needed",
+    )
+    yield "  prompts", _say_span(grading.prompt_tokens)
+    yield "  verdicts", _say_span(grading.completion_tokens)
+    yield "  time by its limits", _say_hours(grading.hours)
+
+
+def _add_price(grading: Grading | None) -> str:
+    """What is paid beside one's own machine."""
+    if grading is None or grading.num_answered == grading.num_requests:
+        return ""
+    if grading.usd is None:
+        return f"; the price of {grading.model} is not known (eval.judge.input_usd, output_usd)"
+    return f", and {_say_usd(grading.usd)} for {grading.model}"
+
+
+def _say_usd(usd: Likely) -> str:
+    low, likely, high = (describe_usd(value).removeprefix(", ") for value in (usd.low, usd.likely, usd.high))
+    return f"{likely} ({low} to {high})"
 
 
 def _say_span(span: Likely) -> str:

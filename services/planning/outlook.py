@@ -5,22 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from vcot.pipeline.judges import list_sections
+from vcot.pipeline.sections import JudgeSection
 from vcot.services.planning.assumptions import KINDS, SIZES, THOUGHT_TOKENS, Span
 from vcot.services.planning.capacity import Cards, make_plan
 from vcot.services.planning.estimate import (
-    Counts,
     RunEstimate,
     count_work,
     estimate_disk,
-    estimate_judge,
     estimate_run,
-    judge_hours,
+    estimate_run_grading,
+    estimate_run_judge,
 )
+from vcot.services.planning.judge_estimate import JudgeEstimate, judge_hours
 from vcot.services.recipes.recipe import Recipe
 from vcot.training.protocol.shape import Shape
 
 NUMS = (1, 2, 4, 8)
-_STAGES = ("prepare", "sample", "judge", "train", "merge", "evaluate")
 
 
 def render_fits(recipe: Recipe, shape: Shape) -> Iterator[str]:
@@ -41,12 +41,18 @@ def render_costs(recipe: Recipe, shape: Shape) -> Iterator[str]:
     if counts is None:
         return
     yield "What the run will take, an estimate: likely hours, and in all from what is possible to what may be"
-    yield f"  {'cards':<20}" + "".join(f"{name:>10}" for name in _STAGES) + "   in all"
-    for kind, num in KINDS:
-        run = estimate_run(recipe, shape, kind, num)
-        if run is not None:
-            yield f"  {f'{num} x {kind.name}':<20}{_hours(run)}"
-    yield from _render_judge(recipe, counts)
+    runs = {
+        f"{num} x {kind.name}": run
+        for kind, num in KINDS
+        if (run := estimate_run(recipe, shape, kind, num)) is not None
+    }
+    stages = next(iter(runs.values())).stages
+    yield f"  {'cards':<20}" + "".join(f"{stage.name:>10}" for stage in stages) + "   in all"
+    for cards, run in runs.items():
+        yield f"  {cards:<20}{_hours(run)}"
+    yield from _render_judge("judge", recipe.judge, estimate_run_judge(recipe, counts))
+    if recipe.eval.judge is not None and (grading := estimate_run_grading(recipe, counts)) is not None:
+        yield from _render_judge("eval.judge", recipe.eval.judge, grading)
     disk = estimate_disk(recipe, shape, counts)
     parts = ", ".join(f"{what} {gib:.1f}" for what, gib in disk.items())
     yield f"  disk: {sum(disk.values()):.0f} GiB ({parts})"
@@ -62,17 +68,16 @@ def _hours(run: RunEstimate) -> str:
     return "".join(f"{stage.hours.likely:>10.1f}" for stage in run.stages) + f"   {format_span(run.hours)}"
 
 
-def _render_judge(recipe: Recipe, counts: Counts) -> Iterator[str]:
-    judge = estimate_judge(recipe, counts)
+def _render_judge(name: str, section: JudgeSection, judge: JudgeEstimate) -> Iterator[str]:
     if not judge.input_tokens.likely:
         return
     dollars = f"${format_span(judge.dollars)}" if judge.dollars is not None else "at a price that is not known here"
-    hours = judge_hours(recipe, counts)
-    models = dict.fromkeys(section.model for section in list_sections(recipe.judge) if section.model)
+    hours = judge_hours(section, judge)
+    models = dict.fromkeys(each.model for each in list_sections(section) if each.model)
     tokens = f"{format_millions(judge.input_tokens)} million tokens in and {format_millions(judge.output_tokens)} out"
     yield (
-        f"  judge: up to {judge.num_requests:,} requests to {' and '.join(models)}, {tokens}: {dollars}, "
-        f"{format_span(hours)} hours by the provider's limits and judge.max_concurrency = {recipe.judge.max_concurrency}"
+        f"  {name}: up to {judge.num_requests:,} requests to {' and '.join(models)}, {tokens}: {dollars}, "
+        f"{format_span(hours)} hours by the provider's limits and {name}.max_concurrency = {section.max_concurrency}"
     )
 
 

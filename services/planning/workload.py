@@ -17,6 +17,8 @@ class Workload:
     n: int
     max_concurrency: int
     max_tokens: int
+    said_tokens: int = 0
+    """Of a text that is sent behind the prompt, to be told how likely it is."""
 
     @property
     def num_prompts_read(self) -> int:
@@ -25,8 +27,8 @@ class Workload:
 
     @property
     def text_tokens(self) -> int:
-        """Of one prompt, without its image."""
-        return PROMPTS.resolve(self.prompt).num_tokens
+        """Of one prompt and what is sent behind it, without its image."""
+        return PROMPTS.resolve(self.prompt).num_tokens + self.said_tokens
 
     @property
     def response_tokens(self) -> Span:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from vcot.pipeline.errors import AccountError, RecipeError, RequestError, StageError
 from vcot.pipeline.faults import find_remedy
-from vcot.pipeline.judges import Judge
+from vcot.pipeline.judges import Judge, find_judge
 from vcot.pipeline.judges.cost import PRICES_AS_OF, Cost, Meter, open_meter
 from vcot.pipeline.report import Began, Said, Warned
 from vcot.services.run.rounds import list_rounds, make_judge
@@ -88,6 +90,18 @@ def _describe_prices(judge: Judge, meter: Meter) -> str:
 
 def read_cost(session: Session) -> Cost | None:
     """What was paid for the run's judgments, to all its judges; None where nothing was."""
-    costs = [read_meter(session, judge).cost for judge in make_judge(session).walk() if judge.is_model]
+    return _add_costs(session, make_judge(session).walk())
+
+
+def read_whole_cost(session: Session) -> Cost | None:
+    """The same, and what was paid to the judge that scores an evaluation's answers."""
+    section = session.run.recipe.eval.judge
+    graders = [] if section is None else [find_judge(section, session.run.images)]
+    return _add_costs(session, (*make_judge(session).walk(), *graders))
+
+
+def _add_costs(session: Session, judges: Iterable[Judge]) -> Cost | None:
+    named = {judge.name: judge for judge in judges if judge.is_model}
+    costs = [read_meter(session, judge).cost for judge in named.values()]
     paid = [cost for cost in costs if cost.num_requests]
     return sum(paid[1:], paid[0]) if paid else None

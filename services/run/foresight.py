@@ -11,12 +11,18 @@ from vcot.eval.findings import Difference
 from vcot.eval.statistics import Noise, measure_correlation
 from vcot.eval.table import OVERALL
 from vcot.pipeline.errors import OwedError
+from vcot.pipeline.judging import find_standing
+from vcot.pipeline.option_scores import list_owed_options
 from vcot.pipeline.records import CheckpointRef, Response
+from vcot.pipeline.sample import SampleRequest
 from vcot.pipeline.stage import batched
 from vcot.services.planning.assumptions import ALIKE
-from vcot.services.planning.eval_plan import Known
+from vcot.services.planning.eval_plan import Known, Owed
+from vcot.services.planning.judge_estimate import count_audit
 from vcot.services.run import results
+from vcot.services.run.auditing import read_card
 from vcot.services.run.directory import Run
+from vcot.services.run.grading import OF_ANSWERS
 from vcot.services.run.reporting import RunEvaluation
 from vcot.services.run.session import Session
 from vcot.training.protocol.job import read_record
@@ -34,7 +40,44 @@ def look_ahead(session: Session, checkpoints: Sequence[CheckpointRef], num_untra
         owed.update(_count_owed(session, questions, checkpoint))
     for request in questions.requests(session.base.ref) if num_untrained else ():
         owed[request.prompt] += num_untrained
-    return Known(num_questions=len(questions.tasks), owed=owed, noise=noise)
+    num_later = owed.total() * questions.section.num_samples
+    return Known(
+        num_questions=len(questions.tasks),
+        owed=owed,
+        options=_count_options(session, questions, checkpoints, num_untrained),
+        num_owed_judge=_count_unjudged(session, questions, checkpoints, num_later),
+        noise=noise,
+    )
+
+
+def _count_options(
+    session: Session, questions: Questions, checkpoints: Sequence[CheckpointRef], num_untrained: int
+) -> Owed:
+    """Requests that ask how likely an option is: of `checkpoints`, and of so many more."""
+    if not questions.section.margins:
+        return Owed(0, 0)
+    num_each = _count_choices(questions.option_requests(session.base.ref))
+    num_owed = num_untrained * num_each
+    for checkpoint in checkpoints:
+        num_owed += _count_choices(list_owed_options(questions.option_requests(checkpoint), session.run.ledger)[0])
+    return Owed((len(checkpoints) + num_untrained) * num_each, num_owed)
+
+
+def _count_choices(requests: Sequence[SampleRequest]) -> int:
+    return sum(len(request.task.choices) for request in requests)
+
+
+def _count_unjudged(
+    session: Session, questions: Questions, checkpoints: Sequence[CheckpointRef], num_later: int
+) -> int | None:
+    """Requests to the judge of the answers: about those that are there, `num_later` more, and for its report card."""
+    judge, ledger = questions.judge, session.run.ledger
+    if judge is None:
+        return None
+    groups = list(questions.answers(checkpoints, ledger))
+    there = sum(find_standing(each, groups, ledger, each.section).num_requests for each in judge.walk())
+    audit = 0 if read_card(session, judge, OF_ANSWERS) else count_audit(judge.section, len(questions.tasks))
+    return there + judge.count_requests(judge.section, num_later) + audit
 
 
 def _find_noise(run: Run) -> Noise | None:

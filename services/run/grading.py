@@ -16,7 +16,7 @@ from vcot.services.run.asking import judge_groups
 from vcot.services.run.auditing import audit, check_auc, choose_sample, read_card
 from vcot.services.run.session import Session
 
-_OF = "eval"
+OF_ANSWERS = "eval"
 """Whose answers the card is about: the same judge may have another one as the run's."""
 
 
@@ -29,7 +29,7 @@ async def grade_stage(session: Session, checkpoints: Sequence[Checkpoint], quest
     if judge is None:
         return
     groups = list(questions.answers([checkpoint.ref for checkpoint in checkpoints], ledger))
-    card = read_card(session, judge, _OF) or await _audit(session, judge, groups)
+    card = read_card(session, judge, OF_ANSWERS) or await _audit(session, judge, groups)
     if card is not None:
         check_auc(card, judge.section)
     session.report(Began("grade", f"the answers to {len(groups)} questions, by {judge.name}"))
@@ -41,7 +41,7 @@ async def _audit(session: Session, judge: Judge, groups: Sequence[Group]) -> Rep
     """On questions to which one answer is right by the benchmark's own words, and another is none of them."""
     sample = choose_sample(groups, judge.section.num_audited, is_known_right)
     if sample:
-        return await audit(session, judge, sample, of=_OF)
+        return await audit(session, judge, sample, of=OF_ANSWERS)
     session.report(
         Warned(
             f"judge {judge.name} cannot be audited: no question has both an answer that says the gold one and an answer "
@@ -58,7 +58,7 @@ def describe_grader(session: Session, questions: Questions) -> list[str]:
         return []
     low, high = judge.scale
     told = f"Answers are scored by the judge {judge.name}, from {low:g} to {high:g}; figures are shares of that scale."
-    card = read_card(session, judge, _OF)
+    card = read_card(session, judge, OF_ANSWERS)
     if card is None:
         return [told, "Nobody has audited this judge."]
     return [told, f"Its report card, on {card.num_tasks} questions with known answers:", *card.verdicts]

@@ -69,14 +69,19 @@ def evaluate_scores(
 
 
 def build_evaluation(
-    session: Session, scores: Scores, refs: Sequence[CheckpointRef], trend: Sequence[TrendRow] = ()
+    session: Session,
+    scores: Scores,
+    refs: Sequence[CheckpointRef],
+    trend: Sequence[TrendRow] = (),
+    *,
+    is_done: bool = True,
 ) -> RunEvaluation:
-    """The same, and nothing kept."""
+    """The same, and nothing kept; of one that is not done, what there is."""
     recipe, questions = session.run.recipe, session.questions(session.run.recipe.eval.split)
     notes = describe_grader(session, questions)
     found = evaluate(scores, refs, session.benchmark, recipe.eval, model=recipe.model.source, notes=notes)
     more = {
-        "margins": build_margins(questions.margins(refs, session.run.ledger), questions.tasks, refs),
+        "margins": build_margins(questions.margins(refs, session.run.ledger, is_done=is_done), questions.tasks, refs),
         "matrix": score_run(session, refs),
     }
     return RunEvaluation(**dict(found) | more, trend=tuple(trend))

@@ -7,9 +7,10 @@ the run that is named. Nothing is written into a run, and no server or GPU is ne
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, closing
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from vcot.eval.benchmark import Benchmark
@@ -18,7 +19,8 @@ from vcot.eval.evaluate import Questions, load_questions
 from vcot.eval.logged.intake import Intake, Rows, describe_account
 from vcot.eval.logged.layouts import Fields, Logged, read_log
 from vcot.eval.logged.matching import Matcher
-from vcot.eval.logged.readings import Reader, Readings
+from vcot.eval.logged.readings import Reader, Readings, Said
+from vcot.eval.logged.words import read_words
 from vcot.eval.matrix import (
     LogAccount,
     Matrix,
@@ -31,7 +33,7 @@ from vcot.eval.matrix import (
     build_result,
     mark,
 )
-from vcot.eval.rules import RULES
+from vcot.eval.rules import OWN, RULES
 from vcot.eval.scorer import read_final_part
 from vcot.pipeline.errors import InputError, OwedError
 from vcot.pipeline.images import ImageStore
@@ -53,6 +55,7 @@ class Scoring:
     section: EvalSection | None
     """The benchmark; None for that of the run among `places`."""
     rules: Sequence[str]
+    """For questions with options; where some have none, the benchmark's own rule scores, whatever is named."""
     fields: Fields
     is_repeated: bool
     """Whether rows with one id are several responses to the question."""
@@ -81,7 +84,8 @@ async def score(asked: Scoring, report: Report) -> tuple[Matrix, Benchmark]:
         sessions = [await stack.enter_async_context(Session(run, report)) for run in runs]
         questions = _find_questions(asked, sessions)
         logs = [log for place in asked.places for log in _list_logs(place, asked.fields, sessions, questions)]
-        return _score_all(logs, asked, questions, report), questions.benchmark
+        found = _score_all(logs, asked, questions, report)
+        return found.model_copy(update={"notes": tuple(_note(questions, sessions))}), questions.benchmark
 
 
 def score_run(session: Session, checkpoints: Sequence[CheckpointRef]) -> Matrix | None:
@@ -90,7 +94,7 @@ def score_run(session: Session, checkpoints: Sequence[CheckpointRef]) -> Matrix 
     None where some question has no options, which no rule reads, and where there is no answer yet.
     """
     questions = session.questions(session.run.recipe.eval.split)
-    if any(not task.choices for task in questions.tasks):
+    if questions.are_in_words:
         return None
     logs = list(_list_settings(session, questions, checkpoints))
     asked = Scoring((), None, tuple(RULES.built_ins), Fields(), is_repeated=True)
@@ -113,15 +117,27 @@ def _is_run(place: Path) -> bool:
 
 
 def _find_questions(asked: Scoring, sessions: Sequence[Session]) -> Questions:
-    """The questions that all logs answer. Raises InputError where runs ask others, or there are some without options."""
+    """The questions that all logs answer. Raises InputError where runs ask others."""
     found = [session.questions(session.run.recipe.eval.split) for session in sessions]
     found += [_load_cached(asked.section)] if asked.section else []
     questions = found[0]
     if any([task.id for task in other.tasks] != [task.id for task in questions.tasks] for other in found):
         raise InputError(f"{', '.join(map(str, asked.places))} ask different questions; score each run by itself")
-    if any(not task.choices for task in questions.tasks):
-        raise InputError(f"{questions.benchmark.name} has questions without options, which no rule here reads")
     return questions
+
+
+def _note(questions: Questions, sessions: Sequence[Session]) -> Iterator[str]:
+    """How answers were scored, where that is not by the rules that were named, or not as the run's evaluation does."""
+    if questions.are_in_words:
+        yield (
+            f"{questions.benchmark.name} has questions that are answered in words, which no rule for options reads: all "
+            "were scored by the benchmark's own rule, as `vcot eval` does without a judge."
+        )
+    for run in (session.run for session in sessions if session.run.recipe.eval.judge):
+        yield (
+            f"{run.directory} has a judge score its evaluation (eval.judge), which may know the right answer in other "
+            "words; here no judge is asked, and `vcot report` has its figures."
+        )
 
 
 def _load_cached(section: EvalSection) -> Questions:
@@ -166,32 +182,37 @@ def _score_all(logs: Sequence[Log], asked: Scoring, questions: Questions, report
     tasks, section = questions.tasks, questions.benchmark.tasks(questions.section, questions.split)
     names = find_source(section).name_tasks(section)
     gold = build_gold(tasks, questions.benchmark)
+    rules = (OWN,) if questions.are_in_words else asked.rules
     accounts: list[LogAccount] = []
     results: list[RuleResult] = []
     reads: dict[tuple[str, str], Read] = {}
-    with closing(Reader(asked.rules, [task.choices for task in tasks])) as reader:
+    with closing(Reader(rules, [task.choices for task in tasks])) as reader:
+        in_words = partial(read_words, tasks=tasks, benchmark=questions.benchmark)
+        read = in_words if questions.are_in_words else reader.read
         for log in logs:
             report(Began("score", log.name))
             intake = Intake(log.name, tasks, Matcher(tasks, names), asked.is_repeated)
-            readings = _read_log(reader, intake, log.rows, report)
+            readings = _read_log(read, intake, log.rows, report)
             accounts.append(_account(intake, readings, report))
-            for rule in asked.rules:
-                read = reads[log.name, rule] = mark(readings, rule, gold)
-                results.append(build_result(log.name, rule, read, readings.reasons[rule], gold))
+            for rule in rules:
+                marks = reads[log.name, rule] = mark(readings, rule, gold)
+                results.append(build_result(log.name, rule, marks, readings.reasons[rule], gold))
     return Matrix(
         benchmark=questions.benchmark.name,
         split=questions.split,
         chance=build_chance(gold),
         accounts=tuple(accounts),
         results=tuple(results),
-        differences=tuple(build_differences(_pair(logs, asked.rules, reads), gold)),
+        differences=tuple(build_differences(_pair(logs, rules, reads), gold)),
     )
 
 
-def _read_log(reader: Reader, intake: Intake, rows: Rows, report: Report) -> Readings:
+def _read_log(
+    read: Callable[[Iterator[Said]], Iterator[Readings]], intake: Intake, rows: Rows, report: Report
+) -> Readings:
     readings = Readings()
     with progress(report, "responses") as advance:
-        for readings in reader.read(intake.take(rows)):
+        for readings in read(intake.take(rows)):
             advance(readings.num_read, 0, f"{readings.num_read:,} responses")
     return readings
 

@@ -51,6 +51,8 @@ class RunStatus(Record):
     stages: tuple[StageStatus, ...] = ()
     sampled: Usage | None = None
     """Tokens of all the run's responses."""
+    scored: Usage | None = None
+    """Tokens of what checkpoints were asked about given texts: image gains, and how likely options are."""
     judged: Cost | None = None
     problems: tuple[str, ...] = ()
     """What could not be read, and what to do about it."""

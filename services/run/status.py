@@ -8,23 +8,25 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
+from vcot.eval.evaluate import Questions
 from vcot.pipeline.errors import OwedError, VcotError
 from vcot.pipeline.gain import count_gains
 from vcot.pipeline.judges import Judge
 from vcot.pipeline.judges.cost import Cost
 from vcot.pipeline.judging import find_standing
 from vcot.pipeline.ledger import Ledger
+from vcot.pipeline.option_scores import list_owed_options
 from vcot.pipeline.pairs import needs_gains
 from vcot.pipeline.records import Response, Usage
-from vcot.pipeline.sample import SampleRequest
-from vcot.pipeline.stage import batched
+from vcot.pipeline.sample import Group, SampleRequest
+from vcot.pipeline.stage import Tally, batched
 from vcot.services.checkpoints.registry import Checkpoint
 from vcot.services.jobs.trainer import read_progress
-from vcot.services.run.billing import read_cost
+from vcot.services.run.billing import read_whole_cost
 from vcot.services.run.live import Live
 from vcot.services.run.rounds import Round, list_rounds, make_judge
 from vcot.services.run.session import Session
@@ -39,6 +41,7 @@ class _Survey:
         self._session = session
         self.stages: list[StageStatus] = []
         self.sampled: Usage | None = None
+        self.scored: Usage | None = None
         self.judged: Cost | None = None
         self.problems: list[str] = []
 
@@ -46,17 +49,28 @@ class _Survey:
         """Read all that can be read; what cannot is a problem, told once."""
         with self._telling():
             self.sampled = self._session.run.ledger.sampled()
-            self.judged = read_cost(self._session)
+            self.scored = self._session.run.ledger.scored()
+            self.judged = read_whole_cost(self._session)
         rounds: list[Round] = []
         with self._telling("sample"):
             rounds = list_rounds(self._session)
         for current in rounds:
             self._look_at_round(current, f" {current.number}" if len(rounds) > 1 else "")
         trained = [policy for current in rounds[-1:] for policy in self._find_policy(current)]
-        for checkpoint in (*(current.start for current in rounds[:1]), *trained):
-            name = f"eval {checkpoint.ref.name}"
-            with self._telling(name):
-                self.stages.append(self._count_eval(name, checkpoint))
+        self._look_at_evaluation([*(current.start for current in rounds[:1]), *trained])
+
+    def _look_at_evaluation(self, checkpoints: Sequence[Checkpoint]) -> None:
+        """What is asked of each checkpoint, and of the judge that scores the answers."""
+        section, counts = self._session.run.recipe.eval, dict[str, Callable[[str], StageStatus]]()
+        for checkpoint in checkpoints:
+            counts[f"eval {checkpoint.ref.name}"] = partial(self._count_eval, checkpoint)
+            if section.margins:
+                counts[f"margins {checkpoint.ref.name}"] = partial(self._count_options, checkpoint)
+        if section.judge is not None:
+            counts["grade"] = partial(self._count_graded, checkpoints)
+        for stage, count in counts.items():
+            with self._telling(stage):
+                self.stages.append(count(stage))
 
     def _look_at_round(self, current: Round, number: str) -> None:
         *members, judge = make_judge(self._session).walk()
@@ -93,23 +107,25 @@ class _Survey:
         return _count_responses(name, current.requests(), self._session.run.ledger)
 
     def _count_judgments(self, judge: Judge, name: str, current: Round) -> StageStatus:
-        found = find_standing(judge, current.groups, self._session.run.ledger, judge.section)
-        num_new = found.owed.get("not_asked", 0)
-        failed = {reason: number for reason, number in found.owed.items() if reason != "not_asked"}
-        return StageStatus(
-            stage=name,
-            requested=found.num_responses,
-            ok=found.num_judged,
-            failed=sum(failed.values()),
-            refused=sum(found.refused.values()),
-            owed=num_new,
-            reasons=Counter(found.refused) + Counter(failed),
-            note=f"by {judge.name}, of the responses that are there",
-        )
+        return _count_judged(name, judge, current.groups, self._session.run.ledger)
 
-    def _count_eval(self, name: str, checkpoint: Checkpoint) -> StageStatus:
-        questions = self._session.questions(self._session.run.recipe.eval.split)
-        return _count_responses(name, questions.requests(checkpoint.ref), self._session.run.ledger)
+    @property
+    def _questions(self) -> Questions:
+        return self._session.questions(self._session.run.recipe.eval.split)
+
+    def _count_eval(self, checkpoint: Checkpoint, name: str) -> StageStatus:
+        return _count_responses(name, self._questions.requests(checkpoint.ref), self._session.run.ledger)
+
+    def _count_options(self, checkpoint: Checkpoint, name: str) -> StageStatus:
+        """What failed is owed, as `vcot eval` asks for it again."""
+        _, tally = list_owed_options(self._questions.option_requests(checkpoint.ref), self._session.run.ledger)
+        return _as_status(name, tally, "questions with options, by image")
+
+    def _count_graded(self, checkpoints: Sequence[Checkpoint], name: str) -> StageStatus:
+        questions, ledger = self._questions, self._session.run.ledger
+        assert questions.judge is not None
+        groups = list(questions.answers([checkpoint.ref for checkpoint in checkpoints], ledger))
+        return _count_judged(name, questions.judge, groups, ledger)
 
     @property
     def is_finished(self) -> bool:
@@ -134,18 +150,39 @@ def _count_responses(name: str, requests: Iterable[SampleRequest], ledger: Ledge
     return StageStatus(stage=name, requested=total, ok=num_ok, owed=owed, reasons=reasons, **outcomes)
 
 
+def _count_judged(name: str, judge: Judge, groups: Iterable[Group], ledger: Ledger) -> StageStatus:
+    """What the ledger holds of a judge's verdicts on the good responses of `groups`."""
+    found = find_standing(judge, groups, ledger, judge.section)
+    failed = {reason: number for reason, number in found.owed.items() if reason != "not_asked"}
+    return StageStatus(
+        stage=name,
+        requested=found.num_responses,
+        ok=found.num_judged,
+        failed=sum(failed.values()),
+        refused=sum(found.refused.values()),
+        owed=found.owed.get("not_asked", 0),
+        reasons=Counter(found.refused) + Counter(failed),
+        note=f"by {judge.name}, of the responses that are there",
+    )
+
+
 def _count_gains(name: str, current: Round) -> StageStatus:
     """What failed is owed, as `vcot pair` asks for it again."""
     tally = count_gains(candidates for _, candidates in current.candidates())
-    owed = tally.total - tally.finished
+    asks = "; `vcot pair` asks" if tally.finished < tally.total else ""
+    return _as_status(name, tally, f"of the responses that may be chosen{asks}")
+
+
+def _as_status(name: str, tally: Tally, note: str) -> StageStatus:
+    """An account of what is there already: what has no outcome yet is owed."""
     return StageStatus(
         stage=name,
         requested=tally.total,
         ok=tally.cached,
         refused=tally.refused,
-        owed=owed,
+        owed=tally.total - tally.finished,
         reasons=tally.reasons,
-        note="of the responses that may be chosen; `vcot pair` asks" if owed else "of the responses that may be chosen",
+        note=note,
     )
 
 
@@ -189,6 +226,7 @@ async def look_at_run(session: Session, live: Live | None, holder: int | None, n
         live_age_s=now - live.updated_at if live else None,
         stages=tuple(survey.stages),
         sampled=survey.sampled,
+        scored=survey.scored,
         judged=survey.judged,
         problems=tuple(survey.problems),
     )

@@ -212,7 +212,7 @@ async def eval_stage(session: Session, checkpoints: Sequence[Checkpoint], split:
 async def ask_options(session: Session, checkpoint: Checkpoint, questions: Questions) -> None:
     """Ask a checkpoint how likely it finds each option, with every image of the recipe, as far as it was not asked."""
     ledger, section = session.run.ledger, questions.section
-    requests = [request for shown in section.images for request in questions.option_requests(checkpoint.ref, shown)]
+    requests = questions.option_requests(checkpoint.ref)
     session.report(Began("margins", f"{checkpoint.ref.name}: how likely it finds the options, {len(requests)} times"))
     owed, tally = list_owed_options(requests, ledger)
 

@@ -100,7 +100,7 @@ def _evaluate_so_far(session: Session) -> RunEvaluation:
         return RunEvaluation(results=(), differences=(), chance={})
     shown = session.run.recipe.eval.images
     scores: Scores = {each: [score for own in scored for score in own[each]] for each in shown}
-    return build_evaluation(session, scores, answered)
+    return build_evaluation(session, scores, answered, is_done=False)
 
 
 def _find_training(directory: Path) -> Path | None:

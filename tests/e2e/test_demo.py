@@ -161,8 +161,9 @@ def check_real_photos(run):
 
 def test_the_same_command_again_sends_nothing_and_starts_nothing(run):
     before = count_good(run, Response)
-    done = command("demo", *SMALL, run=run)
+    done = command("demo", *SMALL, "--json", run=run)
     assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout[: done.stdout.rindex("peak ")])["results"], "one document, and nothing else"
     assert "serve" not in done.stderr
     assert count_good(run, Response) == before
     assert re.search(r"320 requested = 0 ok \+ 320 cached", done.stderr)

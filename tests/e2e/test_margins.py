@@ -52,7 +52,7 @@ async def test_margins_are_those_of_hugging_face_and_say_what_the_image_is_worth
             assert count.ok == count.requested == 3 * 90
             questions = session.questions("test")
             for shown in ("true", "blank"):
-                request = questions.option_requests(session.base.ref, shown)[0]
+                request = questions.option_requests(session.base.ref, [shown])[0]
                 told = run.ledger.get(OptionScores, [key_options(request)])[key_options(request)]
                 letters = "ABCDEFGH"[: len(request.task.choices)]
                 # The letter and the bracket behind it, as nano's tokenizer has them.

@@ -235,7 +235,7 @@ def test_a_file_that_cannot_be_read_is_named(folder, tmp_path):
 
 
 def test_without_columns_the_recipe_is_asked_for_them(tmp_path):
-    with pytest.raises(RecipeError, match=r"tasks\.source = table needs tasks\.columns"):
+    with pytest.raises(RecipeError, match=r"source table needs to know your columns: set tasks\.columns"):
         load_tasks(TasksSection(source="table", path="x"), tmp_path, ImageStore(tmp_path))
 
 

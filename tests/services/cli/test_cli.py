@@ -106,6 +106,11 @@ def test_help_of_a_command_imports_nothing_heavy(command):
     assert f"Usage: vcot {' '.join(command)}" in help_of(*command)
 
 
+@pytest.mark.parametrize("command", [("run",), ("rounds",), ("demo",), ("eval",), ("report",), ("score",), ("status",)])
+def test_every_command_that_prints_figures_prints_them_for_programs(command):
+    assert "--json" in help_of(*command)
+
+
 def test_the_version_is_the_packages(vcot):
     pyproject = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text("utf-8"))
     assert vcot("--version")[:2] == (0, pyproject["project"]["version"] + "\n")

@@ -10,7 +10,9 @@ from vcot.pipeline.prompts import PROMPTS, render_options, render_prompt
 from vcot.pipeline.records import CheckpointRef, Judgment, Response, SamplingParams, Task, Usage, content_key
 from vcot.services.planning import assumptions
 from vcot.services.planning.assumptions import A100_80, H100_80, KINDS, THOUGHT_TOKENS, TRAIN_EFFICIENCY, Span
-from vcot.services.planning.estimate import count_work, estimate_disk, estimate_judge, estimate_run, judge_hours
+from vcot.services.planning.estimate import count_work, estimate_disk, estimate_run, estimate_run_judge
+from vcot.services.planning.judge_estimate import judge_hours
+from vcot.services.planning.outlook import render_costs
 from vcot.services.recipes.recipe import load_recipe
 from vcot.training.protocol.shape import find_shape, read_shape
 
@@ -67,17 +69,48 @@ def test_a_figure_never_stands_without_its_range(kind, num):
 def test_the_judges_bill_is_mostly_the_image():
     recipe = paper()
     counts = count_work(recipe)
-    judge = estimate_judge(recipe, counts)
+    judge = estimate_run_judge(recipe, counts)
     assert judge.num_requests == 136_448
     assert judge.input_tokens.likely > 136_448 * 2_833
     assert 60 < judge.dollars.low < judge.dollars.likely < judge.dollars.high < 100
     high = paper("judge.image_detail=high")
-    assert estimate_judge(high, counts).dollars.likely > 4 * judge.dollars.likely
+    assert estimate_run_judge(high, counts).dollars.likely > 4 * judge.dollars.likely
     own = paper("judge.base_url=http://judge/v1", "judge.model=mine")
-    assert estimate_judge(own, counts).dollars is None
-    assert estimate_judge(paper("judge.kind=verifier"), counts).dollars.high == 0
+    assert estimate_run_judge(own, counts).dollars is None
+    assert estimate_run_judge(paper("judge.kind=verifier"), counts).dollars.high == 0
     lowest_tier = (judge.input_tokens + judge.output_tokens).high / 200_000 / 60
-    assert judge_hours(recipe, counts).high == pytest.approx(lowest_tier)
+    assert judge_hours(recipe.judge, judge).high == pytest.approx(lowest_tier)
+
+
+def test_image_gains_are_read_twice_for_what_may_be_chosen_and_take_a_column():
+    plain, gained = hours(), hours("pairs.policy=image_driven")
+    assert gained.keys() - plain.keys() == {"gain"}
+    prompt, flops = 576 + 114, 2 * (6.74e9 - 32_064 * 4096)
+    both = 136_448 * assumptions.CANDIDATE_SHARE.likely * 2 * (prompt + THOUGHT_TOKENS.likely) + 17_056 * prompt
+    read = both * flops / (312e12 * assumptions.PREFILL_EFFICIENCY.likely) / 3600
+    assert read < gained["gain"].likely < 2 * read, "and a token that must be asked for each time"
+    lines = list(render_costs(paper("pairs.policy=image_driven"), SHAPE))
+    assert lines[1].split() == [
+        "cards",
+        "prepare",
+        "sample",
+        "judge",
+        "gain",
+        "train",
+        "merge",
+        "evaluate",
+        "in",
+        "all",
+    ]
+
+
+def test_margins_and_a_judge_of_the_answers_are_in_the_evaluations_hours():
+    grader = 'eval.judge={kind = "pointwise", model = "gpt-4o-mini", gold = true}'
+    assert hours("eval.margins=true")["evaluate"].likely > hours()["evaluate"].likely
+    assert hours(grader)["evaluate"].likely > hours()["evaluate"].likely
+    said = [line for line in render_costs(paper(grader), SHAPE) if line.startswith("  eval.judge: up to ")]
+    assert len(said) == 1
+    assert f"{16_136 + 4 * 2 * 200:,} requests to gpt-4o-mini" in said[0]
 
 
 def test_disk_is_mostly_weights():

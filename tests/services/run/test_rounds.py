@@ -203,7 +203,7 @@ async def test_margins_are_of_what_the_run_holds_and_nothing_is_asked_for_them_a
     with pytest.raises(OwedError, match="does not hold how likely base finds the options on test with the true image"):
         questions.margins([base], session.run.ledger)
     for shown, lead in (("true", 2.0), ("blank", 0.5)):
-        for number, request in enumerate(questions.option_requests(base, shown)):
+        for number, request in enumerate(questions.option_requests(base, [shown])):
             own = request.task.answer
             logps = tuple(lead + number / 8 if place == own else 0.0 for place in range(len(request.task.choices)))
             fields = {"key": key_options(request), "task": request.task.id, "checkpoint": base.digest}
@@ -222,10 +222,10 @@ async def test_margins_of_questions_without_options_are_refused(session):
     questions = session.questions("test")
     tasks = [task.model_copy(update={"choices": (), "answer": None, "gold": "x"}) for task in questions.tasks]
     alike = questions.tasks[0].model_copy(update={"choices": ("x", "x"), "answer": 0})
-    asked = replace(questions, tasks=[alike, *questions.tasks[1:]]).option_requests(session.base.ref, "true")
+    asked = replace(questions, tasks=[alike, *questions.tasks[1:]]).option_requests(session.base.ref, ["true"])
     assert len(asked) == len(questions.tasks) - 1, "all its options are right"
     with pytest.raises(RecipeError, match=r"eval\.margins asks how likely each option is"):
-        replace(questions, tasks=tasks).option_requests(session.base.ref, "true")
+        replace(questions, tasks=tasks).option_requests(session.base.ref, ["true"])
 
 
 def test_a_round_leaves_out_questions_about_an_earlier_image(tmp_path):

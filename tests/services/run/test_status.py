@@ -10,7 +10,9 @@ from tests.services.cli.test_cli import vcot
 from tests.services.fake_vllm import write_checkpoint
 from tests.services.run.test_results import finish
 from tests.services.run.test_rounds import answer
-from vcot.pipeline.records import Response
+from vcot.pipeline.odds import OptionScores
+from vcot.pipeline.option_scores import key_options
+from vcot.pipeline.records import ImageGain, Response
 from vcot.pipeline.report import Began, Progress
 from vcot.services.cli.terminal import Terminal
 from vcot.services.run.directory import RECIPE, open_run
@@ -153,3 +155,44 @@ def test_every_command_that_writes_alone_leaves_how_it_ended(vcot, tmp_path):
     assert live["accounts"][0]["cached"] == 18
     vcot("status", "--run", run)
     assert read(vcot, run)["live"]["command"] == "judge", "a reader leaves no trace"
+
+
+async def score_texts(directory):
+    """How likely options are, of half of what is asked, and one image gain that failed and was billed."""
+    with open_run(directory, None, ["eval.margins=true"], access="alone") as run:
+        async with Session(run, Terminal()) as session:
+            requests = session.questions("test").option_requests(session.base.ref)
+            usage = {"prompt_tokens": 40, "completion_tokens": 4}
+            for request in requests[: len(requests) // 2]:
+                fields = {"key": key_options(request), "task": request.task.id, "usage": usage}
+                logps = tuple(map(float, range(len(request.task.choices))))
+                run.ledger.put([OptionScores(checkpoint=session.base.ref.digest, logps=logps, **fields)])
+            gain = {"key": "g", "response": "r", "checkpoint": session.base.ref.digest, "usage": usage}
+            run.ledger.put([ImageGain(error="x", reason="not_comparable", refused=True, **gain)])
+            return len(requests)
+
+
+def test_margins_and_gains_have_stages_and_tokens_of_their_own(vcot, tmp_path):
+    run = asyncio.run(finish(tmp_path))
+    assert read(vcot, run)["scored"] == {"prompt_tokens": 0, "completion_tokens": 0}
+    num = asyncio.run(score_texts(run))
+    status = read(vcot, run, "--set", "eval.margins=true")
+    margins = stages(status)["margins base"]
+    assert (margins["requested"], margins["ok"], margins["owed"]) == (num, num // 2, num - num // 2)
+    [other] = [one for name, one in stages(status).items() if name.startswith("margins ") and name != "margins base"]
+    assert other["owed"] == num
+    assert status["state"] == "stopped"
+    scored = (num // 2 + 1) * 40, (num // 2 + 1) * 4
+    assert (status["scored"]["prompt_tokens"], status["scored"]["completion_tokens"]) == scored
+    _, out, _ = vcot("status", "--run", run)
+    assert "image gains and options: 220 tokens" in out
+    assert "margins base" not in stages(read(vcot, run))
+
+
+def test_a_judge_of_the_answers_has_a_stage(vcot, tmp_path):
+    run = asyncio.run(finish(tmp_path))
+    judge = 'eval.judge={kind = "pointwise", model = "gpt-4o-mini", image = "none"}'
+    status = read(vcot, run, "--set", judge)
+    grade = stages(status)["grade"]
+    assert (grade["requested"], grade["ok"], grade["owed"]) == (36, 0, 36)
+    assert "by pointwise" in grade["note"]
