@@ -27,7 +27,7 @@ test: setup ## the tests, the real vLLM and TRL included: minutes
 	$(BIN)/pytest $(TWO) -m "not slow and not rehearsal" --durations=10 $(ARGS)
 
 test-slow: setup ## the long end-to-end tests: several servers, several training processes, other models
-	$(BIN)/pytest -m slow --durations=10 $(ARGS)
+	$(BIN)/pytest -n 2 --dist loadfile -m slow --durations=10 $(ARGS)
 
 test-fast: setup ## the tests without real servers: seconds
 	$(BIN)/pytest $(TWO) -m "not e2e and not slow and not compose and not rehearsal" $(ARGS)
