@@ -13,7 +13,7 @@ HARNESSES    := inspect lmms
 PEERS        := $(GENERATORS) $(HARNESSES)
 export PYTHONUNBUFFERED = 1
 
-.PHONY: help demo test test-slow test-fast test-compose test-harness test-older test-rehearsal smollm parity bench-gateway bench-swap bench-swap-mutations bench-serving bench-ledger bench-sample bench-eval bench-peers-generation bench-peers-evaluation bench-score bench-steps bench-train bench-view soak experiment mutation mutation-sample lint format setup lock clean
+.PHONY: help demo docs test test-slow test-fast test-compose test-harness test-older test-rehearsal smollm parity bench-gateway bench-swap bench-swap-mutations bench-serving bench-ledger bench-sample bench-eval bench-peers-generation bench-peers-evaluation bench-score bench-steps bench-train bench-view soak experiment mutation mutation-sample lint format setup lock clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -121,6 +121,10 @@ mutation-sample: setup ## a part of that, for CI: five minutes
 	$(BIN)/python -m bench.mutation --share 0.1 --at-least 0.75 $(QUICK)
 
 QUICK = pipeline/parsers.py pipeline/pairs.py eval/statistics.py pipeline/judges/verdict.py services/gateway/fleet/breaker.py
+
+docs: setup ## the documentation as a site: dist/docs/index.html; links that lead nowhere fail
+	$(BIN)/python -m vcot.services.recipes.settings_page > docs/recipes.md
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --clean
 
 lint: setup ## ruff, types, import rules
 	$(BIN)/ruff check .
