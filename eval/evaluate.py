@@ -150,7 +150,7 @@ class Questions:
 
     def score(self, responses: Sequence[Response], ledger: Ledger) -> list[Score]:
         """The scores of `responses`, in their order: by the benchmark's rule, or the recipe's judge."""
-        tasks, judge = {task.id: task for task in self.tasks}, self.judge
+        tasks, judge = self._tasks_by_id, self.judge
         if judge is None:
             return [self.benchmark.score(tasks[response.task], response) for response in responses]
         groups = (Group(tasks[response.task], [response]) for response in responses if response.error is None)
@@ -164,6 +164,10 @@ class Questions:
             for response in responses
             for task in [tasks[response.task]]
         ]
+
+    @cached_property
+    def _tasks_by_id(self) -> dict[str, Task]:
+        return {task.id: task for task in self.tasks}
 
     @cached_property
     def judge(self) -> Judge | None:
