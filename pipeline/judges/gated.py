@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from vcot.pipeline.errors import RecipeError
 from vcot.pipeline.images import ImageStore
 from vcot.pipeline.judges.combined import CombinedJudge, find_shares
+from vcot.pipeline.parser_version import PARSER
 from vcot.pipeline.parsers import parse_choice
-from vcot.pipeline.records import Judgment, Response, Task, Verdict
+from vcot.pipeline.records import Judgment, Response, Task, Verdict, content_key
 from vcot.pipeline.sections import JudgeSection
 
 
@@ -31,6 +32,7 @@ class GatedJudge(CombinedJudge):
                 f"judge.kind = gated ranks by one member, and judge.members has {len(section.members)}; "
                 'set judge.members = [{kind = "..."}]'
             )
+        self.fingerprint = content_key(members=self.fingerprint, parser=PARSER)
 
     def combine(self, task: Task, responses: Sequence[Response], found: Sequence[Sequence[Judgment]]) -> list[Verdict]:
         """By the member's scores of all `responses`."""

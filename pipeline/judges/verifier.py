@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 
 from vcot.pipeline.judges import Judge
+from vcot.pipeline.parser_version import PARSER
 from vcot.pipeline.parsers import parse_choice
 from vcot.pipeline.records import Response, Task, Verdict, content_key
 
@@ -21,7 +22,7 @@ class Verifier(Judge):
 
     name = "verifier/1"
     knows_gold = True
-    fingerprint = content_key(weights=[0.5, 0.5])
+    fingerprint = content_key(weights=[0.5, 0.5], parser=PARSER)
 
     async def score(self, task: Task, response: Response, *, num_asked: int = 0) -> Verdict:
         """Never fails for a task with a gold answer; refuses one without."""
