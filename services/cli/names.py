@@ -34,6 +34,7 @@ app = App(
 )
 for family in (nano, checkpoints, push, replicas):
     app.command(family)
+app.register_install_completion_command(help="Complete commands and options in this shell (bash, zsh, fish).")
 
 
 @app.command(group=_RUNS)
