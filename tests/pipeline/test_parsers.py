@@ -274,3 +274,31 @@ def test_two_letters_are_no_answer(choices, data):
     first, second = data.draw(st.permutations(string.ascii_uppercase[: len(choices)]))[:2]
     for said in (f"({first}) or ({second})", f"{first} and {second}", f"({first}), ({second})"):
         assert parse_choice(f"The answer is {said}", choices) is None
+
+
+@pytest.mark.parametrize(
+    "further",
+    [
+        "Given the question, please choose the answer.",
+        "Please answer the following question.",
+        "please select the correct answer.",
+        "USER: what is next?",
+    ],
+)
+def test_what_a_model_asks_itself_in_the_same_line_is_not_answered(further):
+    assert parse_choice(f"The answer is A. {further} The answer is B.", ("red", "blue")) == "A"
+
+
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [
+        ("Yes, it is.", "A"),
+        ("No. It is not there.", "B"),
+        ("Yes and no", None),
+        ("Yes, or rather no", None),
+        ("Yes. Or is it no?", None),
+        ("yesterday", None),
+    ],
+)
+def test_yes_and_no_are_read_where_they_stand_alone_or_before_a_reason(text, letter):
+    assert parse_choice(text, ("yes", "no")) == letter

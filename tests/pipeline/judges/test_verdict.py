@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from vcot.pipeline.judges.verdict import Unreadable, read_verdict
+from vcot.pipeline.judges.verdict import Unreadable, build_format, read_verdict
 
 PLAIN = '{"rationale": "fine", "score": 8}'
 
@@ -105,3 +105,20 @@ def test_both_ends_of_the_scale_are_scores(score):
 def test_a_rationale_can_be_stored_whatever_the_judge_wrote():
     verdict = read_verdict('{"rationale": "ok \\ud83d", "score": 8}')
     assert json.loads(json.dumps(verdict.rationale).encode()) == "ok ?"
+
+
+def test_the_format_that_is_asked_for_is_openais():
+    score = {"type": "integer"}
+    assert build_format("verdict", {"score": score}) == {
+        "type": "json_schema",
+        "json_schema": {
+            "name": "verdict",
+            "strict": True,
+            "schema": {
+                "type": "object",
+                "properties": {"score": score},
+                "required": ["score"],
+                "additionalProperties": False,
+            },
+        },
+    }
