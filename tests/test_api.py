@@ -1,6 +1,7 @@
 """`import vcot`: what it gives, what that costs, and what a wheel of it puts into site-packages."""
 
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -29,11 +30,31 @@ def test_a_name_is_imported_when_it_is_used():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def build_wheel(source, folder):
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
+    subprocess.run(command, cwd=source, check=True, capture_output=True)
+    (wheel,) = folder.glob("*.whl")
+    return wheel, set(zipfile.ZipFile(wheel).namelist())
+
+
+def test_what_docker_is_given_makes_the_same_wheel(tmp_path):
+    patterns = (ROOT / ".dockerignore").read_text("utf-8").split("\n")
+    given = tmp_path / "given"
+    given.mkdir()
+    left_out = shutil.ignore_patterns("*.Dockerfile", "__pycache__")
+    for name in [line.removeprefix("!") for line in patterns if line.startswith("!") and "*" not in line]:
+        if (ROOT / name).is_dir():
+            shutil.copytree(
+                ROOT / name, given / name, symlinks=True, ignore=shutil.ignore_patterns("*.Dockerfile", "__pycache__")
+            )
+        else:
+            shutil.copy(ROOT / name, given / name)
+    recipes_of_images = {f"vcot/services/images/{kind}.Dockerfile" for kind in ("cpu", "gpu")}
+    assert build_wheel(given, tmp_path / "one")[1] == build_wheel(ROOT, tmp_path / "other")[1] - recipes_of_images
+
+
 def test_a_wheel_holds_one_package(tmp_path):
-    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-    (wheel,) = tmp_path.glob("*.whl")
-    names = zipfile.ZipFile(wheel).namelist()
+    wheel, names = build_wheel(ROOT, tmp_path)
     assert {name.partition("/")[0] for name in names} == {
         "vcot",
         f"{wheel.name.removesuffix('-py3-none-any.whl')}.dist-info",
