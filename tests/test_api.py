@@ -44,9 +44,7 @@ def test_what_docker_is_given_makes_the_same_wheel(tmp_path):
     left_out = shutil.ignore_patterns("*.Dockerfile", "__pycache__")
     for name in [line.removeprefix("!") for line in patterns if line.startswith("!") and "*" not in line]:
         if (ROOT / name).is_dir():
-            shutil.copytree(
-                ROOT / name, given / name, symlinks=True, ignore=shutil.ignore_patterns("*.Dockerfile", "__pycache__")
-            )
+            shutil.copytree(ROOT / name, given / name, symlinks=True, ignore=left_out)
         else:
             shutil.copy(ROOT / name, given / name)
     recipes_of_images = {f"vcot/services/images/{kind}.Dockerfile" for kind in ("cpu", "gpu")}
