@@ -51,6 +51,15 @@ def test_what_docker_is_given_makes_the_same_wheel(tmp_path):
     assert build_wheel(given, tmp_path / "one")[1] == build_wheel(ROOT, tmp_path / "other")[1] - recipes_of_images
 
 
+def test_a_source_distribution_makes_the_same_wheel(tmp_path):
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-d", str(tmp_path)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    (packed,) = tmp_path.glob("*.tar.gz")
+    shutil.unpack_archive(packed, tmp_path, filter="data")
+    unpacked = tmp_path / packed.name.removesuffix(".tar.gz")
+    assert build_wheel(unpacked, tmp_path / "one")[1] == build_wheel(ROOT, tmp_path / "other")[1]
+
+
 def test_a_wheel_holds_one_package(tmp_path):
     wheel, names = build_wheel(ROOT, tmp_path)
     assert {name.partition("/")[0] for name in names} == {
