@@ -178,7 +178,7 @@ def serve_gateway(folder: Path, port: int, upstream_port: int) -> None:
 
             fleet = Fleet(registry, settings, Roster(folder / "run", settings), launch, say)
             app = build_app(fleet, folder / "run", settings)
-            await serving._serve_until_stopped(fleet, app, listener, folder)
+            await serving._serve_until_stopped(fleet, app, listener, folder, withdraw=lambda: None)
 
     uvloop.run(serve())
 

@@ -23,7 +23,7 @@ import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -108,7 +108,9 @@ async def _serve(run: Run, progress: Progress) -> None:
     from vcot.services.gateway.swap.claim import find_owner
 
     settings = run.recipe.serve
-    with _only_gateway(run), _listening(settings) as listener, _announced(run, _url(listener)) as url:
+    with _only_gateway(run), _listening(settings) as listener, ExitStack() as announced:
+        url = _url(listener)
+        announced.enter_context(_announced(run, url))
         registry = Registry(run.directory)
         await asyncio.to_thread(registry.base, run.recipe.model, progress)
         max_lora_rank = served_lora_rank(run.recipe)
@@ -130,7 +132,8 @@ async def _serve(run: Run, progress: Progress) -> None:
         progress(f"the gateway listens at {url}")
         for warning in keys.warnings(listener.getsockname()[0]):
             fleet.warn(warning)
-        await _serve_until_stopped(fleet, build_app(fleet, run.directory, settings), listener, run.directory / "logs")
+        app = build_app(fleet, run.directory, settings)
+        await _serve_until_stopped(fleet, app, listener, run.directory / "logs", announced.close)
 
 
 def served_lora_rank(recipe: Recipe) -> int | None:
@@ -139,8 +142,10 @@ def served_lora_rank(recipe: Recipe) -> int | None:
     return recipe.train.lora_r if may_serve else None
 
 
-async def _serve_until_stopped(fleet: Fleet, app: ASGIApp, listener: socket.socket, logs: Path) -> None:
-    """Until a signal, or until the fleet gives up, whose error is raised."""
+async def _serve_until_stopped(
+    fleet: Fleet, app: ASGIApp, listener: socket.socket, logs: Path, withdraw: Callable[[], None]
+) -> None:
+    """Until a signal, or until the fleet gives up, whose error is raised; no command is sent here from then on."""
     import uvicorn
 
     from vcot.services.gateway.fleet.rest import end_forgotten_rests
@@ -180,6 +185,7 @@ async def _serve_until_stopped(fleet: Fleet, app: ASGIApp, listener: socket.sock
             if task.done():
                 task.result()
     finally:
+        withdraw()
         server.should_exit = True
         await asyncio.wait({serving})
         ends = (supervising, *housekeeping, stopping)
@@ -204,8 +210,8 @@ async def running_gateway(run: Run, progress: Progress) -> AsyncIterator[Gateway
 
     Raises what kept the gateway from serving.
     """
-    if is_served(run):
-        yield GatewayHandle(await _until_live(run, progress, None), started_here=False)
+    if is_served(run) and (url := await _until_live(run, progress, None)) is not None:
+        yield GatewayHandle(url, started_here=False)
         return
     command = [sys.executable, "-P", "-m", "vcot.services.run.serving", str(run.directory.absolute()), *run.overrides]
     path = run.path("logs", "gateway.log")
@@ -219,22 +225,27 @@ async def running_gateway(run: Run, progress: Progress) -> AsyncIterator[Gateway
             start_new_session=True,
         )
     try:
-        yield GatewayHandle(await _until_live(run, progress, child), started_here=True)
+        url = await _until_live(run, progress, child)
+        assert url is not None
+        yield GatewayHandle(url, started_here=True)
     finally:
         assert child.stdin is not None
         child.stdin.close()
         await child.wait()
 
 
-async def _until_live(run: Run, progress: Progress, child: asyncio.subprocess.Process | None) -> str:
-    """The gateway's URL, once a checkpoint is live; says what is being waited for."""
+async def _until_live(run: Run, progress: Progress, child: asyncio.subprocess.Process | None) -> str | None:
+    """The gateway's URL, once a checkpoint is live; says what is being waited for.
+
+    None where it is another command's, and ends: that command was stopped or killed a moment ago.
+    """
     said, deadline = "", time.monotonic() + 2 * run.recipe.serve.start_timeout_s
     while time.monotonic() < deadline:
         if child is not None and child.returncode is not None:
             raise await _failure_of(child, run)
         if child is None and not is_served(run):
-            raise ServerError(f"the gateway of {run.directory} has ended; start it again with `vcot serve`")
-        message = said or "starting the gateway"
+            return None
+        message = said or ("starting the gateway" if child is not None else "waiting for the gateway")
         if (serving := _read_serving(run)) is not None and is_served(run):
             try:
                 state = await fetch_state(serving.url)
@@ -266,12 +277,15 @@ async def _failure_of(child: asyncio.subprocess.Process, run: Run) -> VcotError:
 
 @contextmanager
 def _only_gateway(run: Run) -> Iterator[None]:
-    """Hold the run's serving lock, which ends with this process however it ends."""
+    """Hold the run's serving lock, which ends with this process however it ends.
+
+    Waits for a gateway that ends: it holds the lock, and announces itself no more.
+    """
     with run.path(_LOCK).open("w") as lock:
-        deadline = time.monotonic() + _LOOK_S
+        began = time.monotonic()
         while not _hold(lock):
-            if time.monotonic() > deadline:  # it is no command that only looks whether the run is served
-                serving = _read_serving(run)
+            serving = _read_serving(run)
+            if time.monotonic() - began > (_LOOK_S if serving else _GRACE_S):
                 where = f" at {serving.url} by process {serving.pid}" if serving else ""
                 raise MachineError(f"run {run.directory} is served already{where}; use that one, or stop it")
             time.sleep(_LOOK_S / 10)
@@ -333,12 +347,12 @@ def _url(listener: socket.socket) -> str:
 
 
 @contextmanager
-def _announced(run: Run, url: str) -> Iterator[str]:
+def _announced(run: Run, url: str) -> Iterator[None]:
     """Say in the run where its gateway answers, while it does."""
     path = run.path(_SERVING)
     write_record(path, Serving(url=url, pid=os.getpid()))
     try:
-        yield url
+        yield
     finally:
         path.unlink(missing_ok=True)
 

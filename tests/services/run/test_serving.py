@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import IO
 
 import httpx
 import pytest
@@ -20,6 +21,7 @@ from tests.services.engine.test_vllm import processes
 from tests.services.fake_vllm import install_stub, write_checkpoint
 from vcot.pipeline.client import ChatClient
 from vcot.pipeline.errors import CheckpointError, MachineError, RequestError, ServerError
+from vcot.pipeline.files import write_record
 from vcot.pipeline.records import SamplingParams
 from vcot.pipeline.report import Said
 from vcot.services.checkpoints.registry import Checkpoint
@@ -416,6 +418,65 @@ def test_who_looks_whether_a_run_is_served_keeps_no_gateway_from_starting(run: R
         fcntl.flock(looked, fcntl.LOCK_SH)
         assert not is_served(run)
         threading.Timer(0.1, lambda: fcntl.flock(looked, fcntl.LOCK_UN)).start()
+        with _only_gateway(run):
+            assert is_served(run)
+
+
+async def test_in_the_place_of_a_gateway_that_ends_another_is_started(run: Run) -> None:
+    """It holds the run still, and may or may not be announced yet."""
+    for announced in (False, True):
+        with run.path("serving.lock").open("w") as ending:
+            fcntl.flock(ending, fcntl.LOCK_EX)
+            if announced:
+                write_record(run.path("serving.json"), Serving(url="http://127.0.0.1:1", pid=1))
+            said: list[str] = []
+
+            def hear(message: str, ending: IO[str] = ending, said: list[str] = said) -> None:
+                said.append(message)
+                fcntl.flock(ending, fcntl.LOCK_UN)
+
+            async with running_gateway(run, hear) as gateway:
+                assert gateway.started_here
+                assert (await live_checkpoint(gateway.url)).name == "base"
+        assert said[:2] == ["waiting for the gateway", "starting the gateway"]
+
+
+HOLDER = """
+import asyncio, sys
+from pathlib import Path
+from vcot.services.run.directory import open_run
+from vcot.services.run.serving import running_gateway
+
+async def hold():
+    with open_run(Path(sys.argv[1])) as run:
+        async with running_gateway(run, lambda _: None):
+            print("up", flush=True)
+            await asyncio.sleep(600)
+
+asyncio.run(hold())
+"""
+
+
+@pytest.mark.parametrize("delay_s", [0, 0.1, 0.3])
+async def test_a_command_right_after_one_that_was_killed_goes_on(run: Run, delay_s: float) -> None:
+    """A server that takes a while to end keeps the killed command's gateway up for as long."""
+    killed = await asyncio.create_subprocess_exec(sys.executable, "-c", HOLDER, str(run.directory), stdout=-1)
+    assert killed.stdout is not None
+    assert await killed.stdout.readline() == b"up\n"
+    killed.kill()
+    await killed.wait()
+    await asyncio.sleep(delay_s)
+    async with running_gateway(run, lambda _: None) as gateway:
+        assert gateway.started_here
+        await asyncio.sleep(1)
+        assert (await live_checkpoint(gateway.url)).name == "base"
+
+
+async def test_serving_again_waits_for_the_gateway_that_ends(run: Run) -> None:
+    """One that was announced is told at once, with where it is (expect_second_refused)."""
+    with run.path("serving.lock").open("w") as ending:
+        fcntl.flock(ending, fcntl.LOCK_EX)
+        threading.Timer(1.5, lambda: fcntl.flock(ending, fcntl.LOCK_UN)).start()
         with _only_gateway(run):
             assert is_served(run)
 

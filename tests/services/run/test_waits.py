@@ -49,9 +49,3 @@ async def test_a_gateway_that_is_not_up_yet_is_waited_for(run):
         await admin.fetch_state(NOBODY)
     with served(run, NOBODY), pytest.raises(ServerError, match="not ready in time"):
         await wait(run)
-
-
-async def test_a_gateway_that_ends_meanwhile_is_not_waited_for(run):
-    with served(run, NOBODY) as lock, pytest.raises(ServerError, match=r"the gateway of .* has ended; start it again"):
-        async with running_gateway(run, lambda _: fcntl.flock(lock, fcntl.LOCK_UN)):
-            pytest.fail("nothing serves here")
