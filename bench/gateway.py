@@ -141,7 +141,6 @@ def serve_gateway(folder: Path, port: int, upstream_port: int) -> None:
     from vcot.services.engine.vllm import Endpoint
     from vcot.services.gateway.fleet.group import Fleet
     from vcot.services.gateway.fleet.roster import Roster
-    from vcot.services.gateway.http.app import build_app
     from vcot.services.run import serving
 
     class InstantServer:
@@ -177,8 +176,8 @@ def serve_gateway(folder: Path, port: int, upstream_port: int) -> None:
                 return InstantServer(checkpoint)
 
             fleet = Fleet(registry, settings, Roster(folder / "run", settings), launch, say)
-            app = build_app(fleet, folder / "run", settings)
-            await serving._serve_until_stopped(fleet, app, listener, folder, withdraw=lambda: None)
+            front = serving._front(fleet, folder / "run", settings, listener, say)
+            await serving._serve_until_stopped(fleet, front, folder, withdraw=lambda: None)
 
     uvloop.run(serve())
 

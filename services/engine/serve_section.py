@@ -31,6 +31,8 @@ class ServeSection(Section):
     """Memory for keys and values, in GiB (CPU builds)."""
     start_timeout_s: Annotated[float, Field(gt=0)] = 900.0
     """How long the server may take to load before it counts as stuck."""
+    gateway_workers: Annotated[int, Field(ge=1, le=64)] = 1
+    """Processes of the gateway that carry requests; one is enough until it needs a core of its own (docs/serving.md)."""
     max_in_flight: Count = 256
     """Requests that the engine works on at once; more wait at the gateway."""
     max_queued: Annotated[int, Field(ge=0)] = 1024

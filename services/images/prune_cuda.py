@@ -12,8 +12,13 @@ import sys
 import sysconfig
 from pathlib import Path
 
-_IMPORTS = "import torch, torchvision, transformers, trl, peft, vllm._C"
-_LIST_MAPPED = f"{_IMPORTS}; print(open('/proc/self/maps').read())"
+_IMPORTS = """
+import torch, torchvision, transformers, trl, peft
+from vllm.platforms import current_platform
+current_platform.import_kernels()  # those for this machine's processor: a library for another one would end this process
+torch.ops._C.silu_and_mul  # a kernel that could not be imported is only warned of
+"""
+_LIST_MAPPED = f"{_IMPORTS}print(open('/proc/self/maps').read())"
 
 
 def main() -> None:

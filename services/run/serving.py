@@ -22,7 +22,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -44,8 +44,6 @@ from vcot.services.recipes.recipe import Recipe
 from vcot.services.run.directory import Run, open_run
 
 if TYPE_CHECKING:
-    from starlette.types import ASGIApp
-
     from vcot.services.gateway.fleet.group import Fleet
 
 Progress = Callable[[str], None]
@@ -102,9 +100,6 @@ async def _serve(run: Run, progress: Progress) -> None:
     from vcot.services.gateway.fleet.group import Fleet
     from vcot.services.gateway.fleet.roster import Roster
     from vcot.services.gateway.http import keys
-    from vcot.services.gateway.http.app import (
-        build_app,  # with uvicorn a third of a second that other commands need not pay
-    )
     from vcot.services.gateway.swap.claim import find_owner
 
     settings = run.recipe.serve
@@ -132,8 +127,8 @@ async def _serve(run: Run, progress: Progress) -> None:
         progress(f"the gateway listens at {url}")
         for warning in keys.warnings(listener.getsockname()[0]):
             fleet.warn(warning)
-        app = build_app(fleet, run.directory, settings)
-        await _serve_until_stopped(fleet, app, listener, run.directory / "logs", announced.close)
+        front = _front(fleet, run.directory, settings, listener, progress)
+        await _serve_until_stopped(fleet, front, run.directory / "logs", announced.close)
 
 
 def served_lora_rank(recipe: Recipe) -> int | None:
@@ -142,35 +137,30 @@ def served_lora_rank(recipe: Recipe) -> int | None:
     return recipe.train.lora_r if may_serve else None
 
 
+def _front(
+    fleet: Fleet, directory: Path, settings: ServeSection, listener: socket.socket, progress: Progress
+) -> Coroutine[None, None, None]:
+    """What answers clients until cancelled: this process, or workers of its."""
+    from vcot.services.gateway.http.app import build_app  # with uvicorn a third of a second that others need not pay
+    from vcot.services.gateway.http.server import serve_app
+    from vcot.services.gateway.workers.group import Workers
+
+    if settings.gateway_workers > 1:
+        return Workers(fleet, directory, settings, listener, progress).serve()
+    return serve_app(build_app(fleet, directory, settings), listener)
+
+
 async def _serve_until_stopped(
-    fleet: Fleet, app: ASGIApp, listener: socket.socket, logs: Path, withdraw: Callable[[], None]
+    fleet: Fleet, front: Coroutine[None, None, None], logs: Path, withdraw: Callable[[], None]
 ) -> None:
     """Until a signal, or until the fleet gives up, whose error is raised; no command is sent here from then on."""
-    import uvicorn
-
     from vcot.services.gateway.fleet.rest import end_forgotten_rests
-    from vcot.services.gateway.http import heap
-    from vcot.services.gateway.http.connection import KEEP_ALIVE_S, ClientConnection
-    from vcot.services.gateway.http.server import UnsignalledServer
     from vcot.services.gateway.swap.rollout import end_forgotten_trials
 
-    config = uvicorn.Config(
-        app,
-        http=ClientConnection,
-        ws="none",
-        lifespan="off",
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        timeout_keep_alive=KEEP_ALIVE_S,
-        timeout_graceful_shutdown=5,
-    )
-    server = UnsignalledServer(config)
-    heap.settle()
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
-    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    serving = asyncio.create_task(front)
     supervising = asyncio.create_task(fleet.run())
     work_on = (
         partial(end_forgotten_trials, fleet),
@@ -181,12 +171,12 @@ async def _serve_until_stopped(
     stopping = asyncio.create_task(stop.wait())
     try:
         await asyncio.wait({serving, supervising, *housekeeping, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        for task in (supervising, *housekeeping):
+        for task in (serving, supervising, *housekeeping):
             if task.done():
                 task.result()
     finally:
         withdraw()
-        server.should_exit = True
+        serving.cancel()
         await asyncio.wait({serving})
         ends = (supervising, *housekeeping, stopping)
         for each in ends:

@@ -1,12 +1,14 @@
 """A gateway over fake servers in one process, as the tests of routing, swapping and supervision need it."""
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tests.services.fake_vllm import FakeVllm, make_canary, write_adapter, write_checkpoint
 from vcot.pipeline.errors import ServerError
@@ -18,10 +20,18 @@ from vcot.services.gateway.fleet.admission import Admission, Phase
 from vcot.services.gateway.fleet.group import Fleet
 from vcot.services.gateway.fleet.replica import Replica, Supervision
 from vcot.services.gateway.fleet.roster import Roster
-from vcot.services.gateway.http.app import build_app
+from vcot.services.gateway.http.app import operator_app
+from vcot.services.gateway.http.dispatch import Dispatcher
+from vcot.services.gateway.http.front import build_front, make_slots
+from vcot.services.gateway.http.limits import Slots
+from vcot.services.gateway.http.metrics import Metrics
+from vcot.services.gateway.http.observe import Count
+from vcot.services.gateway.http.ticket import Dispatch
 from vcot.services.gateway.swap import rollout
 from vcot.services.gateway.swap.claim import Owner
 from vcot.services.gateway.swap.verified import SwapLimits
+from vcot.services.gateway.workers.desk import Desk
+from vcot.services.gateway.workers.remote import RemoteDispatch, TurnsElsewhere
 
 BASE, TUNED = 1.0, 2.0
 ASK = {"model": "policy", "messages": [{"role": "user", "content": "hello"}], "logprobs": True}
@@ -35,6 +45,9 @@ def answer_of(weight: float) -> set[float]:
 class Bench:
     """`servers` are all lives so far, by the replica's number in `lives`."""
 
+    always_split = False
+    """Whether one is split into a worker and the process that decides unless it is told."""
+
     def __init__(
         self,
         directory: Path,
@@ -44,6 +57,7 @@ class Bench:
         max_wait_s: float = 5.0,
         can_sleep: bool = True,
         owner: Owner | None = None,
+        is_split: bool | None = None,
         **settings: Any,
     ) -> None:
         self.directory = directory
@@ -71,12 +85,34 @@ class Bench:
             supervision=supervision or Supervision(first_backoff_s=0.0, lease_s=3.0),
             owner=owner,
         )
-        self.app = build_app(self.fleet, directory / "run", self.settings, max_wait_s=max_wait_s, log=self.log.append)
+        self.slots = make_slots(self.settings)
+        metrics = Metrics(self.fleet, self.slots.places)
+        self._others = operator_app(self.fleet, directory / "run", metrics)
+        self._dispatcher = Dispatcher(self.fleet, metrics, max_wait_s)
+        self._front = self._make_front(self._dispatcher, self._others, self.slots, metrics.count)
+        self._is_split = self.always_split if is_split is None else is_split
         self.http = self.client("127.0.0.1")
 
     def client(self, host: str) -> httpx.AsyncClient:
-        transport = httpx.ASGITransport(self.app, client=(host, 1))
+        transport = httpx.ASGITransport(self.app, client=(host, 1), raise_app_exceptions=not self._is_split)
         return httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8100")
+
+    async def app(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The gateway."""
+        await self._front(scope, receive, send)
+
+    def _make_front(self, dispatch: Dispatch, others: ASGIApp, slots: Slots, count: Count) -> ASGIApp:
+        return build_front(dispatch, others, slots, self.settings, count, self.log.append)
+
+    async def _split(self) -> None:
+        """Have requests carried as by a worker: all that it knows of the fleet goes over a line of its own."""
+        ends, loop = socket.socketpair(), asyncio.get_running_loop()
+        desk = Desk(self._dispatcher, self.slots, self._others, lambda: desk.tell_suspicion())
+        await loop.create_connection(lambda: desk, sock=ends[0])
+        _, self.line = await loop.create_connection(RemoteDispatch, sock=ends[1])
+        places = self.slots.places
+        slots = TurnsElsewhere(places.max_in_flight, places.max_queued, places.max_held_bytes, places.counts)
+        self._front = self._make_front(self.line, self.line.call, slots, self.line.count)
 
     def _launch(self, checkpoint: Checkpoint, number: int, devices: str | None) -> FakeVllm:
         self.servers.append(FakeVllm(checkpoint))
@@ -101,6 +137,8 @@ class Bench:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator["Bench"]:
+        if self._is_split:
+            await self._split()
         task = asyncio.create_task(self.fleet.run())
         task.add_done_callback(lambda _: self.fleet.changes.notify())
         try:
@@ -111,6 +149,8 @@ class Bench:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
             await self.http.aclose()
+            if self._is_split:
+                self.line.close()
 
     async def until(self, phase: Phase, replica: Replica | None = None, task: asyncio.Task[None] | None = None) -> None:
         admission = (replica or self.replica).gate.admission
@@ -120,8 +160,9 @@ class Bench:
         assert admission.phase == phase
 
     async def until_so(self, is_so: Callable[[], bool]) -> None:
-        await self.fleet.changes.wait_for(is_so, 10)
-        assert is_so()
+        async with asyncio.timeout(10):
+            while not is_so():
+                await self.fleet.changes.wait_for(is_so, 0.01)  # servers tell nobody what changes there
 
     async def swap(self, alias: str, name: str) -> Swapped:
         return await rollout.swap(self.fleet, alias, name)

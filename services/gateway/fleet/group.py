@@ -21,7 +21,6 @@ from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mappi
 from dataclasses import dataclass, field
 
 from vcot.pipeline.errors import CheckpointError, ServerError, SwapError, VcotError
-from vcot.pipeline.records import CheckpointRef
 from vcot.services.checkpoints.registry import Checkpoint, Registry
 from vcot.services.engine.serve_section import ServeSection
 from vcot.services.engine.vllm import Progress
@@ -31,22 +30,16 @@ from vcot.services.gateway.fleet.remote import RemoteServer
 from vcot.services.gateway.fleet.replica import Replica, Server, Supervision
 from vcot.services.gateway.fleet.roster import Roster
 from vcot.services.gateway.fleet.routing import choose
+from vcot.services.gateway.stamps import stamp
 from vcot.services.gateway.swap.calibration import Calibration
 from vcot.services.gateway.swap.claim import Owner
 from vcot.services.gateway.swap.plan import Plan
 from vcot.services.gateway.swap.verified import SwapLimits
 
-ImageKey = Callable[[], int | None]
-"""Of a request's first image (routing.py)."""
 Launch = Callable[[Checkpoint, int, str | None], Server]
 """Makes a server of our own: what it is to hold, its number (never used twice), and its devices."""
 _PHASES = ("live", "draining", "swapping", "resting", "loading", "dead")
 """From the best that a replica can be in to the worst."""
-
-
-def stamp(ref: CheckpointRef, name: str = "") -> str:
-    """What the `model` field of an answer says; `name` may be an alias of the checkpoint."""
-    return f"{name or ref.name}@{ref.digest.removeprefix('sha256:')[:12]}"
 
 
 @dataclass(frozen=True)
@@ -58,7 +51,8 @@ class Wish:
     """The digest that must answer, where one is named."""
     target: Callable[[], Checkpoint] = field(compare=False)
     """What that means now. Raises what the request is refused with where it means nothing."""
-    key: ImageKey = field(compare=False)
+    image: int | None = field(compare=False)
+    """Key of its first image (routing.py)."""
 
 
 class NotServedError(ServerError):
@@ -155,14 +149,14 @@ class Fleet:
 
     # Requests
 
-    def route(self, digest: str, key: ImageKey, tried: Collection[Replica] = ()) -> Replica | None:
+    def route(self, digest: str, image: int | None, tried: Collection[Replica] = ()) -> Replica | None:
         """A replica for a request for that checkpoint, other than those `tried`; one that was tried has waited already."""
         able = [r for r in self.replicas if r.gate.admission.serves(digest) and r.breaker.allows and r not in tried]
         if not tried:
             able = [replica for replica in able if replica.gate.admission.has_room]
         if len(able) < 2:
             return able[0] if able else None
-        return choose(able, key())
+        return choose(able, image)
 
     async def find(self, wish: Wish, max_wait_s: float) -> tuple[Replica, Checkpoint]:
         """A replica for what `wish` means, looked at again after each change: a swap may change what an alias means.
@@ -171,18 +165,18 @@ class Fleet:
         Raises NotServedError, ServerError, and what `wish` raises.
         """
         target = wish.target()
-        replica = self.route(target.ref.digest, wish.key)
+        replica = self.route(target.ref.digest, wish.image)
         if replica is not None and not (replica.gate.admission.is_ramping and self.changes.line.has(wish)):
             return replica, target
         met = {replica: replica.failure for replica in self.replicas} if self.is_changing else {}
 
         def is_time() -> bool:
             digest = wish.target().ref.digest
-            return self.route(digest, wish.key) is not None or not self._may_serve(digest, met)
+            return self.route(digest, wish.image) is not None or not self._may_serve(digest, met)
 
         await self.changes.line.wait(wish, is_time, max_wait_s)
         target = wish.target()
-        if (replica := self.route(target.ref.digest, wish.key)) is not None:
+        if (replica := self.route(target.ref.digest, wish.image)) is not None:
             return replica, target
         raise self._not_served(target)
 

@@ -12,8 +12,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, TypeVar
 
@@ -23,9 +23,10 @@ from vcot.services.engine.vllm import Endpoint, Progress
 from vcot.services.gateway.admin import ReplicaState
 from vcot.services.gateway.fleet.admission import Phase
 from vcot.services.gateway.fleet.breaker import Breaker
+from vcot.services.gateway.fleet.faults import EngineFault
 from vcot.services.gateway.fleet.gate import MAX_RAMP_S, Changes, Gate
 from vcot.services.gateway.fleet.health import HEALTH_INTERVAL_S, Health, watch
-from vcot.services.gateway.fleet.upstream import PULSE_TIMEOUT_S, EngineFault, Upstream
+from vcot.services.gateway.fleet.upstream import PULSE_TIMEOUT_S, Upstream
 from vcot.services.gateway.swap.calibration import Calibration
 from vcot.services.gateway.swap.claim import Owner
 from vcot.services.gateway.swap.fingerprint import Fingerprint, read_fingerprint
@@ -35,6 +36,8 @@ from vcot.services.gateway.swap.ways import check_reloadable
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
+End = Literal["answered", "broken", "unknown"]
+"""What became of a request, as far as it tells something of its server."""
 _MAX_BACKOFF_S = 60.0
 
 
@@ -137,11 +140,10 @@ class Replica:
             num_restarts=self.num_restarts,
         )
 
-    @contextmanager
-    def admitted(self, digest: str) -> Iterator[Upstream]:
-        """A request for that checkpoint goes through; what becomes of it is the breaker's business.
+    def admit(self, digest: str) -> Upstream:
+        """Let a request for that checkpoint in; `leave` must follow.
 
-        Raises EngineFault where the engine may be another gateway's by now.
+        Raises EngineFault where the engine may be another gateway's by now, ServerError where there is none.
         """
         upstream = self.upstream
         if not upstream.claim.is_current:
@@ -149,18 +151,18 @@ class Replica:
             raise EngineFault("not_owned", message, is_broken=False)
         self.gate.admit(digest)
         self.breaker.begin()
-        try:
-            yield upstream
-        except EngineFault as fault:
-            (self.breaker.fail if fault.is_broken else self.breaker.abandon)()
-            raise
-        except BaseException:
-            self.breaker.abandon()
-            raise
-        else:
-            self.breaker.succeed()
-        finally:
-            self.gate.leave(digest)
+        return upstream
+
+    def leave(self, digest: str, end: End) -> None:
+        """It is over, which may tell something of the server."""
+        match end:
+            case "answered":
+                self.breaker.succeed()
+            case "broken":
+                self.breaker.fail()
+            case "unknown":
+                self.breaker.abandon()
+        self.gate.leave(digest)
 
     def restart(self) -> None:
         """Take the server down and up again, with what it should hold then."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -16,7 +15,6 @@ from vcot.pipeline.errors import ServerError
 from vcot.pipeline.manifest import Canary
 from vcot.services.engine.command import SERVED_NAME
 from vcot.services.engine.vllm import Endpoint
-from vcot.services.gateway.fleet.pool import Pool, Post
 from vcot.services.gateway.swap.calibration import Calibration
 from vcot.services.gateway.swap.canary_check import CanaryAnswer, canary_request, long_request, parse_canary
 from vcot.services.gateway.swap.claim import Claim, Owner
@@ -32,36 +30,6 @@ _NEEDED = (
 _STARTED = re.compile(rb"^process_start_time_seconds (\S+)", re.MULTILINE)
 _HITS = re.compile(rb"^vllm:prefix_cache_hits_total(?:\{[^}]*\})? (\S+)", re.MULTILINE)
 _TOKENS = re.compile(rb"^vllm:(?:prompt|generation)_tokens_total(?:\{[^}]*\})? (\S+)", re.MULTILINE)
-
-
-class EngineFault(Exception):
-    """An engine did not answer a request as it should, so that another one may; never leaves the gateway."""
-
-    def __init__(
-        self,
-        reason: str,
-        message: str,
-        *,
-        is_broken: bool | None = None,
-        has_begun: bool = False,
-        was_sent: bool = True,
-        retry_after: str | None = None,
-    ) -> None:
-        super().__init__(message)
-        self.reason = reason
-        """One of a few words, for the counters."""
-        self.is_broken = is_broken
-        """Whether that speaks against the engine; None where only the engine can tell, which is then asked how it is.
-
-        A client can make any engine fail its request, and being full is no fault.
-        """
-        self.has_begun = has_begun
-        """Whether a part of the answer is with the client."""
-        self.was_sent = was_sent
-        """Whether the engine had the request."""
-        self.was_there = False
-        """Whether it had the request when it died."""
-        self.retry_after = retry_after
 
 
 @dataclass(frozen=True)
@@ -81,7 +49,7 @@ def parse_pulse(metrics: bytes) -> Pulse:
 
 
 class Upstream:
-    """Both ways to one server: a pool for requests, a client for control calls. An async context manager."""
+    """The operator's way to one server. An async context manager."""
 
     def __init__(
         self, endpoint: Endpoint, calibration: Calibration, owner: Owner, lease_s: float, *, is_shared: bool
@@ -93,8 +61,8 @@ class Upstream:
         self.fingerprint: Fingerprint | None = None
         """Of what it was last verified to hold."""
         self.claim = Claim(self, owner, lease_s, is_shared)
-        self._endpoint = endpoint
-        self._pool = Pool(endpoint)
+        self.endpoint = endpoint
+        """Where requests go."""
         self._client = endpoint.client(_CONTROL_TIMEOUT)
         self._loras: dict[str, set[int]] = {}
         """By model name, the engine's number of what was loaded for it."""
@@ -105,7 +73,6 @@ class Upstream:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._pool.close()
         await self._client.aclose()
 
     @property
@@ -113,13 +80,9 @@ class Upstream:
         """How far a log-prob of a canary may be off."""
         return self.calibration.tolerance
 
-    def post(self, path: str, body: bytes, headers: Mapping[str, str]) -> Post:
-        """A request on the way to the model; `async with` gives its answer. Raises pool.LostError."""
-        return self._pool.post(path, body, {**_JSON, **headers})
-
     async def reload(self, directory: Path) -> None:
         """Load the weights of `directory` into the running engine, in place. Raises ServerError."""
-        path = self._endpoint.readable(directory)
+        path = self.endpoint.readable(directory)
         await self._control("/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": str(path)}})
 
     async def flush_caches(self) -> None:
@@ -198,7 +161,7 @@ class Upstream:
             return parse_pulse((await self._client.get("/metrics", timeout=self.pulse_timeout_s)).content)
         except httpx.ConnectError as error:
             raise ServerError(
-                f"nothing answers at {self._endpoint.socket or self._endpoint.base_url} ({error})"
+                f"nothing answers at {self.endpoint.socket or self.endpoint.base_url} ({error})"
             ) from None
         except httpx.HTTPError:
             return None

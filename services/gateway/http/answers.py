@@ -7,6 +7,8 @@ from collections.abc import Mapping
 import orjson
 from starlette.types import Scope, Send
 
+from vcot.pipeline.client import DIGEST_HEADER
+from vcot.pipeline.records import CheckpointRef
 from vcot.services.gateway.http.exchange import exchange_of
 
 CHECKPOINT_HEADER = "x-vcot-checkpoint"
@@ -56,6 +58,11 @@ async def send_json(send: Send, status: int, data: bytes, headers: Mapping[str, 
     pairs = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in full.items()]
     await send({"type": "http.response.start", "status": status, "headers": pairs})
     await send({"type": "http.response.body", "body": data})
+
+
+def stamp_headers(ref: CheckpointRef, content_type: str = "application/json") -> dict[str, str]:
+    """Those that say which weights answered."""
+    return {"content-type": content_type, CHECKPOINT_HEADER: ref.name, DIGEST_HEADER: ref.digest}
 
 
 def header_value(scope: Scope, name: str) -> str | None:

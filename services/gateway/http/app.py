@@ -1,4 +1,4 @@
-"""The gateway's ASGI application: the OpenAI API for clients, /admin for the operator, each with keys of its own."""
+"""The gateway's ASGI application, where one process is all of it, and what it answers besides inference: /admin, figures."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Mount, Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp
 
 from vcot.pipeline.errors import CheckpointError, SwapError, VcotError
 from vcot.pipeline.records import Record
@@ -35,33 +35,16 @@ from vcot.services.gateway.admin import (
     TrialRequest,
 )
 from vcot.services.gateway.fleet import rest
-from vcot.services.gateway.fleet.group import Fleet, stamp
-from vcot.services.gateway.http.answers import Refusal, error_body, send_refusal
+from vcot.services.gateway.fleet.group import Fleet
+from vcot.services.gateway.http.answers import Refusal, error_body
 from vcot.services.gateway.http.bodies import read_body
+from vcot.services.gateway.http.dispatch import Dispatcher
+from vcot.services.gateway.http.front import INFERENCE_ROUTES, build_front, make_slots
 from vcot.services.gateway.http.keys import ADMIN, INFERENCE, Guarded
-from vcot.services.gateway.http.limits import Limits, Slots
 from vcot.services.gateway.http.metrics import CONTENT_TYPE, Metrics
-from vcot.services.gateway.http.observe import Observed, Write, write_to_stderr
-from vcot.services.gateway.http.proxy import Proxy
+from vcot.services.gateway.http.observe import Write, write_to_stderr
+from vcot.services.gateway.stamps import stamp
 from vcot.services.gateway.swap import rollout
-
-_INFERENCE = ("/v1/chat/completions", "/v1/completions")
-_ROUTES = frozenset(
-    (
-        *_INFERENCE,
-        "/v1/models",
-        "/health",
-        "/metrics",
-        "/admin/state",
-        "/admin/checkpoints",
-        "/admin/swap",
-        "/admin/trial",
-        "/admin/rest",
-        "/admin/wake",
-        "/admin/replicas",
-    )
-)
-"""Counted under their own names."""
 
 
 def build_app(
@@ -73,31 +56,15 @@ def build_app(
     log: Write = write_to_stderr,
 ) -> ASGIApp:
     """The application. A request that meets a swap waits for it, at most `max_wait_s`."""
-    slots = Slots(settings.max_in_flight, settings.max_queued, int(settings.max_held_mb * 1e6))
+    slots = make_slots(settings)
     metrics = Metrics(fleet, slots.places)
-    proxy = Limits(Proxy(fleet, settings, metrics, max_wait_s), slots, int(settings.max_body_mb * 1e6))
-    others = _routes(_Admin(fleet, run_directory, metrics))
-    return Observed(_Gateway(Guarded(proxy, INFERENCE), others), metrics, _ROUTES, log)
+    dispatch = Dispatcher(fleet, metrics, max_wait_s)
+    return build_front(dispatch, operator_app(fleet, run_directory, metrics), slots, settings, metrics.count, log)
 
 
-class _Gateway:
-    """Inference goes straight to the proxy; Starlette finds the way of all else."""
-
-    def __init__(self, inference: ASGIApp, others: ASGIApp) -> None:
-        self._inference = inference
-        self._others = others
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["path"] not in _INFERENCE:
-            await self._others(scope, receive, send)
-        elif scope["method"] == "POST":
-            await self._inference(scope, receive, send)
-        else:
-            refusal = Refusal(405, "method_not_allowed", f"{scope['path']} takes POST", headers={"allow": "POST"})
-            await send_refusal(scope, send, refusal)
-
-
-def _routes(admin: _Admin) -> Starlette:
+def operator_app(fleet: Fleet, run_directory: Path, metrics: Metrics) -> ASGIApp:
+    """All but inference."""
+    admin = _Admin(fleet, run_directory, metrics)
     return Starlette(
         routes=[
             Route("/health", admin.health, methods=["GET"]),
@@ -284,7 +251,7 @@ def _explain_route(request: Request, error: Exception) -> Response:
     what = f"{request.method} {request.url.path[:100]}"
     code = "method_not_allowed" if error.status_code == 405 else "not_found"
     why = "the gateway passes on only what it can bind to one checkpoint's weights"
-    message = f"{what} is not served here: {why}, POST {' and POST '.join(_INFERENCE)}"
+    message = f"{what} is not served here: {why}, POST {' and POST '.join(INFERENCE_ROUTES)}"
     body = error_body(message, code, error.status_code)
     return Response(body, error.status_code, error.headers, media_type="application/json")
 

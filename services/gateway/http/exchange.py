@@ -6,6 +6,7 @@ import random
 import re
 import time
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from starlette.types import Scope
 
@@ -35,6 +36,20 @@ class Exchange:
     bytes_out: int = 0
     is_whole: bool = False
     """Whether the answer was sent to its end."""
+
+
+class Ended(NamedTuple):
+    """What is counted of a request that is over."""
+
+    route: str
+    status: int
+    checkpoint: str
+    """Name of what the answer is stamped with; empty where it is not."""
+    refused: str | None
+    """Why the gateway itself said no."""
+    first_byte_s: float | None
+    """From its arrival to its answer's begin."""
+    total_s: float
 
 
 def exchange_of(scope: Scope) -> Exchange:

@@ -17,7 +17,7 @@ import asyncio
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -30,17 +30,68 @@ PATIENCE_S = 0.05
 """How long a request goes on before its client is watched; for a quick one that would cost more than it saves."""
 
 
+class Counts:
+    """What requests hold, summed over the processes that take them: each adds to its own row of memory that they share.
+
+    Without a lock: two that look at the same moment may both take the last place, so that a limit is passed by as many
+    requests as there are other processes.
+    """
+
+    ROW_BYTES = 3 * 8
+
+    def __init__(self, memory: memoryview | None = None, row: int = 0) -> None:
+        """`memory` has ROW_BYTES for each process; without it there is one."""
+        self._all = (memory or memoryview(bytearray(self.ROW_BYTES))).cast("q")
+        self._first = row * 3
+
+    @property
+    def taken(self) -> int:
+        """Places."""
+        return sum(self._all[0::3])
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that have their turn."""
+        return sum(self._all[1::3])
+
+    @property
+    def held_bytes(self) -> int:
+        """Of the bodies of all requests that have a place."""
+        return sum(self._all[2::3])
+
+    def add(self, *, taken: int = 0, in_flight: int = 0, held_bytes: int = 0) -> None:
+        """Count what this process takes, or (below zero) gives back."""
+        for column, number in enumerate((taken, in_flight, held_bytes)):
+            self._all[self._first + column] += number
+
+    def clear(self) -> None:
+        """Give back all that this row's process had: it is gone."""
+        self._all[self._first : self._first + 3] = memoryview(bytes(self.ROW_BYTES)).cast("q")
+
+
 @dataclass
 class Places:
-    """How full it is; pure, mutated by one Slots only."""
+    """How full it is; `counts` are changed by one Slots of each process only."""
 
     max_in_flight: int
     max_queued: int
     max_held_bytes: int
-    taken: int = 0
-    in_flight: int = 0
-    held_bytes: int = 0
-    """Of the bodies of all requests that have a place."""
+    counts: Counts = field(default_factory=Counts)
+
+    @property
+    def taken(self) -> int:
+        """Places that are taken."""
+        return self.counts.taken
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that have their turn."""
+        return self.counts.in_flight
+
+    @property
+    def held_bytes(self) -> int:
+        """Of the bodies of all requests that have a place."""
+        return self.counts.held_bytes
 
     @property
     def queued(self) -> int:
@@ -52,7 +103,7 @@ class Places:
         if self.taken >= self.max_in_flight + self.max_queued:
             message = f"{self.in_flight} requests are in flight and {self.queued} wait; send it again later"
             raise Refusal(429, "overloaded", message, retry_after_s=_RETRY_AFTER_S)
-        self.taken += 1
+        self.counts.add(taken=1)
 
     def hold(self, num_bytes: int) -> None:
         """Hold so much more of a body. Raises Refusal where all bodies together are too large."""
@@ -62,14 +113,14 @@ class Places:
                 f"{self.max_held_bytes / 1e6:g} MB are allowed (serve.max_held_mb); send it again later"
             )
             raise Refusal(429, "overloaded", message, retry_after_s=_RETRY_AFTER_S)
-        self.held_bytes += num_bytes
+        self.counts.add(held_bytes=num_bytes)
 
 
 class Slots:
     """Lets requests in, first come, first served: `with slots.place()`, then `async with slots`."""
 
-    def __init__(self, max_in_flight: int, max_queued: int, max_held_bytes: int) -> None:
-        self.places = Places(max_in_flight, max_queued, max_held_bytes)
+    def __init__(self, max_in_flight: int, max_queued: int, max_held_bytes: int, counts: Counts | None = None) -> None:
+        self.places = Places(max_in_flight, max_queued, max_held_bytes, counts or Counts())
         self._free = asyncio.Semaphore(max_in_flight)
 
     @contextmanager
@@ -89,16 +140,15 @@ class Slots:
         try:
             yield hold
         finally:
-            self.places.taken -= 1
-            self.places.held_bytes -= held
+            self.places.counts.add(taken=-1, held_bytes=-held)
 
     async def __aenter__(self) -> None:
         """Wait for one's turn."""
         await self._free.acquire()
-        self.places.in_flight += 1
+        self.places.counts.add(in_flight=1)
 
     async def __aexit__(self, *_: object) -> None:
-        self.places.in_flight -= 1
+        self.places.counts.add(in_flight=-1)
         self._free.release()
 
 

@@ -25,7 +25,7 @@ from prometheus_client.registry import Collector
 
 from vcot.services.gateway.fleet.breaker import BreakerState
 from vcot.services.gateway.fleet.group import Fleet
-from vcot.services.gateway.http.exchange import Exchange
+from vcot.services.gateway.http.exchange import Ended
 from vcot.services.gateway.http.limits import Places
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -69,14 +69,14 @@ class Metrics(Collector):
         self._registry.register(self)
         self._registry.register(_Now(fleet, places))
 
-    def count(self, route: str, status: int, exchange: Exchange, total_s: float) -> None:
+    def count(self, ended: Ended) -> None:
         """A request is over."""
-        self._requests[route, str(status), exchange.checkpoint] += 1
-        if exchange.refused:
-            self._refused[(exchange.refused,)] += 1
-        if exchange.checkpoint and exchange.first_byte is not None:
-            self._latency[exchange.checkpoint].observe(total_s)
-            self._first_byte[exchange.checkpoint].observe(exchange.first_byte - exchange.began)
+        self._requests[ended.route, str(ended.status), ended.checkpoint] += 1
+        if ended.refused:
+            self._refused[(ended.refused,)] += 1
+        if ended.checkpoint and ended.first_byte_s is not None:
+            self._latency[ended.checkpoint].observe(ended.total_s)
+            self._first_byte[ended.checkpoint].observe(ended.first_byte_s)
 
     def count_swap(self, way: str, outcome: str, pause_s: float | None = None) -> None:
         """A swap is over: `swapped`, `tried`, `unchanged`, or the error that kept it from happening (and no way)."""

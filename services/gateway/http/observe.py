@@ -16,14 +16,15 @@ import orjson
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from vcot.services.gateway.http.answers import CHECKPOINT_HEADER, REQUEST_ID, header_value
-from vcot.services.gateway.http.exchange import Exchange, choose_request_id, exchange_of
-from vcot.services.gateway.http.metrics import Metrics
+from vcot.services.gateway.http.exchange import Ended, Exchange, choose_request_id, exchange_of
 
 _CHECKPOINT = CHECKPOINT_HEADER.encode()
 _POLLED = ("/health", "/metrics", "/admin/state")
 _MAX_MODEL = 100
 Write = Callable[[bytes], object]
 """Takes one line of the log, with its end."""
+Count = Callable[[Ended], object]
+"""Takes what is counted of a request."""
 
 
 def write_to_stderr(line: bytes) -> None:
@@ -36,9 +37,9 @@ def write_to_stderr(line: bytes) -> None:
 class Observed:
     """The outermost middleware. `routes` are the paths that are counted under their own name."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, routes: Collection[str], write: Write) -> None:
+    def __init__(self, app: ASGIApp, count: Count, routes: Collection[str], write: Write) -> None:
         self._app = app
-        self._metrics = metrics
+        self._count = count
         self._routes = routes
         self._write = write
         self._polled: dict[str, int] = {}
@@ -79,7 +80,8 @@ class Observed:
         total_s = time.monotonic() - exchange.began
         route = scope["path"] if scope["path"] in self._routes else "other"
         status = exchange.status or 499
-        self._metrics.count(route, status, exchange, total_s)
+        first_byte_s = None if exchange.first_byte is None else exchange.first_byte - exchange.began
+        self._count(Ended(route, status, exchange.checkpoint, exchange.refused, first_byte_s, total_s))
         is_news = route not in _POLLED or (status >= 400 and status != self._polled.get(route))
         if route in _POLLED:
             self._polled[route] = status

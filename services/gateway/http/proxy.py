@@ -5,73 +5,55 @@ on with the engine's own name for it, and its answer is sent back as it comes: J
 the request's own with its status. The stamp is two headers, and the `model` field `<name>@<12 hex of the digest>` of
 the answer and of every event.
 
-An engine that breaks off, answers with 500, 502, 503 or half a JSON, is full, or answers as another model than it was
-asked for (a fall-back from an adapter to its base) did not answer: the same request goes to one other replica that holds
-the same checkpoint; where engines are full, to each. Where there is no other, an engine that is well is asked once more:
-vLLM answers with a bare 500 where its API takes an image to be with its engine that is not, and sends it along the next
-time. With an image it is asked three times, since that may happen twice. Where a swap began meanwhile, the request waits for
-its end first. That is safe as long as nothing of an answer is with the client, since an unanswered sample has no effect. A
-stream that breaks off later ends with an error event.
-
-A client can make any engine fail its own request. So a fault speaks against an engine only where the engine, asked how it
-is, is not well; what sound engines answer with 5xx is the request's own fault, and is told as 422, streamed or not. A
-request that was there each time when engines died is refused, too (suspects.py).
+Which engine it goes to, and what becomes of it where that one fails, is decided elsewhere (dispatch.py). A stream that
+breaks off once a part of it is with the client ends with an error event.
 """
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncIterator
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import jiter
 import orjson
 from starlette.types import Receive, Scope, Send
 
-from vcot.pipeline.client import DIGEST_HEADER, EXPECT_HEADER
-from vcot.pipeline.errors import ServerError
+from vcot.pipeline.client import EXPECT_HEADER
 from vcot.pipeline.records import CheckpointRef
-from vcot.services.checkpoints.registry import Checkpoint
 from vcot.services.engine.serve_section import ServeSection
-from vcot.services.gateway.fleet.group import Fleet, ImageKey, NotServedError, RestingError, Wish, stamp
-from vcot.services.gateway.fleet.pool import Answer, LostError
-from vcot.services.gateway.fleet.replica import Replica
+from vcot.services.engine.vllm import Endpoint
+from vcot.services.gateway.fleet.faults import EngineFault
+from vcot.services.gateway.fleet.pool import Answer, LostError, Pool
 from vcot.services.gateway.fleet.routing import image_key
-from vcot.services.gateway.fleet.upstream import EngineFault, Upstream
 from vcot.services.gateway.http.answers import (
-    CHECKPOINT_HEADER,
     REQUEST_ID,
     Refusal,
     error_event,
     header_value,
     send_json,
     send_refusal,
+    stamp_headers,
 )
 from vcot.services.gateway.http.content import check_content, check_size
 from vcot.services.gateway.http.exchange import exchange_of
-from vcot.services.gateway.http.metrics import Metrics
-from vcot.services.gateway.http.suspects import Suspects
-from vcot.services.gateway.swap.verified import served_name
+from vcot.services.gateway.http.suspects import hash_of
+from vcot.services.gateway.http.ticket import Ask, Assignment, Dispatch, Ticket
+from vcot.services.gateway.stamps import served_name, stamp
 
 _RETRY_AFTER_S = 5
-_REST_RETRY_AFTER_S = 60
-_AGAIN_AFTER_S = 0.2
-"""Before the same engine is asked once more: what was on its way to it is there by then."""
 _BROKEN = frozenset((500, 502, 503))
 
 
 class Proxy:
     """An ASGI application for the inference routes."""
 
-    def __init__(self, fleet: Fleet, settings: ServeSection, metrics: Metrics, max_wait_s: float) -> None:
-        self._fleet = fleet
-        self._metrics = metrics
+    def __init__(self, dispatch: Dispatch, settings: ServeSection) -> None:
+        self._dispatch = dispatch
+        self._pools = Pools()
         self._allowed_hosts = frozenset(host.lower() for host in settings.allowed_image_hosts)
         self._max_image_pixels = settings.max_image_pixels
-        self._max_wait_s = max_wait_s
-        self._suspects = Suspects()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, whose body comes in one message (services/gateway/http/limits.py)."""
@@ -81,76 +63,48 @@ class Proxy:
             request = _parse(body)
             exchange.model = request["model"]
             check_content(request, self._allowed_hosts, self._max_image_pixels)
-            async with self._suspects.in_turn(body):
-                await self._answer(scope, request, body, send)
+            expect = header_value(scope, EXPECT_HEADER)
+            ask = Ask(request["model"], expect, image_key(request), cache(partial(hash_of, body)))
+            async with self._dispatch.ticket(ask) as ticket:
+                await self._answer(scope, request, ticket, send)
         except Refusal as refusal:
             await send_refusal(scope, send, refusal)
-        except RestingError as error:
-            await send_refusal(scope, send, Refusal(503, "resting", str(error), retry_after_s=_REST_RETRY_AFTER_S))
-        except ServerError as error:
-            await send_refusal(scope, send, Refusal(503, "unavailable", str(error), retry_after_s=_RETRY_AFTER_S))
 
-    async def _answer(self, scope: Scope, request: dict[str, Any], body: bytes, send: Send) -> None:
-        model, expect, key = request["model"], header_value(scope, EXPECT_HEADER), partial(image_key, request)
-        wish = Wish(model, expect, partial(self._resolve, model, expect), key)
-        replica, target = await self._find(wish)
-        call = _Call(scope, request, target.ref, send)
+    async def _answer(self, scope: Scope, request: dict[str, Any], ticket: Ticket, send: Send) -> None:
         exchange = exchange_of(scope)
-        tried: list[Replica] = []
+        to = await ticket.assign()
         while True:
-            exchange.admitted, exchange.replica = time.monotonic(), replica.name
+            exchange.admitted, exchange.replica = time.monotonic(), to.replica
+            call = _Call(scope, request, to.ref, send)
             try:
-                life = replica.life
-                with replica.admitted(target.ref.digest) as upstream:
-                    await call.relay(upstream)
-                return self._suspects.forget(body)
+                await call.relay(self._pools.of(to))
             except EngineFault as fault:
-                self._metrics.count_fault(replica.name, fault.reason)
-                if fault.was_there:
-                    self._suspects.blame(body, life)
-                if fault.has_begun:
-                    return await call.end_with(fault)
-                self._suspects.check(body)
-                other = self._next(fault, target.ref.digest, key, [*tried, replica])
+                other = await ticket.fail(fault)
                 if other is None:
-                    raise _final(fault) from None
-                self._metrics.count_retry(fault.reason)
-                if other is replica:
-                    await asyncio.sleep(_AGAIN_AFTER_S)
-                tried.append(replica)
-                replica = other
-                if not replica.gate.admission.serves(target.ref.digest):  # a swap began
-                    replica, target = await self._find(wish)
-                    call = _Call(scope, request, target.ref, send)
+                    await call.end_with(fault)
+                    return
+                to = other
+            else:
+                ticket.answered()
+                return
 
-    async def _find(self, wish: Wish) -> tuple[Replica, Checkpoint]:
-        """A replica that serves what is asked for. Raises Refusal, ServerError."""
-        try:
-            replica, target = await self._fleet.find(wish, self._max_wait_s)
-        except NotServedError as error:
-            trial = self._fleet.trial if self._fleet.is_held_up(wish.target()) else None
-            raise _not_live(wish, error.live, trial) from None
-        _check_expected(target.ref, wish.expect)
-        return replica, target
 
-    def _next(self, fault: EngineFault, digest: str, key: ImageKey, tried: list[Replica]) -> Replica | None:
-        """Who is asked the same after `fault`; the last of `tried` is who was asked."""
-        if fault.reason == "429":
-            return self._fleet.route(digest, key, tried)
-        again = None if fault.is_broken else tried[-1]
-        if len(tried) == 1:
-            return self._fleet.route(digest, key, tried) or again
-        may_drift = len(tried) == 2 and key() is not None  # its image may have been on its way there, too
-        return again if may_drift else None
+class Pools:
+    """Connections to each engine's present life."""
 
-    def _resolve(self, model: str, expect: str | None) -> Checkpoint:
-        """The checkpoint that an alias or a name means. Raises Refusal."""
-        checkpoint = self._fleet.resolve(model, expect)
-        if checkpoint is None:
-            name = model[:100]
-            message = f"no checkpoint or alias {name!r}; {self._fleet.registry.suggest(name)}"
-            raise Refusal(404, "model_not_found", message)
-        return checkpoint
+    def __init__(self) -> None:
+        self._by_replica: dict[str, tuple[str, Endpoint, Pool]] = {}
+
+    def of(self, to: Assignment) -> Pool:
+        """Those to the engine that a request is assigned to; an earlier life's are given up."""
+        life, endpoint, pool = self._by_replica.get(to.replica) or ("", to.endpoint, None)
+        if pool is not None and (life, endpoint) == (to.life, to.endpoint):
+            return pool
+        if pool is not None:
+            pool.close()
+        pool = Pool(to.endpoint)
+        self._by_replica[to.replica] = (to.life, to.endpoint, pool)
+        return pool
 
 
 class _Call:
@@ -165,20 +119,11 @@ class _Call:
         self._send = send
         self._has_begun = False
 
-    async def relay(self, upstream: Upstream) -> None:
+    async def relay(self, pool: Pool) -> None:
         """Pass one engine's answer on. Raises EngineFault where it gives none, or breaks off; Refusal for a bad request."""
+        headers = {"content-type": "application/json", REQUEST_ID: exchange_of(self._scope).request_id}
         try:
-            await self._relay(upstream)
-        except EngineFault as fault:
-            if fault.is_broken is None:
-                fault.is_broken = not await upstream.is_sound()
-                fault.was_there = fault.is_broken and fault.was_sent
-            raise
-
-    async def _relay(self, upstream: Upstream) -> None:
-        headers = {REQUEST_ID: exchange_of(self._scope).request_id}
-        try:
-            async with upstream.post(self._scope["path"], self._body, headers) as response:
+            async with pool.post(self._scope["path"], self._body, headers) as response:
                 kind = response.headers.get("content-type", "")
                 if kind.startswith("text/event-stream") and response.status == 200:
                     await self._pass_events(response.parts())
@@ -199,7 +144,7 @@ class _Call:
             raise EngineFault("429", f"the engine is full: {_excerpt(data)}", is_broken=False, retry_after=wait)
         elif response.status == 404:  # the gateway knows the routes and the names
             raise EngineFault("404", f"the engine does not have {self._model}: {_excerpt(data)}", is_broken=True)
-        await send_json(self._send, response.status, data, _stamp_headers(self._ref, kind))
+        await send_json(self._send, response.status, data, stamp_headers(self._ref, kind))
 
     async def _pass_events(self, parts: AsyncIterator[bytes]) -> None:
         """Pass server-sent events on, each stamped; nothing is sent before the first that says something is there."""
@@ -219,7 +164,7 @@ class _Call:
     async def _begin(self) -> None:
         if not self._has_begun:
             self._has_begun = True
-            headers = _stamp_headers(self._ref, "text/event-stream; charset=utf-8")
+            headers = stamp_headers(self._ref, "text/event-stream; charset=utf-8")
             pairs = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
             await self._send({"type": "http.response.start", "status": 200, "headers": pairs})
 
@@ -261,15 +206,6 @@ def _stream_failure(error: Any, data: bytes) -> Exception:
     return Refusal(status, str(error.get("type") or "bad_request"), str(error.get("message") or _excerpt(data)))
 
 
-def _final(fault: EngineFault) -> Refusal:
-    """What the client is told where no replica is left to ask."""
-    if fault.retry_after is not None:
-        return Refusal(429, "engine_full", str(fault), headers={"retry-after": fault.retry_after})
-    if fault.reason.isdecimal() and not fault.is_broken:
-        return Refusal(422, "request_failed", f"{fault}; the engine is well, so the request is at fault: change it")
-    return Refusal(502, "engine_lost", str(fault), retry_after_s=_RETRY_AFTER_S)
-
-
 def _excerpt(data: bytes) -> str:
     return data[:200].decode("utf-8", "replace")
 
@@ -293,31 +229,6 @@ def _written(request: dict[str, Any]) -> bytes:
         return orjson.dumps(request)
     except TypeError as error:  # an integer of more than 64 bits, or half a surrogate pair
         raise Refusal(400, "invalid_json", f"the request holds what cannot be passed on: {error}") from None
-
-
-def _not_live(wish: Wish, live: Checkpoint, trial: Checkpoint | None) -> Refusal:
-    model, name = wish.model, wish.target().ref.name
-    means = f"{model} means {name}" if model != name else f"{model} was asked for"
-    if trial is not None:
-        message = (
-            f"{means}, but {trial.ref.name} is on trial; ask again in a moment (`vcot swap policy {name}` ends it)"
-        )
-        return Refusal(503, "checkpoint_on_trial", message, retry_after_s=_RETRY_AFTER_S)
-    message = f"{means}, but {live.ref.name} is live; make it so with `vcot swap policy {name}`"
-    return Refusal(409, "checkpoint_not_live", message, headers=_stamp_headers(live.ref))
-
-
-def _check_expected(ref: CheckpointRef, expect: str | None) -> None:
-    """Raise Refusal unless these are the weights that the client expects."""
-    if expect is not None and expect != ref.digest:
-        message = (
-            f"weights {expect[:19]} were expected, but {ref.name} with {ref.digest[:19]} is live; swap, or ask anew"
-        )
-        raise Refusal(409, "weights_not_live", message, headers=_stamp_headers(ref))
-
-
-def _stamp_headers(ref: CheckpointRef, content_type: str = "application/json") -> dict[str, str]:
-    return {"content-type": content_type, CHECKPOINT_HEADER: ref.name, DIGEST_HEADER: ref.digest}
 
 
 def _says_nothing(line: bytes) -> bool:

@@ -1,11 +1,40 @@
-"""uvicorn's server, for those who handle signals themselves."""
+"""uvicorn, as a process of the gateway runs it."""
 
 from __future__ import annotations
 
+import asyncio
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import uvicorn
+from starlette.types import ASGIApp
+
+from vcot.services.gateway.http import heap
+from vcot.services.gateway.http.connection import KEEP_ALIVE_S, ClientConnection
+
+
+async def serve_app(app: ASGIApp, listener: socket.socket) -> None:
+    """Answer who connects there until cancelled; then answers that are on the way have a few seconds to end."""
+    config = uvicorn.Config(
+        app,
+        http=ClientConnection,
+        ws="none",
+        lifespan="off",
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=5,
+    )
+    server = UnsignalledServer(config)
+    heap.settle()
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    try:
+        await asyncio.shield(serving)
+    finally:
+        server.should_exit = True
+        await asyncio.wait({serving})
 
 
 class UnsignalledServer(uvicorn.Server):

@@ -7,7 +7,7 @@ against each of them, once for each life of an engine, until the request is answ
     2 deaths    it is asked only while no other such request is, so that the next death shows which one it was
     3 deaths    it is refused, and so is whoever sends the same body again
 
-The bodies are told apart by a hash, which is taken only while something is held against any of them.
+The bodies are told apart by a hash (`hash_of`), which is asked for only while something is held against any of them.
 
 Limits: who changes a word of the request has another one, and a client that hangs up before the engine dies is not seen.
 """
@@ -35,6 +35,15 @@ class _Record:
     """Of engines that died with it."""
 
 
+Key = Callable[[], bytes | None]
+"""Gives the hash of a request's body; None where it is not known, and then nothing is known of the request."""
+
+
+def hash_of(body: bytes) -> bytes:
+    """What tells bodies apart."""
+    return blake2b(body, digest_size=16).digest()
+
+
 class Suspects:
     """Used on one event loop."""
 
@@ -45,50 +54,52 @@ class Suspects:
         self._turn = asyncio.Lock()
 
     @asynccontextmanager
-    async def in_turn(self, body: bytes) -> AsyncIterator[None]:
+    async def in_turn(self, key: Key) -> AsyncIterator[None]:
         """Let a request through, one at a time of those that two engines died with. Raises Refusal as `check` does."""
-        self.check(body)
-        if self._num_deaths(body) < MAX_DEATHS - 1:
+        self.check(key)
+        if self._num_deaths(key) < MAX_DEATHS - 1:
             yield
             return
         async with self._turn:
-            self.check(body)
+            self.check(key)
             yield
 
-    def check(self, body: bytes) -> None:
+    def check(self, key: Key) -> None:
         """Raise Refusal for a request that too many engines died with."""
-        if self._num_deaths(body) >= MAX_DEATHS:
+        if self._num_deaths(key) >= MAX_DEATHS:
             message = (
                 f"{MAX_DEATHS} engines died while they worked on this request, so it is refused for "
                 f"{_REMEMBERED_S / 60:.0f} minutes; change it (fewer tokens, choices or images, or a simpler schema)"
             )
             raise Refusal(422, "engines_died", message)
 
-    def blame(self, body: bytes, life: str) -> None:
+    def blame(self, key: Key, life: str) -> None:
         """That life of an engine ended with the request in it."""
-        key = _hash(body)
-        record = self._records.pop(key, None) or _Record(0.0)
+        if (hashed := key()) is None:
+            return
+        record = self._records.pop(hashed, None) or _Record(0.0)
         record.lives.add(life)
         record.forget_at = self._clock() + _REMEMBERED_S
-        self._records[key] = record
+        self._records[hashed] = record
         if len(self._records) > _MAX_REMEMBERED:
             del self._records[next(iter(self._records))]
 
-    def forget(self, body: bytes) -> None:
+    def forget(self, key: Key) -> None:
         """It was answered."""
-        if self._records:
-            self._records.pop(_hash(body), None)
+        if self._records and (hashed := key()) is not None:
+            self._records.pop(hashed, None)
 
-    def _num_deaths(self, body: bytes) -> int:
+    @property
+    def are_there(self) -> bool:
+        """Whether something is held against any request."""
         self._forget_old()
-        record = self._records.get(_hash(body)) if self._records else None
+        return bool(self._records)
+
+    def _num_deaths(self, key: Key) -> int:
+        record = self._records.get(key() or b"") if self.are_there else None
         return len(record.lives) if record is not None else 0
 
     def _forget_old(self) -> None:
         now = self._clock()
         while self._records and next(iter(self._records.values())).forget_at <= now:
             del self._records[next(iter(self._records))]
-
-
-def _hash(body: bytes) -> bytes:
-    return blake2b(body, digest_size=16).digest()

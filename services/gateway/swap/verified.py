@@ -30,12 +30,11 @@ from pathlib import Path
 
 from vcot.pipeline.errors import ServerError, SwapError, VcotError
 from vcot.pipeline.manifest import Canary
-from vcot.pipeline.records import CheckpointRef
 from vcot.services.checkpoints.integrity import check_digest
 from vcot.services.checkpoints.registry import Checkpoint
-from vcot.services.engine.command import SERVED_NAME
 from vcot.services.gateway.fleet.gate import Gate
 from vcot.services.gateway.fleet.upstream import Upstream
+from vcot.services.gateway.stamps import served_name
 from vcot.services.gateway.swap.canary_check import CanaryAnswer, agree, distance, explain_difference
 from vcot.services.gateway.swap.claim import DisownedError
 from vcot.services.gateway.swap.fingerprint import Fingerprint, check_unchanged
@@ -54,13 +53,6 @@ class SwapLimits:
 
     drain_s: float = 300.0
     """For requests in flight to end; the swap is given up otherwise."""
-
-
-def served_name(ref: CheckpointRef) -> str:
-    """What vLLM calls a checkpoint: an adapter by name and digest, so that its caches are its own; else what it holds."""
-    if ref.kind != "adapter":
-        return SERVED_NAME
-    return f"{ref.name}-{ref.digest.removeprefix('sha256:')[:12]}"
 
 
 async def reload_weights(

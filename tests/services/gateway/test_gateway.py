@@ -13,8 +13,10 @@ from tests.services.fake_vllm import make_canary, write_checkpoint
 from vcot.pipeline.errors import CheckpointError, SwapError
 from vcot.pipeline.records import CheckpointRef
 from vcot.services.gateway.admin import named_error
-from vcot.services.gateway.fleet.upstream import EngineFault
+from vcot.services.gateway.fleet.faults import EngineFault
 from vcot.services.gateway.http.proxy import _Call
+
+pytestmark = pytest.mark.usefixtures("split_too")
 
 
 @pytest.fixture
@@ -173,7 +175,7 @@ async def test_an_engine_that_is_lost_is_said(bench: Bench) -> None:
     assert "retry-after" in answer.headers
     await bench.until("live")
     assert (await bench.ask()).status_code == 200
-    assert bench.admission.in_flight == 0
+    await bench.until_so(lambda: bench.admission.in_flight == 0)
 
 
 async def test_an_engine_that_is_lost_in_a_stream_ends_it_with_an_error(bench: Bench) -> None:
@@ -210,7 +212,7 @@ async def test_a_client_that_hangs_up_cancels_its_request(bench: Bench) -> None:
     assert bench.admission.in_flight == 1
     gone.set()
     await request
-    assert bench.admission.in_flight == 0
+    await bench.until_so(lambda: bench.admission.in_flight == 0)
     await asyncio.wait_for(bench.server.cancelled.wait(), 10)
 
 

@@ -232,7 +232,7 @@ async def test_a_deadline_cancels_the_engines_work(narrow: Bench) -> None:
     assert answer.status_code == 504
     assert answer.json()["error"]["code"] == "deadline_exceeded"
     await asyncio.wait_for(narrow.server.cancelled.wait(), 10)
-    assert narrow.admission.in_flight == 0
+    await narrow.until_so(lambda: narrow.admission.in_flight == 0)
     narrow.server.hold.set()
     assert (await narrow.ask(headers={"x-vcot-deadline-s": "10"})).status_code == 200
 

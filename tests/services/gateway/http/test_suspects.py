@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -10,9 +11,19 @@ import pytest
 from tests.services.bench_fleet import Bench
 from vcot.services.gateway.fleet.replica import Supervision
 from vcot.services.gateway.http.answers import Refusal
-from vcot.services.gateway.http.suspects import Suspects
+from vcot.services.gateway.http.suspects import Key, Suspects, hash_of
 
-KILLER, OTHER = b"killer", b"other"
+pytestmark = pytest.mark.usefixtures("split_too")
+
+
+def killer() -> bytes:
+    """The key of one body."""
+    return hash_of(b"killer")
+
+
+def other() -> bytes:
+    """And of another."""
+    return hash_of(b"other")
 
 
 @pytest.fixture
@@ -80,68 +91,68 @@ async def test_an_engine_that_was_dead_already_is_held_against_nobody(tmp_path: 
         assert (await bench.ask()).status_code == 200
 
 
-def blamed(suspects: Suspects, body: bytes, *lives: str) -> None:
+def blamed(suspects: Suspects, key: Key, *lives: str) -> None:
     for life in lives:
-        suspects.blame(body, life)
+        suspects.blame(key, life)
 
 
 async def test_one_death_counts_once() -> None:
     suspects = Suspects()
-    blamed(suspects, KILLER, *["vllm-0/0"] * 9, "vllm-0/1")
-    suspects.check(KILLER)
-    blamed(suspects, KILLER, "vllm-1/0")
+    blamed(suspects, killer, *["vllm-0/0"] * 9, "vllm-0/1")
+    suspects.check(killer)
+    blamed(suspects, killer, "vllm-1/0")
     with pytest.raises(Refusal, match="so it is refused for 10 minutes"):
-        suspects.check(KILLER)
-    suspects.check(OTHER)
+        suspects.check(killer)
+    suspects.check(other)
 
 
 async def test_an_answer_clears_a_request() -> None:
     suspects = Suspects()
-    blamed(suspects, KILLER, "a", "b")
-    suspects.forget(KILLER)
-    blamed(suspects, KILLER, "c", "d")
-    suspects.check(KILLER)
+    blamed(suspects, killer, "a", "b")
+    suspects.forget(killer)
+    blamed(suspects, killer, "c", "d")
+    suspects.check(killer)
 
 
 async def test_it_is_forgotten_after_ten_minutes() -> None:
     now = 0.0
     suspects = Suspects(lambda: now)
-    blamed(suspects, OTHER, "a", "b", "c")
+    blamed(suspects, other, "a", "b", "c")
     now = 500.0
-    blamed(suspects, KILLER, "a", "b", "c")
+    blamed(suspects, killer, "a", "b", "c")
     now = 601.0
-    suspects.check(OTHER)
+    suspects.check(other)
     with pytest.raises(Refusal):
-        suspects.check(KILLER)
+        suspects.check(killer)
 
 
 async def test_so_many_are_remembered_and_no_more() -> None:
     suspects = Suspects()
-    blamed(suspects, KILLER, "a", "b", "c")
+    blamed(suspects, killer, "a", "b", "c")
     for number in range(4_096):
-        suspects.blame(b"%d" % number, "a")
-    suspects.check(KILLER)
+        suspects.blame(partial(hash_of, b"%d" % number), "a")
+    suspects.check(killer)
 
 
 async def test_suspects_are_asked_one_at_a_time_and_nobody_else_waits_for_them() -> None:
     suspects = Suspects()
-    for body in (KILLER, OTHER):
-        blamed(suspects, body, "a", "b")
+    for key in (killer, other):
+        blamed(suspects, key, "a", "b")
     waiting = asyncio.Event()
 
     async def ask_other() -> None:
         waiting.set()
-        async with suspects.in_turn(OTHER):
-            suspects.forget(OTHER)
+        async with suspects.in_turn(other):
+            suspects.forget(other)
 
-    async with suspects.in_turn(KILLER):
+    async with suspects.in_turn(killer):
         asked = asyncio.create_task(ask_other())
         await waiting.wait()
         await asyncio.sleep(0)
         assert not asked.done()
-        async with suspects.in_turn(b"hello"):
-            suspects.blame(KILLER, "c")
+        async with suspects.in_turn(partial(hash_of, b"hello")):
+            suspects.blame(killer, "c")
     await asked
     with pytest.raises(Refusal):
-        async with suspects.in_turn(KILLER):
+        async with suspects.in_turn(killer):
             raise AssertionError

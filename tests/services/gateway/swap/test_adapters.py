@@ -14,7 +14,7 @@ from tests.services.fake_vllm import write_adapter, write_tensors
 from vcot.pipeline.errors import CheckpointError, SwapError
 from vcot.services.engine.command import SERVED_NAME
 from vcot.services.gateway.fleet.replica import Supervision
-from vcot.services.gateway.swap.verified import served_name
+from vcot.services.gateway.stamps import served_name
 from vcot.services.gateway.swap.ways import check_adapter, choose_way
 
 DELTA = 0.5

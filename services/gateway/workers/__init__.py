@@ -1,0 +1,1 @@
+"""Several processes that carry requests for one that decides where they go."""
