@@ -13,7 +13,7 @@ HARNESSES    := inspect lmms
 PEERS        := $(GENERATORS) $(HARNESSES)
 export PYTHONUNBUFFERED = 1
 
-.PHONY: help demo docs test test-slow test-fast test-compose test-harness test-older test-rehearsal smollm parity bench-gateway bench-swap bench-swap-mutations bench-serving bench-ledger bench-sample bench-eval bench-peers-generation bench-peers-evaluation bench-score bench-steps bench-train bench-view soak experiment mutation mutation-sample lint format setup lock clean
+.PHONY: help demo docs test test-slow test-fast test-compose test-harness test-older test-rehearsal smollm parity bench-gateway bench-gateway-workers bench-swap bench-swap-mutations bench-serving bench-ledger bench-sample bench-eval bench-peers-generation bench-peers-evaluation bench-score bench-steps bench-train bench-view soak experiment mutation mutation-sample lint format setup lock clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -66,6 +66,9 @@ parity: setup ## what is served against what was trained, in each type, on the r
 
 bench-gateway: setup ## what the gateway costs, beside vllm-router and LiteLLM's proxy
 	$(BIN)/python -m bench.gateway $(ARGS)
+
+bench-gateway-workers: setup ## CPU per request of a gateway of several processes, by what they do
+	$(BIN)/python -m bench.gateway_workers $(ARGS)
 
 bench-swap: setup ## ten swaps under load on the real vLLM
 	$(BIN)/python -m bench.swap $(ARGS)

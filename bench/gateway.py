@@ -131,7 +131,7 @@ async def is_answering(port: int, body: bytes, child: subprocess.Popen[bytes]) -
     return False
 
 
-def serve_gateway(folder: Path, port: int, upstream_port: int) -> None:
+def serve_gateway(folder: Path, port: int, upstream_port: int, num_workers: int) -> None:
     """Be the gateway: `vcot serve`, but for the server that it starts. Imported here: only the child needs it."""
     from vcot.pipeline.errors import ServerError
     from vcot.pipeline.identity import read_manifest, write_manifest
@@ -167,7 +167,7 @@ def serve_gateway(folder: Path, port: int, upstream_port: int) -> None:
     write_manifest(checkpoint, manifest.model_copy(update={"canary": None}))  # the upstream computes nothing
 
     async def serve() -> None:
-        settings = ServeSection(port=port)
+        settings = ServeSection(port=port, gateway_workers=num_workers)
         with serving._listening(settings) as listener:
             registry = Registry(folder / "run")
             registry.base(ModelSection(source=str(checkpoint), name=_MODEL))
@@ -182,8 +182,9 @@ def serve_gateway(folder: Path, port: int, upstream_port: int) -> None:
     uvloop.run(serve())
 
 
-def gateway_command(folder: Path, port: int, upstream_port: int) -> list[str]:
-    return [sys.executable, "-m", "bench.gateway", "--gateway", str(folder), str(port), str(upstream_port)]
+def gateway_command(folder: Path, port: int, upstream_port: int, num_workers: int = 1) -> list[str]:
+    numbers = map(str, (port, upstream_port, num_workers))
+    return [sys.executable, "-m", "bench.gateway", "--gateway", str(folder), *numbers]
 
 
 def router_command(port: int, upstream_port: int) -> list[str]:
@@ -316,10 +317,10 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Gateway overhead against an instant upstream.")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=2.0)
-    parser.add_argument("--gateway", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--gateway", nargs=4, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.gateway:
-        serve_gateway(Path(given.gateway[0]), int(given.gateway[1]), int(given.gateway[2]))
+        serve_gateway(Path(given.gateway[0]), *map(int, given.gateway[1:]))
     else:
         install_proxies()
         uvloop.run(main(given.rounds, given.seconds))

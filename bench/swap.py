@@ -1,6 +1,6 @@
 """Ten swaps of nano's weights under load: how long requests wait, and whether any answer is wrong.
 
-    make bench-swap           (python -m bench.swap [--askers N] [--swaps N])
+    make bench-swap           (python -m bench.swap [--askers N] [--swaps N] [--workers N])
 
 Measured, on the real vLLM below a real gateway: `pause_s`, the longest of the swaps as the gateway reports it, from the
 moment that no new request is let in until the next one is (what is in flight then ends first, so the load counts);
@@ -160,11 +160,11 @@ async def swap_under_load(
     return pauses, met
 
 
-async def main(num_askers: int, num_swaps: int) -> None:
+async def main(num_askers: int, num_swaps: int, num_workers: int) -> None:
     with tempfile.TemporaryDirectory(prefix="vcot-bench-") as name:
         folder = Path(name)
         moved = make_variant(folder, "moved", 0.2)
-        with open_run(folder / "run", "nano", ["serve.port=0"]) as run:
+        with open_run(folder / "run", "nano", ["serve.port=0", f"serve.gateway_workers={num_workers}"]) as run:
             async with (
                 running_gateway(run, say) as gateway,
                 open_session(Endpoint(gateway.url)) as session,
@@ -192,6 +192,7 @@ async def main(num_askers: int, num_swaps: int) -> None:
         "questions_that_differ": sum(a != b for a, b in zip(*expected.values(), strict=True)),
         "median_pause_s": round(statistics.median(pauses), 3),
         "idle_pause_s": round(max(idle), 3),
+        "gateway_workers": num_workers,
         "cores": os.cpu_count(),
     }
     print(orjson.dumps(figures).decode())
@@ -201,5 +202,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Ten swaps under load.")
     parser.add_argument("--askers", type=int, default=110)
     parser.add_argument("--swaps", type=int, default=10)
+    parser.add_argument("--workers", type=int, default=1, help="processes of the gateway (serve.gateway_workers)")
     given = parser.parse_args()
-    uvloop.run(main(given.askers, given.swaps))
+    uvloop.run(main(given.askers, given.swaps, given.workers))

@@ -143,7 +143,7 @@ def _front(
     """What answers clients until cancelled: this process, or workers of its."""
     from vcot.services.gateway.http.app import build_app  # with uvicorn a third of a second that others need not pay
     from vcot.services.gateway.http.server import serve_app
-    from vcot.services.gateway.workers.group import Workers
+    from vcot.services.gateway.workers.processes import Workers
 
     if settings.gateway_workers > 1:
         return Workers(fleet, directory, settings, listener, progress).serve()

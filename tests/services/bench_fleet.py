@@ -4,6 +4,7 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,8 @@ from vcot.services.gateway.http.ticket import Dispatch
 from vcot.services.gateway.swap import rollout
 from vcot.services.gateway.swap.claim import Owner
 from vcot.services.gateway.swap.verified import SwapLimits
+from vcot.services.gateway.workers.carrier import RemoteDispatch, TurnsElsewhere
 from vcot.services.gateway.workers.desk import Desk
-from vcot.services.gateway.workers.remote import RemoteDispatch, TurnsElsewhere
 
 BASE, TUNED = 1.0, 2.0
 ASK = {"model": "policy", "messages": [{"role": "user", "content": "hello"}], "logprobs": True}
@@ -42,11 +43,19 @@ def answer_of(weight: float) -> set[float]:
     return set(make_canary(weight).logprobs)
 
 
+@dataclass
+class Custom:
+    """How gateways are made unless they are told."""
+
+    is_split: bool = False
+    """A worker carries requests for the process that decides."""
+
+
+CUSTOM = Custom()
+
+
 class Bench:
     """`servers` are all lives so far, by the replica's number in `lives`."""
-
-    always_split = False
-    """Whether one is split into a worker and the process that decides unless it is told."""
 
     def __init__(
         self,
@@ -57,7 +66,6 @@ class Bench:
         max_wait_s: float = 5.0,
         can_sleep: bool = True,
         owner: Owner | None = None,
-        is_split: bool | None = None,
         **settings: Any,
     ) -> None:
         self.directory = directory
@@ -90,7 +98,7 @@ class Bench:
         self._others = operator_app(self.fleet, directory / "run", metrics)
         self._dispatcher = Dispatcher(self.fleet, metrics, max_wait_s)
         self._front = self._make_front(self._dispatcher, self._others, self.slots, metrics.count)
-        self._is_split = self.always_split if is_split is None else is_split
+        self._is_split = CUSTOM.is_split
         self.http = self.client("127.0.0.1")
 
     def client(self, host: str) -> httpx.AsyncClient:

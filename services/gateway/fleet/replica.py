@@ -23,7 +23,7 @@ from vcot.services.engine.vllm import Endpoint, Progress
 from vcot.services.gateway.admin import ReplicaState
 from vcot.services.gateway.fleet.admission import Phase
 from vcot.services.gateway.fleet.breaker import Breaker
-from vcot.services.gateway.fleet.faults import EngineFault
+from vcot.services.gateway.fleet.ends import End, EngineFault
 from vcot.services.gateway.fleet.gate import MAX_RAMP_S, Changes, Gate
 from vcot.services.gateway.fleet.health import HEALTH_INTERVAL_S, Health, watch
 from vcot.services.gateway.fleet.upstream import PULSE_TIMEOUT_S, Upstream
@@ -36,8 +36,6 @@ from vcot.services.gateway.swap.ways import check_reloadable
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
-End = Literal["answered", "broken", "unknown"]
-"""What became of a request, as far as it tells something of its server."""
 _MAX_BACKOFF_S = 60.0
 
 

@@ -26,9 +26,9 @@ from dataclasses import dataclass
 from vcot.pipeline.errors import ServerError
 from vcot.pipeline.records import CheckpointRef
 from vcot.services.checkpoints.registry import Checkpoint
-from vcot.services.gateway.fleet.faults import EngineFault
+from vcot.services.gateway.fleet.ends import End, EngineFault
 from vcot.services.gateway.fleet.group import Fleet, NotServedError, RestingError, Wish
-from vcot.services.gateway.fleet.replica import End, Replica
+from vcot.services.gateway.fleet.replica import Replica
 from vcot.services.gateway.fleet.upstream import Upstream
 from vcot.services.gateway.http.answers import Refusal, stamp_headers
 from vcot.services.gateway.http.metrics import Metrics

@@ -24,7 +24,7 @@ from vcot.pipeline.client import EXPECT_HEADER
 from vcot.pipeline.records import CheckpointRef
 from vcot.services.engine.serve_section import ServeSection
 from vcot.services.engine.vllm import Endpoint
-from vcot.services.gateway.fleet.faults import EngineFault
+from vcot.services.gateway.fleet.ends import EngineFault
 from vcot.services.gateway.fleet.pool import Answer, LostError, Pool
 from vcot.services.gateway.fleet.routing import image_key
 from vcot.services.gateway.http.answers import (

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from vcot.pipeline.records import CheckpointRef
 from vcot.services.engine.vllm import Endpoint
-from vcot.services.gateway.fleet.faults import EngineFault
+from vcot.services.gateway.fleet.ends import EngineFault
 from vcot.services.gateway.http.suspects import Key
 
 

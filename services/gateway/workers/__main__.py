@@ -12,7 +12,7 @@ from vcot.services.gateway.http.front import build_front
 from vcot.services.gateway.http.limits import Counts
 from vcot.services.gateway.http.observe import write_to_stderr
 from vcot.services.gateway.http.server import serve_app
-from vcot.services.gateway.workers.remote import RemoteDispatch, TurnsElsewhere
+from vcot.services.gateway.workers.carrier import RemoteDispatch, TurnsElsewhere
 
 
 async def work(listener: socket.socket, line_socket: socket.socket, counts: Counts) -> None:

@@ -12,7 +12,7 @@ from pydantic import Field, TypeAdapter
 from vcot.pipeline.records import CheckpointRef, Record
 from vcot.services.engine.serve_section import ServeSection
 from vcot.services.engine.vllm import Endpoint
-from vcot.services.gateway.fleet.faults import EngineFault
+from vcot.services.gateway.fleet.ends import EngineFault
 from vcot.services.gateway.http.answers import Refusal
 from vcot.services.gateway.http.exchange import Ended
 from vcot.services.gateway.http.ticket import Assignment

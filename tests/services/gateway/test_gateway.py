@@ -13,7 +13,7 @@ from tests.services.fake_vllm import make_canary, write_checkpoint
 from vcot.pipeline.errors import CheckpointError, SwapError
 from vcot.pipeline.records import CheckpointRef
 from vcot.services.gateway.admin import named_error
-from vcot.services.gateway.fleet.faults import EngineFault
+from vcot.services.gateway.fleet.ends import EngineFault
 from vcot.services.gateway.http.proxy import _Call
 
 pytestmark = pytest.mark.usefixtures("split_too")

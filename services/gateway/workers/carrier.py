@@ -11,7 +11,7 @@ from typing import Any, assert_never
 from starlette.types import Receive, Scope, Send
 
 from vcot.services.engine.serve_section import ServeSection
-from vcot.services.gateway.fleet.faults import EngineFault
+from vcot.services.gateway.fleet.ends import EngineFault
 from vcot.services.gateway.http.answers import Refusal
 from vcot.services.gateway.http.bodies import MAX_BYTES
 from vcot.services.gateway.http.exchange import Ended, exchange_of

@@ -1,6 +1,11 @@
-"""What may become of a request at an engine, other than an answer."""
+"""What may become of a request at an engine."""
 
 from __future__ import annotations
+
+from typing import Literal
+
+End = Literal["answered", "broken", "unknown"]
+"""As far as it tells something of the engine."""
 
 
 class EngineFault(Exception):
