@@ -68,7 +68,7 @@ class PaperRow(Record):
 
 def load_published() -> Published:
     """The bundled figures."""
-    text = resources.files("eval").joinpath("published.toml").read_text("utf-8")
+    text = resources.files(__package__).joinpath("published.toml").read_text("utf-8")
     return Published.model_validate(tomllib.loads(text))
 
 

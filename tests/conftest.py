@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.abc
 import itertools
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,17 @@ from vcot.services.recipes.recipe import load_recipe
 from vcot.training.protocol.job import JOB, TrainJob, digest_losses
 
 CORPUS = ("The circle is red. The square is blue. So the answer is (A) red.", "USER: ASSISTANT:", "user\nassistant\n")
+
+
+class _NotInstalled(importlib.abc.MetaPathFinder):
+    """Hides the repository's folders, which are packages of their own here and nowhere else: a wheel has `vcot` alone."""
+
+    def find_spec(self, fullname: str, path: object, target: object = None) -> None:
+        if fullname in ("eval", "pipeline", "services", "training"):
+            raise ModuleNotFoundError(f"where vcot is installed there is no {fullname}; it is vcot.{fullname}")
+
+
+sys.meta_path.insert(0, _NotInstalled())
 
 
 def pytest_asyncio_loop_factories(item: pytest.Item) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:

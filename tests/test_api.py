@@ -1,5 +1,6 @@
 """`import vcot`: what it gives, what that costs, and what a wheel of it puts into site-packages."""
 
+import importlib.resources
 import re
 import shutil
 import subprocess
@@ -9,12 +10,20 @@ import zipfile
 from inspect import isfunction
 from pathlib import Path
 
+import pytest
 from packaging.requirements import Requirement
 
 import vcot
 from vcot.services.engine.installing import tell_install
 
 ROOT = Path(__file__).parent.parent
+
+
+@pytest.mark.parametrize("folder", ["eval", "pipeline", "services", "training"])
+def test_a_folder_is_no_package_of_its_own_in_tests(folder):
+    """Where vcot is installed it is none, and whoever asks for it there fails: `vcot report` did."""
+    with pytest.raises(ModuleNotFoundError, match=f"it is vcot.{folder}"):
+        importlib.resources.files(folder)
 
 
 def test_every_name_is_there_and_described():
