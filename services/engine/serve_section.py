@@ -45,6 +45,10 @@ class ServeSection(Section):
     """vLLM servers to start; requests are spread over them, and outlive the loss of all but one."""
     upstreams: tuple[UpstreamUrl, ...] = ()
     """vLLM servers that someone else runs, as `http://host:port`; each is a replica, and none is started here."""
+    ray_address: Annotated[str, Field(pattern=r"^(auto|[^\s/:]+:\d{1,5})$")] | None = None
+    """A Ray cluster whose nodes run the servers, as `auto` or `HOST:PORT`; without it this machine does."""
+    gpus_per_replica: Annotated[int, Field(ge=0)] = 1
+    """GPUs that Ray gives each server: several are its tensor parallel size; 0 on nodes without any."""
     devices: tuple[Annotated[str, Field(pattern=r"^[^\s,]+(,[^\s,]+)*$")], ...] = ()
     """CUDA_VISIBLE_DEVICES of each server in turn, such as "0" or "0,1" (tensor parallel); without it, as it is."""
     swap: Literal["auto", "adapter", "reload", "replica"] = "auto"

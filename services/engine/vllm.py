@@ -136,6 +136,8 @@ class VllmServer:
     log: Path
     devices: str | None = None
     max_lora_rank: int | None = None
+    address: Address | None = None
+    """Where it listens on TCP; without it, on a unix socket."""
     _directory: Path | None = None
     _process: asyncio.subprocess.Process | None = None
     _log_start: int = 0
@@ -146,6 +148,8 @@ class VllmServer:
         """Where it answers once started."""
         if self._directory is None:
             raise RuntimeError("the server was not started")
+        if self.address is not None:
+            return Endpoint(f"http://{self.address.host}:{self.address.port}")
         return Endpoint("http://vllm", self._directory / _SOCKET)
 
     async def start(self, progress: Progress) -> None:
@@ -158,7 +162,7 @@ class VllmServer:
             self.checkpoint,
             self.endpoint.readable(self.checkpoint.directory),
             self.serve,
-            self._directory / _SOCKET,
+            self.address or self._directory / _SOCKET,
             build,
             devices=self.devices,
             max_lora_rank=self.max_lora_rank,

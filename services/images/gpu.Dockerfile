@@ -19,7 +19,7 @@ COPY services/images/check_base.py /tmp/
 RUN python3 /tmp/check_base.py requirements/gpu.txt vllm torch torchvision \
     && python3 -m pip install --quiet --no-cache-dir --require-hashes --target /tmp/uv -r requirements/bootstrap.txt \
     && /tmp/uv/bin/uv pip install --no-cache --no-progress --python "$(command -v python3)" --break-system-packages \
-        --constraints requirements/gpu.txt -r requirements/pyproject.toml --extra train --extra wandb \
+        --constraints requirements/gpu.txt -r requirements/pyproject.toml --extra train --extra ray --extra wandb \
     && rm -rf /tmp/uv \
     && useradd --uid 10001 --create-home --shell /usr/sbin/nologin vcot \
     && install -d -o vcot -g vcot /vcot /vcot/runs /cache

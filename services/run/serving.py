@@ -36,6 +36,7 @@ from vcot.pipeline.files import write_record
 from vcot.pipeline.printable import printable
 from vcot.pipeline.records import Record
 from vcot.services.checkpoints.registry import Checkpoint, Registry
+from vcot.services.engine.command import can_sleep, find_build
 from vcot.services.engine.lifeline import keeper_command
 from vcot.services.engine.logs import bound, keep_bounded
 from vcot.services.engine.serve_section import ServeSection
@@ -95,7 +96,7 @@ def serve(run: Run, progress: Progress) -> None:
 
 
 async def _serve(run: Run, progress: Progress) -> None:
-    from vcot.services.engine.command import can_sleep, find_build
+    from vcot.services.engine.ray_server import RayServer
     from vcot.services.engine.vllm import VllmServer
     from vcot.services.gateway.fleet.group import Fleet
     from vcot.services.gateway.fleet.roster import Roster
@@ -110,8 +111,10 @@ async def _serve(run: Run, progress: Progress) -> None:
         await asyncio.to_thread(registry.base, run.recipe.model, progress)
         max_lora_rank = served_lora_rank(run.recipe)
 
-        def launch(checkpoint: Checkpoint, number: int, devices: str | None) -> VllmServer:
-            log = run.path("logs", f"vllm-{number}.log" if number else "vllm.log")
+        def launch(checkpoint: Checkpoint, number: int, devices: str | None) -> VllmServer | RayServer:
+            log = run.path("logs", f"vllm-{number}.log" if number else "vllm.log").absolute()
+            if settings.ray_address is not None:
+                return RayServer(checkpoint, settings, log, max_lora_rank)
             return VllmServer(checkpoint, settings, log, devices, max_lora_rank)
 
         fleet = Fleet(
@@ -121,7 +124,7 @@ async def _serve(run: Run, progress: Progress) -> None:
             launch,
             progress,
             max_lora_rank=max_lora_rank,
-            can_sleep=not settings.upstreams and can_sleep(settings, find_build()),
+            can_sleep=_can_sleep(settings),
             owner=find_owner(run.directory, f"{url} (process {os.getpid()} on {socket.gethostname()})"),
         )
         progress(f"the gateway listens at {url}")
@@ -129,6 +132,15 @@ async def _serve(run: Run, progress: Progress) -> None:
             fleet.warn(warning)
         front = _front(fleet, run.directory, settings, listener, progress)
         await _serve_until_stopped(fleet, front, run.directory / "logs", announced.close)
+
+
+def _can_sleep(settings: ServeSection) -> bool:
+    """Whether servers of our own have vLLM's sleep mode; of Ray's nodes we know that they have GPUs. Raises MachineError."""
+    if settings.upstreams:
+        return False
+    if settings.ray_address is not None:
+        return can_sleep(settings, "cuda" if settings.gpus_per_replica else "cpu")
+    return can_sleep(settings, find_build())
 
 
 def served_lora_rank(recipe: Recipe) -> int | None:

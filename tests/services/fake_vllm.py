@@ -229,7 +229,7 @@ class FakeVllm:
         self._directory = Path(tempfile.mkdtemp())
         await self.listen(self._directory / "s")
 
-    async def listen(self, socket: Path | None = None, port: int = 0) -> str:
+    async def listen(self, socket: Path | None = None, port: int = 0, host: str = "127.0.0.1") -> str:
         """Answer on a unix socket, or on a port of this machine; the URL then."""
         app = web.Application()
         app.router.add_get("/health", self._health)
@@ -252,9 +252,9 @@ class FakeVllm:
         if socket is not None:
             await web.UnixSite(self._runner, str(socket)).start()
             return ""
-        site = web.TCPSite(self._runner, "127.0.0.1", port)
+        site = web.TCPSite(self._runner, host, port)
         await site.start()
-        return f"http://127.0.0.1:{self._runner.addresses[0][1]}"
+        return f"http://{host}:{self._runner.addresses[0][1]}"
 
     async def wait(self) -> ServerError:
         await self.died.wait()
@@ -521,7 +521,10 @@ async def main():
     server = FakeVllm(None)
     server.hold.set()
     server.weight = read_weight(argument("--model"))
-    await server.listen(argument("--uds"))
+    if "--uds" in sys.argv:
+        await server.listen(argument("--uds"))
+    else:
+        await server.listen(None, int(str(argument("--port"))), str(argument("--host")))
     await asyncio.Event().wait()
 
 mode = os.environ.get("VLLM_STUB_MODE", "")

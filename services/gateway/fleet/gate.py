@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
+from typing import TypeVar
 
 from vcot.pipeline.errors import ServerError, SwapError
 from vcot.services.checkpoints.registry import Checkpoint
 from vcot.services.gateway.fleet.admission import Admission, Phase
 from vcot.services.gateway.fleet.line import Line
 
+T = TypeVar("T")
 MAX_RAMP_S = 5.0
 """Long answers tell late that an engine has got its caches back; it is not held back for longer."""
 
@@ -129,3 +131,15 @@ class Gate:
 
     def _nothing_live(self) -> ServerError:
         return ServerError(f"no checkpoint is live ({self.admission.phase}: {self.admission.message}); try again later")
+
+
+async def first_of(*ends: Awaitable[T]) -> T:
+    """What the one that ends first gives; the others are cancelled."""
+    tasks = [asyncio.ensure_future(end) for end in ends]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        return next(task.result() for task in tasks if task.done())
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

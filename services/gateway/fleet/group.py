@@ -106,6 +106,8 @@ class Fleet:
         """The commands that have it on trial."""
         self.trial_asked = 0.0
         """When it was last asked for; monotonic."""
+        self.end_listeners: list[Callable[[str], None]] = []
+        """Told each life of a server that ended (Replica.life)."""
         self._steering = asyncio.Lock()
         self._roster = roster
         self._launch = launch
@@ -302,8 +304,13 @@ class Fleet:
         replica = Replica(
             name, launch, plan, self.changes, say, self.warn, calibration, self._owner, self._supervision, url=url
         )
+        replica.on_end = self._tell_end
         self.replicas.append(replica)
         return replica
+
+    def _tell_end(self, life: str) -> None:
+        for listener in tuple(self.end_listeners):
+            listener(life)
 
     def start(self, replica: Replica) -> None:
         """Begin to supervise it."""

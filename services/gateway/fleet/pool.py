@@ -55,13 +55,18 @@ class Pool:
         self._host_line = f"host: {address.netloc}\r\n"
         self._idle: deque[tuple[Connection, float]] = deque()
         """With the time since when; the freshest last."""
+        self._used: set[Connection] = set()
         self._is_closed = False
 
-    def close(self) -> None:
-        """Close what is idle, and what is in use at the end of its answer."""
+    def abort(self) -> None:
+        """Close all now, since the server is gone: whoever waits for an answer gets LostError.
+
+        A connection to a machine that lost its power does not break by itself.
+        """
         self._is_closed = True
-        while self._idle:
-            self._idle.pop()[0].close()
+        for connection in (*self._used, *(idle for idle, _ in self._idle)):
+            connection.close()
+        self._idle.clear()
 
     def post(self, path: str, body: bytes, headers: Mapping[str, str]) -> Post:
         """A request, to be sent by `async with`. `path` and `headers` go out as they are: none may hold a line break."""
@@ -71,6 +76,7 @@ class Pool:
 
     def give(self, connection: Connection) -> None:
         """Keep it for the next request, unless its answer was not read to its end."""
+        self._used.discard(connection)
         if connection.is_reusable and not self._is_closed:
             connection.resume()  # an idle connection that does not read would miss its end, and the next answer
             self._idle.append((connection, time.monotonic()))
@@ -88,8 +94,15 @@ class Pool:
                 return connection
         return None
 
+    def use(self, connection: Connection) -> None:
+        """Something is asked on it; `give` it back. Raises LostError where the server is gone."""
+        if self._is_closed:
+            connection.close()
+            raise LostError("the server is gone")
+        self._used.add(connection)
+
     async def connect(self) -> Connection:
-        """A new connection to ask one thing on; `give` it back. Raises LostError."""
+        """A new connection to ask one thing on. Raises LostError."""
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(self._connect_timeout_s):
@@ -125,10 +138,12 @@ class Post:
 
     async def _ask_on(self, connection: Connection) -> Answer:
         self._connection = connection
+        self._pool.use(connection)
         try:
             return await connection.ask(self._head, self._body)
         except BaseException:
             connection.close()
+            self._pool.give(connection)
             raise
 
     async def __aexit__(self, *_: object) -> None:

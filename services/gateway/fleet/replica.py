@@ -10,9 +10,10 @@ to wake.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, TypeVar
@@ -24,7 +25,7 @@ from vcot.services.gateway.admin import ReplicaState
 from vcot.services.gateway.fleet.admission import Phase
 from vcot.services.gateway.fleet.breaker import Breaker
 from vcot.services.gateway.fleet.ends import End, EngineFault
-from vcot.services.gateway.fleet.gate import MAX_RAMP_S, Changes, Gate
+from vcot.services.gateway.fleet.gate import MAX_RAMP_S, Changes, Gate, first_of
 from vcot.services.gateway.fleet.health import HEALTH_INTERVAL_S, Health, watch
 from vcot.services.gateway.fleet.upstream import PULSE_TIMEOUT_S, Upstream
 from vcot.services.gateway.swap.calibration import Calibration
@@ -37,6 +38,8 @@ from vcot.services.gateway.swap.ways import check_reloadable
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
 _MAX_BACKOFF_S = 60.0
+_LIVES = itertools.count(1)
+"""Of all servers of this process: a name may come again, a life does not."""
 
 
 class Server(Protocol):
@@ -98,10 +101,13 @@ class Replica:
     failure: VcotError | None = None
     """Why its server did not start when that was last tried."""
     has_served: bool = False
+    on_end: Callable[[str], None] = lambda _: None
+    """Told each life of its server that ended."""
 
     def __post_init__(self) -> None:
         self.gate = Gate(self.changes, self.supervision.max_ramp_s)
         self._upstream: Upstream | None = None
+        self._life = 0
         self._restart = asyncio.Event()
         self._rest = asyncio.Event()
         self.resting: Literal["sleep", "stop"] | None = None
@@ -110,7 +116,7 @@ class Replica:
     @property
     def life(self) -> str:
         """A name of its server's present life."""
-        return f"{self.name}/{self.num_restarts}"
+        return f"{self.name}/{self._life}"
 
     @property
     def in_flight(self) -> int:
@@ -269,10 +275,11 @@ class Replica:
 
     async def _serve_once(self) -> None:
         """One life of a server; always ends with an error."""
+        self._life = next(_LIVES)
         self._restart.clear()
         server = self.launch(await asyncio.to_thread(self.plan.verified))
         try:
-            if (error := await _first_of(server.start(self._say), self._until_rest())) is not None:
+            if (error := await first_of(server.start(self._say), self._until_rest())) is not None:
                 raise error
             async with self._claimed(server) as upstream:
                 health = Health(self.supervision.hang_timeout_s)
@@ -292,6 +299,7 @@ class Replica:
                 raise error
         finally:
             self._upstream = None
+            self.on_end(self.life)
             await server.stop()
 
     @asynccontextmanager
@@ -361,7 +369,7 @@ class Replica:
     async def _until_down(self, server: Server, upstream: Upstream, health: Health) -> ServerError:
         interval_s = min(self.supervision.health_interval_s, self.supervision.lease_s / 6)
         watching = watch(upstream, lambda: self.in_flight, health, interval_s)
-        return await _first_of(server.wait(), self._until_restart(), watching)
+        return await first_of(server.wait(), self._until_restart(), watching)
 
     async def _until_restart(self) -> ServerError:
         await self._restart.wait()
@@ -374,18 +382,6 @@ class Replica:
     def _say(self, message: str) -> None:
         self.gate.admission.message = message
         self.progress(message)
-
-
-async def _first_of(*ends: Awaitable[T]) -> T:
-    """What the one that ends first gives; the others are cancelled."""
-    tasks = [asyncio.ensure_future(end) for end in ends]
-    try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        return next(task.result() for task in tasks if task.done())
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _check_same_shape(held: Checkpoint, wanted: Checkpoint) -> None:

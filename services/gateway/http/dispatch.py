@@ -19,7 +19,7 @@ request that was there each time when engines died is refused, too (suspects.py)
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -50,6 +50,10 @@ class Dispatcher:
         self.metrics = metrics
         self.max_wait_s = max_wait_s
         self.suspects = Suspects()
+
+    def on_end(self, listener: Callable[[str], None]) -> None:
+        """See Dispatch."""
+        self.fleet.end_listeners.append(listener)
 
     @asynccontextmanager
     async def ticket(self, ask: Ask) -> AsyncIterator[Ticket]:

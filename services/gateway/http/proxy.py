@@ -23,7 +23,6 @@ from starlette.types import Receive, Scope, Send
 from vcot.pipeline.client import EXPECT_HEADER
 from vcot.pipeline.records import CheckpointRef
 from vcot.services.engine.serve_section import ServeSection
-from vcot.services.engine.vllm import Endpoint
 from vcot.services.gateway.fleet.ends import EngineFault
 from vcot.services.gateway.fleet.pool import Answer, LostError, Pool
 from vcot.services.gateway.fleet.routing import image_key
@@ -52,6 +51,7 @@ class Proxy:
     def __init__(self, dispatch: Dispatch, settings: ServeSection) -> None:
         self._dispatch = dispatch
         self._pools = Pools()
+        dispatch.on_end(self._pools.end)
         self._allowed_hosts = frozenset(host.lower() for host in settings.allowed_image_hosts)
         self._max_image_pixels = settings.max_image_pixels
 
@@ -90,21 +90,26 @@ class Proxy:
 
 
 class Pools:
-    """Connections to each engine's present life."""
+    """Connections to the engines that live."""
 
     def __init__(self) -> None:
-        self._by_replica: dict[str, tuple[str, Endpoint, Pool]] = {}
+        self._by_life: dict[str, Pool] = {}
+        self._ended: set[str] = set()
 
     def of(self, to: Assignment) -> Pool:
-        """Those to the engine that a request is assigned to; an earlier life's are given up."""
-        life, endpoint, pool = self._by_replica.get(to.replica) or ("", to.endpoint, None)
-        if pool is not None and (life, endpoint) == (to.life, to.endpoint):
-            return pool
-        if pool is not None:
-            pool.close()
-        pool = Pool(to.endpoint)
-        self._by_replica[to.replica] = (to.life, to.endpoint, pool)
+        """Those to the engine that a request is assigned to."""
+        pool = self._by_life.get(to.life)
+        if pool is None:
+            pool = self._by_life[to.life] = Pool(to.endpoint)
+            if to.life in self._ended:
+                pool.abort()
         return pool
+
+    def end(self, life: str) -> None:
+        """That engine is gone, and with it what it was asked."""
+        self._ended.add(life)
+        if (pool := self._by_life.pop(life, None)) is not None:
+            pool.abort()
 
 
 class _Call:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -56,3 +57,6 @@ class Dispatch(Protocol):
 
     def ticket(self, ask: Ask) -> AbstractAsyncContextManager[Ticket]:
         """Held while the request is on its way; at its end the request is with no engine. Raises Refusal."""
+
+    def on_end(self, listener: Callable[[str], None]) -> None:
+        """Have `listener` told the life of each engine that is gone: what it was asked is not answered any more."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any, assert_never
 
@@ -25,6 +25,7 @@ from vcot.services.gateway.workers.wire import (
     Called,
     Counted,
     Failed,
+    Gone,
     Line,
     Over,
     Refused,
@@ -45,6 +46,7 @@ class RemoteDispatch(Line):
         super().__init__()
         self.begun: asyncio.Future[ServeSection] = asyncio.get_running_loop().create_future()
         """What the recipe says."""
+        self._end_listeners: list[Callable[[str], None]] = []
         self.is_suspicious = False
         """Whether requests' keys are to be told."""
         self._numbers = itertools.count()
@@ -59,6 +61,9 @@ class RemoteDispatch(Line):
                 self._resolve(message.id, message)
             case Refused():
                 self._resolve(message.id, message.refusal)
+            case Gone():
+                for listener in self._end_listeners:
+                    listener(message.life)
             case Suspicious():
                 self.is_suspicious = message.are_there
             case _:
@@ -79,6 +84,10 @@ class RemoteDispatch(Line):
             yield ticket
         finally:
             ticket.leave()
+
+    def on_end(self, listener: Callable[[str], None]) -> None:
+        """See Dispatch."""
+        self._end_listeners.append(listener)
 
     def count(self, ended: Ended) -> None:
         """Have a request counted."""

@@ -21,6 +21,7 @@ from vcot.services.gateway.workers.wire import (
     Called,
     Counted,
     Failed,
+    Gone,
     Line,
     Over,
     Refused,
@@ -47,6 +48,7 @@ class Desk(Line):
         self._requests: dict[int, _Held] = {}
         self._calls: set[asyncio.Task[None]] = set()
         self._is_suspicious = False
+        dispatcher.on_end(self._tell_end)
 
     def receive(self, line: bytes) -> None:
         """One message of the worker."""
@@ -70,6 +72,7 @@ class Desk(Line):
     def connection_lost(self, error: Exception | None) -> None:
         """The worker is gone, and so is what it carried."""
         super().connection_lost(error)
+        self._dispatcher.fleet.end_listeners.remove(self._tell_end)
         for held in self._requests.values():
             held.cancel()
 
@@ -105,6 +108,9 @@ class Desk(Line):
             self.send(Refused.of(asked.id, Refusal(500, "internal_error", "the gateway failed; its log says how")))
         finally:
             held.ticket = None
+
+    def _tell_end(self, life: str) -> None:
+        self.send(Gone(life=life))
 
     def tell_suspicion(self) -> None:
         """Have the worker send its requests' keys as long as there are suspects."""

@@ -185,8 +185,15 @@ class Suspicious(Record):
     are_there: bool
 
 
+class Gone(Record):
+    """An engine is, with what it was asked."""
+
+    do: Literal["gone"] = "gone"
+    life: str
+
+
 FromWorker = Annotated[Asked | Failed | Over | Counted | Called, Field(discriminator="do")]
-ToWorker = Annotated[Begin | Assigned | Refused | Replied | Suspicious, Field(discriminator="do")]
+ToWorker = Annotated[Begin | Assigned | Refused | Replied | Suspicious | Gone, Field(discriminator="do")]
 FROM_WORKER: TypeAdapter[FromWorker] = TypeAdapter(FromWorker)
 TO_WORKER: TypeAdapter[ToWorker] = TypeAdapter(ToWorker)
 

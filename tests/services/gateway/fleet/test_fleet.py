@@ -359,6 +359,29 @@ async def test_servers_of_others_are_used_and_none_is_started(tmp_path: Path, re
         assert (await client.get(f"{remotes[0].url}/health")).status_code == 200
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.usefixtures("split_too")
+async def test_what_a_machine_that_lost_its_power_was_asked_is_asked_elsewhere(
+    tmp_path: Path, remotes: list[Remote], stream: bool
+) -> None:
+    """Its connections do not break: nothing is said on them any more."""
+    bench = Bench(tmp_path, upstreams=[remote.url for remote in remotes], supervision=watched(pulse_timeout_s=0.2))
+    async with bench.running():
+        for remote in remotes:
+            remote.vllm.hold.clear()
+        held = [asyncio.create_task(bench.ask("hold on", stream=stream)) for _ in range(2)]
+        await asyncio.gather(*(remote.vllm.holding.wait() for remote in remotes))
+        remotes[0].vllm.is_silent = True
+        await bench.until_so(lambda: bench.fleet.replicas[0].gate.admission.phase != "live")
+        remotes[1].vllm.hold.set()
+        async with asyncio.timeout(20):
+            answers = await asyncio.gather(*held)
+        assert [answer.status_code for answer in answers] == [200, 200]
+        if stream:
+            assert all(answer.text.endswith("data: [DONE]\n\n") for answer in answers)
+        remotes[0].vllm.hold.set()
+
+
 async def test_a_server_of_others_that_holds_something_else_is_loaded_first(
     tmp_path: Path, remotes: list[Remote]
 ) -> None:

@@ -51,7 +51,7 @@ async def served(handle: Handler, **patience_s: float) -> AsyncIterator[tuple[Se
         try:
             yield server, pool
         finally:
-            pool.close()
+            pool.abort()
             await asyncio.sleep(0.01)
 
 
@@ -91,7 +91,7 @@ async def test_a_request_is_on_the_wire_as_it_was_given(tmp_path: Path) -> None:
         async with pool.post("/v1/x", b"[1]", {"x-request-id": "a-1", "x-more": "b"}) as answer:
             assert (answer.status, answer.headers["content-type"]) == (200, "application/json")
             assert await answer.read() == b"{}"
-        pool.close()
+        pool.abort()
         await asyncio.sleep(0.01)
     headers = b"host: vllm\r\nx-request-id: a-1\r\nx-more: b\r\ncontent-length: 3"
     assert received == [b"POST /v1/x HTTP/1.1\r\n" + headers + b"\r\n\r\n[1]"]
@@ -327,7 +327,7 @@ async def test_what_a_used_connection_lost_was_sent_though_nothing_listens_any_m
         with pytest.raises(LostError, match="no connection") as caught:
             await ask(pool)
         assert caught.value.was_sent
-        pool.close()
+        pool.abort()
 
 
 @pytest.mark.parametrize(
@@ -533,9 +533,28 @@ async def _take(answer: Answer, asked: Planned) -> bytes:
     return body
 
 
-async def test_a_pool_that_is_closed_keeps_nothing() -> None:
-    async with served(answering(OK)) as (server, pool):
-        async with pool.post("/v1/x", b"{}", {}) as answer:
-            pool.close()
-            assert await answer.read() == b"{}"
-        await asyncio.wait_for(server.closed.wait(), 5)
+async def test_who_waits_for_a_server_that_is_gone_is_told(tmp_path: Path) -> None:
+    """Whether the head, the body or a part of a stream is awaited; and nothing more is asked there."""
+
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if b"head" not in await read_request(reader):
+            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nx")
+        await asyncio.Event().wait()
+
+    async with served(silent) as (_, pool):
+
+        async def ask_for(what: bytes) -> None:
+            async with pool.post("/v1/x", what, {}) as answer:
+                if what == b"body":
+                    await answer.read()
+                async for _ in answer.parts():
+                    pass
+
+        asked = [asyncio.create_task(ask_for(what)) for what in (b"head", b"body", b"parts")]
+        await asyncio.sleep(0.1)
+        pool.abort()
+        async with asyncio.timeout(5):
+            found = await asyncio.gather(*asked, return_exceptions=True)
+        assert [type(each) for each in found] == [LostError] * 3
+        with pytest.raises(LostError, match="the server is gone"):
+            await ask_for(b"head")

@@ -1,0 +1,47 @@
+"""A run on a Ray cluster of several nodes, with real vLLM servers: one node is lost while it samples."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.ledgers import read_responses
+from tests.services.ray_nodes import cluster
+
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(900)]
+
+NUM_TASKS, K = 48, 8
+SETTINGS = [
+    "serve.port=0",
+    "serve.replicas=2",
+    "serve.gpus_per_replica=0",
+    f"tasks.num_tasks={NUM_TASKS}",
+    f"sample.k={K}",
+    "sample.max_concurrency=2",  # so that the loss finds it sampling
+]
+
+
+def test_a_lost_nodes_work_is_done_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the account is whole: each response was asked for once, and none is missing or there twice."""
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    run, total = tmp_path / "run", NUM_TASKS * K
+    with cluster() as nodes:
+        nodes.add()
+        nodes.add()
+        command = [sys.executable, "-m", "vcot.services.cli", "sample", "--run", str(run), "--recipe", "nano", "--set"]
+        with subprocess.Popen(
+            [*command, *SETTINGS, f"serve.ray_address={nodes.address}"], stderr=subprocess.PIPE, text=True
+        ) as process:
+            while process.poll() is None and (not run.is_dir() or len(read_responses(run)) < 4 * K):
+                time.sleep(0.1)
+            assert process.poll() is None
+            nodes.lose()
+            said = process.communicate()[1]
+    sys.stderr.write(said)
+    assert process.returncode == 0, said
+    assert f"{total} requested = {total} ok + 0 cached" in said
+    responses = read_responses(run)
+    assert len({response.key for response in responses}) == len(responses) == total
+    assert "starting it again in" in (run / "logs" / "gateway.log").read_text()
