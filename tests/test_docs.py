@@ -14,7 +14,7 @@ from vcot.services.recipes.settings_page import render_page
 
 ROOT = Path(__file__).parent.parent
 BESIDE = (
-    *("mkdocs.yml", "README.md", "CONTRIBUTING.md", "CHANGELOG.md", "compose.yaml"),
+    *("mkdocs.yml", "README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "compose.yaml"),
     *("services", "pipeline", "training", "eval", "tests", "requirements"),
 )
 

@@ -1,6 +1,8 @@
 """Every command's help ends with an example, which the command line takes for that command."""
 
+import re
 import shlex
+from pathlib import Path
 
 import pytest
 
@@ -54,3 +56,14 @@ def test_the_data_sets_that_can_be_named_are_shown(capsys):
     words = " ".join(help_of(capsys, "sample").replace("│", " ").split())
     told = words.partition("Where the questions come from: ")[2].partition(" (short for")[0]
     assert set(told.partition(", or one")[0].split(", ")) == {*SOURCE_NAMES.built_ins}
+
+
+def test_every_command_on_every_page_can_be_given():
+    root = Path(__file__).parents[3]
+    lines = []
+    for page in (root / "README.md", *sorted((root / "docs").glob("*.md"))):
+        text = re.sub(r"^```\w*\n.*?^```$", "", page.read_text("utf-8"), flags=re.DOTALL | re.MULTILINE)
+        lines += re.findall(r"^    (?:\$ |.*&& )?(?:[A-Z_]+=\S+ )*vcot (.*)$", text, re.MULTILINE)
+    assert len(lines) > 50
+    for line in lines:
+        app.parse_args(shlex.split(line, comments=True), print_error=False, exit_on_error=False)
