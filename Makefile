@@ -126,7 +126,8 @@ mutation-sample: setup ## a part of that, for CI: five minutes
 QUICK = pipeline/parsers.py pipeline/pairs.py eval/statistics.py pipeline/judges/verdict.py services/gateway/fleet/breaker.py
 
 docs: setup ## the documentation as a site: dist/docs/index.html; links that lead nowhere fail
-	$(BIN)/python -m vcot.services.recipes.settings_page > docs/recipes.md
+	$(BIN)/python -m vcot.services.recipes.settings_page docs/recipes.md
+	$(BIN)/python -m vcot.services.gateway.api_page docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --clean
 
 lint: setup ## ruff, types, import rules

@@ -1,6 +1,7 @@
 """The documentation is built, without a link that leads nowhere, and says of recipes what the types say."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from vcot.services.recipes.settings_page import render_page
 
 ROOT = Path(__file__).parent.parent
 BESIDE = (
-    *("mkdocs.yml", "README.md", "CONTRIBUTING.md", "CHANGELOG.md", "compose.yaml"),
+    *("mkdocs.yml", "README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "compose.yaml"),
     *("services", "pipeline", "training", "eval", "tests", "requirements"),
 )
 
@@ -57,3 +58,16 @@ def test_the_page_of_recipes_is_as_the_types_are():
     for name, field in Recipe.model_fields.items():
         for setting in getattr(field.annotation, "model_fields", {}):
             assert f"| `{setting}` |" in render_page().partition(f"## {name}\n")[2], f"{name}.{setting}"
+
+
+def test_each_rule_of_correctness_has_a_guard_and_tests_that_are_there():
+    text = (ROOT / "docs" / "correctness.md").read_text("utf-8")
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
+    rules = [(guard, tests) for rule, guard, tests in rows if rule != "rule"]
+    assert len(rules) >= 40
+    for guard, tests in rules:
+        assert all((ROOT / path).exists() for path in re.findall("`([^`]+)`", guard)), guard
+        named = re.findall(r"`(tests/[^`]+)::(\w+)`", tests)
+        assert named, tests
+        for path, name in named:
+            assert re.search(rf"^(async )?def {name}\(", (ROOT / path).read_text("utf-8"), re.MULTILINE), name

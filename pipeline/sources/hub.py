@@ -12,6 +12,7 @@ from __future__ import annotations
 import glob
 import re
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -64,9 +65,24 @@ def open_table(
 
     named = [glob.escape(str(path)) for path in files]  # datasets takes them for patterns
     try:
-        return datasets.load_dataset(kind, data_files={"rows": named}, split="rows")
+        with _without_bars():
+            return datasets.load_dataset(kind, data_files={"rows": named}, split="rows")
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise explain(error) from None
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """The bars of `datasets` are not drawn among what a command says; whoever had them has them again."""
+    import datasets
+
+    are_shown = not datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if are_shown:
+            datasets.enable_progress_bars()
 
 
 def iterate_table(

@@ -29,7 +29,7 @@ def plan(target: Target, names: Sequence[str], *, as_json: bool) -> None:
     if names:
         raise InputError(f"there is no run that could hold {', '.join(names)}; name no checkpoints, or set --run")
     recipe = load_recipe(target.recipe or "nano", target.set)
-    _show(recipe, _BASE_AND_POLICY, Known(), Terminal(as_json=as_json))
+    _show(recipe, _BASE_AND_POLICY, Known(), Terminal(as_json=as_json, quiet=target.quiet))
 
 
 async def _plan_run(session: Session, names: Sequence[str]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import App, Group, Parameter
 
@@ -172,7 +172,7 @@ def push_checkpoint(
 
 
 @nano.command
-def build(out: Path = Path("runs/nano-checkpoint"), *, architecture: str = "llava") -> None:
+def build(out: Path = Path("runs/nano-checkpoint"), *, architecture: Literal["llava", "qwen"] = "llava") -> None:
     """Build a nano model from scratch; the same command resumes.
 
     Parameters
@@ -180,7 +180,7 @@ def build(out: Path = Path("runs/nano-checkpoint"), *, architecture: str = "llav
     out
         Where the checkpoint goes.
     architecture
-        `llava` (LLaVA-1.5's classes) or `qwen` (Qwen3-VL's).
+        Whose classes it has: LLaVA-1.5's, or Qwen3-VL's.
 
     """
     from vcot.services.cli import machine_commands

@@ -21,7 +21,7 @@ def doctor(target: Target, *, as_json: bool = False) -> bool:
     directory, recipe = run_directory(target.run, target.recipe), target.recipe
     stored = directory / RECIPE
     resolved = load_recipe(str(stored) if recipe is None and stored.is_file() else recipe or "nano", target.set)
-    return examine(resolved, directory, Terminal(as_json=as_json))
+    return examine(resolved, directory, Terminal(as_json=as_json, quiet=target.quiet))
 
 
 def build_nano(out: Path, architecture: str) -> None:

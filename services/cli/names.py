@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from cyclopts import App, Group, Parameter
 
+from vcot.services.cli.command_examples import EXAMPLES, show_example
 from vcot.services.cli.families import TOOLS, checkpoints, nano, push, replicas
-from vcot.services.cli.flags import Audit, Bundle, CardJson, FileFormat, Flag, Json, MaxCost, NumBundled, Tables, Wandb
+from vcot.services.cli.flags import Audit, Bundle, CardJson, Flag, Json, MaxCost, NumBundled, Tables, Wandb
 from vcot.services.cli.target import DEFAULT, Target, as_cap, as_source, as_tracker
+from vcot.services.cli.tools import doctor, export, probe, recipe, score
 
 _STEPS = Group("The steps of a run", sort_key=1)
 _RUNS = Group("Whole runs", sort_key=0)
@@ -34,6 +35,8 @@ app = App(
 )
 for family in (nano, checkpoints, push, replicas):
     app.command(family)
+for tool in (doctor, export, probe, recipe, score):
+    app.command(tool, group=TOOLS)
 app.register_install_completion_command(help="Complete commands and options in this shell (bash, zsh, fish).")
 
 
@@ -44,11 +47,31 @@ def demo(target: Target = DEFAULT, *, json: Json = False) -> None:
 
 
 @app.command(name="run", group=_RUNS)
-def run(target: Target = DEFAULT, *, wandb: Wandb = False, max_cost: MaxCost = None, json: Json = False) -> None:
-    """Run every step: sample, judge, pair, train, merge, evaluate, swap, report. What is done is not done again."""
+def run(
+    target: Target = DEFAULT,
+    *,
+    dry_run: Flag = False,
+    wandb: Wandb = False,
+    max_cost: MaxCost = None,
+    json: Json = False,
+) -> None:
+    """Run every step: sample, judge, pair, train, merge, evaluate, swap, report. What is done is not done again.
+
+    Parameters
+    ----------
+    dry_run
+        Only say what the run would do: steps, requests, tokens, time and cost, and what of it is done already.
+
+    """
     from vcot.services.cli import commands, opening
 
-    opening.execute("run", target, commands.run_all, (*as_tracker(wandb), *as_cap(max_cost)), as_json=json)
+    overrides = (*as_tracker(wandb), *as_cap(max_cost))
+    if dry_run:
+        from vcot.services.cli import dry_run as planning
+
+        planning.show_run_plan(target, overrides, as_json=json)
+        return
+    opening.execute("run", target, commands.run_all, overrides, as_json=json)
 
 
 @app.command(group=_RUNS)
@@ -134,9 +157,10 @@ def sample(target: Target = DEFAULT, *, source: str | None = None, path: Path | 
     Parameters
     ----------
     source
-        Where the questions come from: nano, aokvqa or scienceqa (short for --set tasks.source=...).
+        Where the questions come from: nano, aokvqa, aokvqa_da, scienceqa, scienceqa_all, visual_genome, unusual, absent,
+        table, mix, or one of your own as module:object (short for --set tasks.source=...).
     path
-        The data set's official on-disk layout (short for --set tasks.path=...).
+        The data set's official files, or your table (short for --set tasks.path=...).
 
     """
     from vcot.services.cli import opening
@@ -259,67 +283,6 @@ def evaluate(
     opening.execute("eval", target, lambda session: commands.evaluate(session, checkpoints, tables), as_json=json)
 
 
-@app.command(group=TOOLS)
-def score(
-    *files: Path,
-    benchmark: str | None = None,
-    split: Literal["train", "validation", "test"] = "test",
-    path: Path | None = None,
-    columns: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative=())] = (),
-    rules: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative=())] = ("vcot",),
-    id: str | None = None,  # noqa: A002 - the flag's name
-    text: str | None = None,
-    repeated: Flag = False,
-    tables: Tables = None,
-    json: Json = False,
-) -> None:
-    """Score what other tools logged, or a run holds, under the rules of several harnesses, and compare the files.
-
-    Parameters
-    ----------
-    files
-        Logs (JSON, JSON lines, CSV, TSV, Parquet), or run directories.
-    benchmark
-        What the logs answer: scienceqa, aokvqa or one of your own; a run has its own.
-    split
-        The benchmark's split.
-    path
-        The data set's official on-disk layout; without it, the hub's copy is read.
-    columns
-        For --benchmark table: which column of your file holds what, as question=q choices= answer=a.
-    rules
-        How options are read: all, or some of vcot, scienceqa, llava, lmms_eval, vlmevalkit, inspect, or one of your own;
-        answers in words are scored by the benchmark's own rule.
-    id
-        The field with the question's id, where it has no usual name; a dot goes into nested ones.
-    text
-        The field with the response.
-    repeated
-        Rows with the same id are several responses to the question; else the first of them counts.
-
-    """
-    from vcot.services.cli import score_command
-
-    place = None if path is None else path.expanduser().absolute()
-    asked = score_command.Asked(benchmark, split, place, columns)
-    score_command.show(files, asked, rules, (id, text), is_repeated=repeated, tables=tables, as_json=json)
-
-
-@app.command(group=TOOLS)
-def probe(*checkpoints: str, target: Target = DEFAULT, json: Json = False) -> None:
-    """Ask about drawings of unusual things, such as a green stop sign: whether a model says what it sees or what it expects.
-
-    Parameters
-    ----------
-    checkpoints
-        Names of registered checkpoints (default: the base and the recipe's policy, if it is trained).
-
-    """
-    from vcot.services.cli import commands, opening
-
-    opening.execute("probe", target, lambda session: commands.probe(session, checkpoints), as_json=json)
-
-
 @app.command(group=_STEPS, sort_key=9)
 def report(target: Target = DEFAULT, *, tables: Tables = None, json: Json = False) -> None:
     """Write the report page and print the table."""
@@ -334,25 +297,6 @@ def status(target: Target = DEFAULT, *, json: Json = False) -> None:
     from vcot.services.cli import status_command
 
     status_command.show(target, as_json=json)
-
-
-@app.command(group=TOOLS)
-def export(run: Path | None = None, *, out: Path, kind: FileFormat = "parquet") -> None:
-    """Write a run's tasks, all its responses with scores and rationales, judgments, pairs and evaluations as files.
-
-    Parameters
-    ----------
-    run
-        Run directory (default: runs/nano); it is only read.
-    out
-        The folder for the files; those of an earlier export are replaced.
-    kind
-        Of the files: parquet, jsonl or csv.
-
-    """
-    from vcot.services.cli import export_command, opening
-
-    opening.execute("export", Target(run=run), lambda session: export_command.export(session, out, kind))
 
 
 @app.command(group=_RUNS)
@@ -372,27 +316,5 @@ def view(*runs: Path, port: int = 0, bundle: Bundle = None, tasks: NumBundled = 
     view_command.view(runs, port, bundle, tasks)
 
 
-@app.command(group=TOOLS)
-def doctor(target: Target = DEFAULT, *, json: Json = False) -> None:
-    """Say what this machine can run, and what is missing for a recipe."""
-    from vcot.services.cli import machine_commands
-
-    if not machine_commands.doctor(target, as_json=json):
-        sys.exit(2)
-
-
-@app.command(group=TOOLS)
-def recipe(name: str = "nano", *, set: tuple[str, ...] = ()) -> None:  # noqa: A002 - the flag's name
-    """Print a recipe with every field's documentation.
-
-    Parameters
-    ----------
-    name
-        A bundled recipe or a .toml file.
-    set
-        Overrides, as section.field=value.
-
-    """
-    from vcot.services.recipes.recipe import load_recipe, render_recipe
-
-    sys.stdout.write(render_recipe(load_recipe(name, set)))
+for path, lines in EXAMPLES.items():
+    show_example(app, path, lines)

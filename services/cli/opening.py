@@ -58,7 +58,7 @@ def on_last_round(step: Callable[[Round], Awaitable[None]]) -> Step:
 
 def execute(command: str, target: Target, step: Step, overrides: Sequence[str] = (), *, as_json: bool = False) -> None:
     """Run one command on its run; with `as_json`, its result is for programs."""
-    terminal = Terminal(as_json=as_json)
+    terminal = Terminal(as_json=as_json, quiet=target.quiet)
     with open_target(command, target, terminal, overrides) as run, _listening(command, run, terminal) as report:
         try:
             asyncio.run(_with_session(run, report, step))

@@ -21,7 +21,7 @@ from vcot.services.run.directory import open_run
 
 def prepare(target: Target) -> None:
     """`vcot prepare`: what servers of the run start from."""
-    terminal = Terminal()
+    terminal = Terminal(quiet=target.quiet)
     with open_target("prepare", target, terminal) as run:
         terminal.heading("prepare", run.recipe.model.source)
         base = Registry(run.directory).base(run.recipe.model, terminal.say)
@@ -58,7 +58,7 @@ async def _work(runs: Path, terminal: Terminal) -> None:
 
 def serve(target: Target) -> None:
     """Serve the run until a signal."""
-    terminal = Terminal()
+    terminal = Terminal(quiet=target.quiet)
     with open_target("serve", target, terminal) as run:
         terminal.heading("serve", f"{run.recipe.model.source}, run {run.directory}")
         serving.serve(run, terminal.say)

@@ -22,11 +22,12 @@ from vcot.services.run.status import look_at_run
 
 def show(target: Target, *, as_json: bool) -> None:
     """Print it. Whatever cannot be read is told in it, so that the rest is seen."""
-    status = _look(target)
-    tell(Terminal(as_json=as_json), render_status(status), status)
+    status = look(target)
+    tell(Terminal(as_json=as_json, quiet=target.quiet), render_status(status), status)
 
 
-def _look(target: Target) -> RunStatus:
+def look(target: Target) -> RunStatus:
+    """What there is of the run that the flags name; what cannot be read is among its problems."""
     where = run_directory(target.run, target.recipe)
     if not (where / RECIPE).is_file():
         return RunStatus(run=str(where), state="not begun")
@@ -39,11 +40,11 @@ def _look(target: Target) -> RunStatus:
     try:
         with open_run(where, target.recipe, target.set, save=target.save, access="read") as run:
 
-            async def look() -> RunStatus:
+            async def look_inside() -> RunStatus:
                 async with Session(run, ignore) as session:
                     return await look_at_run(session, live, holder, time.time())
 
-            status = asyncio.run(look())
+            status = asyncio.run(look_inside())
     except InputError as error:
         age_s = time.time() - live.updated_at if live else None
         status = RunStatus(
@@ -61,7 +62,7 @@ def render_status(status: RunStatus) -> list[RenderableType]:
     if status.live:
         parts += _describe_live(status.live, status)
     if status.stages:
-        parts.append(_tabulate(status))
+        parts.append(tabulate(status))
     if status.sampled and status.sampled.num_tokens:
         parts.append(f"all responses: {describe_tokens(status.sampled.num_tokens)}")
     if status.scored and status.scored.num_tokens:
@@ -92,7 +93,8 @@ def _describe_live(live: Live, status: RunStatus) -> list[str]:
     ]
 
 
-def _tabulate(status: RunStatus) -> Table:
+def tabulate(status: RunStatus) -> Table:
+    """Each stage's account."""
     table = Table("stage", *(_right(name) for name in ("requested", "ok", "failed", "refused", "owed")), "")
     for one in status.stages:
         numbers = (one.requested, one.ok, one.failed, one.refused, one.owed)

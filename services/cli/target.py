@@ -22,6 +22,8 @@ class Target:
     """Override fields, as section.field=value, for this command; kept where it begins the run. `vcot recipe` lists them."""
     save: Annotated[bool, Parameter(negative=())] = False
     """Keep what flags override in the run's recipe.toml, for the commands that follow."""
+    quiet: Annotated[bool, Parameter(alias="-q", negative=())] = False
+    """Say nothing but results, warnings and errors."""
 
 
 DEFAULT = Target()

@@ -41,15 +41,16 @@ class _Console(Console):
 
 
 class Terminal:
-    """Listens to the steps of one command; with `as_json`, its result is shown as JSON.
+    """Listens to the steps of one command; with `as_json`, its result is shown as JSON; `quiet` leaves out how it goes on.
 
     Mutated by whoever reports; a command reports from one place at a time.
     """
 
-    def __init__(self, *, as_json: bool = False) -> None:
+    def __init__(self, *, as_json: bool = False, quiet: bool = False) -> None:
         self.err = _Console(stderr=True)
         self.out = _Console()
         self._as_json = as_json
+        self._quiet = quiet
         self._began = time.monotonic()
         self._stages: list[tuple[str, float]] = []
         self._preface: tuple[str, str] | None = None
@@ -81,16 +82,21 @@ class Terminal:
         match event:
             case Progress(unit, done, total, note):
                 if not isinstance(last, _Bar | _Lines):
-                    last = _Bar(self.err, unit) if self.err.is_terminal else _Lines(self.say, unit)
+                    last = _Bar(self.err, unit) if self._moves else _Lines(self.say, unit)
                     self._open.append(last)
                 last.advance(done, total, note)
             case Waiting(text):
                 if isinstance(last, _Status | _Once):
                     last.update(text)
                 else:
-                    self._open.append(_Status(self.err, text) if self.err.is_terminal else _Once(self.say))
+                    self._open.append(_Status(self.err, text) if self._moves else _Once(self.say))
             case Ended():
                 self._open.pop().end()
+
+    @property
+    def _moves(self) -> bool:
+        """Whether what lasts is shown as it moves."""
+        return self.err.is_terminal and not self._quiet
 
     def preface(self, what: str) -> None:
         """Said before the first heading, so that a command which fails before has said its error only."""
@@ -102,11 +108,11 @@ class Terminal:
             preface, self._preface = self._preface, None
             self.heading(*preface)
         self._stages.append((stage, time.monotonic()))
-        self._print((f"{self._clock()} ", "dim"), (f"{stage:<9}", "bold cyan"), what)
+        self._note((f"{self._clock()} ", "dim"), (f"{stage:<9}", "bold cyan"), what)
 
     def say(self, text: str) -> None:
         """A line below the heading."""
-        self._print((f"{self._clock()} ", "dim"), " " * 9, text)
+        self._note((f"{self._clock()} ", "dim"), " " * 9, text)
 
     def warn(self, text: str) -> None:
         """A line that must be seen."""
@@ -120,6 +126,10 @@ class Terminal:
             spent[stage] = spent.get(stage, 0.0) + end - began
         parts = ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in spent.items())
         self.say(f"{time.monotonic() - self._began:.0f} s in all: {parts}")
+
+    def _note(self, *parts: str | tuple[str, str]) -> None:
+        if not self._quiet:
+            self._print(*parts)
 
     def _print(self, *parts: str | tuple[str, str]) -> None:
         self.err.print(Text.assemble(*parts), soft_wrap=True)

@@ -1,16 +1,18 @@
-"""What a recipe says, as a page, from the types that read one: `python -m vcot.services.recipes.settings_page`."""
+"""What a recipe says, as a page, from the types that read one: `python -m vcot.services.recipes.settings_page FILE`."""
 
 from __future__ import annotations
 
 import json
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from types import NoneType
 from typing import Literal, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from vcot.pipeline.files import replace_file
 from vcot.services.recipes.recipe import Recipe
 
 _HEAD = """# Recipe settings
@@ -70,4 +72,4 @@ _SECTIONS = {section: name for name, field in Recipe.model_fields.items() if (se
 
 
 if __name__ == "__main__":
-    sys.stdout.write(render_page())
+    replace_file(Path(sys.argv[1]), render_page())

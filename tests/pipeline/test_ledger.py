@@ -1,5 +1,6 @@
 import asyncio
 import os
+import re
 import resource
 import signal
 import sqlite3
@@ -211,6 +212,19 @@ def test_an_error_is_owed_until_a_good_record_replaces_it(tmp_path):
     assert ledger.done(Judgment, ["a"]) == set()
     ledger.put([judgment("a", 0.5)])
     assert ledger.done(Judgment, ["a"]) == {"a"}
+
+
+def test_the_documented_copy_is_whole_while_a_command_writes(tmp_path):
+    """docs/operations.md: beside a command at work, SQLite copies the ledger."""
+    page = (Path(__file__).parents[2] / "docs" / "operations.md").read_text("utf-8")
+    [code] = re.findall(r'^    python -c "(.*ledger\.sqlite.*)"$', page, re.MULTILINE)
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    ledger.put([judgment("a")])
+    code = code.replace("runs/paper", str(tmp_path)).replace("/backup", str(tmp_path / "backup"))
+    (tmp_path / "backup").mkdir()
+    subprocess.run([sys.executable, "-c", code], check=True)
+    ledger.put([judgment("b")])
+    assert Ledger(tmp_path / "backup" / "ledger.sqlite").get(Judgment, ["a", "b"]) == {"a": judgment("a")}
 
 
 def test_nothing_replaces_a_good_record(tmp_path):

@@ -266,3 +266,13 @@ def test_the_page_s_table_is_read_as_it_stands(tmp_path, monkeypatch):
         ("What does the sign say?", 1),
         ("What time is it?", 0),
     ]
+
+
+def test_reading_a_table_draws_no_bar_and_leaves_ones_own(folder, tmp_path, capfd):
+    import datasets
+
+    datasets.enable_progress_bars()
+    (folder / "t.jsonl").write_text("\n".join(map(json.dumps, ROWS)))
+    assert len(load(folder / "t.jsonl", tmp_path)) == 2
+    assert "examples/s" not in capfd.readouterr().err
+    assert not datasets.are_progress_bars_disabled()

@@ -50,6 +50,15 @@ def test_registering_again_changes_nothing_but_other_weights_need_another_name(t
     assert registry.resolve("dpo") == first
 
 
+def test_a_checkpoint_that_was_moved_is_registered_again_where_it_is_now(tmp_path: Path) -> None:
+    """docs/operations.md: a run that was restored at another path."""
+    registry = Registry(tmp_path / "run")
+    first = registry.register(write_checkpoint(tmp_path / "a", "dpo", 2.0))
+    moved = registry.register((tmp_path / "a").rename(tmp_path / "b"))
+    assert (moved.ref, moved.directory) == (first.ref, tmp_path / "b")
+    assert registry.resolve("dpo") == moved
+
+
 def test_changed_weights_are_found_at_registration_and_later(tmp_path: Path) -> None:
     registry = Registry(tmp_path / "run")
     directory = write_checkpoint(tmp_path / "a", "dpo", 2.0)

@@ -9,7 +9,8 @@ from rich.table import Table
 from rich.text import Text
 
 from tests.services.cli.test_cli import vcot  # noqa: F401 - a fixture
-from vcot.pipeline.report import progress, waiting
+from vcot.pipeline.records import StageCount
+from vcot.pipeline.report import Accounted, Began, Completed, Found, Said, Warned, progress, waiting
 from vcot.services.cli.terminal import Terminal
 from vcot.services.run.training_steps import tell_preflight
 
@@ -78,3 +79,30 @@ def test_an_error_is_shown_and_not_obeyed(vcot) -> None:  # noqa: F811
     code, _, err = vcot("judge", "--run", HOSTILE.replace("//", ""))
     assert (code, err.count("\n")) == (2, 1)
     assert err.startswith(f"vcot: {SHOWN.replace('//', '')} is not a run yet")
+
+
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_a_quiet_one_shows_results_and_warnings_only(monkeypatch, capsys, is_terminal) -> None:
+    err, terminal = io.StringIO(), Terminal(quiet=True)
+    monkeypatch.setattr(terminal, "err", type(terminal.err)(file=err, force_terminal=is_terminal, legacy_windows=False))
+    terminal.preface("a new run")
+    for event in (
+        Began("sample", "8 responses"),
+        Said("as ever"),
+        Accounted(StageCount(stage="sample", requested=1, ok=1)),
+    ):
+        terminal(event)
+    with waiting(terminal, "a server") as say, progress(terminal, "responses") as advance:
+        say("nearly")
+        advance(1, 2, "")
+    for event in (Warned("the disk is nearly full"), Found("the table"), Completed()):
+        terminal(event)
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", err.getvalue())
+    assert re.fullmatch(r" *0:00 warning  the disk is nearly full\n", shown)
+    assert capsys.readouterr().out == "the table\n"
+
+
+def test_a_command_is_quiet_by_its_flag(vcot) -> None:  # noqa: F811
+    loud, quiet = (vcot("doctor", "--recipe", "nano", *flags) for flags in ((), ("-q",)))
+    assert loud[1] == quiet[1]
+    assert vcot("merge", "--recipe", "nano", "-q")[2].startswith("vcot: ")

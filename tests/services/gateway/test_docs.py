@@ -1,4 +1,4 @@
-"""docs/serving.md and docs/judging.md say what the code does."""
+"""docs/serving.md, docs/operations.md and docs/judging.md say what the code does."""
 
 import re
 from pathlib import Path
@@ -20,6 +20,9 @@ def test_the_page_names_every_metric_and_refused_field(tmp_path: Path) -> None:
     named = set(re.findall(r"^# TYPE (\w+) ", metrics.render().decode(), re.MULTILINE))
     named = {name for name in named if not name.endswith("_created")}
     assert named == set(re.findall(r"`(vcot_\w+)`", PAGE))
+    watched = set(re.findall(r"\bvcot_\w+", (DOCS / "operations.md").read_text("utf-8")))
+    assert len(watched) > 5
+    assert watched <= named
     for field in content.VLLM_FIELDS:
         assert f"`{field}`" in PAGE
     for name in (keys.API_KEYS_ENV, keys.ADMIN_KEY_ENV, "VCOT_API_KEY", limits.DEADLINE_HEADER):

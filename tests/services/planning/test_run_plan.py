@@ -1,0 +1,85 @@
+"""`vcot run --dry-run`: the steps that `vcot run` makes, counted as by hand; and nothing is begun."""
+
+import asyncio
+import json
+
+import pytest
+
+from tests.services.cli.test_cli import vcot
+from tests.services.planning.test_estimate import SHAPE
+from tests.services.run.test_results import finish
+from vcot.services.planning.assumptions import ANSWER_TOKENS, CANDIDATE_SHARE, THOUGHT_TOKENS
+from vcot.services.planning.run_plan import plan_run
+from vcot.services.recipes.recipe import load_recipe
+
+__all__ = ["vcot"]
+
+
+def plan(*overrides, recipe="paper", shape=SHAPE, is_nano=False):
+    made = plan_run(load_recipe(recipe, overrides), shape, is_nano=is_nano)
+    return {step.step: step for step in made.steps}, "\n".join(made.outlook)
+
+
+def test_the_papers_run_by_hand():
+    steps, outlook = plan()
+    assert [*steps] == ["sample", "judge", "pair", "train", "merge", "eval", "swap", "report"]
+    assert (steps["sample"].num_requests, steps["judge"].num_requests) == (17_056, 8 * 17_056)
+    assert steps["sample"].num_tokens == 8 * 17_056 * THOUGHT_TOKENS.likely
+    assert steps["judge"].usd == pytest.approx(73, abs=1)
+    assert steps["eval"].num_requests == 2_017 * 2 * 2 * 2
+    assert steps["eval"].num_tokens == 8_068 * (ANSWER_TOKENS.likely + THOUGHT_TOKENS.likely)
+    assert "8 x H100 80 GB" in outlook
+    assert [name for name, step in steps.items() if step.usd is not None] == ["judge"]
+
+
+def test_what_else_a_recipe_may_ask_for_is_a_step():
+    judge = 'eval.judge={kind = "pointwise", model = "gpt-4o-mini"}'
+    settings = ("tasks.num_tasks=100", "rounds.num=3", "eval.num_tasks=50", "pairs.policy=image_driven", judge)
+    steps, _ = plan(*settings)
+    assert [*steps][:3] + [*steps][-3:] == ["sample", "judge", "gain", "grade", "swap", "report"]
+    assert steps["sample"].num_requests == 300
+    assert steps["sample"].what.endswith(", 3 rounds")
+    assert steps["gain"].num_requests == round(300 + 2 * 2_400 * CANDIDATE_SHARE.likely)
+    assert steps["grade"].usd > 0
+
+
+def test_a_program_is_asked_nothing_and_nano_is_timed_on_two_cores():
+    steps, outlook = plan(recipe="nano", shape=None, is_nano=True)
+    assert (steps["judge"].num_requests, steps["judge"].what) == (None, "by verifier, a program")
+    assert outlook.startswith("12,000 responses take 2.2 (1.1 to 5.0) minutes on two CPU cores")
+
+
+def test_what_is_not_known_before_it_is_read_is_said():
+    table = ("tasks.source=table", 'tasks.columns={question = "q"}')
+    steps, outlook = plan(*table, "tasks.num_tasks=", recipe="nano", shape=None, is_nano=True)
+    assert steps["sample"].what.startswith("all table tasks x 8 responses")
+    assert (steps["sample"].num_requests, steps["judge"].num_requests, steps["eval"].num_requests) == (
+        None,
+        None,
+        7_200,
+    )
+    assert "known when they are read" in outlook
+    assert "config.json of /weights is not here" in plan("model.source=/weights", shape=None)[1]
+
+
+def test_nothing_is_begun_written_or_asked(vcot, tmp_path):
+    code, out, _ = vcot("run", "--dry-run", "--json", "--set", "sample.k=4")
+    steps = {step["step"]: step for step in json.loads(out)["steps"]}
+    assert (code, steps["sample"]["what"]) == (0, "600 nano tasks x 4 responses at temperature 0.5")
+    assert not list(tmp_path.iterdir())
+    code, _, err = vcot("run", "--dry-run", "--recipe", "papr")
+    assert code == 2
+    assert "do you mean paper" in err or "did you mean paper" in err
+
+
+def test_of_a_run_that_is_there_it_says_what_is_done(vcot, tmp_path):
+    run = asyncio.run(finish(tmp_path))
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if not path.name.startswith("ledger")}
+    code, out, _ = vcot("run", "--dry-run", "--run", run, "--set", "eval.num_seeds=2")
+    assert code == 0
+    told = out[out.index("What vcot run would do") :]
+    held = told.partition("holds of this, and does not ask again:")[2]
+    assert [
+        cell.strip() for cell in next(line for line in held.splitlines() if "eval base" in line).split("│")[2:7]
+    ] == [*("36", "18", "0", "0", "18")]
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*") if not path.name.startswith("ledger")} == before
