@@ -24,7 +24,7 @@ _STATEMENT = re.compile(
     re.IGNORECASE,
 )
 _STATED = re.compile(rf"(?:answer|option|choice|one){_ASIDE}{_IS}")
-_CHOSEN = re.compile(r"i(?<!\wi)(?:'d|'ll|\s+would|\s+will)?\s+(?:choose|pick|select|go\s+with|answer)\b")
+_CHOSEN = re.compile(r"i(?<!\wi)(?:'d|'ll|\s+would|\s+will)?\s+(?:choose|pick|select|go\s+with|answer(?:\s+with)?)\b")
 """What every statement holds one of, in lower case: found ten times as fast, and missing in most sentences."""
 _MAX_LEAD = 40
 """More characters than a statement needs before that, not counting the space in front of it."""
@@ -74,14 +74,14 @@ def _find_statements(plain: str) -> list[re.Match[str]]:
     for stated in sorted(held, key=re.Match.start):
         at = found[-1].end() if found else 0
         lead = len(plain[: stated.start()].rstrip()) - _MAX_LEAD
-        match = _STATEMENT.search(plain, max(at, lead)) if stated.end() > at else None
+        match = _STATEMENT.search(plain, max(at, lead), stated.end())
         found += [match] if match else []
     return found
 
 
 def _is_anothers(plain: str, statement: re.Match[str]) -> bool:
     before = plain[max(0, statement.start() - _MAX_BEFORE) : statement.start()]
-    last = before.rstrip(" ")[-1:]
+    last = before.rstrip()[-1:]
     return (last.isalpha() or last in (",", "-")) and _NOT_MADE.search(before) is not None
 
 
