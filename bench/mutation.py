@@ -30,6 +30,8 @@ from difflib import ndiff
 from pathlib import Path
 from typing import Any
 
+from bench.mutation_run import SURVIVED, TIMEOUT
+
 ROOT = Path(__file__).parent.parent
 SPEC = ROOT / "bench" / "mutation.toml"
 BESIDE = (
@@ -146,65 +148,56 @@ def _functions(source: str) -> dict[str, str]:
     return found
 
 
-def lay_out(directory: Path, file: str, tests: Sequence[str]) -> None:
-    """A place for mutmut to work in, with its settings."""
-    shutil.copytree(ROOT / "vcot", directory / "vcot", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in BESIDE:
-        (directory / name).symlink_to(ROOT / name)
+def lay_out(directory: Path, file: str) -> None:
+    """A copy to work in, with the settings that mutmut asks for."""
+    for name in ("vcot", *BESIDE):
+        here, there = ROOT / name, directory / name
+        if here.is_dir():
+            shutil.copytree(here, there, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(here, there)
     (directory / "vcot" / file).write_text(lift_decorators((ROOT / file).read_text("utf-8")), "utf-8")
-    settings = {
-        "source_paths": "vcot",
-        "only_mutate": f"vcot/{file}",
-        "also_copy": "\n    ".join(["", *BESIDE]),
-        "pytest_add_cli_args_test_selection": "\n    ".join(["", *tests]),
-        "pytest_add_cli_args": "-m\n    not e2e and not compose and not rehearsal\n    -p\n    no:cacheprovider",
-        "process_isolation": "forkserver",
-        "use_git_change_detection": "false",
-        "timeout_multiplier": "5",
-        "timeout_constant": "1",
-    }
-    lines = [f"{name}={value}" for name, value in settings.items()]
-    (directory / "setup.cfg").write_text("\n".join(["[mutmut]", *lines, ""]), "utf-8")
+    (directory / "setup.cfg").write_text("[mutmut]\nsource_paths=vcot\n", "utf-8")
 
 
 def find_mutants(directory: Path, file: str) -> list[Mutant]:
-    """What mutmut would change in the file, without mere words."""
+    """Write mutmut's code of all mutants of the file, and list them without mere words."""
     from mutmut.configuration import reset_config
     from mutmut.mutation.file_mutation import mutate_file_contents
 
+    path = directory / "vcot" / file
     with chdir(directory):
         reset_config()
-        mutated = mutate_file_contents(f"vcot/{file}", (directory / "vcot" / file).read_text("utf-8"))
+        mutated = mutate_file_contents(f"vcot/{file}", path.read_text("utf-8"))
+    path.write_text(mutated.code, "utf-8")
     return list(list_mutants(file, mutated.code, mutated.mutant_names))
 
 
-def run_mutants(directory: Path, file: str, mutants: Sequence[Mutant]) -> dict[str, str]:
-    """Run the tests on each: `killed` where one failed, `timeout` where they did not end, and else what mutmut calls it."""
-    from mutmut.stats import status_by_exit_code
-
-    command = [sys.executable, "-c", "from mutmut.__main__ import cli; cli()", "run", "--max-children", "1"]
-    environment = os.environ | {"PYTHONPATH": str(directory), "PYTHONDONTWRITEBYTECODE": "1"}
+def run_mutants(directory: Path, file: str, tests: Sequence[str], mutants: Sequence[Mutant]) -> dict[str, str]:
+    """Run the tests on each (bench/mutation_run.py); what came of it by name."""
+    order, fates = directory / "order.json", directory / "fates.json"
+    order.write_text(json.dumps([mutant.name for mutant in mutants]), "utf-8")
+    command = [sys.executable, "-m", "bench.mutation_run", str(order), str(fates)]
     done = subprocess.run(
-        [*command, *(mutant.name for mutant in mutants)],
-        cwd=directory, env=environment, capture_output=True, text=True, check=False,
+        [*command, *tests, "-m", "not e2e and not compose and not rehearsal"],
+        cwd=directory, env=os.environ | {"PYTHONPATH": str(directory)}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     if done.returncode:
-        said = "\n".join(line.rpartition("\r")[2] for line in (done.stdout + done.stderr).split("\n"))
-        raise SystemExit(f"mutmut failed on {file}:\n{said}")
-    codes = json.loads((directory / "mutants" / "vcot" / f"{file}.meta").read_text("utf-8"))["exit_code_by_key"]
-    return {mutant.name: status_by_exit_code[codes[mutant.name]] for mutant in mutants}
+        raise SystemExit(f"the tests of {file} could not be run:\n{done.stdout}{done.stderr}")
+    found: dict[str, str] = json.loads(fates.read_text("utf-8"))
+    return found
 
 
 def measure(file: str, tests: Sequence[str], equivalent: set[Key], draw: Draw) -> Result:
     """Try the mutants of one file."""
     with tempfile.TemporaryDirectory(prefix="vcot-mutation-") as name:
         directory = Path(name)
-        lay_out(directory, file, tests)
+        lay_out(directory, file)
         found = find_mutants(directory, file)
         counted = draw.some([mutant for mutant in found if mutant.key not in equivalent])
-        fates = run_mutants(directory, file, counted) if counted else {}
-    survivors = [mutant for mutant in counted if fates[mutant.name] not in ("killed", "timeout")]
-    return Result(file, len(counted), list(fates.values()).count("timeout"), survivors)
+        fates = run_mutants(directory, file, tests, counted) if counted else {}
+    survivors = [mutant for mutant in counted if fates[mutant.name] == SURVIVED]
+    return Result(file, len(counted), list(fates.values()).count(TIMEOUT), survivors)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from bench.mutation import ROOT, lift_decorators, list_mutants, read_spec
+from bench.mutation import ROOT, find_mutants, lift_decorators, list_mutants, read_spec, run_mutants
 
 MODULE = """
 class Box:
@@ -56,3 +56,57 @@ def test_words_for_people_do_not_count(was, becomes, is_counted):
     assert [(mutant.name, mutant.key) for mutant in found] == (
         [("vcot.eval.table.x_f__mutmut_1", ("eval/table.py", was, becomes))] if is_counted else []
     )
+
+
+COUNTED = """
+def count_down(number):
+    while number > 0:
+        number -= 1
+    return number
+
+def unasked(number):
+    return number + 1
+"""
+FATES = {
+    "while number > 1:": "killed",
+    "number += 1": "timeout",  # it never ends
+    "return number + 2": "survived",  # no test reaches it
+}
+TESTS = """
+from functools import lru_cache
+from vcot import box
+
+once = lru_cache(box.count_down)
+
+def test_first():
+    assert once(2) == 0
+
+def test_second():
+    assert once(2) == 0
+"""
+
+
+def run_on_each_mutant(directory, tests):
+    (directory / "vcot").mkdir()
+    (directory / "vcot" / "__init__.py").touch()
+    (directory / "vcot" / "box.py").write_text(COUNTED, "utf-8")
+    (directory / "setup.cfg").write_text("[mutmut]\nsource_paths=vcot\n", "utf-8")
+    (directory / "test_box.py").write_text(tests, "utf-8")
+    (directory / "bench").symlink_to(ROOT / "bench")
+    mutants = [mutant for mutant in find_mutants(directory, "box.py") if mutant.becomes in FATES]
+    fates = run_mutants(directory, "box.py", ["test_box.py"], mutants)
+    return {mutant.becomes: fates[mutant.name] for mutant in mutants}
+
+
+def test_each_mutant_is_killed_survives_or_does_not_end_whatever_was_cached_for_another(tmp_path):
+    assert run_on_each_mutant(tmp_path, TESTS) == FATES
+
+
+def test_tests_that_fail_without_a_change_end_the_command(tmp_path):
+    with pytest.raises(SystemExit, match="test_first fails without any change"):
+        run_on_each_mutant(tmp_path, TESTS.replace("== 0", "== 3"))
+
+
+def test_tests_that_cannot_be_imported_end_the_command(tmp_path):
+    with pytest.raises(SystemExit, match="No module named 'boxes'"):
+        run_on_each_mutant(tmp_path, "import boxes")

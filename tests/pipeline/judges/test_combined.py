@@ -6,7 +6,7 @@ import pytest
 
 from tests.pipeline.judges.model_api import Table
 from vcot.pipeline.errors import RecipeError
-from vcot.pipeline.judges import find_judge, list_sections
+from vcot.pipeline.judges import JUDGES, find_judge, list_sections
 from vcot.pipeline.judges.combined import find_shares
 from vcot.pipeline.judges.ensemble import EnsembleJudge
 from vcot.pipeline.judges.gated import GatedJudge
@@ -52,6 +52,19 @@ async def test_an_answer_that_cannot_be_read_is_not_right(tmp_path):
     assert table.scores == [0.5, 1.0]
 
 
+@pytest.mark.parametrize(
+    ("kind", "members", "scores"),
+    [("gated", (JudgeSection(),), [1.5, 0.0]), ("ensemble", (JudgeSection(), POINTWISE), [0.5, 0.5])],
+)
+async def test_a_members_score_of_0_is_a_score(tmp_path, kind, members, scores):
+    texts = (f"worth 2 <R> {RIGHT}", f"worth 9 <R> {WRONG}")
+    section = JudgeSection(kind=kind, members=members)
+    for each in list_sections(section):
+        table = Table(PointwiseJudge if each.model else JUDGES.resolve(each.kind), each, tmp_path, score_worth, texts)
+        await table.judge()
+    assert table.scores == scores
+
+
 async def test_without_a_gold_answer_there_is_no_gate(tmp_path):
     count, table = await judge_members_first(tmp_path, GatedJudge, GATED, task_fields={"answer": None})
     assert (count.refused, count.reasons) == (4, {"no_gold": 4})
@@ -63,7 +76,7 @@ async def test_what_a_member_gave_no_verdict_on_has_none_and_the_others_are_comp
         return "no idea" if "worth 9" in text else score_worth(text)
 
     count, table = await judge_members_first(tmp_path, GatedJudge, GATED, answer)
-    assert (count.ok, count.reasons) == (3, {"member_without_verdict": 1})
+    assert (count.ok, count.refused, count.reasons) == (3, 1, {"member_without_verdict": 1})
     assert table.scores == [pytest.approx(1.25), None, pytest.approx(1.5), 0.0]
 
 
@@ -78,6 +91,7 @@ async def test_an_ensemble_averages_ranks_and_says_how_far_its_members_agree(tmp
     assert table.scores == pytest.approx([1 / 3, (1 + 2 / 3) / 2, (2 / 3 + 1) / 2, 0])
     said = "pointwise/1:gpt-4o-mini 1.00, pointwise/1:gpt-4o 0.67; the members order 5 of 6 pairs alike"
     assert table.judgments[1].rationale == said
+    assert table.judgments[1].judge == "ensemble/1(pointwise/1:gpt-4o-mini+pointwise/1:gpt-4o)"
 
 
 def test_shares_count_ties_as_half():
@@ -107,4 +121,6 @@ def test_members_judge_before_what_goes_by_them(tmp_path):
     kinds = ["pointwise", "gated", "verifier", "ensemble"]
     assert [section.kind for section in list_sections(nested)] == kinds
     images = Table(PointwiseJudge, POINTWISE, tmp_path, None).images
-    assert [judge.name.partition("/")[0] for judge in find_judge(nested, images).walk()] == kinds
+    judges = list(find_judge(nested, images).walk())
+    assert [judge.name.partition("/")[0] for judge in judges] == kinds
+    assert all(judge.images is images for judge in judges), "each is shown the run's images"

@@ -41,6 +41,11 @@ async def test_tokens_with_and_without_a_space_are_one_score_and_others_are_left
     assert table.scores[0] == pytest.approx((0.7 * 8 + 0.1 * 2) / 0.8)
 
 
+async def test_half_of_the_probability_is_enough_for_a_score(tmp_path):
+    _, table = await judge(tmp_path, logs(_8=0.5, The=0.5))
+    assert table.scores[0] == pytest.approx(8.0)
+
+
 async def test_the_score_is_read_where_it_stands_in_structured_output(tmp_path):
     steps = ({'{"score": ': 0.0, "8": -9.0}, logs(_3=0.8, _4=0.2), {"}": 0.0})
     _, table = await judge(tmp_path, *steps, text='{"score": 3}')
@@ -52,6 +57,7 @@ async def test_the_score_is_read_where_it_stands_in_structured_output(tmp_path):
     ("text", "step", "said"),
     [
         ("8", logs(_8=0.3, _7=0.1, The=0.2), "have only 40% of the probability"),
+        ("8", logs(eight=1.0), "have only 0% of the probability"),
         ("The", logs(The=0.9, _8=0.1), "it has 0 scores"),
         ("10", logs(_10=1.0), "it has 0 scores"),
         ("0", logs(_0=1.0), "it has 0 scores"),
