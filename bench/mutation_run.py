@@ -1,8 +1,9 @@
 """Runs a file's tests on each of its mutants: `python -m bench.mutation_run ORDER FATES ARGUMENTS`, for bench/mutation.py.
 
 pytest collects the tests once. Every mutant is then a fork of the process that holds them, in which no test has run and
-nothing is cached: it runs those that reach the changed function, the quick ones first, up to the first that fails. So a
-mutant costs what its tests cost, without a start of pytest, and without importing what tests import when they run.
+nothing is cached. It runs those that reach the changed function up to the first that fails: first those that failed for
+other mutants of it, then the quick ones. So a mutant costs what its tests cost, without a start of pytest, and without
+importing what tests import when they run.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,6 +31,8 @@ _PATIENCE = 6.0
 """A mutant's tests may take so many times as long as they took on the code as it is,"""
 _PATIENCE_S = 5.0
 """and so much longer, in seconds."""
+_FAILED = Path("failed").absolute()
+"""Where a fork says which test failed, by its place."""
 
 
 @dataclass
@@ -45,8 +49,9 @@ class Runner:
 
     mutants: Sequence[str]
     fates: dict[str, str] = field(default_factory=dict)
-    _is_child: bool = False
     _has_failed: bool = False
+    _failed: Counter[tuple[str, int]] = field(default_factory=Counter)
+    """How often a test failed for a mutant of a function."""
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
@@ -55,21 +60,23 @@ class Runner:
             pytest.exit("tests could not be imported", returncode=1)
         reached = self._map(session.items)
         for mutant in self.mutants:
-            chosen = self._choose(mutant, reached)
-            tests = [session.items[place] for place in chosen]
+            function = mutant.partition("__mutmut_")[0]
+            chosen = self._choose(function, reached)
+            tests = {place: session.items[place] for place in chosen}
             limit_s = _PATIENCE_S + _PATIENCE * sum(reached[place].seconds for place in chosen)
             self.fates[mutant] = self._try(mutant, tests, limit_s) if tests else SURVIVED
+            if _FAILED.exists():
+                self._failed[function, int(_FAILED.read_text("utf-8"))] += 1
+                _FAILED.unlink()
         return True
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """One test that fails is enough."""
         self._has_failed |= report.failed
 
-    @staticmethod
-    def _choose(mutant: str, reached: Sequence[Reached]) -> list[int]:
-        function = mutant.partition("__mutmut_")[0]
+    def _choose(self, function: str, reached: Sequence[Reached]) -> list[int]:
         places = [place for place, each in enumerate(reached) if function in each.functions]
-        return sorted(places, key=lambda place: reached[place].seconds)
+        return sorted(places, key=lambda place: (-self._failed[function, place], reached[place].seconds))
 
     def _map(self, items: Sequence[pytest.Item]) -> list[Reached]:
         """Run all on the code as it is. Ends the command where one fails."""
@@ -97,12 +104,13 @@ class Runner:
                 importlib.import_module(module)
         return [Reached(**each) for each in told["found"]]
 
-    def _try(self, mutant: str, items: Sequence[pytest.Item], limit_s: float) -> str:
+    def _try(self, mutant: str, items: Mapping[int, pytest.Item], limit_s: float) -> str:
         def run() -> None:
             set_mutant_under_test(mutant)
-            for item, following in zip(items, [*items[1:], None], strict=True):
+            for (place, item), following in zip(items.items(), [*list(items.values())[1:], None], strict=True):
                 self._run(item, following)
                 if self._has_failed:
+                    _FAILED.write_text(str(place), "utf-8")
                     os._exit(1)
 
         code = self._fork(run, limit_s)

@@ -75,6 +75,30 @@ def test_of_judgments(tmp_path):
     ]
 
 
+@pytest.mark.parametrize(
+    ("section", "changes", "key"),
+    [
+        ({"kind": "pairwise"}, {}, "afd8b9277f3e6dd804992fe4d49bb530f6d73ea05a59aa1d92e6fbde8cb9b18d"),
+        ({"image": "blank"}, {}, "427781de30dfa4f96427a13f90124a04acd4ffee2bbaec30f5063e43503217e0"),
+        ({"image": "other"}, {}, "508c9f4eb6d390e7f4def0e030411a7c83d3902ffc2f242f2c8bd5c1b6b44dbd"),
+        (
+            {},
+            {"choices": (), "answer": None, "gold": "a dog", "accepted": ("a dog", "dog")},
+            "eb04052d92602c332ae5573dc8153a4d28bd19157beae150a7dad10f45d7422a",
+        ),
+    ],
+)
+def test_of_judgments_that_go_by_more(tmp_path, section, changes, key):
+    judge = find_judge(JudgeSection(**{"kind": "pointwise", "model": "gpt-4o-mini"} | section), ImageStore(tmp_path))
+    responses = [
+        Response(
+            key=key, group="g", task="t", index=0, checkpoint=CHECKPOINT, prompt="cot", sampling=SAMPLING, text="x"
+        )
+        for key in "rs"
+    ]
+    assert judgment_keys(judge, TASK.model_copy(update=changes), responses)[1] == key
+
+
 def test_of_judgments_of_an_answer_in_words_by_what_is_accepted(tmp_path):
     response = Response(
         key="r", group="g", task="t", index=0, checkpoint=CHECKPOINT, prompt="cot", sampling=SAMPLING, text="x"

@@ -8,12 +8,12 @@ from PIL import Image, ImageChops
 
 from vcot.pipeline.errors import MachineError, RecipeError
 from vcot.pipeline.images import ImageStore
-from vcot.pipeline.judges import find_judge, judgment_keys
+from vcot.pipeline.judges import GroupJudge, Judge, find_judge, judgment_keys
 from vcot.pipeline.judges.pointwise import PointwiseJudge
 from vcot.pipeline.judges.verifier import verify
 from vcot.pipeline.judging import find_standing, judge_responses
 from vcot.pipeline.ledger import Ledger
-from vcot.pipeline.records import CheckpointRef, Judgment, Response, SamplingParams, Task
+from vcot.pipeline.records import CheckpointRef, Judgment, Response, SamplingParams, Task, Verdict
 from vcot.pipeline.sample import Group
 from vcot.pipeline.sections import JudgeSection
 
@@ -131,6 +131,32 @@ def test_an_account_of_what_stands_says_what_was_refused_failed_or_never_asked(t
     count = standing.count()
     assert (count.stage, count.requested, count.ok, count.refused, count.failed) == ("judge", 4, 1, 1, 2)
     assert count.reasons == {"refusal": 1, "overloaded": 1, "not_asked": 1}
+
+
+class Alone(Judge):
+    name = "alone/1"
+
+    async def score(self, task, response, *, num_asked=0):
+        return Verdict(score=num_asked, rationale=f"{task.id} {response.key}")
+
+
+class Together(GroupJudge):
+    name = "together/1"
+
+    async def judge(self, task, responses, *, num_asked=0):
+        return [Verdict(score=num_asked, rationale=f"{task.id} {response.key}") for response in responses]
+
+
+@pytest.mark.parametrize("num_asked", [{}, {"num_asked": 3}])
+async def test_a_judge_of_one_judges_several_and_one_of_several_a_single_one(tmp_path, num_asked):
+    alone, together = Alone(JudgeSection(), ImageStore(tmp_path)), Together(JudgeSection(), ImageStore(tmp_path))
+    first, second = (
+        Verdict(score=len(num_asked) * 3, rationale="t r"),
+        Verdict(score=len(num_asked) * 3, rationale="t s"),
+    )
+    responses = [make_response(), make_response(key="s")]
+    assert await alone.judge(make_task(), responses, **num_asked) == [first, second]
+    assert await together.score(make_task(), responses[0], **num_asked) == first
 
 
 def answer(content, finish_reason="stop"):
