@@ -66,10 +66,53 @@ async def test_a_check_that_failed_is_asked_again_alone(tmp_path):
     assert [find_claim(text) for text in table.asked] == ["The answer is blue."]
 
 
+@pytest.mark.parametrize("is_of_claim", [False, True])
+async def test_a_reply_that_cannot_be_read_is_asked_for_again_with_another_seed(tmp_path, is_of_claim):
+    def hesitate(text):
+        is_first = bool(find_claim(text)) == is_of_claim and table.bodies[-1]["seed"] == SECTION.seed
+        return "Hm." if is_first else answer(text)
+
+    table = Table(ClaimsJudge, SECTION, tmp_path, hesitate)
+    async with table.make() as judge:
+        judge.attend(table.ledger, table.meter)
+        first = await judge.score(table.task, table.responses[0])
+        second = await judge.score(table.task, table.responses[0], num_asked=1)
+    assert (first.score, first.reason, first.refused) == (None, "unreadable", True)
+    assert second.score == 1.0
+
+
+async def test_claims_are_listed_as_an_object_where_that_is_offered(tmp_path):
+    table = Table(ClaimsJudge, SECTION, tmp_path, answer)
+    await table.judge()
+    named = [body["response_format"]["json_schema"]["name"] for body in table.bodies if "response_format" in body]
+    assert named == ["claims", "claims"]
+
+
+async def test_a_judge_that_is_shown_the_right_answer_judges_tasks_that_have_one(tmp_path):
+    section = SECTION.model_copy(update={"gold": True})
+    assert (await Table(ClaimsJudge, section, tmp_path, answer).judge()).ok == 2
+    without = Table(ClaimsJudge, section, tmp_path / "without", answer, task_fields={"answer": None})
+    assert (await without.judge()).reasons == {"no_gold": 2}
+
+
+async def test_it_is_tried_on_a_claim_about_a_drawing(tmp_path):
+    table = Table(ClaimsJudge, SECTION, tmp_path, lambda _: "Yes.")
+    async with table.make() as judge:
+        assert (await judge.test()).score == 1.0
+    (asked,) = table.asked
+    assert find_claim(asked) == "The disc in the middle of the image is red."
+    assert "What colour is the disc" in asked
+
+
+def test_as_many_claims_as_are_checked_are_read():
+    assert read_claims(json.dumps({"claims": TOO_MANY[1:]})) == TOO_MANY[1:]
+
+
 @pytest.mark.parametrize(
     ("text", "claims"),
     [
         ('{"claims": ["a  b", "a b", " "]}', ["a b"]),
+        ("{as it is shown} {'claims': ['x']}", ["x"]),
         ('Sure:\n```json\n{"claims": ["x"]}\n```', ["x"]),
         ('<think>hm {"claims": []}</think>{"claims": ["x", "y"]}', ["x", "y"]),
     ],
@@ -80,7 +123,14 @@ def test_a_list_of_claims_is_read_however_it_is_wrapped(text, claims):
 
 @pytest.mark.parametrize(
     "text",
-    ["none", '{"claims": []}', '{"claims": "x"}', '{"claims": [1]}', json.dumps({"claims": TOO_MANY})],
+    [
+        "none",
+        '{claims: ["x"]} {"claims": ["y"]}',
+        '{"claims": []}',
+        '{"claims": "x"}',
+        '{"claims": [1]}',
+        json.dumps({"claims": TOO_MANY}),
+    ],
 )
 def test_no_list_or_one_beyond_reason_is_unreadable(text):
     with pytest.raises(Unreadable):
