@@ -186,9 +186,9 @@ def _cut_numbered(plain: str, options: tuple[str, ...]) -> str:
 
 
 def _may_ask(plain: str) -> bool:
-    """Whether a further question is possible at all: on a line of its own, or with one of three words."""
+    """Whether a further question is possible at all: on a line of its own, or with one of two words."""
     lower = plain.lower()
-    return "\n" in plain or "user:" in lower or "given" in lower or "please" in lower or not plain.isascii()
+    return "\n" in plain or "user:" in lower or "please" in lower or not plain.isascii()
 
 
 def _read(plain: str, options: tuple[str, ...]) -> tuple[int | None, int]:

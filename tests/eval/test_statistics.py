@@ -18,6 +18,7 @@ from vcot.eval.statistics import (
     compare_signs,
     compare_unpaired,
     estimate_accuracy,
+    estimate_slope,
     measure_correlation,
     minimum_detectable_effect,
     plan_effect,
@@ -85,6 +86,7 @@ def test_the_effective_size_by_hand(values, labels, size):
 
 
 def test_one_cluster_says_nothing():
+    assert estimate_slope([1, 2], [1, 3], ["a", "a"]) == Interval(value=2, low=2, high=2, n=1)
     assert estimate_accuracy([1, 0, 1], ["a"] * 3).model_dump() == {"value": 2 / 3, "low": 0, "high": 1, "n": 1}
     result = compare_paired([1, 0], [0, 0], ["a"] * 2)
     whole = Interval(value=-0.5, low=-1.0, high=1.0, n=1)

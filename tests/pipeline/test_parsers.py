@@ -97,6 +97,7 @@ READ = [
     ("The answer is (B).\nUSER: Why?\nASSISTANT: The answer is (A).", "B"),
     ("B. blue\n\n### Question: What is green?\nThe answer is (A).", "B"),
     ("Question: What is it?\nOptions: (A) red (B) blue\nThe answer is (B).", "B"),
+    ("So.\nQuestion: What is it?\nThe answer is (B).\nQuestion: What is green?\nThe answer is (A).", "B"),
     ("Final answer: B\nQuestion: What is green?\nFinal answer: D", "B"),
     # signs whose lower case has another length
     (100 * "\u0130" + ". The answer is B" + 30 * ", the colour", "B"),
