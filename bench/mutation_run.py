@@ -9,10 +9,10 @@ importing what tests import when they run.
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import importlib
 import json
 import os
-import select
 import signal
 import sys
 import time
@@ -28,9 +28,11 @@ from mutmut.state import state
 
 KILLED, TIMEOUT, SURVIVED = "killed", "timeout", "survived"
 _PATIENCE = 6.0
-"""A mutant's tests may take so many times as long as they took on the code as it is,"""
+"""A test of a mutant may take so many times as long as it took on the code as it is,"""
 _PATIENCE_S = 5.0
 """and so much longer, in seconds."""
+_HAS_FAILED = 2
+"""How a fork ends in which a test failed."""
 _FAILED = Path("failed").absolute()
 """Where a fork says which test failed, by its place."""
 
@@ -62,9 +64,8 @@ class Runner:
         for mutant in self.mutants:
             function = mutant.partition("__mutmut_")[0]
             chosen = self._choose(function, reached)
-            tests = {place: session.items[place] for place in chosen}
-            limit_s = _PATIENCE_S + _PATIENCE * sum(reached[place].seconds for place in chosen)
-            self.fates[mutant] = self._try(mutant, tests, limit_s) if tests else SURVIVED
+            limits_s = [_PATIENCE_S + _PATIENCE * reached[place].seconds for place in chosen]
+            self.fates[mutant] = self._try(mutant, session.items, dict(zip(chosen, limits_s, strict=True)))
             if _FAILED.exists():
                 self._failed[function, int(_FAILED.read_text("utf-8"))] += 1
                 _FAILED.unlink()
@@ -95,7 +96,7 @@ class Runner:
                 state()._stats.clear()
             path.write_text(json.dumps({"found": found, "modules": sorted(sys.modules)}), "utf-8")
 
-        self._fork(run, None, is_heard=True)
+        self._fork(run, is_heard=True)
         told = json.loads(path.read_text("utf-8"))
         if "failed" in told:
             pytest.exit(f"{told['failed']} fails without any change", returncode=1)
@@ -104,29 +105,33 @@ class Runner:
                 importlib.import_module(module)
         return [Reached(**each) for each in told["found"]]
 
-    def _try(self, mutant: str, items: Mapping[int, pytest.Item], limit_s: float) -> str:
+    def _try(self, mutant: str, items: Sequence[pytest.Item], limits_s: Mapping[int, float]) -> str:
+        """Run the tests at those places, each within its limit."""
+
         def run() -> None:
             set_mutant_under_test(mutant)
-            for (place, item), following in zip(items.items(), [*list(items.values())[1:], None], strict=True):
-                self._run(item, following)
+            chosen = [items[place] for place in limits_s]
+            for (place, limit_s), following in zip(limits_s.items(), [*chosen, None][1:], strict=True):
+                faulthandler.dump_traceback_later(limit_s, exit=True, file=2)  # with 1, whatever hangs
+                self._run(items[place], following)
                 if self._has_failed:
                     _FAILED.write_text(str(place), "utf-8")
-                    os._exit(1)
+                    os._exit(_HAS_FAILED)
 
-        code = self._fork(run, limit_s)
-        return TIMEOUT if code is None else KILLED if code else SURVIVED
+        code = self._fork(run)
+        return SURVIVED if code == 0 else TIMEOUT if code == 1 else KILLED
 
     @staticmethod
     def _run(item: pytest.Item, following: pytest.Item | None) -> None:
         item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
 
     @staticmethod
-    def _fork(run: Callable[[], None], limit_s: float | None, *, is_heard: bool = False) -> int | None:
-        """The exit status of a fork that runs it, or None where that took too long."""
+    def _fork(run: Callable[[], None], *, is_heard: bool = False) -> int:
+        """The exit status of a fork that runs it."""
         child = os.fork()
         if child == 0:
             os.setsid()
-            code = 1
+            code = _HAS_FAILED
             try:
                 if not is_heard:
                     silence = os.open(os.devnull, os.O_WRONLY)
@@ -138,12 +143,10 @@ class Runner:
                 traceback.print_exc()
             finally:
                 os._exit(code)
-        handle = os.pidfd_open(child)
-        has_ended = bool(select.select([handle], [], [], limit_s)[0])
-        os.close(handle)
-        os.killpg(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
-        return os.waitstatus_to_exitcode(status) if has_ended else None
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child, signal.SIGKILL)
+        return os.waitstatus_to_exitcode(status)
 
 
 def main() -> None:
