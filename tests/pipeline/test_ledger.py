@@ -15,7 +15,17 @@ from hypothesis import strategies as st
 
 from vcot.pipeline.errors import InputError, StageError
 from vcot.pipeline.ledger import Ledger
-from vcot.pipeline.records import CheckpointRef, Judgment, Reply, Response, SamplingParams, Usage, content_key
+from vcot.pipeline.odds import OptionScores
+from vcot.pipeline.records import (
+    CheckpointRef,
+    ImageGain,
+    Judgment,
+    Reply,
+    Response,
+    SamplingParams,
+    Usage,
+    content_key,
+)
 
 
 def judgment(key, score=1.0, error=None):
@@ -256,6 +266,7 @@ def test_closing_waits_for_a_thread_that_writes(tmp_path):
     code = f"""
 import pathlib, sqlite3, threading
 from vcot.pipeline.ledger import Ledger
+from vcot.pipeline.odds import OptionScores
 from vcot.pipeline.records import Judgment, Usage
 def write(ledger, number):
     try:
@@ -281,6 +292,7 @@ def test_what_was_put_survives_kill_9(tmp_path):
     code = f"""
 import os, pathlib
 from vcot.pipeline.ledger import Ledger
+from vcot.pipeline.odds import OptionScores
 from vcot.pipeline.records import Judgment, Usage
 ledger = Ledger(pathlib.Path({str(path)!r}))
 for i in range(50):
@@ -419,3 +431,24 @@ def test_what_nobody_was_billed_for_took_no_tokens(tmp_path):
     ledger = Ledger(tmp_path / "l.sqlite")
     ledger.put([judgment("a")])
     assert ledger.spent("j") == (0, Usage(prompt_tokens=0, completion_tokens=0))
+
+
+def test_who_was_asked_is_told_by_weights_once(tmp_path):
+    base, policy = (CheckpointRef(name=name, digest=f"sha256:{name}", kind="merged") for name in ("base", "policy"))
+    ledger = Ledger(tmp_path / "l.sqlite")
+    asked = [(base, "cot"), (base, "zero_shot"), (policy, "cot")]
+    ledger.put([make_response(f"g{n}", 0, checkpoint=ref, prompt=prompt) for n, (ref, prompt) in enumerate(asked)])
+    assert ledger.list_checkpoints() == [base, policy]
+
+
+def test_what_checkpoints_were_asked_about_given_texts_is_added_up(tmp_path):
+    usage = Usage(prompt_tokens=5, completion_tokens=2)
+    asked = {"checkpoint": "sha256:a", "usage": usage}
+    ledger = Ledger(tmp_path / "l.sqlite")
+    ledger.put(
+        [
+            ImageGain(key="g", response="r", logp_true=-1.0, logp_blank=-2.0, **asked),
+            OptionScores(key="k", task="t", logps=(-1.5, -2.0), **asked),
+        ]
+    )
+    assert ledger.scored() == Usage(prompt_tokens=10, completion_tokens=4)
