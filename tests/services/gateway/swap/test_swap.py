@@ -10,7 +10,14 @@ from tests.services.fake_vllm import FAR, FakeVllm, make_canary, write_checkpoin
 from vcot.pipeline.errors import ServerError, SwapError, VcotError
 from vcot.services.checkpoints.registry import Registry
 from vcot.services.gateway.fleet.admission import Admission
-from vcot.services.gateway.swap.canary_check import CanaryAnswer, canary_request, explain_difference, parse_canary
+from vcot.services.gateway.swap.canary_check import (
+    CanaryAnswer,
+    agree,
+    canary_request,
+    explain_difference,
+    long_request,
+    parse_canary,
+)
 from vcot.services.gateway.swap.verified import SwapLimits
 from vcot.services.gateway.swap.ways import check_reloadable
 
@@ -383,6 +390,52 @@ def test_the_canary_ends_where_rounding_may_exchange_tokens(
     assert difference(canary.tokens[:num_asked], 0.9 * tolerance) is None
     assert (difference(other, 0.9 * tolerance) is None) == is_doubtful, "the runner-up may come instead, and only there"
     assert "differs by" in str(difference(canary.tokens[:num_asked], 1.1 * tolerance))
+
+
+@pytest.mark.parametrize("salt", [None, "new"])
+def test_the_canary_is_asked_with_its_image_and_prompt_greedily_and_past_the_answer_s_end(salt: str | None) -> None:
+    canary = make_canary(1.0)
+    image = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{canary.image_png_base64}"}}
+    assert canary_request(canary, "vcot", 1e-3, salt) == {
+        "model": "vcot",
+        "messages": [{"role": "user", "content": [image, {"type": "text", "text": canary.prompt}]}],
+        "temperature": 0.0,
+        "max_tokens": 3,
+        "ignore_eos": True,
+        "logprobs": True,
+        "return_token_ids": True,
+        **({"cache_salt": "new"} if salt else {}),
+    }
+
+
+@pytest.mark.parametrize(
+    ("prompt_tokens", "num_prompts"), [((*[9] * 100, 1, 2, 3, 4, 5), 57), ((9, 9), 281), ((9, *range(100, 380)), 2)]
+)
+def test_a_long_question_fills_two_blocks_of_128_tokens_and_some_without_an_image(
+    prompt_tokens: tuple[int, ...], num_prompts: int
+) -> None:
+    canary = make_canary(1.0).model_copy(update={"prompt": "What?", "prompt_tokens": prompt_tokens})
+    text = "\n".join(["What?"] * num_prompts)
+    messages = [{"role": "user", "content": text}]
+    assert long_request(canary, "vcot") == {"model": "vcot", "messages": messages, "temperature": 0.0, "max_tokens": 1}
+
+
+@pytest.mark.parametrize(
+    ("tokens", "logprobs", "is_alike"),
+    [
+        ((7, 7, 7), (-1.0, -2.5, -3.0), True),  # twice the tolerance
+        ((7, 7, 7), (-1.0, -2.625, -3.0), False),
+        ((7, 7, 7), (-1.0, -2.0, -3.625), False),
+        ((7, 8, 7), (-1.0, -2.0, -9.0), True),  # from where they part they answer different texts
+        ((7, 8, 7), (-1.0, -9.0, -3.0), False),
+        ((7, 7, 7), (-1.0, float("nan"), -3.0), False),
+    ],
+)
+def test_two_answers_agree_up_to_where_they_part(
+    tokens: tuple[int, ...], logprobs: tuple[float, ...], is_alike: bool
+) -> None:
+    one = CanaryAnswer((1,), (7, 7, 7), (-1.0, -2.0, -3.0))
+    assert agree(one, CanaryAnswer((1,), tokens, logprobs), 0.25) == is_alike
 
 
 @pytest.mark.parametrize(("dtype", "is_served"), [("float32", False), ("float16", True)])
