@@ -5,6 +5,7 @@ import os
 from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -187,9 +188,9 @@ async def test_an_adapter_that_is_changed_while_it_is_loaded_is_refused(bench: B
 # Fingerprints
 
 
-def checkpoint(directory: Path, tensors: dict[str, np.ndarray]) -> Checkpoint:
+def checkpoint(directory: Path, tensors: dict[str, Any], save: Callable[..., object] = save_file) -> Checkpoint:
     directory.mkdir(exist_ok=True)
-    save_file(tensors, directory / "model.safetensors")
+    save(tensors, directory / "model.safetensors")
     (directory / "config.json").write_text("{}")
     ref = CheckpointRef(name="it", digest=compute_digest(directory), kind="merged")
     return Checkpoint(directory, CheckpointManifest(checkpoint=ref))
@@ -223,6 +224,22 @@ def test_rounding_to_bfloat16_is_torchs(tmp_path: Path) -> None:
     found = read_fingerprint(checkpoint(tmp_path / "it", {"w": values}), "bfloat16").tensors["w"]
     expected = torch.from_numpy(values).to(torch.bfloat16).view(torch.uint8).numpy().tobytes()
     assert found == Tensor(2 * len(values), frozenset({sha(expected)}))
+
+
+def test_what_is_stored_in_16_bits_is_widened_for_an_engine_that_computes_in_32(tmp_path: Path) -> None:
+    torch, save_of_torch = pytest.importorskip("torch"), pytest.importorskip("safetensors.torch").save_file
+    values = torch.linspace(-3, 3, 65)
+    stored = {"half": values.to(torch.float16), "brain": values.to(torch.bfloat16)}
+    found = read_fingerprint(checkpoint(tmp_path / "it", stored, save=save_of_torch), "float32").tensors
+    for name, tensor in stored.items():
+        assert found[name].digests == {sha(tensor.to(torch.float32).numpy().tobytes())}, name
+
+
+def test_a_layer_with_an_adapter_is_known_by_its_own_name() -> None:
+    of = Fingerprint((), {"a.q_proj.weight": Tensor(4, frozenset({"right"}))})
+    layout = Layout()
+    layout.learn({"tp0:a.q_proj.base_layer.weight": "right"}, of)
+    assert "(a.q_proj.weight)" in str(layout.fault({"tp0:a.q_proj.base_layer.weight": "wrong"}, of))
 
 
 def test_only_what_was_the_files_on_a_verified_engine_is_held_to_them() -> None:
