@@ -1,9 +1,8 @@
 """Several replicas: what one fails another answers, a swap rolls over them, and a lost one comes back as it should be."""
 
 import asyncio
-import json
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -474,33 +473,6 @@ async def test_a_server_of_its_own_that_does_not_pass_changes_nothing(pair: Benc
         await pair.swap("policy", "liar")
     assert [replica.name for replica in pair.fleet.replicas] == ["vllm-0", "vllm-1"]
     assert await pair.answer() == ("base", answer_of(BASE))
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda d: (d / "config.json").write_text('{"rope_theta": 100}'), "config.json says rope_theta = 10000"),
-        (lambda d: (d / "tokenizer.json").write_text('{"model": {"vocab": {"a": 1}}}'), "tokenizer.json says model"),
-        (lambda d: (d / "chat_template.jinja").write_text("other"), "chat template is another"),
-    ],
-)
-async def test_what_a_server_reads_at_its_start_only_cannot_be_reloaded(
-    tmp_path: Path, change: Callable[[Path], object], message: str
-) -> None:
-    from vcot.services.gateway.swap.ways import check_reloadable
-
-    bench = Bench(tmp_path)
-    directories = [bench.base.directory, bench.tuned.directory]
-    for directory, version in zip(directories, ("1", "2"), strict=True):
-        text = json.dumps({"rope_theta": 10000, "transformers_version": version, f"new-{version}": 1})
-        (directory / "config.json").write_text(text)
-        saved = {"model": {"vocab": {"a": 0}}, "padding": None if version == "1" else {"strategy": "BatchLongest"}}
-        (directory / "tokenizer.json").write_text(json.dumps(saved))
-        (directory / "chat_template.jinja").write_text("one")
-    check_reloadable(bench.base, bench.tuned)
-    change(bench.tuned.directory)
-    with pytest.raises(SwapError, match=message):
-        check_reloadable(bench.base, bench.tuned)
 
 
 async def test_the_first_start_that_fails_everywhere_is_said(tmp_path: Path) -> None:
