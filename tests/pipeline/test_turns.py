@@ -14,7 +14,7 @@ from vcot.pipeline.images import ImageStore
 from vcot.pipeline.ledger import Ledger
 from vcot.pipeline.prompts import Prompt, render_prompt, render_second, split_at_last, split_thought
 from vcot.pipeline.records import CheckpointRef, Response, SamplingParams, Task
-from vcot.pipeline.sample import Plan, sample, show_images
+from vcot.pipeline.sample import Plan, sample, show_images, withhold_question
 
 pytestmark = pytest.mark.hurried
 DIGEST = "sha256:" + "a" * 64
@@ -176,6 +176,16 @@ def test_the_keys_say_both_turns(task):
             (request,) = Plan([task], prompt, CHECKPOINT, SAMPLING.model_copy(update=change))
             keys[request.key] = keys[request.first_key] = prompt
     assert len(keys) == 16
+
+
+@pytest.mark.parametrize(("prompt", "num_keys"), [("two_stage", 4), ("cot", 2)])
+def test_a_request_without_its_question_has_keys_of_its_own_for_each_turn(task, prompt, num_keys):
+    tasks = (task, task.model_copy(update={"question": "why?"}))
+    found = [withhold_question(request) for request in Plan(tasks, prompt, CHECKPOINT, SAMPLING)]
+    keys = {key for request in found for key in (request.key, request.first_key) if key}
+    assert len(keys) == num_keys, "what was asked under the one is not found under the other"
+    assert {(request.task.images, request.task.question) for request in found} == {((), "")}
+    assert found[0].text == found[1].text == render_prompt(prompt, found[0].task)
 
 
 @pytest.mark.parametrize(("template", "then"), [("<question>", "Go on."), ("<question> <first>", "<first>")])
