@@ -26,7 +26,10 @@ while :; do sleep 0.05; done
 VCOT = """#!/bin/bash
 echo "vcot $*" >> "$CALLS"
 trap 'echo "vcot was told" >> "$CALLS"; exit 7' TERM
-[ "$VCOT_ENDS" = 1 ] && exit 0
+if [ "$VCOT_ENDS" = 1 ]; then
+    until [ "$(grep -c "^srun --" "$CALLS")" = 2 ]; do sleep 0.05; done
+    exit 0
+fi
 while :; do sleep 0.05; done
 """
 
