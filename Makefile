@@ -22,7 +22,7 @@ help: ## this list
 demo: setup ## run the whole mission in miniature, on two CPU cores
 	$(BIN)/vcot demo $(ARGS)
 
-TWO = -n 2 --dist loadgroup # two processes, of which one starts the real servers (tests/conftest.py)
+TWO = -n 2 --dist loadfile # two processes; the servers of a file are started once
 test: setup ## the tests, the real vLLM and TRL included: minutes
 	$(BIN)/pytest $(TWO) -m "not slow and not rehearsal" --durations=10 $(ARGS)
 

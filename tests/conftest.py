@@ -43,13 +43,6 @@ def pytest_asyncio_loop_factories(item: pytest.Item) -> dict[str, Callable[[], a
     return {"loop": HurriedLoop if item.get_closest_marker("hurried") else asyncio.new_event_loop}
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Real servers one after another, in one process: each takes all cores (`make test` has two processes)."""
-    for item in items:
-        if item.get_closest_marker("e2e"):
-            item.add_marker(pytest.mark.xdist_group("servers"))
-
-
 def save_tiny(architecture: Any, directory: Path) -> Path:
     import torch
 

@@ -11,6 +11,7 @@ nobody but the gateway may reach the nodes' ports: a server's development endpoi
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import socket
@@ -80,6 +81,8 @@ class RayServer:
     """On the storage that the nodes share."""
     max_lora_rank: int | None = None
     _actor: Any = None
+    _is_placed: bool = False
+    """Whether the actor is on a node, where a server may run."""
     _url: str | None = None
 
     @property
@@ -100,6 +103,7 @@ class RayServer:
         try:
             await self._until_started(starting, progress, f"a node with {gpus} GPUs free" if gpus else "a free node")
             self._url = starting.result()
+            self._is_placed = True
         except BaseException:
             starting.cancel()
             await self.stop()
@@ -108,25 +112,27 @@ class RayServer:
     async def _until_started(self, starting: asyncio.Future[str], progress: Progress, what: str) -> None:
         """Raises ServerError where no node is found in time; the server itself knows how long it may take."""
         began = said_at = time.monotonic()
-        said, is_placed = "", False
+        said = ""
         asked = asyncio.ensure_future(_outcome(self._actor.said.remote()))  # answered as soon as a node is found
-        while not (await asyncio.wait({starting}, timeout=_POLL_S))[0]:
-            now = time.monotonic()
-            if asked.done():
-                is_placed = True
-                message = asked.result() or "starting"
-                asked = asyncio.ensure_future(_outcome(self._actor.said.remote()))
-            elif not is_placed:
-                message = f"waiting for {what} of the Ray cluster"
-                if now - began > self.serve.start_timeout_s:
-                    raise ServerError(
-                        f"the Ray cluster had no {what.removeprefix('a ')} within serve.start_timeout_s = "
-                        f"{self.serve.start_timeout_s:.0f} s; see `ray status`, and lower serve.replicas or add nodes"
-                    )
-            if message != said or now - said_at >= _SAY_EVERY_S:
-                progress(message)
-                said, said_at = message, now
-        asked.cancel()
+        try:
+            while not (await asyncio.wait({starting}, timeout=_POLL_S))[0]:
+                now = time.monotonic()
+                if asked.done():
+                    self._is_placed = True
+                    message = asked.result() or "starting"
+                    asked = asyncio.ensure_future(_outcome(self._actor.said.remote()))
+                elif not self._is_placed:
+                    message = f"waiting for {what} of the Ray cluster"
+                    if now - began > self.serve.start_timeout_s:
+                        raise ServerError(
+                            f"the Ray cluster had no {what.removeprefix('a ')} within serve.start_timeout_s = "
+                            f"{self.serve.start_timeout_s:.0f} s; see `ray status`, and lower serve.replicas or add nodes"
+                        )
+                if message != said or now - said_at >= _SAY_EVERY_S:
+                    progress(message)
+                    said, said_at = message, now
+        finally:
+            asked.cancel()
 
     async def wait(self) -> ServerError:
         """Wait until a started server has died, or its node; says how."""
@@ -142,11 +148,10 @@ class RayServer:
             return
         import ray
 
-        try:
-            async with asyncio.timeout(_STOP_S):
-                await _outcome(actor.stop.remote())
-        except (ServerError, TimeoutError):
-            pass  # it is gone, or is ended with its actor
+        if self._is_placed:
+            with contextlib.suppress(ServerError, TimeoutError):  # it is gone, or is ended with its actor
+                async with asyncio.timeout(_STOP_S):
+                    await _outcome(actor.stop.remote())
         await asyncio.to_thread(ray.kill, actor)
 
 

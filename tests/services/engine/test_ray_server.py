@@ -16,7 +16,7 @@ from vcot.services.gateway.admin import GatewayState, fetch_state, register, swa
 from vcot.services.run.directory import Run, open_run
 from vcot.services.run.serving import running_gateway
 
-pytestmark = [pytest.mark.timeout(240), pytest.mark.xdist_group("ray")]
+pytestmark = pytest.mark.timeout(240)
 
 
 @pytest.fixture
