@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from vcot.pipeline.addresses import UpstreamUrl
 from vcot.pipeline.fields import Count, Fraction, Section
@@ -65,6 +65,17 @@ class ServeSection(Section):
     """The most images of one request; `max_model_len` must have room for their tokens."""
     extra_args: tuple[str, ...] = ()
     """More options for vLLM's command line, such as ["--max-num-seqs", "64"]; none that vcot sets or depends on."""
+
+    @model_validator(mode="after")
+    def _check_places(self) -> Self:
+        """Servers are in one place."""
+        if self.ray_address is not None and self.devices:
+            raise ValueError(
+                "devices are those of this machine; with ray_address Ray gives them, as gpus_per_replica says"
+            )
+        if self.ray_address is not None and self.upstreams:
+            raise ValueError("upstreams run already, and ray_address is for servers to start; give one of the two")
+        return self
 
     def devices_of(self, number: int) -> str | None:
         """CUDA_VISIBLE_DEVICES of the `number`-th server, from 0; None where it takes what it finds."""

@@ -11,8 +11,9 @@ import pytest
 
 from tests.services.fake_vllm import install_stub, write_checkpoint
 from tests.services.ray_nodes import Nodes, cluster
-from vcot.pipeline.errors import MachineError, ServerError
+from vcot.pipeline.errors import MachineError, RecipeError, ServerError
 from vcot.services.gateway.admin import GatewayState, fetch_state, register, swap_to
+from vcot.services.recipes.recipe import load_recipe
 from vcot.services.run.directory import Run, open_run
 from vcot.services.run.serving import running_gateway
 
@@ -101,3 +102,16 @@ async def test_no_cluster_is_said(tmp_path: Path) -> None:
     with pytest.raises(MachineError, match=r"no Ray cluster answers at serve.ray_address = '127.0.0.1:1'"):
         async with running_gateway(run, lambda _: None):
             pytest.fail("nothing serves here")
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("serve.devices=['0']", "with ray_address Ray gives them, as gpus_per_replica says"),
+        ("serve.upstreams=['http://127.0.0.1:1']", "give one of the two"),
+        ("serve.ray_address=ray://head:10001", "string should match pattern"),
+    ],
+)
+def test_servers_are_in_one_place(setting: str, said: str) -> None:
+    with pytest.raises(RecipeError, match=said):
+        load_recipe("nano", ["serve.ray_address=auto", setting])
