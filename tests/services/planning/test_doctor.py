@@ -155,6 +155,11 @@ def test_what_happens_elsewhere_is_not_judged_here(gpus, tmp_path, monkeypatch):
     assert check_machine(load_recipe("nano"), is_served=False) == ""
 
 
+def test_servers_on_a_ray_cluster_need_no_vllm_here(tmp_path):
+    found = findings(tmp_path, "serve.ray_address=head:6379")["vLLM"]
+    assert (found.verdict, "which are not looked at from here" in found.found) == ("ok", True)
+
+
 def test_the_check_is_made_before_the_model_is_fetched_or_anything_is_asked(gpus, vcot, monkeypatch):  # noqa: F811
     gpus(8000, total=8192)
     monkeypatch.setenv("OPENAI_API_KEY", "sk-none")
