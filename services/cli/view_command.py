@@ -9,13 +9,11 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-import uvicorn
-
 from vcot.pipeline.errors import InputError
 from vcot.services.cli.stop import Terminated, cancel_at_sigterm
 from vcot.services.cli.target import run_directory
 from vcot.services.cli.terminal import Terminal
-from vcot.services.gateway.http.server import UnsignalledServer
+from vcot.services.gateway.http.server import UnsignalledServer, quiet_config
 from vcot.services.view.entry import TOKEN
 from vcot.services.view.shown import ViewedRun
 from vcot.services.view.viewer import create_app
@@ -61,15 +59,7 @@ def _write(directories: Sequence[Path], port: int, out: Path, num_tasks: int) ->
 async def _serve(runs: Sequence[ViewedRun], port: int, terminal: Terminal) -> None:
     cancel_at_sigterm()
     token = secrets.token_urlsafe(24)
-    config = uvicorn.Config(
-        create_app(runs, token),
-        ws="none",
-        lifespan="off",
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=_GRACE_S,
-    )
+    config = quiet_config(create_app(runs, token), timeout_graceful_shutdown=_GRACE_S)
     with _listen(port) as listener, ExitStack() as stack:
         for run in runs:
             stack.callback(run.stop)

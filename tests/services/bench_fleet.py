@@ -21,11 +21,9 @@ from vcot.services.gateway.fleet.admission import Admission, Phase
 from vcot.services.gateway.fleet.group import Fleet
 from vcot.services.gateway.fleet.replica import Replica, Supervision
 from vcot.services.gateway.fleet.roster import Roster
-from vcot.services.gateway.http.app import operator_app
-from vcot.services.gateway.http.dispatch import Dispatcher
+from vcot.services.gateway.http.app import make_deciding
 from vcot.services.gateway.http.front import build_front, make_slots
 from vcot.services.gateway.http.limits import Slots
-from vcot.services.gateway.http.metrics import Metrics
 from vcot.services.gateway.http.observe import Count
 from vcot.services.gateway.http.ticket import Dispatch
 from vcot.services.gateway.swap import rollout
@@ -93,11 +91,9 @@ class Bench:
             supervision=supervision or Supervision(first_backoff_s=0.0, lease_s=3.0),
             owner=owner,
         )
-        self.slots = make_slots(self.settings)
-        metrics = Metrics(self.fleet, self.slots.places)
-        self._others = operator_app(self.fleet, directory / "run", metrics)
-        self._dispatcher = Dispatcher(self.fleet, metrics, max_wait_s)
-        self._front = self._make_front(self._dispatcher, self._others, self.slots, metrics.count)
+        self._deciding = own = make_deciding(self.fleet, directory / "run", self.settings, max_wait_s=max_wait_s)
+        self.slots = own.slots
+        self._front = self._make_front(own.dispatcher, own.others, own.slots, own.dispatcher.metrics.count)
         self._is_split = CUSTOM.is_split
         self.http = self.client("127.0.0.1")
 
@@ -115,11 +111,10 @@ class Bench:
     async def _split(self) -> None:
         """Have requests carried as by a worker: all that it knows of the fleet goes over a line of its own."""
         ends, loop = socket.socketpair(), asyncio.get_running_loop()
-        desk = Desk(self._dispatcher, self.slots, self._others, lambda: desk.tell_suspicion())
+        desk = Desk(self._deciding, lambda: desk.tell_suspicion())
         await loop.create_connection(lambda: desk, sock=ends[0])
         _, self.line = await loop.create_connection(RemoteDispatch, sock=ends[1])
-        places = self.slots.places
-        slots = TurnsElsewhere(places.max_in_flight, places.max_queued, places.max_held_bytes, places.counts)
+        slots = make_slots(self.settings, self.slots.places.counts, TurnsElsewhere)
         self._front = self._make_front(self.line, self.line.call, slots, self.line.count)
 
     def _launch(self, checkpoint: Checkpoint, number: int, devices: str | None) -> FakeVllm:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import orjson
 from starlette.types import Scope, Send
@@ -55,14 +55,18 @@ async def send_refusal(scope: Scope, send: Send, refusal: Refusal) -> None:
 async def send_json(send: Send, status: int, data: bytes, headers: Mapping[str, str]) -> None:
     """Answer with bytes that are JSON already."""
     full = {"content-type": "application/json", **headers, "content-length": str(len(data))}
-    pairs = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in full.items()]
-    await send({"type": "http.response.start", "status": status, "headers": pairs})
+    await send({"type": "http.response.start", "status": status, "headers": raw_headers(full.items())})
     await send({"type": "http.response.body", "body": data})
 
 
 def stamp_headers(ref: CheckpointRef, content_type: str = "application/json") -> dict[str, str]:
     """Those that say which weights answered."""
     return {"content-type": content_type, CHECKPOINT_HEADER: ref.name, DIGEST_HEADER: ref.digest}
+
+
+def raw_headers(headers: Iterable[tuple[str, str]]) -> list[tuple[bytes, bytes]]:
+    """Headers as ASGI has them."""
+    return [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers]
 
 
 def header_value(scope: Scope, name: str) -> str | None:

@@ -6,6 +6,7 @@ import asyncio
 import os
 import time
 from collections.abc import Awaitable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,28 +39,45 @@ from vcot.services.gateway.fleet import rest
 from vcot.services.gateway.fleet.group import Fleet
 from vcot.services.gateway.http.answers import Refusal, error_body
 from vcot.services.gateway.http.bodies import read_body
-from vcot.services.gateway.http.dispatch import Dispatcher
+from vcot.services.gateway.http.dispatch import MAX_WAIT_S, Dispatcher
 from vcot.services.gateway.http.front import INFERENCE_ROUTES, build_front, make_slots
 from vcot.services.gateway.http.keys import ADMIN, INFERENCE, Guarded
+from vcot.services.gateway.http.limits import Counts, Slots
 from vcot.services.gateway.http.metrics import CONTENT_TYPE, Metrics
-from vcot.services.gateway.http.observe import Write, write_to_stderr
+from vcot.services.gateway.http.observe import write_to_stderr
 from vcot.services.gateway.stamps import stamp
 from vcot.services.gateway.swap import rollout
 
 
-def build_app(
+@dataclass(frozen=True)
+class Deciding:
+    """What the one process has that decides for a fleet."""
+
+    slots: Slots
+    dispatcher: Dispatcher
+    others: ASGIApp
+    """Answers all but inference."""
+
+
+def make_deciding(
     fleet: Fleet,
     run_directory: Path,
     settings: ServeSection,
+    counts: Counts | None = None,
     *,
-    max_wait_s: float = 600.0,
-    log: Write = write_to_stderr,
-) -> ASGIApp:
-    """The application. A request that meets a swap waits for it, at most `max_wait_s`."""
-    slots = make_slots(settings)
+    max_wait_s: float = MAX_WAIT_S,
+) -> Deciding:
+    """Its parts; `counts` where other processes carry requests for it."""
+    slots = make_slots(settings, counts)
     metrics = Metrics(fleet, slots.places)
-    dispatch = Dispatcher(fleet, metrics, max_wait_s)
-    return build_front(dispatch, operator_app(fleet, run_directory, metrics), slots, settings, metrics.count, log)
+    return Deciding(slots, Dispatcher(fleet, metrics, max_wait_s), operator_app(fleet, run_directory, metrics))
+
+
+def build_app(fleet: Fleet, run_directory: Path, settings: ServeSection) -> ASGIApp:
+    """The application of a process that decides and carries."""
+    own = make_deciding(fleet, run_directory, settings)
+    count = own.dispatcher.metrics.count
+    return build_front(own.dispatcher, own.others, own.slots, settings, count, write_to_stderr)
 
 
 def operator_app(fleet: Fleet, run_directory: Path, metrics: Metrics) -> ASGIApp:

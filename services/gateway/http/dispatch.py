@@ -35,6 +35,8 @@ from vcot.services.gateway.http.metrics import Metrics
 from vcot.services.gateway.http.suspects import Suspects
 from vcot.services.gateway.http.ticket import Ask, Assignment, Ticket
 
+MAX_WAIT_S = 600.0
+"""How long a request that meets a swap waits for it."""
 _RETRY_AFTER_S = 5
 _REST_RETRY_AFTER_S = 60
 _AGAIN_AFTER_S = 0.2

@@ -31,9 +31,9 @@ _ROUTES = frozenset(
 """Counted under their own names."""
 
 
-def make_slots(settings: ServeSection, counts: Counts | None = None) -> Slots:
+def make_slots(settings: ServeSection, counts: Counts | None = None, kind: type[Slots] = Slots) -> Slots:
     """What the recipe allows; `counts` where several processes share it."""
-    return Slots(settings.max_in_flight, settings.max_queued, int(settings.max_held_mb * 1e6), counts)
+    return kind(settings.max_in_flight, settings.max_queued, int(settings.max_held_mb * 1e6), counts)
 
 
 def build_front(

@@ -31,6 +31,7 @@ from vcot.services.gateway.http.answers import (
     Refusal,
     error_event,
     header_value,
+    raw_headers,
     send_json,
     send_refusal,
     stamp_headers,
@@ -98,12 +99,13 @@ class Pools:
 
     def of(self, to: Assignment) -> Pool:
         """Those to the engine that a request is assigned to."""
-        pool = self._by_life.get(to.life)
-        if pool is None:
-            pool = self._by_life[to.life] = Pool(to.endpoint)
-            if to.life in self._ended:
-                pool.abort()
-        return pool
+        if to.life in self._ended:  # between its assignment and now
+            pool = Pool(to.endpoint)
+            pool.abort()
+            return pool
+        if to.life not in self._by_life:
+            self._by_life[to.life] = Pool(to.endpoint)
+        return self._by_life[to.life]
 
     def end(self, life: str) -> None:
         """That engine is gone, and with it what it was asked."""
@@ -170,8 +172,7 @@ class _Call:
         if not self._has_begun:
             self._has_begun = True
             headers = stamp_headers(self._ref, "text/event-stream; charset=utf-8")
-            pairs = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
-            await self._send({"type": "http.response.start", "status": 200, "headers": pairs})
+            await self._send({"type": "http.response.start", "status": 200, "headers": raw_headers(headers.items())})
 
     async def end_with(self, fault: EngineFault) -> None:
         """End a stream that has begun."""

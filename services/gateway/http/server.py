@@ -6,6 +6,7 @@ import asyncio
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -16,18 +17,9 @@ from vcot.services.gateway.http.connection import KEEP_ALIVE_S, ClientConnection
 
 async def serve_app(app: ASGIApp, listener: socket.socket) -> None:
     """Answer who connects there until cancelled; then answers that are on the way have a few seconds to end."""
-    config = uvicorn.Config(
-        app,
-        http=ClientConnection,
-        ws="none",
-        lifespan="off",
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        timeout_keep_alive=KEEP_ALIVE_S,
-        timeout_graceful_shutdown=5,
+    server = UnsignalledServer(
+        quiet_config(app, http=ClientConnection, timeout_keep_alive=KEEP_ALIVE_S, timeout_graceful_shutdown=5)
     )
-    server = UnsignalledServer(config)
     heap.settle()
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     try:
@@ -35,6 +27,13 @@ async def serve_app(app: ASGIApp, listener: socket.socket) -> None:
     finally:
         server.should_exit = True
         await asyncio.wait({serving})
+
+
+def quiet_config(app: ASGIApp, **options: Any) -> uvicorn.Config:
+    """HTTP alone, without a line for each request; `options` are uvicorn's."""
+    return uvicorn.Config(
+        app, ws="none", lifespan="off", log_level="warning", access_log=False, server_header=False, **options
+    )
 
 
 class UnsignalledServer(uvicorn.Server):

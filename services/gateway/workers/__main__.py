@@ -8,7 +8,7 @@ import signal
 import socket
 import sys
 
-from vcot.services.gateway.http.front import build_front
+from vcot.services.gateway.http.front import build_front, make_slots
 from vcot.services.gateway.http.limits import Counts
 from vcot.services.gateway.http.observe import write_to_stderr
 from vcot.services.gateway.http.server import serve_app
@@ -20,7 +20,7 @@ async def work(listener: socket.socket, line_socket: socket.socket, counts: Coun
     loop = asyncio.get_running_loop()
     _, line = await loop.create_connection(RemoteDispatch, sock=line_socket)
     settings = await line.begun
-    slots = TurnsElsewhere(settings.max_in_flight, settings.max_queued, int(settings.max_held_mb * 1e6), counts)
+    slots = make_slots(settings, counts, TurnsElsewhere)
     app = build_front(line, line.call, slots, settings, line.count, write_to_stderr)
     stop = asyncio.Event()
     loop.add_signal_handler(signal.SIGTERM, stop.set)

@@ -12,7 +12,7 @@ from starlette.types import Receive, Scope, Send
 
 from vcot.services.engine.serve_section import ServeSection
 from vcot.services.gateway.fleet.ends import EngineFault
-from vcot.services.gateway.http.answers import Refusal
+from vcot.services.gateway.http.answers import Refusal, raw_headers
 from vcot.services.gateway.http.bodies import MAX_BYTES
 from vcot.services.gateway.http.exchange import Ended, exchange_of
 from vcot.services.gateway.http.limits import Slots
@@ -32,7 +32,6 @@ from vcot.services.gateway.workers.wire import (
     Replied,
     Suspicious,
     latin_headers,
-    raw_headers,
 )
 
 _MAX_NAME = 1_000
@@ -72,9 +71,8 @@ class RemoteDispatch(Line):
     def connection_lost(self, error: Exception | None) -> None:
         """The deciding process is gone."""
         super().connection_lost(error)
-        gone = Refusal(503, "unavailable", "the gateway is ending; try again later", retry_after_s=5)
         for number in list(self._waiting):
-            self._resolve(number, gone)
+            self._resolve(number, _ending())
 
     @asynccontextmanager
     async def ticket(self, ask: Ask) -> AsyncIterator[Ticket]:
@@ -120,7 +118,7 @@ class RemoteDispatch(Line):
     async def ask(self, number: int, message: Asked | Failed | Called) -> Assigned | Replied:
         """Say something, and wait for what is said to it. Raises Refusal."""
         if self.ended.is_set():
-            raise Refusal(503, "unavailable", "the gateway is ending; try again later", retry_after_s=5)
+            raise _ending()
         waiting = self._waiting[number] = asyncio.get_running_loop().create_future()
         self.send(message)
         try:
@@ -136,6 +134,10 @@ class RemoteDispatch(Line):
         waiting = self._waiting.get(number)  # None where its client has hung up
         if waiting is not None and not waiting.done():
             waiting.set_result(answer)
+
+
+def _ending() -> Refusal:
+    return Refusal(503, "unavailable", "the gateway is ending; try again later", retry_after_s=5)
 
 
 class _RemoteTicket:

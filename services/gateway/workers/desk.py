@@ -7,12 +7,11 @@ import logging
 from collections.abc import Callable
 from typing import assert_never
 
-from starlette.types import ASGIApp, Message
+from starlette.types import Message
 
-from vcot.services.gateway.http.answers import Refusal
-from vcot.services.gateway.http.dispatch import Dispatcher
+from vcot.services.gateway.http.answers import Refusal, raw_headers
+from vcot.services.gateway.http.app import Deciding
 from vcot.services.gateway.http.exchange import exchange_of
-from vcot.services.gateway.http.limits import Slots
 from vcot.services.gateway.http.ticket import Ask, Ticket
 from vcot.services.gateway.workers.wire import (
     FROM_WORKER,
@@ -29,7 +28,6 @@ from vcot.services.gateway.workers.wire import (
     Suspicious,
     Target,
     latin_headers,
-    raw_headers,
 )
 
 _log = logging.getLogger(__name__)
@@ -38,17 +36,17 @@ _log = logging.getLogger(__name__)
 class Desk(Line):
     """Used on the deciding process's event loop."""
 
-    def __init__(self, dispatcher: Dispatcher, turns: Slots, others: ASGIApp, on_failure: Callable[[], None]) -> None:
-        """`turns` are those of all workers together; `others` answers what is no inference."""
+    def __init__(self, deciding: Deciding, on_failure: Callable[[], None]) -> None:
+        """`on_failure` is called after each request that an engine failed."""
         super().__init__()
-        self._dispatcher = dispatcher
-        self._turns = turns
-        self._others = others
+        self._dispatcher = deciding.dispatcher
+        self._turns = deciding.slots
+        self._others = deciding.others
         self._on_failure = on_failure
         self._requests: dict[int, _Held] = {}
         self._calls: set[asyncio.Task[None]] = set()
         self._is_suspicious = False
-        dispatcher.on_end(self._tell_end)
+        deciding.dispatcher.on_end(self._tell_end)
 
     def receive(self, line: bytes) -> None:
         """One message of the worker."""

@@ -17,15 +17,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from starlette.types import ASGIApp
-
 from vcot.services.engine.serve_section import ServeSection
 from vcot.services.gateway.fleet.group import Fleet
-from vcot.services.gateway.http.app import operator_app
-from vcot.services.gateway.http.dispatch import Dispatcher
-from vcot.services.gateway.http.front import make_slots
+from vcot.services.gateway.http.app import make_deciding
 from vcot.services.gateway.http.limits import Counts
-from vcot.services.gateway.http.metrics import Metrics
 from vcot.services.gateway.workers.desk import Desk
 from vcot.services.gateway.workers.wire import Begin
 
@@ -44,20 +39,15 @@ class Workers:
         settings: ServeSection,
         listener: socket.socket,
         say: Callable[[str], None],
-        *,
-        max_wait_s: float = 600.0,
     ) -> None:
-        """A request that meets a swap waits for it, at most `max_wait_s`."""
         self._settings = settings
         self._listener = listener
         self._say = say
         self._file = tempfile.TemporaryFile()  # noqa: SIM115 - the workers map it, too, as long as this process lives
         self._file.truncate(Counts.ROW_BYTES * (settings.gateway_workers + 1))
         self._memory = memoryview(mmap.mmap(self._file.fileno(), 0))
-        self._turns = make_slots(settings, Counts(self._memory, settings.gateway_workers))
-        metrics = Metrics(fleet, self._turns.places)
-        self._dispatcher = Dispatcher(fleet, metrics, max_wait_s)
-        self._others: ASGIApp = operator_app(fleet, run_directory, metrics)
+        counts = Counts(self._memory, settings.gateway_workers)
+        self._deciding = make_deciding(fleet, run_directory, settings, counts)
         self._desks: set[Desk] = set()
 
     async def serve(self) -> None:
@@ -98,7 +88,7 @@ class Workers:
             Counts(self._memory, row).clear()
 
     def _make_desk(self) -> Desk:
-        return Desk(self._dispatcher, self._turns, self._others, self._tell_suspicion)
+        return Desk(self._deciding, self._tell_suspicion)
 
     def _tell_suspicion(self) -> None:
         for desk in self._desks:

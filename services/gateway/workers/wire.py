@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, Self, cast
 
@@ -21,7 +20,7 @@ from vcot.services.gateway.http.ticket import Assignment
 
 
 class Asked(Record):
-    """A request wants an engine; answered by Assigned or Refused."""
+    """A request wants an engine. The answer is Assigned or Refused."""
 
     do: Literal["asked"] = "asked"
     id: int
@@ -33,7 +32,7 @@ class Asked(Record):
 
 
 class Failed(Record):
-    """Its engine did; answered by Assigned or Refused."""
+    """The engine failed the request. The answer is Assigned or Refused."""
 
     do: Literal["failed"] = "failed"
     id: int
@@ -73,7 +72,7 @@ class Failed(Record):
 
 
 class Over(Record):
-    """A request is, and with no engine; no answer."""
+    """The request is over, and is with no engine any more. There is no answer."""
 
     do: Literal["over"] = "over"
     id: int
@@ -82,14 +81,14 @@ class Over(Record):
 
 
 class Counted(Record):
-    """What is counted of one, whoever answered it; no answer."""
+    """What is counted of a request that ended, whoever answered it. There is no answer."""
 
     do: Literal["counted"] = "counted"
     ended: Ended
 
 
 class Called(Record):
-    """A request for anything but inference; answered by Replied."""
+    """A request for anything but inference. The answer is Replied."""
 
     do: Literal["called"] = "called"
     id: int
@@ -106,14 +105,14 @@ class Called(Record):
 
 
 class Begin(Record):
-    """The first of all."""
+    """The first message to a worker."""
 
     do: Literal["begin"] = "begin"
     settings: ServeSection
 
 
 class Target(Record):
-    """An Assignment."""
+    """An Assignment, as it is sent."""
 
     replica: str
     life: str
@@ -123,19 +122,19 @@ class Target(Record):
 
     @classmethod
     def of(cls, to: Assignment) -> Self:
-        """It, to be sent."""
+        """Of an assignment."""
         socket = None if to.endpoint.socket is None else str(to.endpoint.socket)
         return cls(replica=to.replica, life=to.life, base_url=to.endpoint.base_url, socket=socket, ref=to.ref)
 
     @property
     def assignment(self) -> Assignment:
-        """It, as it was."""
+        """The assignment again."""
         endpoint = Endpoint(self.base_url, None if self.socket is None else Path(self.socket))
         return Assignment(self.replica, self.life, endpoint, self.ref)
 
 
 class Assigned(Record):
-    """Where the request goes; nowhere, where its answer has begun."""
+    """Where the request goes; None where its answer has begun, so that no other engine may answer it."""
 
     do: Literal["assigned"] = "assigned"
     id: int
@@ -143,7 +142,7 @@ class Assigned(Record):
 
 
 class Refused(Record):
-    """Why it goes nowhere."""
+    """Why the request goes to no engine."""
 
     do: Literal["refused"] = "refused"
     id: int
@@ -186,7 +185,7 @@ class Suspicious(Record):
 
 
 class Gone(Record):
-    """An engine is, with what it was asked."""
+    """A life of an engine has ended: what it was asked is not answered any more."""
 
     do: Literal["gone"] = "gone"
     life: str
@@ -239,9 +238,3 @@ class Line(asyncio.Protocol):
 def latin_headers(headers: list[tuple[bytes, bytes]]) -> tuple[tuple[str, str], ...]:
     """ASGI's headers as text."""
     return tuple((name.decode("latin-1"), value.decode("latin-1")) for name, value in headers)
-
-
-def raw_headers(headers: tuple[tuple[str, str], ...] | Mapping[str, str]) -> list[tuple[bytes, bytes]]:
-    """The reverse."""
-    pairs = headers.items() if isinstance(headers, Mapping) else headers
-    return [(name.encode("latin-1"), value.encode("latin-1")) for name, value in pairs]
