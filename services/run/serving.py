@@ -53,6 +53,7 @@ Progress = Callable[[str], None]
 _log = logging.getLogger(__name__)
 _SERVING = "serving.json"
 _LOCK = "serving.lock"
+_OWNERS = "serving.owners"
 _LOOK_S = 0.5
 _GRACE_S = 20.0
 _POLL_S = 0.2
@@ -74,6 +75,8 @@ class Serving(Record):
 
     url: str
     pid: int
+    owned: bool = False
+    """Whether a command started it, and takes it with it; that command holds `serving.owners`, shared, for as long."""
 
 
 class Failure(Record):
@@ -84,18 +87,20 @@ class Failure(Record):
     message: str
 
 
-def serve(run: Run, progress: Progress) -> None:
+def serve(run: Run, progress: Progress, *, owned: bool = False) -> None:
     """Serve the run until SIGINT or SIGTERM: the gateway in this process, vLLM supervised as a child.
+
+    `owned`: for a command that started this process and ends it.
 
     Raises MachineError for a port in use or a run that is served already, CheckpointError, and ServerError where vLLM
     does not start.
     """
     import uvloop
 
-    uvloop.run(_serve(run, progress))
+    uvloop.run(_serve(run, progress, owned))
 
 
-async def _serve(run: Run, progress: Progress) -> None:
+async def _serve(run: Run, progress: Progress, owned: bool) -> None:
     from vcot.services.engine.ray_server import RayServer
     from vcot.services.engine.vllm import VllmServer
     from vcot.services.gateway.fleet.group import Fleet
@@ -106,7 +111,7 @@ async def _serve(run: Run, progress: Progress) -> None:
     settings = run.recipe.serve
     with _only_gateway(run), _listening(settings) as listener, ExitStack() as announced:
         url = _url(listener)
-        announced.enter_context(_announced(run, url))
+        announced.enter_context(_announced(run, url, owned))
         registry = Registry(run.directory)
         await asyncio.to_thread(registry.base, run.recipe.model, progress)
         max_lora_rank = served_lora_rank(run.recipe)
@@ -215,6 +220,15 @@ async def running_gateway(run: Run, progress: Progress) -> AsyncIterator[Gateway
     if is_served(run) and (url := await _until_live(run, progress, None)) is not None:
         yield GatewayHandle(url, started_here=False)
         return
+    with _owning(run):
+        async with _child(run) as child:
+            url = await _until_live(run, progress, child)
+            assert url is not None
+            yield GatewayHandle(url, started_here=True)
+
+
+@asynccontextmanager
+async def _child(run: Run) -> AsyncIterator[asyncio.subprocess.Process]:
     command = [sys.executable, "-P", "-m", "vcot.services.run.serving", str(run.directory.absolute()), *run.overrides]
     path = run.path("logs", "gateway.log")
     bound(path)
@@ -227,9 +241,7 @@ async def running_gateway(run: Run, progress: Progress) -> AsyncIterator[Gateway
             start_new_session=True,
         )
     try:
-        url = await _until_live(run, progress, child)
-        assert url is not None
-        yield GatewayHandle(url, started_here=True)
+        yield child
     finally:
         assert child.stdin is not None
         child.stdin.close()
@@ -349,10 +361,10 @@ def _url(listener: socket.socket) -> str:
 
 
 @contextmanager
-def _announced(run: Run, url: str) -> Iterator[None]:
+def _announced(run: Run, url: str, owned: bool) -> Iterator[None]:
     """Say in the run where its gateway answers, while it does."""
     path = run.path(_SERVING)
-    write_record(path, Serving(url=url, pid=os.getpid()))
+    write_record(path, Serving(url=url, pid=os.getpid(), owned=owned))
     try:
         yield
     finally:
@@ -360,10 +372,28 @@ def _announced(run: Run, url: str) -> Iterator[None]:
 
 
 def _read_serving(run: Run) -> Serving | None:
+    """What is announced; None for a gateway whose command has ended, even if it does not know yet that it ends."""
     try:
-        return Serving.model_validate_json(run.path(_SERVING).read_bytes())
+        serving = Serving.model_validate_json(run.path(_SERVING).read_bytes())
     except (OSError, ValidationError):
         return None
+    return None if serving.owned and not _is_owned(run) else serving
+
+
+@contextmanager
+def _owning(run: Run) -> Iterator[None]:
+    """Let the run's gateway be ours, until this block or this process ends, however it ends."""
+    with run.path(_OWNERS).open("w") as owners:
+        fcntl.flock(owners, fcntl.LOCK_SH)
+        yield
+
+
+def _is_owned(run: Run) -> bool:
+    try:
+        with run.path(_OWNERS).open() as owners:
+            return not _hold(owners)
+    except FileNotFoundError:
+        return False
 
 
 def main(arguments: list[str]) -> int:
@@ -376,7 +406,7 @@ def main(arguments: list[str]) -> int:
 
     try:
         with open_run(Path(arguments[0]), None, arguments[1:]) as run:
-            serve(run, say)
+            serve(run, say, owned=True)
     except VcotError as error:
         say(str(error))
         sys.stdout.write(Failure(kind=type(error).__name__, message=str(error)).model_dump_json())

@@ -32,7 +32,7 @@ from vcot.services.gateway.http import heap
 from vcot.services.gateway.swap import rollout
 from vcot.services.run.directory import Run, open_run
 from vcot.services.run.rounds import list_rounds
-from vcot.services.run.serving import Serving, _only_gateway, _persist, _serve, is_served, running_gateway
+from vcot.services.run.serving import Serving, _only_gateway, _persist, _serve, find_gateway, is_served, running_gateway
 from vcot.services.run.session import Session
 from vcot.services.run.steps import eval_stage, load_scores, sample_stage, swap_stage
 
@@ -125,7 +125,7 @@ async def test_a_trial_whose_client_was_killed_ends_by_itself(
     monkeypatch.setattr(rollout, "end_forgotten_trials", partial(rollout.end_forgotten_trials, idle_s=0.5))
     monkeypatch.setattr(heap, "settle", lambda: None)
     up = asyncio.Event()
-    serving = asyncio.create_task(_serve(run, lambda message: up.set() if "is live" in message else None))
+    serving = asyncio.create_task(_serve(run, lambda said: up.set() if "is live" in said else None, owned=False))
     async with asyncio.timeout(30):
         await up.wait()
         url = Serving.model_validate_json(run.path("serving.json").read_text()).url
@@ -470,6 +470,27 @@ async def test_a_command_right_after_one_that_was_killed_goes_on(run: Run, delay
         assert gateway.started_here
         await asyncio.sleep(1)
         assert (await live_checkpoint(gateway.url)).name == "base"
+
+
+async def test_a_gateway_whose_command_was_killed_is_not_used_even_before_it_knows(run: Run) -> None:
+    """The keeper, which would tell it, is stopped: as on a busy machine, for a moment."""
+    killed = await asyncio.create_subprocess_exec(sys.executable, "-c", HOLDER, str(run.directory), stdout=-1)
+    assert killed.stdout is not None
+    assert await killed.stdout.readline() == b"up\n"
+    gateway = Serving.model_validate_json(run.path("serving.json").read_bytes())
+    keeper = int(Path(f"/proc/{gateway.pid}/stat").read_text().rpartition(")")[2].split()[1])
+    assert find_gateway(run) == gateway.url
+    os.kill(keeper, signal.SIGSTOP)
+    killed.kill()
+    await killed.wait()
+    try:
+        assert await live_checkpoint(gateway.url)
+        assert is_served(run)
+        assert find_gateway(run) is None
+    finally:
+        os.kill(keeper, signal.SIGCONT)
+    async with running_gateway(run, lambda _: None) as again:
+        assert again.started_here
 
 
 async def test_serving_again_waits_for_the_gateway_that_ends(run: Run) -> None:
