@@ -68,7 +68,7 @@ LEFT: dict[str, tuple[str, ...]] = {
     "tests/services/gateway/test_admin_faults.py": ("patch Endpoint client",),
     "tests/services/run/test_serving.py": (
         *("patch heap settle", "patch rollout end_forgotten_trials"),
-        *("read _only_gateway", "read _persist", "read _serve"),
+        *("read _persist", "read _serve"),
     ),
     # Private names of other libraries, which they give no other way to.
     "tests/pipeline/test_ledger.py": ("read _connection",),

@@ -14,8 +14,9 @@ from vcot.pipeline.report import Began, Completed, Found, Said, Warned, tell
 from vcot.services.checkpoints.registry import Checkpoint
 from vcot.services.planning.machine import check_machine
 from vcot.services.report.exports import write_exports
-from vcot.services.run import results, serving
+from vcot.services.run import results
 from vcot.services.run import sweep as search
+from vcot.services.run.announcement import is_served
 from vcot.services.run.auditing import audit_stage
 from vcot.services.run.billing import read_whole_cost, test_judges
 from vcot.services.run.parity_gate import parity_stage
@@ -149,7 +150,7 @@ def _report(session: Session, rounds: Sequence[Round], choice: ChosenRound, tabl
 async def run_all(session: Session) -> None:
     """`vcot run`: the whole loop, as many rounds of it as the recipe says."""
     _check_trainer(session)
-    if warning := check_machine(session.run.recipe, is_served=serving.is_served(session.run)):
+    if warning := check_machine(session.run.recipe, is_served=is_served(session.run)):
         session.report(Warned(warning))
     _ = session.benchmark  # what cannot be asked, or paired, and below
     PAIR_POLICIES.resolve(session.run.recipe.pairs.policy)

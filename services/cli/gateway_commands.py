@@ -8,7 +8,7 @@ from vcot.pipeline.errors import InputError
 from vcot.pipeline.report import Found, Said
 from vcot.services.gateway import admin
 from vcot.services.gateway.admin import fetch_state, swap_to
-from vcot.services.run import serving
+from vcot.services.run.announcement import is_served
 from vcot.services.run.session import Session
 
 
@@ -21,7 +21,7 @@ async def swap(session: Session, alias: str, name: str) -> None:
 
 async def _running_gateway(session: Session) -> str:
     """The URL of a gateway that runs already. Raises InputError where none does."""
-    if session.gateway.find() is None and not serving.is_served(session.run):  # which may be on its way
+    if session.gateway.find() is None and not is_served(session.run):  # which may be on its way
         raise InputError(f"no server runs for {session.run.directory}; start `vcot serve` first")
     return await session.gateway.open()
 

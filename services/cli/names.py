@@ -137,7 +137,9 @@ def engine(
 
 @app.command(group=_SERVICES)
 def worker(runs: Path = Path("runs")) -> None:
-    """Do the training jobs of runs with train.worker = remote, one by one, until Ctrl-C.
+    """Do the training jobs of runs with train.worker = remote, one by one, and help those that want several machines.
+
+    Goes on until Ctrl-C.
 
     Parameters
     ----------

@@ -3,7 +3,8 @@
 Model: a run with train.worker = remote writes RUNS/NAME/training/KEY/job.json and waits for that folder's status.json to say
 done or failed (services/jobs/trainer.py). A worker looks for such jobs, oldest first, and does each in a process of its
 own, so that a job's memory ends with it. Whatever stopped it, a job goes on where it was: one without an end in its status
-is taken again, by whichever worker is there.
+is taken again, by whichever worker is there. A job that trains on several machines calls for others
+(training/protocol/machines.py); an idle worker answers the oldest call before it takes a job of its own.
 
 Limits: one job at a time; several workers share a folder, each job being claimed by a lock, which must reach all of them
 (one machine, or a file system with locks).
@@ -12,35 +13,72 @@ Limits: one job at a time; several workers share a folder, each job being claime
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import NoReturn
 
 from vcot.pipeline.errors import BusyError, InputError
 from vcot.pipeline.files import write_record
-from vcot.services.jobs.trainer import job_process
+from vcot.services.jobs.trainer import help_process, job_process
 from vcot.training.protocol.job import ENDED, JOB, STATUS, TrainJob, TrainStatus, exclusive, read_record, read_status
+from vcot.training.protocol.machines import CALL, Call, find_difference, open_call, place_lock
 
 Say = Callable[[str], None]
 _POLL_S = 1.0
 
 
 async def work(runs: Path, say: Say) -> NoReturn:
-    """Do what is submitted in `runs`, until cancelled."""
+    """Do what is submitted in `runs`, and help where several machines train, until cancelled."""
     say(f"waiting for jobs in {runs.absolute()}")
+    refused: set[str] = set()
     while True:
-        if not await work_once(runs, say):
+        if not await help_once(runs, say, refused) and not await work_once(runs, say):
             await asyncio.sleep(_POLL_S)
 
 
+async def help_once(runs: Path, say: Say, refused: set[str]) -> bool:
+    """Take a place in the oldest call that has one, and do its share; whether there was one.
+
+    A call by a machine with other versions is not answered, and said once: `refused` holds what was said.
+    """
+    for path in _oldest_first(runs.glob(f"*/training/*/{CALL}")):
+        if (call := open_call(path.parent)) is None:
+            continue
+        if difference := find_difference(call):
+            if (message := f"{path.parent}: not helped with, since {difference}") not in refused:
+                refused.add(message)
+                say(message)
+            continue
+        for place in range(1, call.num_machines):
+            with suppress(BusyError), exclusive(path.parent, place_lock(place)):
+                await _help(path.parent, place, call, say)
+                return True
+    return False
+
+
+async def _help(directory: Path, place: int, call: Call, say: Say) -> None:
+    say(f"{directory}: machine {place + 1} of {call.num_machines}")
+    async with help_process(directory, place) as process:
+        status = await process.wait()
+    end = f"ended with {status}; see {directory / f'worker-{place}.log'}" if status else "done"
+    say(f"{directory}: {end}")
+
+
 async def work_once(runs: Path, say: Say) -> bool:
-    """Do the first owed job that no other worker has claimed; whether there was one."""
+    """Do the first owed job that no other worker has claimed; whether there was one.
+
+    Of jobs that want several machines one is done at a time: two would wait for each other's.
+    """
+    is_shared = False
     for directory, job in owed_jobs(runs):
+        if is_shared and job.train.num_machines > 1:
+            continue
         with ExitStack() as claim:
             try:
                 claim.enter_context(exclusive(directory, "claim.lock"))
             except BusyError:
+                is_shared = is_shared or job.train.num_machines > 1
                 continue
             if read_status(directory).state not in ENDED:
                 await _do(directory, job, say)
@@ -50,7 +88,7 @@ async def work_once(runs: Path, say: Say) -> bool:
 
 def owed_jobs(runs: Path) -> Iterator[tuple[Path, TrainJob]]:
     """The submitted jobs that are neither done nor failed, in the order of their submission."""
-    for path in sorted(runs.glob(f"*/training/*/{JOB}"), key=lambda path: path.stat().st_mtime_ns):
+    for path in _oldest_first(runs.glob(f"*/training/*/{JOB}")):
         try:
             is_owed = read_status(path.parent).state not in ENDED
             job = read_record(path, TrainJob) if is_owed else None
@@ -59,6 +97,15 @@ def owed_jobs(runs: Path) -> Iterator[tuple[Path, TrainJob]]:
         else:
             if job is not None and job.train.worker == "remote":
                 yield path.parent, job
+
+
+def _oldest_first(paths: Iterable[Path]) -> list[Path]:
+    """By the time of writing; what vanishes meanwhile is left out."""
+    found = []
+    for path in paths:
+        with suppress(FileNotFoundError):
+            found.append((path.stat().st_mtime_ns, path))
+    return [path for _, path in sorted(found)]
 
 
 async def _do(directory: Path, job: TrainJob, say: Say) -> None:

@@ -94,6 +94,11 @@ def job_process(
     return _worker("vcot.training.worker", arguments, directory / "worker.log")
 
 
+def help_process(directory: Path, place: int) -> contextlib.AbstractAsyncContextManager[asyncio.subprocess.Process]:
+    """The process that does this machine's share of a job that several machines train; it ends as `job_process` does."""
+    return _worker("vcot.training.worker.share", [directory, str(place)], directory / f"worker-{place}.log")
+
+
 async def train_all(jobs: Mapping[Path, TrainJob], log: Path, on_poll: Callable[[], None]) -> None:
     """Do several jobs, by directory, one after another in one process, which spares a start of torch for each.
 

@@ -210,7 +210,9 @@ def needed_memory(recipe: Recipe) -> float:
     if shape is None:
         return _BASE_MEMORY_GIB
     asleep = BYTES[recipe.serve.dtype] if engine_state(recipe.serve) == "asleep" else 0
-    loaded = BYTES[recipe.train.dtype] * (recipe.train.num_processes if recipe.train.accelerate_config == "ddp" else 1)
+    loaded = BYTES[recipe.train.dtype] * (
+        recipe.train.processes_per_machine if recipe.train.accelerate_config == "ddp" else 1
+    )
     return _BASE_MEMORY_GIB + shape.num_parameters * (asleep + loaded) / GIB
 
 

@@ -12,7 +12,7 @@ training/<key>/      the worker's job directory (training/protocol/job.py)
 report/              the page and its data, under other settings than the recipe's in report/<key>/ (services/run/results.py)
 view/                the viewer's index, and what a person said of responses (services/view)
 logs/                one file per process
-serving.json         where the run's gateway answers, while one runs; serving.lock and serving.owners say whether it does
+serving.json         where the run's gateway answers, while one runs (services/run/announcement.py)
 running.json         what the command that writes to the run is doing, for `vcot status` (services/run/live.py)
 """
 

@@ -20,8 +20,9 @@ from vcot.pipeline.sections import POLICY_ALIAS
 from vcot.services.checkpoints.registry import Checkpoint, CheckpointInfo, Registry
 from vcot.services.gateway import admin
 from vcot.services.gateway.admin import Wanted
+from vcot.services.run.announcement import find_gateway, is_served
 from vcot.services.run.directory import Run
-from vcot.services.run.serving import GatewayHandle, find_gateway, is_served, running_gateway
+from vcot.services.run.serving import GatewayHandle, running_gateway
 
 
 class Gateway(Protocol):

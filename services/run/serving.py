@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import logging
 import os
 import signal
@@ -27,12 +26,11 @@ from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
 from vcot.pipeline.errors import MachineError, ServerError, UnreachableError, VcotError
-from vcot.pipeline.files import write_record
 from vcot.pipeline.printable import printable
 from vcot.pipeline.records import Record
 from vcot.services.checkpoints.registry import Checkpoint, Registry
@@ -42,6 +40,7 @@ from vcot.services.engine.logs import bound, keep_bounded
 from vcot.services.engine.serve_section import ServeSection
 from vcot.services.gateway.admin import fetch_state, named_error, wake
 from vcot.services.recipes.recipe import Recipe
+from vcot.services.run.announcement import announced, is_served, only_gateway, owning, read_serving
 from vcot.services.run.directory import Run, open_run
 
 if TYPE_CHECKING:
@@ -51,10 +50,6 @@ Progress = Callable[[str], None]
 """Takes one short line on what is being waited for."""
 
 _log = logging.getLogger(__name__)
-_SERVING = "serving.json"
-_LOCK = "serving.lock"
-_OWNERS = "serving.owners"
-_LOOK_S = 0.5
 _GRACE_S = 20.0
 _POLL_S = 0.2
 _STALLED_CLIENT_MS = 60_000
@@ -68,15 +63,6 @@ class GatewayHandle:
     """For example http://127.0.0.1:8100; the OpenAI API is under /v1."""
     started_here: bool
     """Whether this command started it (and stops it at exit)."""
-
-
-class Serving(Record):
-    """`serving.json`."""
-
-    url: str
-    pid: int
-    owned: bool = False
-    """Whether a command started it, and takes it with it; that command holds `serving.owners`, shared, for as long."""
 
 
 class Failure(Record):
@@ -109,9 +95,9 @@ async def _serve(run: Run, progress: Progress, owned: bool) -> None:
     from vcot.services.gateway.swap.claim import find_owner
 
     settings = run.recipe.serve
-    with _only_gateway(run), _listening(settings) as listener, ExitStack() as announced:
+    with only_gateway(run), _listening(settings) as listener, ExitStack() as saying:
         url = _url(listener)
-        announced.enter_context(_announced(run, url, owned))
+        saying.enter_context(announced(run, url, owned))
         registry = Registry(run.directory)
         await asyncio.to_thread(registry.base, run.recipe.model, progress)
         max_lora_rank = served_lora_rank(run.recipe)
@@ -136,7 +122,7 @@ async def _serve(run: Run, progress: Progress, owned: bool) -> None:
         for warning in keys.warnings(listener.getsockname()[0]):
             fleet.warn(warning)
         front = _front(fleet, run.directory, settings, listener, progress)
-        await _serve_until_stopped(fleet, front, run.directory / "logs", announced.close)
+        await _serve_until_stopped(fleet, front, run.directory / "logs", saying.close)
 
 
 def _can_sleep(settings: ServeSection) -> bool:
@@ -220,7 +206,7 @@ async def running_gateway(run: Run, progress: Progress) -> AsyncIterator[Gateway
     if is_served(run) and (url := await _until_live(run, progress, None)) is not None:
         yield GatewayHandle(url, started_here=False)
         return
-    with _owning(run):
+    with owning(run):
         async with _child(run) as child:
             url = await _until_live(run, progress, child)
             assert url is not None
@@ -260,7 +246,7 @@ async def _until_live(run: Run, progress: Progress, child: asyncio.subprocess.Pr
         if child is None and not is_served(run):
             return None
         message = said or ("starting the gateway" if child is not None else "waiting for the gateway")
-        if (serving := _read_serving(run)) is not None and is_served(run):
+        if (serving := read_serving(run)) is not None and is_served(run):
             try:
                 state = await fetch_state(serving.url)
             except UnreachableError:
@@ -287,46 +273,6 @@ async def _failure_of(child: asyncio.subprocess.Process, run: Run) -> VcotError:
         log = run.path("logs", "gateway.log")
         return ServerError(f"the gateway ended with status {child.returncode}; see {log}")
     return named_error(failure.kind, failure.message)
-
-
-@contextmanager
-def _only_gateway(run: Run) -> Iterator[None]:
-    """Hold the run's serving lock, which ends with this process however it ends.
-
-    Waits for a gateway that ends: it holds the lock, and announces itself no more.
-    """
-    with run.path(_LOCK).open("w") as lock:
-        began = time.monotonic()
-        while not _hold(lock):
-            serving = _read_serving(run)
-            if time.monotonic() - began > (_LOOK_S if serving else _GRACE_S):
-                where = f" at {serving.url} by process {serving.pid}" if serving else ""
-                raise MachineError(f"run {run.directory} is served already{where}; use that one, or stop it")
-            time.sleep(_LOOK_S / 10)
-        yield
-
-
-def _hold(lock: IO[str], kind: int = fcntl.LOCK_EX) -> bool:
-    try:
-        fcntl.flock(lock, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def find_gateway(run: Run) -> str | None:
-    """The URL of the gateway that serves the run already, if one does."""
-    serving = _read_serving(run)
-    return serving.url if serving is not None and is_served(run) else None
-
-
-def is_served(run: Run) -> bool:
-    """Whether a gateway of this run is up, or on its way; several may look at once."""
-    try:
-        with (run.directory / _LOCK).open() as lock:
-            return not _hold(lock, fcntl.LOCK_SH)
-    except FileNotFoundError:
-        return False
 
 
 @contextmanager
@@ -358,42 +304,6 @@ def _url(listener: socket.socket) -> str:
     host, port = listener.getsockname()[:2]
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared, not bound
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
-@contextmanager
-def _announced(run: Run, url: str, owned: bool) -> Iterator[None]:
-    """Say in the run where its gateway answers, while it does."""
-    path = run.path(_SERVING)
-    write_record(path, Serving(url=url, pid=os.getpid(), owned=owned))
-    try:
-        yield
-    finally:
-        path.unlink(missing_ok=True)
-
-
-def _read_serving(run: Run) -> Serving | None:
-    """What is announced; None for a gateway whose command has ended, even if it does not know yet that it ends."""
-    try:
-        serving = Serving.model_validate_json(run.path(_SERVING).read_bytes())
-    except (OSError, ValidationError):
-        return None
-    return None if serving.owned and not _is_owned(run) else serving
-
-
-@contextmanager
-def _owning(run: Run) -> Iterator[None]:
-    """Let the run's gateway be ours, until this block or this process ends, however it ends."""
-    with run.path(_OWNERS).open("w") as owners:
-        fcntl.flock(owners, fcntl.LOCK_SH)
-        yield
-
-
-def _is_owned(run: Run) -> bool:
-    try:
-        with run.path(_OWNERS).open() as owners:
-            return not _hold(owners)
-    except FileNotFoundError:
-        return False
 
 
 def main(arguments: list[str]) -> int:

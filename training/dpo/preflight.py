@@ -133,7 +133,7 @@ def available_gib(recipe: TrainSection) -> float:
     """What is free on the fullest GPU that would train, or in the machine where there is none."""
     if device().type != "cuda":
         return _free_memory()
-    gpus = list_gpus().seen[: recipe.num_processes] if is_distributed(recipe) else ()
+    gpus = list_gpus().seen[: recipe.processes_per_machine] if is_distributed(recipe) else ()
     if gpus:  # asked of the driver: this process would leave a context of its own on each of them
         return min(gpu.free_gib for gpu in gpus)
     return float(torch.cuda.mem_get_info()[0]) / GIB

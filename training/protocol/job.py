@@ -12,6 +12,9 @@ A job directory holds
     worker.lock       held by the one worker that does the job
     rank.lock         held by the first of the processes that train, where the worker has started several
     claim.lock        held by the `vcot worker` that took it, where one did
+    call.json         the Call for other machines, while a job that wants several trains (machines.py)
+    machine-N.lock    held by the Nth of the machines that take part
+    worker-N.log      its output
     worker.log        the worker's output (whoever starts the worker directs it there)
 
 A checkpoint that is made of it holds merge.json, its MergeReport, beside the weights.
@@ -43,6 +46,8 @@ ENDED = ("done", "failed")
 """The states of a job that nobody works on, or is to."""
 WORKER_LOCK, RANK_LOCK = "worker.lock", "rank.lock"
 
+_WHERE = {"report_to", "worker", "num_machines", "address"}
+"""Settings that say where a job is done and who is told, and not what comes out."""
 _R = TypeVar("_R", bound=Record)
 
 
@@ -77,7 +82,7 @@ class TrainJob(Record):
         return content_key(
             base=self.base.digest,
             pairs=self.pairs_digest,
-            train=self.train.model_dump(mode="json", exclude={"report_to", "worker"}),
+            train=self.train.model_dump(mode="json", exclude=_WHERE),
             **({"reference": self.reference.digest} if self.reference else {}),
             **({"losses": self.loss_sources} if self.loss_sources else {}),
         )

@@ -67,7 +67,11 @@ class TrainSection(Section):
     worker: Literal["local", "remote"] = "local"
     """Who trains: `local` is a process of the command's own, `remote` a `vcot worker` that sees the run's directory."""
     num_processes: Count = 1
-    """Processes on this machine, one per GPU; `batch_size` is each one's."""
+    """Processes, one per GPU, on all machines together; `batch_size` is each one's."""
+    num_machines: Count = 1
+    """Machines that share the processes evenly; on each but the first a `vcot worker` waits for jobs."""
+    address: str | None = None
+    """The first machine's address in the network of the others; without it, the one that its default route leaves by."""
     accelerate_config: str = "ddp"
     """How they share the work: `ddp`, `fsdp`, `zero2`, `zero3` (DeepSpeed), or the path of an accelerate config file."""
 
@@ -79,9 +83,16 @@ class TrainSection(Section):
             raise ValueError(f"base_weights = nf4 cannot be spread by {self.accelerate_config}; take ddp or zero2")
         if len(set(self.losses)) != len(self.losses):
             raise ValueError("a loss is named twice in losses; give it a weight instead")
+        if self.num_processes % self.num_machines:
+            raise ValueError(f"{self.num_machines} machines cannot share {self.num_processes} processes evenly")
         if "exo_pair" in self.losses and not self.label_smoothing:
             raise ValueError("exo_pair is infinite without label_smoothing; its authors take 1e-3")
         return self
+
+    @property
+    def processes_per_machine(self) -> int:
+        """Of `num_processes`."""
+        return self.num_processes // self.num_machines
 
 
 class SweepSection(Section):

@@ -1,6 +1,8 @@
 """`vcot worker` and who waits for it: real processes, told jobs that they cannot do (the e2e tests train for real)."""
 
 import asyncio
+import os
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Literal
 
@@ -12,10 +14,14 @@ from vcot.pipeline.records import CheckpointRef
 from vcot.services.jobs import submitted, trainer
 from vcot.services.recipes.recipe import load_recipe
 from vcot.training.protocol.job import ADAPTER, JOB, STATUS, TrainJob, TrainStatus, exclusive, read_status
+from vcot.training.protocol.machines import CALL, Call, installed_versions, is_held, place_lock
 
 
-def make_job(where: Literal["local", "remote"] = "remote", base_path: str = "nothing-here") -> TrainJob:
-    recipe = load_recipe("nano", [f"train.worker={where}"])
+def make_job(
+    where: Literal["local", "remote"] = "remote", base_path: str = "nothing-here", num_machines: int = 1
+) -> TrainJob:
+    shared = [f"train.num_processes={num_machines}", f"train.num_machines={num_machines}"]
+    recipe = load_recipe("nano", [f"train.worker={where}", *shared])
     return TrainJob(
         base=CheckpointRef(name="base", digest="sha256:" + "a" * 64, kind="base"),
         base_path=base_path,
@@ -136,4 +142,55 @@ async def test_a_worker_that_is_stopped_leaves_its_job_to_the_next(
 
 
 def test_where_a_job_is_done_is_not_part_of_what_it_is() -> None:
-    assert make_job("local").key == make_job("remote").key
+    local = make_job("local")
+    assert local.key == make_job("remote").key
+    shared = {"num_processes": 4, "num_machines": 2, "address": "10.0.0.1"}
+    keys = [
+        local.model_copy(update={"train": local.train.model_copy(update=shared | where)}).key
+        for where in ({}, {"num_machines": 4, "address": None})
+    ]
+    assert keys[0] == keys[1]
+
+
+async def test_an_idle_worker_takes_the_first_free_place_of_the_oldest_call(tmp_path: Path) -> None:
+    calls = [submit(tmp_path, name, make_job("local", num_machines=3)) for name in ("b", "a")]
+    with ExitStack() as held:
+        for age, directory in enumerate(calls):
+            held.enter_context(exclusive(directory, place_lock(0)))
+            write_record(directory / CALL, Call(num_machines=3, versions=installed_versions()))
+            os.utime(directory / CALL, (age, age))
+        held.enter_context(exclusive(calls[0], place_lock(1)))
+        said: asyncio.Queue[str] = asyncio.Queue()
+        helping = asyncio.create_task(submitted.help_once(tmp_path, said.put_nowait, set()))
+        assert await said.get() == f"{calls[0]}: machine 3 of 3"
+        assert is_held(calls[0], 2)
+        assert not is_held(calls[1], 1)
+        (calls[0] / CALL).unlink()
+        held.close()  # the call is withdrawn
+        assert await helping
+        assert await said.get() == f"{calls[0]}: done"
+        assert not is_held(calls[0], 2)
+
+
+async def test_a_call_by_other_versions_is_not_answered_and_said_once(tmp_path: Path) -> None:
+    directory = submit(tmp_path, "run", make_job("local", num_machines=2))
+    said: list[str] = []
+    with exclusive(directory, place_lock(0)):
+        write_record(directory / CALL, Call(num_machines=2, versions=installed_versions() | {"torch": "0.4"}))
+        refused: set[str] = set()
+        for _ in range(2):
+            assert not await submitted.help_once(tmp_path, said.append, refused)
+    assert len(said) == 1
+    assert "not helped with, since torch is" in said[0]
+
+
+async def test_of_two_jobs_for_several_machines_the_second_waits_and_one_for_a_single_machine_does_not(
+    tmp_path: Path,
+) -> None:
+    first = submit(tmp_path, "first", make_job(num_machines=2))
+    second = submit(tmp_path, "second", make_job(num_machines=2))
+    with exclusive(first, "claim.lock"):
+        assert not await submitted.work_once(tmp_path, lambda _: None)
+        third = submit(tmp_path, "third", make_job())
+        assert await submitted.work_once(tmp_path, lambda _: None)
+    assert (read_status(second).state, read_status(third).state) == ("preparing", "failed")

@@ -30,9 +30,10 @@ from vcot.services.cli.terminal import Terminal
 from vcot.services.gateway.admin import fetch_state, live_checkpoint, register, rest, retire, swap_to, try_out
 from vcot.services.gateway.http import heap
 from vcot.services.gateway.swap import rollout
+from vcot.services.run.announcement import Serving, find_gateway, is_served, only_gateway
 from vcot.services.run.directory import Run, open_run
 from vcot.services.run.rounds import list_rounds
-from vcot.services.run.serving import Serving, _only_gateway, _persist, _serve, find_gateway, is_served, running_gateway
+from vcot.services.run.serving import _persist, _serve, running_gateway
 from vcot.services.run.session import Session
 from vcot.services.run.steps import eval_stage, load_scores, sample_stage, swap_stage
 
@@ -418,7 +419,7 @@ def test_who_looks_whether_a_run_is_served_keeps_no_gateway_from_starting(run: R
         fcntl.flock(looked, fcntl.LOCK_SH)
         assert not is_served(run)
         threading.Timer(0.1, lambda: fcntl.flock(looked, fcntl.LOCK_UN)).start()
-        with _only_gateway(run):
+        with only_gateway(run):
             assert is_served(run)
 
 
@@ -498,7 +499,7 @@ async def test_serving_again_waits_for_the_gateway_that_ends(run: Run) -> None:
     with run.path("serving.lock").open("w") as ending:
         fcntl.flock(ending, fcntl.LOCK_EX)
         threading.Timer(1.5, lambda: fcntl.flock(ending, fcntl.LOCK_UN)).start()
-        with _only_gateway(run):
+        with only_gateway(run):
             assert is_served(run)
 
 

@@ -9,8 +9,9 @@ from tests.services.gateway.test_strangers import answering
 from vcot.pipeline.errors import ServerError, UnreachableError
 from vcot.pipeline.files import write_record
 from vcot.services.gateway import admin
+from vcot.services.run.announcement import Serving, is_served
 from vcot.services.run.directory import open_run
-from vcot.services.run.serving import Serving, is_served, running_gateway
+from vcot.services.run.serving import running_gateway
 
 NOBODY = "http://127.0.0.1:1"
 REFUSED = '{"error": {"message": "send a key", "type": "t", "param": null, "code": "invalid_api_key"}}'
