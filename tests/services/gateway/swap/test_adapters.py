@@ -134,6 +134,15 @@ async def test_what_a_refused_adapter_computed_does_not_answer_when_it_is_tried_
     assert await bench.answer() == ("light", answer_of(BASE + DELTA))
 
 
+async def test_what_an_adapter_is_verified_by_is_computed_anew_each_time(bench: Bench) -> None:
+    """But for its parent's answer alone: what comes from a cache shows nothing of what the engine does now."""
+    for _ in range(2):
+        num_hits = bench.server.num_hits
+        await bench.swap("policy", "light")
+        assert bench.server.num_hits <= num_hits + 1
+        await bench.swap("policy", "base")
+
+
 async def test_an_adapter_that_the_engine_does_not_let_go_is_one_that_nobody_is_served(bench: Bench) -> None:
     await bench.swap("policy", "light")
     bench.server.keeps_adapters = True
