@@ -5,6 +5,7 @@ import json
 import pytest
 
 from tests.pipeline.judges.model_api import Table, make_choice
+from vcot.pipeline.errors import RequestError
 from vcot.pipeline.judges import judgment_keys
 from vcot.pipeline.judges.pointwise import PointwiseJudge
 from vcot.pipeline.sections import JudgeSection
@@ -33,6 +34,34 @@ async def test_without_the_image_the_words_alone_are_judged(tmp_path):
     table = make_table(tmp_path, image="none")
     await table.judge()
     assert [part["type"] for part in table.bodies[0]["messages"][0]["content"]] == ["text"]
+
+
+async def test_a_judge_that_sees_no_image_is_tried_without_one(tmp_path):
+    for folder, image, kinds in (("none", "none", ["text"]), ("own", "own", ["image_url", "text"])):
+        table = make_table(tmp_path / folder, image=image)
+        async with table.make() as judge:
+            assert (await judge.test()).score == 7
+        assert [part["type"] for part in table.bodies[0]["messages"][0]["content"]] == kinds
+
+
+async def test_questions_go_by_another_client_as_long_as_they_are_to(tmp_path):
+    class Closed:
+        async def complete(self, *_, **__):
+            raise RequestError("nobody is there", scope="item", reason="closed")
+
+    table = make_table(tmp_path)
+    async with table.make() as judge:
+        with judge.asking_by(Closed()):
+            assert (await judge.score(table.task, table.responses[0])).reason == "closed"
+        assert (await judge.score(table.task, table.responses[0])).score == 7
+
+
+async def test_a_later_ask_counts_on_from_the_recipes_seed(tmp_path):
+    table = make_table(tmp_path, seed=5)
+    async with table.make() as judge:
+        for num_asked in (0, 1, 2):
+            await judge.score(table.task, table.responses[0], num_asked=num_asked)
+    assert [body["seed"] for body in table.bodies] == [5, 6, 7]
 
 
 async def test_the_answer_alone_is_shown_and_is_judged_once_whatever_led_to_it(tmp_path):
