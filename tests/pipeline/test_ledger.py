@@ -210,6 +210,18 @@ async def test_a_hundred_writers_that_wait_take_two_transactions(tmp_path):
     assert sizes[1] < sizes[0] / 5
 
 
+def test_texts_are_stored_as_they_are_written(tmp_path):
+    """Escaped, one that is not English would take twice the room."""
+    path = tmp_path / "l.sqlite"
+    ledger = Ledger(path)
+    ledger.put([make_response("g", index, text="Es ist grün.", prompt="größer") for index in (0, 1)])
+    ledger.close()
+    [(_, asked)], [(*_, members)] = dump(path)["asked"], dump(path)["groups"]
+    assert '"größer"' in asked
+    assert members.count('"text":"Es ist grün."') == 2
+    assert "},{" in members
+
+
 def test_records_come_back_by_kind_and_key(tmp_path):
     ledger = Ledger(tmp_path / "l.sqlite")
     ledger.put([judgment("a"), judgment("b", error="no")])
