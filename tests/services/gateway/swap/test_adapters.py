@@ -75,6 +75,7 @@ async def test_an_adapter_is_unloaded_when_no_alias_means_it_and_no_request_is_o
     assert await held == ("light", answer_of(BASE + DELTA))
     await swap
     assert bench.server.adapters == {}
+    assert list(bench.registry.served_folder.iterdir()) == [], "nor is its copy kept"
     assert (await bench.ask(model="light")).status_code == 409
 
 
@@ -211,6 +212,7 @@ async def test_the_parent_is_made_live_first(bench: Bench) -> None:
     await bench.swap("policy", "tuned")
     swapped = await bench.swap("policy", "light")
     assert (swapped.way, swapped.pause_s > 0) == ("adapter", True)
+    assert bench.registry.live() == "base", "as a server that is started anew finds it"
     assert await bench.answer() == ("light", answer_of(BASE + DELTA))
     assert await bench.answer(model="base") == ("base", answer_of(BASE))
 
