@@ -111,8 +111,9 @@ def test_an_estimate_goes_by_what_was_paid_and_before_that_by_the_test():
 
 
 def test_before_any_test_an_estimate_goes_by_the_models_image():
-    section = make_section(image_detail="high")
-    assert open_meter(section, 0, NOTHING).estimate(1).usage == make_usage(2833 + 2 * 5667 + 350, 60)
+    for detail, num_tokens in (("high", 2833 + 2 * 5667), ("low", 2833)):
+        section = make_section(image_detail=detail)
+        assert open_meter(section, 0, NOTHING).estimate(1).usage == make_usage(num_tokens + 350, 60)
 
 
 def test_the_cap_counts_what_runs_and_what_earlier_commands_paid():

@@ -94,6 +94,23 @@ async def test_the_meta_judge_settles_what_hangs_on_the_order_within_its_budget(
     assert table.scores[1] > table.scores[0]
 
 
+@pytest.mark.parametrize("texts", [TEXTS[:2], TEXTS[1::-1]])
+async def test_the_more_accurate_judgment_counts_whichever_came_first(tmp_path, texts):
+    def answer(text):
+        if not text.startswith(META):
+            return say("A", f"the one worth {read_worths(text)[0]}")
+        return say("A" if "the one worth 9" in text.partition("Judgment B:")[0] else "B")
+
+    table = Table(PairwiseJudge, make_section(max_meta=1), tmp_path, answer, texts)
+    await table.judge()
+    best = max(range(2), key=table.scores.__getitem__)
+    assert (texts[best], table.judgments[best].rationale) == (
+        TEXTS[1],
+        "won 1, tied 0, lost 0 of 1 comparisons; 1 hung on the order",
+    )
+    assert all(read_worths(text) == read_worths(" ".join(texts)) for text in table.asked if text.startswith(META))
+
+
 async def test_a_meta_judge_that_favours_a_place_settles_nothing(tmp_path):
     table = Table(PairwiseJudge, make_section(max_meta=1), tmp_path, prefer_first, TEXTS[:2])
     await table.judge()
@@ -229,6 +246,26 @@ async def test_a_comparison_that_cannot_be_read_is_left_out_as_long_as_the_other
     count = await two.judge()
     assert (count.refused, count.reasons) == (2, {"unreadable": 2})
     assert "do not connect all 2" in two.judgments[0].error
+
+
+async def test_a_swiss_schedule_goes_on_from_a_comparison_that_cannot_be_read(tmp_path):
+    """As from a tie, and makes it no second time."""
+
+    def answer(text):
+        return "hard to say" if sorted(read_worths(text)) == [3, 9] else prefer_worth(text)
+
+    table = Table(PairwiseJudge, make_section(schedule="swiss"), tmp_path, answer, TEXTS)
+    await table.judge()
+    asked = [tuple(read_worths(text)) for text in table.asked]
+    assert len(asked) == len(set(asked)) == 12, "three rounds of four are all comparisons, each once"
+
+
+async def test_a_reply_that_cannot_be_read_is_not_asked_for_again_unless_that_is_said(tmp_path):
+    table = Table(PairwiseJudge, make_section(), tmp_path, lambda _: "hard to say", TEXTS[:2])
+    async with table.make() as judge:
+        judge.attend(table.ledger, table.meter)
+        assert all(verdict.refused for verdict in await judge.judge(table.task, table.responses))
+    assert len(table.asked) == 2
 
 
 async def test_unreadable_comparisons_alone_are_asked_again_with_another_seed(tmp_path):
