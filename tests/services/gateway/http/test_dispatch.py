@@ -116,6 +116,7 @@ async def test_as_many_are_asked_as_may_help(
         )
         assert (len(asked), len(set(asked))) == (num_asked, num_other)
         assert (refused.status, refused.code, refused.headers.get("retry-after")) == told
+        assert "it failed" in str(refused)
         assert time.monotonic() - began >= 0.2 * (num_asked - num_other), "the same one is not asked again at once"
         figures = dispatcher.metrics.render().decode()
         assert f'vcot_engine_faults_total{{reason="{reason}",replica="{asked[0]}"}}' in figures
@@ -174,6 +175,31 @@ async def test_an_image_keeps_its_replica(pair: Bench) -> None:
     assert len(set(found)) == 2
 
 
+async def test_where_an_image_goes_after_a_fault_goes_by_the_image_too(tmp_path: Path) -> None:
+    async with Bench(tmp_path, replicas=3).running() as bench:
+        dispatcher, found = dispatcher_of(bench), set[tuple[str, str]]()
+        for image in range(12):
+            async with dispatcher.ticket(ask_for(image=image)) as ticket:
+                first, second = await ticket.assign(), await ticket.fail(fault())
+                assert second is not None
+                found.add((first.replica, second.replica))
+        assert len(found) > 3, "the second is not told by the first alone"
+
+
+async def test_a_request_that_tells_nothing_of_a_sick_engine_lets_the_next_one_try_it(bench: Bench) -> None:
+    dispatcher, breaker, now = dispatcher_of(bench), bench.replica.breaker, time.monotonic()
+    breaker.clock = lambda: now
+    for _ in range(5):
+        await fail_everywhere(dispatcher, ask_for(), lambda: fault(is_broken=True))
+    assert (await refusal_of(dispatcher, ask_for())).code == "unavailable"
+    now += 60
+    async with dispatcher.ticket(ask_for()) as ticket:
+        await ticket.assign()
+        assert (await refusal_of(dispatcher, ask_for())).code == "unavailable", "one at a time"
+    asked, _ = await fail_everywhere(dispatcher, ask_for(), fault)
+    assert (len(asked), breaker.allows) == (2, True)
+
+
 async def test_an_engine_that_may_be_another_gateways_is_not_asked(
     pair: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -218,6 +244,7 @@ async def test_a_request_whose_engine_goes_down_is_told_to_come_again(tmp_path: 
                 await ticket.fail(fault())
         refused = caught.value
         assert (refused.status, refused.code, refused.headers["retry-after"]) == (503, "unavailable", "5")
+        assert "no checkpoint is live" in str(refused)
 
 
 async def test_a_request_waits_for_a_swap_as_long_as_it_may(bench: Bench) -> None:
@@ -227,6 +254,7 @@ async def test_a_request_waits_for_a_swap_as_long_as_it_may(bench: Bench) -> Non
         await bench.until("draining")
         refused = await refusal_of(dispatcher_of(bench, max_wait_s=0.02), ask_for())
         assert (refused.status, refused.code, refused.headers["retry-after"]) == (503, "unavailable", "5")
+        assert "swapping base for tuned" in str(refused)
         ticket.answered()
     await swap
 
@@ -238,6 +266,11 @@ async def test_what_nobody_serves_is_refused_with_what_is_live(bench: Bench) -> 
     assert (unknown.status, unknown.code, unknown.headers) == (404, "model_not_found", {})
     other = await refusal_of(dispatcher, ask_for("tuned"))
     assert (other.status, other.code, other.headers) == (409, "checkpoint_not_live", stamped)
+    assert "tuned was asked for, but base is live" in str(other)
+    assert "`vcot swap policy tuned`" in str(other)
+    bench.registry.set_live("mine", "tuned")
+    assert "mine means tuned, but base is live" in str(await refusal_of(dispatcher, ask_for("mine")))
+    bench.registry.set_live("policy", "base")
     unexpected = await refusal_of(dispatcher, ask_for(expect=bench.tuned.ref.digest))
     assert (unexpected.status, unexpected.code, unexpected.headers) == (409, "weights_not_live", stamped)
     async with dispatcher.ticket(ask_for(expect=base.digest)) as ticket:
@@ -255,6 +288,7 @@ async def test_what_waits_for_a_trial_or_a_rest_is_told_so_and_when_to_come_agai
     await rest.rest(bench.fleet, "sleep", 60.0)
     refused = await refusal_of(dispatcher, ask_for())
     assert (refused.status, refused.code, refused.headers["retry-after"]) == (503, "resting", "60")
+    assert "the servers rest" in str(refused)
 
 
 async def test_whoever_listens_is_told_each_life_that_ended(bench: Bench) -> None:
