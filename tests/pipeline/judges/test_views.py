@@ -8,6 +8,7 @@ from tests.pipeline.judges.model_api import Table, make_choice
 from vcot.pipeline.errors import RequestError
 from vcot.pipeline.judges import judgment_keys
 from vcot.pipeline.judges.pointwise import PointwiseJudge
+from vcot.pipeline.judges.verdict import Unreadable
 from vcot.pipeline.sections import JudgeSection
 
 pytestmark = pytest.mark.hurried
@@ -54,6 +55,18 @@ async def test_questions_go_by_another_client_as_long_as_they_are_to(tmp_path):
         with judge.asking_by(Closed()):
             assert (await judge.score(table.task, table.responses[0])).reason == "closed"
         assert (await judge.score(table.task, table.responses[0])).score == 7
+
+
+async def test_one_of_several_questions_is_asked_once_unless_more_is_said(tmp_path):
+    def find_nothing(_):
+        raise Unreadable("it says nothing")
+
+    table = make_table(tmp_path)
+    async with table.make() as judge:
+        judge.attend(table.ledger, table.meter)
+        for num_asked, num_bodies in ({}, 1), ({"num_asked": 1}, 2), ({"num_asked": 1}, 2):
+            assert (await judge.ask_kept("Well?", [], find_nothing, **num_asked)).refused
+            assert len(table.bodies) == num_bodies
 
 
 async def test_a_later_ask_counts_on_from_the_recipes_seed(tmp_path):
