@@ -481,6 +481,8 @@ def test_a_long_question_fills_two_blocks_of_128_tokens_and_some_without_an_imag
         ((7, 8, 7), (-1.0, -2.0, -9.0), True),  # from where they part they answer different texts
         ((7, 8, 7), (-1.0, -9.0, -3.0), False),
         ((7, 7, 7), (-1.0, float("nan"), -3.0), False),
+        ((7, 7), (-1.0, -2.0), True),
+        ((7, 7), (-1.0, -9.0), False),
     ],
 )
 def test_two_answers_agree_up_to_where_they_part(
