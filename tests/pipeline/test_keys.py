@@ -64,6 +64,27 @@ def test_of_requests(prompt, key):
     assert request.sampling.seed == int(key[:8], 16) >> 1
 
 
+@pytest.mark.parametrize(
+    ("prompt", "first_key", "key"),
+    [
+        (
+            "two_stage",
+            "9cbdd3eec3e75aa1c4c60d2115b102902c17af4b09e4d932330648cf8aaf2391",
+            "7bd378eee0c1a9c107e4a9a52fef606ecc44e96dbb4507b83ab8574568e8a91f",
+        ),
+        (
+            "caption_first",
+            "a4075da6282a9745d9fd2ad8893ab123bad34fa71d3d1fb2fed6dd9364cf5ce2",
+            "f92ba3f8b37467477fcdd5f88133320a96e242014ac015bf3ddb0f89c7fe845d",
+        ),
+    ],
+)
+def test_of_requests_of_two_turns(prompt, first_key, key):
+    [request] = Plan([TASK], prompt, CHECKPOINT, SAMPLING)
+    assert (request.first_key, request.key) == (first_key, key)
+    assert request.sampling.seed == int(first_key[:8], 16) >> 1
+
+
 def test_of_responses():
     [request] = Plan([TASK], "cot", CHECKPOINT, SAMPLING)
     assert request.response_key(1) == "a032d0e89a0a35f4b92895850a7ae35a1fb233bc8d24750ef88bf3d0e4972baa"
