@@ -173,7 +173,7 @@ def _holds(replica: rollout.Replica, name: str) -> bool:
 async def test_another_shape_is_tried_on_a_server_of_its_own_beside_the_others(pair: Bench, tmp_path: Path) -> None:
     wide = write_checkpoint(tmp_path / "wide", "wide", WEIGHT, shape=2)
     tried, expecting = await put_on_trial(pair, wide)
-    assert tried.way == "replica"
+    assert (tried.way, tried.pause_s) == ("replica", 0.0)
     assert await log_probs(pair, "wide", expecting) == answer_of(WEIGHT)
     assert [replica.name for replica in pair.fleet.replicas] == ["vllm-0", "vllm-1", "vllm-2"]
     assert await pair.answer() == ("base", answer_of(BASE))
