@@ -1,9 +1,13 @@
 """What is built in keeps its keys, or else a run asks and pays for everything anew."""
 
+import sqlite3
+
 import pytest
 
+from tests.pipeline.judges.model_api import Table
 from vcot.pipeline.images import ImageStore
 from vcot.pipeline.judges import find_judge, judgment_keys
+from vcot.pipeline.judges.pairwise import PairwiseJudge
 from vcot.pipeline.records import CheckpointRef, ImageRef, Response, SamplingParams, Task
 from vcot.pipeline.sample import Plan
 from vcot.pipeline.sections import JudgeSection, TasksSection
@@ -60,6 +64,27 @@ def test_of_requests(prompt, key):
     assert request.sampling.seed == int(key[:8], 16) >> 1
 
 
+@pytest.mark.parametrize(
+    ("prompt", "first_key", "key"),
+    [
+        (
+            "two_stage",
+            "9cbdd3eec3e75aa1c4c60d2115b102902c17af4b09e4d932330648cf8aaf2391",
+            "7bd378eee0c1a9c107e4a9a52fef606ecc44e96dbb4507b83ab8574568e8a91f",
+        ),
+        (
+            "caption_first",
+            "a4075da6282a9745d9fd2ad8893ab123bad34fa71d3d1fb2fed6dd9364cf5ce2",
+            "f92ba3f8b37467477fcdd5f88133320a96e242014ac015bf3ddb0f89c7fe845d",
+        ),
+    ],
+)
+def test_of_requests_of_two_turns(prompt, first_key, key):
+    [request] = Plan([TASK], prompt, CHECKPOINT, SAMPLING)
+    assert (request.first_key, request.key) == (first_key, key)
+    assert request.sampling.seed == int(first_key[:8], 16) >> 1
+
+
 def test_of_responses():
     [request] = Plan([TASK], "cot", CHECKPOINT, SAMPLING)
     assert request.response_key(1) == "a032d0e89a0a35f4b92895850a7ae35a1fb233bc8d24750ef88bf3d0e4972baa"
@@ -108,3 +133,21 @@ def test_of_judgments_of_an_answer_in_words_by_what_is_accepted(tmp_path):
     golds = [("cab", ()), ("bus", ()), ("cab", ("cab", "taxi"))]
     tasks = [question.model_copy(update={"gold": gold, "accepted": accepted}) for gold, accepted in golds]
     assert len({judgment_keys(judge, task, [response])[0] for task in tasks}) == 3
+
+
+async def test_of_replies(tmp_path, monkeypatch):
+    """Of which a verdict is made: what was answered is not asked again, with the first seed or a later one."""
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
+    section = JudgeSection(kind="pairwise", model="gpt-4o-mini", image="none", seed=5, max_asks=2)
+    table = Table(PairwiseJudge, section, tmp_path, lambda _: "hard to say")
+    for _ in range(2):
+        await table.judge()
+    with sqlite3.connect(tmp_path / "ledger.sqlite") as connection:
+        found = {key.hex() for (key,) in connection.execute("SELECT key FROM replies")}
+    connection.close()
+    assert found == {
+        "000bf51a81033747b6f0fa08f159894ede0ed456b191835d746bff30af129b67",
+        "79f4ce9b99b3870de230ada506cdb23a7caed77c451fb3148aaf13c9dca6941b",
+        "37d019a31adc374758fc9117f7bc54c47cfb54026085a29d7a4a09b10bd84ab9",
+        "6e9c1ab0172a7c895cac5aace3c921505a08fda5f2433d5719dad87503b86999",
+    }

@@ -1,4 +1,5 @@
 import asyncio
+import json
 import os
 import re
 import resource
@@ -210,6 +211,18 @@ async def test_a_hundred_writers_that_wait_take_two_transactions(tmp_path):
     assert sizes[1] < sizes[0] / 5
 
 
+def test_texts_are_stored_as_they_are_written(tmp_path):
+    """Escaped, one that is not English would take twice the room."""
+    path = tmp_path / "l.sqlite"
+    ledger = Ledger(path)
+    ledger.put([make_response("g", index, text="Es ist grün.", prompt="größer") for index in (0, 1)])
+    ledger.close()
+    [(_, asked)], [(*_, members)] = dump(path)["asked"], dump(path)["groups"]
+    assert '"größer"' in asked
+    assert members.count('"text":"Es ist grün."') == 2
+    assert "},{" in members
+
+
 def test_records_come_back_by_kind_and_key(tmp_path):
     ledger = Ledger(tmp_path / "l.sqlite")
     ledger.put([judgment("a"), judgment("b", error="no")])
@@ -222,6 +235,19 @@ def test_an_error_is_owed_until_a_good_record_replaces_it(tmp_path):
     assert ledger.done(Judgment, ["a"]) == set()
     ledger.put([judgment("a", 0.5)])
     assert ledger.done(Judgment, ["a"]) == {"a"}
+
+
+def test_what_replaces_an_error_lies_in_its_place_or_in_its_own_row_and_moves_no_other(tmp_path):
+    path = tmp_path / "l.sqlite"
+    ledger = Ledger(path)
+    errors = [make_response("a", index, text=None, error=f"reset {index}") for index in range(3)]
+    first, last = make_response("a", 0), make_response("b", 0, key=errors[2].key)
+    for records in (errors, [first], [last]):
+        ledger.put(records)
+    stored = [first, errors[1], last]
+    assert ledger.get(Response, [record.key for record in stored]) == {record.key: record for record in stored}
+    ledger.close()
+    assert [len(json.loads(members)) for *_, members in dump(path)["groups"]] == [3, 1]
 
 
 def test_the_documented_copy_is_whole_while_a_command_writes(tmp_path):

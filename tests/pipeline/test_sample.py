@@ -16,7 +16,7 @@ from vcot.pipeline.images import ImageStore
 from vcot.pipeline.ledger import Ledger
 from vcot.pipeline.prompts import render_prompt
 from vcot.pipeline.records import CheckpointRef, Response, SamplingParams, Task
-from vcot.pipeline.sample import Plan, sample
+from vcot.pipeline.sample import Groups, Plan, is_owed, sample
 
 pytestmark = pytest.mark.hurried
 DIGEST = "sha256:" + "a" * 64
@@ -102,6 +102,18 @@ async def draw(upstream, tasks, ledger, store, params=SAMPLING, concurrency=2):
         count = await sample(requests, client, ledger, store, max_concurrency=concurrency, on_progress=lambda _: None)
     keys = [key for request in requests for key in request.response_keys()]
     return count, ledger.get(Response, keys)
+
+
+async def test_what_is_owed_and_what_was_answered_can_be_told(tasks, ledger, store):
+    plan = Plan(tasks, "thought_specific", CHECKPOINT, SAMPLING)
+    assert is_owed(plan, ledger)
+    await draw(Upstream([error(400)]), tasks, ledger, store)
+    groups = list(Groups(plan, ledger))
+    assert [group.task for group in groups] == tasks
+    assert sorted((len(group.found), len(group.good)) for group in groups) == [(2, 0), *[(2, 2)] * 5]
+    assert is_owed(plan, ledger)
+    await draw(Upstream(), tasks, ledger, store)
+    assert not is_owed(plan, ledger)
 
 
 async def test_one_request_per_task_gives_k_responses_parsed_apart(tasks, ledger, store):

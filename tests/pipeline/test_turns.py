@@ -1,6 +1,7 @@
 """Prompts of two turns: asked in two, kept at once, never paid for twice, and one response to everyone else."""
 
 import json
+import time
 from collections import Counter
 
 import httpx2
@@ -105,6 +106,12 @@ async def test_the_second_turn_is_asked_once_for_each_text_of_the_first(prompt, 
         assert response.thought.startswith("A <image>cat")
         assert response.answer.startswith("The answer is (A)")
         assert not response.is_first_turn
+
+
+async def test_a_response_took_as_long_as_both_turns(task, ledger, store):
+    upstream = Upstream(lambda number, _: time.sleep(0.2) if number == 1 else None)
+    _, responses = await draw(upstream, Plan([task], "two_stage", CHECKPOINT, SAMPLING), ledger, store)
+    assert min(response.latency_s for response in responses.values()) >= 0.2
 
 
 async def test_tokens_are_the_sum_and_are_counted_once(task, ledger, store):

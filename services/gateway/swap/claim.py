@@ -227,7 +227,7 @@ class Claim:
         await self._write(Held(weights=None, owner=self.owner.id, life=self._life, where=self.owner.where))
 
     async def _write(self, held: Held) -> None:
-        self._said = (*self._said[-1:], held)
+        self._said = (*self._said, held)
         began = time.monotonic()
         await self.engine.set_version(held.model_dump_json())
         self._said, self._renewed_at = (held,), began

@@ -4,6 +4,7 @@ import pytest
 
 from vcot.pipeline.errors import RecipeError, RequestError
 from vcot.pipeline.judges.cost import (
+    Cost,
     Prices,
     describe_tokens,
     describe_usd,
@@ -41,6 +42,21 @@ def test_an_unknown_model_is_counted_in_tokens_and_a_recipes_prices_win():
     assert find_prices(make_section(input_usd=1.0, output_usd=2.0)) == Prices(input_usd=1.0, output_usd=2.0)
     with pytest.raises(RecipeError, match="belong together"):
         load_recipe("paper", ["judge.input_usd=1.0"])
+
+
+def test_a_batch_costs_half_of_what_the_table_says_and_what_the_recipe_says():
+    whole, half = find_prices(make_section()), find_prices(make_section(batch=True))
+    assert (half.input_usd, half.output_usd) == (whole.input_usd / 2, whole.output_usd / 2)
+    assert find_prices(make_section(batch=True, input_usd=1.0, output_usd=2.0)) == Prices(input_usd=1.0, output_usd=2.0)
+
+
+def test_costs_add_up_and_have_no_sum_in_dollars_where_one_is_not_known():
+    one = Cost(num_requests=1, usage=make_usage(5, 2), usd=0.25)
+    assert one.summary == "1 request: 7 tokens, $0.25"
+    assert one + one == Cost(num_requests=2, usage=make_usage(10, 4), usd=0.5)
+    unknown = one.model_copy(update={"usd": None})
+    for total in (one + unknown, unknown + one, unknown + unknown):
+        assert total == Cost(num_requests=2, usage=make_usage(10, 4), usd=None)
 
 
 @pytest.mark.parametrize(
@@ -95,8 +111,9 @@ def test_an_estimate_goes_by_what_was_paid_and_before_that_by_the_test():
 
 
 def test_before_any_test_an_estimate_goes_by_the_models_image():
-    section = make_section(image_detail="high")
-    assert open_meter(section, 0, NOTHING).estimate(1).usage == make_usage(2833 + 2 * 5667 + 350, 60)
+    for detail, num_tokens in (("high", 2833 + 2 * 5667), ("low", 2833)):
+        section = make_section(image_detail=detail)
+        assert open_meter(section, 0, NOTHING).estimate(1).usage == make_usage(num_tokens + 350, 60)
 
 
 def test_the_cap_counts_what_runs_and_what_earlier_commands_paid():
@@ -121,6 +138,23 @@ def test_a_dearer_judgment_makes_the_cap_more_careful():
     meter.end(make_usage(400))
     with pytest.raises(RequestError):
         meter.begin()
+
+
+def test_the_cap_allows_as_many_more_as_the_dearest_so_far_would_take():
+    def open_with(max_usd, prices=(10.0, 0.0), num_requests=0, usage=NOTHING):
+        section = make_section(max_cost_usd=max_usd, input_usd=prices[0], output_usd=prices[1])
+        return open_meter(section, num_requests, usage, make_usage(1000))
+
+    assert open_with(None).count_affordable() is None
+    assert open_with(0.05, prices=(0.0, 0.0)).count_affordable() is None
+    assert open_with(0.059).count_affordable() == 5
+    assert open_with(0.5, num_requests=2, usage=make_usage(40_000)).count_affordable() == 0, "0.1 of one that takes 0.2"
+    assert open_with(0.5, num_requests=9, usage=make_usage(90_000)).count_affordable() == 0, "more is paid than that"
+    meter = open_with(0.5)
+    for usage in (make_usage(10_000), make_usage(2000)):
+        meter.begin()
+        meter.end(usage)
+    assert meter.count_affordable() == 3
 
 
 def test_a_free_judge_never_meets_its_cap():

@@ -1,3 +1,4 @@
+import asyncio
 import base64
 import io
 import json
@@ -9,6 +10,7 @@ from PIL import Image, ImageChops
 from vcot.pipeline.errors import MachineError, RecipeError
 from vcot.pipeline.images import ImageStore
 from vcot.pipeline.judges import GroupJudge, Judge, find_judge, judgment_keys
+from vcot.pipeline.judges.model import await_all
 from vcot.pipeline.judges.pointwise import PointwiseJudge
 from vcot.pipeline.judges.verifier import verify
 from vcot.pipeline.judging import find_standing, judge_responses
@@ -266,6 +268,21 @@ async def test_a_judge_is_tried_on_a_red_disc_in_the_middle_of_a_photo_s_size(mo
     left, top, right, bottom = ImageChops.invert(image).getbbox()
     assert right - left == bottom - top, "it is round"
     assert (left + right - 1, top + bottom - 1) == image.size, "and in the middle"
+
+
+async def test_what_was_asked_with_a_question_that_fails_is_waited_for_since_it_is_paid_for():
+    answered = []
+
+    async def fail():
+        raise RecipeError("no")
+
+    async def answer():
+        await asyncio.sleep(0.01)
+        answered.append(True)
+
+    with pytest.raises(RecipeError):
+        await await_all([fail(), answer()])
+    assert answered
 
 
 def test_a_pointwise_judge_without_a_model_is_a_wrong_recipe(tmp_path):

@@ -9,7 +9,9 @@ import pytest
 
 from tests.pipeline.judges.model_api import Table
 from vcot.pipeline.errors import AccountError, RecipeError
-from vcot.pipeline.judges.pairwise import PairwiseJudge
+from vcot.pipeline.images import ImageStore
+from vcot.pipeline.judges.pairwise import PairwiseJudge, count_hanging
+from vcot.pipeline.judges.verdict import Unreadable
 from vcot.pipeline.records import Usage
 from vcot.pipeline.sections import JudgeSection
 
@@ -92,6 +94,23 @@ async def test_the_meta_judge_settles_what_hangs_on_the_order_within_its_budget(
     assert table.scores[1] > table.scores[0]
 
 
+@pytest.mark.parametrize("texts", [TEXTS[:2], TEXTS[1::-1]])
+async def test_the_more_accurate_judgment_counts_whichever_came_first(tmp_path, texts):
+    def answer(text):
+        if not text.startswith(META):
+            return say("A", f"the one worth {read_worths(text)[0]}")
+        return say("A" if "the one worth 9" in text.partition("Judgment B:")[0] else "B")
+
+    table = Table(PairwiseJudge, make_section(max_meta=1), tmp_path, answer, texts)
+    await table.judge()
+    best = max(range(2), key=table.scores.__getitem__)
+    assert (texts[best], table.judgments[best].rationale) == (
+        TEXTS[1],
+        "won 1, tied 0, lost 0 of 1 comparisons; 1 hung on the order",
+    )
+    assert all(read_worths(text) == read_worths(" ".join(texts)) for text in table.asked if text.startswith(META))
+
+
 async def test_a_meta_judge_that_favours_a_place_settles_nothing(tmp_path):
     table = Table(PairwiseJudge, make_section(max_meta=1), tmp_path, prefer_first, TEXTS[:2])
     await table.judge()
@@ -104,6 +123,63 @@ async def test_a_meta_judge_that_cannot_be_read_leaves_the_tie(tmp_path):
     )
     assert (await table.judge()).ok == 2
     assert table.scores == pytest.approx([1000] * 2)
+
+
+async def test_a_meta_judge_that_finds_both_judgments_as_good_leaves_the_tie(tmp_path):
+    table = Table(
+        PairwiseJudge,
+        make_section(max_meta=1),
+        tmp_path,
+        lambda text: say("tie" if text.startswith(META) else "A"),
+        TEXTS[:2],
+    )
+    await table.judge()
+    assert (len(table.asked), table.scores) == (4, pytest.approx([1000] * 2))
+
+
+async def test_a_meta_judge_that_fails_leaves_the_task_owed_and_what_was_compared_paid(tmp_path):
+    is_busy = True
+
+    def answer(text):
+        if not text.startswith(META):
+            return say("A")
+        return httpx2.Response(503, text="busy") if is_busy else say("tie")
+
+    table = Table(PairwiseJudge, make_section(max_meta=1), tmp_path, answer, TEXTS[:2])
+    assert (await table.judge()).failed == 2
+    is_busy = False
+    table.asked.clear()
+    assert (await table.judge()).ok == 2
+    assert all(text.startswith(META) for text in table.asked)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "told"),
+    [
+        ("B", "B", ("response 2 is better", "response 1 is better")),
+        ("A", "tie", ("response 1 is better", "equally good")),
+    ],
+)
+async def test_the_meta_judge_is_told_both_judgments_in_words(tmp_path, first, second, told):
+    def answer(text):
+        if text.startswith(META):
+            return say("tie")
+        return say(first if read_worths(text)[0] == 3 else second)
+
+    table = Table(PairwiseJudge, make_section(max_meta=1), tmp_path, answer, TEXTS[:2])
+    await table.judge()
+    meta = next(text for text in table.asked if text.startswith(META))
+    judgments = re.findall(r"\(It calls response .*", meta)
+    assert len(judgments) == 2
+    for said in told:
+        assert any(f"{said}." in judgment for judgment in judgments)
+
+
+async def test_the_meta_judges_budget_is_for_all_rounds_of_a_schedule(tmp_path):
+    table = Table(PairwiseJudge, make_section(schedule="swiss", max_meta=1), tmp_path, prefer_first, TEXTS)
+    await table.judge()
+    assert sum(text.startswith(META) for text in table.asked) == 2
+    assert PairwiseJudge.count_requests(table.section, 4) == len(table.asked)
 
 
 async def test_a_swiss_schedule_asks_less_and_finds_the_best(tmp_path):
@@ -172,6 +248,26 @@ async def test_a_comparison_that_cannot_be_read_is_left_out_as_long_as_the_other
     assert "do not connect all 2" in two.judgments[0].error
 
 
+async def test_a_swiss_schedule_goes_on_from_a_comparison_that_cannot_be_read(tmp_path):
+    """As from a tie, and makes it no second time."""
+
+    def answer(text):
+        return "hard to say" if sorted(read_worths(text)) == [3, 9] else prefer_worth(text)
+
+    table = Table(PairwiseJudge, make_section(schedule="swiss"), tmp_path, answer, TEXTS)
+    await table.judge()
+    asked = [tuple(read_worths(text)) for text in table.asked]
+    assert len(asked) == len(set(asked)) == 12, "three rounds of four are all comparisons, each once"
+
+
+async def test_a_reply_that_cannot_be_read_is_not_asked_for_again_unless_that_is_said(tmp_path):
+    table = Table(PairwiseJudge, make_section(), tmp_path, lambda _: "hard to say", TEXTS[:2])
+    async with table.make() as judge:
+        judge.attend(table.ledger, table.meter)
+        assert all(verdict.refused for verdict in await judge.judge(table.task, table.responses))
+    assert len(table.asked) == 2
+
+
 async def test_unreadable_comparisons_alone_are_asked_again_with_another_seed(tmp_path):
     seeds = []
 
@@ -203,6 +299,46 @@ async def test_a_rating_is_of_the_responses_that_were_compared(tmp_path):
     assert table.scores == [None] * 4, "with others in the task, it is another rating"
     assert (await table.judge()).ok == 4
     assert len(table.asked) == 12, "and the comparison that was made is not made again"
+
+
+async def test_a_judge_that_is_told_the_right_answer_rates_only_tasks_that_have_one(tmp_path):
+    section = make_section(gold=True)
+    table = Table(PairwiseJudge, section, tmp_path, prefer_worth, TEXTS[:2], task_fields={"answer": None})
+    count = await table.judge()
+    assert (count.refused, count.reasons, table.asked) == (2, {"no_gold": 2}, [])
+
+
+def test_how_many_comparisons_hung_on_the_order_is_read_from_a_rationale():
+    assert count_hanging("won 0, tied 2, lost 0 of 2 comparisons; 1 hung on the order") == (1, 2)
+    assert count_hanging("won 3, tied 0, lost 0 of 3 comparisons") == (0, 3)
+    assert count_hanging("it is fine") == (0, 0)
+
+
+def test_ratings_by_another_schedule_or_budget_are_others(tmp_path):
+    changes = ({}, {"schedule": "swiss"}, {"max_meta": 1})
+    judges = [PairwiseJudge(make_section(**change), ImageStore(tmp_path)) for change in changes]
+    assert len({judge.fingerprint for judge in judges}) == 3
+
+
+@pytest.mark.parametrize(("better", "score"), [("A", 1.0), (" b ", 0.0), ("TIE", 0.5)])
+def test_who_is_better_is_read_however_it_is_written(tmp_path, better, score):
+    verdict = PairwiseJudge(make_section(), ImageStore(tmp_path)).read(say(better, "for that"))
+    assert (verdict.score, verdict.rationale) == (score, "for that")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        say("both"),
+        say(1),
+        '{"better": "A"}',
+        '{better: B}, or rather {"rationale": "x", "better": "A"}',
+        '{rationale: B}, or rather {"rationale": "x", "better": "A"}',
+    ],
+)
+def test_what_does_not_say_who_is_better_is_unreadable(tmp_path, text):
+    with pytest.raises(Unreadable):
+        PairwiseJudge(make_section(), ImageStore(tmp_path)).read(text)
 
 
 def test_a_setting_that_a_judge_does_not_go_by_is_refused(tmp_path):

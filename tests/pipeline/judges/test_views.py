@@ -5,8 +5,10 @@ import json
 import pytest
 
 from tests.pipeline.judges.model_api import Table, make_choice
+from vcot.pipeline.errors import RequestError
 from vcot.pipeline.judges import judgment_keys
 from vcot.pipeline.judges.pointwise import PointwiseJudge
+from vcot.pipeline.judges.verdict import Unreadable
 from vcot.pipeline.sections import JudgeSection
 
 pytestmark = pytest.mark.hurried
@@ -33,6 +35,46 @@ async def test_without_the_image_the_words_alone_are_judged(tmp_path):
     table = make_table(tmp_path, image="none")
     await table.judge()
     assert [part["type"] for part in table.bodies[0]["messages"][0]["content"]] == ["text"]
+
+
+async def test_a_judge_that_sees_no_image_is_tried_without_one(tmp_path):
+    for folder, image, kinds in (("none", "none", ["text"]), ("own", "own", ["image_url", "text"])):
+        table = make_table(tmp_path / folder, image=image)
+        async with table.make() as judge:
+            assert (await judge.test()).score == 7
+        assert [part["type"] for part in table.bodies[0]["messages"][0]["content"]] == kinds
+
+
+async def test_questions_go_by_another_client_as_long_as_they_are_to(tmp_path):
+    class Closed:
+        async def complete(self, *_, **__):
+            raise RequestError("nobody is there", scope="item", reason="closed")
+
+    table = make_table(tmp_path)
+    async with table.make() as judge:
+        with judge.asking_by(Closed()):
+            assert (await judge.score(table.task, table.responses[0])).reason == "closed"
+        assert (await judge.score(table.task, table.responses[0])).score == 7
+
+
+async def test_one_of_several_questions_is_asked_once_unless_more_is_said(tmp_path):
+    def find_nothing(_):
+        raise Unreadable("it says nothing")
+
+    table = make_table(tmp_path)
+    async with table.make() as judge:
+        judge.attend(table.ledger, table.meter)
+        for num_asked, num_bodies in ({}, 1), ({"num_asked": 1}, 2), ({"num_asked": 1}, 2):
+            assert (await judge.ask_kept("Well?", [], find_nothing, **num_asked)).refused
+            assert len(table.bodies) == num_bodies
+
+
+async def test_a_later_ask_counts_on_from_the_recipes_seed(tmp_path):
+    table = make_table(tmp_path, seed=5)
+    async with table.make() as judge:
+        for num_asked in (0, 1, 2):
+            await judge.score(table.task, table.responses[0], num_asked=num_asked)
+    assert [body["seed"] for body in table.bodies] == [5, 6, 7]
 
 
 async def test_the_answer_alone_is_shown_and_is_judged_once_whatever_led_to_it(tmp_path):

@@ -75,6 +75,7 @@ async def test_an_adapter_is_unloaded_when_no_alias_means_it_and_no_request_is_o
     assert await held == ("light", answer_of(BASE + DELTA))
     await swap
     assert bench.server.adapters == {}
+    assert list(bench.registry.served_folder.iterdir()) == [], "nor is its copy kept"
     assert (await bench.ask(model="light")).status_code == 409
 
 
@@ -132,6 +133,15 @@ async def test_what_a_refused_adapter_computed_does_not_answer_when_it_is_tried_
     bench.server.images.clear()  # which are kept by name alone
     await bench.swap("policy", "light")
     assert await bench.answer() == ("light", answer_of(BASE + DELTA))
+
+
+async def test_what_an_adapter_is_verified_by_is_computed_anew_each_time(bench: Bench) -> None:
+    """But for its parent's answer alone: what comes from a cache shows nothing of what the engine does now."""
+    for _ in range(2):
+        num_hits = bench.server.num_hits
+        await bench.swap("policy", "light")
+        assert bench.server.num_hits <= num_hits + 1
+        await bench.swap("policy", "base")
 
 
 async def test_an_adapter_that_the_engine_does_not_let_go_is_one_that_nobody_is_served(bench: Bench) -> None:
@@ -202,6 +212,7 @@ async def test_the_parent_is_made_live_first(bench: Bench) -> None:
     await bench.swap("policy", "tuned")
     swapped = await bench.swap("policy", "light")
     assert (swapped.way, swapped.pause_s > 0) == ("adapter", True)
+    assert bench.registry.live() == "base", "as a server that is started anew finds it"
     assert await bench.answer() == ("light", answer_of(BASE + DELTA))
     assert await bench.answer(model="base") == ("base", answer_of(BASE))
 

@@ -120,7 +120,7 @@ async def test_an_engine_that_is_busy_is_not_taken_for_a_dead_owners() -> None:
     taking = asyncio.create_task(second.take())
     await asyncio.sleep(LEASE_S / 10)
     engine.free_at = time.monotonic() + 1.5 * LEASE_S
-    await asyncio.sleep(1.5 * LEASE_S + 0.05)
+    await asyncio.sleep(1.5 * LEASE_S + LEASE_S / 8)  # the other one looks first
     async with alive(first):
         with pytest.raises(ServerError, match="http://first"):
             await taking
@@ -132,11 +132,79 @@ async def test_what_was_released_is_taken_at_once() -> None:
     first, second = claim(engine, "first"), claim(engine, "second")
     await first.take()
     await first.release()
+    assert engine.says == "default", "as a new process says"
     began = time.monotonic()
     await second.take()
+    with pytest.raises(DisownedError):
+        await first.tell("sha256:a")
     await first.release()  # it has nothing to release any more
-    assert time.monotonic() - began < LEASE_S / 2
+    assert time.monotonic() - began < LEASE_S / 12
     assert parse_version(engine.says).owner == "second"  # type: ignore[union-attr]
+
+
+@in_virtual_time
+async def test_every_telling_and_every_renewal_raises_the_beat() -> None:
+    """Others see by it that the owner is alive, whatever it holds."""
+    engine, beats = Memory(), list[int]()
+    mine = claim(engine, "mine")
+    await mine.take()
+    for act in (lambda: mine.tell("sha256:a"), mine.renew, lambda: mine.tell("sha256:a"), mine.renew):
+        await act()
+        held = parse_version(engine.says)
+        assert held is not None
+        beats.append(held.beat)
+        assert held.weights == "sha256:a"
+    assert beats == [1, 2, 3, 4]
+
+
+class Untouched(Memory):
+    """An engine that nobody may ask anything now."""
+
+    is_open = False
+
+    async def version(self) -> str:
+        assert self.is_open
+        return await super().version()
+
+    async def set_version(self, version: str) -> None:
+        assert self.is_open
+        await super().set_version(version)
+
+
+@in_virtual_time
+async def test_who_never_had_an_engine_or_has_it_alone_lets_go_of_it_without_a_word() -> None:
+    engine = Untouched()
+    await claim(engine, "other").release()
+    alone = Claim(engine, Owner("own", "http://own"), LEASE_S, is_shared=False)
+    engine.is_open = True
+    await alone.take()
+    engine.is_open = False
+    await alone.release()
+
+
+@in_virtual_time
+async def test_an_engine_that_does_not_answer_is_let_go_of_all_the_same() -> None:
+    """Whether it fails or hangs; a later replica of the same gateway may have it."""
+
+    class Faulty(Memory):
+        fault: str | None = None
+
+        async def set_version(self, version: str) -> None:
+            if self.fault == "hang":
+                await asyncio.Event().wait()
+            if self.fault == "fail":
+                raise ServerError("no answer")
+            await super().set_version(version)
+
+    engine, owner = Faulty(), Owner("run", "http://run")
+    for fault in ("fail", "hang"):
+        mine = Claim(engine, owner, LEASE_S, is_shared=True)
+        await mine.take()
+        engine.fault = fault
+        async with asyncio.timeout(LEASE_S):
+            await mine.release()
+        engine.fault = None
+    await Claim(engine, owner, LEASE_S, is_shared=True).take()
 
 
 @in_virtual_time
@@ -161,6 +229,28 @@ async def test_a_claim_is_kept_while_its_owner_is_busy_elsewhere() -> None:
         await second.take()
     engine.says = "default"
     await keeping  # it gives up by itself
+
+
+@in_virtual_time
+async def test_a_claim_is_kept_though_its_engine_is_busy_for_a_beat() -> None:
+    class Busy(Memory):
+        is_busy = False
+
+        async def version(self) -> str:
+            if self.is_busy:
+                raise ServerError("no answer")
+            return await super().version()
+
+    engine = Busy()
+    mine = claim(engine, "mine")
+    await mine.take()
+    keeping = asyncio.create_task(mine.keep())
+    engine.is_busy = True
+    await asyncio.sleep(LEASE_S / 4)
+    engine.is_busy = False
+    await asyncio.sleep(LEASE_S)
+    assert mine.is_current
+    keeping.cancel()
 
 
 @in_virtual_time
@@ -195,8 +285,9 @@ async def test_an_engine_that_is_busy_for_a_moment_is_taken_all_the_same() -> No
     await mine.renew()
 
 
+@pytest.mark.parametrize("lease_s", [LEASE_S, 4 * LEASE_S])
 @in_virtual_time
-async def test_who_wrote_too_late_goes_on_only_when_the_owner_that_it_overwrote_knows() -> None:
+async def test_who_wrote_too_late_goes_on_only_when_the_owner_that_it_overwrote_knows(lease_s: float) -> None:
     class Late(Memory):
         """Who writes first is there after another one has taken the engine, and just after that one's renewal."""
 
@@ -205,11 +296,11 @@ async def test_who_wrote_too_late_goes_on_only_when_the_owner_that_it_overwrote_
         async def set_version(self, version: str) -> None:
             if self.is_first:
                 self.is_first = False
-                await asyncio.sleep(LEASE_S / 4)
+                await asyncio.sleep(lease_s / 4)
             await super().set_version(version)
 
     engine = Late()
-    late, owner = claim(engine, "late"), claim(engine, "owner")
+    late, owner = claim(engine, "late", lease_s), claim(engine, "owner", lease_s)
     taking = asyncio.create_task(late.take())
     await asyncio.sleep(0)
     await owner.take()
@@ -252,13 +343,15 @@ async def test_of_two_that_find_it_free_at_once_one_has_it(delay_s: float, is_pr
     assert max_at_once == 1 or not is_prompt
 
 
+@pytest.mark.parametrize("arrives", [True, False])
 @in_virtual_time
-async def test_what_was_told_without_an_answer_may_be_what_it_says() -> None:
+async def test_what_was_told_without_an_answer_may_be_what_it_says(arrives: bool) -> None:
     class Lossy(Memory):
         loses = False
 
         async def set_version(self, version: str) -> None:
-            self.says = version
+            if arrives or not self.loses:
+                self.says = version
             if self.loses:
                 raise ServerError("no answer")
 
@@ -270,7 +363,7 @@ async def test_what_was_told_without_an_answer_may_be_what_it_says() -> None:
         await mine.tell("sha256:a")
     engine.loses = False
     await mine.renew()
-    assert parse_version(engine.says).weights == "sha256:a"  # type: ignore[union-attr]
+    assert parse_version(engine.says).weights == ("sha256:a" if arrives else None)  # type: ignore[union-attr]
     engine.says = "default"
     with pytest.raises(DisownedError, match="was started anew, or changed by someone else"):
         await mine.renew()
@@ -279,7 +372,8 @@ async def test_what_was_told_without_an_answer_may_be_what_it_says() -> None:
 def test_a_copy_of_a_run_is_another_owner(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     own = find_owner(tmp_path / "run", "here")
-    assert find_owner(tmp_path / "run", "there").id == own.id
+    later = find_owner(tmp_path / "run", "there")
+    assert (own.where, later.where, later.id) == ("here", "there", own.id)
     shutil.copytree(tmp_path / "run", tmp_path / "copy")
     assert find_owner(tmp_path / "copy", "here").id != own.id
 

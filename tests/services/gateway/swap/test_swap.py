@@ -7,7 +7,7 @@ import pytest
 
 from tests.services.bench_fleet import BASE, TUNED, Bench, answer_of
 from tests.services.fake_vllm import FAR, FakeVllm, make_canary, write_checkpoint
-from vcot.pipeline.errors import ServerError, SwapError, VcotError
+from vcot.pipeline.errors import CheckpointError, ServerError, SwapError, VcotError
 from vcot.services.checkpoints.registry import Registry
 from vcot.services.gateway.fleet.admission import Admission
 from vcot.services.gateway.swap.canary_check import (
@@ -39,6 +39,56 @@ async def test_a_swap_changes_every_answer_and_back(bench: Bench) -> None:
         await bench.swap("base", "base")
         assert await bench.answer(model="base") == ("base", answer_of(BASE))
         assert bench.registry.aliases() == {"base": "base", "policy": "tuned"}
+        assert bench.fleet.warnings == []
+
+
+async def test_an_alias_that_is_another_checkpoint_s_name_is_refused_before_anything_stops(bench: Bench) -> None:
+    async with bench.running():
+        with pytest.raises(CheckpointError, match="tuned is a checkpoint's own name and cannot mean base"):
+            await bench.swap("tuned", "base")
+        with pytest.raises(CheckpointError, match="base is a checkpoint's own name"):
+            await bench.swap("base", "tuned")
+        assert not any(call.startswith("reload") for call in bench.server.calls)
+
+
+async def test_where_another_replica_answers_meanwhile_nobody_waits(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, replicas=2)
+    async with bench.running():
+        swapped = await bench.swap("policy", "tuned")
+        assert (swapped.way, swapped.pause_s) == ("reload", 0.0)
+        assert [replica.gate.admission.checkpoint for replica in bench.fleet.replicas] == [bench.tuned] * 2
+
+
+async def test_a_replica_that_is_not_drained_in_time_is_started_anew_all_the_same(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, replicas=2, swap="replica", limits=SwapLimits(drain_s=0.05))
+    async with bench.running():
+        for server in bench.servers:
+            server.hold.clear()
+        held = [asyncio.create_task(bench.ask("hold on")) for _ in bench.servers]
+        await asyncio.gather(*(server.holding.wait() for server in bench.servers))
+        await bench.swap("policy", "tuned")
+        assert any("vllm-1 was not drained" in warning for warning in bench.fleet.warnings)
+        assert [replica.gate.admission.checkpoint for replica in bench.fleet.replicas] == [bench.tuned] * 2
+        await asyncio.gather(*held)
+
+
+async def test_a_swap_ends_though_a_server_cannot_be_started_anew(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, replicas=2, swap="replica")
+    bench.prepare = lambda server: setattr(server, "fail_start", "no memory" if len(bench.servers) > 3 else "")
+    async with bench.running():
+        async with asyncio.timeout(10):
+            await bench.swap("policy", "tuned")
+        assert await bench.answer() == ("tuned", answer_of(TUNED))
+        assert [replica.gate.admission.phase == "live" for replica in bench.fleet.replicas] == [False, True]
+
+
+async def test_a_server_of_its_own_has_the_devices_of_the_one_that_it_replaces(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, swap="replica", devices=("0", "1"))
+    async with bench.running():
+        swapped = await bench.swap("policy", "tuned")
+        assert (swapped.way, swapped.pause_s) == ("replica", 0.0)
+        assert [(replica.name, replica.devices) for replica in bench.fleet.replicas] == [("vllm-1", "0")]
+        assert await bench.answer() == ("tuned", answer_of(TUNED))
 
 
 async def test_every_cache_is_reset_after_the_load(bench: Bench) -> None:
@@ -339,8 +389,10 @@ async def test_a_base_without_canary_is_served_with_a_warning(tmp_path: Path) ->
     async with bench.running():
         assert any("base has no canary" in warning for warning in bench.fleet.warnings)
         await bench.swap("policy", "tuned")
+        num_warnings = len(bench.fleet.warnings)
         await bench.swap("policy", "base")
         assert await bench.answer() == ("base", answer_of(BASE))
+        assert len(bench.fleet.warnings) == num_warnings + 1
 
 
 def test_the_canary_compares_tokens_then_logprobs() -> None:
@@ -429,6 +481,8 @@ def test_a_long_question_fills_two_blocks_of_128_tokens_and_some_without_an_imag
         ((7, 8, 7), (-1.0, -2.0, -9.0), True),  # from where they part they answer different texts
         ((7, 8, 7), (-1.0, -9.0, -3.0), False),
         ((7, 7, 7), (-1.0, float("nan"), -3.0), False),
+        ((7, 7), (-1.0, -2.0), True),
+        ((7, 7), (-1.0, -9.0), False),
     ],
 )
 def test_two_answers_agree_up_to_where_they_part(

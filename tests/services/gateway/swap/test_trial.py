@@ -173,7 +173,7 @@ def _holds(replica: rollout.Replica, name: str) -> bool:
 async def test_another_shape_is_tried_on_a_server_of_its_own_beside_the_others(pair: Bench, tmp_path: Path) -> None:
     wide = write_checkpoint(tmp_path / "wide", "wide", WEIGHT, shape=2)
     tried, expecting = await put_on_trial(pair, wide)
-    assert tried.way == "replica"
+    assert (tried.way, tried.pause_s) == ("replica", 0.0)
     assert await log_probs(pair, "wide", expecting) == answer_of(WEIGHT)
     assert [replica.name for replica in pair.fleet.replicas] == ["vllm-0", "vllm-1", "vllm-2"]
     assert await pair.answer() == ("base", answer_of(BASE))
@@ -234,8 +234,9 @@ async def test_a_trial_that_was_forgotten_is_ended(bench: Bench, tmp_path: Path,
 
 
 async def test_the_end_of_a_trial_of_what_is_live_restarts_nothing(bench: Bench) -> None:
-    await put_on_trial(bench, "base")
     ending = asyncio.create_task(rollout.end_forgotten_trials(bench.fleet, idle_s=0.1))
+    await asyncio.sleep(0.1)  # it has looked, and found none
+    await put_on_trial(bench, "base")
     await bench.until_so(lambda: bench.fleet.trial is None)
     ending.cancel()
     assert (await bench.answer(), bench.replica.num_restarts) == (("base", answer_of(BASE)), 0)
@@ -267,6 +268,15 @@ async def test_after_a_trial_everything_is_served_as_before_adapters_too(bench: 
     assert (bench.directory / "run" / "checkpoints" / "registry.json").read_bytes() == recorded
 
 
+async def test_what_does_not_come_back_after_a_trial_by_a_load_is_started_anew(bench: Bench, made: Path) -> None:
+    await rollout.try_out(bench.fleet, made, "me")
+    bench.server.fail_next_reload = True
+    await rollout.end_trial(bench.fleet, "me")
+    assert any("base was not brought back after a trial" in warning for warning in bench.fleet.warnings)
+    assert (bench.replica.num_restarts, len(bench.servers)) == (1, 2)
+    assert await bench.answer() == ("base", answer_of(BASE))
+
+
 async def test_an_adapter_whose_base_is_not_live_is_tried_without_making_it_so(pair: Bench, tmp_path: Path) -> None:
     light = write_adapter(tmp_path / "light", "light", 0.5, pair.base.ref, BASE)
     await pair.swap("policy", "tuned")
@@ -276,6 +286,7 @@ async def test_an_adapter_whose_base_is_not_live_is_tried_without_making_it_so(p
     assert (pair.registry.live(), await pair.answer()) == ("tuned", ("tuned", answer_of(TUNED)))
     await rollout.end_trial(pair.fleet, "me")
     assert [replica.gate.admission.served for replica in pair.fleet.replicas] == [[pair.tuned]] * 2
+    assert [replica.num_restarts for replica in pair.fleet.replicas] == [0, 0]
 
 
 async def test_one_trial_at_a_time_shared_by_those_who_ask_the_same(bench: Bench, made: Path) -> None:
