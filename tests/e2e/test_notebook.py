@@ -34,6 +34,7 @@ def test_the_loop_takes_30_statements_beside_its_imports():
     assert len([node for top in body for node in ast.walk(top) if isinstance(node, ast.stmt)]) <= 30
 
 
+@pytest.mark.slow
 def test_it_runs_as_it_stands_and_again_for_nothing(tmp_path):
     port = free_port()
     (tmp_path / "notebook.py").write_text(CODE.replace(":8100", f":{port}"))

@@ -47,6 +47,7 @@ def num_live(state: GatewayState) -> int:
     return sum(replica.phase == "live" for replica in state.replicas)
 
 
+@pytest.mark.slow
 async def test_servers_are_spread_over_nodes_and_a_lost_nodes_comes_up_elsewhere(nodes: Nodes, tmp_path: Path) -> None:
     """Every request is answered meanwhile, and a swap reaches the server on the other node."""
     nodes.add()
