@@ -76,7 +76,7 @@ class ImageStore:
         """The stored bytes. Raises DataError where the file is gone or was altered."""
         path = self._root / ref.path
         try:
-            data = path.read_bytes()
+            data = self.fetch(ref)
         except OSError:
             raise DataError(
                 f"image {path} is gone from the run; delete the run's tasks/ folder to load it again"
@@ -84,6 +84,10 @@ class ImageStore:
         if hashlib.sha256(data).hexdigest() != ref.sha256:
             raise DataError(f"image {path} was altered after it was stored; delete it and the run's tasks/ folder")
         return data
+
+    def fetch(self, ref: ImageRef) -> bytes:
+        """The bytes as they lie there. Raises OSError."""
+        return (self._root / ref.path).read_bytes()
 
     def read_all(self, refs: Iterable[ImageRef]) -> list[tuple[ImageRef, bytes]]:
         """Each with its bytes. Raises DataError as `read` does."""

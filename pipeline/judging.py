@@ -65,6 +65,13 @@ class Standing:
         """Responses without a judgment."""
         return sum(self.owed.values())
 
+    def begin(self) -> Tally:
+        """The account before anything is asked."""
+        tally = Tally("judge", total=self.num_responses, cached=self.num_judged)
+        for reason, number in self.refused.items():
+            tally.add("refused", number, reason)
+        return tally
+
     def count(self) -> StageCount:
         """The account as it stands; what was never asked counts as failed."""
         tally = Tally("judge", total=self.num_responses, ok=self.num_judged)
@@ -245,10 +252,7 @@ async def judge_responses(
     """
     standing = standing or find_standing(judge, groups, ledger, section)
     judge.attend(ledger, meter or open_meter(section, *ledger.spent(judge.name)))
-    tally = Tally("judge", total=standing.num_responses)
-    tally.add("cached", standing.num_judged)
-    for reason, number in standing.refused.items():
-        tally.add("refused", number, reason)
+    tally = standing.begin()
 
     async def work(ask: _Ask) -> Sequence[Judgment]:
         responses = [twins[0].response for twins in ask.twins]

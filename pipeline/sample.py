@@ -176,9 +176,9 @@ async def sample(
     """
     tally, most = Tally("sample", total=0), 1
     for request, is_done in look(requests, ledger):
-        tally.total += request.sampling.n
         most = max(most, request.sampling.n)
-        tally.cached += request.sampling.n if is_done else _count_kept(request, ledger)
+        tally.total += request.sampling.n
+        tally.cached += request.sampling.n if is_done else len(find_kept(request, ledger))
     owed = (request for request, is_done in look(requests, ledger) if not is_done)
 
     limit = Saturation(max_concurrency, first=ceil(_FIRST_RESPONSES / most))
@@ -201,9 +201,16 @@ def is_owed(requests: Iterable[SampleRequest], ledger: Ledger) -> bool:
     return any(not is_done for _, is_done in look(requests, ledger))
 
 
-def _count_kept(request: SampleRequest, ledger: Ledger) -> int:
-    """Responses of an unfinished group that are not asked for again: a group of two turns is answered text by text."""
-    return len(ledger.done(Response, request.response_keys())) if request.first_key else 0
+def find_kept(request: SampleRequest, ledger: Ledger) -> set[str]:
+    """Keys of an unfinished group that are not asked for again: a group of two turns is answered text by text."""
+    return ledger.done(Response, request.response_keys()) if request.first_key else set()
+
+
+def find_first(request: SampleRequest) -> SampleRequest | None:
+    """The request of the first turn, whose answers are kept by themselves; None of a prompt of one turn."""
+    if request.first_key is None:
+        return None
+    return replace(request, key=request.first_key, first_key=None, is_first_turn=True)
 
 
 @dataclass(frozen=True)
@@ -288,8 +295,8 @@ async def _ask_in_turns(request: SampleRequest, upstream: _Upstream) -> list[Res
 
 async def _ask_first(request: SampleRequest, upstream: _Upstream) -> Sequence[Response]:
     """The answers to the first turn, as they are kept; what failed is not."""
-    assert request.first_key is not None
-    own = replace(request, key=request.first_key, first_key=None, is_first_turn=True)
+    own = find_first(request)
+    assert own is not None
     found = upstream.ledger.get(Response, own.response_keys())
     if len(found) == own.sampling.n:
         return [found[key] for key in own.response_keys()]

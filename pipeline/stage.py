@@ -48,6 +48,11 @@ class Tally:
         if outcome in ("failed", "refused"):
             self.reasons[reason or "unknown"] += num
 
+    def add_new(self, record: Kept) -> None:
+        """Count what came of asking."""
+        self.add(_outcome(record), reason=record.reason)
+        self.last_error = record.error or self.last_error
+
     def add_kept(self, record: Kept) -> None:
         """Count what an earlier command was told, for good."""
         self.add("refused" if record.error is not None else "cached", reason=record.reason)
@@ -100,8 +105,7 @@ async def work_off(
     in_a_row = 0
     async for records in map_bounded(_guard(work, faults), _draw(owed, faults), limit=limit):
         for record in records:
-            tally.add(_outcome(record), reason=record.reason)
-            tally.last_error = record.error or tally.last_error
+            tally.add_new(record)
         in_a_row = in_a_row + 1 if _are_suspect(records, tally) else 0
         on_progress(tally)
         if in_a_row >= MAX_FAILURES_IN_A_ROW * (limit if isinstance(limit, int) else limit()):

@@ -45,6 +45,8 @@ class Judge(ABC):
     """Whether a model is asked, which may be refused, have limits, and cost money."""
     compares: ClassVar[bool] = False
     """Whether a verdict depends on the task's other responses, so that all are judged together."""
+    keeps_replies: ClassVar[bool] = False
+    """Whether a verdict is made of several answers, of which those that the ledger holds are not asked for again."""
     knows_gold: bool = False
     """Whether the gold answer decides, so that ranking right above wrong is no proof of anything."""
     scale: ClassVar[tuple[float, float]] = (0.0, 1.0)

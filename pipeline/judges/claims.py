@@ -30,6 +30,7 @@ class ClaimsJudge(ModelJudge):
     """A model that lists claims and checks each."""
 
     version = "claims/1"
+    keeps_replies = True
     template = resources.files(__package__).joinpath("claims_check.txt").read_text("utf-8").strip()
     takes = ModelJudge.takes - {"num_samples"}
 

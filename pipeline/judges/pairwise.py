@@ -34,6 +34,7 @@ class PairwiseJudge(ModelJudge, GroupJudge):
     """A model that says which of two responses is better."""
 
     version = "pairwise/1"
+    keeps_replies = True
     template = resources.files(__package__).joinpath("pairwise.txt").read_text("utf-8").strip()
     takes = ModelJudge.takes - {"num_samples"} | {"schedule", "max_meta"}
     response_format: ClassVar[dict[str, Any] | None] = build_format(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +11,7 @@ from cyclopts import App, Group, Parameter
 from vcot.services.cli.command_examples import EXAMPLES, show_example
 from vcot.services.cli.families import TOOLS, checkpoints, nano, push, replicas
 from vcot.services.cli.flags import Audit, Bundle, CardJson, Flag, Json, MaxCost, NumBundled, Tables, Wandb
-from vcot.services.cli.target import DEFAULT, Target, as_cap, as_source, as_tracker
+from vcot.services.cli.target import DEFAULT, HERE, Asking, Target, as_cap, as_source, as_tracker
 from vcot.services.cli.tools import doctor, export, probe, recipe, score
 
 _STEPS = Group("The steps of a run", sort_key=1)
@@ -50,6 +51,7 @@ def demo(target: Target = DEFAULT, *, json: Json = False) -> None:
 def run(
     target: Target = DEFAULT,
     *,
+    asking: Asking = HERE,
     dry_run: Flag = False,
     wandb: Wandb = False,
     max_cost: MaxCost = None,
@@ -71,7 +73,7 @@ def run(
 
         planning.show_run_plan(target, overrides, as_json=json)
         return
-    opening.execute("run", target, commands.run_all, overrides, as_json=json)
+    opening.execute("run", target, commands.run_all, overrides, as_json=json, asking=asking)
 
 
 @app.command(group=_RUNS)
@@ -153,7 +155,9 @@ def worker(runs: Path = Path("runs")) -> None:
 
 
 @app.command(group=_STEPS, sort_key=1)
-def sample(target: Target = DEFAULT, *, source: str | None = None, path: Path | None = None) -> None:
+def sample(
+    target: Target = DEFAULT, *, asking: Asking = HERE, source: str | None = None, path: Path | None = None
+) -> None:
     """Draw k responses per task.
 
     Parameters
@@ -168,17 +172,25 @@ def sample(target: Target = DEFAULT, *, source: str | None = None, path: Path | 
     from vcot.services.cli import opening
     from vcot.services.run import steps
 
-    opening.execute("sample", target, opening.on_last_round(steps.sample_stage), as_source(source, path))
+    step = opening.on_last_round(steps.sample_stage)
+    opening.execute("sample", target, step, as_source(source, path), asking=asking)
 
 
 @app.command(group=_STEPS, sort_key=2)
-def judge(target: Target = DEFAULT, *, audit: Audit = False, max_cost: MaxCost = None, json: CardJson = False) -> None:
+def judge(
+    target: Target = DEFAULT,
+    *,
+    asking: Asking = HERE,
+    audit: Audit = False,
+    max_cost: MaxCost = None,
+    json: CardJson = False,
+) -> None:
     """Score every response, or find out first whether the judge can be trusted."""
     from vcot.services.cli import commands, opening
     from vcot.services.run import steps
 
     step = commands.audit if audit else steps.judge_stage
-    opening.execute("judge", target, opening.on_last_round(step), as_cap(max_cost), as_json=json)
+    opening.execute("judge", target, opening.on_last_round(step), as_cap(max_cost), as_json=json, asking=asking)
 
 
 @app.command(group=_STEPS, sort_key=3)
@@ -265,7 +277,12 @@ def swap(alias: str, checkpoint: str, *, target: Target = DEFAULT) -> None:
 
 @app.command(name="eval", group=_STEPS, sort_key=8)
 def evaluate(
-    *checkpoints: str, target: Target = DEFAULT, plan: Flag = False, tables: Tables = None, json: Json = False
+    *checkpoints: str,
+    target: Target = DEFAULT,
+    asking: Asking = HERE,
+    plan: Flag = False,
+    tables: Tables = None,
+    json: Json = False,
 ) -> None:
     """Evaluate checkpoints, each prompt at each temperature, and print the table.
 
@@ -282,7 +299,8 @@ def evaluate(
     if plan:
         eval_commands.plan(target, checkpoints, as_json=json)
         return
-    opening.execute("eval", target, lambda session: commands.evaluate(session, checkpoints, tables), as_json=json)
+    step = partial(commands.evaluate, names=checkpoints, tables=tables)
+    opening.execute("eval", target, step, as_json=json, asking=asking)
 
 
 @app.command(group=_STEPS, sort_key=9)

@@ -6,10 +6,12 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
+from vcot.pipeline.errors import InputError
 from vcot.pipeline.report import Report
 from vcot.services.cli.stop import Terminated, cancel_at_sigterm
-from vcot.services.cli.target import Target, run_directory
+from vcot.services.cli.target import HERE, Asking, Target, run_directory
 from vcot.services.cli.terminal import Terminal
+from vcot.services.run.crew import RayCrew
 from vcot.services.run.directory import RECIPE, Access, Run, open_run
 from vcot.services.run.live import recording
 from vcot.services.run.rounds import Round, list_rounds
@@ -56,12 +58,20 @@ def on_last_round(step: Callable[[Round], Awaitable[None]]) -> Step:
     return do
 
 
-def execute(command: str, target: Target, step: Step, overrides: Sequence[str] = (), *, as_json: bool = False) -> None:
+def execute(
+    command: str,
+    target: Target,
+    step: Step,
+    overrides: Sequence[str] = (),
+    *,
+    as_json: bool = False,
+    asking: Asking = HERE,
+) -> None:
     """Run one command on its run; with `as_json`, its result is for programs."""
     terminal = Terminal(as_json=as_json, quiet=target.quiet)
     with open_target(command, target, terminal, overrides) as run, _listening(command, run, terminal) as report:
         try:
-            asyncio.run(_with_session(run, report, step))
+            asyncio.run(_with_session(_open_session(run, report, asking), step))
         except asyncio.CancelledError:  # by SIGTERM, which ends a command as Ctrl-C does
             raise Terminated from None
 
@@ -75,7 +85,18 @@ def _access(command: str) -> Access:
     return "read" if command in READS else "shared" if command in _SERVERS else "alone"
 
 
-async def _with_session(run: Run, report: Report, step: Step) -> None:
+def _open_session(run: Run, report: Report, asking: Asking) -> Session:
+    """Raises InputError for storage that nobody is to use."""
+    if asking.engine == "here":
+        if asking.shards is not None:
+            raise InputError(f"--shards {asking.shards} is for --engine ray; leave it out, or add that")
+        return Session(run, report)
+    crew = RayCrew(run.recipe.serve, run.path("logs", "ray.log"))
+    return Session(run, report, crew=crew, shards=asking.shards)
+
+
+async def _with_session(session: Session, step: Step) -> None:
     cancel_at_sigterm()
-    async with Session(run, report) as session:
+    async with session:
+        await session.engine.collect()
         await step(session)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -27,6 +27,20 @@ class Target:
 
 
 DEFAULT = Target()
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Asking:
+    """Who asks what a step owes, and where they meet."""
+
+    engine: Literal["here", "ray"] = "here"
+    """Who asks what is owed: this process, or one on each node of a Ray cluster (docs/clusters.md)."""
+    shards: str | None = None
+    """With --engine ray: the URL of storage that all nodes reach, such as s3://BUCKET/RUN (default: the run directory)."""
+
+
+HERE = Asking()
 
 
 def run_directory(directory: Path | None, recipe: str | None) -> Path:

@@ -9,7 +9,7 @@ from vcot.pipeline.judge_batches import BatchClient, Batches, judge_in_batches
 from vcot.pipeline.judges import Judge
 from vcot.pipeline.judges.cost import Meter
 from vcot.pipeline.judges.model import ModelJudge
-from vcot.pipeline.judging import Standing, find_unjudged_fault, judge_responses
+from vcot.pipeline.judging import Standing, find_unjudged_fault
 from vcot.pipeline.records import StageCount
 from vcot.pipeline.report import Said, progress, tracking
 from vcot.pipeline.sample import Group, Groups
@@ -55,14 +55,8 @@ async def ask_judge(
             count = await _ask_in_batches(session, judge, groups, meter)
         else:
             with tracking(session.report, "judgments", lambda: meter.summary) as on_progress:
-                count = await judge_responses(
-                    judge,
-                    groups,
-                    session.run.ledger,
-                    judge.section,
-                    standing=standing,
-                    meter=meter,
-                    on_progress=on_progress,
+                count = await session.engine.judge(
+                    judge, groups, standing=standing, meter=meter, on_progress=on_progress
                 )
     if meter.num_requests and num_times:
         session.report(Said(f"paid for {meter.cost.summary}"))

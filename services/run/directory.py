@@ -6,6 +6,7 @@ tasks/<key>.jsonl    the questions, as loaded once from their source
 images/              their images, by content
 pairs/<key>/         train.parquet, validation.parquet and the data card
 judges/<key>.json    report cards of judges (services/run/auditing.py)
+shards/              what a command with --engine ray has others ask, and what came of it (services/run/sharding.py)
 batches/             what was asked and answered through a provider's batches (pipeline/judge_batches.py)
 checkpoints/<name>/  merged checkpoints, and the base's manifest
 training/<key>/      the worker's job directory (training/protocol/job.py)
@@ -35,7 +36,9 @@ from vcot.pipeline.ledger import Ledger
 from vcot.services.recipes.recipe import Recipe, load_recipe, parse_recipe, render_recipe
 
 RECIPE = "recipe.toml"
-_WRITTEN_ALONE = ("images", "tasks", "pairs", "batches", "report")
+SHARDS = "shards"
+"""The folder of what a command has others ask (services/run/sharding.py)."""
+_WRITTEN_ALONE = ("images", "tasks", "pairs", "batches", "report", SHARDS)
 """Folders that only the holder of the run's lock writes to."""
 Access = Literal["alone", "shared", "read"]
 """How a command works on a run: as its only writer; beside one, with a lock of its own for what it writes, as a server does;

@@ -102,6 +102,10 @@ class Trials:
 
     async def _with_client(self, url: str, ask: Callable[[ChatClient], Awaitable[T]]) -> T:
         concurrency = max(self.recipe.sample.max_concurrency, self.recipe.eval.max_concurrency)
-        key = os.environ.get(API_KEY_ENV, "none")
-        async with ChatClient(f"{url}/v1", key, max_connections=concurrency, is_own=True) as client:
+        async with ChatClient(f"{url}/v1", read_gateway_key(), max_connections=concurrency, is_own=True) as client:
             return await ask(client)
+
+
+def read_gateway_key() -> str:
+    """The key for the gateway, where the environment holds one."""
+    return os.environ.get(API_KEY_ENV, "none")

@@ -18,6 +18,7 @@ from vcot.pipeline.records import CheckpointRef, Split, StageCount, Usage
 from vcot.pipeline.report import Accounted, Report, Said
 from vcot.services.checkpoints.registry import Checkpoint, Registry
 from vcot.services.run.directory import Run
+from vcot.services.run.engines import Crew, Engine, Here, Sharded
 from vcot.services.run.gateways import Gateway, make_gateway
 from vcot.services.run.measuring import Trials
 from vcot.services.run.resting import at_rest
@@ -38,6 +39,10 @@ class Session:
     """What a test took of the judges that were tested, by name; None of one that tells no tokens."""
     asked: dict[Split, Questions] = field(default_factory=dict)
     """The benchmark's questions of the splits that were needed so far."""
+    crew: Crew | None = None
+    """Who asks what stages owe; None for this process."""
+    shards: str | None = None
+    """The URL of storage that the crew reaches; None for the run directory."""
 
     async def __aenter__(self) -> Self:
         return self
@@ -45,6 +50,7 @@ class Session:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        await self.engine.close()
         await self.gateway.close()
         await self.run.close()
 
@@ -57,6 +63,13 @@ class Session:
     def gateway(self) -> Gateway:
         """The run's own, or the one elsewhere that the recipe names; not opened by being asked for."""
         return make_gateway(self.run, self.registry, self.report)
+
+    @cached_property
+    def engine(self) -> Engine:
+        """Asks what stages owe."""
+        if self.crew is None:
+            return Here(self.run)
+        return Sharded(self.run, self.gateway, self.report, self.crew, self.shards)
 
     @cached_property
     def trials(self) -> Trials:

@@ -15,7 +15,7 @@ from vcot.eval.evaluate import Questions
 from vcot.pipeline.client import ChatClient
 from vcot.pipeline.records import StageCount
 from vcot.pipeline.report import Said, tracking_several, waiting
-from vcot.pipeline.sample import Requests, is_owed, sample
+from vcot.pipeline.sample import Requests, is_owed
 from vcot.services.checkpoints.registry import Checkpoint
 from vcot.services.run.session import Session
 
@@ -61,7 +61,7 @@ async def ask_all(session: Session, asks: Sequence[Asking], max_concurrency: int
 
 async def _ask_turn(session: Session, owed: Sequence[Asking], max_concurrency: int) -> dict[str, StageCount]:
     """The account of those that were asked, by digest: at least one."""
-    run, served = session.run, await session.trials.list_served()
+    served = await session.trials.list_served()
     tried = next((each for each in owed if each.digest not in served), owed[0])
 
     async def ask(client: ChatClient) -> dict[str, StageCount]:
@@ -72,14 +72,7 @@ async def _ask_turn(session: Session, owed: Sequence[Asking], max_concurrency: i
         with tracking_several(session.report, "responses") as track:
             asking = [
                 asyncio.ensure_future(
-                    sample(
-                        each.requests,
-                        client,
-                        run.ledger,
-                        run.images,
-                        max_concurrency=max_concurrency,
-                        on_progress=track(),
-                    )
+                    session.engine.sample(each.requests, client, max_concurrency=max_concurrency, on_progress=track())
                 )
                 for each in turn
             ]

@@ -19,7 +19,7 @@ from vcot.pipeline.errors import DataError
 from vcot.pipeline.gain import count_gains, list_owed
 from vcot.pipeline.image_gains import GainAsk, measure_gains
 from vcot.pipeline.judges import Judge
-from vcot.pipeline.option_scores import list_owed_options, score_options
+from vcot.pipeline.option_scores import list_owed_options
 from vcot.pipeline.pairs import Couple, needs_gains
 from vcot.pipeline.prompts import PROMPTS
 from vcot.pipeline.publish import name_judge, publish_pairs
@@ -218,13 +218,8 @@ async def ask_options(session: Session, checkpoint: Checkpoint, questions: Quest
 
     async def ask(client: ChatClient) -> StageCount:
         with tracking(session.report, "questions") as on_progress:
-            return await score_options(
-                requests,
-                client,
-                ledger,
-                session.run.images,
-                max_concurrency=section.max_concurrency,
-                on_progress=on_progress,
+            return await session.engine.score_options(
+                requests, client, max_concurrency=section.max_concurrency, on_progress=on_progress
             )
 
     count = await session.measure(checkpoint, ask) if owed else tally.close()

@@ -13,6 +13,8 @@ class Nodes:
 
         self._cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
         self.address = str(self._cluster.address)
+        self.session = str(self._cluster.head_node.get_session_dir_path())
+        """The folder of all that Ray writes."""
         self._nodes: list[Any] = []
 
     def add(self) -> None:
