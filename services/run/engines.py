@@ -8,6 +8,7 @@ So a command that is killed loses what is in flight, and nothing that was left i
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
@@ -179,12 +180,12 @@ class Sharded:
     ) -> StageCount:
         """By the crew, over the gateway; `client` asks nothing."""
         async with self._turn:
-            ledger, tally, owed = self.run.ledger, Tally("sample", total=0), set[str]()
+            ledger, tally, owed = self.run.ledger, Tally("sample", total=0), Counter[str]()
             for request, is_done in look(requests, ledger):
                 tally.total += request.sampling.n
                 tally.cached += request.sampling.n if is_done else len(find_kept(request, ledger))
-                owed |= set() if is_done else {request.task.id}
-            size = await self._choose_size(len(owed), max_concurrency)
+                owed[request.task.id] += not is_done
+            size = await self._choose_size(len(+owed), owed.total(), max_concurrency)
             shards = cut_requests(requests, ledger, size)
             return await self._ask_served(shards, tally, max_concurrency, on_progress)
 
@@ -194,7 +195,9 @@ class Sharded:
         """By the crew, over the gateway; `client` asks nothing."""
         async with self._turn:
             owed, tally = list_owed_options(requests, self.run.ledger)
-            shards = cut_options(owed, await self._choose_size(len(owed), max_concurrency))
+            shards = cut_options(
+                owed, await self._choose_size(len({r.task.id for r in owed}), len(owed), max_concurrency)
+            )
             return await self._ask_served(shards, tally, max_concurrency, on_progress)
 
     async def judge(
@@ -221,11 +224,12 @@ class Sharded:
         async with self._turn:
             most = judge.section.max_concurrency
             num_tasks = min(standing.num_owed, len(groups.requests if isinstance(groups, Groups) else groups))
-            shards = cut_groups(judge, groups, standing, ledger, await self._choose_size(num_tasks, most))
+            size = await self._choose_size(num_tasks, standing.num_owed, most)
+            shards = cut_groups(judge, groups, standing, ledger, size)
             return await self._ask(shards, standing.begin(), follow, [judge.section.api_key_env], max_concurrency=most)
 
-    async def _choose_size(self, num_tasks: int, max_concurrency: int) -> int:
-        return choose_size(num_tasks, await self.crew.muster(), max_concurrency) if num_tasks else 1
+    async def _choose_size(self, num_tasks: int, num_requests: int, max_concurrency: int) -> int:
+        return choose_size(num_tasks, num_requests, await self.crew.muster(), max_concurrency) if num_tasks else 1
 
     async def _ask_served(
         self, shards: Iterable[Shard], tally: Tally, max_concurrency: int, on_progress: OnProgress
@@ -247,7 +251,7 @@ class Sharded:
         names = await asyncio.to_thread(self._publish, shards, settings)
         if not names:
             return tally.close()
-        self.report(Said(f"{len(names)} shards for {await self.crew.muster()} workers"))
+        self.report(Said(f"shards: {len(names)}; nodes that ask: {await self.crew.muster()}"))
         owed, faults = {*names}, list[Fault]()
         async with aclosing(self.crew.work(self.storage, names, keys)) as done:
             async for name, fault in done:

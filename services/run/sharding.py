@@ -102,9 +102,9 @@ class Fault(Record):
 # Cutting
 
 
-def choose_size(num_tasks: int, num_workers: int, max_concurrency: int) -> int:
+def choose_size(num_tasks: int, num_requests: int, num_workers: int, max_concurrency: int) -> int:
     """Tasks of a shard: several shards for each worker, none of which leaves a worker with less than it may ask at once."""
-    at_once = math.ceil(max_concurrency / num_workers)
+    at_once = math.ceil(max_concurrency / num_workers * num_tasks / num_requests)
     return min(_MAX_TASKS, max(at_once, math.ceil(num_tasks / (_SHARDS_EACH * num_workers))))
 
 

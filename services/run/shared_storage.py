@@ -36,21 +36,36 @@ class Storage:
 
         try:
             found, path = fsspec.core.url_to_fs(self.url, use_listings_cache=False)
-        except (ImportError, ValueError) as error:
-            raise MachineError(
-                f"--shards {self.url} cannot be used here ({error}); install that, or give another URL"
-            ) from None
+        except ImportError as error:  # of the package for this protocol
+            found, path = self._place_by_arrow(error)
+        except ValueError as error:
+            raise self._explain(error) from None
         return found, PurePosixPath(path)
 
+    def _place_by_arrow(self, lack: ImportError) -> tuple[fsspec.AbstractFileSystem, str]:
+        """Pyarrow speaks to S3, GCS, Azure and HDFS without a package of its own."""
+        import pyarrow as pa
+        from fsspec.implementations.arrow import ArrowFSWrapper
+        from pyarrow import fs
+
+        try:
+            files, path = fs.FileSystem.from_uri(self.url)
+        except (pa.ArrowException, OSError, ValueError):
+            raise self._explain(lack) from None
+        return ArrowFSWrapper(files), str(path)
+
+    def _explain(self, error: Exception) -> MachineError:
+        return MachineError(f"--shards {self.url} cannot be used here ({error}); install that, or give another URL")
+
     @contextmanager
-    def _using(self) -> Iterator[fsspec.AbstractFileSystem]:
-        """The file system. Raises FileNotFoundError, and StageError for whatever else it cannot do."""
+    def _using(self, *, may_lack: bool = True) -> Iterator[fsspec.AbstractFileSystem]:
+        """The file system. Raises FileNotFoundError, where a file `may_lack`, and StageError for all else it cannot do."""
         found = self._place[0]
         try:
             yield found
-        except FileNotFoundError:
-            raise
         except Exception as error:  # each file system has errors of its own
+            if may_lack and isinstance(error, FileNotFoundError):
+                raise
             raise StageError(
                 f"the storage {self.url} cannot be used ({str(error)[:200]}); see that it is there, that it may be read and "
                 "written, and that this machine has its keys, and what was answered before is kept"
@@ -68,7 +83,7 @@ class Storage:
     def write(self, name: str, data: bytes) -> None:
         """Put a file there whole, or not at all."""
         path = self.path(name)
-        with self._using() as files:
+        with self._using(may_lack=False) as files:
             if "file" in files.protocol:
                 Path(path).parent.mkdir(parents=True, exist_ok=True)
                 replace_file(Path(path), data)

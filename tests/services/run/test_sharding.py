@@ -2,6 +2,7 @@
 
 import asyncio
 
+import httpx
 import pytest
 
 from tests.services.run.deterministic_server import REF, OpenGateway, draw_tasks, open_small, serving
@@ -171,7 +172,7 @@ async def test_judgments_come_in_shards(tmp_path, server, kind):
     assert read_judgments(many, section) == read_judgments(one, section)
     assert (meter.num_requests, meter.usage) == (paid.num_requests, paid.usage)
     assert meter.num_requests == (NUM_TASKS * 2 if kind == "pointwise" else 0), "two texts of each task"
-    assert len(many.crew.done) == 2
+    assert len(many.crew.done) == 6
 
 
 async def test_members_judgments_go_with_the_shards_of_who_goes_by_them(tmp_path, server):
@@ -331,6 +332,33 @@ async def test_images_are_read_from_the_storage_that_all_reach(tmp_path, server,
     assert other.sharded.storage.folder != bench.sharded.storage.folder, "runs may share a URL"
 
 
+@pytest.fixture
+def bucket(monkeypatch):
+    """An object store of this process, that any client of S3 speaks to."""
+    moto = pytest.importorskip("moto.server", reason="moto[s3], flask and flask-cors are not installed")
+    store = moto.ThreadedMotoServer(port=0, verbose=False)
+    store.start()
+    address = "http://{}:{}".format(*store.get_host_and_port()).replace("0.0.0.0", "127.0.0.1")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", address)
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "test")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    assert httpx.put(f"{address}/bucket", trust_env=False).status_code == 200
+    yield "s3://bucket/mine"
+    store.stop()
+
+
+async def test_shards_and_images_lie_in_an_object_store(tmp_path, server, bucket):
+    one, many = Bench(tmp_path / "one", server), Bench(tmp_path / "many", server, bucket)
+    await one.sample(one.here)
+    assert (await many.sample()).ok == NUM_TASKS * K
+    assert many.responses() == one.responses()
+    storage = many.sharded.storage
+    assert (storage.list_shards(), len(storage.list_files("images"))) == (([], []), NUM_TASKS)
+    with pytest.raises(StageError, match=r"the storage s3://none/mine cannot be used \(.*bucket does not exist"):
+        Storage("s3://none/mine", "shards").write("shards/x.json", b"x")
+
+
 async def test_storage_that_a_node_does_not_reach_is_said(tmp_path):
     fault = do_shard(Storage(str(tmp_path), "shards"), "sample-1", 1)
     assert fault.kind == "MachineError"
@@ -362,13 +390,20 @@ async def test_a_judge_with_a_cap_is_asked_from_here_and_that_is_said(tmp_path, 
 
 
 @pytest.mark.parametrize(
-    ("num_tasks", "num_workers", "max_concurrency", "size"),
-    [(12, 2, 4, 2), (1000, 4, 64, 32), (100_000, 16, 1024, 256), (3, 8, 1, 1), (320, 2, 8, 20)],
+    ("num_tasks", "each", "num_workers", "max_concurrency", "size"),
+    [
+        (12, 1, 2, 4, 2),
+        (1000, 1, 4, 64, 32),
+        (99_999, 1, 16, 1024, 256),
+        (3, 1, 8, 1, 1),
+        (320, 1, 2, 8, 20),
+        (24, 4, 2, 32, 4),
+    ],
 )
 def test_a_shard_is_large_enough_to_keep_a_worker_busy_and_small_enough_to_be_lost(
-    num_tasks, num_workers, max_concurrency, size
+    num_tasks, each, num_workers, max_concurrency, size
 ):
-    assert choose_size(num_tasks, num_workers, max_concurrency) == size
+    assert choose_size(num_tasks, each * num_tasks, num_workers, max_concurrency) == size
 
 
 @pytest.mark.parametrize(
