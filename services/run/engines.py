@@ -157,7 +157,7 @@ class Sharded:
 
     @cached_property
     def storage(self) -> Storage:
-        """Where shards lie: one folder for a run. Raises RecipeError for a URL that is none."""
+        """Where shards lie: one folder for a run."""
         directory = self.run.directory.absolute()
         folder = SHARDS if self.url is None else f"{SHARDS}/{content_key(run=str(directory))[:12]}"
         return Storage(self.url or str(directory), folder)
@@ -216,17 +216,16 @@ class Sharded:
                 self.report(Said(f"{judge.name} is asked from this machine: {why}"))
             here = Here(self.run)
             return await here.judge(judge, groups, standing=standing, meter=meter, on_progress=on_progress)
-
-        def follow(tally: Tally) -> None:
-            meter.num_requests, meter.usage = ledger.spent(judge.name)
-            on_progress(tally)
-
         async with self._turn:
             most = judge.section.max_concurrency
             num_tasks = min(standing.num_owed, len(groups.requests if isinstance(groups, Groups) else groups))
             size = await self._choose_size(num_tasks, standing.num_owed, most)
             shards = cut_groups(judge, groups, standing, ledger, size)
-            return await self._ask(shards, standing.begin(), follow, [judge.section.api_key_env], max_concurrency=most)
+            keys = [judge.section.api_key_env]
+            try:
+                return await self._ask(shards, standing.begin(), on_progress, keys, max_concurrency=most)
+            finally:
+                meter.num_requests, meter.usage = ledger.spent(judge.name)
 
     async def _choose_size(self, num_tasks: int, num_requests: int, max_concurrency: int) -> int:
         return choose_size(num_tasks, num_requests, await self.crew.muster(), max_concurrency) if num_tasks else 1

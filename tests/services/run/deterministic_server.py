@@ -41,8 +41,9 @@ class Server:
         self.keys.add(request.headers["authorization"].removeprefix("Bearer "))
         text = json.dumps(body["messages"])
         self.asked[f"{text}{body.get('seed')}"] += 1
+        number = self.asked.total()
         await asyncio.sleep(self.delay_s)
-        if self.refuse_after is not None and self.asked.total() > self.refuse_after:
+        if self.refuse_after is not None and number > self.refuse_after:
             return web.json_response({"error": {"message": "no", "code": "invalid_api_key"}}, status=401)
         if "refuse" in text:
             return web.json_response({"error": {"message": "no", "code": "content_filter"}}, status=400)
@@ -89,6 +90,7 @@ def serving() -> Iterator[Server]:
         loop.run_until_complete(start())
         loop.run_forever()
         loop.run_until_complete(runner.cleanup())
+        loop.run_until_complete(asyncio.sleep(0.05))  # for the last sockets to be let go of
         loop.close()
 
     thread = threading.Thread(target=work)

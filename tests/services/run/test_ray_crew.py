@@ -48,6 +48,7 @@ def holds(folder: Path, text: str) -> bool:
     return subprocess.run(["grep", "-rqs", "-D", "skip", text, str(folder)], check=False).returncode == 0
 
 
+@pytest.mark.slow
 async def test_a_lost_nodes_shards_are_done_elsewhere(tmp_path, server, nodes, monkeypatch) -> None:
     """The ledger is that of one process, each record once; keys reach the nodes, and no file."""
     monkeypatch.setenv("VCOT_API_KEY", SECRET)
