@@ -200,23 +200,19 @@ async def test_a_request_that_tells_nothing_of_a_sick_engine_lets_the_next_one_t
     assert (len(asked), breaker.allows) == (2, True)
 
 
-async def test_an_engine_that_may_be_another_gateways_is_not_asked(
-    pair: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def lose(replica: Replica) -> None:
+    """Its engine is one that others may take, and its claim has run out."""
+    replica.upstream.claim.is_shared, replica.upstream.claim.lease_s = True, 0.0
+
+
+async def test_an_engine_that_may_be_another_gateways_is_not_asked(pair: Bench) -> None:
     first, second = pair.fleet.replicas
-    dispatcher, admit = dispatcher_of(pair), Replica.admit
-    is_lost = {first}
-
-    def admit_own(replica: Replica, digest: str) -> object:
-        if replica in is_lost:
-            raise EngineFault("not_owned", "another one may have it", is_broken=False)
-        return admit(replica, digest)
-
-    monkeypatch.setattr(Replica, "admit", admit_own)
+    dispatcher = dispatcher_of(pair)
+    lose(first)
     async with dispatcher.ticket(ask_for()) as ticket:
         assert (await ticket.assign()).replica == second.name
     assert f'faults_total{{reason="not_owned",replica="{first.name}"}} 1.0' in dispatcher.metrics.render().decode()
-    is_lost.add(second)
+    lose(second)
     refused = await refusal_of(dispatcher, ask_for())
     assert (refused.status, refused.code) == (502, "engine_lost")
 
