@@ -43,7 +43,8 @@ _MAX_BEFORE = 140
 _CLAIM = re.compile(
     r"(?:^|[.!?:\n]\s{0,3}|\b(?:[Ss]o|[Tt]hus|[Hh]ence|[Tt]herefore)\b,?\s+|\b(?:[Bb]ased\s+on|[Aa]ccording\s+to)[\w\s]{1,40},\s+)"
     r"""(?:[Oo]nly\s+)?(?:[Tt]he\s+(?=\w+\s+[A-Z]\b))?(?:(?i:option|choice|letter)\s+)?[(\["']*([A-Z])[)\]"']*"""
-    r"\s+is\s+(?:therefore\s+|thus\s+|clearly\s+)?(?:the\s+)?(?:most\s+)?(?:correct|right|best|final)\b(?:\s+(?:answer|option|choice|one)\b)?+(?!\s+(?:if|too|also|as\s+well)\b|[^.\n]{0,40}\?)"
+    r"\s+is\s+(?:therefore\s+|thus\s+|clearly\s+)?(?:the\s+)?(?:most\s+)?(?:correct|right|best|final)\b(?:\s+(?:answer|option|choice|one)\b|(?!\s+(?:answer|option|choice|one)\b))"
+    r"(?!\s+(?:if|too|also|as\s+well)\b|[^.\n]{0,40}\?)"
 )
 """An option that is said to be right, by its letter."""
 _CLAIMED = re.compile(r"[A-Z][)\]\"']*\s+is\b")

@@ -26,6 +26,12 @@ def test_no_module_is_longer_than_a_reader_holds():
     assert not {name: length for name, length in lengths.items() if length > MAX_LINES}
 
 
+def test_every_python_reads_the_patterns_alike():
+    """Before 3.11.5, a possessive or atomic group that backtracks inside matches otherwise (gh-106052), without a word."""
+    modules = [*MODULES, *(ROOT / "bench").glob("*.py")]
+    assert not [path for path in modules if re.search(r"\)[*+?]\+|\)\{\d*,?\d*\}\+|\(\?>", path.read_text("utf-8"))]
+
+
 def test_the_api_is_for_others():
     """A module that asked `vcot` for a name would import past the contracts, which see only who imports which module."""
     assert not [
