@@ -13,7 +13,7 @@ HARNESSES    := inspect lmms
 PEERS        := $(GENERATORS) $(HARNESSES)
 export PYTHONUNBUFFERED = 1
 
-.PHONY: help demo docs test test-slow test-fast test-compose test-harness test-older test-rehearsal smollm parity bench-gateway bench-gateway-workers bench-swap bench-swap-mutations bench-serving bench-ledger bench-sample bench-eval bench-peers-generation bench-peers-evaluation bench-score bench-steps bench-train bench-view soak experiment mutation mutation-sample lint format setup lock clean
+.PHONY: help demo docs test test-slow test-fast test-compose test-harness test-older test-rehearsal smollm parity bench-gateway bench-gateway-workers bench-swap bench-swap-mutations bench-serving bench-ledger bench-sample bench-scaling bench-eval bench-peers-generation bench-peers-evaluation bench-score bench-steps bench-train bench-view soak experiment mutation mutation-sample lint format setup lock clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -84,6 +84,9 @@ bench-ledger: setup ## disk, memory and speed of the ledger, beside its former l
 
 bench-sample: setup ## sampling through gateway and ledger, beside vLLM's engine without a server
 	$(BIN)/python -m bench.sampling $(ARGS)
+
+bench-scaling: setup ## how many simulated replicas one sampling command keeps busy, and what is full first
+	$(BIN)/python -m bench.scaling $(ARGS)
 
 bench-eval: setup ## an evaluation through gateway and ledger, beside vLLM's engine without a server
 	$(BIN)/python -m bench.evaluation $(ARGS)

@@ -131,8 +131,8 @@ async def is_answering(port: int, body: bytes, child: subprocess.Popen[bytes]) -
     return False
 
 
-def serve_gateway(folder: Path, port: int, upstream_port: int, num_workers: int) -> None:
-    """Be the gateway: `vcot serve`, but for the server that it starts. Imported here: only the child needs it."""
+def serve_gateway(folder: Path, port: int, num_workers: int, *upstream_ports: int) -> None:
+    """Be the gateway: `vcot serve`, but for the servers that it starts. Imported here: only the child needs it."""
     from vcot.pipeline.errors import ServerError
     from vcot.pipeline.identity import read_manifest, write_manifest
     from vcot.pipeline.sections import ModelSection
@@ -146,10 +146,9 @@ def serve_gateway(folder: Path, port: int, upstream_port: int, num_workers: int)
     class InstantServer:
         """The upstream, which runs already."""
 
-        def __init__(self, checkpoint: Checkpoint) -> None:
+        def __init__(self, checkpoint: Checkpoint, port: int) -> None:
             self.checkpoint = checkpoint
-
-        endpoint = Endpoint(f"http://127.0.0.1:{upstream_port}")
+            self.endpoint = Endpoint(f"http://127.0.0.1:{port}")
 
         async def start(self, progress: Any) -> None:
             """It does."""
@@ -167,13 +166,13 @@ def serve_gateway(folder: Path, port: int, upstream_port: int, num_workers: int)
     write_manifest(checkpoint, manifest.model_copy(update={"canary": None}))  # the upstream computes nothing
 
     async def serve() -> None:
-        settings = ServeSection(port=port, gateway_workers=num_workers)
+        settings = ServeSection(port=port, gateway_workers=num_workers, replicas=len(upstream_ports))
         with serving._listening(settings) as listener:
             registry = Registry(folder / "run")
             registry.base(ModelSection(source=str(checkpoint), name=_MODEL))
 
-            def launch(checkpoint: Checkpoint, _: int, __: str | None) -> InstantServer:
-                return InstantServer(checkpoint)
+            def launch(checkpoint: Checkpoint, number: int, _: str | None) -> InstantServer:
+                return InstantServer(checkpoint, upstream_ports[number])
 
             fleet = Fleet(registry, settings, Roster(folder / "run", settings), launch, say)
             front = serving._front(fleet, folder / "run", settings, listener, say)
@@ -182,8 +181,9 @@ def serve_gateway(folder: Path, port: int, upstream_port: int, num_workers: int)
     uvloop.run(serve())
 
 
-def gateway_command(folder: Path, port: int, upstream_port: int, num_workers: int = 1) -> list[str]:
-    numbers = map(str, (port, upstream_port, num_workers))
+def gateway_command(folder: Path, port: int, *upstream_ports: int, num_workers: int = 1) -> list[str]:
+    """The command of a gateway of so many processes before servers that run already."""
+    numbers = map(str, (port, num_workers, *upstream_ports))
     return [sys.executable, "-m", "bench.gateway", "--gateway", str(folder), *numbers]
 
 
@@ -317,7 +317,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Gateway overhead against an instant upstream.")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=2.0)
-    parser.add_argument("--gateway", nargs=4, help=argparse.SUPPRESS)
+    parser.add_argument("--gateway", nargs="+", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.gateway:
         serve_gateway(Path(given.gateway[0]), *map(int, given.gateway[1:]))

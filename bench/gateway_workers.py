@@ -34,7 +34,7 @@ async def turn(folder: Path, body: bytes, num_workers: int, seconds: float) -> d
     upstream, port = free_port(), free_port()
     with process("direct", [sys.executable, "-m", "bench.load", "bare", str(upstream)], folder) as child:
         assert await is_answering(upstream, body, child)
-        with process("vcot", gateway_command(folder, port, upstream, num_workers), folder) as gateway:
+        with process("vcot", gateway_command(folder, port, upstream, num_workers=num_workers), folder) as gateway:
             assert await is_answering(port, body, gateway)
             await measure(port, body, _CONNECTIONS, seconds, warm_s=1.0)
             carriers = children(gateway.pid)

@@ -116,10 +116,11 @@ _VERSION = {"weight_version": "default"}
 """What the instant upstream was told that it holds."""
 
 
-class _Upstream(asyncio.Protocol):
-    """One connection of the instant upstream."""
+class Upstream(asyncio.Protocol):
+    """One connection of the instant upstream; `held` is what that upstream was told that it holds."""
 
-    def __init__(self) -> None:
+    def __init__(self, held: dict[str, str] = _VERSION) -> None:
+        self._held = held
         self._parser = httptools.HttpRequestParser(self)
         self._transport: asyncio.Transport | None = None
         self._path = b""
@@ -149,9 +150,9 @@ class _Upstream(asyncio.Protocol):
 
     def _answer(self) -> bytes:
         if self._path == _TELL:
-            _VERSION["weight_version"] = orjson.loads(self._told)["new_version"]
+            self._held["weight_version"] = orjson.loads(self._told)["new_version"]
         if self._path == _ASK:
-            return _response(orjson.dumps(_VERSION))
+            return make_response(orjson.dumps(self._held))
         if self._parser.get_method() == b"GET":
             return _LIST
         if not self._path.startswith(b"/v1/chat/completions"):
@@ -159,13 +160,14 @@ class _Upstream(asyncio.Protocol):
         return _CHAT if self._num_bytes >= MIN_BODY_BYTES else _TOO_SMALL
 
 
-def _response(body: bytes, status: bytes = b"200 OK") -> bytes:
+def make_response(body: bytes, status: bytes = b"200 OK") -> bytes:
+    """An answer's bytes on the wire."""
     head = b"HTTP/1.1 %s\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
     return head % (status, len(body)) + body
 
 
-_CHAT, _LIST, _SUCCESS = _response(COMPLETION), _response(MODELS), _response(b'{"success": true}')
-_TOO_SMALL = _response(b'{"error": {"message": "the image was lost on the way"}}', b"400 Bad Request")
+_CHAT, _LIST, _SUCCESS = make_response(COMPLETION), make_response(MODELS), make_response(b'{"success": true}')
+_TOO_SMALL = make_response(b'{"error": {"message": "the image was lost on the way"}}', b"400 Bad Request")
 
 
 def http_request(port: int, body: bytes) -> bytes:
@@ -230,7 +232,7 @@ async def serve_aiohttp(port: int) -> None:
 
 async def serve_bare(port: int) -> None:
     """Answer until killed, with a protocol of our own."""
-    server = await asyncio.get_running_loop().create_server(_Upstream, "127.0.0.1", port, backlog=1024)
+    server = await asyncio.get_running_loop().create_server(Upstream, "127.0.0.1", port, backlog=1024)
     await server.serve_forever()
 
 
