@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from tests.hurried import HurriedLoop
 from vcot.pipeline.files import write_record
@@ -36,6 +37,8 @@ class _NotInstalled(importlib.abc.MetaPathFinder):
 
 
 sys.meta_path.insert(0, _NotInstalled())
+settings.register_profile("vcot", deadline=None)  # on a busy machine any example may take long
+settings.load_profile("vcot")
 
 
 def pytest_asyncio_loop_factories(item: pytest.Item) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:

@@ -101,7 +101,7 @@ def replies(draw):
 
 
 @given(st.lists(st.lists(responses() | judgments() | replies(), max_size=4), max_size=5), st.booleans())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_what_comes_back_is_what_was_put(puts, is_former):
     """The last error, or the first good record, of each kind and key: whatever else is in its row, and in the file."""
     expected = {}

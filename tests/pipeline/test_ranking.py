@@ -32,7 +32,7 @@ def minus_log_posterior(strengths, num, games):
 
 
 @given(GAMES)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_ratings_are_the_maximum_of_the_likelihood(drawn):
     num, outcomes = drawn
     best = minimize(minus_log_posterior, np.zeros(num), args=(num, play(outcomes)), tol=1e-10).x

@@ -42,7 +42,7 @@ class Server:
         return (num - half) / (ended[-1] - ended[half])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     knee=st.integers(1, 200), base=st.floats(0.05, 30), ceiling=st.integers(1, 512), first=st.sampled_from((8, 32, 64))
 )
@@ -63,7 +63,7 @@ def test_a_short_run_soon_has_what_the_server_can_take(knee, num, share):
     assert num / server.now >= share * server.best(256)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(knee=st.integers(8, 120), spread=st.floats(0, 0.3), seed=st.integers(0, 100))
 def test_requests_that_differ_in_length_do_not_mislead_it(knee, spread, seed):
     server, saturation = Server(knee, spread=spread, seed=seed), Saturation(512)
@@ -71,7 +71,7 @@ def test_requests_that_differ_in_length_do_not_mislead_it(knee, spread, seed):
     assert server.peak <= 4 * knee
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(before=st.integers(8, 100), after=st.integers(8, 100))
 def test_it_follows_a_server_that_changes(before, after):
     server, saturation = Server(before), Saturation(512)
@@ -81,7 +81,7 @@ def test_it_follows_a_server_that_changes(before, after):
     assert saturation.limit <= GROWTH**2 * after + 2
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(room=st.integers(1, 60))
 def test_a_server_without_room_is_left_in_peace(room):
     server, saturation = Server(knee=500, room=room), Saturation(512)

@@ -124,7 +124,7 @@ def whole_standing(made):
 
 
 @given(RUNS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_standing_is_that_of_the_whole_run(run):
     with TemporaryDirectory() as folder:
         made = Made(run, Path(folder))
@@ -140,7 +140,7 @@ def test_the_standing_is_that_of_the_whole_run(run):
 
 
 @given(RUNS)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_what_is_owed_is_asked_once_in_the_order_of_the_responses(run):
     with TemporaryDirectory() as folder:
         made = Made(run, Path(folder))
@@ -164,7 +164,7 @@ def as_hashed(pair):
 
 @given(RUNS)
 @example([[(None, "none")] * 3, [(None, "none"), (("a", False, ""), "ok"), (("b", False, ""), "ok")]])
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_pairs_and_their_digest_are_those_of_the_whole_run(run):
     with TemporaryDirectory() as folder:
         made = Made(run, Path(folder))

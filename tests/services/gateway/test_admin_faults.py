@@ -74,7 +74,7 @@ def is_sentence(answer: httpx.Response) -> bool:
     return bool(said) and "Traceback" not in said and len(said) < 1000
 
 
-@settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=150, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(route=st.sampled_from(ROUTES), body=_bodies)
 def test_any_body_gets_an_answer(fuzzed: Fuzzed, route: str, body: bytes) -> None:
     answer = fuzzed.send("POST", f"/admin/{route}", body)
@@ -85,7 +85,7 @@ def test_any_body_gets_an_answer(fuzzed: Fuzzed, route: str, body: bytes) -> Non
         fuzzed.send("POST", "/admin/wake")
 
 
-@settings(max_examples=80, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=80, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(
     method=st.sampled_from(["GET", "DELETE", "PUT", "PATCH", "OPTIONS"]),
     route=st.sampled_from(["/admin/checkpoints/", "/admin/replicas/", "/admin/", "/v1/models/", "/"]),
@@ -233,7 +233,7 @@ def test_an_address_is_kept_in_one_way(url: str, canonical: str) -> None:
     httpx.URL(canonical)
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=300, derandomize=True)
 @given(st.from_regex(r"https?://[^/]{0,20}(:[0-9A-Z]{1,6})?/?", fullmatch=True))
 def test_what_is_kept_every_client_takes(url: str) -> None:
     adapter: TypeAdapter[str] = TypeAdapter(UpstreamUrl)

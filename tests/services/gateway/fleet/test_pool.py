@@ -493,7 +493,7 @@ planned = st.builds(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(planned, min_size=1, max_size=6))
 def test_any_sequence_of_answers_is_read_as_another_client_reads_it(plan: list[Planned]) -> None:
     asyncio.run(_compare(plan))
