@@ -7,6 +7,7 @@ UV           := $(BIN)/uv
 READY        := $(VENV)/.ready-$(REQUIREMENTS)
 HARNESS      := .venv-harness
 OLDER        := .venv-older
+S3           := .venv-s3
 SMOLLM       := .venv-smollm
 GENERATORS   := plain distilabel curator
 HARNESSES    := inspect lmms
@@ -23,8 +24,13 @@ demo: setup ## run the whole mission in miniature, on two CPU cores
 	$(BIN)/vcot demo $(ARGS)
 
 TWO = -n 2 --dist loadfile # two processes; the servers of a file are started once
-test: setup ## the tests, the real vLLM and TRL included: minutes
-	$(BIN)/pytest $(TWO) -m "not slow and not rehearsal" --durations=10 $(ARGS)
+test: setup $(S3)/.ready ## the tests, the real vLLM and TRL included: minutes
+	VCOT_TEST_S3=$(S3) $(BIN)/pytest $(TWO) -m "not slow and not rehearsal" --durations=10 $(ARGS)
+
+$(S3)/.ready: requirements/s3.txt | setup
+	$(UV) venv --quiet --python $(BIN)/python --allow-existing $(S3)
+	$(UV) pip sync --quiet --python $(S3)/bin/python --require-hashes requirements/s3.txt
+	touch $@
 
 test-slow: setup ## the long end-to-end tests: several servers, several training processes, other models
 	$(BIN)/pytest -n 2 --dist loadfile -m slow --durations=10 $(ARGS)
@@ -162,7 +168,8 @@ lock: setup ## pin requirements/*.txt anew
 	for peer in $(PEERS); do $(COMPILE) bench/peers/requirements/$$peer.in -o bench/peers/requirements/$$peer.txt || exit 1; done
 	$(COMPILE) requirements/harness.in -o requirements/harness.txt
 	$(COMPILE) requirements/older.in -o requirements/older.txt
+	$(COMPILE) requirements/s3.in -o requirements/s3.txt
 	$(COMPILE) --no-deps requirements/smollm.in -o requirements/smollm.txt
 
 clean: ## remove the environment (runs are kept)
-	rm -rf $(VENV) $(HARNESS) $(OLDER) $(SMOLLM) bench/peers/.venv-*
+	rm -rf $(VENV) $(HARNESS) $(OLDER) $(S3) $(SMOLLM) bench/peers/.venv-*

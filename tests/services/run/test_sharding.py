@@ -1,10 +1,14 @@
 """Shards without Ray: what is asked by several gives the ledger of one, and what stops a command loses nothing."""
 
 import asyncio
+import os
+from pathlib import Path
 
 import httpx
 import pytest
 
+from bench.gateway import free_port, process
+from tests.compose.engine import until
 from tests.services.run.deterministic_server import REF, OpenGateway, draw_tasks, open_small, serving
 from vcot.pipeline.client import ChatClient
 from vcot.pipeline.errors import AccountError, MachineError, StageError
@@ -333,19 +337,27 @@ async def test_images_are_read_from_the_storage_that_all_reach(tmp_path, server,
 
 
 @pytest.fixture
-def bucket(monkeypatch):
-    """An object store of this process, that any client of S3 speaks to."""
-    moto = pytest.importorskip("moto.server", reason="moto[s3], flask and flask-cors are not installed")
-    store = moto.ThreadedMotoServer(port=0, verbose=False)
-    store.start()
-    address = "http://{}:{}".format(*store.get_host_and_port()).replace("0.0.0.0", "127.0.0.1")
+def bucket(monkeypatch, tmp_path):
+    """An object store that any client of S3 speaks to: moto's, from an environment of its own."""
+    python = Path(os.environ.get("VCOT_TEST_S3", "nowhere")).absolute() / "bin" / "python"
+    if not python.is_file():
+        pytest.skip("moto's server has an environment of its own, which `make test` makes")
+    port = free_port()
+    address = f"http://127.0.0.1:{port}"
+    own = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
+    for name, value in own.items():
+        monkeypatch.setenv(name, value)
     monkeypatch.setenv("AWS_ENDPOINT_URL", address)
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "test")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    assert httpx.put(f"{address}/bucket", trust_env=False).status_code == 200
-    yield "s3://bucket/mine"
-    store.stop()
+    with process("moto", [str(python), "-P", "-m", "moto.server", "-p", str(port)], tmp_path, PYTHONPATH=""):
+        until(lambda: has_made(f"{address}/bucket"), 60)
+        yield "s3://bucket/mine"
+
+
+def has_made(bucket_url):
+    try:
+        return httpx.put(bucket_url, trust_env=False).status_code == 200
+    except httpx.TransportError:
+        return False
 
 
 async def test_shards_and_images_lie_in_an_object_store(tmp_path, server, bucket):
