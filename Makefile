@@ -14,7 +14,7 @@ HARNESSES    := inspect lmms
 PEERS        := $(GENERATORS) $(HARNESSES)
 export PYTHONUNBUFFERED = 1
 
-.PHONY: help demo docs test test-slow test-fast test-compose test-harness test-older test-rehearsal smollm parity bench-gateway bench-gateway-workers bench-swap bench-swap-mutations bench-serving bench-ledger bench-sample bench-scaling bench-eval bench-peers-generation bench-peers-evaluation bench-score bench-steps bench-train bench-view soak experiment mutation mutation-sample lint format setup lock clean
+.PHONY: help demo docs test test-slow test-fast test-compose test-harness test-older test-rehearsal smollm parity bench-gateway bench-gateway-workers bench-swap bench-swap-mutations bench-serving bench-ledger bench-sample bench-scaling bench-eval bench-peers-generation bench-peers-evaluation bench-score bench-steps bench-train bench-view soak endurance experiment mutation mutation-sample lint format setup lock clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -122,6 +122,9 @@ bench-view: setup ## how fast the viewer opens, pages through and filters a run 
 
 soak: setup ## a quarter of an hour of hostile and honest load on the real vLLM: memory, and who was failed
 	$(BIN)/python -m bench.soak $(ARGS)
+
+endurance: setup ## an hour of swaps, sampling and judging on real servers that are killed: is all accounted for
+	$(BIN)/python -m bench.endurance $(ARGS)
 
 experiment: setup ## base, DPO and mDPO over seeds on nano: accuracy, margins, image reliance
 	$(BIN)/python -m bench.experiment $(ARGS)

@@ -124,7 +124,7 @@ async def chat_streamed(
 
 def vllm_socket(gateway_pid: int) -> Path:
     """The unix socket of the vLLM below that gateway, from its command line. Raises ServerError."""
-    words = _command_line(vllm_process(gateway_pid))
+    words = command_line(vllm_process(gateway_pid))
     return Path(words[words.index(b"--uds") + 1].decode())
 
 
@@ -132,12 +132,13 @@ def vllm_process(gateway_pid: int) -> int:
     """The API server of the vLLM below that gateway, by its command line. Raises ServerError."""
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline:
-        if found := [pid for pid in descendants(gateway_pid) if b"--uds" in _command_line(pid)]:
+        if found := [pid for pid in descendants(gateway_pid) if b"--uds" in command_line(pid)]:
             return found[-1]  # behind whoever keeps it
     raise ServerError(f"no vLLM below process {gateway_pid}")
 
 
-def _command_line(pid: int) -> list[bytes]:
+def command_line(pid: int) -> list[bytes]:
+    """Its words."""
     return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
 
 
