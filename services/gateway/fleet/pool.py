@@ -214,7 +214,8 @@ class Connection(asyncio.Protocol):
         transport = self._opened()
         answer = self._answer = Answer(self)
         self._has_head = self._is_whole = False
-        transport.writelines((head, body))
+        if not transport.is_closing():  # else the wait says so; asyncio's own loop fails otherwise (Python 3.13.0)
+            transport.writelines((head, body))
         while not self._has_head:
             await self._wait()
         return answer

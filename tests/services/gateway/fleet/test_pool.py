@@ -45,14 +45,15 @@ class Server:
 @asynccontextmanager
 async def served(handle: Handler, **patience_s: float) -> AsyncIterator[tuple[Server, Pool]]:
     server = Server(handle)
-    async with await asyncio.start_server(server, "127.0.0.1", 0) as listening:
-        server.url = f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}"
-        pool = Pool(Endpoint(server.url), **patience_s)
-        try:
-            yield server, pool
-        finally:
-            pool.abort()
-            await asyncio.sleep(0.01)
+    listening = await asyncio.start_server(server, "127.0.0.1", 0)
+    server.url = f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}"
+    pool = Pool(Endpoint(server.url), **patience_s)
+    try:
+        yield server, pool
+    finally:
+        pool.abort()
+        listening.close()  # and nothing waits for its connections, as `async with` does from Python 3.12 on
+        await asyncio.sleep(0.01)
 
 
 async def read_request(reader: asyncio.StreamReader) -> bytes:
@@ -539,7 +540,7 @@ async def test_who_waits_for_a_server_that_is_gone_is_told(tmp_path: Path) -> No
     async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if b"head" not in await read_request(reader):
             writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nx")
-        await asyncio.Event().wait()
+        await reader.read()  # until the client is gone
 
     async with served(silent) as (_, pool):
 
