@@ -9,8 +9,8 @@ into one ledger, while clients of their own ask beside them and a server is kill
 answers to the clients that are neither whole nor an error in the API's own words (`told`: those are; a stream whose server
 is killed ends so). Memory as in bench/soak.py, of the gateway, and of this process, which samples and judges.
 
-Limits: nano judges, so that nearly every judgment is an unreadable one, which is an outcome like others; the machine's
-cores are shared by servers, gateway and clients.
+Limits: the judge is a simulated provider in this process, which has no room for every tenth request and says nothing of use;
+the machine's cores are shared by servers, gateway and clients.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ import signal
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,8 +32,10 @@ from typing import Any
 import aiohttp
 import orjson
 import uvloop
+from aiohttp import web
 
 from bench.engine import command_line, descendants, make_variant, open_session, question, say
+from bench.gateway import free_port
 from bench.hostile import CHAT
 from bench.soak import Series, is_stamped, read_models, resident_bytes
 from vcot.pipeline.client import ChatClient
@@ -132,11 +134,39 @@ async def go_on(stage: Callable[[], Awaitable[StageCount]], name: str, account: 
     return None
 
 
+@asynccontextmanager
+async def provider() -> AsyncIterator[str]:
+    """The URL of a judge that scores by the length of what it is shown, and has no room for every tenth request."""
+    numbers = itertools.count(1)
+
+    async def answer(request: web.Request) -> web.Response:
+        text = await request.text()
+        if next(numbers) % 10 == 0:
+            return web.json_response({"error": {"message": "slow down"}}, status=429, headers={"retry-after": "0.1"})
+        verdict = orjson.dumps({"rationale": "by its length", "score": 1 + len(text) % 9}).decode()
+        choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": verdict}}
+        return web.json_response({"choices": [choice], "usage": {"prompt_tokens": 900, "completion_tokens": 12}})
+
+    app = web.Application(client_max_size=2**24)
+    app.router.add_post("/v1/chat/completions", answer)
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    port = free_port()
+    await web.TCPSite(runner, "127.0.0.1", port).start()
+    try:
+        yield f"http://127.0.0.1:{port}/v1"
+    finally:
+        await runner.cleanup()
+
+
 async def work(run: Run, url: str, digests: Mapping[str, str], account: Account, until: float) -> None:
     """Rounds of a swap, sampling and judging, until `until`; each is accounted for when it is done."""
     tasks: list[Task] = list(generate_nano("train", _NUM_TASKS, 0, run.images))
-    section = JudgeSection(kind="pointwise", model="policy", base_url=f"{url}/v1", max_tokens=16, max_concurrency=8)
-    async with ChatClient(f"{url}/v1", "none", max_connections=_CEILING, is_own=True) as client:
+    async with (
+        provider() as judge_url,
+        ChatClient(f"{url}/v1", "none", max_connections=_CEILING, is_own=True) as client,
+    ):
+        section = JudgeSection(kind="pointwise", model="simulated", base_url=judge_url, max_concurrency=8)
         for number in itertools.count(1):
             if time.monotonic() > until:
                 return
