@@ -84,10 +84,10 @@ def serving() -> Iterator[Server]:
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()
         server.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
-        up.set()
 
     def work() -> None:
         loop.run_until_complete(start())
+        loop.call_soon(up.set)  # not before: a stop while `start` is run would end that, and the loop would go on for ever
         loop.run_forever()
         loop.run_until_complete(runner.cleanup())
         loop.run_until_complete(asyncio.sleep(0.05))  # for the last sockets to be let go of
