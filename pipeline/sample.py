@@ -176,9 +176,9 @@ async def sample(
     """
     tally, most = Tally("sample", total=0), 1
     for request, is_done in look(requests, ledger):
-        most = max(most, request.sampling.n)
         tally.total += request.sampling.n
-        tally.cached += request.sampling.n if is_done else len(find_kept(request, ledger))
+        most = max(most, request.sampling.n)
+        tally.cached += count_known(request, ledger, is_done=is_done)
     owed = (request for request, is_done in look(requests, ledger) if not is_done)
 
     limit = Saturation(max_concurrency, first=ceil(_FIRST_RESPONSES / most))
@@ -199,6 +199,11 @@ def look(requests: Iterable[SampleRequest], ledger: Ledger) -> Iterator[tuple[Sa
 def is_owed(requests: Iterable[SampleRequest], ledger: Ledger) -> bool:
     """Whether any of them is not wholly answered."""
     return any(not is_done for _, is_done in look(requests, ledger))
+
+
+def count_known(request: SampleRequest, ledger: Ledger, *, is_done: bool) -> int:
+    """Responses of a group that are not asked for."""
+    return request.sampling.n if is_done else len(find_kept(request, ledger))
 
 
 def find_kept(request: SampleRequest, ledger: Ledger) -> set[str]:

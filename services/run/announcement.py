@@ -12,12 +12,12 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import IO
 
 from pydantic import ValidationError
 
 from vcot.pipeline.errors import MachineError
 from vcot.pipeline.files import write_record
+from vcot.pipeline.locks import is_locked, try_lock
 from vcot.pipeline.records import Record
 from vcot.services.run.directory import Run
 
@@ -46,21 +46,13 @@ def only_gateway(run: Run) -> Iterator[None]:
     """
     with run.path(_LOCK).open("w") as lock:
         began = time.monotonic()
-        while not _hold(lock):
+        while not try_lock(lock):
             serving = read_serving(run)
             if time.monotonic() - began > (_LOOK_S if serving else _ENDING_S):
                 where = f" at {serving.url} by process {serving.pid}" if serving else ""
                 raise MachineError(f"run {run.directory} is served already{where}; use that one, or stop it")
             time.sleep(_LOOK_S / 10)
         yield
-
-
-def _hold(lock: IO[str], kind: int = fcntl.LOCK_EX) -> bool:
-    try:
-        fcntl.flock(lock, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def find_gateway(run: Run) -> str | None:
@@ -71,11 +63,7 @@ def find_gateway(run: Run) -> str | None:
 
 def is_served(run: Run) -> bool:
     """Whether a gateway of this run is up, or on its way; several may look at once."""
-    try:
-        with (run.directory / _LOCK).open() as lock:
-            return not _hold(lock, fcntl.LOCK_SH)
-    except FileNotFoundError:
-        return False
+    return is_locked(run.directory / _LOCK)
 
 
 @contextmanager
@@ -95,7 +83,9 @@ def read_serving(run: Run) -> Serving | None:
         serving = Serving.model_validate_json(run.path(_SERVING).read_bytes())
     except (OSError, ValidationError):
         return None
-    return None if serving.owned and not _is_owned(run) else serving
+    if serving.owned and not is_locked(run.path(_OWNERS), fcntl.LOCK_EX):
+        return None
+    return serving
 
 
 @contextmanager
@@ -104,11 +94,3 @@ def owning(run: Run) -> Iterator[None]:
     with run.path(_OWNERS).open("w") as owners:
         fcntl.flock(owners, fcntl.LOCK_SH)
         yield
-
-
-def _is_owned(run: Run) -> bool:
-    try:
-        with run.path(_OWNERS).open() as owners:
-            return not _hold(owners)
-    except FileNotFoundError:
-        return False

@@ -19,7 +19,6 @@ running.json         what the command that writes to the run is doing, for `vcot
 
 from __future__ import annotations
 
-import fcntl
 import json
 import shutil
 from collections.abc import Iterator, Sequence
@@ -33,6 +32,7 @@ from vcot.pipeline.errors import InputError, RecipeError
 from vcot.pipeline.files import PARTIAL, read_text, write_kept
 from vcot.pipeline.images import ImageStore
 from vcot.pipeline.ledger import Ledger
+from vcot.pipeline.locks import try_lock
 from vcot.services.recipes.recipe import Recipe, load_recipe, parse_recipe, render_recipe
 
 RECIPE = "recipe.toml"
@@ -198,10 +198,8 @@ def _write_recipe(path: Path, text: str) -> None:
 def _alone(directory: Path) -> Iterator[None]:
     """Hold the run for one writer; a second one is told so. The lock goes with the process, however it ends."""
     with _open_lock(directory) as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"another vcot command is writing to {directory}; wait for it, or stop it") from None
+        if not try_lock(file):
+            raise InputError(f"another vcot command is writing to {directory}; wait for it, or stop it")
         for folder in _WRITTEN_ALONE:
             for partial in (directory / folder).glob(PARTIAL):  # a killed command's
                 if partial.is_dir():

@@ -24,7 +24,7 @@ from vcot.pipeline.judging import Standing, judge_responses
 from vcot.pipeline.option_scores import list_owed_options, score_options
 from vcot.pipeline.records import ImageRef, StageCount, content_key
 from vcot.pipeline.report import Report, Said
-from vcot.pipeline.sample import Group, Groups, Requests, SampleRequest, find_kept, look, sample
+from vcot.pipeline.sample import Group, Groups, Requests, SampleRequest, count_known, look, sample
 from vcot.pipeline.stage import OnProgress, Tally
 from vcot.services.run.directory import SHARDS, Run
 from vcot.services.run.gateways import Gateway
@@ -183,7 +183,7 @@ class Sharded:
             ledger, tally, owed = self.run.ledger, Tally("sample", total=0), Counter[str]()
             for request, is_done in look(requests, ledger):
                 tally.total += request.sampling.n
-                tally.cached += request.sampling.n if is_done else len(find_kept(request, ledger))
+                tally.cached += count_known(request, ledger, is_done=is_done)
                 owed[request.task.id] += not is_done
             size = await self._choose_size(len(+owed), owed.total(), max_concurrency)
             shards = cut_requests(requests, ledger, size)

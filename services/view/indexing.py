@@ -24,6 +24,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from vcot.pipeline.errors import InputError, OwedError, VcotError
+from vcot.pipeline.locks import try_lock
 from vcot.pipeline.records import Task, content_key
 from vcot.pipeline.report import ignore
 from vcot.pipeline.stage import batched
@@ -88,15 +89,13 @@ def index_once(directory: Path, folder: Path) -> None:
     """Make an index that says what the run holds now. Raises InputError where another process has not made it whole yet."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            num_seen, num_items = Index(folder / INDEX).progress()
-            if num_seen < num_items or not num_items:
-                why = f"a viewer is still reading the run, {num_seen:,} of {num_items:,} tasks so far"
-                raise InputError(f"{directory}: {why}; wait until its pages say that it is done") from None
-        else:
+        if try_lock(lock):
             _catch_up(directory, folder, _read_note(folder, _SEEN))
+            return
+        num_seen, num_items = Index(folder / INDEX).progress()
+        if num_seen < num_items or not num_items:
+            why = f"a viewer is still reading the run, {num_seen:,} of {num_items:,} tasks so far"
+            raise InputError(f"{directory}: {why}; wait until its pages say that it is done")
 
 
 def _catch_up(directory: Path, folder: Path, seen: str | None) -> str:

@@ -3,12 +3,13 @@
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.ledgers import count_good, read_responses
-from tests.services.ray_nodes import cluster
+from tests.services.ray_nodes import Nodes, cluster
 from vcot.pipeline.records import Judgment, Response
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(900)]
@@ -35,13 +36,7 @@ def test_a_lost_nodes_work_is_done_elsewhere(tmp_path: Path, monkeypatch: pytest
         with subprocess.Popen(
             [*command, *SETTINGS, f"serve.ray_address={nodes.address}"], stderr=subprocess.PIPE, text=True
         ) as process:
-            while process.poll() is None and (not run.is_dir() or len(read_responses(run)) < 4 * K):
-                time.sleep(0.1)
-            assert process.poll() is None
-            nodes.lose()
-            said = process.communicate()[1]
-    sys.stderr.write(said)
-    assert process.returncode == 0, said
+            said = finish_without_a_node(process, nodes, lambda: run.is_dir() and len(read_responses(run)) >= 4 * K)
     assert f"{total} requested = {total} ok + 0 cached" in said
     responses = read_responses(run)
     assert len({response.key for response in responses}) == len(responses) == total
@@ -63,6 +58,18 @@ def start(step: str, run: Path, *settings: str) -> subprocess.Popen[str]:
         "ray",
     ]
     return subprocess.Popen([*command, "--set", *SETTINGS, *settings], stderr=subprocess.PIPE, text=True)
+
+
+def finish_without_a_node(process: subprocess.Popen[str], nodes: Nodes, is_under_way: Callable[[], bool]) -> str:
+    """What the command says to its end, a node being lost once it is under way."""
+    while process.poll() is None and not is_under_way():
+        time.sleep(0.1)
+    assert process.poll() is None
+    nodes.lose()
+    said = process.communicate()[1]
+    sys.stderr.write(said)
+    assert process.returncode == 0, said
+    return said
 
 
 def finish(step: str, run: Path, *settings: str) -> str:
@@ -89,13 +96,7 @@ def test_a_run_whose_clients_are_on_the_nodes_too(tmp_path: Path, monkeypatch: p
         kept = count_good(run, Response)
         assert 4 * K <= kept < total
         with start("sample", run, cluster_is) as process:
-            while process.poll() is None and count_good(run, Response) < kept + 4 * K:
-                time.sleep(0.1)
-            assert process.poll() is None
-            nodes.lose()
-            said = process.communicate()[1]
-        sys.stderr.write(said)
-        assert process.returncode == 0, said
+            said = finish_without_a_node(process, nodes, lambda: count_good(run, Response) >= kept + 4 * K)
         assert f"{total} requested = " in said
         assert " failed" not in said
         responses = read_responses(run)

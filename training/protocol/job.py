@@ -22,7 +22,6 @@ A checkpoint that is made of it holds merge.json, its MergeReport, beside the we
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 from collections.abc import Iterator
@@ -35,6 +34,7 @@ from pydantic import ConfigDict, Field
 from vcot.pipeline import files
 from vcot.pipeline.errors import BusyError, InputError, VcotError
 from vcot.pipeline.files import write_record
+from vcot.pipeline.locks import try_lock
 from vcot.pipeline.open_lists import LOSSES, TRL_LOSSES
 from vcot.pipeline.records import CheckpointRef, Record, content_key
 from vcot.training.protocol.memory import MemoryEstimate
@@ -247,10 +247,8 @@ def exclusive(job_directory: Path, lock: str = WORKER_LOCK) -> Iterator[None]:
             f"job directory {job_directory} cannot be used ({error.strerror}); submit the job again"
         ) from None
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise BusyError(f"another worker holds {job_directory}; follow that one, or wait for it") from None
+        if not try_lock(file):
+            raise BusyError(f"another worker holds {job_directory}; follow that one, or wait for it")
         yield
 
 

@@ -11,7 +11,6 @@ Limits: the machines have the run's directory under one path, on a file system w
 
 from __future__ import annotations
 
-import fcntl
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +21,7 @@ from pathlib import Path
 
 from vcot.pipeline.errors import InputError, MachineError
 from vcot.pipeline.files import write_record
+from vcot.pipeline.locks import is_locked
 from vcot.pipeline.records import Record
 from vcot.training.protocol.job import exclusive, read_record
 from vcot.training.protocol.train_sections import TrainSection
@@ -97,14 +97,7 @@ def _read_call(job_directory: Path) -> Call | None:
 
 def is_held(job_directory: Path, number: int) -> bool:
     """Whether a machine has this place."""
-    try:
-        with (job_directory / place_lock(number)).open() as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
-    return False
+    return is_locked(job_directory / place_lock(number))
 
 
 @cache

@@ -19,13 +19,6 @@ from vcot.services.gateway.http.proxy import _Call
 pytestmark = pytest.mark.usefixtures("split_too")
 
 
-@pytest.fixture
-async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
-    bench = Bench(tmp_path)
-    async with bench.running():
-        yield bench
-
-
 def events(response: httpx.Response) -> list[Any]:
     lines = [line.removeprefix("data: ") for line in response.text.split("\n") if line.startswith("data: ")]
     return [line if line == "[DONE]" else json.loads(line) for line in lines]

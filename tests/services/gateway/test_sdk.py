@@ -1,20 +1,12 @@
 """What a client that knows OpenAI's API only meets at the gateway: its own SDK, and the routes and methods it may try."""
 
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import httpx2
 import openai
 import pytest
 
 from tests.services.bench_fleet import Bench
-
-
-@pytest.fixture
-async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
-    bench = Bench(tmp_path)
-    async with bench.running():
-        yield bench
 
 
 @pytest.fixture

@@ -23,14 +23,6 @@ from vcot.services.gateway.swap.claim import Owner
 BROKEN = ("reset", "half", "half-json", "500", "502", "503", "wrong-model")
 
 
-@pytest.fixture
-async def pair(tmp_path: Path) -> AsyncIterator[Bench]:
-    """Two replicas; requests without an image go to the first while both are idle."""
-    bench = Bench(tmp_path, replicas=2)
-    async with bench.running():
-        yield bench
-
-
 async def figures(bench: Bench) -> dict[str, float]:
     lines = (await bench.http.get("/metrics")).text.splitlines()
     return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if line[0] != "#")}

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -55,18 +55,6 @@ async def fail_everywhere(
     with pytest.raises(Refusal) as caught:
         await keep_failing()
     return asked, caught.value
-
-
-@pytest.fixture
-async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
-    async with Bench(tmp_path).running() as bench:
-        yield bench
-
-
-@pytest.fixture
-async def pair(tmp_path: Path) -> AsyncIterator[Bench]:
-    async with Bench(tmp_path, replicas=2).running() as bench:
-        yield bench
 
 
 async def test_a_request_is_with_its_engine_until_it_is_answered_or_given_up(bench: Bench) -> None:

@@ -1,7 +1,6 @@
 """Checkpoints on trial: asked before they are registered, by nobody but who expects their weights, and then forgotten."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -15,18 +14,6 @@ from vcot.services.gateway.swap import rollout
 from vcot.services.gateway.swap.plan import Plan
 
 WEIGHT = 3.0
-
-
-@pytest.fixture
-async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
-    async with Bench(tmp_path).running() as bench:
-        yield bench
-
-
-@pytest.fixture
-async def pair(tmp_path: Path) -> AsyncIterator[Bench]:
-    async with Bench(tmp_path, replicas=2).running() as bench:
-        yield bench
 
 
 @pytest.fixture
