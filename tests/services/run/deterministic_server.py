@@ -87,7 +87,7 @@ def serving() -> Iterator[Server]:
 
     def work() -> None:
         loop.run_until_complete(start())
-        loop.call_soon(up.set)  # not before: a stop while `start` is run would end that, and the loop would go on for ever
+        loop.call_soon(up.set)  # a stop while `start` is run would end that alone, and the loop would go on for ever
         loop.run_forever()
         loop.run_until_complete(runner.cleanup())
         loop.run_until_complete(asyncio.sleep(0.05))  # for the last sockets to be let go of
