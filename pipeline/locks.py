@@ -17,9 +17,9 @@ def try_lock(file: IO[str], kind: int = fcntl.LOCK_EX) -> bool:
 
 
 def is_locked(path: Path, kind: int = fcntl.LOCK_SH) -> bool:
-    """Whether somebody's lock keeps others from one of this kind: LOCK_SH asks for a holder alone, LOCK_EX for any.
+    """Whether somebody holds the file's lock: alone (LOCK_SH), or alone or with others (LOCK_EX).
 
-    Makes no file; those who ask for LOCK_SH do not see each other.
+    Makes no file. Several may look at once with LOCK_SH; who looks with LOCK_EX is taken for a holder at that moment.
     """
     try:
         with path.open() as file:

@@ -139,7 +139,7 @@ def engine(
 
 @app.command(group=_SERVICES)
 def worker(runs: Path = Path("runs")) -> None:
-    """Do the training jobs of runs with train.worker = remote, one by one, and help those that want several machines.
+    """Do the training jobs of runs with train.worker = remote, and help with those on several machines.
 
     Goes on until Ctrl-C.
 
