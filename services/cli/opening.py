@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from vcot.pipeline.errors import InputError
 from vcot.pipeline.report import Report
+from vcot.services.cli.log_lines import showing_logs
 from vcot.services.cli.stop import Terminated, cancel_at_sigterm
 from vcot.services.cli.target import HERE, Asking, Target, run_directory
 from vcot.services.cli.terminal import Terminal
@@ -69,11 +70,22 @@ def execute(
 ) -> None:
     """Run one command on its run; with `as_json`, its result is for programs."""
     terminal = Terminal(as_json=as_json, quiet=target.quiet)
-    with open_target(command, target, terminal, overrides) as run, _listening(command, run, terminal) as report:
+    with (
+        open_target(command, target, terminal, overrides) as run,
+        showing_logs_of(run, target, terminal),
+        _listening(command, run, terminal) as report,
+    ):
         try:
             asyncio.run(_with_session(_open_session(run, report, asking), step))
         except asyncio.CancelledError:  # by SIGTERM, which ends a command as Ctrl-C does
             raise Terminated from None
+
+
+def showing_logs_of(run: Run, target: Target, terminal: Terminal) -> AbstractContextManager[None]:
+    """With `--verbose`, what is added to the run's logs meanwhile. Raises InputError beside `--quiet`."""
+    if target.verbose and target.quiet:
+        raise InputError("--quiet and --verbose ask for opposite things; give one of them")
+    return showing_logs(run.directory, terminal.show_log) if target.verbose else nullcontext()
 
 
 def _listening(command: str, run: Run, terminal: Terminal) -> AbstractContextManager[Report]:

@@ -8,7 +8,7 @@ from typing import NoReturn
 
 from vcot.pipeline.errors import CheckpointError
 from vcot.services.checkpoints.registry import Registry
-from vcot.services.cli.opening import open_target
+from vcot.services.cli.opening import open_target, showing_logs_of
 from vcot.services.cli.stop import Terminated, cancel_at_sigterm
 from vcot.services.cli.target import Target, run_directory
 from vcot.services.cli.terminal import Terminal
@@ -59,6 +59,6 @@ async def _work(runs: Path, terminal: Terminal) -> None:
 def serve(target: Target) -> None:
     """Serve the run until a signal."""
     terminal = Terminal(quiet=target.quiet)
-    with open_target("serve", target, terminal) as run:
+    with open_target("serve", target, terminal) as run, showing_logs_of(run, target, terminal):
         terminal.heading("serve", f"{run.recipe.model.source}, run {run.directory}")
         serving.serve(run, terminal.say)

@@ -24,6 +24,8 @@ class Target:
     """Keep what flags override in the run's recipe.toml, for the commands that follow."""
     quiet: Annotated[bool, Parameter(alias="-q", negative=())] = False
     """Say nothing but results, warnings and errors."""
+    verbose: Annotated[bool, Parameter(alias="-v", negative=())] = False
+    """Also show what the run's servers and trainer write to their logs, as they write it."""
 
 
 DEFAULT = Target()

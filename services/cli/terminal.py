@@ -99,24 +99,32 @@ class Terminal:
         return self.err.is_terminal and not self._quiet
 
     def preface(self, what: str) -> None:
-        """Said before the first heading, so that a command which fails before has said its error only."""
+        """Said before all else, once a command has something to say: one that fails before has said its error only."""
         self._preface = ("run", what)
 
     def heading(self, stage: str, what: str) -> None:
         """A stage begins."""
-        if self._preface is not None:
-            preface, self._preface = self._preface, None
-            self.heading(*preface)
+        self._say_preface()
         self._stages.append((stage, time.monotonic()))
         self._note((f"{self._clock()} ", "dim"), (f"{stage:<9}", "bold cyan"), what)
 
     def say(self, text: str) -> None:
         """A line below the heading."""
+        self._say_preface()
         self._note((f"{self._clock()} ", "dim"), " " * 9, text)
+
+    def _say_preface(self) -> None:
+        if self._preface is not None:
+            preface, self._preface = self._preface, None
+            self.heading(*preface)
 
     def warn(self, text: str) -> None:
         """A line that must be seen."""
         self._print((f"{self._clock()} ", "dim"), ("warning  ", "bold yellow"), text)
+
+    def show_log(self, name: str, line: str) -> None:
+        """A line of a log; may be called from another thread."""
+        self._note((f"{self._clock()} ", "dim"), (f"{name:<9}", "dim"), (line, "dim"))
 
     def _summarise(self) -> None:
         """Where the time went."""

@@ -102,6 +102,14 @@ def test_a_quiet_one_shows_results_and_warnings_only(monkeypatch, capsys, is_ter
     assert capsys.readouterr().out == "the table\n"
 
 
+def test_which_run_it_is_comes_before_all_else_and_once(capsys) -> None:
+    terminal = Terminal()
+    terminal.preface("a new run")
+    terminal(Said("none of the questions is held out"))
+    terminal(Began("sample", "8 responses"))
+    assert re.findall("new run|held out|8 responses", capsys.readouterr().err) == ["new run", "held out", "8 responses"]
+
+
 def test_a_command_is_quiet_by_its_flag(vcot) -> None:  # noqa: F811
     loud, quiet = (vcot("doctor", "--recipe", "nano", *flags) for flags in ((), ("-q",)))
     assert loud[1] == quiet[1]
