@@ -15,14 +15,14 @@ Changes are tried in this order, and those that turn out not to be needed are ta
 
 Images are not made smaller: rows whose image would have fewer tokens than it was sampled with are refused.
 
-Limits: all cards alike, one machine. Buffers of adapters that vLLM serves are not counted.
+Limits: all cards alike. Buffers of adapters that vLLM serves are not counted.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 from typing import Literal
 
 from vcot.services.engine.serve_section import ServeSection
@@ -56,6 +56,8 @@ class Cards:
     """Of one, as CUDA counts it."""
     free_gib: float
     """Of one, without an engine of the run's own."""
+    serves: bool = True
+    """Whether the run's servers are on them; those on a Ray cluster's nodes may be on other machines."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,8 @@ def estimate_serving(shape: Shape, serve: ServeSection, total_gib: float) -> Ser
 
 def tensor_parallel(serve: ServeSection) -> int:
     """Cards of one server; of the smallest, where they differ."""
+    if serve.ray_address is not None:
+        return max(1, serve.gpus_per_replica)
     return min((devices.count(",") + 1 for devices in serve.devices), default=1)
 
 
@@ -155,22 +159,34 @@ def is_elsewhere(serve: ServeSection) -> bool:
     return bool(serve.url or serve.upstreams)
 
 
+def serves_here(serve: ServeSection) -> bool:
+    """Whether this machine runs the engine."""
+    return not is_elsewhere(serve) and serve.ray_address is None
+
+
 def find_fit(recipe: Recipe, shape: Shape, cards: Cards) -> Fit:
     """How the recipe fits on the cards."""
     serving = estimate_serving(shape, recipe.serve, cards.total_gib)
     kept = {"kept": serving.share, "asleep": ASLEEP_GIB, "stopped": 0.0}[engine_state(recipe.serve)]
+    is_served = _is_served_by(recipe.serve, cards)
     return Fit(
         serving=serving,
         training=estimate_memory(shape, recipe.train, longest_row(shape, recipe)),
-        left_gib=cards.free_gib - (0.0 if is_elsewhere(recipe.serve) else kept),
-        serving_fault="" if is_elsewhere(recipe.serve) else _serving_fault(recipe, serving, cards),
+        left_gib=cards.free_gib - (kept if is_served else 0.0),
+        serving_fault=_serving_fault(recipe, serving, cards) if is_served else "",
     )
+
+
+def _is_served_by(serve: ServeSection, cards: Cards) -> bool:
+    return cards.serves and not is_elsewhere(serve)
 
 
 def _serving_fault(recipe: Recipe, serving: ServingEstimate, cards: Cards) -> str:
     needed = max(recipe.serve.replicas, len(recipe.serve.devices)) * serving.tensor_parallel
     if recipe.serve.devices and needed > cards.num:
         return f"serve.devices names {needed} cards, and there are {cards.num}"
+    if recipe.serve.ray_address is not None and needed > cards.num:
+        return f"serve.replicas and serve.gpus_per_replica ask for {needed} cards, and there are {cards.num}"
     if serving.share > cards.free_gib:
         return (
             f"vLLM takes {serving.share:.1f} GiB (serve.gpu_memory_utilization = "
@@ -205,7 +221,7 @@ Step = Callable[[Recipe], Recipe]
 
 def make_plan(recipe: Recipe, shape: Shape, cards: Cards) -> MemoryPlan:
     """The least change of `recipe`, in the order above, with which it fits on the cards, all of which it then uses."""
-    start = _spread(recipe, cards.num)
+    start = _spread(recipe, cards)
     steps: list[Step] = []
 
     def result(chosen: Sequence[Step]) -> Recipe:
@@ -233,12 +249,11 @@ def _set(recipe: Recipe, section: Literal["serve", "train"], **changes: object) 
     return Recipe.model_validate(tree | {section: tree[section] | changes})
 
 
-def _spread(recipe: Recipe, num_cards: int) -> Recipe:
+def _spread(recipe: Recipe, cards: Cards) -> Recipe:
     """Served and trained on all cards; an update sees as many pairs as before. What the recipe spreads itself stays so."""
-    serve, train = recipe.serve, recipe.train
-    if num_cards > 1 and not serve.devices:
-        devices = tuple(str(card) for card in range(num_cards))
-        recipe = _set(recipe, "serve", devices=devices, replicas=num_cards)
+    num_cards, train = cards.num, recipe.train
+    if num_cards > 1 and _is_served_by(recipe.serve, cards) and not _is_placed(recipe.serve):
+        recipe = _place(recipe, 1, num_cards)
     pairs = train.batch_size * train.gradient_accumulation
     if num_cards > 1 and train.num_processes == 1 and pairs % num_cards == 0:
         each = pairs // num_cards
@@ -247,21 +262,29 @@ def _spread(recipe: Recipe, num_cards: int) -> Recipe:
     return recipe
 
 
+def _is_placed(serve: ServeSection) -> bool:
+    """Whether the recipe says itself on how many cards its servers are."""
+    on_nodes = serve.ray_address is not None
+    return bool(serve.devices) or (on_nodes and (serve.replicas, serve.gpus_per_replica) != (1, 1))
+
+
+def _place(recipe: Recipe, parallel: int, num_cards: int) -> Recipe:
+    """Each server over `parallel` cards, and as many servers as there are cards for."""
+    if recipe.serve.ray_address is not None:
+        return _set(recipe, "serve", replicas=num_cards // parallel, gpus_per_replica=parallel)
+    groups = tuple(
+        ",".join(str(card) for card in range(first, first + parallel)) for first in range(0, num_cards, parallel)
+    )
+    return _set(recipe, "serve", devices=groups, replicas=len(groups))
+
+
 def _serving_steps(shape: Shape, cards: Cards) -> Iterator[Step]:
     yield lambda recipe: _set(recipe, "serve", gpu_memory_utilization=_share(cards))
     yield lambda recipe: _set(recipe, "serve", max_model_len=_context(recipe, shape))
     parallel = 2
     while parallel <= cards.num:
-        yield _join(parallel, cards.num)
+        yield partial(_place, parallel=parallel, num_cards=cards.num)
         parallel *= 2
-
-
-def _join(parallel: int, num_cards: int) -> Step:
-    """Each server over `parallel` cards."""
-    groups = tuple(
-        ",".join(str(card) for card in range(first, first + parallel)) for first in range(0, num_cards, parallel)
-    )
-    return lambda recipe: _set(recipe, "serve", devices=groups, replicas=len(groups))
 
 
 def _share(cards: Cards) -> float:
@@ -282,7 +305,7 @@ def _training_steps(shape: Shape, num_cards: int) -> Iterator[Step]:
     yield lambda recipe: _set(recipe, "serve", while_training="stop")
     yield lambda recipe: _set(recipe, "train", gradient_checkpointing=True)
     if num_cards > 1:
-        yield lambda recipe: _set(recipe, "train", accelerate_config="fsdp")
+        yield _shard
     yield from (_limit_rows(length, shape) for length in _LENGTHS)
     yield _quantize
 
@@ -297,6 +320,11 @@ def _divide_batch(recipe: Recipe) -> Recipe:
         batch_size=train.batch_size // factor,
         gradient_accumulation=train.gradient_accumulation * factor,
     )
+
+
+def _shard(recipe: Recipe) -> Recipe:
+    """Weights spread over the cards, but for a base in 4 bits, which cannot be."""
+    return recipe if recipe.train.base_weights == "nf4" else _set(recipe, "train", accelerate_config="fsdp")
 
 
 def _limit_rows(length: int, shape: Shape) -> Step:
@@ -319,7 +347,8 @@ def _quantize(recipe: Recipe) -> Recipe:
 
 def _use_freed(recipe: Recipe, cards: Cards) -> Recipe:
     """The engine's share raised where it gives all of it back for the training: more requests at once, at no cost."""
-    if engine_state(recipe.serve) == "kept" or recipe.serve.gpu_memory_utilization >= _share(cards):
+    is_kept = engine_state(recipe.serve) == "kept" or not _is_served_by(recipe.serve, cards)
+    if is_kept or recipe.serve.gpu_memory_utilization >= _share(cards):
         return recipe
     return _set(recipe, "serve", gpu_memory_utilization=_share(cards))
 

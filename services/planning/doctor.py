@@ -26,7 +26,7 @@ from vcot.pipeline.sections import JudgeSection, TasksSection
 from vcot.pipeline.sources.source import find_source, list_parts
 from vcot.services.checkpoints.model_source import find_model, is_bundled, is_hub_id
 from vcot.services.engine.installing import tell_install
-from vcot.services.planning.capacity import Cards, engine_state, find_fit, make_plan
+from vcot.services.planning.capacity import Cards, engine_state, find_fit, make_plan, serves_here
 from vcot.services.planning.estimate import count_work, estimate_disk
 from vcot.services.planning.machine import MINIMUM_DRIVERS, cards_of, cuda_of_torch, driver_fault, find_recipe_shape
 from vcot.services.planning.outlook import render_costs, render_fits
@@ -143,10 +143,10 @@ def _version(distribution: str) -> str | None:
 
 
 def _graphics(recipe: Recipe) -> Iterator[Finding]:
-    """Driver and GPUs, and what fits on them; of no use to a bundled model."""
+    """Driver and GPUs, and what fits on them; of no use to a bundled model, or where other machines serve and train."""
     gpus = list_gpus()
     found = ", ".join(f"{gpu.name} ({gpu.free_gib:.1f} of {gpu.total_gib:.1f} GiB free)" for gpu in gpus.seen)
-    if is_bundled(recipe.model):
+    if is_bundled(recipe.model) or not (serves_here(recipe.serve) or recipe.train.worker == "local"):
         yield Finding("GPU", "ok", f"{found or 'none'}; not needed")
         return
     shape = find_recipe_shape(recipe.model)
@@ -160,7 +160,7 @@ def _graphics(recipe: Recipe) -> Iterator[Finding]:
     if shape is None:
         yield Finding("fits", "note", "memory not estimated", f"{recipe.model.source} is not here yet")
         return
-    yield from _fit(recipe, shape, cards_of(gpus))
+    yield from _fit(recipe, shape, cards_of(gpus, recipe.serve))
 
 
 def _driver(gpus: Gpus) -> Finding:
@@ -180,12 +180,13 @@ def _fit(recipe: Recipe, shape: Shape, cards: Cards) -> Iterator[Finding]:
     """Serving and training by what is free now, with the flags that make them fit where they do not."""
     fit, plan = find_fit(recipe, shape, cards), make_plan(recipe, shape, cards)
     remedy = plan.flags if plan.fit.fits else "larger cards, or more of them; see below"
-    yield Finding(
-        "serving",
-        "missing" if fit.serving_fault else "ok",
-        fit.serving_fault or fit.serving.summary,
-        remedy if fit.serving_fault else "",
-    )
+    if cards.serves:
+        yield Finding(
+            "serving",
+            "missing" if fit.serving_fault else "ok",
+            fit.serving_fault or fit.serving.summary,
+            remedy if fit.serving_fault else "",
+        )
     verdict = _VERDICTS[fit.training.judge(fit.left_gib)]
     yield Finding(
         "training",
@@ -209,7 +210,8 @@ def needed_memory(recipe: Recipe) -> float:
     shape = None if is_bundled(recipe.model) else find_recipe_shape(recipe.model)
     if shape is None:
         return _BASE_MEMORY_GIB
-    asleep = BYTES[recipe.serve.dtype] if engine_state(recipe.serve) == "asleep" else 0
+    is_asleep = serves_here(recipe.serve) and engine_state(recipe.serve) == "asleep"
+    asleep = BYTES[recipe.serve.dtype] if is_asleep else 0
     loaded = BYTES[recipe.train.dtype] * (
         recipe.train.processes_per_machine if recipe.train.accelerate_config == "ddp" else 1
     )

@@ -13,7 +13,8 @@ from pathlib import Path
 from vcot.pipeline.errors import CheckpointError, MachineError
 from vcot.pipeline.sections import ModelSection
 from vcot.services.checkpoints.model_source import find_model, is_bundled, is_hub_id
-from vcot.services.planning.capacity import Cards, find_fit, make_plan
+from vcot.services.engine.serve_section import ServeSection
+from vcot.services.planning.capacity import Cards, find_fit, make_plan, serves_here
 from vcot.services.recipes.recipe import Recipe
 from vcot.training.protocol.gpus import Gpus, list_gpus
 from vcot.training.protocol.shape import Shape, find_shape, read_shape
@@ -62,9 +63,11 @@ def driver_fault(driver: str | None, cuda: str | None) -> str:
     return f"driver {driver} is too old for CUDA {cuda}, which torch is built for; install driver {least} or newer"
 
 
-def cards_of(gpus: Gpus, own_gib: float = 0.0) -> Cards:
-    """The machine's GPUs as cards; `own_gib` is held by the run's own engine, which counts as free."""
-    return Cards(len(gpus.seen), gpus.total_gib, min(gpus.total_gib, gpus.free_gib + own_gib))
+def cards_of(gpus: Gpus, serve: ServeSection, *, is_served: bool = False) -> Cards:
+    """The machine's GPUs as cards; what the run's own engine holds, while it `is_served`, counts as free."""
+    own_gib = gpus.total_gib * serve.gpu_memory_utilization if is_served else 0.0
+    free_gib = min(gpus.total_gib, gpus.free_gib + own_gib)
+    return Cards(len(gpus.seen), gpus.total_gib, free_gib, serves=serves_here(serve))
 
 
 def check_machine(recipe: Recipe, *, is_served: bool, gpus: Gpus | None = None) -> str:
@@ -80,8 +83,7 @@ def check_machine(recipe: Recipe, *, is_served: bool, gpus: Gpus | None = None) 
         return ""
     if fault := driver_fault(gpus.driver, cuda_of_torch()):
         raise MachineError(fault)
-    own = gpus.total_gib * recipe.serve.gpu_memory_utilization if is_served else 0.0
-    cards = cards_of(gpus, own)
+    cards = cards_of(gpus, recipe.serve, is_served=is_served)
     fit = find_fit(recipe, shape, cards)
     trains_here = recipe.train.worker == "local"
     is_too_large = trains_here and fit.training.judge(fit.left_gib) == "too_large"

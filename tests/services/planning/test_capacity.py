@@ -112,6 +112,47 @@ def test_a_model_that_no_card_holds_goes_over_several():
     assert not plan(1, 24, shape=THIRTEEN).fit.fits
 
 
+RAY = "serve.ray_address=head:6379"
+
+
+def test_servers_on_a_ray_cluster_are_spread_by_what_ray_is_told():
+    """The plan named serve.devices, which a recipe with serve.ray_address refuses, and the doctor ended in a traceback."""
+    assert "serve.replicas=4" in shlex.split(plan(4, 80, RAY).flags)
+    large = plan(8, 80, RAY, shape=LARGE).recipe.serve
+    assert (large.devices, large.replicas, large.gpus_per_replica) == ((), 2, 4)
+    own = plan(8, 80, RAY, "serve.replicas=3", "serve.gpus_per_replica=2")
+    assert (own.recipe.serve.replicas, own.recipe.serve.gpus_per_replica) == (3, 2)
+    too_many = fit(RAY, "serve.replicas=3", "serve.gpus_per_replica=2")
+    assert too_many.serving_fault == "serve.replicas and serve.gpus_per_replica ask for 6 cards, and there are 1"
+
+
+def test_servers_that_may_be_elsewhere_take_nothing_of_this_machines_cards():
+    recipe, small = load_recipe("paper", (RAY,)), Cards(2, SIZES[24], SIZES[24], serves=False)
+    found = find_fit(recipe, SEVEN, small)
+    assert (found.serving_fault, found.left_gib) == ("", SIZES[24])
+    assert "serve." not in make_plan(recipe, SEVEN, small).flags
+    assert "serve." not in plan(2, 24, "serve.url=http://elsewhere").flags
+
+
+@pytest.mark.parametrize("shape", [SEVEN, LARGE])
+@pytest.mark.parametrize("num", [1, 2, 8])
+@pytest.mark.parametrize("place", [(), (RAY,), (RAY, "serve.gpus_per_replica=0"), ("serve.upstreams=['http://a:1']",)])
+@pytest.mark.parametrize(
+    "training",
+    [
+        (),
+        ("train.base_weights=nf4",),
+        ("train.accelerate_config=zero3", "train.num_processes=4", "train.num_machines=1"),
+        ("train.num_processes=4", "train.num_machines=2"),
+        ("train.method=mdpo", "train.accelerate_config=own.yaml"),
+    ],
+)
+def test_what_is_proposed_is_a_recipe_whatever_was_given(num, shape, place, training):
+    found = plan(num, 24, *place, *training, shape=shape)
+    again = load_recipe("paper", (HALF, *place, *training, *shlex.split(found.flags)[1:]))
+    assert again == found.recipe
+
+
 def test_72_billion_parameters_need_four_cards_of_80_gb_or_eight_of_48():
     which = {(num, size) for size in SIZES for num in (1, 2, 4, 8) if plan(num, size, shape=LARGE).fit.fits}
     assert which == {(4, 80), (8, 80), (8, 48)}

@@ -160,6 +160,21 @@ def test_servers_on_a_ray_cluster_need_no_vllm_here(tmp_path):
     assert (found.verdict, "which are not looked at from here" in found.found) == ("ok", True)
 
 
+def test_a_machine_whose_servers_are_on_ray_need_only_hold_the_training(gpus, tmp_path):
+    """A run on a head node with a card too small for vLLM was refused."""
+    gpus(24000, total=24564)
+    flags = "serve.ray_address=head:6379", "train.batch_size=1"
+    assert check(*flags) == ""
+    found = findings(tmp_path, *flags)
+    assert ("serving" in found, found["training"].verdict) == (False, "ok")
+
+
+def test_a_machine_that_neither_serves_nor_trains_needs_no_gpu(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    found = findings(tmp_path, "serve.ray_address=head:6379", "train.worker=remote")
+    assert (found["GPU"].verdict, found["GPU"].found, "driver" in found) == ("ok", "none; not needed", False)
+
+
 def test_the_check_is_made_before_the_model_is_fetched_or_anything_is_asked(gpus, vcot, monkeypatch):  # noqa: F811
     gpus(8000, total=8192)
     monkeypatch.setenv("OPENAI_API_KEY", "sk-none")
