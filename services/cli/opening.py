@@ -17,6 +17,7 @@ from vcot.services.run.directory import RECIPE, Access, Run, open_run
 from vcot.services.run.live import recording
 from vcot.services.run.rounds import Round, list_rounds
 from vcot.services.run.session import Session
+from vcot.services.run.unmerged import merge_left
 
 Step = Callable[[Session], Awaitable[None]]
 
@@ -110,5 +111,6 @@ def _open_session(run: Run, report: Report, asking: Asking) -> Session:
 async def _with_session(session: Session, step: Step) -> None:
     cancel_at_sigterm()
     async with session:
-        await session.engine.collect()
+        if not session.run.is_read:
+            await merge_left(session.run, session.report)
         await step(session)

@@ -7,6 +7,7 @@ images/              their images, by content
 pairs/<key>/         train.parquet, validation.parquet and the data card
 judges/<key>.json    report cards of judges (services/run/auditing.py)
 shards/              what a command with --engine ray has others ask, and what came of it (services/run/sharding.py)
+shards.json          where else shards lie, while some may not be merged (services/run/unmerged.py)
 batches/             what was asked and answered through a provider's batches (pipeline/judge_batches.py)
 checkpoints/<name>/  merged checkpoints, and the base's manifest
 training/<key>/      the worker's job directory (training/protocol/job.py)

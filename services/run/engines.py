@@ -22,11 +22,11 @@ from vcot.pipeline.judges import Judge
 from vcot.pipeline.judges.cost import Meter
 from vcot.pipeline.judging import Standing, judge_responses
 from vcot.pipeline.option_scores import list_owed_options, score_options
-from vcot.pipeline.records import ImageRef, StageCount, content_key
+from vcot.pipeline.records import ImageRef, StageCount
 from vcot.pipeline.report import Report, Said
 from vcot.pipeline.sample import Group, Groups, Requests, SampleRequest, count_known, look, sample
 from vcot.pipeline.stage import OnProgress, Tally
-from vcot.services.run.directory import SHARDS, Run
+from vcot.services.run.directory import Run
 from vcot.services.run.gateways import Gateway
 from vcot.services.run.measuring import API_KEY_ENV
 from vcot.services.run.sharding import (
@@ -40,6 +40,7 @@ from vcot.services.run.sharding import (
     read_answered,
 )
 from vcot.services.run.shared_storage import Storage
+from vcot.services.run.unmerged import find_storage, forget_storage, note_storage
 
 _UPLOADS = 16
 """Images that are copied at once."""
@@ -47,9 +48,6 @@ _UPLOADS = 16
 
 class Engine(Protocol):
     """Asks what is owed; every answer is in the run's ledger before it counts. Raises as the steps do."""
-
-    async def collect(self) -> None:
-        """Merge what earlier commands had others do, and were stopped before they merged."""
 
     async def sample(
         self, requests: Requests, client: ChatClient, *, max_concurrency: int, on_progress: OnProgress
@@ -81,9 +79,6 @@ class Here:
     """This process."""
 
     run: Run
-
-    async def collect(self) -> None:
-        """Nothing is done elsewhere."""
 
     async def sample(
         self, requests: Requests, client: ChatClient, *, max_concurrency: int, on_progress: OnProgress
@@ -157,23 +152,8 @@ class Sharded:
 
     @cached_property
     def storage(self) -> Storage:
-        """Where shards lie: one folder for a run."""
-        directory = self.run.directory.absolute()
-        folder = SHARDS if self.url is None else f"{SHARDS}/{content_key(run=str(directory))[:12]}"
-        return Storage(self.url or str(directory), folder)
-
-    async def collect(self) -> None:
-        """Merge what lies in storage, and take away what was to be asked for it."""
-        asked, answered = await asyncio.to_thread(self.storage.list_shards)
-        if answered:
-            self.report(Said(f"{len(answered)} shards were done for an earlier command: merged"))
-        for name in answered:
-            await self.run.ledger.write((await asyncio.to_thread(read_answered, self.storage, name)).records)
-        await asyncio.to_thread(self._clear, {*asked, *answered})
-
-    def _clear(self, names: Iterable[str]) -> None:
-        for name in names:
-            self.storage.clear(name)
+        """Where shards lie."""
+        return find_storage(self.run, self.url)
 
     async def sample(
         self, requests: Requests, client: ChatClient, *, max_concurrency: int, on_progress: OnProgress
@@ -259,7 +239,7 @@ class Sharded:
                     faults += [fault] if fault else []
                     await self._merge(name, tally, is_whole=fault is None)
                     on_progress(tally)
-        await asyncio.to_thread(self._clear, owed)
+        await asyncio.to_thread(self._leave, owed)
         if faults:
             raise faults[0].restore()
         return tally.close()
@@ -285,6 +265,8 @@ class Sharded:
         names, images = list[str](), None if self.url is None else self.storage.list_files("images")
         with ThreadPoolExecutor(_UPLOADS) as pool:
             for shard in shards:
+                if not names:
+                    note_storage(self.run, self.storage)
                 if images is not None:
                     lacking = {ref.path: ref for ref in shard.images if PurePosixPath(ref.path).name not in images}
                     list(pool.map(self._upload, lacking.values()))
@@ -293,6 +275,12 @@ class Sharded:
                 self.storage.write(self.storage.asked(shard.name), data)
                 names.append(shard.name)
         return names
+
+    def _leave(self, unbegun: Iterable[str]) -> None:
+        """All that was done is merged; what is not will be cut anew."""
+        for name in unbegun:
+            self.storage.clear(name)
+        forget_storage(self.run, self.storage)
 
     def _upload(self, ref: ImageRef) -> None:
         self.storage.write(ref.path, self.run.images.read(ref))

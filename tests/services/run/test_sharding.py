@@ -26,6 +26,7 @@ from vcot.services.run.crew import find_reachable
 from vcot.services.run.engines import Here, Sharded, find_why_here
 from vcot.services.run.sharding import choose_size, cut_requests, do_shard, read_answered
 from vcot.services.run.shared_storage import Storage
+from vcot.services.run.unmerged import merge_left, note_storage
 
 NUM_TASKS, K = 12, 4
 SAMPLING = SamplingParams(temperature=0.5, max_tokens=8, n=K, seed=0)
@@ -221,21 +222,27 @@ def make_response(request, index):
     )  # fmt: skip
 
 
-async def test_a_killed_command_loses_nothing_that_its_workers_left(tmp_path, server):
-    """Five shards were done and three merged when it was killed; the next command merges two, and asks one."""
-    killed = Bench(tmp_path / "run", server, die_after=4)
+@pytest.mark.parametrize("next_engine", ["sharded", "here"])
+@pytest.mark.parametrize("is_elsewhere", [False, True])
+async def test_a_killed_command_loses_nothing_that_its_workers_left(
+    tmp_path, server, memory, is_elsewhere, next_engine
+):
+    """Five shards were done and three merged when it was killed; the next command merges two, and asks one itself."""
+    killed = Bench(tmp_path / "run", server, memory if is_elsewhere else None, die_after=4)
     with pytest.raises(KeyboardInterrupt):
         await killed.sample()
-    left = [name.partition(".") for name in killed.shard_files]
+    storage = killed.sharded.storage
+    left = [name.partition(".") for name in storage.list_files(storage.folder)]
     done = {name for name, _, kind in left if kind == "parquet"}
     unbegun = {name for name, _, kind in left if kind == "json"} - done
     assert (len(done), len(unbegun)) == (1, 2)
     await asyncio.to_thread(do_shard, killed.sharded.storage, min(unbegun), 2)
     await killed.run.close()
     later = Bench(tmp_path / "run", server)
-    await later.sharded.collect()
-    assert not later.shard_files
-    count = await later.sample()
+    await merge_left(later.run, later.told.append)
+    assert not storage.list_files(storage.folder)
+    assert not (tmp_path / "run" / "shards.json").exists()
+    count = await later.sample(getattr(later, next_engine))
     assert (count.requested, count.ok, count.cached) == (NUM_TASKS * K, 2 * K, NUM_TASKS * K - 2 * K)
     assert set(server.asked.values()) == {1}
     assert any("were done for an earlier command" in event.text for event in later.told if isinstance(event, Said))
@@ -270,9 +277,27 @@ async def test_what_is_left_of_a_shard_is_no_shard_that_is_done(tmp_path, server
         path = storage.answered(shard.name)
         storage.write(path, storage.read(path)[:-20])
         with pytest.raises(StageError, match=r"sample-\w+.parquet in .* cannot be read .*; delete it"):
-            await bench.sharded.collect()
+            await merge_left(bench.run, bench.told.append)
     assert await asyncio.to_thread(do_shard, storage, shard.name, 1) is None
     read_answered(storage, shard.name).check(shard.name)
+
+
+async def test_storage_that_a_killed_command_used_is_merged_or_named(tmp_path, server):
+    bench = Bench(tmp_path / "run", server)
+    shared = Storage(str(tmp_path / "shared"), "shards/mine")
+    note_storage(bench.run, shared)
+    shared.write(shared.answered("sample-1"), b"half a file")
+    with pytest.raises(StageError, match=r"what they answered is not merged yet: .*; to do without it, delete .*json$"):
+        await merge_left(bench.run, bench.told.append)
+    (tmp_path / "run" / "shards.json").unlink()
+    await merge_left(bench.run, bench.told.append)
+
+
+async def test_storage_elsewhere_is_forgotten_once_all_is_merged(tmp_path, server, memory):
+    bench = Bench(tmp_path / "run", server, memory)
+    note, seen = tmp_path / "run" / "shards.json", []
+    await bench.sample(seen=[lambda _: seen.append(note.exists())])
+    assert (seen[1:], note.exists()) == ([True] * (len(seen) - 1), False)
 
 
 def test_a_url_that_nobody_can_use_is_said():
