@@ -11,10 +11,11 @@ S3           := .venv-s3
 SMOLLM       := .venv-smollm
 GENERATORS   := plain distilabel curator
 HARNESSES    := inspect lmms
-PEERS        := $(GENERATORS) $(HARNESSES)
+TRAINERS     := swift llamafactory
+PEERS        := $(GENERATORS) $(HARNESSES) $(TRAINERS)
 export PYTHONUNBUFFERED = 1
 
-.PHONY: help demo docs test test-slow test-fast test-compose test-harness test-older test-rehearsal smollm parity bench-gateway bench-gateway-workers bench-swap bench-swap-mutations bench-serving bench-ledger bench-sample bench-scaling bench-eval bench-peers-generation bench-peers-evaluation bench-score bench-steps bench-train bench-view soak endurance experiment mutation mutation-sample lint format setup lock clean
+.PHONY: help demo docs test test-slow test-fast test-compose test-harness test-older test-rehearsal smollm parity bench-gateway bench-gateway-workers bench-swap bench-swap-mutations bench-serving bench-ledger bench-sample bench-scaling bench-eval bench-peers-generation bench-peers-evaluation bench-peers-training bench-score bench-steps bench-train bench-view soak endurance experiment mutation mutation-sample lint format setup lock clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -105,6 +106,9 @@ bench-peers-generation: setup $(GENERATORS:%=bench/peers/.venv-%/.ready) ## k re
 
 bench-peers-evaluation: setup $(HARNESSES:%=bench/peers/.venv-%/.ready) ## the same evaluation by vcot, inspect_ai and lmms-eval
 	$(BIN)/python -m bench.peers.evaluation $(ARGS)
+
+bench-peers-training: setup $(TRAINERS:%=bench/peers/.venv-%/.ready) ## the same DPO, and kill -9 half-way, by vcot, plain TRL, ms-swift and LLaMA-Factory
+	$(BIN)/python -m bench.peers.training $(ARGS)
 
 bench/peers/.venv-%/.ready: bench/peers/requirements/%.txt | setup
 	$(UV) venv --quiet --python $(BIN)/python --allow-existing $(@D)

@@ -23,28 +23,28 @@ from __future__ import annotations
 
 import argparse
 import os
-import resource
-import statistics
 import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import orjson
 import uvloop
 
 from bench.engine import say
-from bench.peers.generation import PeerError, follow
+from bench.peers.generation import follow
 from bench.peers.harnesses import HARNESSES, PROMPT
 from bench.peers.meter import Meter, identify_text
+from bench.peers.rounds import PeerError, children_s, compare, medians, play
 from bench.peers.ways import Command, Settings
 from vcot.pipeline.prompts import render_prompt
 from vcot.pipeline.sources.nano.questions import generate_nano
 from vcot.services.run.directory import Run, open_run
 from vcot.services.run.serving import running_gateway
 
-_IS_BETTER_HIGH = frozenset(("answers_per_s",))
+_HIGHER = {"seconds": False, "start_s": False, "answers_per_s": True, "cpu_s": False}
+"""Which figures are better the higher they are."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def write_questions(run: Run, num_questions: int, path: Path) -> Counter[str]:
 async def measure(command: Command, settings: Settings, meter: Meter, names: Counter[str], limit_s: float) -> Outcome:
     """One harness, once, in a new folder. Raises PeerError where it failed, or did not ask each question once."""
     settings.out.mkdir(parents=True)
-    before = _children_s()
+    before = children_s()
     course = await follow(command, settings, meter, limit_s)
     if not course.has_ended:
         raise PeerError(f"it did not end within {limit_s:g} s")
@@ -82,38 +82,14 @@ async def measure(command: Command, settings: Settings, meter: Meter, names: Cou
     assert meter.first_at is not None
     assert meter.last_at is not None
     rate = course.answered.total() / (meter.last_at - meter.first_at)
-    return Outcome(course.seconds, course.start_s, rate, _children_s() - before)
-
-
-def _children_s() -> float:
-    """Processor time of all children that have ended."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
+    return Outcome(course.seconds, course.start_s, rate, children_s() - before)
 
 
 def summarise(rounds: Sequence[Mapping[str, Outcome]], faults: Mapping[str, str]) -> dict[str, object]:
     """Medians by harness, and how far vcot is ahead of each; what a harness said instead, where it failed."""
     good = [name for name in HARNESSES if name not in faults and rounds]
-    figures = {name: _median([turn[name] for turn in rounds]) for name in good}
-    ratios = {
-        f"{figure.name}_vs_{name}": round(statistics.median(_ratio(turn, name, figure.name) for turn in rounds), 2)
-        for name in good
-        for figure in fields(Outcome)
-        if name != "vcot" and "vcot" in good
-    }
-    return {"harnesses": figures | dict(faults), "ratios": ratios}
-
-
-def _ratio(turn: Mapping[str, Outcome], name: str, figure: str) -> float:
-    ours, theirs = getattr(turn["vcot"], figure), getattr(turn[name], figure)
-    return float(ours / theirs if figure in _IS_BETTER_HIGH else theirs / ours)
-
-
-def _median(outcomes: Sequence[Outcome]) -> dict[str, float]:
-    return {
-        figure.name: round(statistics.median(asdict(outcome)[figure.name] for outcome in outcomes), 2)
-        for figure in fields(Outcome)
-    }
+    figures = {name: medians([turn[name] for turn in rounds]) for name in good}
+    return {"harnesses": figures | dict(faults), "ratios": compare(rounds, good, _HIGHER)}
 
 
 async def main(num_rounds: int, num_questions: int, concurrency: int, limit_s: float) -> None:
@@ -130,18 +106,13 @@ async def main(num_rounds: int, num_questions: int, concurrency: int, limit_s: f
             settings = Settings(
                 tasks=tasks, out=Path(folder), base_url=f"{url}/v1", k=1, temperature=0.0, concurrency=concurrency
             )
+
+            async def measure_one(name: str, out: Path) -> Outcome:
+                asked = settings.model_copy(update={"out": out})
+                return await measure(HARNESSES[name], asked, meter, names, limit_s)
+
             for number in range(num_rounds + 1):  # the first start of each compiles its libraries
-                turn: dict[str, Outcome] = {}
-                shift = number % len(HARNESSES)
-                for name in [*HARNESSES][shift:] + [*HARNESSES][:shift]:
-                    if name in faults:
-                        continue
-                    asked = settings.model_copy(update={"out": Path(folder) / f"round-{number}" / name})
-                    try:
-                        turn[name] = await measure(HARNESSES[name], asked, meter, names, limit_s)
-                    except PeerError as error:
-                        faults[name] = str(error)
-                    say(f"round {number}, {name}: {turn.get(name, faults.get(name))}")
+                turn = await play(HARNESSES, number, Path(folder), measure_one, faults)
                 rounds += [turn] if number else []
     figures = summarise(rounds, faults) | {"questions": num_questions, "concurrency": concurrency}
     print(orjson.dumps(figures | {"rounds": num_rounds, "cores": os.cpu_count()}).decode())

@@ -35,7 +35,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import orjson
@@ -43,9 +43,9 @@ import uvloop
 
 from bench.engine import say
 from bench.peers.meter import Meter, identify
+from bench.peers.rounds import PeerError, medians, play
 from bench.peers.ways import HERE, WAYS, Command, Settings, Way
 from vcot.pipeline.client import user_message
-from vcot.pipeline.errors import VcotError
 from vcot.pipeline.prompts import render_prompt
 from vcot.pipeline.sources.nano.questions import generate_nano
 from vcot.services.run.directory import Run, open_run
@@ -54,10 +54,6 @@ from vcot.services.run.serving import running_gateway
 _PROMPT = "thought_specific"
 _PATIENCE = 3
 """Times the seconds of a whole run, after which a command that goes on counts as hung."""
-
-
-class PeerError(VcotError):
-    """A way's command failed, did not end in time, or asked something else."""
 
 
 @dataclass(frozen=True)
@@ -208,9 +204,7 @@ def summarise(rounds: Sequence[Mapping[str, Outcome]], faults: Mapping[str, str]
 
 
 def _median(outcomes: Sequence[Outcome]) -> dict[str, float]:
-    named = [asdict(outcome) for outcome in outcomes]
-    figures = {each.name: round(statistics.median(one[each.name] for one in named), 2) for each in fields(Outcome)}
-    return figures | {"hung": round(statistics.mean(outcome.hung for outcome in outcomes), 2)}
+    return medians(outcomes) | {"hung": round(statistics.mean(outcome.hung for outcome in outcomes), 2)}
 
 
 def _check(meter: Meter, names: set[str]) -> None:
@@ -220,7 +214,6 @@ def _check(meter: Meter, names: set[str]) -> None:
 
 
 async def main(num_rounds: int, num_tasks: int, limit_s: float) -> None:
-    rounds: list[dict[str, Outcome]] = []
     faults: dict[str, str] = {}
     meter = Meter()
     with (
@@ -235,21 +228,14 @@ async def main(num_rounds: int, num_tasks: int, limit_s: float) -> None:
             settings = Settings(tasks=few, out=Path(name) / "warm", base_url=f"{url}/v1")
             for way in WAYS:  # the first start of each compiles its libraries
                 await follow(WAYS[way].command, _in_folder(settings, way), meter, limit_s)
-            for number in range(num_rounds):
-                turn: dict[str, Outcome] = {}
-                shift = number % len(WAYS)
-                for way in [*WAYS][shift:] + [*WAYS][:shift]:
-                    if way in faults:
-                        continue
-                    out = Path(name) / f"round-{number}" / way
-                    asked = settings.model_copy(update={"tasks": tasks, "out": out})
-                    try:
-                        turn[way] = await measure(WAYS[way], asked, meter, limit_s)
-                        _check(meter, names)
-                    except PeerError as error:
-                        faults[way] = str(error)
-                    say(f"round {number + 1}, {way}: {turn.get(way, faults.get(way))}")
-                rounds.append(turn)
+
+            async def measure_one(way: str, out: Path) -> Outcome:
+                asked = settings.model_copy(update={"tasks": tasks, "out": out})
+                outcome = await measure(WAYS[way], asked, meter, limit_s)
+                _check(meter, names)
+                return outcome
+
+            rounds = [await play(WAYS, number, Path(name), measure_one, faults) for number in range(num_rounds)]
     figures = summarise(rounds, faults) | {"tasks": num_tasks, "k": settings.k, "concurrency": settings.concurrency}
     print(orjson.dumps(figures | {"rounds": num_rounds, "cores": os.cpu_count()}).decode())
 
