@@ -19,8 +19,8 @@ once unmeasured, with few pairs; then measured for each, in each round, in an or
     steps_anew     steps that were logged before the kill and done again
 
 and whether all did the same: `steps`, adapted `modules`, `first_loss` (log 2 before anything is learned), the `margin` of
-rewards that it logs, mean of the last tenth of the steps, and `difference`, the largest one of a weight between the adapter
-of the undisturbed run and that of the killed one: 0 where they are equal, bit for bit.
+rewards that it logs, mean of the last epoch, which has each pair once, and `difference`, the largest one of a weight between
+the adapter of the undisturbed run and that of the killed one: 0 where they are equal, bit for bit.
 
 The last line is JSON: medians over rounds, and `ratios`, the median over rounds of each trainer's figure over vcot's (for
 steps_per_s vcot's over the trainer's), so that more than 1 means that vcot is ahead. Limits: nano on a CPU, where starting
@@ -144,7 +144,7 @@ class Log:
 async def follow(trainer: Trainer, training: Training, limit_s: float, *, kill_at: float = math.inf) -> Course:
     """Run the command to its end, or until kill -9 of all its processes, as soon as step `kill_at` is in its log.
 
-    Raises PeerError where it fails by itself, or takes more than `limit_s` seconds.
+    Raises PeerError where it fails by itself, trains nothing, or takes more than `limit_s` seconds.
     """
     training.out.mkdir(parents=True, exist_ok=True)
     command, told, log = trainer.command(training), training.out / "log.txt", Log(trainer, training.out)
@@ -162,6 +162,8 @@ async def follow(trainer: Trainer, training: Training, limit_s: float, *, kill_a
     if code and not (course.steps and course.steps[-1].step >= kill_at):
         end = "\n".join(told.read_text("utf-8", "replace").splitlines()[-15:])
         raise PeerError(f"it ended with {code} after {course.seconds:.0f} s: {end}")
+    if not course.steps:
+        raise PeerError(f"it ended after {course.seconds:.0f} s, and no step is in its log")
     return course
 
 
@@ -233,7 +235,7 @@ async def measure(trainer: Trainer, training: Training, limit_s: float) -> Outco
         steps=last.step,
         modules=sum("lora_A" in name for name in weights),
         first_loss=first.loss,
-        margin=mean(margins[-len(margins) // 10 :]),
+        margin=mean(margins[-len(margins) // int(training.recipe.epochs) :]),
         difference=_compare(weights, _load(trainer, half.out)),
     )
 
