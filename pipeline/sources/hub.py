@@ -67,6 +67,8 @@ def open_table(
     try:
         with _without_bars():
             return datasets.load_dataset(kind, data_files={"rows": named}, split="rows")
+    except StopIteration:  # of a file without a byte
+        raise explain(EOFError("it is empty")) from None
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise explain(error) from None
 
