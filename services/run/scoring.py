@@ -175,7 +175,8 @@ def _read_answers(session: Session, requests: Sequence[SampleRequest]) -> Iterat
         for response in session.run.ledger.get(Response, keys).values():
             text = None if response.error is not None else read_final_part(response)
             is_cut = response.finish_reason == "length"
-            yield Logged(f"response {response.index}", response.task, text, str(response.index), is_cut)
+            sample = f"{response.sampling.seed}/{response.index}"
+            yield Logged(f"response {sample}", response.task, text, sample, is_cut)
 
 
 def _score_all(logs: Sequence[Log], asked: Scoring, questions: Questions, report: Report) -> Matrix:
