@@ -257,9 +257,10 @@ def _serving_steps(shape: Shape, cards: Cards) -> Iterator[Step]:
 
 
 def _join(parallel: int, num_cards: int) -> Step:
-    """Each server over `parallel` cards."""
+    """Each server over `parallel` cards; of cards that are no multiple of that, some serve nothing."""
     groups = tuple(
-        ",".join(str(card) for card in range(first, first + parallel)) for first in range(0, num_cards, parallel)
+        ",".join(str(card) for card in range(first, first + parallel))
+        for first in range(0, num_cards - parallel + 1, parallel)
     )
     return lambda recipe: _set(recipe, "serve", devices=groups, replicas=len(groups))
 
