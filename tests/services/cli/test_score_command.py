@@ -81,6 +81,12 @@ def test_rows_that_are_not_scored_are_counted_and_named(vcot, tmp_path):  # noqa
     assert "4 of 6 questions have no response" in err
 
 
+def test_a_files_name_that_no_encoding_can_say_is_written_out(vcot, tmp_path):  # noqa: F811
+    write_log(tmp_path / "caf\udce9.jsonl", *answers("ANSWER: B"))
+    code, out, _ = vcot("score", "caf\udce9.jsonl", *BENCHMARK, "--tables", "out", "--json")
+    assert (code, json.loads(out)["results"][0]["log"]) == (0, r"caf\udce9.jsonl")
+
+
 def test_several_responses_to_a_question(vcot, tmp_path):  # noqa: F811
     write_log(tmp_path / "a.jsonl", *answers("B"), *answers("A"), *answers("B"))
     _, out, _ = vcot("score", "a.jsonl", *BENCHMARK, "--json", "--repeated")
