@@ -113,6 +113,12 @@ def test_a_data_set_of_the_hub_is_read_by_its_columns(tmp_path, monkeypatch):
         tmp_path / "hub", "dataset", "me/mine", "main", {"data/train-00000-of-00001.parquet": path.read_bytes()}
     )
     assert len(load(None, tmp_path, COLUMNS | {"hub": "me/mine"})) == 2
+    both = {f"{name}/train-0.parquet": path.read_bytes() for name in ("main", "socratic")}
+    write_snapshot(tmp_path / "hub", "dataset", "me/two", "main", both)
+    with pytest.raises(
+        DataError, match=r"it has train in main and socratic, and nothing says which is meant.*set path"
+    ):
+        load(None, tmp_path, COLUMNS | {"hub": "me/two"})
 
 
 def test_a_question_about_two_pictures_is_two_questions(folder, tmp_path):
