@@ -17,8 +17,9 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 from PIL import Image
 from rich.console import RenderableType
 from rich.text import Text
@@ -131,30 +132,39 @@ def deal_images(tasks: Sequence[Task]) -> dict[str, Images]:
 
 
 def _deal(asked: Sequence[Task]) -> dict[str, Images]:
-    givers = [*asked[1:], *asked[:1]]
-    places = range(len(asked))
+    unfit, places = _Unfit(asked), np.arange(len(asked))
+    givers = np.roll(places, -1)
     for here in places:
-
-        def gain(there: int, here: int = here) -> int:
-            before = _clash(asked[here], givers[here]) + _clash(asked[there], givers[there])
-            return before - _clash(asked[here], givers[there]) - _clash(asked[there], givers[here])
-
-        if _clash(asked[here], givers[here]) and gain(best := max(places, key=gain)) > 0:
-            givers[here], givers[best] = givers[best], givers[here]
-    if any(_clash(task, giver) >= _SAME_IMAGE for task, giver in zip(asked, givers, strict=True)):
+        if not unfit.count(here, givers[here]):
+            continue
+        before = unfit.count(here, givers[here]) + unfit.count(places, givers)
+        gains = before - unfit.count(here, givers) - unfit.count(places, givers[here])
+        if gains[best := gains.argmax()] > 0:
+            givers[[here, best]] = givers[[best, here]]
+    if (unfit.count(places, givers) >= _SAME_IMAGE).any():
         raise DataError(
             f"the {len(asked)} questions with {len(asked[0].images)} image(s) are mostly about one, so there is no other to "
             "show; leave `other` out of eval.images"
         )
-    return {task.id: giver.images for task, giver in zip(asked, givers, strict=True)}
+    return {task.id: asked[giver].images for task, giver in zip(asked, givers, strict=True)}
 
 
-def _clash(task: Task, giver: Task) -> int:
-    """How unfit the giver's images are for the task."""
-    own = {image.sha256 for image in task.images}
-    same_image = not own.isdisjoint(image.sha256 for image in giver.images)
-    same_answer = bool(_gold(task)) and _gold(task) == _gold(giver)
-    return _SAME_IMAGE * same_image + _SAME_ANSWER * same_answer
+class _Unfit:
+    """How unfit questions' images are for others, of questions with as many images each."""
+
+    def __init__(self, asked: Sequence[Task]) -> None:
+        golds = [_gold(task) for task in asked]
+        self._golds = np.unique(golds, return_inverse=True)[1]
+        self._has_gold = np.array([bool(gold) for gold in golds])
+        hashes = np.array([[image.sha256 for image in task.images] for task in asked])
+        self._images = np.unique(hashes, return_inverse=True)[1].reshape(hashes.shape)
+
+    def count(self, tasks: Any, givers: Any) -> Any:
+        """For questions and givers by number, each with each of the same place, or one of either with all of the other."""
+        own, others = self._images[tasks], self._images[givers]
+        same_image = (own[..., :, None] == others[..., None, :]).any((-1, -2))
+        same_answer = self._has_gold[tasks] & (self._golds[tasks] == self._golds[givers])
+        return _SAME_IMAGE * same_image + _SAME_ANSWER * same_answer
 
 
 def _gold(task: Task) -> str:

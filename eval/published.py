@@ -75,9 +75,11 @@ def load_published() -> Published:
 def compare_published(
     results: Sequence[EvalResult], section: EvalSection, model: str, published: Published
 ) -> list[PaperRow]:
-    """A row for each figure of the base model that the paper has, too; none for another model or benchmark."""
+    """A row for each figure of the base model that the paper has, too; none for another model or benchmark, or where a judge
+    scores the answers.
+    """
     asked = (model, section.benchmark, section.split)
-    if asked != (published.model, published.benchmark, published.split) or section.hint:
+    if asked != (published.model, published.benchmark, published.split) or section.hint or section.judge:
         return []
     paper = {(row.prompt, row.temperature): row.accuracy for row in published.rows}
     rows = []

@@ -11,6 +11,7 @@ import string
 from vcot.pipeline.errors import DataError
 from vcot.pipeline.judges import Judge
 from vcot.pipeline.parsers import parse_choice
+from vcot.pipeline.plain import simplify
 from vcot.pipeline.prompts import PROMPTS
 from vcot.pipeline.records import Judgment, Response, Score, Task
 
@@ -30,24 +31,33 @@ def score_choice(task: Task, response: Response) -> Score:
 
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
-_PUNCTUATION = str.maketrans("", "", string.punctuation)
+_OF_NUMBER = r"(?<=\d)[./:-](?=\d)|(?<![^\s(\[\"'$])-?\.?(?=\d)"
+_PUNCTUATION = re.compile(rf"(?!{_OF_NUMBER})[{re.escape(string.punctuation)}]")
+"""All but the signs of a number."""
 
 
 def score_exact(task: Task, response: Response) -> Score:
     """The score of an answer in words: right where it is one of the accepted ones, but for case, punctuation, articles and
-    spaces, as in SQuAD's official script (Rajpurkar et al. 2016).
+    spaces, as in SQuAD's official script (Rajpurkar et al. 2016). Unlike there, 3.5 is not 35, nor -5 the same as 5, and an
+    answer that is punctuation or an article alone is compared as it is.
 
     Raises DataError for a task without a gold answer.
     """
     if not task.gold:
         raise DataError(f"task {task.id} of {task.source} has no gold answer to score against; evaluate another split")
-    said = _simplify(read_final_part(response))
-    is_right = said in {_simplify(answer) for answer in (task.gold, *task.accepted)}
-    return build_score(task, response, said or None, is_right=is_right, target=task.gold)
+    final, right = read_final_part(response), {_simplify(each) or _whole(each) for each in (task.gold, *task.accepted)}
+    said = _simplify(final) or (_whole(final) if _whole(final) in right else "")
+    return build_score(task, response, said or None, is_right=said in right, target=task.gold)
 
 
 def _simplify(text: str) -> str:
-    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+    return " ".join(_ARTICLES.sub(" ", _PUNCTUATION.sub("", simplify(text).lower())).split())
+
+
+def _whole(text: str) -> str:
+    """What there is of a text that is articles and punctuation alone: the articles, or else the punctuation."""
+    plain = " ".join(simplify(text).lower().split())
+    return _PUNCTUATION.sub("", plain).strip() or plain
 
 
 def score_by_kind(task: Task, response: Response) -> Score:

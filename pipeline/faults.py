@@ -7,6 +7,7 @@ purse, an unknown model, a parameter that the model does not take, a login page)
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -155,9 +156,9 @@ def read_retry_after(headers: Mapping[str, str]) -> float | None:
 
 
 def read_reset(text: str) -> float | None:
-    """Seconds from OpenAI's `6m0s`, `1s` or `120ms`, or from a plain number; None where it is none of them."""
+    """Seconds from OpenAI's `6m0s`, `1s` or `120ms`, or from a plain number; None for none of them, or one in the past."""
     try:
-        return float(text)
+        return seconds if 0 <= (seconds := float(text)) < math.inf else None
     except ValueError:
         found = _RESET.fullmatch(text)
     if not text or found is None:

@@ -13,7 +13,7 @@ import io
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from vcot.pipeline.errors import DataError
 from vcot.pipeline.files import replace_file
@@ -41,7 +41,7 @@ class ImageStore:
                 image.load()
                 kept = image.format if _is_normal(image) else None
                 size, upright = image.size, normalise(image)
-        except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        except Exception as error:  # noqa: BLE001 - a decoder may raise anything of a damaged file
             raise DataError(f"image {where} cannot be read ({error}); replace the file or leave the task out") from None
         return self._write(data, _SUFFIXES[kept], size) if kept else self.put_png(upright)
 

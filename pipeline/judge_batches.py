@@ -6,7 +6,8 @@ and waited for, and the judge is asked again, until nothing is queued. So a verd
 batches, and nothing is held in memory but which request was answered where.
 
     <run>/batches/queue.jsonl          requests that are not submitted yet
-    <run>/batches/<digest>.jsonl       a batch's requests; <digest> is of this file, and stands in the batch's metadata
+    <run>/batches/<digest>.jsonl       a batch's requests; <digest> is of this file (and of how often the same requests were
+                                       submitted before, and not come to), and stands in the batch's metadata
     <run>/batches/<digest>.json        its id, as soon as the API has told it
     <run>/batches/<digest>.out.jsonl   its answers
 
@@ -19,6 +20,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import itertools
 import json
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
@@ -68,6 +70,8 @@ class _Place:
 
     path: Path
     offset: int
+    is_good: bool
+    """Whether a completion stands there."""
 
 
 @dataclass
@@ -96,11 +100,15 @@ class Batches:
         return len(self._queued)
 
     def _index(self, path: Path) -> None:
+        """Note where the answers in a file are. A completion counts, whatever other batches say of the same request."""
         offset = 0
         with path.open("rb") as file:
             for line in file:
-                key = bytes.fromhex(json.loads(line)["custom_id"])
-                self._answers.setdefault(key, _Place(path, offset))
+                found = json.loads(line)
+                key = bytes.fromhex(found["custom_id"])
+                is_good = (found.get("response") or {}).get("status_code") == 200
+                if key not in self._answers or not self._answers[key].is_good:
+                    self._answers[key] = _Place(path, offset, is_good)
                 offset += len(line)
 
     def take(self, body: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -112,7 +120,7 @@ class Batches:
         fault = None
         found = _read_line(place)
         response, error = found.get("response") or {}, found.get("error") or {}
-        if response.get("status_code") == 200:
+        if place.is_good:
             return dict(response["body"])
         if response:
             fault = explain_status(response["status_code"], (response.get("body") or {}).get("error"), {}, where)
@@ -157,8 +165,11 @@ class Batches:
         self._queued.clear()
 
     def _write(self, lines: Sequence[bytes]) -> None:
+        """A batch's requests under a name that none of those has that are over."""
         content = b"".join(lines)
-        replace_file(self.folder / f"{hashlib.sha256(content).hexdigest()[:32]}.jsonl", content)
+        names = (hashlib.sha256(content + b"again" * times).hexdigest()[:32] for times in itertools.count())
+        name = next(name for name in names if not (self.folder / f"{name}.out.jsonl").exists())
+        replace_file(self.folder / f"{name}.jsonl", content)
 
     def keep(self, path: Path, answers: bytes) -> None:
         """Keep a batch's answers, on disk before they count."""

@@ -10,6 +10,7 @@ is known here. Before the first answer, and after a 429, one request goes alone:
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -124,10 +125,12 @@ class Pacer:
 
 
 def _number(text: str | None) -> float | None:
+    """What a header says, where that is a number that can be counted with."""
     try:
-        return float(text) if text is not None else None
+        number = float(text) if text is not None else math.nan
     except ValueError:
         return None
+    return number if math.isfinite(number) else None
 
 
 class Gate:

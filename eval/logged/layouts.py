@@ -11,6 +11,7 @@ Where a row holds what was asked, that says which question it is, for a running 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -177,9 +178,11 @@ def _list(where: str, name: str, said: Any, first: str = "", **others: Any) -> I
 
 
 def _read_said(said: Any) -> str | None:
-    """A text, or the texts of a message's parts. Raises TypeError for what is neither."""
+    """A text, or the texts of a message's parts; None also for a gap in a column. Raises TypeError for what is neither."""
     if said is None or isinstance(said, str):
         return said
+    if isinstance(said, float) and math.isnan(said):
+        return None
     if isinstance(said, int | float):
         return str(said)
     if isinstance(said, list):

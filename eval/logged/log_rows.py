@@ -90,18 +90,28 @@ def _load(line: str) -> Any:
 
 
 def _load_python(line: str) -> Any:
-    """As Python reads and writes JSON, with a NaN where a tool computed one."""
+    """What `_parse` reads, or that it is no JSON."""
     try:
-        return json.loads(line)
+        return _parse(line)
     except (ValueError, RecursionError) as error:
         return Fault("is cut off" if not line.endswith("\n") else f"is no JSON ({error})")
+
+
+def _parse(text: str) -> Any:
+    """As Python reads and writes JSON, with a NaN where a tool computed one; half a character, which no record holds, is a
+    question mark. Raises ValueError or RecursionError.
+    """
+    found = json.loads(text)
+    if "\\ud" not in text.lower():
+        return found
+    return json.loads(json.dumps(found, ensure_ascii=False).encode("utf-8", "replace"))
 
 
 def _read_document(path: Path) -> Iterator[Row]:
     """A list's members, or the document; a file of several lines of JSON is read as such, whatever its ending."""
     text = path.read_bytes().decode(_find_encoding(path))
     try:
-        found = json.loads(text)
+        found = _parse(text)
     except (ValueError, RecursionError) as error:
         if not isinstance(_load(text.partition("\n")[0] + "\n"), dict):
             raise InputError(f"{path} is no JSON ({error}); it may be cut off, so log it again") from None

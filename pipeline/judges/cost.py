@@ -189,6 +189,11 @@ def open_meter(section: JudgeSection, num_requests: int, usage: Usage, typical: 
             f"judge.max_cost_usd = {section.max_cost_usd:g}, but the prices of {section.model} are not known; set "
             "judge.input_usd and judge.output_usd, in dollars per million tokens"
         )
-    guess = guess_prompt_tokens(section.model or "", section.image_detail)
-    typical = typical or Usage(prompt_tokens=guess, completion_tokens=NUM_VERDICT_TOKENS)
-    return Meter(prices, typical, section.max_cost_usd, num_requests, usage)
+    return Meter(prices, typical or _guess_usage(section), section.max_cost_usd, num_requests, usage)
+
+
+def _guess_usage(section: JudgeSection) -> Usage:
+    """Of one request, before one was made."""
+    is_blind = section.image == "none"
+    read = NUM_TEXT_TOKENS if is_blind else guess_prompt_tokens(section.model or "", section.image_detail)
+    return Usage(prompt_tokens=read, completion_tokens=section.num_samples * NUM_VERDICT_TOKENS)

@@ -4,7 +4,8 @@ Model: the split's Parquet files, and no other split's, are fetched into the hub
 them without the network (`HF_HUB_OFFLINE=1`). A revision that is a commit pins every byte. Images stay encoded until they
 are drawn: a data set of several gigabytes is memory-mapped, never held.
 
-Limits: data sets that the hub keeps as `<split>-<shard>-of-<shards>...parquet`, in any folder.
+Limits: data sets that the hub keeps as `<split>-<shard>-of-<shards>...parquet`, in any one folder: of several
+configurations in one repository none can be named.
 """
 
 from __future__ import annotations
@@ -67,6 +68,8 @@ def open_table(
     try:
         with _without_bars():
             return datasets.load_dataset(kind, data_files={"rows": named}, split="rows")
+    except StopIteration:  # of a file without a byte
+        raise explain(EOFError("it is empty")) from None
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise explain(error) from None
 
@@ -136,9 +139,13 @@ def _fetch(name: str, revision: str | None, split: Split) -> list[Path]:
 
 
 def _find_lack(files: Sequence[Path], split: Split) -> str | None:
-    """What is missing of a split; a download that was broken off, or another split's, leaves a folder that looks whole."""
+    """What is missing of a split, or too much; a download that was broken off, or another split's, leaves a folder that
+    looks whole.
+    """
     if not files:
         return f"there is no {split}-*.parquet in it"
+    if len(folders := sorted({path.parent.name for path in files})) > 1:
+        return f"it has {split} in {' and '.join(folders)}, and nothing says which is meant"
     found = re.search(r"-of-(\d+)", files[0].name)
     if found is not None and len(files) != int(found[1]):
         return f"{len(files)} of its {int(found[1])} Parquet files are in the cache"

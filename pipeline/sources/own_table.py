@@ -8,6 +8,7 @@ the log says how many there are.
 from __future__ import annotations
 
 import logging
+import math
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -114,12 +115,15 @@ def _draft(
     section: TasksSection, columns: ColumnsSection, row: Mapping[str, Any], images: tuple[StoreImage, ...], where: str
 ) -> Draft:
     question = _read_text(row[columns.question], columns.question, where)
-    options = row[columns.choices] if columns.choices else None
-    if options is not None and not options:
-        raise DataError(f"{where}: {columns.choices} is empty; leave it null for a question that is answered in words")
-    choices = tuple(_read_text(each, columns.choices, where) for each in options or ())
-    answer = row[columns.answer] if columns.answer else None
+    options = _list_options(row, columns.choices, where)
+    choices = tuple(_read_text(each, columns.choices, where) for each in options)
+    answer = _plain(row[columns.answer]) if columns.answer else None
     index = None if answer is None or not choices else find_index(answer, choices, where)
+    if isinstance(answer, int) and answer in options and options.index(answer) != index:
+        raise DataError(
+            f"{where}: answer {answer} is a place from 0 and, at another place, one of the options {list(options)}; give "
+            "answers as letters, or options as texts"
+        )
     gold, accepted = ("", ()) if answer is None or choices else _read_words(answer, columns.answer, where)
     asked = content_key(asked=[question, *choices], answer=answer)[:16]
     name = _read_text(row[columns.id], columns.id, where) if columns.id else asked
@@ -139,11 +143,32 @@ def _draft(
     )
 
 
+def _list_options(row: Mapping[str, Any], name: str, where: str) -> Sequence[object]:
+    """The options as they stand; none of a question that is answered in words. Raises DataError for what is no list."""
+    options = row[name] if name else None
+    if options is None:
+        return ()
+    if not isinstance(options, list):
+        raise DataError(
+            f"{where}: {name} is {options!r}, and must be a list of options; correct the row or leave it out"
+        )
+    if not options:
+        raise DataError(f"{where}: {name} is empty; leave it null for a question that is answered in words")
+    return options
+
+
+def _plain(value: object) -> object:
+    """A cell without what a table with gaps makes of it: a gap is NaN there, and a whole number 7.0."""
+    if not isinstance(value, float) or math.isinf(value):
+        return value
+    return None if math.isnan(value) else int(value) if value.is_integer() else value
+
+
 def _read_words(answer: object, name: str, where: str) -> tuple[str, tuple[str, ...]]:
     """The right words, and all that are accepted: of a list, the commonest and all of it."""
     if not isinstance(answer, list):
         return _read_text(answer, name, where), ()
-    accepted = tuple(_read_text(each, name, where) for each in answer)
+    accepted = tuple(_read_text(_plain(each), name, where) for each in answer)
     if not accepted:
         raise DataError(f"{where}: {name} is an empty list; leave it null where nobody knows the answer")
     return Counter(accepted).most_common(1)[0][0], accepted
@@ -167,7 +192,7 @@ def find_index(answer: object, choices: Sequence[str], where: str) -> int:
 
 def _read_text(value: object, name: str, where: str) -> str:
     """A text without control characters. Raises DataError."""
-    text = str(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else ""
+    text = str(value) if isinstance(value, str | int | float) and not isinstance(value, bool) and value == value else ""
     if not text.strip():
         raise DataError(f"{where}: {name} is {value!r}, and must be a text; correct the row or leave it out")
     control = next((c for c in text if _is_control(c)), None)
@@ -182,7 +207,8 @@ def _is_control(character: str) -> bool:
 
 
 def _read_optional(row: Mapping[str, Any], name: str | None, where: str) -> str:
-    return "" if name is None or row[name] is None else _read_text(row[name], name, where)
+    value = None if name is None else _plain(row[name])
+    return "" if name is None or value is None else _read_text(value, name, where)
 
 
 TABLE = Source(load=draw_from(list_questions), digest=digest_data)

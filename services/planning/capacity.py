@@ -269,11 +269,12 @@ def _is_placed(serve: ServeSection) -> bool:
 
 
 def _place(recipe: Recipe, parallel: int, num_cards: int) -> Recipe:
-    """Each server over `parallel` cards, and as many servers as there are cards for."""
+    """Each server over `parallel` cards, and as many servers as there are cards for; the cards that are left serve nothing."""
     if recipe.serve.ray_address is not None:
         return _set(recipe, "serve", replicas=num_cards // parallel, gpus_per_replica=parallel)
     groups = tuple(
-        ",".join(str(card) for card in range(first, first + parallel)) for first in range(0, num_cards, parallel)
+        ",".join(str(card) for card in range(first, first + parallel))
+        for first in range(0, num_cards - parallel + 1, parallel)
     )
     return _set(recipe, "serve", devices=groups, replicas=len(groups))
 

@@ -62,7 +62,7 @@ def estimate_requests(section: JudgeSection, num_requests: int, max_tokens: int)
     ]
     prices = find_prices(section)
     costs = [
-        estimate_cost(num_requests, inputs, outputs, prices)
+        estimate_cost(num_requests, inputs, section.num_samples * outputs, prices)
         for inputs, outputs in zip(read, cut_tokens(JUDGE_VERDICT_TOKENS, section.max_tokens), strict=True)
     ]
     dollars = [cost.usd for cost in costs if cost.usd is not None]

@@ -37,6 +37,7 @@ from vcot.eval.rules import OWN, RULES
 from vcot.eval.scorer import read_final_part
 from vcot.pipeline.errors import InputError, OwedError
 from vcot.pipeline.images import ImageStore
+from vcot.pipeline.printable import printable
 from vcot.pipeline.records import CheckpointRef, Response
 from vcot.pipeline.report import Accounted, Began, Report, Warned, ignore, progress
 from vcot.pipeline.sample import SampleRequest
@@ -149,12 +150,12 @@ def _load_cached(section: EvalSection) -> Questions:
 def _list_logs(place: Path, fields: Fields, sessions: Sequence[Session], questions: Questions) -> list[Log]:
     session = next((session for session in sessions if session.run.directory == place), None)
     if session is None:
-        return [Log(str(place), "", read_log(place, fields))]
+        return [Log(printable(str(place)), "", read_log(place, fields))]
     refs = sorted((checkpoint.ref for checkpoint in session.registry.list()), key=lambda ref: ref.kind != "base")
     logs = list(_list_settings(session, questions, refs))
     if not logs:
         raise OwedError(f"run {session.run.directory} holds no answer to its benchmark yet; `vcot eval` asks")
-    return [replace(log, name=f"{session.run.directory} {log.name}") for log in logs]
+    return [replace(log, name=printable(f"{session.run.directory} {log.name}")) for log in logs]
 
 
 def _list_settings(session: Session, questions: Questions, refs: Sequence[CheckpointRef]) -> Iterator[Log]:
@@ -175,7 +176,8 @@ def _read_answers(session: Session, requests: Sequence[SampleRequest]) -> Iterat
         for response in session.run.ledger.get(Response, keys).values():
             text = None if response.error is not None else read_final_part(response)
             is_cut = response.finish_reason == "length"
-            yield Logged(f"response {response.index}", response.task, text, str(response.index), is_cut)
+            sample = f"{response.sampling.seed}/{response.index}"
+            yield Logged(f"response {sample}", response.task, text, sample, is_cut)
 
 
 def _score_all(logs: Sequence[Log], asked: Scoring, questions: Questions, report: Report) -> Matrix:

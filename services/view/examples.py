@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
@@ -17,6 +18,8 @@ from vcot.services.view.index import IndexedAnswer, IndexedRequest, Item, Sheet
 _TOKEN = re.compile(r"\s*\w+|\s*[^\w\s]|\s+")
 _MAX_DIFF = 4000
 """Characters of a text that is compared word by word; a longer one only to there."""
+_MAX_ALIKE = 50_000
+"""Pairs of one word in both texts, up to which the time that all of them take is short: an English text has some 10,000."""
 
 
 @dataclass(frozen=True)
@@ -132,9 +135,11 @@ def _list_chains(
 
 
 def compare_texts(first: str, second: str) -> list[Stretch]:
-    """What differs between two texts, word by word."""
+    """What differs between two texts, word by word; where a few words make up both, these are no reason to align them."""
     left, right = _TOKEN.findall(first[:_MAX_DIFF]), _TOKEN.findall(second[:_MAX_DIFF])
-    matcher = SequenceMatcher(None, left, right, autojunk=False)
+    times = Counter(right)
+    is_repetitive = sum(number * times[word] for word, number in Counter(left).items()) > _MAX_ALIKE
+    matcher = SequenceMatcher(None, left, right, autojunk=is_repetitive)
     found: list[Stretch] = []
     for tag, a, b, c, d in matcher.get_opcodes():
         if tag == "equal":

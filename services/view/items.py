@@ -200,7 +200,7 @@ class Evaluated:
 
     def _look(self, task: Task, requests: Sequence[tuple[str, SampleRequest]], found: Mapping[str, Response]) -> Look:
         look = Look(task)
-        shares: dict[tuple[str, str], float] = {}
+        right: dict[tuple[str, str], list[bool]] = defaultdict(list)  # by checkpoint and setting, under all seeds
         for shown, request in requests:
             responses = [found[key] for key in request.response_keys() if key in found]
             look.count(responses, request.sampling.n)
@@ -218,10 +218,8 @@ class Evaluated:
             if shown == "true":
                 for score in scores:
                     look.mark_outcome(score.value or "failed", asked.checkpoint, asked.setting)
-                values = [score.value == "correct" for score in scores if score.value]
-                if values:
-                    shares[asked.checkpoint, asked.setting] = sum(values) / len(values)
-        self._mark_flips(look, shares)
+                right[asked.checkpoint, asked.setting] += [score.value == "correct" for score in scores if score.value]
+        self._mark_flips(look, {asked: sum(values) / len(values) for asked, values in right.items() if values})
         return look
 
     def _mark_flips(self, look: Look, shares: Mapping[tuple[str, str], float]) -> None:

@@ -166,7 +166,7 @@ class Finder:
 
     def _search(self, words: Sequence[str]) -> Mask:
         """The items in whose texts all of the words occur: the last row of an item's texts has all that it ever had."""
-        asked = " ".join(f'"{word.casefold()}"' for word in words)
+        asked = " ".join(f'"{word}"' for word in words)
         found = self.index.rows("SELECT group_concat(rowid >> ?) FROM texts WHERE texts MATCH ?", (SHIFT, asked))
         return as_mask(parse_numbers(found[0][0] if found else None))
 

@@ -58,7 +58,13 @@ def test_what_the_figures_say_in_words():
 
 @pytest.mark.parametrize(
     "override",
-    ["model.source=nano", "eval.split=validation", "eval.benchmark=aokvqa", "model.source=liuhaotian/llava-v1.5-7b"],
+    [
+        "model.source=nano",
+        "eval.split=validation",
+        "eval.benchmark=aokvqa",
+        "model.source=liuhaotian/llava-v1.5-7b",
+        'eval.judge={kind = "pointwise", model = "gpt-4o-mini"}',
+    ],
 )
 def test_another_model_or_benchmark_is_not_compared(override):
     assert compare(0.664, 50, override) == []

@@ -168,6 +168,13 @@ def test_tasks_of_which_a_control_has_no_score_are_left_out_of_its_comparison():
     assert found.controls[0].auc.n == 50
 
 
+def test_ways_of_asking_that_share_no_scored_task_with_the_judges_own_are_left_out():
+    own = make_duels(knows)
+    found = card(own[:100], again=own[100:], none=own[100:], blank=own[50:150])
+    assert found.stability is None
+    assert [control.shown for control in found.controls] == ["blank"]
+
+
 def test_alpha_is_krippendorffs():
     assert estimate_alpha([[0, 1, 0, 1], [0, 1, 0, 1]]) == 1.0
     assert estimate_alpha([[0, 1, 0, 1], [1, 0, 1, 0]]) < 0

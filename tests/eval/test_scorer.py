@@ -102,6 +102,35 @@ def test_an_answer_in_words_is_compared_without_case_punctuation_and_articles(te
     )
 
 
+@pytest.mark.parametrize(
+    ("gold", "text", "value"),
+    [
+        ("35", "3.5", "incorrect"),
+        ("3.5", "3.5.", "correct"),
+        ("5", "-5", "incorrect"),
+        ("-5", "It is (-5)", "incorrect"),
+        ("-5", " (-5).", "correct"),
+        ("-.5", "-.5", "correct"),
+        ("-.5", ".5", "incorrect"),
+        ("12", "1/2", "incorrect"),
+        ("1230", "12:30", "incorrect"),
+        ("1,000", "1000", "correct"),
+        ("well-known", "wellknown", "correct"),
+        ("A", "A.", "correct"),
+        ("A", "B", "incorrect"),
+        ("A", "The.", "no_answer"),
+        ("+", "+", "correct"),
+        ("+", "-", "no_answer"),
+        ("caf\u00e9", "cafe\u0301", "correct"),
+        ("red", "\u201cred\u201d\u3002", "correct"),
+        ("O'Neil", "O\u2019Neil", "correct"),
+    ],
+)
+def test_the_signs_of_a_number_count_and_an_answer_that_is_nothing_else_is_compared_as_it_is(gold, text, value):
+    task = OPEN.model_copy(update={"gold": gold, "accepted": ()})
+    assert score_exact(task, respond(text, prompt="short_answer")).value == value
+
+
 def test_by_kind_a_question_with_options_is_scored_by_the_option():
     assert score_by_kind(TASK, respond("The answer is (B)")) == score_choice(TASK, respond("The answer is (B)"))
 

@@ -85,7 +85,18 @@ def test_a_wish_of_an_hour_is_a_limit_of_the_day():
 
 @pytest.mark.parametrize(
     ("text", "seconds"),
-    [("1s", 1), ("6m0s", 360), ("120ms", 0.12), ("1h2m3.5s", 3723.5), ("7", 7), ("", None), ("soon", None)],
+    [
+        ("1s", 1),
+        ("6m0s", 360),
+        ("120ms", 0.12),
+        ("1h2m3.5s", 3723.5),
+        ("7", 7),
+        ("", None),
+        ("soon", None),
+        ("-5", None),
+        ("inf", None),
+        ("nan", None),
+    ],
 )
 def test_resets_are_read_as_openai_writes_them(text, seconds):
     assert read_reset(text) == seconds

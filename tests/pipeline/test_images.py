@@ -99,7 +99,13 @@ def test_same_pixels_through_png_are_stored_once(store, tmp_path):
     assert len(list((tmp_path / "images").iterdir())) == 1
 
 
-@pytest.mark.parametrize("data", [b"", b"junk", b"\x89PNG\r\n\x1a\n", encode(halves(size=(200, 200)), "JPEG")[:300]])
+_DAMAGED = encode(halves(), "AVIF").replace(b"iloc", b"\0\0\0\0")
+"""Of which the decoder says neither OSError nor ValueError."""
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"junk", b"\x89PNG\r\n\x1a\n", encode(halves(size=(200, 200)), "JPEG")[:300], _DAMAGED]
+)
 def test_corrupt_image_is_one_sentence(store, tmp_path, data):
     with pytest.raises(DataError, match="image of task 7 cannot be read"):
         store.put_bytes(data, where="of task 7")

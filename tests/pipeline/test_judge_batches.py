@@ -1,6 +1,7 @@
 """Judging by batches, against the simulated API: what is submitted, and that a stop loses nothing and pays nothing twice."""
 
 import json
+from contextlib import suppress
 
 import httpx2
 import pytest
@@ -8,7 +9,7 @@ from PIL import Image
 
 from tests.pipeline.judges.model_api import make_response
 from tests.rehearsal.openai_api import Settings, create_app
-from vcot.pipeline.errors import AccountError
+from vcot.pipeline.errors import AccountError, RequestError
 from vcot.pipeline.images import ImageStore
 from vcot.pipeline.judge_batches import BatchClient, Batches, judge_in_batches
 from vcot.pipeline.judges import judgment_keys
@@ -150,6 +151,32 @@ async def test_what_the_api_did_not_come_to_is_asked_again_and_the_rest_is_kept(
     assert (await bench.judge(app)).ok == NUM
     assert counts["batches"] > 1
     assert (counts["answers"], counts["repeats"]) == (NUM, 0)
+
+
+async def test_a_command_that_was_stopped_in_the_second_batch_takes_its_answers_and_asks_for_none_again(tmp_path):
+    bench, (app, counts) = Bench(tmp_path), make_app(faults={"batch_left": 0.3}, batch_polls=2)
+    for _ in range(9):
+        with suppress(Stopped):
+            count = await bench.judge(app, max_polls=3)
+            break
+    assert count.requested == NUM
+    assert counts["batches"] > 2
+    assert (counts["answers"], counts["repeats"]) == (NUM, 0)
+
+
+def test_the_same_requests_are_submitted_anew_where_the_api_came_to_none_of_them(tmp_path):
+    batches = Batches(tmp_path / "b")
+    names = set()
+    for _ in range(3):
+        with pytest.raises(RequestError, match="it waits for a batch"):
+            batches.take({"model": "m"}, "x")
+        batches.cut_queue(None)
+        (path,) = batches.list_pending()
+        names.add(path.name)
+        request = json.loads(path.read_bytes())
+        not_come_to = {"custom_id": request["custom_id"], "response": None, "error": {"message": "expired"}}
+        batches.keep(path, json.dumps(not_come_to).encode())
+    assert len(names) == 3, "each has a digest of its own, by which the API's batch is found"
 
 
 async def test_items_with_faults_of_their_own_are_refused_by_reason(tmp_path):

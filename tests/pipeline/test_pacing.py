@@ -91,7 +91,7 @@ def test_a_reset_of_hours_shows_a_limit_of_the_day():
     assert pacer.wait_s(0, 0.0) == pytest.approx(36)
 
 
-@pytest.mark.parametrize("wrong", [headers(limit=-1, remaining=-1), headers(limit="x"), {}])
+@pytest.mark.parametrize("wrong", [headers(limit=-1, remaining=-1), headers(limit="x"), headers(remaining="-inf"), {}])
 def test_a_provider_that_tells_nothing_sets_no_pace(wrong):
     pacer, ticket = make_pacer()
     pacer.learn(ticket, wrong, 0.0)

@@ -80,6 +80,17 @@ def test_a_figure_that_is_no_number_stops_nothing(read):
     assert said(read("samples.jsonl", lines(LMMS_EVAL | {"exact_match": float("nan")}))) == [("0", "B")]
 
 
+def test_a_gap_in_a_column_of_texts_is_no_response(read):
+    assert said(read("a.jsonl", '{"id": 1, "text": "B"}\n{"id": 2, "text": NaN}\n')) == [("1", "B"), ("2", None)]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
+def test_half_a_character_is_a_question_mark(read, name):
+    rows = [{"id": "\ud83d", "text": "B \ude00\U0001f600"}, {"id": 2, "text": "\\ud83d"}]
+    content = lines(*rows) if name == "a.jsonl" else json.dumps(rows)
+    assert said(read(name, content)) == [("?", "B ?\U0001f600"), ("2", "\\ud83d")]
+
+
 def test_vlmevalkits_predictions(read):
     [row] = read("p.json", json.dumps([VLMEVALKIT]))
     assert row == Logged("row 1", "0", "B.", asked=ASKED, is_numbered=True)

@@ -114,6 +114,8 @@ def test_before_any_test_an_estimate_goes_by_the_models_image():
     for detail, num_tokens in (("high", 2833 + 2 * 5667), ("low", 2833)):
         section = make_section(image_detail=detail)
         assert open_meter(section, 0, NOTHING).estimate(1).usage == make_usage(num_tokens + 350, 60)
+    several = make_section(image="none", num_samples=5, temperature=0.7)
+    assert open_meter(several, 0, NOTHING).estimate(1).usage == make_usage(350, 5 * 60)
 
 
 def test_the_cap_counts_what_runs_and_what_earlier_commands_paid():

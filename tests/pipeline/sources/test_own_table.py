@@ -113,6 +113,12 @@ def test_a_data_set_of_the_hub_is_read_by_its_columns(tmp_path, monkeypatch):
         tmp_path / "hub", "dataset", "me/mine", "main", {"data/train-00000-of-00001.parquet": path.read_bytes()}
     )
     assert len(load(None, tmp_path, COLUMNS | {"hub": "me/mine"})) == 2
+    both = {f"{name}/train-0.parquet": path.read_bytes() for name in ("main", "socratic")}
+    write_snapshot(tmp_path / "hub", "dataset", "me/two", "main", both)
+    with pytest.raises(
+        DataError, match=r"it has train in main and socratic, and nothing says which is meant.*set path"
+    ):
+        load(None, tmp_path, COLUMNS | {"hub": "me/two"})
 
 
 def test_a_question_about_two_pictures_is_two_questions(folder, tmp_path):
@@ -142,6 +148,24 @@ def test_several_answers_may_be_right(folder, tmp_path):
     rows = [{"q": "What?", "picture": "1.png", "right": ["disc", "circle", "disc"]}]
     (task,) = load(write_lines(folder / "mine.jsonl", rows), tmp_path, IN_WORDS)
     assert (task.gold, task.accepted) == ("disc", ("disc", "circle", "disc"))
+
+
+def test_numbers_of_a_column_with_gaps_are_whole_and_a_gap_is_no_answer(folder, tmp_path):
+    gaps = pa.array([1.0, float("nan")])
+    options = pa.array([["red", "blue"]] * 2)
+    pq.write_table(pa.table({"q": ["a", "b"], "options": options, "right": gaps, "group": gaps}), folder / "1.parquet")
+    tasks = load(folder / "1.parquet", tmp_path, COLUMNS | {"image": ""})
+    assert {task.question: (task.answer, task.subject) for task in tasks} == {"a": (1, "1"), "b": (None, None)}
+    words = load(folder / "1.parquet", tmp_path, COLUMNS | {"image": "", "choices": ""})
+    assert {task.question: task.gold for task in words} == {"a": "1", "b": ""}
+    with pytest.raises(DataError, match=r"row 1: group is nan, and must be a text"):
+        load(folder / "1.parquet", tmp_path, COLUMNS | {"image": "", "question": "group"})
+
+
+def test_options_that_are_numbers_may_be_named_by_their_place_where_that_is_one_only(folder, tmp_path):
+    rows = [{"q": "How many?", "options": [0, 1, 7], "right": 1}, {"q": "How old?", "options": [7, 8, 9], "right": 2}]
+    tasks = load(write_lines(folder / "mine.jsonl", rows), tmp_path, COLUMNS | {"image": "", "subject": None})
+    assert {task.question: task.answer for task in tasks} == {"How many?": 1, "How old?": 2}
 
 
 def test_a_row_may_have_several_images_in_their_order(folder, tmp_path):
@@ -212,6 +236,9 @@ def test_the_mapping_is_part_of_the_key_and_the_place_is_not(folder, tmp_path):
         ([ROWS[0] | {"name": "x"}, ROWS[1] | {"name": "x"}], {"id": "name"}, r"id table/x occurs twice"),
         ([ROWS[0] | {"name": None}], {"id": "name"}, r"row 0: name is None, and must be a text"),
         ([ROWS[0] | {"options": ["red"]}], {}, r"has 1 choice\(s\)"),
+        ([ROWS[0] | {"options": "red|blue"}], {}, r"row 0: options is 'red\|blue', and must be a list"),
+        ([ROWS[0] | {"options": {"A": "red", "B": "blue"}}], {}, r"row 0: options is \{'A': 'red'.*must be a list"),
+        ([ROWS[0] | {"options": [1, 2, 3], "right": 2}], {}, r"answer 2 is a place from 0 and, at another place, one of"),
     ],
 )  # fmt: skip
 def test_a_fault_is_told_with_its_value_and_place(folder, tmp_path, rows, columns, said):
@@ -229,6 +256,9 @@ def test_an_image_that_is_none_is_named(folder, tmp_path, name):
 def test_a_file_that_cannot_be_read_is_named(folder, tmp_path):
     (folder / "mine.jsonl").write_text('{"q": "a", \n{{')
     with pytest.raises(DataError, match=r"mine\.jsonl cannot be read"):
+        load(folder / "mine.jsonl", tmp_path)
+    (folder / "mine.jsonl").write_text("")
+    with pytest.raises(DataError, match=r"mine\.jsonl cannot be read \(it is empty\)"):
         load(folder / "mine.jsonl", tmp_path)
     with pytest.raises(DataError, match=r"is no \.parquet or \.jsonl file"):
         load(folder / "1.png", tmp_path)

@@ -1,5 +1,6 @@
 """`vcot score`: logs of other tools and answers of a run, side by side, and every row accounted for."""
 
+import asyncio
 import json
 import re
 from importlib import import_module
@@ -80,6 +81,12 @@ def test_rows_that_are_not_scored_are_counted_and_named(vcot, tmp_path):  # noqa
     assert "4 of 6 questions have no response" in err
 
 
+def test_a_files_name_that_no_encoding_can_say_is_written_out(vcot, tmp_path):  # noqa: F811
+    write_log(tmp_path / "caf\udce9.jsonl", *answers("ANSWER: B"))
+    code, out, _ = vcot("score", "caf\udce9.jsonl", *BENCHMARK, "--tables", "out", "--json")
+    assert (code, json.loads(out)["results"][0]["log"]) == (0, r"caf\udce9.jsonl")
+
+
 def test_several_responses_to_a_question(vcot, tmp_path):  # noqa: F811
     write_log(tmp_path / "a.jsonl", *answers("B"), *answers("A"), *answers("B"))
     _, out, _ = vcot("score", "a.jsonl", *BENCHMARK, "--json", "--repeated")
@@ -145,9 +152,13 @@ def test_the_page_has_every_rule_with_its_commit_and_every_reason():
 @pytest.fixture
 async def run(tmp_path):
     """A run that holds answers of two checkpoints, the second of which is right."""
+    return await make_run(tmp_path)
+
+
+async def make_run(tmp_path, *more):
     base = write_checkpoint(tmp_path / "base", "base", 1.0, kind="base")
     settings = [f"model.source={base}", "eval.prompts=['zero_shot']", "eval.temperatures=[0.4]", "eval.num_tasks=30"]
-    with open_run(tmp_path / "run", "nano", settings) as run:
+    with open_run(tmp_path / "run", "nano", [*settings, *more]) as run:
         async with Session(run, Terminal()) as session:
             policy = session.registry.register(
                 write_checkpoint(tmp_path / "run" / "checkpoints" / "dpo-1", "dpo-1", 2.0)
@@ -195,6 +206,13 @@ def test_a_runs_answers_are_scored_and_its_checkpoints_compared(vcot, run):  # n
     }
     reasons = {row["log"]: row["reasons"] for row in found["results"] if row["rule"] == "vcot"}
     assert reasons["run base, zero_shot at 0.4"] == {"none": 29, "cut": 1}
+
+
+def test_a_runs_answers_under_several_seeds_are_several_responses(vcot, tmp_path):  # noqa: F811
+    asyncio.run(make_run(tmp_path, "eval.num_seeds=2"))
+    code, out, err = vcot("score", "run", "--json")
+    assert (code, "doubled" in err) == (0, False)
+    assert {(row["num_questions"], row["num_scored"]) for row in json.loads(out)["results"]} == {(30, 60)}
 
 
 def test_a_log_is_compared_with_a_run(vcot, tmp_path, run):  # noqa: F811

@@ -157,6 +157,8 @@ def test_72_billion_parameters_need_four_cards_of_80_gb_or_eight_of_48():
     which = {(num, size) for size in SIZES for num in (1, 2, 4, 8) if plan(num, size, shape=LARGE).fit.fits}
     assert which == {(4, 80), (8, 80), (8, 48)}
     assert plan(8, 80, shape=LARGE).recipe.serve.devices == ("0,1,2,3", "4,5,6,7")
+    assert plan(6, 80, shape=LARGE).recipe.serve.devices == ("0,1,2,3",), "two cards serve nothing, and none is made up"
+    assert plan(6, 80, shape=LARGE).fit.serving_fault == ""
     assert plan(2, 80, shape=LARGE).fault.startswith("vLLM has 71.2 GiB")
 
 

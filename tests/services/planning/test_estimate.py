@@ -75,6 +75,9 @@ def test_the_judges_bill_is_mostly_the_image():
     assert 60 < judge.dollars.low < judge.dollars.likely < judge.dollars.high < 100
     high = paper("judge.image_detail=high")
     assert estimate_run_judge(high, counts).dollars.likely > 4 * judge.dollars.likely
+    thrice = estimate_run_judge(paper("judge.num_samples=3", "judge.temperature=0.7"), counts)
+    assert thrice.output_tokens.likely == 3 * judge.output_tokens.likely
+    assert thrice.input_tokens.likely == judge.input_tokens.likely
     own = paper("judge.base_url=http://judge/v1", "judge.model=mine")
     assert estimate_run_judge(own, counts).dollars is None
     assert estimate_run_judge(paper("judge.kind=verifier"), counts).dollars.high == 0

@@ -318,6 +318,14 @@ def test_any_words_can_be_looked_for(made, text):
     assert made.shown().finder.find(wanted).total <= 21
 
 
+@pytest.mark.parametrize("word", ["Straße", "İstanbul", "ﬁne", "Café", "cafe"])
+def test_a_word_is_found_as_the_index_folds_it(own, word):
+    own.index()
+    with sqlite3.connect(own.directory / FOLDER / INDEX) as index:
+        index.execute("INSERT INTO texts (rowid, body) VALUES (?, ?)", ((1 << 12) + 4000, "Straße İstanbul ﬁne café"))
+    assert own.shown().finder.find(Filter(text=word)).total == 1
+
+
 def test_news_are_told_once(tmp_path):
     def judgment(key, task, **outcome):
         return Judgment(key=key, response="r", task=task, judge="j", **outcome)
