@@ -172,8 +172,9 @@ async def _watch(process: asyncio.subprocess.Process, course: Course, log: Log, 
     while process.returncode is None and (now := time.perf_counter()) - course.began < limit_s:
         if now - weighed > _WEIGH_S:
             weighed, course.peak_mb = now, max(course.peak_mb, _sum(_weigh, process.pid))
-        if (lines := log.read()) and (not course.steps or course.steps[-1].step != lines[-1]["step"]):
-            course.steps.append(Seen(**lines[-1], at=now, cpu_s=_sum(_spend, process.pid)))
+        if new := log.read()[len(course.steps) :]:
+            cpu_s = _sum(_spend, process.pid)
+            course.steps += [Seen(**line, at=now, cpu_s=cpu_s) for line in new]
             if course.steps[-1].step >= kill_at:
                 return
         await asyncio.sleep(_LOOK_S)

@@ -269,7 +269,7 @@ def _is_placed(serve: ServeSection) -> bool:
 
 
 def _place(recipe: Recipe, parallel: int, num_cards: int) -> Recipe:
-    """Each server over `parallel` cards, and as many servers as there are cards for; the cards that are left serve nothing."""
+    """Each server over `parallel` cards, and as many servers as there are cards for; what is left of them serves nothing."""
     if recipe.serve.ray_address is not None:
         return _set(recipe, "serve", replicas=num_cards // parallel, gpus_per_replica=parallel)
     groups = tuple(

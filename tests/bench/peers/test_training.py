@@ -36,6 +36,8 @@ for step in range(begin + 1, 9):
         (out / f"checkpoint-{step}").mkdir()
         lines = [{"rewards/margins": float(number)} for number in range(1, step + 1)]
         (out / f"checkpoint-{step}" / "trainer_state.json").write_text(json.dumps({"log_history": [{}, *lines]}))
+    if (out.name, begin, step) == ("half", 0, 5):
+        time.sleep(60)  # until it is killed
 weights = {"a.lora_A": np.ones(2, "f4"), "a.lora_B": np.full(2, 1 + drift * (begin > 0), "f4")}
 save_file(weights, out / "adapter_model.safetensors")
 child.kill()
@@ -61,7 +63,7 @@ async def test_what_a_kill_costs_and_whether_the_weights_are_the_same(training, 
     assert outcome.steps_anew == 1  # killed after the fifth, saved after the fourth
     assert outcome.margin == 6.5  # of the second of two epochs
     assert 0 < outcome.start_s < outcome.seconds < outcome.total_s + 1
-    assert 1 < outcome.steps_per_s < 5
+    assert outcome.steps_per_s > 0
     assert outcome.cpu_s > 0
     assert outcome.peak_mb > 5
     killed = (training.out / "half" / "children").read_text().split()
