@@ -14,7 +14,7 @@ import pytest
 from bench.gateway import free_port
 from tests.compose.engine import until
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(1800)]
 ROOT = Path(__file__).parents[2]
 MODEL = "smollm2-135m"
 
@@ -65,7 +65,7 @@ def run(tmp_path_factory):
 def vcot(command, directory, *arguments, expect=0):
     line = [sys.executable, "-m", "vcot.services.cli", command, "--run", str(directory), *arguments]
     environment = os.environ | {"NO_COLOR": "1", "COLUMNS": "300", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(line, env=environment, capture_output=True, text=True, check=False, timeout=600)
+    done = subprocess.run(line, env=environment, capture_output=True, text=True, check=False, timeout=1200)
     assert done.returncode == expect, done.stdout + done.stderr
     return done.stdout + done.stderr
 
