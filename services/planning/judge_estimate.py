@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vcot.eval.eval_section import EvalSection
-from vcot.pipeline.judges import count_requests, list_sections
+from vcot.pipeline.judges import JUDGES, count_requests, list_sections
 from vcot.pipeline.judges.cost import estimate_cost, find_prices, guess_prompt_tokens
 from vcot.pipeline.sections import JudgeSection
 from vcot.services.planning.assumptions import (
@@ -53,7 +53,8 @@ def estimate_requests(section: JudgeSection, num_requests: int, max_tokens: int)
     """So many requests to the section's own model, if it has one."""
     if not num_requests or section.model is None:
         return JudgeEstimate(0, _NOTHING, _NOTHING, _NOTHING)
-    texts = [JUDGE_TEXT_TOKENS + int(tokens) for tokens in cut_tokens(THOUGHT_TOKENS, max_tokens)]
+    shown = 2 if JUDGES.resolve(section.kind).compares else 1
+    texts = [JUDGE_TEXT_TOKENS + shown * int(tokens) for tokens in cut_tokens(THOUGHT_TOKENS, max_tokens)]
     read = [
         num
         if section.image == "none"

@@ -117,7 +117,7 @@ def logs(job: Path, tmp_path: Path) -> str:
 
 
 TWO = ("train.num_processes=2", "train.num_machines=2", f"train.address={ADDRESSES[0]}")
-pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
 def test_two_machines_train_as_one(make_job, machines, tmp_path):

@@ -78,6 +78,9 @@ def test_the_judges_bill_is_mostly_the_image():
     thrice = estimate_run_judge(paper("judge.num_samples=3", "judge.temperature=0.7"), counts)
     assert thrice.output_tokens.likely == 3 * judge.output_tokens.likely
     assert thrice.input_tokens.likely == judge.input_tokens.likely
+    pairwise = estimate_run_judge(paper("judge.kind=pairwise"), counts)
+    each, alone = (found.input_tokens.likely / found.num_requests for found in (pairwise, judge))
+    assert each - alone == THOUGHT_TOKENS.likely, "it reads two responses at a time"
     own = paper("judge.base_url=http://judge/v1", "judge.model=mine")
     assert estimate_run_judge(own, counts).dollars is None
     assert estimate_run_judge(paper("judge.kind=verifier"), counts).dollars.high == 0
