@@ -135,9 +135,9 @@ def _deal(asked: Sequence[Task]) -> dict[str, Images]:
     unfit, places = _Unfit(asked), np.arange(len(asked))
     givers = np.roll(places, -1)
     for here in places:
-        if not unfit.count(here, givers[here]):
+        if not (own := unfit.count(here, givers[here])):
             continue
-        before = unfit.count(here, givers[here]) + unfit.count(places, givers)
+        before = own + unfit.count(places, givers)
         gains = before - unfit.count(here, givers) - unfit.count(places, givers[here])
         if gains[best := gains.argmax()] > 0:
             givers[[here, best]] = givers[[best, here]]

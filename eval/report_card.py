@@ -201,8 +201,8 @@ def build_card(
         num_unjudged=num_unjudged,
         auc=estimate_accuracy([duel.won for duel in own], clusters),
         ties=estimate_accuracy([float(duel.won == CHANCE) for duel in own], clusters),
-        stability=_compare_orders(own, duels["again"]) if _match(own, duels.get("again", ())) else None,
-        controls=tuple(_control(name, own, duels[name]) for name in _CONTROLS if _match(own, duels.get(name, ()))),
+        stability=_compare_orders(both) if (both := _match(own, duels.get("again", ()))) else None,
+        controls=tuple(_control(name, both) for name in _CONTROLS if (both := _match(own, duels.get(name, ())))),
         length=_estimate_length(own, lengths),
         num_compared=compared[0],
         num_hung=compared[1],
@@ -223,13 +223,11 @@ def _match(first: Sequence[Duel], second: Sequence[Duel]) -> list[tuple[Duel, Du
     return [(duel, by_task[duel.task]) for duel in first if duel.task in by_task]
 
 
-def _compare_orders(first: Sequence[Duel], second: Sequence[Duel]) -> Interval:
-    both = _match(first, second)
+def _compare_orders(both: Sequence[tuple[Duel, Duel]]) -> Interval:
     return estimate_accuracy([float(one.won == other.won) for one, other in both], [one.cluster for one, _ in both])
 
 
-def _control(shown: str, own: Sequence[Duel], control: Sequence[Duel]) -> Control:
-    both = _match(own, control)
+def _control(shown: str, both: Sequence[tuple[Duel, Duel]]) -> Control:
     clusters = [one.cluster for one, _ in both]
     found = compare_paired([other.won for _, other in both], [one.won for one, _ in both], clusters)
     return Control(
@@ -237,7 +235,7 @@ def _control(shown: str, own: Sequence[Duel], control: Sequence[Duel]) -> Contro
         auc=estimate_accuracy([other.won for _, other in both], clusters),
         lost=found.interval,
         p_value=found.p_value,
-        same_order=_compare_orders(own, control),
+        same_order=_compare_orders(both),
     )
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 _SET_BY_RECIPE = "the recipe has a field for it ({})"
+_CARDS = "serve.devices, on a Ray cluster serve.gpus_per_replica"
 _REACHED = "the gateway must reach the server as it expects to"
 _ONE_FRONT = "a swap must reach every process that answers; serve.replicas starts more servers"
 _AS_TRAINED = "what is served must be the checkpoint, read as it was trained"
@@ -23,8 +24,7 @@ _REFUSED: dict[str, str] = {
     "--gpu-memory-utilization": _SET_BY_RECIPE.format("serve.gpu_memory_utilization"),
     "--device-memory-utilization": _SET_BY_RECIPE.format("serve.gpu_memory_utilization"),
     "--kv-cache-memory-bytes": _SET_BY_RECIPE.format("serve.kv_cache_gib"),
-    "--tensor-parallel-size": _SET_BY_RECIPE.format("serve.devices (on a Ray cluster by serve.gpus_per_replica)"),
-    "--device-ids": _SET_BY_RECIPE.format("serve.devices (on a Ray cluster by serve.gpus_per_replica)"),
+    **dict.fromkeys(("--tensor-parallel-size", "--device-ids"), _SET_BY_RECIPE.format(_CARDS)),
     "--enable-sleep-mode": _SET_BY_RECIPE.format("serve.while_training"),
     "--allowed-media-domains": _SET_BY_RECIPE.format("serve.allowed_image_hosts"),
     "--max-lora-rank": _SET_BY_RECIPE.format("train.lora_r"),

@@ -40,7 +40,7 @@ from vcot.services.run.sharding import (
     read_answered,
 )
 from vcot.services.run.shared_storage import Storage
-from vcot.services.run.unmerged import find_storage, forget_storage, note_storage
+from vcot.services.run.unmerged import find_storage, leave_storage, note_storage
 
 _UPLOADS = 16
 """Images that are copied at once."""
@@ -239,7 +239,7 @@ class Sharded:
                     faults += [fault] if fault else []
                     await self._merge(name, tally, is_whole=fault is None)
                     on_progress(tally)
-        await asyncio.to_thread(self._leave, owed)
+        await asyncio.to_thread(leave_storage, self.run, self.storage, owed)
         if faults:
             raise faults[0].restore()
         return tally.close()
@@ -275,12 +275,6 @@ class Sharded:
                 self.storage.write(self.storage.asked(shard.name), data)
                 names.append(shard.name)
         return names
-
-    def _leave(self, unbegun: Iterable[str]) -> None:
-        """All that was done is merged; what is not will be cut anew."""
-        for name in unbegun:
-            self.storage.clear(name)
-        forget_storage(self.run, self.storage)
 
     def _upload(self, ref: ImageRef) -> None:
         self.storage.write(ref.path, self.run.images.read(ref))

@@ -36,16 +36,16 @@ def find_storage(run: Run, url: str | None) -> Storage:
 
 def note_storage(run: Run, storage: Storage) -> None:
     """Something is about to be asked there."""
-    noted = _read_note(run)
-    if _is_elsewhere(run, storage) and storage.url not in noted:
-        _write_note(run, noted | {storage.url: storage.folder})
+    if _is_elsewhere(run, storage):
+        _write_note(run, _read_note(run) | {storage.url: storage.folder})
 
 
-def forget_storage(run: Run, storage: Storage) -> None:
-    """All that was asked there is merged."""
-    noted = _read_note(run)
-    if storage.url in noted:
-        _write_note(run, {url: folder for url, folder in noted.items() if url != storage.url})
+def leave_storage(run: Run, storage: Storage, names: Iterable[str]) -> None:
+    """All that was answered there is merged: clear the shards of these names, and forget the storage."""
+    for name in names:
+        storage.clear(name)
+    if _is_elsewhere(run, storage):
+        _write_note(run, {url: folder for url, folder in _read_note(run).items() if url != storage.url})
 
 
 async def merge_left(run: Run, report: Report) -> None:
@@ -63,7 +63,6 @@ async def merge_left(run: Run, report: Report) -> None:
                 f"an earlier command had others ask, and what they answered is not merged yet: {error}; to do without it, "
                 f"delete {run.directory / _NOTE}"
             ) from error
-        await asyncio.to_thread(forget_storage, run, storage)
 
 
 async def _merge(run: Run, storage: Storage, report: Report) -> None:
@@ -72,12 +71,7 @@ async def _merge(run: Run, storage: Storage, report: Report) -> None:
         report(Said(f"{len(answered)} shards were done for an earlier command: merged"))
     for name in answered:
         await run.ledger.write((await asyncio.to_thread(read_answered, storage, name)).records)
-    await asyncio.to_thread(_clear, storage, {*asked, *answered})
-
-
-def _clear(storage: Storage, names: Iterable[str]) -> None:
-    for name in names:
-        storage.clear(name)
+    await asyncio.to_thread(leave_storage, run, storage, {*asked, *answered})
 
 
 def _list_places(run: Run) -> Iterator[Storage]:
