@@ -150,7 +150,7 @@ def _deal(asked: Sequence[Task]) -> dict[str, Images]:
 
 
 class _Unfit:
-    """How unfit questions' images are for others, of questions with as many images each."""
+    """How unfit the images of one question are for another; all questions have as many images."""
 
     def __init__(self, asked: Sequence[Task]) -> None:
         golds = [_gold(task) for task in asked]
@@ -160,7 +160,7 @@ class _Unfit:
         self._images = np.unique(hashes, return_inverse=True)[1].reshape(hashes.shape)
 
     def count(self, tasks: Any, givers: Any) -> Any:
-        """For questions and givers by number, each with each of the same place, or one of either with all of the other."""
+        """How unfit each giver's images are for its task: both are indices, or arrays of them that numpy broadcasts."""
         own, others = self._images[tasks], self._images[givers]
         same_image = (own[..., :, None] == others[..., None, :]).any((-1, -2))
         same_answer = self._has_gold[tasks] & (self._golds[tasks] == self._golds[givers])

@@ -156,7 +156,7 @@ def read_retry_after(headers: Mapping[str, str]) -> float | None:
 
 
 def read_reset(text: str) -> float | None:
-    """Seconds from OpenAI's `6m0s`, `1s` or `120ms`, or from a plain number; None for none of them, or one in the past."""
+    """Seconds from OpenAI's `6m0s`, `1s` or `120ms`, or from a plain number; None for anything else, or for the past."""
     try:
         return seconds if 0 <= (seconds := float(text)) < math.inf else None
     except ValueError:

@@ -6,8 +6,8 @@ and waited for, and the judge is asked again, until nothing is queued. So a verd
 batches, and nothing is held in memory but which request was answered where.
 
     <run>/batches/queue.jsonl          requests that are not submitted yet
-    <run>/batches/<digest>.jsonl       a batch's requests; <digest> is of this file (and of how often the same requests were
-                                       submitted before, and not come to), and stands in the batch's metadata
+    <run>/batches/<digest>.jsonl       a batch's requests; <digest> is of this file (and of how many batches with the same
+                                       requests ended before), and stands in the batch's metadata
     <run>/batches/<digest>.json        its id, as soon as the API has told it
     <run>/batches/<digest>.out.jsonl   its answers
 
@@ -165,7 +165,7 @@ class Batches:
         self._queued.clear()
 
     def _write(self, lines: Sequence[bytes]) -> None:
-        """A batch's requests under a name that none of those has that are over."""
+        """Write a batch's requests under a name that no ended batch has."""
         content = b"".join(lines)
         names = (hashlib.sha256(content + b"again" * times).hexdigest()[:32] for times in itertools.count())
         name = next(name for name in names if not (self.folder / f"{name}.out.jsonl").exists())

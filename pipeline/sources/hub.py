@@ -4,8 +4,8 @@ Model: the split's Parquet files, and no other split's, are fetched into the hub
 them without the network (`HF_HUB_OFFLINE=1`). A revision that is a commit pins every byte. Images stay encoded until they
 are drawn: a data set of several gigabytes is memory-mapped, never held.
 
-Limits: data sets that the hub keeps as `<split>-<shard>-of-<shards>...parquet`, in any one folder: of several
-configurations in one repository none can be named.
+Limits: data sets that the hub keeps as `<split>-<shard>-of-<shards>...parquet`, in one folder. A
+repository that holds several configurations is refused, since a recipe cannot name one of them.
 """
 
 from __future__ import annotations
