@@ -168,15 +168,19 @@ async def follow(trainer: Trainer, training: Training, limit_s: float, *, kill_a
 
 
 async def _watch(process: asyncio.subprocess.Process, course: Course, log: Log, limit_s: float, kill_at: float) -> None:
-    weighed = 0.0
-    while process.returncode is None and (now := time.perf_counter()) - course.began < limit_s:
+    """Looks once more when it has ended, for what it logged since the look before."""
+    weighed, spent_before = 0.0, children_s()
+    while (now := time.perf_counter()) - course.began < limit_s:
+        has_ended = process.returncode is not None
         if now - weighed > _WEIGH_S:
             weighed, course.peak_mb = now, max(course.peak_mb, _sum(_weigh, process.pid))
         if new := log.read()[len(course.steps) :]:
-            cpu_s = _sum(_spend, process.pid)
+            cpu_s = children_s() - spent_before if has_ended else _sum(_spend, process.pid)
             course.steps += [Seen(**line, at=now, cpu_s=cpu_s) for line in new]
             if course.steps[-1].step >= kill_at:
                 return
+        if has_ended:
+            return
         await asyncio.sleep(_LOOK_S)
 
 

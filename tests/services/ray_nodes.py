@@ -26,7 +26,10 @@ class Nodes:
         self._cluster.remove_node(self._nodes.pop(0), allow_graceful=False)
 
     def close(self) -> None:
-        """End it."""
+        """End it, and this process's connection to it, if there is one."""
+        import ray
+
+        ray.shutdown()
         self._cluster.shutdown()
 
 

@@ -8,8 +8,9 @@ An engine that breaks off, answers with 500, 502, 503 or half a JSON, is full, o
 asked for (a fall-back from an adapter to its base) did not answer: the same request goes to one other replica that holds
 the same checkpoint; where engines are full, to each. Where there is no other, an engine that is well is asked once more:
 vLLM answers with a bare 500 where its API takes an image to be with its engine that is not, and sends it along the next
-time. With an image it is asked three times, since that may happen twice. Where a swap began meanwhile, the request waits for
-its end first. That is safe as long as nothing of an answer is with the client, since an unanswered sample has no effect.
+time. With an image it is asked up to four times, since that may happen again. Where a swap began meanwhile, the request
+waits for its end first. That is safe as long as nothing of an answer is with the client, since an unanswered sample has no
+effect.
 
 A client can make any engine fail its own request. So a fault speaks against an engine only where the engine, asked how it
 is, is not well; what sound engines answer with 5xx is the request's own fault, and is told as 422, streamed or not. A
@@ -41,6 +42,7 @@ _RETRY_AFTER_S = 5
 _REST_RETRY_AFTER_S = 60
 _AGAIN_AFTER_S = 0.2
 """Before the same engine is asked once more: what was on its way to it is there by then."""
+_MAX_ASKED_WITH_IMAGE = 4
 
 
 class Dispatcher:
@@ -161,8 +163,8 @@ class _Ticket:
         again = None if fault.is_broken else self._tried[-1]
         if len(self._tried) == 1:
             return self._fleet.route(digest, self._ask.image, self._tried) or again
-        may_drift = len(self._tried) == 2 and self._ask.image is not None  # it may have been on its way there, too
-        return again if may_drift else None
+        may_drift = self._ask.image is not None  # it may have been on its way there, too
+        return again if may_drift and len(self._tried) < _MAX_ASKED_WITH_IMAGE else None
 
     async def _find(self) -> tuple[Replica, Checkpoint]:
         """A replica that serves what is asked for. Raises Refusal, ServerError."""

@@ -86,6 +86,16 @@ async def test_a_trainer_that_fails_says_why_and_one_that_hangs_is_ended(trainin
         await follow(replace(PLAIN, command=lambda _: ["sleep", "60"]), training, 0.3)
 
 
+async def test_what_is_logged_just_before_the_end_is_seen(training):
+    lines = '{"loss": 0.7, "step": 1}\n{"loss": 0.6, "step": 2}\n'
+    quick = replace(
+        PLAIN, command=lambda _: ["sh", "-c", 'printf "%s" "$0" > "$1"', lines, str(training.out / "log.jsonl")]
+    )
+    course = await follow(quick, training, 20)
+    assert [(seen.step, seen.loss) for seen in course.steps] == [(1, 0.7), (2, 0.6)]
+    assert 0 <= course.steps[-1].cpu_s < 1
+
+
 def test_a_log_shows_what_came_since_whether_it_was_cut_or_gone_on_with(tmp_path):
     path = tmp_path / "log.jsonl"
 
