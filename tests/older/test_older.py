@@ -144,6 +144,7 @@ def trains(python, checkpoint, pairs, out):
     assert seen["held_out"][-1] < 0.69
 
 
+@pytest.mark.slow  # each commit's `make test-older` runs it
 def test_trl_trains_on_the_published_pairs(pairs, tmp_path):
     trains(sys.executable, BUNDLED / "nano", pairs, tmp_path / "out")
 

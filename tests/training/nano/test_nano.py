@@ -156,6 +156,7 @@ def test_only_the_response_carries_loss(processor, architecture):
     assert set(letters) <= {"(A)", "(B)", "(C)", "(D)"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_a_killed_build_ends_with_the_weights_of_an_undisturbed_one(name, tmp_path):
     def die(line):
@@ -179,6 +180,7 @@ def test_a_killed_build_ends_with_the_weights_of_an_undisturbed_one(name, tmp_pa
         build_nano(tmp_path / "killed", make_plan(name, seed=1), report=lambda _: None)
 
 
+@pytest.mark.slow
 def test_the_shipped_checkpoint_is_well_above_chance_and_well_below_perfect(architecture):
     torch.manual_seed(0)
     shipped = SHIPPED / architecture.checkpoint_name
