@@ -268,12 +268,20 @@ class Fleet:
         return replica
 
     async def remove(self, name: str) -> None:
-        """Let a replica's requests end, then drop it. Raises CheckpointError for an unknown name, SwapError for the last."""
+        """Let a replica's requests end, then drop it.
+
+        Raises CheckpointError for an unknown name, SwapError for the last one and for one that goes with its trial.
+        """
         async with self.steered():
             replica = next((replica for replica in self.replicas if replica.name == name), None)
             if replica is None:
                 raise CheckpointError(f"no replica {name!r}; there are {', '.join(r.name for r in self.replicas)}")
-            others = [other for other in self.replicas if other is not replica]
+            if replica.plan.pinned is not None:
+                raise SwapError(
+                    f"replica {name} was started for the trial of {replica.plan.pinned.ref.name}, and goes when that ends; "
+                    "take away another"
+                )
+            others = [other for other in self.replicas if other is not replica and other.plan.pinned is None]
             if not any(other.gate.admission.phase == "live" for other in others):
                 raise SwapError(f"replica {name} is the only one that serves; add another first")
             self._roster.remove(replica.url)

@@ -9,8 +9,8 @@ another fails, it is started anew with what it should hold.
 
 A checkpoint on trial is served by one replica, to whoever expects its digest. A fleet has one trial at a time; several
 commands may share one, and another checkpoint's waits until they are done. Nothing of a trial is recorded: it ends when its
-last owner says so, with the next swap, or when it is forgotten; then the replica holds again what is live, and a server
-that is started anew does so, too.
+last owner says so, with the next swap or trial (also with one that fails), or when it is forgotten; then the replica holds
+again what is live, and a server that is started anew does so, too.
 """
 
 from __future__ import annotations
@@ -80,8 +80,14 @@ async def end_trial(fleet: Fleet, owner: str) -> None:
 
 
 async def _change(fleet: Fleet, target: Checkpoint, commit: Commit | None) -> Swapped:
+    may_be_behind = fleet.trial is not None or commit is None
     await _end_trial(fleet, target)
-    way, pause_s = await _serve(fleet, target, commit)
+    try:
+        way, pause_s = await _serve(fleet, target, commit)
+    except (VcotError, OSError):
+        if may_be_behind:  # a replica holds what was on trial, or the parent of what was to be
+            await _bring_back(fleet)
+        raise
     if commit is None:
         fleet.trial, fleet.trial_asked = target, time.monotonic()
     await _drop_unused_adapters(fleet)

@@ -10,6 +10,7 @@ from tests.services.fake_vllm import write_adapter, write_checkpoint
 from vcot.pipeline.errors import CheckpointError, OnTrialError, SwapError
 from vcot.services.checkpoints.registry import Checkpoint, Registry
 from vcot.services.gateway.admin import Swapped, named_error
+from vcot.services.gateway.fleet.roster import Roster
 from vcot.services.gateway.swap import rollout
 from vcot.services.gateway.swap.plan import Plan
 
@@ -181,6 +182,38 @@ async def test_the_server_of_a_trial_goes_with_it(pair: Bench, tmp_path: Path, m
     else:
         await put_on_trial(pair, made)
     assert [replica.name for replica in pair.fleet.replicas] == ["vllm-0", "vllm-1"]
+
+
+@pytest.mark.parametrize("removed", ["vllm-0", "vllm-1"])
+async def test_no_server_is_taken_away_that_would_leave_none_after_a_trial(
+    bench: Bench, tmp_path: Path, removed: str
+) -> None:
+    await put_on_trial(bench, write_checkpoint(tmp_path / "wide", "wide", WEIGHT, shape=2))
+    assert [replica.name for replica in bench.fleet.replicas] == ["vllm-0", "vllm-1"]
+    with pytest.raises(SwapError, match=r"the only one that serves|started for the trial of wide"):
+        await bench.fleet.remove(removed)
+    await rollout.end_trial(bench.fleet, "")
+    assert await bench.answer() == ("base", answer_of(BASE))
+    assert Roster(bench.directory / "run", bench.settings).now.num_own == 1  # what a gateway that is started anew has
+
+
+@pytest.mark.parametrize("follows", ["swap", "trial"])
+async def test_a_swap_or_trial_that_fails_ends_the_trial_before_it(bench: Bench, made: Path, follows: str) -> None:
+    await put_on_trial(bench, made)
+    lie = write_checkpoint(made.with_name("lie"), "lie", 4.0, canary_weight=5.0)
+    bench.registry.register(lie)
+    with pytest.raises(SwapError, match="its canary answers otherwise"):
+        await (bench.swap("policy", "lie") if follows == "swap" else put_on_trial(bench, lie))
+    assert await bench.answer() == ("base", answer_of(BASE))
+
+
+async def test_an_adapter_that_fails_its_trial_leaves_its_base_live_nowhere(bench: Bench, tmp_path: Path) -> None:
+    """What is live is another checkpoint than the adapter's base, which was loaded for the trial."""
+    await bench.swap("policy", "tuned")
+    lie = write_adapter(tmp_path / "lie", "lie", 0.5, bench.base.ref, BASE, canary_weight=9.0)
+    with pytest.raises(SwapError, match="its canary answers otherwise"):
+        await put_on_trial(bench, lie)
+    assert await bench.answer() == ("tuned", answer_of(TUNED))
 
 
 async def test_what_a_replica_was_added_for_is_not_replaced_by_the_base(bench: Bench, made: Path) -> None:
