@@ -7,7 +7,6 @@ or cannot be read are refused with their usage, never a score.
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 from abc import abstractmethod
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
@@ -17,6 +16,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 from weakref import WeakValueDictionary
 
+from vcot.pipeline.bearer import read_key
 from vcot.pipeline.client import ChatClient, Choice, Completion, user_message
 from vcot.pipeline.concurrency import with_retry
 from vcot.pipeline.errors import MachineError, RecipeError, RequestError
@@ -373,8 +373,8 @@ async def await_all(awaitables: Iterable[Awaitable[T]]) -> list[T]:
 
 
 def read_api_key(section: JudgeSection) -> str:
-    """The judge's key; a server of one's own may need none. Raises MachineError where OpenAI's is not in the environment."""
-    key = os.environ.get(section.api_key_env, "").strip()
+    """The judge's key; a server of one's own may need none. Raises MachineError where OpenAI's is missing, or any is odd."""
+    key = read_key(section.api_key_env)
     if not key and section.base_url is not None:
         return "none"
     if not key:

@@ -100,8 +100,8 @@ class Registry:
     def __init__(self, run_directory: Path) -> None:
         self._folder = run_directory.absolute() / "checkpoints"
         self._path = self._folder / "registry.json"
-        self._read_at: tuple[int, int] | None = None
-        self._content = RegistryFile()
+        self._seen: tuple[tuple[int, int], RegistryFile] | None = None
+        """What was read last, and of which file; one value, since threads read at once."""
 
     def base(self, model: ModelSection, progress: Callable[[str], None] = lambda _: None) -> Checkpoint:
         """The base model under `model.name`, found, described and registered at first use (slow for a big one).
@@ -182,8 +182,12 @@ class Registry:
         if (files := stat_files(checkpoint.directory)) != entry.files:
             check_digest(checkpoint.directory, checkpoint.ref)
             with self._changing() as content:
-                entry = entry.model_copy(update={"files": files})
-                checkpoints = content.checkpoints | {checkpoint.ref.name: entry}
+                present = content.checkpoints.get(checkpoint.ref.name)
+                if present is None or present.checkpoint != checkpoint:
+                    raise CheckpointError(
+                        f"checkpoint {name} was changed in {self._path} while its files were read; give the command again"
+                    )
+                checkpoints = content.checkpoints | {checkpoint.ref.name: present.model_copy(update={"files": files})}
                 self._write(content.model_copy(update={"checkpoints": checkpoints}))
         return checkpoint
 
@@ -270,6 +274,7 @@ class Registry:
         entry = self._examine(directory, manifest, template, source)
         if entry != self._read().checkpoints.get(manifest.checkpoint.name):
             with self._changing() as content:
+                _check_free(self._path, content, directory, manifest.checkpoint)  # another may have been quicker
                 checkpoints = content.checkpoints | {manifest.checkpoint.name: entry}
                 self._write(content.model_copy(update={"checkpoints": checkpoints}))
         return entry.checkpoint
@@ -279,17 +284,8 @@ class Registry:
     ) -> Entry:
         """What is to be known of a checkpoint, its files verified. Raises CheckpointError."""
         ref, files, content = manifest.checkpoint, stat_files(directory), self._read()
-        known = content.checkpoints.get(check_name(ref.name))
-        if known is None and (ref.name == POLICY_ALIAS or ref.name in content.aliases):
-            raise CheckpointError(
-                f"the checkpoint in {directory} is named {ref.name}, which is an alias in {self._path}: whoever asks for it "
-                "would get another; give it another name"
-            )
-        if known is not None and known.manifest.checkpoint.digest != ref.digest:
-            raise CheckpointError(
-                f"checkpoint {ref.name} is registered already with weights {known.manifest.checkpoint.digest[:19]}, "
-                f"and those in {directory} are {ref.digest[:19]}; give it another name"
-            )
+        _check_free(self._path, content, directory, ref)
+        known = content.checkpoints.get(ref.name)
         if known is None or known.files != files:
             check_digest(directory, ref)
         return Entry(
@@ -318,14 +314,14 @@ class Registry:
 
     def _read(self) -> RegistryFile:
         try:
-            status = self._path.stat()
-            if self._read_at != (status.st_mtime_ns, status.st_ino):
-                remedy = "restore it"
-                self._content = read_record(self._path, RegistryFile, CheckpointError, remedy=remedy) or RegistryFile()
-                self._read_at = (status.st_mtime_ns, status.st_ino)
+            status, seen = self._path.stat(), self._seen
         except FileNotFoundError:
             return RegistryFile()
-        return self._content
+        present = (status.st_mtime_ns, status.st_ino)
+        if seen is None or seen[0] != present:
+            content = read_record(self._path, RegistryFile, CheckpointError, remedy="restore it") or RegistryFile()
+            self._seen = seen = (present, content)
+        return seen[1]
 
     @contextmanager
     def _changing(self) -> Iterator[RegistryFile]:
@@ -335,6 +331,21 @@ class Registry:
 
     def _write(self, content: RegistryFile) -> None:
         write_kept_record(self._path, content)
+
+
+def _check_free(path: Path, content: RegistryFile, directory: Path, ref: CheckpointRef) -> None:
+    """Raise CheckpointError where the name of the checkpoint in `directory` means another one in the registry at `path`."""
+    known = content.checkpoints.get(check_name(ref.name))
+    if known is None and (ref.name == POLICY_ALIAS or ref.name in content.aliases):
+        raise CheckpointError(
+            f"the checkpoint in {directory} is named {ref.name}, which is an alias in {path}: whoever asks for it "
+            "would get another; give it another name"
+        )
+    if known is not None and known.manifest.checkpoint.digest != ref.digest:
+        raise CheckpointError(
+            f"checkpoint {ref.name} is registered already with weights {known.manifest.checkpoint.digest[:19]}, "
+            f"and those in {directory} are {ref.digest[:19]}; give it another name"
+        )
 
 
 @contextmanager

@@ -5,7 +5,6 @@ A gateway's error carries the name of its exception, so that the caller sees the
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated, Literal, Self, TypeVar
 from urllib.parse import quote
@@ -15,6 +14,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from vcot.pipeline import errors
 from vcot.pipeline.addresses import UpstreamUrl
+from vcot.pipeline.bearer import read_key
 from vcot.pipeline.errors import ServerError, UnreachableError, VcotError
 from vcot.pipeline.records import CheckpointRef, Record
 from vcot.services.checkpoints.registry import CheckpointInfo
@@ -220,7 +220,9 @@ async def remove_replica(url: str, name: str) -> None:
 
 
 async def _ask(kind: type[R], method: str, url: str, body: Record | None, timeout_s: float) -> R:
-    """What a gateway answers. Raises its own error, UnreachableError, or ServerError where something else answers."""
+    """What a gateway answers. Raises its own error, UnreachableError, ServerError where something else answers, and
+    MachineError for a key that cannot be sent.
+    """
     response = await _call(method, url, body, timeout_s)
     if not response.is_success:
         raise _as_error(response)
@@ -231,7 +233,7 @@ async def _ask(kind: type[R], method: str, url: str, body: Record | None, timeou
 
 
 async def _call(method: str, url: str, body: Record | None, timeout_s: float) -> httpx.Response:
-    key = os.environ.get(ADMIN_KEY_ENV)
+    key = read_key(ADMIN_KEY_ENV)
     headers = {"content-type": "application/json"} | ({"authorization": f"Bearer {key}"} if key else {})
     data = body.model_dump_json().encode() if body else None
     try:

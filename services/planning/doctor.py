@@ -17,6 +17,7 @@ from rich.text import Text
 
 from vcot.eval.benchmark import find_benchmark
 from vcot.eval.eval_section import EvalSection
+from vcot.pipeline.bearer import read_key
 from vcot.pipeline.errors import CheckpointError, InputError, MachineError, RecipeError
 from vcot.pipeline.identity import check_layout
 from vcot.pipeline.judges import JUDGES, list_sections
@@ -297,9 +298,13 @@ def _check_judge(judge: JudgeSection) -> Finding:
         return Finding("judge", "missing", judge.kind, str(error))
     if not is_model:
         return Finding("judge", "ok", f"{judge.kind}, a program; no key needed")
+    try:
+        key = read_key(judge.api_key_env)
+    except MachineError as error:
+        return Finding("judge", "missing", f"{judge.model}", str(error))
     if judge.base_url is not None:
         return Finding("judge", "ok", f"{judge.model} at {judge.base_url}")
-    if os.environ.get(judge.api_key_env, "").strip():
+    if key:
         return Finding("judge", "ok", f"{judge.model}, key in {judge.api_key_env}")
     return Finding(
         "judge", "missing", f"{judge.model}, {judge.api_key_env} is not set", f"export {judge.api_key_env}=..."

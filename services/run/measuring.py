@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from vcot.pipeline.bearer import read_key
 from vcot.pipeline.client import ChatClient
 from vcot.pipeline.errors import CheckpointError, OnTrialError, RequestError, StageError, VcotError
 from vcot.pipeline.report import Report, Said, Warned
@@ -107,5 +107,5 @@ class Trials:
 
 
 def read_gateway_key() -> str:
-    """The key for the gateway, where the environment holds one."""
-    return os.environ.get(API_KEY_ENV, "none")
+    """The key for the gateway, where the environment holds one. Raises MachineError for one that cannot be sent."""
+    return read_key(API_KEY_ENV) or "none"

@@ -12,7 +12,7 @@ from starlette.types import Receive, Scope, Send
 
 from vcot.services.engine.serve_section import ServeSection
 from vcot.services.gateway.fleet.ends import EngineFault
-from vcot.services.gateway.http.answers import Refusal, raw_headers
+from vcot.services.gateway.http.answers import Refusal, raw_headers, send_refusal
 from vcot.services.gateway.http.bodies import MAX_BYTES
 from vcot.services.gateway.http.exchange import Ended, exchange_of
 from vcot.services.gateway.http.limits import Slots
@@ -96,6 +96,8 @@ class RemoteDispatch(Line):
         body = b""
         while len(body) <= MAX_BYTES:
             message = await receive()
+            if message["type"] == "http.disconnect":  # what came of the request may read as another one
+                return
             body += message.get("body", b"")
             if not message.get("more_body", False):
                 break
@@ -108,7 +110,11 @@ class RemoteDispatch(Line):
             body=body.decode("latin-1"),
             client=scope.get("client"),
         )
-        replied = await self.ask(called.id, called)
+        try:
+            replied = await self.ask(called.id, called)
+        except Refusal as refusal:
+            await send_refusal(scope, send, refusal)
+            return
         assert isinstance(replied, Replied)
         exchange_of(scope).refused = replied.refused
         headers = raw_headers(replied.headers)

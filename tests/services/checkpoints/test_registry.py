@@ -2,6 +2,7 @@ import json
 import os
 import stat
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -235,3 +236,31 @@ def test_a_digest_holds_nothing_else(tmp_path: Path, name: str) -> None:
     before = compute_digest(directory)
     (directory / name).write_text("{}")
     assert compute_digest(directory) == before
+
+
+def test_what_is_changed_while_files_are_read_is_not_undone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading 14 GB takes a minute, in which another process may retire a checkpoint, or register its name anew."""
+    registry, other = Registry(tmp_path / "run"), Registry(tmp_path / "run")
+    mine = write_checkpoint(tmp_path / "mine", "dpo", 2.0)
+    theirs = write_checkpoint(tmp_path / "theirs", "dpo", 3.0)
+
+    def in_between(*changes: Callable[[], object]) -> None:
+        left = list(changes)
+
+        def check(directory: Path, ref: CheckpointRef) -> None:
+            if left:
+                left.pop(0)()
+            integrity.check_digest(directory, ref)
+
+        monkeypatch.setattr("vcot.services.checkpoints.registry.check_digest", check)
+
+    in_between(lambda: other.register(theirs))
+    with pytest.raises(CheckpointError, match="dpo is registered already with weights"):
+        registry.register(mine)
+    assert registry.resolve("dpo").directory == theirs
+
+    os.utime(theirs / "model.safetensors")
+    in_between(lambda: other.retire("dpo"))
+    with pytest.raises(CheckpointError, match=r"dpo was changed in .*registry\.json while its files were read"):
+        registry.verify("dpo")
+    assert registry.find("dpo") is None

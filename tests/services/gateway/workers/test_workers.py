@@ -12,14 +12,17 @@ from typing import Any
 
 import httpx
 import pytest
+from starlette.types import Message
 
 from tests.services.bench_fleet import ASK, Bench
 from tests.services.engine.test_vllm import processes
 from vcot.services.gateway.fleet.replica import Supervision
+from vcot.services.gateway.workers.carrier import RemoteDispatch
 from vcot.services.gateway.workers.processes import Workers
 
 pytestmark = pytest.mark.timeout(120)
 NUM_WORKERS = 3
+CALL = {"type": "http", "method": "POST", "path": "/admin/wake", "query_string": b"", "headers": []}
 
 
 class Served:
@@ -232,3 +235,43 @@ async def test_a_body_that_is_too_large_for_the_operator_is_refused(bench: Bench
     async with serving(bench) as served:
         answer = await served.call("POST", "/admin/swap", json={"alias": "x" * 200_000, "checkpoint": "base"})
         assert (answer.status_code, answer.json()["error"]["code"]) == (413, "body_too_large")
+
+
+async def test_a_request_whose_client_left_in_the_middle_of_it_is_not_done() -> None:
+    """Half of a body may read as a whole one, and none of it as the empty one of /admin/wake."""
+    ours, theirs = socket.socketpair()
+    loop = asyncio.get_running_loop()
+    _, line = await loop.create_connection(RemoteDispatch, sock=ours)
+    messages = iter(({"type": "http.request", "body": b"{}", "more_body": True}, {"type": "http.disconnect"}))
+
+    async def receive() -> Message:
+        return next(messages)
+
+    async def send(message: Message) -> None:
+        raise AssertionError(message)
+
+    async with asyncio.timeout(5):
+        await line.call(CALL, receive, send)
+    line.close()
+    theirs.setblocking(False)
+    with theirs:
+        await asyncio.sleep(0)
+        assert await loop.sock_recv(theirs, 1) == b""  # nothing was asked of the deciding process
+
+
+async def test_a_call_while_the_gateway_ends_is_told_so() -> None:
+    ours, theirs = socket.socketpair()
+    _, line = await asyncio.get_running_loop().create_connection(RemoteDispatch, sock=ours)
+    theirs.close()
+    await line.ended.wait()
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    await line.call(CALL, receive, send)
+    assert sent[0]["status"] == 503
+    assert b"the gateway is ending" in sent[1]["body"]
