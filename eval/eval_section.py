@@ -7,7 +7,7 @@ from typing import Annotated, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from vcot.pipeline.data_sections import ColumnsSection
-from vcot.pipeline.fields import Count, Section
+from vcot.pipeline.fields import Count, Section, Seed
 from vcot.pipeline.open_lists import BENCHMARK_NAMES
 from vcot.pipeline.records import SamplingParams, ShownImage, Split
 from vcot.pipeline.sections import JudgeSection, PromptName
@@ -42,7 +42,7 @@ class EvalSection(Section):
     """Whether the server is asked how likely each option is, with each of `images` (docs/evaluation.md)."""
     max_tokens: Count = 512
     """Longest response, in tokens."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the drawn questions and of the sampling."""
     judge: JudgeSection | None = None
     """Scores each answer in place of the benchmark's rule: {kind = "pointwise", model = "gpt-4o-mini", gold = true}, say."""

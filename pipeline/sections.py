@@ -12,7 +12,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from vcot.pipeline.data_sections import PartSection, WeightedSection
-from vcot.pipeline.fields import Count, Fraction, Section
+from vcot.pipeline.fields import Count, Fraction, Section, Seed
 from vcot.pipeline.open_lists import JUDGE_NAMES, PAIR_POLICY_NAMES, PROMPT_NAMES
 from vcot.pipeline.records import SamplingParams
 
@@ -47,7 +47,7 @@ class TasksSection(PartSection):
     """For `mix`: the data sets that are mixed."""
     num_tasks: Count | None = None
     """How many, in each round; without it, all."""
-    seed: int = 0
+    seed: Seed = 0
     """Which tasks are drawn when there are more than `num_tasks`."""
     allow_overlap: bool = False
     """Whether to go on where questions or pictures are in the evaluation set, too (docs/contamination.md)."""
@@ -66,7 +66,7 @@ class SampleSection(Section):
     """Nucleus mass."""
     max_tokens: Count = 512
     """Longest response, in tokens."""
-    seed: int = 0
+    seed: Seed = 0
     """Every request's own seed is derived from it."""
     max_concurrency: Count = 8
     """Requests in flight, at most: as many as keep the server busy are found by measuring (docs/sampling.md)."""
@@ -101,7 +101,7 @@ class JudgeSection(Section):
     """Which responses pairwise compares: each with each, or in rounds each with one that won as often."""
     max_meta: Annotated[int, Field(ge=0)] = 0
     """How many of a task's comparisons that hang on the order are put before the meta-judge (pairwise)."""
-    seed: int = 0
+    seed: Seed = 0
     """Of a model judge's sampling."""
     batch: bool = False
     """Whether a model judge is asked through the API's batches: half the price at OpenAI, answered within a day."""
@@ -160,5 +160,5 @@ class PairsSection(Section):
     """At most so many pairs, drawn by image; the others are left out and counted. Without it, all."""
     validation_fraction: Fraction = 0.1
     """Share of the pairs held out for validation, split by image."""
-    seed: int = 0
+    seed: Seed = 0
     """Which pairs are drawn, and which images are held out."""

@@ -52,8 +52,10 @@ def run_directory(directory: Path | None, recipe: str | None) -> Path:
 
 def as_source(source: str | None, path: Path | None) -> tuple[str, ...]:
     """`--source` and `--path` as overrides; a path is absolute, since the run may be used from elsewhere."""
-    named = [f'tasks.source="{source}"'] if source else []
-    named += [f'tasks.path="{path.expanduser().absolute()}"'] if path else []
+    from vcot.services.recipes.recipe import render_value
+
+    named = [f"tasks.source={render_value(source)}"] if source else []
+    named += [f"tasks.path={render_value(str(path.expanduser().absolute()))}"] if path else []
     return tuple(named)
 
 

@@ -140,9 +140,10 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     if not separator:
         raise RecipeError(f"--set {override!r} has no '='; write it as section.field=value")
     try:
-        value = tomllib.loads(f"value = {text}")["value"]
+        read = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError:
-        value = text
+        read = {}
+    value = read["value"] if len(read) == 1 else text
     *parents, field = dotted.strip().replace("-", "_").split(".")
     node = tree
     for parent in parents:
@@ -167,8 +168,10 @@ def _explain(fault: Mapping[str, Any]) -> str:
         return f"{dotted} is missing"
     if fault["type"] == "value_error":
         return f"{dotted}: {fault['ctx']['error']}" if dotted else str(fault["ctx"]["error"])
+    if fault["type"] == "string_type":
+        return f"{dotted} = {fault['input']}: it takes a text; put it in double quotes, as '{dotted}=\"TEXT\"'"
     if fault["type"] == "tuple_type":
-        return f"{dotted} = {fault['input']!r}: it takes a list; write {dotted}=[{_toml(fault['input'])}]"
+        return f"{dotted} = {fault['input']!r}: it takes a list; write {dotted}=[{render_value(fault['input'])}]"
     return f"{dotted} = {fault['input']!r}: {fault['msg'][0].lower()}{fault['msg'][1:]}"
 
 
@@ -203,7 +206,7 @@ def render_recipe(recipe: Recipe, *, public: bool = False) -> str:
 
     With `public`, without what is about the machine: addresses, and of a path all but the last name.
     """
-    lines = [f"name = {_toml(public_name(recipe.name) if public else recipe.name)}"]
+    lines = [f"name = {render_value(public_name(recipe.name) if public else recipe.name)}"]
     for section_name in type(recipe).model_fields:
         section = getattr(recipe, section_name)
         if not isinstance(section, Section) or (public and section_name in _PRIVATE):
@@ -216,7 +219,7 @@ def render_recipe(recipe: Recipe, *, public: bool = False) -> str:
             if public:
                 value = _publish(value, section_name)
             comment = f"# {field.description}"
-            lines += [comment, f"# {name} =" if value is None else f"{name} = {_toml(value)}"]
+            lines += [comment, f"# {name} =" if value is None else f"{name} = {render_value(value)}"]
     return "\n".join(lines) + "\n"
 
 
@@ -236,7 +239,7 @@ def _publish(value: object, section_name: str) -> object:
             return value
 
 
-def _toml(value: object) -> str:
+def render_value(value: object) -> str:
     """A scalar, a tuple, or a section (its fields other than the defaults) as TOML on one line."""
     match value:
         case bool():
@@ -245,10 +248,10 @@ def _toml(value: object) -> str:
             written = json.dumps(value, ensure_ascii=False)
             return _UNPRINTED.sub(lambda found: f"\\u{ord(found[0]):04x}", written)
         case tuple():
-            return f"[{', '.join(_toml(item) for item in value)}]"
+            return f"[{', '.join(render_value(item) for item in value)}]"
         case BaseModel():
-            return _toml({name: getattr(value, name) for name in value.model_dump(exclude_defaults=True)})
+            return render_value({name: getattr(value, name) for name in value.model_dump(exclude_defaults=True)})
         case dict():
-            return f"{{{', '.join(f'{json.dumps(name)} = {_toml(item)}' for name, item in value.items())}}}"
+            return f"{{{', '.join(f'{json.dumps(name)} = {render_value(item)}' for name, item in value.items())}}}"
         case _:
             return repr(value)

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from vcot.pipeline.fields import Count, Section
+from vcot.pipeline.fields import Count, Section, Seed
 from vcot.pipeline.open_lists import LOSSES
 
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -60,7 +60,7 @@ class TrainSection(Section):
     """Recompute activations to save memory."""
     num_evaluations: Count = 10
     """How often the validation loss is measured over the whole training."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the adapter's start, the order of pairs, and dropout."""
     report_to: tuple[Literal["wandb", "trackio"], ...] = ()
     """Trackers besides the run's own files."""
@@ -112,7 +112,7 @@ class SweepSection(Section):
     """Scales of the adapter."""
     tolerance: Annotated[float, Field(ge=0, lt=1)] = 0.01
     """Validation losses within this share of the lowest count as equal; the smallest gap then decides."""
-    seed: int = 0
+    seed: Seed = 0
     """Which pairs are drawn."""
 
     @model_validator(mode="after")

@@ -1,8 +1,11 @@
+import fcntl
 import json
 import os
+import shutil
 import stat
 import sys
-from collections.abc import Callable
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -238,29 +241,24 @@ def test_a_digest_holds_nothing_else(tmp_path: Path, name: str) -> None:
     assert compute_digest(directory) == before
 
 
-def test_what_is_changed_while_files_are_read_is_not_undone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reading 14 GB takes a minute, in which another process may retire a checkpoint, or register its name anew."""
-    registry, other = Registry(tmp_path / "run"), Registry(tmp_path / "run")
+@pytest.mark.parametrize("call", ["register", "verify"])
+def test_what_is_changed_while_files_are_read_is_not_undone(tmp_path: Path, call: str) -> None:
+    """Reading 14 GB takes a minute, in which another process may register the name anew, or retire it."""
+    registry, later = Registry(tmp_path / "run"), Registry(tmp_path / "later")
     mine = write_checkpoint(tmp_path / "mine", "dpo", 2.0)
-    theirs = write_checkpoint(tmp_path / "theirs", "dpo", 3.0)
-
-    def in_between(*changes: Callable[[], object]) -> None:
-        left = list(changes)
-
-        def check(directory: Path, ref: CheckpointRef) -> None:
-            if left:
-                left.pop(0)()
-            integrity.check_digest(directory, ref)
-
-        monkeypatch.setattr("vcot.services.checkpoints.registry.check_digest", check)
-
-    in_between(lambda: other.register(theirs))
-    with pytest.raises(CheckpointError, match="dpo is registered already with weights"):
+    theirs = write_checkpoint(tmp_path / "theirs", "other" if call == "verify" else "dpo", 3.0)
+    later.register(theirs)
+    registry.register(write_checkpoint(tmp_path / "first", "first", 1.0))
+    if call == "verify":
         registry.register(mine)
-    assert registry.resolve("dpo").directory == theirs
-
-    os.utime(theirs / "model.safetensors")
-    in_between(lambda: other.retire("dpo"))
-    with pytest.raises(CheckpointError, match=r"dpo was changed in .*registry\.json while its files were read"):
-        registry.verify("dpo")
-    assert registry.find("dpo") is None
+        os.utime(mine / "model.safetensors")
+    folder = tmp_path / "run" / "checkpoints"
+    with (folder / "registry.lock").open("w") as lock, ThreadPoolExecutor(1) as pool:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = pool.submit(registry.verify, "dpo") if call == "verify" else pool.submit(registry.register, mine)
+        time.sleep(0.3)  # it has read the files, and waits to write
+        shutil.copyfile(tmp_path / "later" / "checkpoints" / "registry.json", folder / "registry.json")
+        fcntl.flock(lock, fcntl.LOCK_UN)
+        with pytest.raises(CheckpointError, match=r"was changed in .*registry\.json while|is registered already"):
+            done.result()
+    assert [checkpoint.directory for checkpoint in registry.list()] == [theirs]

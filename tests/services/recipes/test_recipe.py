@@ -1,9 +1,11 @@
 import re
+from pathlib import Path
 
 import pytest
 
 from vcot.pipeline.errors import RecipeError
 from vcot.pipeline.fields import Section
+from vcot.services.cli.target import as_source
 from vcot.services.recipes.recipe import Recipe, list_recipes, load_recipe, parse_recipe, render_recipe
 from vcot.services.run.directory import RECIPE, open_run
 
@@ -54,6 +56,29 @@ def test_the_papers_weights_and_data_are_pinned_by_commit():
 def test_a_wrong_override_names_field_value_and_nearest(override, said):
     with pytest.raises(RecipeError, match=said):
         load_recipe("nano", [override])
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("train.epochs=true", "train.epochs: true is for what is on or off"),
+        ("sample.temperature=false", "false is for what is on or off"),
+        ("train.seed=-1", "train.seed = -1: input should be greater"),
+        ("train.seed=4294967296", "less than 2147483648"),
+        ("model.revision=12345678", "model.revision = 12345678: it takes a text; put it in double quotes"),
+        ("name=2026-11-28", "name = 2026-11-28: it takes a text"),
+        ("train.epochs=1\nname='x'", "train.epochs = \"1\\nname='x'\": input should be a valid number"),
+    ],
+)
+def test_what_would_be_read_as_something_else_or_fail_after_the_judge_was_paid_is_refused(override, said):
+    with pytest.raises(RecipeError) as error:
+        load_recipe("nano", [override])
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["a\\b.csv", 'a"b.csv', "a\\new.csv", "a'b#c.csv"])
+def test_a_path_given_as_a_flag_is_taken_as_it_is(name):
+    assert load_recipe("nano", as_source("table", Path("/data") / name)).tasks.path == f"/data/{name}"
 
 
 def test_overrides_are_toml_values_or_plain_strings():
