@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import time
 from collections.abc import Awaitable
@@ -281,11 +282,26 @@ def _explain_refusal(_: Request, error: Exception) -> Response:
     return Response(body, error.status, error.headers, media_type="application/json")
 
 
-def _explain(_: Request, error: Exception) -> Response:
-    """An error as an answer; the class name of one of ours is the code, so that a client can raise the same again."""
-    if isinstance(error, OSError | ValueError) and not isinstance(error, ValidationError):  # of a path that is none
+_TAKE_PATHS = ("/admin/checkpoints", "/admin/trial")
+_OF_THE_DISK = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO, errno.EMFILE, errno.ENFILE))
+
+
+def _explain_odd(request: Request, error: OSError | ValueError) -> Response:
+    """Of a path that is none, or of the gateway's own files; what is neither is a bug, whose traceback is logged."""
+    is_own = isinstance(error, OSError) and error.errno in _OF_THE_DISK
+    if request.url.path in _TAKE_PATHS and not is_own:
         message = f"that cannot be used ({error}); give the path of a checkpoint's directory"
         return Response(error_body(message, "invalid_request", 422), 422, media_type="application/json")
+    if isinstance(error, OSError):
+        message = f"the gateway cannot use its own files ({error}); see to its disk, and ask again"
+        return Response(error_body(message, "ServerError", 503), 503, media_type="application/json")
+    raise error
+
+
+def _explain(request: Request, error: Exception) -> Response:
+    """An error as an answer; the class name of one of ours is the code, so that a client can raise the same again."""
+    if isinstance(error, OSError | ValueError) and not isinstance(error, ValidationError):
+        return _explain_odd(request, error)
     status = 404 if isinstance(error, CheckpointError) else 409 if isinstance(error, SwapError) else 503
     if isinstance(error, ValidationError):
         fault = error.errors()[0]

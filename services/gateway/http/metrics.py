@@ -74,7 +74,7 @@ class Metrics(Collector):
         self._requests[ended.route, str(ended.status), ended.checkpoint] += 1
         if ended.refused:
             self._refused[(ended.refused,)] += 1
-        if ended.checkpoint and ended.first_byte_s is not None:
+        if ended.checkpoint and not ended.refused and ended.first_byte_s is not None:  # a refusal names what is live
             self._latency[ended.checkpoint].observe(ended.total_s)
             self._first_byte[ended.checkpoint].observe(ended.first_byte_s)
 

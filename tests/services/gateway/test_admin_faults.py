@@ -269,3 +269,15 @@ async def test_a_checkpoint_cannot_take_an_aliass_name(tmp_path: Path) -> None:
         assert (refused.status_code, "own name" in refused.text) == (404, True)
     with pytest.raises(RecipeError, match="'policy' is the alias"):
         load_recipe("nano", ["model.name=policy"])
+
+
+async def test_files_that_the_gateway_cannot_write_are_no_fault_of_the_request(tmp_path: Path) -> None:
+    """As on a full disk: it was told to give the path of a checkpoint's directory."""
+    bench = Bench(tmp_path)
+    async with bench.running():
+        (tmp_path / "run" / "replicas.json").mkdir()
+        refused = await bench.http.post("/admin/replicas", json={})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "ServerError")
+        assert "the gateway cannot use its own files" in refused.json()["error"]["message"]
+        assert "replicas.json" in refused.json()["error"]["message"]
+        assert len(bench.fleet.replicas) == 1

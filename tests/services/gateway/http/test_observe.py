@@ -59,6 +59,17 @@ async def test_requests_are_counted_by_route_status_and_checkpoint(tmp_path: Pat
         )
 
 
+async def test_how_long_answers_take_is_not_told_by_refusals(tmp_path: Path) -> None:
+    """A refusal names what is live, is counted under it, and takes no time."""
+    bench = Bench(tmp_path)
+    async with bench.running():
+        await bench.ask()
+        assert (await bench.ask(headers={"x-vcot-expect": "sha256:0"})).headers["x-vcot-checkpoint"] == "base"
+        figures = await scrape(bench)
+        assert figures["vcot_requests_total", "base", CHAT, "409"] == 1
+        assert figures["vcot_request_seconds_count", "base"] == figures["vcot_first_byte_seconds_count", "base"] == 1
+
+
 async def test_what_is_true_now_is_read_when_asked(tmp_path: Path) -> None:
     bench = Bench(tmp_path, max_in_flight=1, max_queued=1)
     async with bench.running():
