@@ -119,6 +119,11 @@ class Admission:
             self._ramp = None
         self.phase, self.message = phase, message
 
+    def rename(self, checkpoint: Checkpoint) -> None:
+        """Where these weights are held: under the name, and in the directory, that they are known by now."""
+        if self.checkpoint is not None and self.checkpoint.ref.digest == checkpoint.ref.digest:
+            self.checkpoint = checkpoint
+
     def admit(self, digest: str) -> None:
         """Count a request in."""
         if not self.serves(digest):

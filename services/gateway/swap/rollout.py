@@ -136,7 +136,7 @@ async def _end_trial(fleet: Fleet, target: Checkpoint | None) -> None:
     """A server that was started for a trial stays only if it holds `target`."""
     fleet.trial, fleet.trial_owners = None, set()
     for replica in [r for r in fleet.replicas if r.plan.pinned is not None]:
-        if target not in replica.gate.admission.served:
+        if target is None or not replica.gate.admission.serves(target.ref.digest):
             await fleet.retire(replica)
 
 
@@ -145,6 +145,8 @@ async def _serve(fleet: Fleet, target: Checkpoint, commit: Commit | None) -> tup
     served = [replica for replica in fleet.replicas if replica.gate.admission.served]
     if not served:
         raise ServerError(f"no checkpoint is live ({fleet.best.gate.admission.message}); swap when one is")
+    for replica in served:
+        replica.gate.admission.rename(target)
     behind = [replica for replica in served if target not in replica.gate.admission.served]
     is_held = len(behind) < len(served)
     if is_held and commit is not None:

@@ -1,5 +1,6 @@
 import asyncio
 import json
+import shutil
 import time
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from tests.services.fake_vllm import FAR, FakeVllm, make_canary, write_checkpoin
 from vcot.pipeline.errors import CheckpointError, ServerError, SwapError, VcotError
 from vcot.services.checkpoints.registry import Registry
 from vcot.services.gateway.fleet.admission import Admission
+from vcot.services.gateway.swap import rollout
 from vcot.services.gateway.swap.canary_check import (
     CanaryAnswer,
     agree,
@@ -112,6 +114,32 @@ async def test_what_is_live_already_is_not_loaded_again(bench: Bench) -> None:
         assert swapped.pause_s == 0
         assert not any(call.startswith("reload") for call in bench.server.calls)
         assert bench.registry.resolve("best").ref.name == "base"
+
+
+@pytest.mark.parametrize("num", [1, 2])
+async def test_the_same_weights_under_another_name_or_elsewhere_are_not_loaded_again(tmp_path: Path, num: int) -> None:
+    """A load of them was refused, since nothing in the answers changed."""
+    bench = Bench(tmp_path, replicas=num)
+    bench.registry.register(write_checkpoint(tmp_path / "copy", "copy", BASE))
+    async with bench.running():
+        num_calls = len(bench.server.calls)
+        assert (await bench.swap("policy", "copy")).way == "none"
+        assert await bench.answer() == ("copy", answer_of(BASE))
+        assert {state["name"] for state in (await bench.http.get("/admin/state")).json()["replicas"][0]["serves"]} == {
+            "copy"
+        }
+        assert len(bench.server.calls) == num_calls
+        await bench.swap("policy", "tuned")
+        bench.registry.register((tmp_path / "tuned").rename(tmp_path / "moved"))
+        assert (await bench.swap("policy", "tuned")).way == "none"
+        moved = bench.registry.resolve("tuned")
+        tried = await rollout.try_out(bench.fleet, shutil.copytree(tmp_path / "moved", tmp_path / "again"))
+        assert tried.way == "none"
+        await rollout.end_trial(bench.fleet, "")
+        assert [replica.gate.admission.checkpoint for replica in bench.fleet.replicas] == [moved] * num
+        assert await bench.answer() == ("tuned", answer_of(TUNED))
+        assert (await bench.swap("policy", "base")).way == "reload"  # and back, should it fail, from where they are
+        assert await bench.answer() == ("base", answer_of(BASE))
 
 
 async def test_requests_in_flight_end_with_the_weights_that_they_began_with(bench: Bench) -> None:
