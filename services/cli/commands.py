@@ -88,10 +88,10 @@ async def parity(session: Session, names: Sequence[str]) -> None:
 
 
 def _find_all(session: Session, names: Sequence[str]) -> list[Checkpoint]:
-    """The checkpoints of those names or aliases, also what is made and not registered yet. Raises CheckpointError."""
+    """As `Session.find`, with the base known by its name."""
     if not session.run.is_read:
         _ = session.base  # which is known by its name from the first command on
-    return [session.registry.find_made(name) or session.registry.resolve(name) for name in names]
+    return session.find(names)
 
 
 async def evaluate(session: Session, names: Sequence[str], tables: Path | None = None) -> None:

@@ -35,11 +35,11 @@ def plan(target: Target, names: Sequence[str], *, as_json: bool) -> None:
 async def _plan_run(session: Session, names: Sequence[str]) -> None:
     registry = session.registry
     if names:
-        chosen = [registry.find_made(name) or registry.resolve(name) for name in names]
+        chosen = session.find(names)
     else:
         base = registry.find(session.run.recipe.model.name)
         chosen = [made for made in (base, list_rounds(session)[-1].policy if base else None) if made]
-    num_checkpoints = len(names) or _BASE_AND_POLICY
+    num_checkpoints = len(chosen) if names else _BASE_AND_POLICY
     refs = [checkpoint.ref for checkpoint in chosen]
     known = look_ahead(session, refs, num_checkpoints - len(chosen)) if chosen else Known()
     _show(session.run.recipe, num_checkpoints, known, session.report)

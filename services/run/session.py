@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -93,6 +93,17 @@ class Session:
                 raise OwedError(f"run {self.run.directory} does not hold its model yet; `vcot sample` finds it")
             return found
         return self.registry.base(self.run.recipe.model, lambda text: self.report(Said(text)))
+
+    def find(self, names: Sequence[str]) -> list[Checkpoint]:
+        """The checkpoints of those names or aliases, also what is made and not registered yet. Raises CheckpointError.
+
+        Each once: two names may mean the same weights, whose answers would count twice.
+        """
+        found: dict[str, Checkpoint] = {}
+        for name in names:
+            checkpoint = self.registry.find_made(name) or self.registry.resolve(name)
+            found.setdefault(checkpoint.ref.digest, checkpoint)
+        return list(found.values())
 
     @cached_property
     def benchmark(self) -> Benchmark:
