@@ -271,12 +271,11 @@ class Registry:
     def _add(
         self, directory: Path, manifest: CheckpointManifest, template: Path | None = None, source: str | None = None
     ) -> Checkpoint:
-        entry = self._examine(directory, manifest, template, source)
-        if entry != self._read().checkpoints.get(manifest.checkpoint.name):
+        entry, name = self._examine(directory, manifest, template, source), manifest.checkpoint.name
+        if entry != self._read().checkpoints.get(name):
             with self._changing() as content:
                 _check_free(self._path, content, directory, manifest.checkpoint)  # another may have been quicker
-                checkpoints = content.checkpoints | {manifest.checkpoint.name: entry}
-                self._write(content.model_copy(update={"checkpoints": checkpoints}))
+                self._write(content.model_copy(update={"checkpoints": content.checkpoints | {name: entry}}))
         return entry.checkpoint
 
     def _examine(
@@ -284,10 +283,11 @@ class Registry:
     ) -> Entry:
         """What is to be known of a checkpoint, its files verified. Raises CheckpointError."""
         ref, files, content = manifest.checkpoint, stat_files(directory), self._read()
-        _check_free(self._path, content, directory, ref)
-        known = content.checkpoints.get(ref.name)
+        known = _check_free(self._path, content, directory, ref)
         if known is None or known.files != files:
             check_digest(directory, ref)
+        if known is not None and source is None:  # a base that is registered by its directory stays the recipe's base
+            template, source = known.checkpoint.chat_template, known.source
         return Entry(
             directory=str(directory),
             manifest=manifest,
@@ -333,8 +333,8 @@ class Registry:
         write_kept_record(self._path, content)
 
 
-def _check_free(path: Path, content: RegistryFile, directory: Path, ref: CheckpointRef) -> None:
-    """Raise CheckpointError where the name of the checkpoint in `directory` means another one in the registry at `path`."""
+def _check_free(path: Path, content: RegistryFile, directory: Path, ref: CheckpointRef) -> Entry | None:
+    """What the registry at `path` has under the name of `ref`. Raises CheckpointError where that is something else."""
     known = content.checkpoints.get(check_name(ref.name))
     if known is None and (ref.name == POLICY_ALIAS or ref.name in content.aliases):
         raise CheckpointError(
@@ -346,6 +346,7 @@ def _check_free(path: Path, content: RegistryFile, directory: Path, ref: Checkpo
             f"checkpoint {ref.name} is registered already with weights {known.manifest.checkpoint.digest[:19]}, "
             f"and those in {directory} are {ref.digest[:19]}; give it another name"
         )
+    return known
 
 
 @contextmanager

@@ -262,3 +262,11 @@ def test_what_is_changed_while_files_are_read_is_not_undone(tmp_path: Path, call
         with pytest.raises(CheckpointError, match=r"was changed in .*registry\.json while|is registered already"):
             done.result()
     assert [checkpoint.directory for checkpoint in registry.list()] == [theirs]
+
+
+def test_a_base_that_is_registered_by_its_directory_stays_the_recipes(tmp_path: Path) -> None:
+    """`vcot swap` and the API register a directory; the run then refused its own recipe, and forgot the mended template."""
+    source, registry = write_checkpoint(tmp_path / "source", "base", 1.0, kind="base"), Registry(tmp_path / "run")
+    base = registry.base(ModelSection(source=str(source)))
+    assert registry.register(source) == base
+    assert registry.base(ModelSection(source=str(source))) == base
