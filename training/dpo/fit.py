@@ -338,8 +338,8 @@ class _Curves(TrainerCallback):  # type: ignore[misc]
     def _check_start(self, point: TrainProgress) -> None:
         """Before its first update the policy is the reference: the adapter's output is zero, with or without dropout.
 
-        What depends on the model is subtracted. A validation loss that holds it is not checked: terms are averaged over
-        batches, the loss over rows.
+        What depends on the model is subtracted. A validation loss that holds it is not checked: where several ranks share
+        the last batch, its terms and its loss are not averaged over the same rows.
         """
         is_first = self._checks_start and point.step == (1 if point.kind == "train" else 0)
         unforeseen = weigh_unforeseen(self._recipe)

@@ -68,6 +68,7 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]
         self.shares_prompts = False
         self.sharing_fault: str | None = None
         self._early_engine: Any = None
+        self._evaluated_pairs: list[int] = []
 
     def count_pairs(self, batch: Batch) -> int:
         """Number of pairs in a batch."""
@@ -139,8 +140,17 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]
         self.model.train(was_training)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log, to the trackers, too; an evaluation with its gap: its loss minus the mean training loss since the last."""
+        """Log, to the trackers, too; an evaluation with its gap: its loss minus the mean training loss since the last.
+
+        TRL averages an evaluation's metrics over its batches, whose last may be of one pair; here each pair counts alike.
+        """
         if "eval_loss" in logs:
+            counts, total = self._evaluated_pairs, sum(self._evaluated_pairs)
+            for name, values in self._metrics["eval"].items():
+                if len(values) == len(counts):
+                    mean = sum(value * count for value, count in zip(values, counts, strict=True)) / total
+                    self._metrics["eval"][name] = [mean]
+            self._evaluated_pairs = []
             since = itertools.takewhile(lambda entry: "eval_loss" not in entry, reversed(self.state.log_history))
             losses = [entry["loss"] for entry in since if "loss" in entry]
             if losses:
@@ -175,6 +185,8 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]
             terms["anchor"] = anchor_loss(chosen, self.beta)
             loss = loss + terms["conditional"] + terms["anchor"]
         metrics = self._metrics["train" if self.model.training else "eval"]
+        if not self.model.training:  # without the repeats that fill up the last batch of several ranks
+            self._evaluated_pairs.append(len(self.accelerator.gather_for_metrics(scored.log_probs.new_ones(num_pairs))))
         for name, term in terms.items():
             metrics[TERM + name].append(self.accelerator.gather(term.detach()).mean().item())
         return loss

@@ -31,7 +31,7 @@ from vcot.training.protocol.train_sections import TrainSection
 
 CHECKED = "preflight"
 OnMessage = Callable[[str], None]
-_RULES = 2
+_RULES = 3
 """The version of what a row is refused for; another one looks at every row again."""
 _TELL_EVERY_S = 1.0
 

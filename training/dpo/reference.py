@@ -20,7 +20,7 @@ from pathlib import Path
 
 from datasets import Dataset
 
-from vcot.pipeline.errors import InputError
+from vcot.pipeline.errors import InputError, ServerError
 from vcot.pipeline.records import content_key
 from vcot.training.dpo.corruption import OTHER_IMAGES, digest_images
 from vcot.training.dpo.objective import PreferenceTrainer
@@ -87,7 +87,7 @@ def attach_reference(
     """Give every row of `trainer` the reference's log-probs: found in `directory`, or computed now.
 
     The reference is the base of `trainer` or, where it is given, that of the trainer `reference`; `digest` is that base's.
-    Several processes share the work; each must see `directory`.
+    Several processes share the work; each must see `directory`. Raises ServerError for a log-prob that is no number.
     """
     with contextlib.closing(ReferenceCache(directory, digest, recipe)) as cache:
         for name in ("train_dataset", "eval_dataset"):
@@ -132,6 +132,11 @@ def _complete(
         on_pairs(done * size * accelerator.num_processes, len(owed) * size)
         batch = trainer.data_collator([rows[i] for i in range(begin, min(begin + size, len(rows)))])
         values = trainer.reference_logprobs(batch).T.tolist()
+        if not all(math.isfinite(value) for row in values for value in row):
+            raise ServerError(
+                f"the reference's log-probs of the pairs from {begin} on are no numbers in {recipe.dtype}; train in a "
+                "wider train.dtype, or see whether the base's weights are whole"
+            )
         cache.put(
             {
                 key: value

@@ -208,6 +208,8 @@ class _Inspector:
         texts = [_tokenize(text, self.processor) for text in pair.rows]
         for text in texts:
             _check_tokens(prompt, text, len(images), self.processor)
+        if texts[0] == texts[1]:
+            raise ValueError("chosen and rejected are the same tokens")
         sizes = tuple(image.size for image in images)
         if sizes not in self._added:
             self._added[sizes] = _count_added(pair.chosen, texts[0], images, self.processor)

@@ -179,7 +179,7 @@ def summarise(job: str, training: Training, progress: Sequence[TrainProgress], f
     """
     if fault:
         return [SweepPoint(job=job, settings=read, varies=training.varies, fault=fault) for read in training.reads]
-    evaluations = [point for point in progress if point.kind == "validation"]
+    evaluations = [point for point in progress if point.kind == "validation" and point.step]
     if not evaluations:
         raise StageError("a sweep chooses by validation loss, and there is no validation pair; add pairs")
     return [_measure(job, training.varies, read, evaluations) for read in training.reads]

@@ -13,6 +13,8 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 BaseWeights = Literal["full", "nf4"]
 SearchMode = Literal["one_at_a_time", "grid"]
 Corruption = Literal["crop", "blank", "noise", "other_image"]
+_SMOOTHED = ("robust", "aot", "aot_unpaired", "exo_pair")
+"""Those of TRL's losses that label smoothing changes."""
 
 
 class TrainSection(Section):
@@ -25,7 +27,7 @@ class TrainSection(Section):
     loss_weights: tuple[Annotated[float, Field(gt=0)], ...] = ()
     """A weight for each of `losses`; without it, 1."""
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
-    """How often a preference is the wrong way round; `robust`, `aot` and `exo_pair` use it, the last needs it."""
+    """How often a preference is wrong: for `robust`, `aot`, `aot_unpaired` and `exo_pair`; the last needs it."""
     corruption: Corruption = "crop"
     """What mDPO corrupts an image by: a random `crop` that keeps 1 to 20 %, `blank`, `noise`, or `other_image`."""
     beta: Annotated[float, Field(gt=0)] = 0.1
@@ -87,6 +89,11 @@ class TrainSection(Section):
             raise ValueError(f"{self.num_machines} machines cannot share {self.num_processes} processes evenly")
         if "exo_pair" in self.losses and not self.label_smoothing:
             raise ValueError("exo_pair is infinite without label_smoothing; its authors take 1e-3")
+        if self.label_smoothing and not set(self.losses) & set(_SMOOTHED):
+            raise ValueError(
+                f"label_smoothing = {self.label_smoothing:g} changes none of the losses {', '.join(self.losses)}; take one "
+                f"of {', '.join(_SMOOTHED)}, or leave it out"
+            )
         return self
 
     @property

@@ -172,6 +172,7 @@ def test_policy_that_is_not_the_reference_is_noticed_beside_sft(build, disturb, 
         (('train.losses=["sigmoid", "sft"]', "train.loss_weights=[1.0]"), "1 loss_weights for 2 losses"),
         (('train.losses=["sft", "sft"]',), "named twice"),
         (('train.losses=["exo_pair"]',), "infinite without label_smoothing"),
+        (("train.label_smoothing=0.1",), "changes none of the losses sigmoid; take one of robust"),
         (("train.corruption=blur",), "train.corruption = 'blur'"),
     ],
 )
@@ -181,7 +182,7 @@ def test_wrong_objectives_are_refused(settings, message):
 
 
 def test_start_check_of_validation_leaves_sft_out(build, tmp_path):
-    """Its mean over batches is not the mean over rows where the last batch is smaller."""
+    """Several ranks do not average it over the rows that the loss is averaged over."""
     trainer, recipe = build('train.losses=["sigmoid", "sft"]', "train.batch_size=3", "train.epochs=1")
     assert fit.run_training(trainer, recipe, tmp_path) == 4
 
@@ -210,3 +211,15 @@ def test_interrupted_mdpo_ends_with_the_same_adapter(build, tmp_path, monkeypatc
     fit.run_training(*build(MDPO), disturbed)
     one, other = ((job / ADAPTER / "adapter_model.safetensors").read_bytes() for job in (undisturbed, disturbed))
     assert one == other
+
+
+def test_each_validation_pair_counts_alike_however_they_are_batched(build, disturb, rows):
+    """Ten pairs in batches of 4, 4 and 2: TRL counted those of the last twice in margins, accuracy and terms."""
+    found = []
+    for size in (1, 4):
+        trainer, _ = build(MDPO, EXACT, f"train.batch_size={size}", validation=rows[0])
+        disturb(trainer)
+        found.append(trainer.evaluate())
+    names = ["loss", "rewards/margins", "rewards/accuracies", *(f"terms/{n}" for n in ("preference", "anchor"))]
+    alone, batched = ([values[f"eval_{name}"] for name in names] for values in found)
+    assert batched == pytest.approx(alone, rel=1e-4)

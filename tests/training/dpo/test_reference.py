@@ -154,3 +154,15 @@ def test_ranks_compute_as_many_batches_each():
     """One that computed less would leave the others waiting for its part of the weights."""
     assert [deal([0, 4, 8, 12, 16], rank, 3) for rank in range(3)] == [[0, 12], [4, 16], [8, 16]]
     assert deal([], 1, 2) == []
+
+
+def test_a_log_prob_that_is_no_number_is_said_and_not_kept(build, monkeypatch):
+    """SQLite stores none where a number must be: the row's key was then missing, and training ended in a KeyError."""
+    compute = PreferenceTrainer.reference_logprobs
+    monkeypatch.setattr(
+        PreferenceTrainer, "reference_logprobs", lambda self, batch: compute(self, batch) * float("nan")
+    )
+    with pytest.raises(ServerError, match="no numbers in float32; train in a wider"):
+        build()
+    monkeypatch.setattr(PreferenceTrainer, "reference_logprobs", compute)
+    build()

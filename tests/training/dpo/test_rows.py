@@ -70,6 +70,12 @@ def test_published_pairs_pass_whole(processor, make_job):
     assert summary.example.endswith("</s>")
 
 
+def test_responses_that_only_the_template_makes_alike_are_refused(processor):
+    """Nothing can be learned of them, and each would count as a pair whose chosen response is not preferred."""
+    row = make_row(rejected=[{"role": "assistant", "content": text("The circle is red.\n")}])
+    assert refusal(processor, row) == "chosen and rejected are the same tokens"
+
+
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [

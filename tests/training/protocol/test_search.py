@@ -1,6 +1,7 @@
 """Which trainings a search has, what is read off each, and which settings are chosen."""
 
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -154,6 +155,14 @@ def test_a_training_is_summed_up_by_the_evaluations_at_the_ends_that_are_read():
     assert [(p.loss, p.fault) for p in failed] == [(None, "out of memory")] * 5
     with pytest.raises(StageError, match="no validation pair"):
         summarise("j", PLAN[0], [curve[1]])
+
+
+def test_a_training_of_less_than_half_a_step_of_an_epoch_is_not_read_before_its_first_step():
+    """One step of three an epoch: the end at epoch 0.33 is further from 0.1 than the start, which every setting shares."""
+    short = replace(PLAN[0], reads=(SETTINGS.model_copy(update={"epochs": 0.1}),))
+    start, end = make_progress("validation", 0, 0.69), make_progress("validation", 1 / 3, 0.6, 0.1, 7)
+    (point,) = summarise("j", short, [start, end])
+    assert (point.loss, point.gap) == (0.6, 0.1)
 
 
 def test_the_work_is_counted_in_passes_and_timed_by_what_was_measured():
