@@ -2,7 +2,9 @@
 
 What is sent is a folder of the run as it lies there, its card (`README.md`) included, which was written when the folder was
 made. A repository is made private, and one that exists and is public is refused unless that is asked for. What is on the hub
-already is not sent again, so that the same command goes on after a stop.
+already is not sent again, so that the same command goes on after a stop. What an earlier push left there and a loader would
+read with the new files goes in the same commit: an adapter beside merged weights would be added to them twice, and a split
+that the pairs no longer have would be trained on.
 """
 
 from __future__ import annotations
@@ -21,6 +23,11 @@ if TYPE_CHECKING:
 
 TOKEN_ENV = "HF_TOKEN"  # noqa: S105 - the variable's name
 CARD = "README.md"
+_LOADED = {
+    "dataset": ["*.parquet"],
+    "model": ["*.safetensors", "*.safetensors.index.json", "adapter_config.json", "chat_template*"],
+}
+"""Files that loaders read wherever they find them."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +103,7 @@ def push(parcel: Parcel, place: Destination) -> str:
             revision=place.revision,
             commit_message=parcel.message,
             allow_patterns=[name for name, _ in parcel.files],
+            delete_patterns=_LOADED[parcel.kind],  # but for those that are sent
         )
     except HFValidationError as error:
         raise InputError(f"{place.repo!r} is no name of a repository ({error}); give USER/NAME") from None

@@ -68,7 +68,7 @@ async def push_checkpoint(session: Session, place: Destination, name: str | None
     trained = [policy.ref.name for current in list_rounds(session) if (policy := current.policy) is not None]
     if name is None and not trained:
         raise InputError(f"run {session.run.directory} has no policy yet; run `vcot run` first, or name a checkpoint")
-    checkpoint = session.registry.resolve(name or trained[-1])
+    checkpoint = session.registry.verify(name or trained[-1])
     if checkpoint.ref.kind == "base":
         raise InputError(
             f"{checkpoint.ref.name} is the base model, which is published already; name a trained checkpoint"

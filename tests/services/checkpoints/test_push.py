@@ -85,6 +85,9 @@ class Handler(BaseHTTPRequestHandler):
             return self.reply({"id": name, "private": private, "sha": "0" * 40, "siblings": [], "tags": []})
         if rest[0] == "branch":
             return self.reply({})
+        if rest[0] == "tree":
+            files = hub.files.get((name, rest[1]), {})
+            return self.reply([{"type": "file", "path": f, "oid": "0" * 40, "size": len(files[f])} for f in files])
         if rest[0] == "preupload":
             files = json.loads(body)["files"]
             modes = [{"path": f["path"], "uploadMode": "lfs" if _is_large(f["path"]) else "regular"} for f in files]
@@ -99,6 +102,8 @@ class Handler(BaseHTTPRequestHandler):
             value = line["value"]
             if line["key"] == "file":
                 files[value["path"]] = base64.b64decode(value["content"])
+            if line["key"] == "deletedFile":
+                del files[value["path"]]
             if line["key"] == "lfsFile":
                 files[value["path"]] = hub.large[value["oid"]]
         hub.summary = lines[0]["value"]["summary"]
@@ -168,6 +173,26 @@ def test_a_branch_is_made(hub, parcel):
     assert ("me/pairs", "v1") in hub.files
 
 
+def test_what_a_loader_would_read_with_the_new_files_goes_and_nothing_else(hub, parcel, tmp_path):
+    """The adapter of an earlier push would be added to the merged weights that hold it; an old split be trained on."""
+    (parcel.folder / "validation.parquet").write_bytes(b"PAR1")
+    push(parcel, PLACE)
+    hub.files["me/pairs", "main"]["LICENSE"] = b"mine"
+    (parcel.folder / "validation.parquet").unlink()
+    push(parcel, PLACE)
+    assert set(hub.files["me/pairs", "main"]) == {"README.md", "train.parquet", "LICENSE"}
+    for name in ("adapter", "merged"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "README.md").write_text("---\nlicense: unknown\n---\n")
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (tmp_path / "adapter" / name).write_text("{}")
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / "merged" / name).write_text("{}")
+    for name in ("adapter", "merged"):
+        push(pack(tmp_path / name, "model", name), Destination("me/policy", None, is_public=False))
+    assert set(hub.files["me/policy", "main"]) == {"README.md", "config.json", "model.safetensors"}
+
+
 def test_nothing_goes_to_a_public_repository_unasked(hub, parcel):
     push(parcel, Destination("me/pairs", None, is_public=True))
     hub.files.clear()
@@ -230,6 +255,15 @@ async def test_a_registered_checkpoint_is_sent_whole_and_a_dry_run_sends_nothing
     names = {path.relative_to(made.directory).as_posix() for path in made.directory.rglob("*") if path.is_file()}
     assert set(hub.files["me/policy", "main"]) == names >= {"README.md", "checkpoint.json"}
     assert hub.repos["me/policy"]["type"] == "model"
+
+
+async def test_a_checkpoint_whose_files_were_changed_is_not_published_as_what_it_was(hub, session, tmp_path):
+    made = session.registry.register(write_checkpoint(tmp_path / "run" / "checkpoints" / "dpo-1", "dpo-1", 2.0))
+    (made.directory / "README.md").write_text("---\nbase_model: nano\n---\n")
+    (made.directory / "model.safetensors").write_bytes(b"others")
+    with pytest.raises(CheckpointError, match="its files were changed"):
+        await push_checkpoint(session, Destination("me/policy", None, is_public=False), "dpo-1", dry_run=False)
+    assert not hub.asked
 
 
 async def test_the_base_and_what_is_not_there_are_not_sent(hub, session):
