@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from vcot.training.protocol.job import (
     Preflight,
     Retention,
     TrainJob,
+    TrainProgress,
+    TrainStatus,
     read_record,
 )
 
@@ -48,15 +51,18 @@ async def train_stage(current: Round, merge_into: Path | None = None) -> None:
         else:
             status = await trainer.train(current.job, directory, on_steps, merge_into)
     tell_preflight(session.report, read_record(directory / PREFLIGHT, Preflight))
-    points = [point for point in trainer.read_progress(directory) if point.kind == "validation"]
+    session.report(Said(describe_training(status, trainer.read_progress(directory))))
+
+
+def describe_training(status: TrainStatus, progress: Sequence[TrainProgress]) -> str:
+    """What was trained, and how the validation loss went, where the preflight left a validation pair to measure it on."""
+    done = f"{status.num_steps} steps over {status.num_train} pairs, {status.num_adapted_modules} modules adapted"
+    points = [point for point in progress if point.kind == "validation"]
+    if not points:
+        return f"{done}; no validation pair could be used, so there is no validation loss"
     gap = points[-1].gap
-    session.report(
-        Said(
-            f"{status.num_steps} steps over {status.num_train} pairs, {status.num_adapted_modules} modules adapted; "
-            f"validation loss {points[0].loss:.4f} -> {points[-1].loss:.4f}"
-            + (f", gap {gap:+.4f}" if gap is not None else "")
-        )
-    )
+    went = f"validation loss {points[0].loss:.4f} -> {points[-1].loss:.4f}"
+    return f"{done}; {went}" + (f", gap {gap:+.4f}" if gap is not None else "")
 
 
 def tell_preflight(report: Report, preflight: Preflight) -> None:
