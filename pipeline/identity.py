@@ -27,6 +27,8 @@ _IDENTITY_PATTERNS = (
     "*processor*.json",
     "chat_template*",
 )
+_SLOW_TOKENIZER = ("vocab.*", "merges.txt", "*.model")
+"""What a tokenizer is made of where no tokenizer.json holds all of it."""
 
 
 def compute_digest(directory: Path) -> str:
@@ -35,7 +37,8 @@ def compute_digest(directory: Path) -> str:
     Raises CheckpointError where the directory or its weights are missing.
     """
     check_layout(directory)
-    files = sorted({path for pattern in _IDENTITY_PATTERNS for path in directory.glob(pattern) if path.is_file()})
+    patterns = _IDENTITY_PATTERNS + (() if (directory / "tokenizer.json").is_file() else _SLOW_TOKENIZER)
+    files = sorted({path for pattern in patterns for path in directory.glob(pattern) if path.is_file()})
     listing = "".join(f"{_file_digest(path)}  {path.name}\n" for path in files)
     return f"sha256:{hashlib.sha256(listing.encode()).hexdigest()}"
 
@@ -54,7 +57,12 @@ def check_layout(directory: Path) -> None:
     if not any(directory.glob("*.safetensors")):
         raise CheckpointError(f"checkpoint {directory} has no *.safetensors weights; copy them there or name another")
     for index in directory.glob("*.safetensors.index.json"):
-        shards = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
+        try:
+            shards = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(
+                f"checkpoint {directory}: {index.name} names no shards ({error}); copy it again"
+            ) from None
         missing = sorted(shard for shard in shards if not (directory / shard).is_file())
         if missing:
             raise CheckpointError(f"checkpoint {directory} lacks {missing[0]}, which {index.name} lists; copy it again")

@@ -233,6 +233,28 @@ def test_a_digest_holds_every_file_that_can_change_an_answer(tmp_path: Path, nam
     assert compute_digest(directory) != before
 
 
+@pytest.mark.parametrize("name", ["vocab.json", "merges.txt", "spiece.model"])
+def test_a_digest_holds_what_a_tokenizer_is_made_of_where_no_file_holds_it_whole(tmp_path: Path, name: str) -> None:
+    """Two bases with other words would have been one; beside a tokenizer.json the same files are not read."""
+    directory = write_checkpoint(tmp_path / "c", "c", 1.0)
+    (directory / "tokenizer.json").unlink(missing_ok=True)
+    before = compute_digest(directory)
+    (directory / name).write_text("{}")
+    assert compute_digest(directory) != before
+    (directory / "tokenizer.json").write_text("{}")
+    whole = compute_digest(directory)
+    (directory / name).write_text("{ }")
+    assert compute_digest(directory) == whole
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"weight_map": []}'])
+def test_an_index_that_names_no_shards_is_said(tmp_path: Path, text: str) -> None:
+    directory = write_checkpoint(tmp_path / "c", "c", 1.0)
+    (directory / "model.safetensors.index.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"index.json names no shards .*; copy it again"):
+        compute_digest(directory)
+
+
 @pytest.mark.parametrize("name", ["README.md", "generation_config.json", "checkpoint.json", "probe.json"])
 def test_a_digest_holds_nothing_else(tmp_path: Path, name: str) -> None:
     directory = write_checkpoint(tmp_path / "c", "c", 1.0)
