@@ -17,14 +17,19 @@ CARD = "README.md"
 _SHOWN = (
     "beta",
     "losses",
+    "loss_weights",
+    "label_smoothing",
+    "corruption",
     "lora_r",
     "lora_alpha",
     "lora_dropout",
     "target_modules",
     "learning_rate",
+    "schedule",
     "epochs",
     "batch_size",
     "gradient_accumulation",
+    "max_image_side",
     "num_processes",
     "dtype",
     "base_weights",
@@ -123,7 +128,8 @@ def _write(
         pipeline_tag="image-text-to-text",
         tags=["vcot", "trl", job.train.method, "lora"],
     )
-    settings = {name: getattr(job.train, name) for name in _SHOWN}
+    used = [name for name in _SHOWN if name != "corruption" or job.train.method == "mdpo"]
+    settings = {name: getattr(job.train, name) for name in used}
     facts = {
         "base": f"{hub[0]} at {hub[1]}" if hub else plain(job.base.name),
         "base's digest": job.base.digest,
@@ -133,7 +139,8 @@ def _write(
         **({"round": job.round} if job.round > 1 else {}),
         **measured,
         **{
-            f"train.{name}": ", ".join(value) if isinstance(value, tuple) else value for name, value in settings.items()
+            f"train.{name}": (", ".join(map(str, value)) or "1 each") if isinstance(value, tuple) else value
+            for name, value in settings.items()
         },
     }
     text = _TEXT.format(

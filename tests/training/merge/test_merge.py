@@ -142,6 +142,22 @@ def test_licence_and_data_sets_come_from_the_cards_of_base_and_pairs(trained, tm
         assert ModelCard.load(folders["card"] / "README.md").data.license == "unknown"
 
 
+def test_a_card_names_what_the_loss_was(trained, tmp_path):
+    """Losses of weights 1 and 0.1 were published as two losses."""
+    job = read_record(trained[0] / JOB, TrainJob)
+    changes = {"losses": ("robust", "sft"), "loss_weights": (1.0, 0.1), "label_smoothing": 0.2, "schedule": "constant"}
+    for method, corruption in (("dpo", None), ("mdpo", "| train.corruption | noise |")):
+        train = job.train.model_copy(update={**changes, "method": method, "corruption": "noise"})
+        write_adapter_card(job.model_copy(update={"train": train}), tmp_path)
+        rows = (tmp_path / "README.md").read_text().splitlines()
+        assert {
+            "| train.losses | robust, sft |", "| train.loss_weights | 1.0, 0.1 |", "| train.label_smoothing | 0.2 |",
+            "| train.schedule | constant |",
+        } <= set(rows)  # fmt: skip
+        assert [row for row in rows if "train.corruption" in row] == ([corruption] if corruption else [])
+    assert "| train.loss_weights | 1 each |" in (trained[0] / ADAPTER / "README.md").read_text()
+
+
 @pytest.mark.parametrize(
     "name", ["</td><script>x</script>", "a|b\n---\nlicense: mit\n---", "{{ 7 * 7 }}", "\x1b[31m\u202e`x`"]
 )
