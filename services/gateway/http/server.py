@@ -14,6 +14,8 @@ from starlette.types import ASGIApp
 from vcot.services.gateway.http import heap
 from vcot.services.gateway.http.connection import KEEP_ALIVE_S, ClientConnection
 
+_PROXIES = "127.0.0.0/8,::1"
+
 
 async def serve_app(app: ASGIApp, listener: socket.socket) -> None:
     """Answer who connects there until cancelled; then answers that are on the way have a few seconds to end."""
@@ -30,9 +32,20 @@ async def serve_app(app: ASGIApp, listener: socket.socket) -> None:
 
 
 def quiet_config(app: ASGIApp, **options: Any) -> uvicorn.Config:
-    """HTTP alone, without a line for each request; `options` are uvicorn's."""
+    """HTTP alone, without a line for each request; `options` are uvicorn's.
+
+    Only a proxy of this machine is believed whose request it passes on, whatever FORWARDED_ALLOW_IPS says: who seems to be
+    of this machine needs no key where none is set (keys.py).
+    """
     return uvicorn.Config(
-        app, ws="none", lifespan="off", log_level="warning", access_log=False, server_header=False, **options
+        app,
+        ws="none",
+        lifespan="off",
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        forwarded_allow_ips=_PROXIES,
+        **options,
     )
 
 

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import httpx
 import pytest
+from starlette.types import Receive, Scope, Send
 
 from tests.services.bench_fleet import ASK, Bench
 from vcot.services.gateway.http.keys import is_bearer, is_local, warnings
+from vcot.services.gateway.http.server import quiet_config
 
 STRANGER = "192.0.2.7"
 
@@ -125,3 +127,30 @@ async def test_a_bearer_may_come_from_anywhere(tmp_path: Path, monkeypatch: pyte
         headers = {"host": "models.example", "origin": "https://app.example", "authorization": "Bearer one"}
         answer = await bench.http.post("/v1/chat/completions", json=ASK, headers=headers)
         assert answer.status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("peer", "forwarded", "seen"),
+    [
+        ("127.0.0.1", STRANGER, STRANGER),
+        ("::1", STRANGER, STRANGER),
+        ("::1", f"127.0.0.1, {STRANGER}", STRANGER),
+        (STRANGER, "127.0.0.1", STRANGER),
+    ],
+)
+async def test_no_stranger_comes_from_this_machine_by_a_header(
+    monkeypatch: pytest.MonkeyPatch, peer: str, forwarded: str, seen: str
+) -> None:
+    """Neither through a proxy of this machine, nor where the environment has uvicorn believe everybody."""
+    monkeypatch.setenv("FORWARDED_ALLOW_IPS", "*")
+    clients = []
+
+    async def app(scope: Scope, _: Receive, __: Send) -> None:
+        clients.append(scope["client"][0])
+
+    config = quiet_config(app)
+    config.load()
+    headers = [(b"x-forwarded-for", forwarded.encode())]
+    scope = {"type": "http", "client": (peer, 1), "scheme": "http", "headers": headers, "path": "/", "method": "GET"}
+    await config.loaded_app(scope, lambda: None, lambda _: None)
+    assert clients == [seen]
