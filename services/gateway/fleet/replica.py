@@ -38,6 +38,8 @@ from vcot.services.gateway.swap.ways import check_reloadable
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
 _MAX_BACKOFF_S = 60.0
+_MAX_DOUBLED = 30
+"""Times: no float holds what a thousand make, which is a day of failing."""
 _LIVES = itertools.count(1)
 """Of all servers of this process: a name may come again, a life does not."""
 
@@ -186,7 +188,8 @@ class Replica:
                     continue
                 was_live = self.gate.admission.phase == "dead"
                 num_failures = 1 if was_live else num_failures + 1
-                pause_s = min(_MAX_BACKOFF_S, self.supervision.first_backoff_s * 2 ** (num_failures - 1))
+                doubled = 2 ** min(num_failures - 1, _MAX_DOUBLED)
+                pause_s = min(_MAX_BACKOFF_S, self.supervision.first_backoff_s * doubled)
                 if not was_live:
                     self.failure = error
                     self.gate.move("dead", _first_line(error))

@@ -494,3 +494,16 @@ async def test_a_first_start_that_fails_by_a_bug_says_so(tmp_path: Path) -> None
     with pytest.raises(ServerError, match="a bug in supervising vllm-0 \\(KeyError"):
         async with bench.running():
             pass
+
+
+async def test_a_server_that_fails_for_days_ends_nobody_else(tmp_path: Path) -> None:
+    """The pause before its next start was computed as a power of two without end, which ended the gateway in a day or so."""
+    bench = Bench(tmp_path, replicas=2)
+    async with bench.running():
+        bench.prepare = lambda server: setattr(server, "fail_start", "no GPU")
+        other = bench.fleet.replicas[1]
+        bench.server_of(1).died.set()
+        async with asyncio.timeout(60):
+            while other.num_restarts < 1_050:  # noqa: ASYNC110 - nobody tells
+                await asyncio.sleep(0.05)
+        assert await bench.answer() == ("base", answer_of(BASE))
