@@ -66,6 +66,19 @@ def test_two_processes_train_as_one_with_the_same_global_batch(spread, make_job)
     assert read_record(two / STATUS, TrainStatus).num_steps == 12
 
 
+def test_pairs_that_fill_up_the_ranks_last_batch_count_once(make_job):
+    """Nine validation pairs in global batches of four: the last is one pair and three repeats of the first."""
+    settings = ("train.lora_dropout=0", "train.epochs=1", "train.learning_rate=1e-2")
+    one = make_job(*settings, "train.batch_size=4", num_train=8, num_validation=9)
+    two = make_job(*settings, "train.batch_size=2", "train.num_processes=2", num_train=8, num_validation=9)
+    run(one)
+    run(two)
+    alone, shared = (read_curve(job)[-1] for job in (one, two))
+    assert alone.kind == shared.kind == "validation"
+    assert shared.reward_margin == pytest.approx(alone.reward_margin, abs=1e-4)
+    assert shared.reward_accuracy == alone.reward_accuracy == pytest.approx(7 / 9)
+
+
 def start(job: Path, modules: Path) -> subprocess.Popen[bytes]:
     (modules / "quick_rank.py").write_text(QUICK_RANK)
     path = os.pathsep.join([str(modules), os.environ.get("PYTHONPATH", "")])

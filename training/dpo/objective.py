@@ -12,6 +12,9 @@ where a ratio is log policy - log reference, summed over the response's tokens. 
 There is **one forward a step**: the reference's log-probs are columns of the rows, where TRL reads them from the batch, and
 the conditional rows and, where the model allows it, shared prompts go through the policy's only pass. TRL's own
 `_compute_loss` does the rest with the scores of that pass, its metrics included.
+
+Limits: where several ranks share an evaluation's last batch and it does not fill them, pairs are repeated, and the loss and
+its terms (not the margins and the accuracy) count some of the repeats.
 """
 
 from __future__ import annotations
@@ -185,8 +188,12 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]
             terms["anchor"] = anchor_loss(chosen, self.beta)
             loss = loss + terms["conditional"] + terms["anchor"]
         metrics = self._metrics["train" if self.model.training else "eval"]
-        if not self.model.training:  # without the repeats that fill up the last batch of several ranks
-            self._evaluated_pairs.append(len(self.accelerator.gather_for_metrics(scored.log_probs.new_ones(num_pairs))))
+        if not self.model.training:  # TRL's own count the repeats that fill up the last batch of several ranks
+            chosen, rejected, *_ = self.beta * (policy - reference).detach()
+            margins = self.accelerator.gather_for_metrics(chosen - rejected)
+            self._evaluated_pairs.append(len(margins))
+            metrics["rewards/margins"][-1] = margins.mean().item()
+            metrics["rewards/accuracies"][-1] = (margins > 0).float().mean().item()
         for name, term in terms.items():
             metrics[TERM + name].append(self.accelerator.gather(term.detach()).mean().item())
         return loss
