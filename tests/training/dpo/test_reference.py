@@ -14,7 +14,7 @@ from vcot.pipeline.errors import InputError, ServerError
 from vcot.services.recipes.recipe import load_recipe
 from vcot.training.dpo import fit
 from vcot.training.dpo.objective import PreferenceTrainer
-from vcot.training.dpo.reference import ReferenceCache, deal, row_keys
+from vcot.training.dpo.reference import ReferenceCache, attach_reference, deal, row_keys
 from vcot.training.dpo.rows import REFERENCE_COLUMNS, PairCollator
 from vcot.training.model.loading import load_model
 
@@ -156,13 +156,9 @@ def test_ranks_compute_as_many_batches_each():
     assert deal([], 1, 2) == []
 
 
-def test_a_log_prob_that_is_no_number_is_said_and_not_kept(build, monkeypatch):
+def test_a_log_prob_that_is_no_number_is_said(build, tmp_path):
     """SQLite stores none where a number must be: the row's key was then missing, and training ended in a KeyError."""
-    compute = PreferenceTrainer.reference_logprobs
-    monkeypatch.setattr(
-        PreferenceTrainer, "reference_logprobs", lambda self, batch: compute(self, batch) * float("nan")
-    )
+    trainer, recipe = build()
+    next(trainer.model.get_base_model().get_decoder().parameters()).data.fill_(float("nan"))
     with pytest.raises(ServerError, match="no numbers in float32; train in a wider"):
-        build()
-    monkeypatch.setattr(PreferenceTrainer, "reference_logprobs", compute)
-    build()
+        attach_reference(trainer, recipe, tmp_path / "other", "sha256:ab", lambda *_: None)
