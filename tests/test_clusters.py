@@ -24,8 +24,8 @@ trap 'echo "srun ended" >> "$CALLS"; exit' TERM
 while :; do sleep 0.05; done
 """
 VCOT = """#!/bin/bash
-echo "vcot $*" >> "$CALLS"
 trap 'echo "vcot was told" >> "$CALLS"; exit 7' TERM
+echo "vcot $*" >> "$CALLS"
 if [ "$VCOT_ENDS" = 1 ]; then
     until [ "$(grep -c "^srun --" "$CALLS")" = 2 ]; do sleep 0.05; done
     exit 0

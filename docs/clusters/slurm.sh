@@ -32,8 +32,10 @@ if ((SLURM_NNODES > 1)); then
     cluster+=($!)
 fi
 
+run= warned=
+trap 'warned=yes; kill -TERM "$run" 2>/dev/null || true' TERM # SLURM's warning before the end: what is answered is kept
 vcot run --run "$RUN" --recipe "$RECIPE" --set "serve.ray_address=$head:$PORT" "serve.replicas=$REPLICAS" &
 run=$!
-trap 'kill -TERM "$run" 2>/dev/null || true' TERM # SLURM's warning before the end: what is answered is kept
+[[ -z $warned ]] || kill -TERM "$run" 2>/dev/null || true # the warning came while the run was being started
 while kill -0 "$run" 2>/dev/null; do wait "$run" || true; done # a signal ends a wait, and not the run
 wait "$run"
