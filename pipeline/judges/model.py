@@ -373,7 +373,10 @@ async def await_all(awaitables: Iterable[Awaitable[T]]) -> list[T]:
 
 
 def read_api_key(section: JudgeSection) -> str:
-    """The judge's key; a server of one's own may need none. Raises MachineError where OpenAI's is missing, or any is odd."""
+    """The judge's key; a server of one's own may need none.
+
+    Raises MachineError where OpenAI's is missing, and for a key that no request can carry.
+    """
     key = read_key(section.api_key_env)
     if not key and section.base_url is not None:
         return "none"

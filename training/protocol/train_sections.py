@@ -27,7 +27,7 @@ class TrainSection(Section):
     loss_weights: tuple[Annotated[float, Field(gt=0)], ...] = ()
     """A weight for each of `losses`; without it, 1."""
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
-    """How often a preference is wrong: for `robust`, `aot`, `aot_unpaired` and `exo_pair`; the last needs it."""
+    """Share of preferences taken to be wrong; for `robust`, `aot`, `aot_unpaired` and `exo_pair`, which needs it."""
     corruption: Corruption = "crop"
     """What mDPO corrupts an image by: a random `crop` that keeps 1 to 20 %, `blank`, `noise`, or `other_image`."""
     beta: Annotated[float, Field(gt=0)] = 0.1

@@ -120,7 +120,7 @@ class Admission:
         self.phase, self.message = phase, message
 
     def rename(self, checkpoint: Checkpoint) -> None:
-        """Where these weights are held: under the name, and in the directory, that they are known by now."""
+        """If these weights are held, know them by this name and directory from now on."""
         if self.checkpoint is not None and self.checkpoint.ref.digest == checkpoint.ref.digest:
             self.checkpoint = checkpoint
 

@@ -38,8 +38,6 @@ from vcot.services.gateway.swap.ways import check_reloadable
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
 _MAX_BACKOFF_S = 60.0
-_MAX_DOUBLED = 30
-"""Times: no float holds what a thousand make, which is a day of failing."""
 _LIVES = itertools.count(1)
 """Of all servers of this process: a name may come again, a life does not."""
 
@@ -176,7 +174,7 @@ class Replica:
 
     async def run(self) -> None:
         """Serve until cancelled."""
-        num_failures = 0
+        pause_s = 0.0
         while True:
             if self.resting:
                 await self._until_woken()
@@ -187,9 +185,8 @@ class Replica:
                 if self.resting:
                     continue
                 was_live = self.gate.admission.phase == "dead"
-                num_failures = 1 if was_live else num_failures + 1
-                doubled = 2 ** min(num_failures - 1, _MAX_DOUBLED)
-                pause_s = min(_MAX_BACKOFF_S, self.supervision.first_backoff_s * doubled)
+                doubled = 0.0 if was_live else 2 * pause_s
+                pause_s = min(_MAX_BACKOFF_S, doubled or self.supervision.first_backoff_s)
                 if not was_live:
                     self.failure = error
                     self.gate.move("dead", _first_line(error))

@@ -49,6 +49,10 @@ from vcot.services.gateway.http.observe import write_to_stderr
 from vcot.services.gateway.stamps import stamp
 from vcot.services.gateway.swap import rollout
 
+_TAKE_PATHS = ("/admin/checkpoints", "/admin/trial")
+_OWN_FAULTS = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO, errno.EMFILE, errno.ENFILE))
+"""Of the gateway's disk or its open files, whatever path was asked for."""
+
 
 @dataclass(frozen=True)
 class Deciding:
@@ -282,13 +286,9 @@ def _explain_refusal(_: Request, error: Exception) -> Response:
     return Response(body, error.status, error.headers, media_type="application/json")
 
 
-_TAKE_PATHS = ("/admin/checkpoints", "/admin/trial")
-_OF_THE_DISK = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO, errno.EMFILE, errno.ENFILE))
-
-
 def _explain_odd(request: Request, error: OSError | ValueError) -> Response:
-    """Of a path that is none, or of the gateway's own files; what is neither is a bug, whose traceback is logged."""
-    is_own = isinstance(error, OSError) and error.errno in _OF_THE_DISK
+    """A path that cannot be used is the client's fault, a full disk the gateway's; all else is a bug, raised for the log."""
+    is_own = isinstance(error, OSError) and error.errno in _OWN_FAULTS
     if request.url.path in _TAKE_PATHS and not is_own:
         message = f"that cannot be used ({error}); give the path of a checkpoint's directory"
         return Response(error_body(message, "invalid_request", 422), 422, media_type="application/json")

@@ -96,7 +96,7 @@ class RemoteDispatch(Line):
         body = b""
         while len(body) <= MAX_BYTES:
             message = await receive()
-            if message["type"] == "http.disconnect":  # what came of the request may read as another one
+            if message["type"] == "http.disconnect":  # half a request may read as a whole one
                 return
             body += message.get("body", b"")
             if not message.get("more_body", False):

@@ -189,8 +189,7 @@ async def test_a_worker_that_is_killed_takes_only_its_own_requests(bench: Bench)
         bench.server.hold.set()
         assert {answer.status_code for answer in await asyncio.gather(*kept)} == {200}
         await bench.swap("policy", "tuned")
-        while len(served.pids) < NUM_WORKERS:  # noqa: ASYNC110 - others'
-            await asyncio.sleep(0.05)
+        await served.until_all_are_up()
         assert served.pids >= set(others)
         assert any("ended with status -9; starting another" in line for line in bench.said)
         assert (await served.ask()).headers["x-vcot-checkpoint"] == "tuned"
