@@ -12,6 +12,7 @@ import asyncio
 import hashlib
 import json
 import shutil
+import socket
 import struct
 import tempfile
 import time
@@ -213,6 +214,7 @@ class FakeVllm:
     after_load: Callable[[], object] | None = None
     """Called when an adapter is loaded."""
     _runner: web.AppRunner | None = None
+    _listener: socket.socket | None = None
     _directory: Path | None = None
 
     @property
@@ -229,7 +231,7 @@ class FakeVllm:
         self._directory = Path(tempfile.mkdtemp())
         await self.listen(self._directory / "s")
 
-    async def listen(self, socket: Path | None = None, port: int = 0, host: str = "127.0.0.1") -> str:
+    async def listen(self, path: Path | None = None, port: int = 0, host: str = "127.0.0.1") -> str:
         """Answer on a unix socket, or on a port of this machine; the URL then."""
         app = web.Application()
         app.router.add_get("/health", self._health)
@@ -249,12 +251,13 @@ class FakeVllm:
         app.router.add_get("/is_sleeping", self._is_sleeping)
         self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
         await self._runner.setup()
-        if socket is not None:
-            await web.UnixSite(self._runner, str(socket)).start()
-            return ""
-        site = web.TCPSite(self._runner, host, port)
-        await site.start()
-        return f"http://{host}:{self._runner.addresses[0][1]}"
+        if path is not None:
+            self._listener = socket.socket(socket.AF_UNIX)
+            self._listener.bind(str(path))
+        else:
+            self._listener = socket.create_server((host, port))
+        await web.SockSite(self._runner, self._listener).start()
+        return "" if path is not None else f"http://{host}:{self._listener.getsockname()[1]}"
 
     async def wait(self) -> ServerError:
         await self.died.wait()
@@ -263,11 +266,15 @@ class FakeVllm:
         return ServerError("vLLM died with status 137")
 
     async def stop(self) -> None:
-        if self._runner is not None:
-            await self._runner.cleanup()
-            await asyncio.sleep(
-                0.01
-            )  # for what was accepted last, too, to see its client gone and let go of its socket
+        runner, self._runner = self._runner, None
+        if runner is not None and self._listener is not None:
+            # asyncio leaves open, with nobody to answer on it, what was accepted in the moment before the listener closes
+            asyncio.get_running_loop().remove_reader(self._listener)
+            try:
+                await asyncio.sleep(0.01)
+            finally:
+                await runner.cleanup()
+            await asyncio.sleep(0.01)  # for the last sockets to be let go of
         if self._directory is not None:
             shutil.rmtree(self._directory, ignore_errors=True)
 
