@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import sys
 
 from cyclopts import CycloptsError
@@ -15,6 +16,9 @@ from vcot.services.cli.stop import SAID, Terminated, ignore_signals, stop_in_ord
 def main() -> None:
     """The command that the arguments name, to its end."""
     stop_in_order()
+    if (option := _find_empty(sys.argv)) is not None:
+        _say(f"what follows {option} is empty; is a variable in the command line not set?")
+        sys.exit(2)
     try:
         app(sys.argv[1:], exit_on_error=False, print_error=True)
     except CycloptsError:
@@ -35,6 +39,16 @@ def main() -> None:
             raise
         _say(str(error))
         sys.exit(error.exit_code)
+
+
+def _find_empty(words: list[str]) -> str | None:
+    """What stands before an empty argument, as of `--run "$RUN"` where RUN is not set: the current folder, as a path."""
+    for before, word in itertools.pairwise(words):
+        if not word:
+            return before
+        if word.startswith("--") and word.find("=") == len(word) - 1:
+            return word
+    return None
 
 
 def _explain(error: OSError) -> str | None:

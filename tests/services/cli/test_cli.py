@@ -261,3 +261,13 @@ def test_wandb_is_one_flag_away_and_is_looked_for_at_once(vcot, monkeypatch, com
     )
     code, _, err = vcot(command, "--recipe", "nano", "--wandb")
     assert (code, "train.report_to needs the package wandb, which is not installed" in err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "option"),
+    [(("pair", "--run", ""), "--run"), (("pair", "--run="), "--run="), (("eval", ""), "eval"), (("",), "vcot")],
+)
+def test_an_empty_argument_is_refused(vcot, arguments, option):
+    """As a path it would be the current folder."""
+    code, _, said = vcot(*arguments)
+    assert (code, said) == (2, f"vcot: what follows {option} is empty; is a variable in the command line not set?\n")
