@@ -70,9 +70,10 @@ def raw_headers(headers: Iterable[tuple[str, str]]) -> list[tuple[bytes, bytes]]
 
 
 def header_value(scope: Scope, name: str) -> str | None:
-    """A request header, by its lower-case name."""
+    """A request header, by its lower-case name; one that came several times is the list of its values (RFC 9110, 5.2).
+
+    So two expectations, keys or limits that contradict each other are none that could be met.
+    """
     wanted = name.encode("latin-1")
-    for key, value in scope["headers"]:
-        if key == wanted:
-            return str(value.decode("latin-1"))
-    return None
+    values = dict.fromkeys([value.decode("latin-1") for key, value in scope["headers"] if key == wanted])
+    return ", ".join(values) if values else None

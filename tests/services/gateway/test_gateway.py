@@ -98,6 +98,14 @@ async def test_expected_weights_are_checked_before_any_work(bench: Bench) -> Non
     assert len(bench.server.prefixes) == known
 
 
+@pytest.mark.parametrize("is_live_first", [True, False])
+async def test_two_expectations_that_contradict_each_other_are_not_met(bench: Bench, *, is_live_first: bool) -> None:
+    live, other = ("x-vcot-expect", bench.base.ref.digest), ("x-vcot-expect", bench.tuned.ref.digest)
+    assert (await bench.http.post("/v1/chat/completions", json=ASK, headers=[live, live])).status_code == 200
+    headers = [live, other] if is_live_first else [other, live]
+    assert (await bench.http.post("/v1/chat/completions", json=ASK, headers=headers)).status_code == 409
+
+
 async def test_a_checkpoint_that_is_not_live_is_refused_with_the_remedy(bench: Bench) -> None:
     refused = await bench.ask(model="tuned")
     assert refused.status_code == 409
