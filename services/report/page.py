@@ -108,8 +108,10 @@ def _show_matrix(found: Matrix | None) -> dict[str, Any]:
     return {
         "matrix": found,
         "rules": dict.fromkeys(row.rule for row in found.results),
-        "logs": groupby(found.results, key=lambda row: row.log),
-        "log_differences": groupby(found.differences, key=lambda d: (d.log, d.base)),
+        "logs": [(log, list(own)) for log, own in groupby(found.results, key=lambda row: row.log)],
+        "log_differences": [
+            (both, list(own)) for both, own in groupby(found.differences, key=lambda d: (d.log, d.base))
+        ],
         "matrix_sentences": [*describe_logs(found), " ".join(f"{reason}." for reason in describe_reasons(found))],
     }
 

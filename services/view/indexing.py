@@ -17,9 +17,10 @@ import sqlite3
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, closing
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -136,25 +137,26 @@ def _look_at_files(directory: Path) -> str:
 
 async def bring_up_to_date(directory: Path, folder: Path) -> None:
     """One pass over the items."""
-    async with _working(directory, folder) as (session, connection):
+
+    async def go_through(session: Session, connection: sqlite3.Connection) -> None:
         _Pass(session, connection).do()
+
+    await _work(directory, folder, go_through)
 
 
 async def refresh_overview(directory: Path, folder: Path, *, with_status: bool = True) -> None:
     """The overview of what the items say, and, with the status, the account of the stages."""
-    async with _working(directory, folder) as (session, connection):
-        await write_overview(session, connection, with_status=with_status)
+    await _work(directory, folder, partial(write_overview, with_status=with_status))
 
 
-@asynccontextmanager
-async def _working(directory: Path, folder: Path) -> AsyncIterator[tuple[Session, sqlite3.Connection]]:
+async def _work(directory: Path, folder: Path, do: Callable[[Session, sqlite3.Connection], Awaitable[None]]) -> None:
     """On one moment of the run. What cannot be read is a note, for whoever looks, until it can."""
     problem = None
     try:
         with open_run(directory, access="read") as run:
             async with Session(run, ignore) as session:
                 with closing(_open(folder / INDEX, run)) as connection:
-                    yield session, connection
+                    await do(session, connection)
     except VcotError as error:
         problem = str(error)
     with closing(open_index(folder / INDEX)) as connection:

@@ -103,6 +103,16 @@ def test_the_pages_say_what_is_left_out_and_how_it_was_chosen(bundle):
     assert "the shares here are not the run's" in pages["tasks.html"].text
 
 
+def test_its_overview_has_every_table_row_of_the_viewers(made, bundle):
+    tables = [
+        re.findall(r"<tr.*?</tr>", page[page.index("<main") :], re.DOTALL)
+        for page in (made.client().get("/runs/0/").text, (bundle / "index.html").read_text("utf-8"))
+    ]
+    shown, kept = (set(rows) for rows in tables)
+    assert any("base, cot at 0.4" in row for row in shown), "the parser matrix is there"
+    assert shown <= kept
+
+
 def test_a_rare_kind_is_there(bundle):
     rows = re.findall(
         r'<th scope="row">([^<]+)</th><td data-label="Here" class="n">(\d+)</td><td data-label="In the run" class="n">(\d+)',
@@ -183,6 +193,12 @@ def test_an_index_that_another_viewer_is_still_making_is_not_taken_for_whole(own
         with pytest.raises(InputError, match="0 of 0 tasks so far; wait"):
             write_bundle(own.directory, tmp_path / "bundle", 3)
     assert not (tmp_path / "bundle").exists()
+
+
+def test_of_a_run_that_cannot_be_opened_it_says_why(own, vcot, tmp_path):
+    (own.directory / "recipe.toml").write_text("name = ")
+    code, _, err = vcot("view", own.directory, "--bundle", tmp_path / "out")
+    assert (code, "recipe.toml" in err, "Traceback" in err) == (2, True, False), err
 
 
 @pytest.mark.parametrize(

@@ -274,12 +274,12 @@ def test_the_process_that_keeps_it_ends_with_the_viewer(own):
     assert shown.index.progress()[0] > 0
 
 
-def test_what_cannot_be_read_is_said_and_forgotten_when_it_can(own):
-    ledger = own.directory / "ledger.sqlite"
-    kept = ledger.read_bytes()
-    ledger.write_bytes(b"no ledger at all" * 100)
-    assert "is not a ledger" in own.index().find_pulse().problem
-    ledger.write_bytes(kept)
+@pytest.mark.parametrize(("name", "said"), [("ledger.sqlite", "is not a ledger"), (RECIPE, "name is missing")])
+def test_what_cannot_be_read_is_said_and_forgotten_when_it_can(own, name, said):
+    kept = (own.directory / name).read_bytes()
+    (own.directory / name).write_bytes(b"no = 'ledger at all'\n" + b"#" * 2000)
+    assert said in own.index().find_pulse().problem
+    (own.directory / name).write_bytes(kept)
     assert own.index().find_pulse().problem is None
 
 
