@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -33,28 +33,56 @@ async def work(runs: Path, say: Say) -> NoReturn:
     say(f"waiting for jobs in {runs.absolute()}")
     refused: set[str] = set()
     while True:
-        if not await help_once(runs, say, refused) and not await work_once(runs, say):
+        if not await help_once(runs, say, refused) and not await work_once(runs, say, refused):
             await asyncio.sleep(_POLL_S)
 
 
 async def help_once(runs: Path, say: Say, refused: set[str]) -> bool:
     """Take a place in the oldest call that has one, and do its share; whether there was one.
 
-    A call by a machine with other versions is not answered, and said once: `refused` holds what was said.
+    A call by a machine with other versions is not answered, and said once: `refused` holds what was said, and which jobs
+    are left alone.
     """
     for path in _oldest_first(runs.glob(f"*/training/*/{CALL}")):
-        if (call := open_call(path.parent)) is None:
+        if _name_submission(path.parent) in refused:
             continue
-        if difference := find_difference(call):
-            if (message := f"{path.parent}: not helped with, since {difference}") not in refused:
-                refused.add(message)
-                say(message)
-            continue
-        for place in range(1, call.num_machines):
-            with suppress(BusyError), exclusive(path.parent, place_lock(place)):
-                await _help(path.parent, place, call, say)
-                return True
+        with _going_on(path.parent, say, refused):
+            if (call := open_call(path.parent)) is None:
+                continue
+            if difference := find_difference(call):
+                if (message := f"{path.parent}: not helped with, since {difference}") not in refused:
+                    refused.add(message)
+                    say(message)
+                continue
+            for place in range(1, call.num_machines):
+                with suppress(BusyError), exclusive(path.parent, place_lock(place)):
+                    await _help(path.parent, place, call, say)
+                    return True
     return False
+
+
+@contextmanager
+def _going_on(directory: Path, say: Say, refused: set[str]) -> Iterator[None]:
+    """A job whose directory cannot be used, or is gone, keeps no other from being done: it is left alone, and said to be,
+    until it is submitted again.
+    """
+    submission = _name_submission(directory)
+    try:
+        yield
+    except (InputError, OSError) as error:
+        refused.add(submission)
+        why = str(error)
+        if isinstance(error, OSError):
+            why = f"{error.filename} cannot be used ({error.strerror}); see to it, and submit the job again"
+        say(f"{directory}: left alone, since {why}")
+
+
+def _name_submission(directory: Path) -> str:
+    """The job as it was submitted last."""
+    try:
+        return f"{directory} {(directory / JOB).stat().st_mtime_ns}"
+    except FileNotFoundError:
+        return str(directory)
 
 
 async def _help(directory: Path, place: int, call: Call, say: Say) -> None:
@@ -65,16 +93,16 @@ async def _help(directory: Path, place: int, call: Call, say: Say) -> None:
     say(f"{directory}: {end}")
 
 
-async def work_once(runs: Path, say: Say) -> bool:
-    """Do the first owed job that no other worker has claimed; whether there was one.
+async def work_once(runs: Path, say: Say, refused: set[str]) -> bool:
+    """Do the first owed job that no other worker has claimed; whether there was one. `refused` is as in `help_once`.
 
     Of jobs that want several machines one is done at a time: two would wait for each other's.
     """
     is_shared = False
     for directory, job in owed_jobs(runs):
-        if is_shared and job.train.num_machines > 1:
+        if (is_shared and job.train.num_machines > 1) or _name_submission(directory) in refused:
             continue
-        with ExitStack() as claim:
+        with _going_on(directory, say, refused), ExitStack() as claim:
             try:
                 claim.enter_context(exclusive(directory, "claim.lock"))
             except BusyError:
@@ -93,7 +121,8 @@ def owed_jobs(runs: Path) -> Iterator[tuple[Path, TrainJob]]:
             is_owed = read_status(path.parent).state not in ENDED
             job = read_record(path, TrainJob) if is_owed else None
         except InputError as error:
-            _fail(path.parent, str(error))
+            with suppress(OSError):  # a folder that cannot be written, or is gone
+                _fail(path.parent, str(error))
         else:
             if job is not None and job.train.worker == "remote":
                 yield path.parent, job

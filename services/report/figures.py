@@ -29,6 +29,7 @@ WIDTH_IN = 4.6
 _INK, _FAINT, _PAPER = "#010101", "#020202", "#030303"
 _SERIES = ("#040401", "#040402", "#040403", "#040404", "#040405", "#040406")
 """The base, then the policies; or the true image, then what was shown instead."""
+_MARKERS = "osD^v"
 _VARIABLES = {
     _INK: "var(--ink-soft)",
     _FAINT: "var(--line)",
@@ -65,7 +66,7 @@ def draw_accuracy(results: Sequence[EvalResult], chance: float) -> str:
     def draw(axes: Axes) -> None:
         for number, checkpoint in enumerate(checkpoints):
             rows = [row for row in results if row.checkpoint == checkpoint and OVERALL in row.accuracy]
-            shift = 0.24 * (number - (len(checkpoints) - 1) / 2)
+            shift = _shift(number, len(checkpoints))
             places = [settings.index((row.prompt, row.temperature)) + shift for row in rows]
             _plot_intervals(axes, [row.accuracy[OVERALL] for row in rows], places, number, checkpoint.name)
         axes.axvline(100 * chance, color=_INK, linestyle=(0, (2, 3)), linewidth=1, label="chance")
@@ -101,7 +102,7 @@ def draw_reliance(rows: Sequence[Reliance]) -> str:
     def draw(axes: Axes) -> None:
         for number, name in enumerate(("true", *shown)):
             own = [row for row in rows if row.shown == (shown[0] if name == "true" else name)]
-            shift = min(0.24, 0.8 / (1 + len(shown))) * (number - len(shown) / 2)
+            shift = _shift(number, 1 + len(shown))
             places = [groups.index((row.checkpoint.name, row.prompt, row.temperature)) + shift for row in own]
             intervals = [row.true if name == "true" else row.accuracy for row in own]
             _plot_intervals(axes, intervals, places, number, name.replace("_", " "))
@@ -119,7 +120,7 @@ def draw_margins(rows: Sequence[Margin]) -> str:
     def draw(axes: Axes) -> None:
         for number, checkpoint in enumerate(checkpoints):
             own = [row for row in rows if row.checkpoint == checkpoint]
-            shift = 0.24 * (number - (len(checkpoints) - 1) / 2)
+            shift = _shift(number, len(checkpoints))
             places = [shown.index(row.shown) + shift for row in own]
             _plot_intervals(axes, [row.margin for row in own], places, number, checkpoint.name, scale=1)
         axes.axvline(0, color=_INK, linewidth=1)
@@ -137,14 +138,14 @@ def draw_trend(rows: Sequence[TrendRow]) -> str:
             setting = (first.prompt, first.temperature)
             found = [(row.number, r) for row in rows for r in row.results if (r.prompt, r.temperature) == setting]
             points = [(place, r.accuracy[OVERALL]) for place, r in found if OVERALL in r.accuracy]
-            colour = _SERIES[number % len(_SERIES)]
+            colour, marker = _look_of(number)
             for place, interval in points:
                 x = place + 0.03 * number
                 axes.plot([x, x], [100 * interval.low, 100 * interval.high], color=colour, linewidth=2.2, alpha=0.55)
             axes.plot(
                 [place + 0.03 * number for place, _ in points],
                 [100 * interval.value for _, interval in points],
-                "-o",
+                f"-{marker}",
                 color=colour,
                 markersize=5,
                 label=f"{first.prompt} {first.temperature:g}",
@@ -182,8 +183,8 @@ def draw_sweep(sweep: Sweep) -> str:
 
     def draw(axes: Axes) -> None:
         for number, (label, points) in enumerate(_list_series(sweep).items()):
-            colour = _INK if label == _CENTRE else _SERIES[number % len(_SERIES)]
-            axes.plot(*_place_points(points), "o", color=colour, markersize=5, label=label)
+            colour, marker = (_INK, "o") if label == _CENTRE else _look_of(number)
+            axes.plot(*_place_points(points), marker, color=colour, markersize=5, label=label)
         for point in sweep.points:
             if point.varies is not None and point.loss is not None:
                 value = f"{getattr(point.settings, point.varies):g}"
@@ -258,15 +259,28 @@ def draw_histogram(values: Sequence[float], label: str, name: str) -> str:
     return _render(name, 2.5, draw)
 
 
+def _shift(number: int, total: int) -> float:
+    """Where the `number`-th of `total` series is in each row, from its middle: all of them within it."""
+    return min(0.24, 0.8 / total) * (number - (total - 1) / 2)
+
+
+def _look_of(series: int) -> tuple[str, str]:
+    """Colour and marker of a series: the colours in turn, each time with another marker."""
+    times, place = divmod(series, len(_SERIES))
+    return _SERIES[place], _MARKERS[times % len(_MARKERS)]
+
+
 def _plot_intervals(
     axes: Axes, intervals: Sequence[Interval], places: Sequence[float], series: int, name: str, *, scale: float = 100
 ) -> None:
     """Points with their intervals, in percent or points but for another scale, one row each."""
-    colour = _SERIES[min(series, len(_SERIES) - 1)]
+    colour, marker = _look_of(series)
     for interval, place in zip(intervals, places, strict=True):
         ends = [scale * interval.low, scale * interval.high]
         axes.plot(ends, [place, place], color=colour, linewidth=2.2, alpha=0.55)
-    axes.plot([scale * interval.value for interval in intervals], places, "o", color=colour, markersize=6, label=name)
+    axes.plot(
+        [scale * interval.value for interval in intervals], places, marker, color=colour, markersize=6, label=name
+    )
 
 
 def _plot_curves(

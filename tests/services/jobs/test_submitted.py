@@ -2,13 +2,14 @@
 
 import asyncio
 import os
+import shutil
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Literal
 
 import pytest
 
-from vcot.pipeline.errors import InputError, ServerError
+from vcot.pipeline.errors import ServerError
 from vcot.pipeline.files import write_record
 from vcot.pipeline.records import CheckpointRef
 from vcot.services.jobs import submitted, trainer
@@ -49,11 +50,11 @@ async def test_a_run_hears_what_its_worker_says(tmp_path: Path) -> None:
     directory, said = tmp_path / "run" / "training" / "key", []
     waiting = asyncio.create_task(trainer.train_remotely(make_job(), directory, lambda *steps: said.append(steps[2])))
     await asyncio.sleep(0)
-    assert await submitted.work_once(tmp_path, lambda _: None)
+    assert await submitted.work_once(tmp_path, lambda _: None, set())
     with pytest.raises(ServerError, match="nothing-here does not exist"):
         await waiting
     assert said[0] == "waiting for a `vcot worker` to take the job"
-    assert not await submitted.work_once(tmp_path, lambda _: None), "a failed job is not tried again by itself"
+    assert not await submitted.work_once(tmp_path, lambda _: None, set()), "a failed job is not tried again by itself"
 
 
 async def test_the_same_command_submits_a_failed_job_again(tmp_path: Path) -> None:
@@ -103,15 +104,39 @@ def test_a_job_that_cannot_be_read_fails_and_stops_no_other(tmp_path: Path) -> N
 async def test_a_job_that_another_worker_has_is_left_to_it(tmp_path: Path) -> None:
     directory = submit(tmp_path, "run", make_job())
     with exclusive(directory, "claim.lock"):
-        assert not await submitted.work_once(tmp_path, lambda _: None)
-    assert await submitted.work_once(tmp_path, lambda _: None)
+        assert not await submitted.work_once(tmp_path, lambda _: None, set())
+    assert await submitted.work_once(tmp_path, lambda _: None, set())
 
 
-async def test_a_job_that_cannot_be_claimed_is_no_other_worker_s(tmp_path: Path) -> None:
-    directory = submit(tmp_path, "run", make_job())
-    (directory / "claim.lock").mkdir()
-    with pytest.raises(InputError, match="cannot be used"):
-        await submitted.work_once(tmp_path, lambda _: None)
+@pytest.mark.parametrize("name", ["claim.lock", "worker.log", STATUS])
+async def test_a_job_whose_directory_cannot_be_used_stops_no_other_and_is_tried_when_submitted_again(
+    tmp_path: Path, name: str
+) -> None:
+    (submit(tmp_path, "run", make_job()) / name).mkdir()
+    sound, said, refused = submit(tmp_path, "sound", make_job()), list[str](), set[str]()
+    (sound / "worker.log").touch()
+    assert await submitted.work_once(tmp_path, said.append, refused)
+    assert read_status(sound).state == "failed", "it was told what it cannot do"
+    assert not await submitted.work_once(tmp_path, said.append, refused)
+    [left] = [message for message in said if "left alone" in message]
+    assert "/run/training/key: left alone, since" in left
+    assert "submit the job again" in left
+    (tmp_path / "run" / "training" / "key" / name).rmdir()
+    os.utime(tmp_path / "run" / "training" / "key" / JOB)
+    assert await submitted.work_once(tmp_path, said.append, refused)
+
+
+async def test_a_run_that_is_deleted_while_its_job_is_done_ends_no_worker(tmp_path: Path) -> None:
+    submit(tmp_path, "run", make_job())
+    said = list[str]()
+
+    def hear(message: str) -> None:
+        if not said:
+            shutil.rmtree(tmp_path / "run")
+        said.append(message)
+
+    assert not await submitted.work_once(tmp_path, hear, set())
+    assert "left alone, since" in said[-1]
 
 
 async def test_a_trainer_that_dies_without_a_word_fails_its_job(
@@ -121,7 +146,7 @@ async def test_a_trainer_that_dies_without_a_word_fails_its_job(
     (tmp_path / "stub" / "sitecustomize.py").write_text("import os; os.kill(os.getpid(), 9)")
     directory = submit(tmp_path / "runs", "run", make_job(), TrainStatus(state="running"))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "stub"))
-    await submitted.work_once(tmp_path / "runs", lambda _: None)
+    await submitted.work_once(tmp_path / "runs", lambda _: None, set())
     assert "ended with 137" in read_status(directory).message
 
 
@@ -133,7 +158,7 @@ async def test_a_worker_that_is_stopped_leaves_its_job_to_the_next(
     directory = submit(tmp_path / "runs", "run", make_job())
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "stub"))
     said: asyncio.Queue[str] = asyncio.Queue()
-    working = asyncio.create_task(submitted.work_once(tmp_path / "runs", said.put_nowait))
+    working = asyncio.create_task(submitted.work_once(tmp_path / "runs", said.put_nowait, set()))
     await said.get()
     working.cancel()
     await asyncio.gather(working, return_exceptions=True)
@@ -190,7 +215,7 @@ async def test_of_two_jobs_for_several_machines_the_second_waits_and_one_for_a_s
     first = submit(tmp_path, "first", make_job(num_machines=2))
     second = submit(tmp_path, "second", make_job(num_machines=2))
     with exclusive(first, "claim.lock"):
-        assert not await submitted.work_once(tmp_path, lambda _: None)
+        assert not await submitted.work_once(tmp_path, lambda _: None, set())
         third = submit(tmp_path, "third", make_job())
-        assert await submitted.work_once(tmp_path, lambda _: None)
+        assert await submitted.work_once(tmp_path, lambda _: None, set())
     assert (read_status(second).state, read_status(third).state) == ("preparing", "failed")

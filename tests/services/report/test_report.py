@@ -3,6 +3,7 @@
 import re
 import runpy
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -260,6 +261,26 @@ def test_figures_follow_the_pages_colours():
         assert not re.search(r"#[0-9a-fA-F]{6}\b|#000|font-family|<style|<metadata|http", svg)
         assert "var(--" in svg
     assert "score $x_1$" in svg
+
+
+@pytest.mark.parametrize(
+    "draw", [lambda rows, _: figures.draw_accuracy(rows, 0.25), lambda _, rows: figures.draw_margins(rows)]
+)
+def test_many_checkpoints_are_told_apart_and_stay_in_their_rows(draw):
+    num = 8
+
+    def repeat(rows):
+        own = [row for row in rows if row.checkpoint.name == "base"]
+        refs = [own[0].checkpoint.model_copy(update={"name": f"p{n}", "digest": f"{n}"}) for n in range(num)]
+        return [row.model_copy(update={"checkpoint": ref}) for ref in refs for row in own]
+
+    svg = draw(repeat(make_data().results), repeat(make_margins()))
+    drawn = re.findall(r'<use href="#(\w+-m\w+)" x="[\d.]+" y="([\d.]+)" style="fill: (\S+);', svg)
+    num_rows = len(drawn) // num - 1  # and each once in the legend
+    points, legend = drawn[: num * num_rows], drawn[num * num_rows :]
+    assert len({(marker, colour) for marker, _, colour in legend}) == num
+    rows = [[float(y) for _, y, _ in points[row::num_rows]] for row in range(num_rows)]
+    assert all(max(above) < min(below) for above, below in pairwise(rows))
 
 
 def test_reward_curve_is_left_out_where_it_was_not_logged(tmp_path):
