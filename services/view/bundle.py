@@ -60,15 +60,15 @@ def write_bundle(directory: Path, out: Path, num_tasks: int) -> Bundled:
     Raises InputError where there is no run, where it cannot be read, and where `out` holds anything else.
     """
     run = ViewedRun(0, directory)
-    _check(out)
-    index_once(directory, run.folder)
     try:
+        _check(out)
+        index_once(directory, run.folder)
         if problem := run.index.note("problem"):
             raise InputError(problem)
         with _replacing(out) as folder:
             return _Writer(run, folder, make_pages()).write(num_tasks)
     finally:
-        run.index.close()
+        run.stop()
 
 
 def _check(out: Path) -> None:

@@ -33,7 +33,7 @@ from vcot.pipeline.records import Outcome, Record, Task
 
 FOLDER = "view"
 INDEX = "index.sqlite"
-VERSION = 2
+VERSION = 3
 SHIFT = 12
 """Bits of a row of `texts` that count the rows of one item."""
 INDEX_TABLES = f"""
@@ -63,7 +63,7 @@ CREATE TABLE IF NOT EXISTS names (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNI
 CREATE TABLE IF NOT EXISTS marks (mark INTEGER, num INTEGER, PRIMARY KEY (mark, num)) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS marks_num ON marks (num);
 CREATE TABLE IF NOT EXISTS columns (name TEXT PRIMARY KEY, body BLOB NOT NULL);
-CREATE VIRTUAL TABLE IF NOT EXISTS texts USING fts5(body, content='', detail=none, tokenize="unicode61");
+CREATE VIRTUAL TABLE IF NOT EXISTS texts USING fts5(body, content='', detail=none, tokenize="unicode61 remove_diacritics 2");
 PRAGMA user_version = {VERSION};
 """
 R = TypeVar("R", bound=Record)

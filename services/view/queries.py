@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import threading
+import unicodedata
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -61,8 +62,8 @@ class Filter(Record):
 
     @property
     def words(self) -> list[str]:
-        """Those of `text`."""
-        return _WORD.findall(self.text)
+        """Those of `text`; an accent may be written as a sign of its own."""
+        return _WORD.findall(unicodedata.normalize("NFC", self.text))
 
 
 def read_filter(query: Mapping[str, str]) -> Filter:
@@ -70,7 +71,7 @@ def read_filter(query: Mapping[str, str]) -> Filter:
 
     Raises InputError, naming the field.
     """
-    fields = {name: value for name in Filter.model_fields if (value := query.get(name, "").strip())}
+    fields = {name: value for name in Filter.model_fields if (value := query.get(name, "")).strip()}
     try:
         wanted = Filter.model_validate(fields)
     except ValidationError as error:

@@ -51,7 +51,8 @@ class ViewedRun:
         self.number, self.directory = number, directory
         self.name = directory.absolute().name
         self.labels_path = directory / FOLDER / LABELS
-        self.folder = _find_folder(directory)
+        self._temporary: tempfile.TemporaryDirectory[str] | None = None
+        self.folder = self._find_folder()
         self.index = Index(self.folder / INDEX)
         self._kept = Kept(self.index)
         self._keeper: subprocess.Popen[bytes] | None = None
@@ -71,14 +72,24 @@ class ViewedRun:
                 keeper_command(command, _GRACE_S), stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True
             )
 
+    def _find_folder(self) -> Path:
+        """Where the index is kept: in the run, or, where that may not be written, in a temporary folder."""
+        own = self.directory / FOLDER
+        if os.access(own if own.is_dir() else self.directory, os.W_OK):
+            return own
+        self._temporary = tempfile.TemporaryDirectory(prefix="vcot-view-")
+        return Path(self._temporary.name)
+
     def stop(self) -> None:
-        """End that, and close the index."""
+        """End that, and close the index; one in a temporary folder goes."""
         if self._keeper is not None:
             assert self._keeper.stdin is not None
             self._keeper.stdin.close()
             self._keeper.wait()
             self._keeper = None
         self.index.close()
+        if self._temporary is not None:
+            self._temporary.cleanup()
 
     @cached_property
     def images(self) -> ImageStore:
@@ -164,11 +175,3 @@ class ViewedRun:
             answered = (one for asked in found[2].asked for one in asked.responses)
             scores |= {one.key: one.score for one in answered if one.score is not None}
         return measure_agreement(labels, scores, clusters)
-
-
-def _find_folder(directory: Path) -> Path:
-    """Where the index is kept: in the run, or, where that may not be written, in a folder that is the person's own."""
-    own = directory / FOLDER
-    if os.access(own if own.is_dir() else directory, os.W_OK):
-        return own
-    return Path(tempfile.mkdtemp(prefix="vcot-view-"))

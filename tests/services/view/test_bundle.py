@@ -2,7 +2,9 @@
 
 import fcntl
 import json
+import os
 import re
+import tempfile
 from html.parser import HTMLParser
 from urllib.parse import urljoin, urlsplit
 
@@ -193,6 +195,15 @@ def test_an_index_that_another_viewer_is_still_making_is_not_taken_for_whole(own
         with pytest.raises(InputError, match="0 of 0 tasks so far; wait"):
             write_bundle(own.directory, tmp_path / "bundle", 3)
     assert not (tmp_path / "bundle").exists()
+
+
+def test_of_a_run_that_may_not_be_written_it_leaves_no_index_behind(own, tmp_path, monkeypatch):
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    assert write_bundle(own.directory, tmp_path / "bundle", 3).num_tasks == 3
+    assert not (own.directory / FOLDER).exists()
+    assert not list((tmp_path / "temporary").iterdir())
 
 
 def test_of_a_run_that_cannot_be_opened_it_says_why(own, vcot, tmp_path):

@@ -304,6 +304,7 @@ def test_a_filter_is_what_its_address_says():
     wanted = Filter(text="a & b=c", low=0.0, down=True, mark="pair|made")
     assert read_filter(dict(parse_qsl(wanted.query))) == wanted
     assert read_filter({"text": "  ", "unknown": "x"}) == Filter()
+    assert read_filter({"subject": " physics", "low": " 1 "}) == Filter(subject=" physics", low=1.0)
 
 
 @pytest.mark.parametrize(
@@ -318,11 +319,14 @@ def test_any_words_can_be_looked_for(made, text):
     assert made.shown().finder.find(wanted).total <= 21
 
 
-@pytest.mark.parametrize("word", ["Straße", "İstanbul", "ﬁne", "Café", "cafe"])
+@pytest.mark.parametrize(
+    "word", ["Straße", "İstanbul", "ﬁne", "Café", "cafe", "cafe\u0301", "e\u0301lan", "việt", "viet"]
+)
 def test_a_word_is_found_as_the_index_folds_it(own, word):
     own.index()
     with sqlite3.connect(own.directory / FOLDER / INDEX) as index:
-        index.execute("INSERT INTO texts (rowid, body) VALUES (?, ?)", ((1 << 12) + 4000, "Straße İstanbul ﬁne café"))
+        told = "Straße İstanbul ﬁne café élan Việt"
+        index.execute("INSERT INTO texts (rowid, body) VALUES (?, ?)", ((1 << 12) + 4000, told))
     assert own.shown().finder.find(Filter(text=word)).total == 1
 
 
