@@ -87,8 +87,12 @@ class ServingEstimate:
 
 def longest_row(shape: Shape, recipe: Recipe) -> int:
     """Tokens of the longest row that can come up, image tokens included."""
-    own = shape.num_image_tokens(recipe.train.max_image_side) + PROMPT_TOKENS + recipe.sample.max_tokens
-    return min(recipe.train.max_length, own)
+    return min(recipe.train.max_length, _prompt_tokens(shape, recipe) + recipe.sample.max_tokens)
+
+
+def _prompt_tokens(shape: Shape, recipe: Recipe) -> int:
+    """Of the longest prompt, with as many images as a question may have."""
+    return recipe.serve.max_images * shape.num_image_tokens(recipe.train.max_image_side) + PROMPT_TOKENS
 
 
 def estimate_serving(shape: Shape, serve: ServeSection, total_gib: float) -> ServingEstimate:
@@ -294,8 +298,7 @@ def _share(cards: Cards) -> float:
 
 def _context(recipe: Recipe, shape: Shape) -> int:
     """The shortest context, in steps of 256, that every request of the recipe fits."""
-    response = max(recipe.sample.max_tokens, recipe.eval.max_tokens)
-    longest = shape.num_image_tokens(recipe.train.max_image_side) + PROMPT_TOKENS + response
+    longest = _prompt_tokens(shape, recipe) + max(recipe.sample.max_tokens, recipe.eval.max_tokens)
     return min(recipe.serve.max_model_len, -(-longest // 256) * 256)
 
 
@@ -332,7 +335,7 @@ def _limit_rows(length: int, shape: Shape) -> Step:
     """Rows of at most `length` tokens, where a response of some length still has room."""
 
     def limit(recipe: Recipe) -> Recipe:
-        least = shape.num_image_tokens(recipe.train.max_image_side) + PROMPT_TOKENS + _MIN_RESPONSE
+        least = _prompt_tokens(shape, recipe) + _MIN_RESPONSE
         return _set(recipe, "train", max_length=min(recipe.train.max_length, max(length, least)))
 
     return limit

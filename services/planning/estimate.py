@@ -22,6 +22,7 @@ from dataclasses import dataclass, replace
 
 from vcot.eval.benchmark import find_benchmark
 from vcot.eval.eval_section import EvalSection
+from vcot.pipeline.judges import count_requests
 from vcot.pipeline.option_scores import OPTION_PROMPT
 from vcot.pipeline.pairs import needs_gains
 from vcot.pipeline.sections import TasksSection
@@ -51,7 +52,13 @@ from vcot.services.planning.assumptions import (
     Span,
 )
 from vcot.services.planning.capacity import Cards, MemoryPlan, engine_state, make_plan
-from vcot.services.planning.judge_estimate import JudgeEstimate, estimate_grading, estimate_judge, judge_hours
+from vcot.services.planning.judge_estimate import (
+    JudgeEstimate,
+    estimate_grading,
+    estimate_judge,
+    estimate_requests,
+    judge_hours,
+)
 from vcot.services.planning.workload import Workload
 from vcot.services.recipes.recipe import Recipe
 from vcot.training.protocol.memory import BYTES, GIB
@@ -93,9 +100,21 @@ class Counts:
     num_responses: int
     num_pairs: Span
     num_eval_tasks: int
-    num_eval_responses: int
+    num_validation_tasks: int
+    """By which one of several rounds is chosen; 0 of one round."""
+    num_asked: int
+    """Questions that an evaluation asks of its checkpoints: the evaluation's of base and policy, and those of the validation
+    of the base and of each round's policy.
+    """
+    num_answers: int
+    """Responses of a checkpoint to one question of an evaluation."""
     num_option_requests: int
     """How often an evaluation asks how likely an option is."""
+
+    @property
+    def num_eval_responses(self) -> int:
+        """Of all checkpoints."""
+        return self.num_asked * self.num_answers
 
     @property
     def num_judgments(self) -> int:
@@ -106,20 +125,23 @@ class Counts:
 def count_work(recipe: Recipe) -> Counts | None:
     """What the recipe asks for in all its rounds; None where a data set's size is not known here."""
     benchmark = find_benchmark(recipe.eval)
-    num_tasks, num_eval_tasks = count_tasks(recipe.tasks), count_tasks(benchmark.tasks(recipe.eval, recipe.eval.split))
-    if num_tasks is None or num_eval_tasks is None:
-        return None
     rounds, section = recipe.rounds.num, recipe.eval
+    num_tasks, num_eval_tasks = count_tasks(recipe.tasks), count_tasks(benchmark.tasks(section, section.split))
+    num_validation_tasks = count_tasks(benchmark.tasks(section, "validation")) if rounds > 1 else 0
+    if num_tasks is None or num_eval_tasks is None or num_validation_tasks is None:
+        return None
     at_most = recipe.pairs.num or num_tasks
     pairs = Span(*(min(at_most, share * num_tasks) for share in (PAIR_SHARE.low, PAIR_SHARE.likely, PAIR_SHARE.high)))
     num_responses = section.num_samples * section.num_seeds
-    asked = len(benchmark.list_prompts(section)) * len(section.temperatures) * num_responses * len(section.images)
+    num_settings = len(benchmark.list_prompts(section)) * len(section.temperatures)
     return Counts(
         num_tasks=rounds * num_tasks,
         num_responses=rounds * num_tasks * recipe.sample.k,
         num_pairs=pairs * rounds,
         num_eval_tasks=num_eval_tasks,
-        num_eval_responses=2 * num_eval_tasks * asked,
+        num_validation_tasks=num_validation_tasks,
+        num_asked=2 * num_eval_tasks + (1 + rounds) * num_validation_tasks,
+        num_answers=num_settings * num_responses * len(section.images),
         num_option_requests=2 * count_options(section, num_eval_tasks),
     )
 
@@ -151,8 +173,8 @@ def estimate_run(recipe: Recipe, shape: Shape, kind: CardKind, num_cards: int) -
         return None
     plan = make_plan(recipe, shape, Cards(num_cards, kind.usable_gib, kind.usable_gib))
     machine, section = _Machine(plan, shape, kind, num_cards), recipe.eval
-    times = 2 * len(section.temperatures) * section.num_seeds * len(section.images)
-    work = list_evaluation(recipe, counts.num_eval_tasks * times, counts.num_option_requests)
+    times = len(section.temperatures) * section.num_seeds * len(section.images)
+    work = list_evaluation(recipe, counts.num_asked * times, counts.num_option_requests)
     judge = estimate_run_judge(recipe, counts)
     gains = [StageEstimate("gain", "what images add to responses", machine.gain(counts))]
     stages = (
@@ -176,13 +198,22 @@ def estimate_run(recipe: Recipe, shape: Shape, kind: CardKind, num_cards: int) -
 
 
 def estimate_run_judge(recipe: Recipe, counts: Counts) -> JudgeEstimate:
-    """What the judge of the sampled responses will be asked, and its members."""
-    return estimate_judge(recipe.judge, counts.num_tasks, recipe.sample.k, recipe.sample.max_tokens)
+    """What the judge of the sampled responses will be asked, and its members; the report card that judge.min_auc asks for is
+    made in the first round.
+    """
+    section = recipe.judge
+    num_audited = 0 if section.min_auc is None else min(section.num_audited, counts.num_tasks // recipe.rounds.num)
+    return estimate_judge(section, counts.num_tasks, recipe.sample.k, recipe.sample.max_tokens, num_audited)
 
 
 def estimate_run_grading(recipe: Recipe, counts: Counts) -> JudgeEstimate | None:
     """What the judge of the evaluation's answers will be asked; None without one."""
-    return estimate_grading(recipe.eval, counts.num_eval_tasks, counts.num_eval_responses // counts.num_eval_tasks)
+    judge, section = recipe.eval.judge, recipe.eval
+    found = estimate_grading(section, counts.num_eval_tasks, 2 * counts.num_answers)
+    if judge is None or found is None:
+        return None
+    of_each = count_requests(judge, (1 + recipe.rounds.num) * counts.num_answers)
+    return found + estimate_requests(judge, counts.num_validation_tasks * of_each, section.max_tokens)
 
 
 def grading_hours(recipe: Recipe, judge: JudgeEstimate | None) -> Span:
@@ -197,7 +228,8 @@ def estimate_disk(recipe: Recipe, shape: Shape, counts: Counts) -> dict[str, flo
     all_linear = recipe.train.target_modules == "all-linear"
     trained = shape.num_adapter_parameters(recipe.train.lora_r, all_linear=all_linear)
     sampled = counts.num_tasks * _image_bytes(recipe.tasks) / GIB
-    evaluated = counts.num_eval_tasks * SOURCES.resolve(find_benchmark(recipe.eval).source).image_bytes / GIB
+    num_evaluated = counts.num_eval_tasks + counts.num_validation_tasks
+    evaluated = num_evaluated * SOURCES.resolve(find_benchmark(recipe.eval).source).image_bytes / GIB
     held = shape.num_parameters * (2 if recipe.merge.dtype == "auto" else BYTES[recipe.merge.dtype]) / GIB
     num_responses = counts.num_responses + counts.num_eval_responses
     records = num_responses * RESPONSE_BYTES + counts.num_judgments * JUDGMENT_BYTES

@@ -41,11 +41,16 @@ class JudgeEstimate:
         )
 
 
-def estimate_judge(section: JudgeSection, num_tasks: int, num_responses: int, max_tokens: int) -> JudgeEstimate:
-    """Of judging `num_responses` of at most `max_tokens` to each task; nothing of one that is a program."""
+def estimate_judge(
+    section: JudgeSection, num_tasks: int, num_responses: int, max_tokens: int, num_audited: int
+) -> JudgeEstimate:
+    """Of judging `num_responses` of at most `max_tokens` to each task, and of a report card on `num_audited` tasks; nothing
+    of a judge that is a program.
+    """
     total = JudgeEstimate(0, _NOTHING, _NOTHING, _NOTHING)
     for each in list_sections(section):
-        total += estimate_requests(each, num_tasks * count_requests(each, num_responses), max_tokens)
+        num_requests = num_tasks * count_requests(each, num_responses) + count_audit(each, num_audited)
+        total += estimate_requests(each, num_requests, max_tokens)
     return total
 
 
@@ -76,11 +81,12 @@ def estimate_requests(section: JudgeSection, num_requests: int, max_tokens: int)
 
 
 def count_audit(section: JudgeSection, num_tasks: int) -> int:
-    """Requests of a judge's report card beside those that count as judged: about a right and a wrong answer to each task
-    once more, and where the judge sees the image, without it, with a blank and with another's.
+    """Requests of a judge's report card on so many tasks beside those that count as judged: about a right and a wrong answer
+    to each task once more, and where the judge sees the image, without it, with a blank and with another's. Of one that
+    compares, what it says of those two alone counts as nothing else.
     """
-    num_ways = 4 if section.image == "own" else 1
-    return num_ways * min(section.num_audited, num_tasks) * count_requests(section, 2)
+    num_ways = (4 if section.image == "own" else 1) + JUDGES.resolve(section.kind).compares
+    return num_ways * num_tasks * count_requests(section, 2)
 
 
 def estimate_grading(section: EvalSection, num_tasks: int, num_responses: int) -> JudgeEstimate | None:
@@ -88,7 +94,9 @@ def estimate_grading(section: EvalSection, num_tasks: int, num_responses: int) -
     judge = section.judge
     if judge is None:
         return None
-    num_requests = num_tasks * count_requests(judge, num_responses) + count_audit(judge, num_tasks)
+    num_requests = num_tasks * count_requests(judge, num_responses) + count_audit(
+        judge, min(judge.num_audited, num_tasks)
+    )
     return estimate_requests(judge, num_requests, section.max_tokens)
 
 

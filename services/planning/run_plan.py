@@ -15,7 +15,7 @@ from vcot.eval.benchmark import find_benchmark
 from vcot.pipeline.judges import list_sections
 from vcot.pipeline.judges.cost import describe_tokens, describe_usd
 from vcot.pipeline.pairs import needs_gains
-from vcot.pipeline.records import Record
+from vcot.pipeline.records import Record, Split
 from vcot.services.planning.assumptions import CANDIDATE_SHARE, NANO_RESPONSES_S, Span
 from vcot.services.planning.estimate import (
     Counts,
@@ -105,23 +105,30 @@ def _plan_judge(step: str, what: str, asked: JudgeEstimate | None) -> PlannedSte
 
 
 def _plan_evaluation(recipe: Recipe, counts: Counts | None) -> Iterator[PlannedStep]:
+    section, num_rounds = recipe.eval, recipe.rounds.num
+    if num_rounds > 1:
+        yield _plan_asking(recipe, "choose", f"base and {num_rounds} policies", "validation", 1 + num_rounds)
+    yield _plan_asking(recipe, "eval", "base and policy", section.split, 2)
+    if section.judge is not None:
+        yield _plan_judge("grade", f"by {section.judge.kind}", estimate_run_grading(recipe, counts) if counts else None)
+
+
+def _plan_asking(recipe: Recipe, step: str, who: str, split: Split, num_checkpoints: int) -> PlannedStep:
     section, benchmark = recipe.eval, find_benchmark(recipe.eval)
-    num = count_tasks(benchmark.tasks(section, section.split))
+    num = count_tasks(benchmark.tasks(section, split))
     prompts, temperatures = (
         ", ".join(benchmark.list_prompts(section)),
         ", ".join(f"{t:g}" for t in section.temperatures),
     )
     questions = "all" if num is None else f"{num:,}"
-    what = f"base and policy, {questions} {benchmark.name} questions of {section.split}: {prompts} at {temperatures}"
+    what = f"{who}, {questions} {benchmark.name} questions of {split}: {prompts} at {temperatures}"
     if num is None:
-        yield PlannedStep(step="eval", what=what)
-        return
-    times = 2 * len(section.temperatures) * section.num_seeds * len(section.images)
-    work = list_evaluation(recipe, num * times, 2 * count_options(section, num))
+        return PlannedStep(step=step, what=what)
+    times = num_checkpoints * len(section.temperatures) * section.num_seeds * len(section.images)
+    num_options = num_checkpoints * count_options(section, num) if split == section.split else 0
+    work = list_evaluation(recipe, num * times, num_options)
     tokens = sum(asked * each.n * each.response_tokens.likely for each, asked in work)
-    yield PlannedStep(step="eval", what=what, num_requests=sum(asked for _, asked in work), num_tokens=tokens)
-    if section.judge is not None:
-        yield _plan_judge("grade", f"by {section.judge.kind}", estimate_run_grading(recipe, counts) if counts else None)
+    return PlannedStep(step=step, what=what, num_requests=sum(asked for _, asked in work), num_tokens=tokens)
 
 
 def _look_out(recipe: Recipe, shape: Shape | None, counts: Counts | None, *, is_nano: bool) -> Iterator[str]:

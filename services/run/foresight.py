@@ -76,7 +76,8 @@ def _count_unjudged(
         return None
     groups = list(questions.answers(checkpoints, ledger))
     there = sum(find_standing(each, groups, ledger, each.section).num_requests for each in judge.walk())
-    audit = 0 if read_card(session, judge, OF_ANSWERS) else count_audit(judge.section, len(questions.tasks))
+    num_audited = 0 if read_card(session, judge, OF_ANSWERS) else min(judge.section.num_audited, len(questions.tasks))
+    audit = count_audit(judge.section, num_audited)
     return there + judge.count_requests(judge.section, num_later) + audit
 
 

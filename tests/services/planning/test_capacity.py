@@ -47,6 +47,14 @@ def test_the_share_that_suits_80_gb_is_too_small_on_40():
     assert fit("serve.gpu_memory_utilization=0.9", size=40).serving_fault == ""
 
 
+def test_questions_with_several_images_need_room_for_all_of_them():
+    long = ("serve.max_images=4", "serve.max_model_len=8192", "train.max_length=8192")
+    assert fit(*long).training.longest_row == 4 * 576 + 256 + 1024
+    needed = plan(1, 24, *long).recipe
+    assert 4 * 576 + 256 + 1024 <= needed.serve.max_model_len < 8192, "the context is shortened, and holds each request"
+    assert needed.train.max_length > 4 * 576
+
+
 def test_what_others_hold_counts():
     assert "30.0 GiB are free" in fit(free=30.0).serving_fault
 

@@ -120,9 +120,9 @@ def test_a_judge_that_would_be_refused_is_refused_before():
 
 def test_the_card_is_asked_in_as_many_ways_as_the_plan_counts(tmp_path):
     for image, num in (("own", 5), ("none", 2)):
-        section = JudgeSection(kind="pointwise", model="gpt-4o-mini", image=image, num_audited=3)
+        section = JudgeSection(kind="pointwise", model="gpt-4o-mini", image=image)
         assert len(list_ways(find_judge(section, ImageStore(tmp_path)))) == num
-        assert count_audit(section, 100) == (num - 1) * 3 * 2
+        assert count_audit(section, 3) == (num - 1) * 3 * 2
 
 
 def rows(table):

@@ -8,7 +8,8 @@ import pytest
 from tests.services.cli.test_cli import vcot
 from tests.services.planning.test_estimate import SHAPE
 from tests.services.run.test_results import finish
-from vcot.services.planning.assumptions import ANSWER_TOKENS, CANDIDATE_SHARE, THOUGHT_TOKENS
+from vcot.services.planning.assumptions import ANSWER_TOKENS, CANDIDATE_SHARE, H100_80, THOUGHT_TOKENS
+from vcot.services.planning.estimate import count_work, estimate_run
 from vcot.services.planning.run_plan import plan_run
 from vcot.services.recipes.recipe import load_recipe
 
@@ -41,6 +42,44 @@ def test_what_else_a_recipe_may_ask_for_is_a_step():
     assert steps["sample"].what.endswith(", 3 rounds")
     assert steps["gain"].num_requests == round(300 + 2 * 2_400 * CANDIDATE_SHARE.likely)
     assert steps["grade"].usd > 0
+
+
+def test_the_validation_that_chooses_one_of_several_rounds_is_counted():
+    judge = 'eval.judge={kind = "pointwise", model = "gpt-4o-mini", num_audited = 10, image = "none"}'
+    settings = ("tasks.num_tasks=100", "eval.num_tasks=50", "eval.num_seeds=2", judge)
+    (one, _), (three, _) = plan(*settings), plan(*settings, "rounds.num=3")
+    assert "choose" not in one
+    assert three["choose"].what.startswith("base and 3 policies, 50 scienceqa questions of validation")
+    each = 50 * 2 * 2 * 2  # of two prompts, two temperatures and two seeds
+    assert (three["choose"].num_requests, three["eval"].num_requests) == (4 * each, 2 * each)
+    assert three["grade"].num_requests == one["grade"].num_requests + 4 * each == 6 * each + 2 * 10
+    counts = [count_work(load_recipe("paper", (*settings, f"rounds.num={num}"))) for num in (1, 3)]
+    assert [found.num_eval_responses for found in counts] == [2 * each, 6 * each]
+    evaluating = [
+        estimate_run(load_recipe("paper", (*settings, f"rounds.num={num}")), SHAPE, H100_80, 1) for num in (1, 3)
+    ]
+    assert evaluating[1].stages[-1].hours.likely > evaluating[0].stages[-1].hours.likely
+
+
+@pytest.mark.parametrize(
+    ("judge", "num"),
+    [
+        ("{kind = 'pointwise', model = 'gpt-4o-mini', min_auc = 0.6, num_audited = 30}", 4 * 30 * 2),
+        ("{kind = 'pointwise', model = 'gpt-4o-mini', min_auc = 0.6, image = 'none'}", 100 * 2),
+        ("{kind = 'pairwise', model = 'gpt-4o-mini', min_auc = 0.6}", 5 * 100 * 2),
+        (
+            "{kind = 'gated', min_auc = 0.6, num_audited = 30, members = [{kind = 'pointwise', model = 'gpt-4o-mini'}]}",
+            4 * 30 * 2,
+        ),
+    ],
+)
+def test_the_report_card_that_a_least_auc_asks_for_is_counted_once(judge, num):
+    settings = ("tasks.num_tasks=100", "rounds.num=2")
+    with_card, without = (
+        plan(*settings, f"judge={each}")[0]
+        for each in (judge, judge.replace("min_auc = 0.6, ", "").replace(", min_auc = 0.6", ""))
+    )
+    assert with_card["judge"].num_requests == without["judge"].num_requests + num
 
 
 def test_a_program_is_asked_nothing_and_nano_is_timed_on_two_cores():
