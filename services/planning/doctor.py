@@ -237,10 +237,16 @@ def _needed_disk(recipe: Recipe) -> float:
 
 def _port(recipe: Recipe) -> Finding:
     host, port = recipe.serve.host, recipe.serve.port
-    with socket.socket() as probe:
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except OSError as error:
+        return Finding("port", "missing", f"{host} is no address ({error.strerror})", "--set serve.host=127.0.0.1")
+    with socket.socket(family, kind, protocol) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((host, port))
+            probe.bind(address)
         except OSError as error:
             return Finding(
                 "port", "missing", f"{host}:{port} {error.strerror}", "--set serve.port=0, or another number"

@@ -31,7 +31,7 @@ from vcot.pipeline.report import ignore
 from vcot.pipeline.stage import batched
 from vcot.services.checkpoints.registry import BASE_ALIAS
 from vcot.services.run.directory import RECIPE, Run, open_run
-from vcot.services.run.live import LIVE
+from vcot.services.run.live import LIVE, find_holder
 from vcot.services.run.rounds import list_rounds, make_judge
 from vcot.services.run.session import Session
 from vcot.services.view.arrays import write_columns
@@ -87,7 +87,9 @@ def follow(directory: Path, folder: Path) -> None:
 
 
 def index_once(directory: Path, folder: Path) -> None:
-    """Make an index that says what the run holds now. Raises InputError where another process has not made it whole yet."""
+    """Make an index that says what the run holds now. Raises InputError where another process keeps it, and has not made it
+    whole yet, or has not seen what the last command on the run left.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as lock:
         if try_lock(lock):
@@ -97,6 +99,10 @@ def index_once(directory: Path, folder: Path) -> None:
         if num_seen < num_items or not num_items:
             why = f"a viewer is still reading the run, {num_seen:,} of {num_items:,} tasks so far"
             raise InputError(f"{directory}: {why}; wait until its pages say that it is done")
+        is_still = not find_holder(directory) and _read_note(folder, "problem") is None
+        if is_still and _read_note(folder, _SEEN) != _look_at_files(directory):
+            why = "a viewer has not read yet what the run was given last"
+            raise InputError(f"{directory}: {why}; try again in a moment, or end that viewer")
 
 
 def _catch_up(directory: Path, folder: Path, seen: str | None) -> str:

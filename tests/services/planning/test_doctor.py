@@ -1,5 +1,6 @@
 """`vcot doctor` on simulated machines, and the check that `vcot run` makes before anything is paid."""
 
+import socket
 import subprocess
 import sys
 
@@ -153,6 +154,18 @@ def test_what_happens_elsewhere_is_not_judged_here(gpus, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert check() == ""
     assert check_machine(load_recipe("nano"), is_served=False) == ""
+
+
+@pytest.mark.parametrize(("host", "family"), [("127.0.0.1", socket.AF_INET), ("::1", socket.AF_INET6)])
+def test_the_port_is_looked_for_where_the_gateway_would_listen(tmp_path, host, family):
+    try:
+        with socket.socket(family) as probe:
+            probe.bind((host, 0))
+    except OSError:
+        pytest.skip(f"this machine has no {host}")
+    recipe = load_recipe("nano", [f'serve.host="{host}"', "serve.port=0"])
+    [found] = [finding for finding in inspect_machine(recipe, tmp_path) if finding.what == "port"]
+    assert found.verdict == "ok"
 
 
 def test_servers_on_a_ray_cluster_need_no_vllm_here(tmp_path):

@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 
 from tests.services.cli.test_cli import vcot
-from tests.services.view.view_run import HOSTILE, TOKEN, made, own, prepared
+from tests.services.view.view_run import HOSTILE, TOKEN, K, made, own, prepared, respond
 from vcot.pipeline.errors import InputError
+from vcot.services.run.rounds import list_rounds
 from vcot.services.view.bundle import MANIFEST, choose, write_bundle
 from vcot.services.view.index import FOLDER
+from vcot.services.view.indexing import index_once
 from vcot.services.view.labels import Label, keep_label
 from vcot.services.view.queries import Filter
 
@@ -210,6 +212,23 @@ def test_of_a_run_that_cannot_be_opened_it_says_why(own, vcot, tmp_path):
     (own.directory / "recipe.toml").write_text("name = ")
     code, _, err = vcot("view", own.directory, "--bundle", tmp_path / "out")
     assert (code, "recipe.toml" in err, "Traceback" in err) == (2, True, False), err
+
+
+def test_what_an_open_viewer_has_not_read_yet_is_not_left_out_in_silence(own, tmp_path):
+    def go_on(session):
+        request = list(list_rounds(session)[0].requests())[2]
+        session.run.ledger.put([respond(request, index, "Anew. <R> The answer is (A).") for index in range(K)])
+
+    folder = own.directory / FOLDER
+    index_once(own.directory, folder)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert write_bundle(own.directory, tmp_path / "before", 1).num_tasks == 1
+        own.change(go_on)
+        with pytest.raises(InputError, match="not read yet what the run was given last; try again"):
+            write_bundle(own.directory, tmp_path / "after", 1)
+        with own.writing():
+            assert write_bundle(own.directory, tmp_path / "after", 1).num_tasks == 1, "its pages say that it goes on"
 
 
 @pytest.mark.parametrize(
