@@ -5,6 +5,7 @@ from __future__ import annotations
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
 from vcot.eval.table import format_half, format_p
+from vcot.pipeline.printable import printable
 
 
 def make_environment(*packages: str) -> Environment:
@@ -16,7 +17,13 @@ def make_environment(*packages: str) -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": _percent, "half": format_half, "points": _points, "p": format_p}
+    environment.filters |= {
+        "percent": _percent,
+        "half": format_half,
+        "points": _points,
+        "p": format_p,
+        "clean": printable,
+    }
     return environment
 
 

@@ -1,6 +1,7 @@
 """Writes the report: one HTML file that needs no network and no script, with its figures and images inside.
 
-Every text that a model, a data set or a recipe wrote is escaped, and the page forbids scripts and requests by itself (a
+Every text that a model, a data set or a recipe wrote is escaped, signs that would change the direction of reading or that a
+page cannot hold are written out, and the page forbids scripts and requests by itself (a
 content security policy), so that it can be opened wherever it is sent.
 """
 

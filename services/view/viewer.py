@@ -32,7 +32,6 @@ from starlette.staticfiles import StaticFiles
 
 from vcot.pipeline.errors import InputError, VcotError
 from vcot.pipeline.files import explain
-from vcot.pipeline.printable import printable
 from vcot.services.report.environment import make_environment
 from vcot.services.run.live import say_span
 from vcot.services.view.entry import Doorkeeper
@@ -91,7 +90,7 @@ def create_app(runs: Sequence[ViewedRun], token: str) -> Starlette:
 def make_pages() -> Environment:
     """What renders the viewer's templates."""
     environment = make_environment("vcot.services.view")
-    environment.filters |= {"clean": printable, "span": say_span, "query": urlencode, **_FILTERS}
+    environment.filters |= {"span": say_span, "query": urlencode, **_FILTERS}
     return environment
 
 

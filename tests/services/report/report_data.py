@@ -123,7 +123,8 @@ def make_hostile(text):
     )
     example = replace(example, task=task, chosen_rationale=text, rejected_rationale=text)
     counts = (StageCount(stage="judge", requested=3, ok=2, refused=1, reasons={text: 1}),)
-    return make_data(recipe=recipe, judge=f"pointwise/1:{text}", counts=counts, examples=(example,))
+    labelled = tuple(row.model_copy(update={"kind": text, "label": text}) for row in make_breakdown(make_scores(20)))
+    return make_data(recipe=recipe, judge=f"pointwise/1:{text}", counts=counts, examples=(example,), breakdown=labelled)
 
 
 def make_reliance(scores):

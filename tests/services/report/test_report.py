@@ -2,6 +2,7 @@
 
 import re
 import runpy
+from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -13,6 +14,7 @@ from vcot.eval.prior import PriorReport, PriorRow
 from vcot.eval.published import PaperRow
 from vcot.pipeline.contamination import Contamination, Match
 from vcot.pipeline.judges.cost import Cost
+from vcot.pipeline.printable import printable
 from vcot.pipeline.records import Interval, Usage
 from vcot.services.recipes.recipe import load_recipe
 from vcot.services.report import figures
@@ -205,14 +207,26 @@ def test_hostile_texts_are_shown_and_nothing_more(tmp_path, text):
     tags = [tag for tag, _ in page.elements if tag not in ("span", "tspan", "text", "use", "g", "path")]
     assert tags == [tag for tag, _ in plain.elements if tag not in ("span", "tspan", "text", "use", "g", "path")]
     assert not [name for _, attributes in page.elements for name in attributes if name.startswith("on")]
-    words = [word for word in re.split(r"[\s\x00-\x1f\x7f-\x9f]+", text) if word]
-    assert all(word in page.text for word in words), "as it is, and not what a template makes of it"
+    assert not re.search(r"[\x00-\x08\x0e-\x1f\x7f-\x9f\u200f\u202a-\u202e\u2066-\u2069]", html), (
+        "such signs are written out"
+    )
+    assert all(word in page.text for word in printable(text).split()), "as it is, and not what a template makes of it"
 
 
 def test_a_response_without_format_is_shown_as_it_is(tmp_path):
     example = make_example(3, rejected="just rambling on")
     html = write_report(make_data(examples=(example,)), tmp_path / "report.html").read_text("utf-8")
     assert "just rambling on" in Page(html).text
+
+
+def test_an_example_answered_in_words_has_its_gold_answer_and_no_options(tmp_path):
+    example = make_example(3)
+    task = example.task.model_copy(update={"choices": (), "answer": None, "gold": "dark <blue>"})
+    page = Page(
+        write_report(make_data(examples=(replace(example, task=task),)), tmp_path / "r.html").read_text("utf-8")
+    )
+    assert "Gold: dark <blue>" in page.text
+    assert not page.all("ol")
 
 
 def test_what_was_not_probed_is_not_shown_and_what_was_is(page, tmp_path):
