@@ -65,13 +65,17 @@ def write_bundle(directory: Path, out: Path, num_tasks: int) -> Bundled:
         index_once(directory, run.folder)
         if problem := run.index.note("problem"):
             raise InputError(problem)
-        with _replacing(out) as folder:
+        with _replacing(out.resolve()) as folder:
             return _Writer(run, folder, make_pages()).write(num_tasks)
     finally:
         run.stop()
 
 
 def _check(out: Path) -> None:
+    if out.resolve() == Path.cwd():
+        raise InputError(
+            f"{out} is the folder that this command was started in, which a bundle would replace; name another"
+        )
     if out.exists() and not (out / MANIFEST).is_file() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} holds something that is no earlier bundle; choose another folder")
 

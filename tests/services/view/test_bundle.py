@@ -6,6 +6,7 @@ import os
 import re
 import tempfile
 from html.parser import HTMLParser
+from pathlib import Path
 from urllib.parse import urljoin, urlsplit
 
 import numpy as np
@@ -188,6 +189,17 @@ def test_a_folder_of_something_else_is_left_alone(made, tmp_path):
     with pytest.raises(InputError, match="no earlier bundle"):
         write_bundle(made.directory, tmp_path, 3)
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
+
+
+def test_the_present_folder_is_not_replaced_and_a_link_to_one_is_followed(made, tmp_path, monkeypatch):
+    (tmp_path / "pages").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "pages")
+    for _ in range(2):
+        write_bundle(made.directory, tmp_path / "link", 2)
+        assert (tmp_path / "pages" / "index.html").is_file()
+    monkeypatch.chdir(tmp_path / "pages")
+    with pytest.raises(InputError, match="started in, which a bundle would replace"):
+        write_bundle(made.directory, Path(), 2)
 
 
 def test_an_index_that_another_viewer_is_still_making_is_not_taken_for_whole(own, tmp_path):
