@@ -300,6 +300,16 @@ class Ledger:
             tasks = {task for (task,) in self._connection.execute(query, since)}
         return (last[0], last[1]), tasks
 
+    def name_place(self, place: tuple[int, int]) -> str:
+        """What is at a place that `read_news` told: something else in another file, as where a copy was put back."""
+        with self._using():
+            queries = (f"SELECT hex(key) FROM {table} WHERE id = ?" for table in ("groups", "judgments"))  # noqa: S608
+            rows = [
+                self._connection.execute(query, (row,)).fetchone() for query, row in zip(queries, place, strict=True)
+            ]
+        number = self._path.stat().st_ino if self._path.is_file() else 0
+        return json.dumps([number, *rows])
+
     def close(self) -> None:
         """Close the file, after the statement that is under way."""
         with self._lock:

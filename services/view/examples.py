@@ -116,7 +116,8 @@ def _list_chains(
     asked: IndexedRequest, responses: Mapping[str, Response], judgments: Mapping[str, Judgment], numbers: Iterator[int]
 ) -> Iterator[ViewedChain]:
     for one in asked.responses:
-        response = responses[one.key]
+        if (response := responses.get(one.key)) is None:  # of a ledger that was there before; the index follows
+            continue
         judgment = judgments.get(one.judgment or "")
         said = (
             "" if judgment is None else judgment.rationale or (f"no score: {judgment.error}" if judgment.error else "")

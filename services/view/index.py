@@ -4,7 +4,7 @@ Model: `<run>/view/index.sqlite` has a row for each task (an item), its marks (a
 `correct|base|cot 0.4`), and the words of its texts. One process writes it (services/view/indexing.py), any number read. The
 ledger stays what the run knows: an item names its responses and judgments by key, and their texts are read there. A row that
 is due is looked at (again); the flag is durable, so a stopped index goes on. What is in the file can be made again: one that
-was made under another recipe, or by another version, is thrown away.
+was made under another recipe, of another ledger, or by another version, is thrown away.
 
     notes     what is known of the run as a whole, as JSON by name
     items     a task in its part (`train`, `round-2`, `eval`): what is listed and sorted by

@@ -173,11 +173,13 @@ async def _work(directory: Path, folder: Path, do: Callable[[Session, sqlite3.Co
 
 
 def _open(path: Path, run: Run) -> sqlite3.Connection:
-    """The index of the run as its recipe is now: made anew where that was changed."""
+    """The index of the run as its recipe and its ledger are now: made anew where one of them is another."""
     stamp = content_key(recipe=run.recipe, version=VERSION)
     if path.is_file() and is_current(path):
         connection = open_index(path)
-        if connection.execute("SELECT body FROM notes WHERE name = 'stamp'").fetchone() == (stamp,):
+        is_same = connection.execute("SELECT body FROM notes WHERE name = 'stamp'").fetchone() == (stamp,)
+        place, name = _read_place(connection)
+        if is_same and name in (None, run.ledger.name_place(place)):
             return connection
         connection.close()
     for name in (path.name, f"{path.name}-wal", f"{path.name}-shm"):
@@ -185,6 +187,13 @@ def _open(path: Path, run: Run) -> sqlite3.Connection:
     connection = open_index(path)
     note(connection, "stamp", stamp)
     return connection
+
+
+def _read_place(connection: sqlite3.Connection) -> tuple[tuple[int, int], str | None]:
+    """How far the ledger was read, and its name for that place; none where it was not read yet."""
+    kept = connection.execute("SELECT body FROM notes WHERE name = 'place'").fetchone()
+    first, second, name = json.loads(kept[0]) if kept else (0, 0, None)
+    return (first, second), name
 
 
 @dataclass
@@ -235,13 +244,12 @@ class _Pass:
 
     def _mark_due(self) -> None:
         """What the ledger has news of, and what it may have changed in place."""
-        kept = self.connection.execute("SELECT body FROM notes WHERE name = 'place'").fetchone()
-        first, second = json.loads(kept[0]) if kept else (0, 0)
-        place, tasks = self.session.run.ledger.read_news((first, second))
+        ledger = self.session.run.ledger
+        place, tasks = ledger.read_news(_read_place(self.connection)[0])
         with _transaction(self.connection):
             self.connection.execute("UPDATE items SET due = 1 WHERE is_open")
             self.connection.executemany("UPDATE items SET due = 1 WHERE task = ?", ((task,) for task in tasks))
-            note(self.connection, "place", json.dumps(place))
+            note(self.connection, "place", json.dumps([*place, ledger.name_place(place)]))
 
     def _work_off(self, shelf: Shelf) -> Iterator[None]:
         """Stops after each transaction."""

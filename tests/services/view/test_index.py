@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import os
 import re
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -328,6 +329,38 @@ def test_a_word_is_found_as_the_index_folds_it(own, word):
         told = "Straße İstanbul ﬁne café élan Việt"
         index.execute("INSERT INTO texts (rowid, body) VALUES (?, ?)", ((1 << 12) + 4000, told))
     assert own.shown().finder.find(Filter(text=word)).total == 1
+
+
+@pytest.mark.parametrize("how", ["moved away", "put back"])
+def test_an_index_follows_another_ledger(own, tmp_path, how):
+    """The ledger's own messages say to move a damaged one away, or to put a copy in its place."""
+
+    def answer_first(session):
+        request = next(iter(list_rounds(session)[0].requests()))
+        session.run.ledger.put([respond(request, index, "Anew. <R> The answer is (A).") for index in range(K)])
+
+    path, copy = own.directory / "ledger.sqlite", tmp_path / "copy.sqlite"
+    if how == "put back":
+        path.rename(tmp_path / "full.sqlite")
+        own.change(answer_first)
+        shutil.copyfile(path, copy)
+        shutil.copyfile(tmp_path / "full.sqlite", path)
+    before = own.index()
+    numbers = [item.num_good for item in before.finder.find(Filter()).items]
+    assert sum(numbers) > K
+    if how == "put back":
+        shutil.copyfile(copy, path)
+    else:
+        path.rename(copy)
+        own.change(answer_first)
+    client = own.client()
+    items = before.finder.find(Filter()).items
+    assert all(
+        client.get("/runs/0/task", params={"of": one.part, "task": one.task}).status_code == 200 for one in items
+    )
+    shown = own.index()
+    assert [item.num_good for item in shown.finder.find(Filter()).items] == [K] + [0] * (len(numbers) - 1)
+    assert shown.finder.find(Filter(text="Anew")).total == 1
 
 
 def test_news_are_told_once(tmp_path):
