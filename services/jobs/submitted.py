@@ -20,8 +20,19 @@ from typing import NoReturn
 
 from vcot.pipeline.errors import BusyError, InputError
 from vcot.pipeline.files import write_record
+from vcot.pipeline.locks import is_locked
 from vcot.services.jobs.trainer import help_process, job_process
-from vcot.training.protocol.job import ENDED, JOB, STATUS, TrainJob, TrainStatus, exclusive, read_record, read_status
+from vcot.training.protocol.job import (
+    ENDED,
+    JOB,
+    STATUS,
+    WORKER_LOCK,
+    TrainJob,
+    TrainStatus,
+    exclusive,
+    read_record,
+    read_status,
+)
 from vcot.training.protocol.machines import CALL, Call, find_difference, open_call, place_lock
 
 Say = Callable[[str], None]
@@ -108,7 +119,8 @@ async def work_once(runs: Path, say: Say, refused: set[str]) -> bool:
             except BusyError:
                 is_shared = is_shared or job.train.num_machines > 1
                 continue
-            if read_status(directory).state not in ENDED:
+            # A trainer may go on for a moment after its worker was killed.
+            if read_status(directory).state not in ENDED and not is_locked(directory / WORKER_LOCK):
                 await _do(directory, job, say)
                 return True
     return False

@@ -100,14 +100,16 @@ def help_process(directory: Path, place: int) -> contextlib.AbstractAsyncContext
 
 
 async def train_all(jobs: Mapping[Path, TrainJob], log: Path, on_poll: Callable[[], None]) -> None:
-    """Do several jobs, by directory, one after another in one process, which spares a start of torch for each.
+    """Do several jobs, by directory, one after another in one process, which spares a start of torch for each. They are no
+    `vcot worker`'s, whatever train.worker says.
 
     `on_poll` is called a few times a second. What became of a job is in its directory; a failed one keeps no other from
     being done. Raises ServerError where the process ended without having done all.
     """
     for directory, job in jobs.items():
+        own = job.train.model_copy(update={"worker": "local"})
         directory.mkdir(parents=True, exist_ok=True)
-        write_record(directory / JOB, job)
+        write_record(directory / JOB, job.model_copy(update={"train": own}))
         (directory / STATUS).unlink(missing_ok=True)
     async with _worker("vcot.training.worker", list(jobs), log) as process:
         while process.returncode is None:

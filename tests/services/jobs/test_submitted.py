@@ -126,6 +126,22 @@ async def test_a_job_whose_directory_cannot_be_used_stops_no_other_and_is_tried_
     assert await submitted.work_once(tmp_path, said.append, refused)
 
 
+async def test_a_job_whose_trainer_outlives_its_worker_is_taken_when_that_has_ended(tmp_path: Path) -> None:
+    directory = submit(tmp_path, "run", make_job(), TrainStatus(state="running"))
+    with exclusive(directory):
+        assert not await submitted.work_once(tmp_path, lambda _: None, set())
+    assert read_status(directory).state == "running"
+    assert await submitted.work_once(tmp_path, lambda _: None, set())
+
+
+async def test_the_jobs_of_a_search_are_not_taken_by_a_worker_that_watches(tmp_path: Path) -> None:
+    directory, seen = tmp_path / "run" / "training" / "key", list[list[str]]()
+    await trainer.train_all({directory: make_job()}, tmp_path / "log", lambda: seen.append(owed(tmp_path)))
+    assert seen
+    assert not any(seen)
+    assert "nothing-here does not exist" in read_status(directory).message
+
+
 async def test_a_run_that_is_deleted_while_its_job_is_done_ends_no_worker(tmp_path: Path) -> None:
     submit(tmp_path, "run", make_job())
     said = list[str]()
