@@ -39,6 +39,7 @@ from vcot.pipeline.ledger_layout import (
     ADDED,
     FLAT,
     LATER_TABLES,
+    NAME_PLACE,
     PUT_RESPONSE,
     TABLES,
     Flat,
@@ -48,6 +49,8 @@ from vcot.pipeline.ledger_layout import (
     encode_flat,
     encode_key,
     encode_member,
+    is_former,
+    list_columns,
     select_tokens,
 )
 from vcot.pipeline.odds import OptionScores
@@ -79,14 +82,14 @@ class Ledger:
         self._committing: asyncio.Future[None] | None = None
         try:
             self._connection = _connect_to_read(path) if is_read else _connect(path)
-            is_former = _is_former(self._connection)
+            is_earlier = is_former(self._connection)
         except sqlite3.OperationalError as error:  # the disk's fault or the folder's, not the file's
             raise InputError(
                 f"the ledger {path} cannot be opened ({error}); see that its disk has room and that it may be written"
             ) from None
         except sqlite3.DatabaseError as error:
             raise InputError(f"{path} is not a ledger ({error}); restore it or begin a new run directory") from None
-        if is_former:
+        if is_earlier:
             self._update(is_read=is_read)
 
     def _update(self, *, is_read: bool) -> None:
@@ -99,9 +102,9 @@ class Ledger:
             )
         try:
             with self._using(), self._transaction():
-                for name in sorted(ADDED.keys() - _list_columns(self._connection, "judgments")):
+                for name in sorted(ADDED.keys() - list_columns(self._connection, "judgments")):
                     self._connection.execute(f"ALTER TABLE judgments ADD COLUMN {name} {ADDED[name]}")
-                if _list_columns(self._connection, "records"):
+                if list_columns(self._connection, "records"):
                     self._put_former()
         except BaseException:
             self.close()
@@ -301,14 +304,9 @@ class Ledger:
         return (last[0], last[1]), tasks
 
     def name_place(self, place: tuple[int, int]) -> str:
-        """What is at a place that `read_news` told: something else in another file, as where a copy was put back."""
+        """What is at a place that `read_news` told: something else in another ledger, as where a copy was put back."""
         with self._using():
-            queries = (f"SELECT hex(key) FROM {table} WHERE id = ?" for table in ("groups", "judgments"))  # noqa: S608
-            rows = [
-                self._connection.execute(query, (row,)).fetchone() for query, row in zip(queries, place, strict=True)
-            ]
-        number = self._path.stat().st_ino if self._path.is_file() else 0
-        return json.dumps([number, *rows])
+            return str(self._connection.execute(NAME_PLACE, place).fetchone())
 
     def close(self) -> None:
         """Close the file, after the statement that is under way."""
@@ -349,11 +347,11 @@ def _connect_to_read(path: Path) -> sqlite3.Connection:
         connection = sqlite3.connect(uri, uri=True, check_same_thread=False, isolation_level=None)
         try:
             for name, table in LATER_TABLES.items():
-                if not _list_columns(connection, name):  # of an earlier version
+                if not list_columns(connection, name):  # of an earlier version
                     connection.executescript(table.replace("CREATE TABLE", "CREATE TEMP TABLE"))
             connection.execute("PRAGMA query_only = ON")
             connection.execute("BEGIN")  # one view for all that is read, whatever is written meanwhile
-            if _list_columns(connection, "records") or _list_columns(connection, "judgments"):
+            if list_columns(connection, "records") or list_columns(connection, "judgments"):
                 return connection
         except sqlite3.DatabaseError:
             connection.close()
@@ -362,16 +360,6 @@ def _connect_to_read(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(":memory:", check_same_thread=False, isolation_level=None)
     connection.executescript(TABLES)
     return connection
-
-
-def _is_former(connection: sqlite3.Connection) -> bool:
-    """Whether the file is of an earlier version."""
-    return bool(_list_columns(connection, "records") or ADDED.keys() - _list_columns(connection, "judgments"))
-
-
-def _list_columns(connection: sqlite3.Connection, table: str) -> set[str]:
-    """Names of a table's columns; none of a table that is not there."""
-    return {name for (name,) in connection.execute("SELECT name FROM pragma_table_info(?)", (table,))}
 
 
 def _read_mode(path: Path) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sqlite3
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -138,6 +139,8 @@ PUT_RESPONSE = """
 INSERT INTO responses (key, grp, position, ok) VALUES (?, ?, ?, ?)
 ON CONFLICT (key) DO UPDATE SET grp = excluded.grp, position = excluded.position, ok = excluded.ok
 """
+NAME_PLACE = "SELECT (SELECT hex(key) FROM groups WHERE id = ?), (SELECT hex(key) FROM judgments WHERE id = ?)"
+"""Keys of a request and of a judgment, which stay those of their rows."""
 _SHARED = {"key", "group", "task", "checkpoint", "prompt", "sampling"}
 """Fields of a response that its row tells."""
 _PARTS = ("thought", "answer")
@@ -147,6 +150,16 @@ _HASHES = {"key", "response"}
 _LISTS = {"logps"}
 """Those that are lists, kept as JSON."""
 _HASH = re.compile(r"[0-9a-f]{64}")
+
+
+def is_former(connection: sqlite3.Connection) -> bool:
+    """Whether the file is of an earlier version."""
+    return bool(list_columns(connection, "records") or ADDED.keys() - list_columns(connection, "judgments"))
+
+
+def list_columns(connection: sqlite3.Connection, table: str) -> set[str]:
+    """Names of a table's columns; none of a table that is not there."""
+    return {name for (name,) in connection.execute("SELECT name FROM pragma_table_info(?)", (table,))}
 
 
 def select_tokens(column: str, where: str = "") -> str:

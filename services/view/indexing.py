@@ -179,7 +179,7 @@ def _open(path: Path, run: Run) -> sqlite3.Connection:
         connection = open_index(path)
         is_same = connection.execute("SELECT body FROM notes WHERE name = 'stamp'").fetchone() == (stamp,)
         place, name = _read_place(connection)
-        if is_same and name in (None, run.ledger.name_place(place)):
+        if is_same and name in (None, _name_place(run, place)):
             return connection
         connection.close()
     for name in (path.name, f"{path.name}-wal", f"{path.name}-shm"):
@@ -194,6 +194,12 @@ def _read_place(connection: sqlite3.Connection) -> tuple[tuple[int, int], str | 
     kept = connection.execute("SELECT body FROM notes WHERE name = 'place'").fetchone()
     first, second, name = json.loads(kept[0]) if kept else (0, 0, None)
     return (first, second), name
+
+
+def _name_place(run: Run, place: tuple[int, int]) -> str:
+    """By what is there, and by the file: the same command may have asked the same anew."""
+    path = run.directory / "ledger.sqlite"
+    return f"{path.stat().st_ino if path.is_file() else 0} {run.ledger.name_place(place)}"
 
 
 @dataclass
@@ -244,12 +250,11 @@ class _Pass:
 
     def _mark_due(self) -> None:
         """What the ledger has news of, and what it may have changed in place."""
-        ledger = self.session.run.ledger
-        place, tasks = ledger.read_news(_read_place(self.connection)[0])
+        place, tasks = self.session.run.ledger.read_news(_read_place(self.connection)[0])
         with _transaction(self.connection):
             self.connection.execute("UPDATE items SET due = 1 WHERE is_open")
             self.connection.executemany("UPDATE items SET due = 1 WHERE task = ?", ((task,) for task in tasks))
-            note(self.connection, "place", json.dumps([*place, ledger.name_place(place)]))
+            note(self.connection, "place", json.dumps([*place, _name_place(self.session.run, place)]))
 
     def _work_off(self, shelf: Shelf) -> Iterator[None]:
         """Stops after each transaction."""
