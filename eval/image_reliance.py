@@ -20,6 +20,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 from rich.console import RenderableType
 from rich.text import Text
@@ -122,8 +123,8 @@ def crop_middle(image: Image.Image) -> Image.Image:
 def deal_images(tasks: Sequence[Task]) -> dict[str, Images]:
     """Another question's images for each of `tasks`, as many as its own: a permutation, the same in any order of `tasks`.
 
-    No question keeps an image of its own, and none gets those of a question with the same answer as long as there are
-    others. Raises DataError where one image has more than half of the questions with as many images.
+    No question keeps an image of its own, and as few get those of a question with the same answer as swaps of two can make
+    it. Raises DataError where swaps leave a question with its own, as where more than half of them are about one image.
     """
     by_number: dict[int, list[Task]] = defaultdict(list)
     for task in sorted(tasks, key=lambda task: hashlib.sha256(task.id.encode()).digest()):
@@ -134,19 +135,27 @@ def deal_images(tasks: Sequence[Task]) -> dict[str, Images]:
 def _deal(asked: Sequence[Task]) -> dict[str, Images]:
     unfit, places = _Unfit(asked), np.arange(len(asked))
     givers = np.roll(places, -1)
-    for here in places:
-        if not (own := unfit.count(here, givers[here])):
-            continue
-        before = own + unfit.count(places, givers)
-        gains = before - unfit.count(here, givers) - unfit.count(places, givers[here])
-        if gains[best := gains.argmax()] > 0:
-            givers[[here, best]] = givers[[best, here]]
+    while sum(_swap(unfit, givers, here) for here in places):  # one that gains may be at another's cost
+        pass
     if (unfit.count(places, givers) >= _SAME_IMAGE).any():
         raise DataError(
             f"the {len(asked)} questions with {len(asked[0].images)} image(s) are mostly about one, so there is no other to "
             "show; leave `other` out of eval.images"
         )
     return {task.id: asked[giver].images for task, giver in zip(asked, givers, strict=True)}
+
+
+def _swap(unfit: _Unfit, givers: NDArray[np.intp], here: int) -> bool:
+    """Whether the images of the question at `here` were swapped, for those with which it gains most."""
+    places = np.arange(len(givers))
+    if not (own := unfit.count(here, givers[here])):
+        return False
+    before = own + unfit.count(places, givers)
+    gains = before - unfit.count(here, givers) - unfit.count(places, givers[here])
+    if gains[best := gains.argmax()] <= 0:
+        return False
+    givers[[here, best]] = givers[[best, here]]
+    return True
 
 
 class _Unfit:

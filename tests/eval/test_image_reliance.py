@@ -88,6 +88,14 @@ def test_questions_about_one_image_have_no_other(images):
         deal_images([task(n, image=image * 64) for n, image in enumerate(images)])
 
 
+@pytest.mark.parametrize(("images", "answers"), [("aaceea", "100101"), ("aafeea", "101001"), ("adaaec", "110000")])
+def test_an_image_that_half_of_the_questions_share_is_dealt_to_the_others(images, answers):
+    named = enumerate(zip(images, answers, strict=True))
+    tasks = [task(n, image=image * 64, answer=int(answer)) for n, (image, answer) in named]
+    dealt = deal_images(tasks)
+    assert all(dealt[each.id][0].sha256 != each.picture for each in tasks)
+
+
 def test_a_blank_image_has_the_images_size_and_one_grey(tmp_path):
     store = ImageStore(tmp_path)
     (blank,) = choose_images([task(1)], "blank", store)["t1"]
