@@ -135,7 +135,7 @@ def deal_images(tasks: Sequence[Task]) -> dict[str, Images]:
 def _deal(asked: Sequence[Task]) -> dict[str, Images]:
     unfit, places = _Unfit(asked), np.arange(len(asked))
     givers = np.roll(places, -1)
-    while sum(_swap(unfit, givers, here) for here in places):  # one that gains may be at another's cost
+    while sum(_swap(unfit, givers, here) for here in range(len(asked))):  # one that gains may be at another's cost
         pass
     if (unfit.count(places, givers) >= _SAME_IMAGE).any():
         raise DataError(
