@@ -71,7 +71,7 @@ def open_table(
     except StopIteration:  # of a file without a byte
         raise explain(EOFError("it is empty")) from None
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise explain(error) from None
+        raise explain(error.__cause__ if isinstance(error.__cause__, Exception) else error) from None
 
 
 @contextmanager
@@ -105,10 +105,21 @@ def iterate_table(
 
         return store_image
 
-    for number, columns in enumerate(data):
+    for number, columns in enumerate(_read_rows(data, where)):
         shown = columns.pop(image) if image else None
         num_images = len(shown) if isinstance(shown, list) else int(shown is not None)
         yield HubRow(number, columns, tuple(image_of(number, place) for place in range(num_images)))
+
+
+def _read_rows(data: Any, where: str) -> Iterator[dict[str, Any]]:
+    """The rows as they are drawn. Raises DataError for a text in another encoding, which Arrow reads and Python does not."""
+    number = 0
+    try:
+        for columns in data:
+            yield columns
+            number += 1
+    except UnicodeDecodeError as error:
+        raise DataError(f"{where}, row {number} holds a text that is not UTF-8 ({error}); save it as UTF-8") from None
 
 
 def _leave_encoded(data: Any, image: str) -> Any:
@@ -120,7 +131,8 @@ def _leave_encoded(data: Any, image: str) -> Any:
     if isinstance(one, datasets.Value) and one.dtype in ("string", "null"):
         return data
     encoded = datasets.Image(decode=False)
-    return data.cast_column(image, encoded if one is feature else datasets.List(encoded))
+    with _without_bars():
+        return data.cast_column(image, encoded if one is feature else datasets.List(encoded))
 
 
 def _fetch(name: str, revision: str | None, split: Split) -> list[Path]:

@@ -168,7 +168,7 @@ def _read_words(answer: object, name: str, where: str) -> tuple[str, tuple[str, 
     """The right words, and all that are accepted: of a list, the commonest and all of it."""
     if not isinstance(answer, list):
         return _read_text(answer, name, where), ()
-    accepted = tuple(_read_text(_plain(each), name, where) for each in answer)
+    accepted = tuple(_read_text(each, name, where) for each in answer)
     if not accepted:
         raise DataError(f"{where}: {name} is an empty list; leave it null where nobody knows the answer")
     return Counter(accepted).most_common(1)[0][0], accepted
@@ -191,8 +191,9 @@ def find_index(answer: object, choices: Sequence[str], where: str) -> int:
 
 
 def _read_text(value: object, name: str, where: str) -> str:
-    """A text without control characters. Raises DataError."""
-    text = str(value) if isinstance(value, str | int | float) and not isinstance(value, bool) and value == value else ""
+    """A text without control characters, or a number as one. Raises DataError."""
+    said = _plain(value)
+    text = str(said) if isinstance(said, str | int | float) and not isinstance(said, bool) else ""
     if not text.strip():
         raise DataError(f"{where}: {name} is {value!r}, and must be a text; correct the row or leave it out")
     control = next((c for c in text if _is_control(c)), None)
@@ -207,8 +208,8 @@ def _is_control(character: str) -> bool:
 
 
 def _read_optional(row: Mapping[str, Any], name: str | None, where: str) -> str:
-    value = None if name is None else _plain(row[name])
-    return "" if name is None or value is None else _read_text(value, name, where)
+    is_empty = name is None or _plain(row[name]) is None
+    return "" if name is None or is_empty else _read_text(row[name], name, where)
 
 
 TABLE = Source(load=draw_from(list_questions), digest=digest_data)

@@ -168,6 +168,19 @@ def test_options_that_are_numbers_may_be_named_by_their_place_where_that_is_one_
     assert {task.question: task.answer for task in tasks} == {"How many?": 1, "How old?": 2}
 
 
+def test_whole_numbers_among_fractions_stay_whole(folder, tmp_path):
+    rows = [
+        {"q": 3, "options": [3, 4], "right": "4", "n": 1},
+        {"q": 3.5, "options": [0.5, 1.5], "right": "0.5", "n": 2.5},
+    ]
+    columns = COLUMNS | {"image": "", "subject": None, "id": "n"}
+    tasks = load(write_lines(folder / "mine.jsonl", rows), tmp_path, columns)
+    assert [(task.id, task.question, task.choices, task.answer) for task in tasks] == [
+        ("table/1", "3", ("3", "4"), 1),
+        ("table/2.5", "3.5", ("0.5", "1.5"), 0),
+    ]
+
+
 def test_a_row_may_have_several_images_in_their_order(folder, tmp_path):
     rows = [
         {"q": "Which?", "right": "one", "picture": ["sub/2.png", "1.png"]},
@@ -260,6 +273,12 @@ def test_a_file_that_cannot_be_read_is_named(folder, tmp_path):
     (folder / "mine.jsonl").write_text("")
     with pytest.raises(DataError, match=r"mine\.jsonl cannot be read \(it is empty\)"):
         load(folder / "mine.jsonl", tmp_path)
+    (folder / "mine.jsonl").write_bytes("\n".join(map(json.dumps, ROWS)).replace("else", "\xe9lse").encode("latin-1"))
+    with pytest.raises(DataError, match=r"mine\.jsonl, row 1 holds a text that is not UTF-8 .*0xe9"):
+        load(folder / "mine.jsonl", tmp_path)
+    pq.write_table(pa.table({"q": pa.array([], pa.string())}), folder / "none.parquet")
+    with pytest.raises(DataError, match=r"none\.parquet cannot be read \(BatchSize must be greater than 0"):
+        load(folder / "none.parquet", tmp_path)
     with pytest.raises(DataError, match=r"is no \.parquet or \.jsonl file"):
         load(folder / "1.png", tmp_path)
 
@@ -304,5 +323,8 @@ def test_reading_a_table_draws_no_bar_and_leaves_ones_own(folder, tmp_path, capf
     datasets.enable_progress_bars()
     (folder / "t.jsonl").write_text("\n".join(map(json.dumps, ROWS)))
     assert len(load(folder / "t.jsonl", tmp_path)) == 2
+    listed = pa.table({"q": ["a"], "right": ["b"], "picture": [[{"bytes": png(), "path": None}]]})
+    pq.write_table(listed, folder / "t.parquet")
+    assert len(load(folder / "t.parquet", tmp_path, IN_WORDS)) == 1
     assert "examples/s" not in capfd.readouterr().err
     assert not datasets.are_progress_bars_disabled()
