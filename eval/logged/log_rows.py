@@ -128,15 +128,24 @@ def _read_table(path: Path, delimiter: str) -> Iterator[Row]:
     csv.field_size_limit(sys.maxsize)
     with path.open(encoding=_find_encoding(path), newline="") as file:
         reader = csv.reader(file, delimiter=delimiter, strict=True)
-        header = next(reader, [])
-        try:
-            for fields in reader:
-                if len(fields) == len(header):
-                    yield f"line {reader.line_num}", dict(zip(header, fields, strict=True))
-                elif fields:
-                    yield f"line {reader.line_num}", Fault(f"has {len(fields)} fields, not {len(header)}")
-        except csv.Error as error:
-            yield f"line {reader.line_num}", Fault(f"is cut off or misquoted ({error})")
+        header = _read_fields(reader) or []
+        if isinstance(header, Fault):
+            raise InputError(f"{path}: its header {header.why}; write it anew")
+        while (fields := _read_fields(reader)) is not None:
+            if isinstance(fields, Fault):
+                yield f"line {reader.line_num}", fields
+            elif len(fields) == len(header):
+                yield f"line {reader.line_num}", dict(zip(header, fields, strict=True))
+            elif fields:
+                yield f"line {reader.line_num}", Fault(f"has {len(fields)} fields, not {len(header)}")
+
+
+def _read_fields(reader: Iterator[list[str]]) -> list[str] | Fault | None:
+    """Those of the next row; None behind the last. After a row that is misquoted, a reader goes on with the next line."""
+    try:
+        return next(reader, None)
+    except csv.Error as error:
+        return Fault(f"is cut off or misquoted ({error})")
 
 
 def _read_parquet(path: Path) -> Iterator[Row]:

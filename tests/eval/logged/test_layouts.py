@@ -194,11 +194,19 @@ def test_a_table_row_that_cannot_be_read_is_named(read, rest, why):
     assert why in fault.why
 
 
+def test_the_rows_behind_a_misquoted_one_are_read(read):
+    first, (where, fault), *rest = read("a.csv", 'id,text\n7,B\n8,"A" is right\n9,"B\nC"\n10,D\n')
+    assert (first.id, where) == ("7", "line 3")
+    assert "misquoted" in fault.why
+    assert [(row.id, row.text) for row in rest] == [("9", "B\nC"), ("10", "D")]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
         ("a.jsonl", "", "is empty"),
         ("a.csv", "id,text\n", "holds no row"),
+        ("a.csv", 'id,"te"xt\n7,B\n', "its header is cut off or misquoted"),
         ("a.json", "[]", "holds no row"),
         ("a.jsonl", "\n\n", "holds no row"),
         ("a.json", '{"samples": [{"id"', "is no JSON .*cut off"),
