@@ -9,7 +9,7 @@ Elo's scale: 400 points are odds of 10 to 1, and the mean of all is 1000.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 ELO_MEAN = 1000.0
@@ -89,7 +89,8 @@ def count_swiss_rounds(num: int) -> int:
 
 
 def pair_swiss(num: int, games: Sequence[Game]) -> list[tuple[int, int]]:
-    """Who meets whom next: each one that has won about as much and that it has not met; of an odd number, one rests.
+    """Who meets whom next: each one that has won about as much and that it has not met; of an odd number, one rests, and
+    more only where all have met.
 
     Who has rested comes first, and as long as some are not linked to the others, those are met. Of two pairings that are
     as good, always the same is made.
@@ -101,12 +102,24 @@ def pair_swiss(num: int, games: Sequence[Game]) -> list[tuple[int, int]]:
         met.add(frozenset((game.first, game.second)))
     played = [sum(place in pair for pair in met) for place in range(num)]
     left = sorted(range(num), key=lambda place: (played[place], -won[place], place))
-    pairs = []
-    while left:
-        first = left.pop(0)
+
+    def list_others(first: int, left: Sequence[int]) -> list[int]:
         others = [place for place in left if frozenset((first, place)) not in met]
-        others.sort(key=lambda place: (groups[place] == groups[first], abs(won[place] - won[first])))
-        if others:
-            left.remove(others[0])
-            pairs.append((first, others[0]))
-    return pairs
+        return sorted(others, key=lambda place: (groups[place] == groups[first], abs(won[place] - won[first])))
+
+    paired = (_pair_off(left, list_others, num_resting) for num_resting in range(num % 2, num + 1, 2))
+    return next(pairs for pairs in paired if pairs is not None)
+
+
+def _pair_off(
+    left: Sequence[int], list_others: Callable[[int, Sequence[int]], list[int]], num_resting: int
+) -> list[tuple[int, int]] | None:
+    """Each in turn with the first of its others that lets all but `num_resting` find one; None where that cannot be."""
+    if not left:
+        return []
+    first, *rest = left
+    for other in list_others(first, rest):
+        pairs = _pair_off([place for place in rest if place != other], list_others, num_resting)
+        if pairs is not None:
+            return [(first, other), *pairs]
+    return _pair_off(rest, list_others, num_resting - 1) if num_resting else None

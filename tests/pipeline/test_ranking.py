@@ -71,10 +71,17 @@ def test_a_swiss_schedule_connects_all_without_a_second_meeting(num, random):
     for _ in range(count_swiss_rounds(num)):
         pairs = pair_swiss(num, games)
         assert len({place for pair in pairs for place in pair}) == 2 * len(pairs)
+        assert len(pairs) == num // 2 or num == 6, "of six, all that have not met may be of two groups of three"
         games += [Game(a, b, random.choice([0.0, 0.5, 1.0])) for a, b in pairs]
     met = [frozenset((game.first, game.second)) for game in games]
     assert len(set(met)) == len(met)
     assert is_connected(num, games)
+
+
+def test_a_swiss_round_leaves_none_out_who_could_have_played():
+    """With (0, 2) and (1, 3), 4 and 5 would be left, who have met."""
+    games = [Game(0, 1, 0.5), Game(2, 3, 0.5), Game(4, 5, 0.5)]
+    assert pair_swiss(6, games) == [(0, 2), (1, 4), (3, 5)]
 
 
 def test_a_swiss_round_pairs_those_that_won_as_often():
