@@ -1,14 +1,14 @@
 """A mixture of data sets: `tasks.source = "mix"` draws from each of `tasks.parts` by its weight.
 
-Questions come in turns, so that at every point each part has given its share as nearly as whole numbers allow: the first 100
-of 200 are the 100. A part that has no more drops out, and the others go on in their proportions.
+Questions come in turns, of whichever part is furthest behind, so that at every point each has given its share to within two
+questions: the first 100 of 200 are the 100. A part that has no more drops out, and the others go on in their proportions.
 """
 
 from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from vcot.pipeline.errors import DataError, RecipeError
 from vcot.pipeline.images import ImageStore
@@ -37,7 +37,7 @@ def load(section: TasksSection, store: ImageStore) -> Iterator[Task]:
     taken: Counter[int] = Counter()
     seen: dict[str, int] = {}
     while waiting and taken.total() != section.num_tasks:
-        number = min(waiting, key=lambda number: (taken[number] + 1) / section.parts[number].weight)
+        number = _find_behind({number: section.parts[number].weight for number in waiting}, taken)
         task = next(waiting[number], None)
         if task is None:
             _log.info("%s has no more than %d questions", parts[number].source, taken[number])
@@ -50,6 +50,12 @@ def load(section: TasksSection, store: ImageStore) -> Iterator[Task]:
             )
         taken[number] += 1
         yield task
+
+
+def _find_behind(weights: Mapping[int, float], taken: Mapping[int, int]) -> int:
+    """The part that would be furthest behind its share, were the next question another's."""
+    each = (1 + sum(taken[number] for number in weights)) / sum(weights.values())
+    return max(weights, key=lambda number: weights[number] * each - taken[number])
 
 
 def _need_parts(section: TasksSection) -> list[TasksSection]:

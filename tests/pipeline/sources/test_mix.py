@@ -49,6 +49,15 @@ def test_each_part_gives_its_share_as_long_as_it_has_questions(tmp_path, parts, 
     assert count(tasks) == dict(zip(("big", "small"), expected, strict=True))
 
 
+def test_at_every_point_each_part_has_given_its_share(tmp_path):
+    sizes = {"big": 60, "a": 10, "b": 10, "c": 10, "d": 10, "e": 10}
+    parts = [write_table(tmp_path / f"{name}.jsonl", size) for name, size in sizes.items()]
+    drawn = load(tmp_path, **mix(parts, 6, 1, 1, 1, 1, 1, num_tasks=66))
+    for number in range(1, 67):
+        counts = count(drawn[:number])
+        assert all(abs(counts[name] - number * {"big": 6}.get(name, 1) / 11) < 1 for name in sizes)
+
+
 def test_the_first_of_more_are_the_same_and_rounds_follow_one_another(tmp_path, parts):
     drawn = load(tmp_path, **mix(parts, 3, 1, num_tasks=24))
     assert drawn[:12] == load(tmp_path, **mix(parts, 3, 1, num_tasks=12))
