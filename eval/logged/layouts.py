@@ -11,7 +11,6 @@ Where a row holds what was asked, that says which question it is, for a running 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any, NamedTuple
 
 from vcot.eval.logged.log_rows import Fault, Row, read_rows
 from vcot.pipeline.errors import InputError
+from vcot.pipeline.sources.own_table import plain_cell
 
 _IDS = ("id", "question_id", "task_id", "task", "sample_id", "qid", "pid")
 _TEXTS = ("text", "response", "prediction", "output", "completion", "generated_text", "model_output", "responses")
@@ -153,7 +153,7 @@ def _flat(id_field: str, text_field: str) -> Read:
         stop = _pick(_STOPS, row)
         yield from _list(
             where,
-            _name(name),
+            str(plain_cell(name)),
             said,
             first="" if sample is None else str(row[sample]),
             is_cut=stop is not None and row[stop] in _CUT,
@@ -161,11 +161,6 @@ def _flat(id_field: str, text_field: str) -> Read:
         )
 
     return read
-
-
-def _name(value: Any) -> str:
-    """An id as text; tables with a gap in them hold whole numbers as 7.0."""
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 def _list(where: str, name: str, said: Any, first: str = "", **others: Any) -> Iterator[Logged]:
@@ -179,10 +174,9 @@ def _list(where: str, name: str, said: Any, first: str = "", **others: Any) -> I
 
 def _read_said(said: Any) -> str | None:
     """A text, or the texts of a message's parts; None also for a gap in a column. Raises TypeError for what is neither."""
+    said = plain_cell(said)
     if said is None or isinstance(said, str):
         return said
-    if isinstance(said, float) and math.isnan(said):
-        return None
     if isinstance(said, int | float):
         return str(said)
     if isinstance(said, list):
@@ -234,8 +228,9 @@ def _find_asked(row: Mapping[str, Any], answer: Any) -> Asked | None:
         return None
     choices = row.get("choices") or row.get("options")
     if not isinstance(choices, list):
-        choices = [row[letter] for letter in _LETTERS if row.get(letter) not in (None, "")]
-    return Asked(row["question"], tuple(map(str, choices)), _as_letter(answer) if choices else "")
+        choices = [cell for letter in _LETTERS if (cell := plain_cell(row.get(letter))) not in (None, "")]
+    options = tuple(str(plain_cell(each)) for each in choices)
+    return Asked(row["question"], options, _as_letter(plain_cell(answer)) if choices else "")
 
 
 def _as_letter(answer: Any) -> str:

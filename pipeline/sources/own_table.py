@@ -117,7 +117,7 @@ def _draft(
     question = _read_text(row[columns.question], columns.question, where)
     options = _list_options(row, columns.choices, where)
     choices = tuple(_read_text(each, columns.choices, where) for each in options)
-    answer = _plain(row[columns.answer]) if columns.answer else None
+    answer = plain_cell(row[columns.answer]) if columns.answer else None
     index = None if answer is None or not choices else find_index(answer, choices, where)
     if isinstance(answer, int) and answer in options and options.index(answer) != index:
         raise DataError(
@@ -157,7 +157,7 @@ def _list_options(row: Mapping[str, Any], name: str, where: str) -> Sequence[obj
     return options
 
 
-def _plain(value: object) -> object:
+def plain_cell(value: object) -> object:
     """A cell without what a table with gaps makes of it: a gap is NaN there, and a whole number 7.0."""
     if not isinstance(value, float) or math.isinf(value):
         return value
@@ -192,7 +192,7 @@ def find_index(answer: object, choices: Sequence[str], where: str) -> int:
 
 def _read_text(value: object, name: str, where: str) -> str:
     """A text without control characters, or a number as one. Raises DataError."""
-    said = _plain(value)
+    said = plain_cell(value)
     text = str(said) if isinstance(said, str | int | float) and not isinstance(said, bool) else ""
     if not text.strip():
         raise DataError(f"{where}: {name} is {value!r}, and must be a text; correct the row or leave it out")
@@ -208,7 +208,7 @@ def _is_control(character: str) -> bool:
 
 
 def _read_optional(row: Mapping[str, Any], name: str | None, where: str) -> str:
-    is_empty = name is None or _plain(row[name]) is None
+    is_empty = name is None or plain_cell(row[name]) is None
     return "" if name is None or is_empty else _read_text(row[name], name, where)
 
 

@@ -146,6 +146,16 @@ def test_a_whole_number_is_an_id_however_a_table_holds_it(read):
     assert said(read("a.parquet", file.getvalue())) == [("7", "A"), ("8.5", "B")]
 
 
+def test_a_table_with_gaps_says_what_was_asked_and_answered(read):
+    """Of questions with two and with three options, pandas writes NaN for the third; and whole numbers as 7.0."""
+    gap = float("nan")
+    two, three = read("a.jsonl", lines(VLMEVALKIT | {"C": gap}, VLMEVALKIT | {"A": 1.0, "C": 2.5, "answer": 1.0}))
+    assert (two.asked, three.asked) == (ASKED, Asked("Which?", ("1", "that", "2.5"), "B"))
+    file = io.BytesIO()
+    pq.write_table(pa.table({"id": ["a", "b", "c"], "text": [7.0, gap, 7.5]}), file)
+    assert said(read("a.parquet", file.getvalue())) == [("a", "7"), ("b", None), ("c", "7.5")]
+
+
 def test_json_lines_under_the_name_of_json_are_read(read):
     assert said(read("answers.json", lines(LLAVA, LLAVA | {"question_id": "8"}))) == [("7", "B"), ("8", "B")]
 
