@@ -323,18 +323,20 @@ class ModelJudge(Judge):
         async with lock:  # or two responses that make one claim would have it checked twice
             reply = ledger.get(Reply, [key]).get(key)
             if reply is None or (reply.error is not None and not reply.refused):
+                billed = reply.usage if reply else None
                 asked = await self.ask(text, shown, seed=seed, response_format=response_format)
-                reply = self._sign(key, asked, read)
+                reply = self._sign(key, asked, read, billed=billed)
                 await ledger.write([reply] if reply.reason != QUEUED else [])
         return reply
 
-    def _sign(self, key: str, asked: Asked, read: Callable[[str], object]) -> Reply:
+    def _sign(self, key: str, asked: Asked, read: Callable[[str], object], *, billed: Usage | None) -> Reply:
+        """The reply, with what earlier commands were `billed` for it."""
         fault: Asked | Verdict | None = asked if asked.error is not None else find_unread(asked.choices[0], read)
         return Reply(
             key=key,
             judge=self.name,
             text=asked.choices[0].text if fault is None else None,
-            usage=asked.usage,
+            usage=add_usages((billed, asked.usage)),
             error=fault.error if fault else None,
             reason=fault.reason if fault else "",
             refused=fault.refused if fault else False,

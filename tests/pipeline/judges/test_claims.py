@@ -5,7 +5,7 @@ import json
 import httpx2
 import pytest
 
-from tests.pipeline.judges.model_api import Table
+from tests.pipeline.judges.model_api import Table, make_answer, make_choice
 from vcot.pipeline.judges.claims import MAX_CLAIMS, ClaimsJudge, read_claims
 from vcot.pipeline.judges.verdict import Unreadable
 from vcot.pipeline.sections import JudgeSection
@@ -64,6 +64,22 @@ async def test_a_check_that_failed_is_asked_again_alone(tmp_path):
     table.asked.clear()
     assert (await table.judge()).ok == 1
     assert [find_claim(text) for text in table.asked] == ["The answer is blue."]
+
+
+async def test_what_a_failed_check_was_billed_stays_on_the_account(tmp_path):
+    """A provider bills an answer that it broke off; each of the six attempts of a check takes 110 tokens."""
+    broken = True
+
+    def break_off(text):
+        is_broken = broken and "blue." in find_claim(text)
+        return make_answer(make_choice("No", finish_reason=None)) if is_broken else answer(text)
+
+    table = Table(ClaimsJudge, SECTION, tmp_path, break_off)
+    assert (await table.judge()).reasons == {"incomplete": 1}
+    broken = False
+    assert (await table.judge()).ok == 1
+    assert table.ledger.spent("claims/1:gpt-4o-mini")[1] == table.meter.usage
+    assert table.meter.usage.num_tokens == 110 * len(table.asked) == 110 * (4 + 6 + 1)
 
 
 @pytest.mark.parametrize("is_of_claim", [False, True])
