@@ -152,21 +152,25 @@ class Meter:
 
     def count_affordable(self) -> int | None:
         """How many more requests the cap allows; None where there is no cap."""
+        if not self._exceeds(math.inf):
+            return None
+        each = max(self.estimate(1).usd or 0.0, self._largest_usd)
+        most = max(0, round(((self.max_usd or 0.0) - (self.cost.usd or 0.0)) / each))
+        return most - 1 if most and self._exceeds(most) else most
+
+    def _exceeds(self, num_requests: float) -> bool:
+        """Whether so many more could exceed the cap."""
         usd, expected = self.cost.usd, self.estimate(1).usd
         if self.max_usd is None or usd is None or not expected:
-            return None
-        return max(0, int((self.max_usd - usd) / max(expected, self._largest_usd)))
+            return False
+        return usd + num_requests * max(expected, self._largest_usd) > self.max_usd
 
     def begin(self) -> None:
         """Count a request that is about to be made. Raises RequestError where it could exceed the cap."""
-        usd, expected = self.cost.usd, self.estimate(1).usd
-        if self.max_usd is not None and usd is not None and expected is not None:
-            reserved = (self._num_running + 1) * max(expected, self._largest_usd)
-            if usd + reserved > self.max_usd:
-                message = (
-                    f"${usd:,.4g} is paid, and one more request could exceed judge.max_cost_usd = {self.max_usd:g}"
-                )
-                raise RequestError(message, scope="account", reason="budget")
+        if self._exceeds(self._num_running + 1):
+            usd = self.cost.usd or 0.0
+            message = f"${usd:,.4g} is paid, and one more request could exceed judge.max_cost_usd = {self.max_usd:g}"
+            raise RequestError(message, scope="account", reason="budget")
         self._num_running += 1
 
     def end(self, usage: Usage | None) -> None:

@@ -142,6 +142,20 @@ def test_a_dearer_judgment_makes_the_cap_more_careful():
         meter.begin()
 
 
+@pytest.mark.parametrize("num_paid", range(1, 40))
+def test_a_cap_that_is_met_to_the_cent_allows_the_last_request_in_batches_and_alone(num_paid):
+    """Of binary fractions: (0.07 - 0.06) / 0.01 is below 1. A batch of none would be submitted for ever."""
+    section = make_section(max_cost_usd=round((num_paid + 1) * 0.01, 2), input_usd=10.0, output_usd=0.0)
+    meter = open_meter(section, num_paid, make_usage(1000 * num_paid))
+    num_affordable = meter.count_affordable()
+    try:
+        meter.begin()
+    except RequestError:
+        assert num_affordable == 0
+    else:
+        assert num_affordable == 1
+
+
 def test_the_cap_allows_as_many_more_as_the_dearest_so_far_would_take():
     def open_with(max_usd, prices=(10.0, 0.0), num_requests=0, usage=NOTHING):
         section = make_section(max_cost_usd=max_usd, input_usd=prices[0], output_usd=prices[1])
