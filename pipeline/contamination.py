@@ -138,7 +138,7 @@ def _match_pictures(trained: Sequence[Task], asked: Sequence[Task], hashes: Mapp
 
 def _match_texts(trained: Sequence[Task], asked: Sequence[Task]) -> Iterator[Match]:
     """In time that grows with the texts' length alone."""
-    grams = [(task, set(_list_grams(task))) for task in asked]
+    grams = [(task, dict.fromkeys(_list_grams(task))) for task in asked]  # in order, unlike a set of texts
     wanted = set[tuple[str, ...]]().union(*(own for _, own in grams))
     holders: dict[tuple[str, ...], list[int]] = defaultdict(list)
     for number, task in enumerate(trained):

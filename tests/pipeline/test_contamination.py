@@ -86,6 +86,14 @@ def test_texts_are_alike_by_their_eight_grams_and_short_ones_by_being_the_same(t
     assert find_contamination([make_task("t", *trained)], [make_task("e", *asked)], None).is_clean, "of a template"
 
 
+def test_of_texts_that_are_as_near_the_same_is_named_by_every_command():
+    """Each of 30 holds another of the question's 32 8-grams. A set of texts has another order in each process."""
+    words = [f"w{number}" for number in range(37)]
+    trained = [make_task(f"t{start}", " ".join(words[start : start + 8])) for start in range(30)]
+    found = find_contamination(trained, [make_task("e", " ".join(words), ("x", "y"))], {})
+    assert [(match.trained, match.share) for match in found.worst] == [("t0", 30 / 32)]
+
+
 def test_the_closest_are_shown_first_and_all_are_counted():
     hashes = {f"t{i}": i << 10 for i in range(20)} | {f"e{i}": i << 10 | (2 ** (4 - i % 5) - 1) for i in range(20)}
     trained = [make_task(f"t{i}", f"trained {i}", image=f"t{i}") for i in range(20)]
