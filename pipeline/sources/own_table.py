@@ -12,6 +12,7 @@ import math
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any, Literal
 
@@ -192,6 +193,9 @@ def find_index(answer: object, choices: Sequence[str], where: str) -> int:
 
 def _read_text(value: object, name: str, where: str) -> str:
     """A text without control characters, or a number as one. Raises DataError."""
+    if isinstance(value, date):  # JSON has none, but a column whose texts all look like dates is read as such
+        remedy = "write the table as Parquet, with that column as texts"
+        raise DataError(f"{where}: {name} is read as the date {value}, and must be a text; {remedy}")
     said = plain_cell(value)
     text = str(said) if isinstance(said, str | int | float) and not isinstance(said, bool) else ""
     if not text.strip():

@@ -248,6 +248,7 @@ def test_the_mapping_is_part_of_the_key_and_the_place_is_not(folder, tmp_path):
         ([ROWS[0] | {"right": True}], {}, r"row 0: answer True is neither"),
         ([ROWS[0] | {"name": "x"}, ROWS[1] | {"name": "x"}], {"id": "name"}, r"id table/x occurs twice"),
         ([ROWS[0] | {"name": None}], {"id": "name"}, r"row 0: name is None, and must be a text"),
+        ([ROWS[0] | {"name": "2026-11-28"}], {"id": "name"}, r"row 0: name is read as the date 2026-11-28.*as Parquet"),
         ([ROWS[0] | {"options": ["red"]}], {}, r"has 1 choice\(s\)"),
         ([ROWS[0] | {"options": "red|blue"}], {}, r"row 0: options is 'red\|blue', and must be a list"),
         ([ROWS[0] | {"options": {"A": "red", "B": "blue"}}], {}, r"row 0: options is \{'A': 'red'.*must be a list"),
