@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from vcot.pipeline.errors import RecipeError, RequestError
 from vcot.pipeline.records import Record, Usage
@@ -121,6 +121,19 @@ def guess_prompt_tokens(
     return base + tile * num_tiles + num_text_tokens
 
 
+class _Cap(NamedTuple):
+    """What bounds a run's bill, in dollars."""
+
+    paid: float
+    each: float
+    """The most that one more request is expected to cost."""
+    limit: float
+
+    def is_exceeded_by(self, num_requests: int) -> bool:
+        """Whether so many more could cost too much."""
+        return self.paid + num_requests * self.each > self.limit
+
+
 @dataclass
 class Meter:
     """What was paid for a run's judging so far. Mutated by the stage that pays."""
@@ -152,24 +165,21 @@ class Meter:
 
     def count_affordable(self) -> int | None:
         """How many more requests the cap allows; None where there is no cap."""
-        if not self._exceeds(math.inf):
+        if (cap := self._find_cap()) is None:
             return None
-        each = max(self.estimate(1).usd or 0.0, self._largest_usd)
-        most = max(0, round(((self.max_usd or 0.0) - (self.cost.usd or 0.0)) / each))
-        return most - 1 if most and self._exceeds(most) else most
+        most = max(0, round((cap.limit - cap.paid) / cap.each))
+        return most - 1 if most and cap.is_exceeded_by(most) else most
 
-    def _exceeds(self, num_requests: float) -> bool:
-        """Whether so many more could exceed the cap."""
+    def _find_cap(self) -> _Cap | None:
         usd, expected = self.cost.usd, self.estimate(1).usd
         if self.max_usd is None or usd is None or not expected:
-            return False
-        return usd + num_requests * max(expected, self._largest_usd) > self.max_usd
+            return None
+        return _Cap(usd, max(expected, self._largest_usd), self.max_usd)
 
     def begin(self) -> None:
         """Count a request that is about to be made. Raises RequestError where it could exceed the cap."""
-        if self._exceeds(self._num_running + 1):
-            usd = self.cost.usd or 0.0
-            message = f"${usd:,.4g} is paid, and one more request could exceed judge.max_cost_usd = {self.max_usd:g}"
+        if (cap := self._find_cap()) is not None and cap.is_exceeded_by(self._num_running + 1):
+            message = f"${cap.paid:,.4g} is paid, and one more request could exceed judge.max_cost_usd = {cap.limit:g}"
             raise RequestError(message, scope="account", reason="budget")
         self._num_running += 1
 

@@ -105,18 +105,21 @@ def iterate_table(
 
         return store_image
 
-    for number, columns in enumerate(_read_rows(data, where)):
+    for number, columns in _read_rows(data, where):
         shown = columns.pop(image) if image else None
         num_images = len(shown) if isinstance(shown, list) else int(shown is not None)
         yield HubRow(number, columns, tuple(image_of(number, place) for place in range(num_images)))
 
 
-def _read_rows(data: Any, where: str) -> Iterator[dict[str, Any]]:
-    """The rows as they are drawn. Raises DataError for a text in another encoding, which Arrow reads and Python does not."""
+def _read_rows(data: Any, where: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The rows with their numbers, as they are drawn.
+
+    Raises DataError for a text in another encoding, which Arrow reads and Python does not.
+    """
     number = 0
     try:
         for columns in data:
-            yield columns
+            yield number, columns
             number += 1
     except UnicodeDecodeError as error:
         raise DataError(f"{where}, row {number} holds a text that is not UTF-8 ({error}); save it as UTF-8") from None

@@ -1,8 +1,8 @@
 """Writes the report: one HTML file that needs no network and no script, with its figures and images inside.
 
-Every text that a model, a data set or a recipe wrote is escaped, signs that would change the direction of reading or that a
-page cannot hold are written out, and the page forbids scripts and requests by itself (a
-content security policy), so that it can be opened wherever it is sent.
+Every text that a model, a data set or a recipe wrote is escaped, and signs in it are written out that would change the
+direction of reading, or that a page cannot hold. The page itself forbids scripts and requests (a content security policy),
+so that it can be opened wherever it is sent.
 """
 
 from __future__ import annotations

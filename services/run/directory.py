@@ -37,6 +37,7 @@ from vcot.pipeline.locks import try_lock
 from vcot.services.recipes.recipe import Recipe, load_recipe, parse_recipe, render_recipe
 
 RECIPE = "recipe.toml"
+LEDGER = "ledger.sqlite"
 SHARDS = "shards"
 """The folder of what a command has others ask (services/run/sharding.py)."""
 _WRITTEN_ALONE = ("images", "tasks", "pairs", "batches", "report", SHARDS)
@@ -68,7 +69,7 @@ class Run:
     @cached_property
     def ledger(self) -> Ledger:
         """The run's ledger."""
-        return Ledger(self.directory / "ledger.sqlite", is_read=self.is_read)
+        return Ledger(self.directory / LEDGER, is_read=self.is_read)
 
     async def close(self) -> None:
         """Wait for what is being written, and close what was opened."""
@@ -163,7 +164,7 @@ def _plan(directory: Path, recipe: str | None, overrides: Sequence[str], save: b
 
 def _holds_answers(directory: Path) -> bool:
     """Whether something was paid for in the run, in time or in money."""
-    path = directory / "ledger.sqlite"
+    path = directory / LEDGER
     if not path.is_file():
         return False
     ledger = Ledger(path)

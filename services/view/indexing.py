@@ -30,7 +30,7 @@ from vcot.pipeline.records import Task, content_key
 from vcot.pipeline.report import ignore
 from vcot.pipeline.stage import batched
 from vcot.services.checkpoints.registry import BASE_ALIAS
-from vcot.services.run.directory import RECIPE, Run, open_run
+from vcot.services.run.directory import LEDGER, RECIPE, Run, open_run
 from vcot.services.run.live import LIVE, find_holder
 from vcot.services.run.rounds import list_rounds, make_judge
 from vcot.services.run.session import Session
@@ -64,8 +64,8 @@ _WATCHED = (
     *(
         RECIPE,
         LIVE,
-        "ledger.sqlite",
-        "ledger.sqlite-wal",
+        LEDGER,
+        f"{LEDGER}-wal",
         "checkpoints/registry.json",
         "tasks/*.jsonl",
         "judges/*.json",
@@ -198,7 +198,7 @@ def _read_place(connection: sqlite3.Connection) -> tuple[tuple[int, int], str | 
 
 def _name_place(run: Run, place: tuple[int, int]) -> str:
     """By what is there, and by the file: the same command may have asked the same anew."""
-    path = run.directory / "ledger.sqlite"
+    path = run.directory / LEDGER
     return f"{path.stat().st_ino if path.is_file() else 0} {run.ledger.name_place(place)}"
 
 

@@ -15,7 +15,7 @@ from vcot.pipeline.errors import InputError
 from vcot.pipeline.images import ImageStore, media_type
 from vcot.pipeline.ledger import Ledger
 from vcot.services.engine.lifeline import keeper_command
-from vcot.services.run.directory import RECIPE
+from vcot.services.run.directory import LEDGER, RECIPE
 from vcot.services.run.live import Live, find_holder, read_live
 from vcot.services.run.stages import RunStatus
 from vcot.services.view.examples import ViewedTask, build_example
@@ -141,7 +141,7 @@ class ViewedRun:
         found = self.index.find(part, task)
         if found is None:
             return None
-        ledger = Ledger(self.directory / "ledger.sqlite", is_read=True)
+        ledger = Ledger(self.directory / LEDGER, is_read=True)
         try:
             return build_example(*found, ledger)
         finally:
